@@ -1,0 +1,28 @@
+"""One file an architecture, each holding its config, its model, its training objective.
+
+Adding one: write the file, add its line here. Nothing else in the package names architectures.
+"""
+
+from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
+from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.architectures.registry import architecture_name, architectures, config_class_of, register
+from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
+from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
+
+__all__ = [
+    "BatchTopKSAE",
+    "BatchTopKSAEConfig",
+    "GatedSAE",
+    "GatedSAEConfig",
+    "JumpReLUSAE",
+    "JumpReLUSAEConfig",
+    "StandardSAE",
+    "StandardSAEConfig",
+    "TopKSAE",
+    "TopKSAEConfig",
+    "architecture_name",
+    "architectures",
+    "config_class_of",
+    "register",
+]

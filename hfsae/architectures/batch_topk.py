@@ -1,0 +1,106 @@
+"""BatchTopK: the k·N largest pre-activations of a batch of N tokens (Bussmann et al. 2024, arXiv:2412.06410).
+
+In training the budget is shared by the batch; in use every token stands alone, against a threshold that was followed
+through training and calibrated at its end so that the mean number of active features is k.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import initialization as init
+
+from hfsae.architectures.registry import register
+from hfsae.configuration import SAEConfig
+from hfsae.functional import Above, BatchTopK, Selection
+from hfsae.modeling import SAE
+from hfsae.objective import TrainingStep
+from hfsae.outputs import StepState, StepStatistics
+
+# How slowly the threshold follows the smallest activation kept: the last few hundred steps count.
+_THRESHOLD_DECAY = 0.99
+
+
+@strict
+class BatchTopKSAEConfig(SAEConfig):
+    """Config of a `BatchTopKSAE`; see `SAEConfig` for the shared fields.
+
+    Args:
+        k: Active features per token, on average over a batch.
+
+    Raises:
+        ValueError: If k is not between 1 and `n_features`.
+
+    Example:
+        >>> from hfsae import BatchTopKSAEConfig
+        >>> BatchTopKSAEConfig(d_in=64, n_features=512, k=16).expansion_factor
+        8.0
+    """
+
+    model_type = "hfsae_batch_topk"
+
+    k: int = 32
+
+    def validate_k(self):
+        if not 1 <= self.k <= self.n_features:
+            raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+
+
+@register
+class BatchTopKSAE(SAE):
+    """`z = h · 1[h > θ]` with a scalar θ in use; the k·N largest positive h of the batch in training."""
+
+    config_class = BatchTopKSAEConfig
+    config: BatchTopKSAEConfig
+    default_revival = "auxk"
+    _float32_tensors = (*SAE._float32_tensors, "threshold")
+    _in_scaled_space = ("encoder.bias", "threshold")
+
+    def _declare(self, config: Any) -> None:
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+
+    def _init_weights(self, module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.threshold)
+
+    def selection(self) -> Selection:
+        return Above(self.threshold.clamp(min=0))
+
+    def training_selection(self) -> Selection:
+        return BatchTopK(self.config.k)
+
+    def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
+        values = step.values.detach()
+        return {"smallest_kept": torch.where(values > 0, values, torch.inf).amin().float()}
+
+    @torch.no_grad()
+    def after_step(self, statistics: StepStatistics, state: StepState) -> None:
+        """Follows the smallest activation kept by an average that is unbiased from its first step on."""
+        assert statistics.smallest_kept is not None
+        # The weight of step t in a bias-corrected exponential average: (1 − β) / (1 − β^(t+1)); 1 at the first step.
+        weight = (1 - _THRESHOLD_DECAY) / (1 - _THRESHOLD_DECAY ** (state.step + 1))
+        # A batch in which nothing was positive kept nothing and says nothing about the threshold.
+        seen = torch.where(statistics.smallest_kept.isfinite(), statistics.smallest_kept, self.threshold)
+        self.threshold.lerp_(seen, weight)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Sets θ to the value above which k features a token lie on the given activations.
+
+        Args:
+            batches: Gives the activations (N, d_in), batch by batch; neither trained nor evaluated on.
+        """
+        kept, n_tokens = [], 0
+        for activations in batches():
+            pattern, pre = self._encode(self.scaled(activations), BatchTopK(2 * self.config.k), path="sparse")
+            kept.append(pre)
+            n_tokens += pattern.n_tokens
+        if n_tokens == 0:
+            return
+        candidates = torch.cat(kept)
+        budget = min(self.config.k * n_tokens, len(candidates))
+        if budget:
+            self.threshold.copy_(candidates.kthvalue(len(candidates) - budget + 1).values.nextafter(torch.tensor(0.0)))

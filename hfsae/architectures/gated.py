@@ -1,0 +1,70 @@
+"""Gated: one product decides which features are active and, rescaled, how much (Rajamanoharan et al. 2024a,
+arXiv:2404.16014)."""
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hfsae.architectures.registry import register
+from hfsae.configuration import SAEConfig
+from hfsae.functional import Above, Pattern, Selection
+from hfsae.modeling import SAE
+from hfsae.objective import TrainingStep, squared_error
+
+
+@strict
+class GatedSAEConfig(SAEConfig):
+    """Config of a `GatedSAE`; see `SAEConfig` for the shared fields, of which it needs no more.
+
+    Example:
+        >>> from hfsae import GatedSAEConfig
+        >>> GatedSAEConfig(d_in=64, expansion_factor=8).n_features
+        512
+    """
+
+    model_type = "hfsae_gated"
+
+
+@register
+class GatedSAE(SAE):
+    """`z = 1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)` with π = W_e x̃; `encoder.bias` is b_gate.
+
+    Loss: squared error + λ · mean Σ ReLU(π + b_gate) ‖W_dec[i]‖ + the squared error of reconstructing from the gate
+    alone through a frozen decoder, which teaches the gate what to detect without shrinking magnitudes.
+    """
+
+    config_class = GatedSAEConfig
+    config: GatedSAEConfig
+    default_sparsity_coefficient = 5.0
+    _in_scaled_space = ("encoder.bias", "magnitude_bias")
+
+    def _declare(self, config: Any) -> None:
+        self.magnitude_bias = nn.Parameter(torch.empty(config.n_features))
+        self.magnitude_log_scale = nn.Parameter(torch.empty(config.n_features))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.magnitude_bias)
+            init.zeros_(self.magnitude_log_scale)
+
+    def selection(self) -> Selection:
+        return Above(0.0)
+
+    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+        projection = pre - pattern.gather(self.encoder.bias)
+        magnitude = projection * pattern.gather(self.magnitude_log_scale.exp()) + pattern.gather(self.magnitude_bias)
+        return pattern.keep(torch.relu(magnitude))
+
+    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        gate = step.pattern.keep(torch.relu(step.pre))
+        penalty = step.mean_per_token(gate * step.pattern.gather(self.W_dec.norm(dim=1)))
+        from_gate = step.pattern.decode(gate, self.W_dec.detach()) + self.b_dec.detach()
+        return {
+            "mse": step.mse(),
+            "l1": step.state.sparsity_coefficient * penalty,
+            "gate": squared_error(from_gate, step.target),
+        }

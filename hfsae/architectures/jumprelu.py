@@ -1,0 +1,151 @@
+"""JumpReLU: a learned threshold per feature (Rajamanoharan et al. 2024b, arXiv:2407.14435; Anthropic, January 2025).
+
+The threshold itself is the parameter, not its logarithm: a log parameter moves by a constant factor a step under Adam
+and freezes small thresholds. It gets its gradient from a rectangle kernel around it, see
+`hfsae.functional.straight_through`.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from hfsae.architectures.registry import register
+from hfsae.configuration import SAEConfig
+from hfsae.functional import Above, Pattern, Selection, jump_relu, step
+from hfsae.modeling import SAE
+from hfsae.objective import TrainingStep
+from hfsae.outputs import StepState, StepStatistics
+
+
+@strict
+class JumpReLUSAEConfig(SAEConfig):
+    """Config of a `JumpReLUSAE`; see `SAEConfig` for the shared fields.
+
+    Args:
+        bandwidth: Width ε of the kernel, in scaled space.
+        initial_threshold: Where thresholds start, in scaled space; None takes the quantile of the first batch's
+            pre-activations above which `initial_l0` features a token lie.
+        initial_l0: See `initial_threshold`.
+        sparsity: `"l0"`: λ · mean L0. `"l0_quadratic"`: λ · (mean L0 / target − 1)², on the mean over all processes.
+            `"tanh"`: λ · mean Σ tanh(`tanh_scale` · z_i ‖W_dec[i]‖).
+        tanh_scale: See `sparsity`.
+        pre_act_coefficient: Weight of `mean Σ ReLU(θ − h) ‖W_dec[i]‖` over dead features, which pulls them back up
+            (3e-6 in Anthropic's January 2025 update); 0 switches it off.
+
+    Raises:
+        ValueError: If the bandwidth is not positive or a threshold negative.
+
+    Example:
+        >>> from hfsae import JumpReLUSAEConfig
+        >>> JumpReLUSAEConfig(d_in=64, expansion_factor=8).sparsity
+        'l0'
+    """
+
+    model_type = "hfsae_jumprelu"
+
+    bandwidth: float | int = 0.5
+    initial_threshold: float | int | None = None
+    initial_l0: int = 256
+    sparsity: Literal["l0", "l0_quadratic", "tanh"] = "l0"
+    tanh_scale: float | int = 4.0
+    pre_act_coefficient: float | int = 0.0
+
+    def validate_threshold(self):
+        if self.bandwidth <= 0:
+            raise ValueError(f"bandwidth must be positive, got {self.bandwidth}.")
+        if self.initial_threshold is not None and self.initial_threshold < 0:
+            raise ValueError(f"initial_threshold must be 0 or more, got {self.initial_threshold}.")
+        if self.initial_l0 < 1:
+            raise ValueError(f"initial_l0 must be at least 1, got {self.initial_l0}.")
+
+
+@register
+class JumpReLUSAE(SAE):
+    """`z = h · 1[h > θ]`, θ ≥ 0 a float32 vector. Loss: squared error + λ · a count of active features."""
+
+    config_class = JumpReLUSAEConfig
+    config: JumpReLUSAEConfig
+    _float32_tensors = (*SAE._float32_tensors, "threshold")
+    _in_scaled_space = ("encoder.bias", "threshold")
+
+    def _declare(self, config: Any) -> None:
+        self.threshold = nn.Parameter(torch.empty(config.n_features, dtype=torch.float32))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.threshold, self.config.initial_threshold or 0.0)
+
+    @property
+    def default_sparsity_coefficient(self) -> float:
+        """λ without a `target_l0` controller, for each form of the penalty."""
+        return {"l0": 0.5, "l0_quadratic": 10.0, "tanh": 1.0}[self.config.sparsity]
+
+    def selection(self) -> Selection:
+        return Above(self.threshold.detach())
+
+    def training_selection(self) -> Selection:
+        """Everything within reach of the kernel too: the entries just below a threshold move it as well."""
+        return Above(self.threshold.detach() - self.config.bandwidth / 2)
+
+    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+        return jump_relu(pre, pattern.gather(self.threshold), self.config.bandwidth)
+
+    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        losses = {"mse": step.mse(), "sparsity": self._sparsity(step)}
+        if self.config.pre_act_coefficient and step.state.n_dead:
+            losses["pre_act"] = self.config.pre_act_coefficient * self._pre_act_loss(step)
+        return losses
+
+    def _sparsity(self, training: TrainingStep) -> Tensor:
+        weight, pattern = training.state.sparsity_coefficient, training.pattern
+        if self.config.sparsity == "tanh":
+            magnitudes = training.values * pattern.gather(self.W_dec.norm(dim=1))
+            return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
+        active = step(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
+        l0 = training.mean_per_token(active)
+        if self.config.sparsity == "l0":
+            return weight * l0
+        if training.state.target_l0 is None:
+            raise ValueError("sparsity='l0_quadratic' needs target_l0: the number of active features to aim at.")
+        return weight * _squared_miss(l0, training.state)
+
+    def _pre_act_loss(self, training: TrainingStep) -> Tensor:
+        assert training.state.dead is not None
+        dead = training.state.dead.nonzero()[:, 0]
+        pre = nn.functional.linear(self.encoder_input(training.x), self.encoder.weight[dead], self.encoder.bias[dead])
+        below = torch.relu(self.threshold[dead] - pre) * self.W_dec[dead].norm(dim=1)
+        return training.mean_per_token(below)
+
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor) -> None:
+        """Puts every threshold at the quantile of the batch's pre-activations that leaves `initial_l0` a token."""
+        if self.config.initial_threshold is not None:
+            self.threshold.fill_(self.config.initial_threshold)
+            return
+        pre = nn.functional.linear(self.encoder_input(scaled), self.encoder.weight, self.encoder.bias)
+        active = min(self.config.initial_l0, self.config.n_features)
+        quantile = pre.float().topk(active, dim=1).values[:, -1].median()
+        self.threshold.copy_(quantile.clamp(min=0))
+
+    @torch.no_grad()
+    def after_step(self, statistics: StepStatistics, state: StepState) -> None:
+        self.threshold.clamp_(min=0)
+
+
+def _squared_miss(l0: Tensor, state: StepState) -> Tensor:
+    """`(L0 / target − 1)²` of the mean L0 over all processes, with the gradient each process owes to its own part.
+
+    Squaring each process's own mean would punish the spread between processes as well.
+    """
+    assert state.target_l0 is not None
+    mean = l0.detach().clone()
+    if state.world_size > 1:
+        dist.all_reduce(mean)
+        mean /= state.world_size
+    miss = mean / state.target_l0 - 1
+    return miss.square() + 2 * miss / state.target_l0 * (l0 - l0.detach())

@@ -1,0 +1,163 @@
+"""`SAEConfig`: what every sparse autoencoder stores beside its weights.
+
+The config holds all that is needed to use an SAE without asking its author: the language model and its commit, the
+place in it, the context it was trained on, which tokens were left out, how it was trained and what was measured.
+Architectures add their own fields in `hfsae/architectures/`.
+"""
+
+import difflib
+from contextvars import ContextVar
+from dataclasses import field, fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
+_LOADING: ContextVar[bool] = ContextVar("hfsae_config_is_being_loaded", default=False)
+
+# What transformers itself passes to a config's constructor besides declared fields.
+_TRANSFORMERS_KEYS = {
+    "name_or_path",
+    "torch_dtype",
+    "attn_implementation",
+    "experts_implementation",
+    "output_attentions",
+    "num_labels",
+    "transformers_version",
+    "_commit_hash",
+    "_name_or_path",
+}
+
+
+@strict
+class SAEConfig(PreTrainedConfig):
+    """Fields shared by every sparse autoencoder (SAE).
+
+    Types are checked on construction, on assignment, on load and on save. An unknown name is an error when
+    constructing and is kept when loading, so that files of newer versions survive a round trip.
+
+    Args:
+        d_in: Size of the activations that are read.
+        n_features: Number of features. Give this or `expansion_factor`.
+        expansion_factor: `n_features / d_in`, accepted when constructing, checked against `n_features`, not stored.
+        d_out: Size of the activations that are written; `d_in` unless the SAE is a transcoder.
+        subtract_b_dec: Whether `b_dec` is subtracted before encoding. It is always added after decoding.
+        input_transform: What happens to an activation before it is scaled: nothing, `"center"` (its mean over
+            `d_in` is removed: language models whose weights were centred) or `"layer_norm"` (mean removed, divided
+            by the unbiased standard deviation + 1e-5). Both are undone on the way out, where the activations are known.
+        rescale_by_decoder_norm: Whether features are selected and reported at `pre-activation × ‖W_dec row‖`, and
+            written along unit rows.
+        skip: Whether a linear map `W_skip` from input to output is added to the reconstruction (transcoders).
+        scale_inputs: Whether training sets `input_scale` to `√d_in / mean ‖x‖`; otherwise it stays 1.
+        base_model: Hub id of the language model, never a local path. None when it is not on the Hub.
+        base_model_revision: Commit sha of that model.
+        hook_point: Where activations are read, in canonical form: `"transformer.h.8.output"`.
+        target_hook_point: Where a transcoder writes; None for an autoencoder, which writes where it reads.
+        context_length: Tokens per block of text in training.
+        prepend_bos: Whether blocks of text started with the tokenizer's BOS token.
+        exclude_special_tokens: Whether special tokens were left out of training and of every metric.
+        exclude_positions: Positions of each block that were left out likewise.
+        training: Summary of the training run, as the card shows it.
+        metrics: Measured metrics with their protocol, as `hfsae.evaluate_sae` returns them.
+
+    Raises:
+        ValueError: If sizes are not positive, contradict each other, or a field name is unknown.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: If a value has the wrong type.
+
+    Example:
+        >>> from hfsae import TopKSAEConfig
+        >>> TopKSAEConfig(d_in=768, expansion_factor=16, k=32).n_features
+        12288
+    """
+
+    model_type = "hfsae"
+
+    d_in: int = 0
+    n_features: int = 0
+    d_out: int = 0
+    subtract_b_dec: bool = True
+    input_transform: Literal["none", "center", "layer_norm"] = "none"
+    rescale_by_decoder_norm: bool = False
+    skip: bool = False
+    scale_inputs: bool = True
+    base_model: str | None = None
+    base_model_revision: str | None = None
+    hook_point: str | None = None
+    target_hook_point: str | None = None
+    context_length: int | None = None
+    prepend_bos: bool | None = None
+    exclude_special_tokens: bool = True
+    exclude_positions: list[int] = field(default_factory=lambda: [0])
+    training: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        expansion_factor = kwargs.pop("expansion_factor", None)
+        if not _LOADING.get():
+            self._refuse_unknown(kwargs)
+        self._resolve_sizes(expansion_factor)
+        super().__post_init__(**kwargs)
+
+    def _refuse_unknown(self, given: dict[str, Any]) -> None:
+        known = {f.name for f in fields(self)} | {"expansion_factor"}
+        for name in given.keys() - _TRANSFORMERS_KEYS:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{type(self).__name__} has no field {name!r}.{hint}")
+
+    def _resolve_sizes(self, expansion_factor: float | None) -> None:
+        """Fills `n_features` and `d_out` in from what was given, so that the stored config says everything."""
+        if expansion_factor is not None:
+            n_features = round(self.d_in * expansion_factor)
+            if self.n_features not in (0, n_features):
+                raise ValueError(
+                    f"n_features={self.n_features} contradicts expansion_factor={expansion_factor}: "
+                    f"{expansion_factor} × d_in={self.d_in} is {n_features}. Give one of the two."
+                )
+            self.n_features = n_features
+        self.d_out = self.d_out or self.d_in
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Builds a config from stored keys, keeping those this version does not know."""
+        token = _LOADING.set(True)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        finally:
+            _LOADING.reset(token)
+
+    @property
+    def expansion_factor(self) -> float:
+        """`n_features / d_in`."""
+        return self.n_features / self.d_in
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the SAE predicts activations at another place than the one it reads."""
+        return self.target_hook_point is not None and self.target_hook_point != self.hook_point
+
+    # Methods named validate_* are run by @strict after construction and before every save.
+    def validate_sizes(self):
+        if self.d_in < 1:
+            raise ValueError(f"d_in must be a positive number of dimensions, got {self.d_in}.")
+        if self.n_features < 1:
+            raise ValueError(f"n_features must be positive, got {self.n_features}. Give n_features or expansion_factor.")
+        if self.d_out < 1:
+            raise ValueError(f"d_out must be a positive number of dimensions, got {self.d_out}.")
+
+    def validate_output(self):
+        if self.d_out != self.d_in and self.subtract_b_dec:
+            raise ValueError(
+                f"subtract_b_dec=True needs d_out == d_in, got d_out={self.d_out} and d_in={self.d_in}: "
+                "b_dec lives in the output space. Set subtract_b_dec=False."
+            )
+        if self.is_transcoder and self.input_transform != "none":
+            raise ValueError(
+                f"input_transform={self.input_transform!r} is undone on the way out, which has no meaning for a "
+                "transcoder, whose output is another activation. Use input_transform='none'."
+            )
+
+    def validate_positions(self):
+        if any(position < 0 for position in self.exclude_positions):
+            raise ValueError(f"exclude_positions counts from the start of a block, got {self.exclude_positions}.")

@@ -1,0 +1,25 @@
+"""Pure tensor code: selecting active features, encoding, decoding, straight-through gradients. Imports torch alone.
+
+`encode` is the one place that chooses between the dense path and the exact sparse one; `dense` is the reference that
+both are tested against.
+"""
+
+from hfsae.functional.encode import encode
+from hfsae.functional.features import SparseFeatures
+from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
+from hfsae.functional.selection import Above, BatchTopK, Selection, TopK
+from hfsae.functional.straight_through import jump_relu, step
+
+__all__ = [
+    "Above",
+    "BatchTopK",
+    "DensePattern",
+    "Pattern",
+    "Selection",
+    "SparseFeatures",
+    "SparsePattern",
+    "TopK",
+    "encode",
+    "jump_relu",
+    "step",
+]

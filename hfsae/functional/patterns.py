@@ -1,0 +1,224 @@
+"""Which features are active on which tokens, and the products that only touch those.
+
+A pattern lists *entries*: (token, feature) pairs. A training objective computes one value per entry and asks the
+pattern for everything that crosses between tokens and features, so the same objective runs on either pattern:
+
+* `SparsePattern` keeps the entries in token-major order, values of shape (entries,). Every product costs
+  `2 · entries · d` instead of `2 · N · n · d`.
+* `DensePattern` keeps all N × n of them, values of shape (N, n), with a mask: right while much is active.
+"""
+
+import warnings
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Said once per process by torch, of the CSR products used here since 2021; of no use to whoever trains an SAE.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+class Pattern(Protocol):
+    """What an objective may ask of the entries, however they are stored. N tokens, n features."""
+
+    n_tokens: int
+    n_features: int
+
+    def gather(self, parameter: Tensor) -> Tensor:
+        """A per-feature parameter (n,) at each entry, in a shape that broadcasts against the entries' values."""
+        ...
+
+    def keep(self, values: Tensor) -> Tensor:
+        """The values with 0 at every pair that is not an entry."""
+        ...
+
+    def decode(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Σ over a token's entries of value × row: (N, d) from rows (n, d). Differentiable in both."""
+        ...
+
+    def tokens_firing(self, values: Tensor) -> Tensor:
+        """On how many tokens each feature's value is not 0: (n,) int64."""
+        ...
+
+    def padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Non-zero values and their features as (N, K), K the largest count; padding is value 0 at feature 0."""
+        ...
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        """The values as (N, n)."""
+        ...
+
+
+class DensePattern:
+    """All N × n pairs, those in `mask` being entries.
+
+    Args:
+        mask: (N, n) bool.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+        self.n_tokens, self.n_features = mask.shape
+
+    def gather(self, parameter: Tensor) -> Tensor:
+        return parameter
+
+    def keep(self, values: Tensor) -> Tensor:
+        return values * self.mask
+
+    def decode(self, values: Tensor, rows: Tensor) -> Tensor:
+        return values @ rows
+
+    def tokens_firing(self, values: Tensor) -> Tensor:
+        return (values.detach() != 0).sum(0)
+
+    def padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        active = values.detach() != 0
+        per_token = active.sum(1)
+        features = active.nonzero()[:, 1]
+        return _pad(values[active], features, per_token)
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        return values
+
+
+class SparsePattern:
+    """Entries in token-major order.
+
+    Args:
+        features: (entries,) int64, the feature of each entry; entries of one token stand together, tokens in order.
+        per_token: (N,) int64, how many entries each token has.
+        n_features: Width n of the SAE.
+    """
+
+    def __init__(self, features: Tensor, per_token: Tensor, n_features: int):
+        self.features = features
+        self.per_token = per_token
+        self.n_tokens = per_token.shape[0]
+        self.n_features = n_features
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "SparsePattern":
+        """The entries where `mask` (N, n) is True."""
+        tokens, features = mask.nonzero(as_tuple=True)
+        return cls(features, torch.bincount(tokens, minlength=mask.shape[0]), mask.shape[1])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(entries,): the token of each entry."""
+        positions = torch.arange(self.n_tokens, device=self.features.device)
+        return torch.repeat_interleave(positions, self.per_token, output_size=len(self.features))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(N + 1,): token t's entries are `offsets[t]:offsets[t + 1]`."""
+        return F.pad(self.per_token.cumsum(0), (1, 0))
+
+    @cached_property
+    def _feature_major(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Entry order, token of each entry in that order, and feature offsets: one sort serves every weight gradient."""
+        order = torch.argsort(self.features, stable=True)
+        offsets = F.pad(torch.bincount(self.features, minlength=self.n_features).cumsum(0), (1, 0))
+        return order, self.tokens[order], offsets
+
+    # -- products, without autograd --------------------------------------------------------------------------------
+    def token_sum(self, values: Tensor, rows: Tensor) -> Tensor:
+        """(N, d): for each token Σ value × rows[feature]."""
+        if not len(values):
+            return rows.new_zeros(self.n_tokens, rows.shape[1])
+        return F.embedding_bag(
+            self.features, rows, self.offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
+
+    def feature_sum(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """(n, d): for each feature Σ value × tokens[token]; `tokens` is (N, d)."""
+        order, token_of, offsets = self._feature_major
+        matrix = torch.sparse_csr_tensor(
+            offsets, token_of, values[order], (self.n_features, self.n_tokens), check_invariants=False
+        )
+        return matrix @ tokens
+
+    def feature_total(self, values: Tensor) -> Tensor:
+        """(n,): for each feature the sum of its entries' values."""
+        return torch.zeros(self.n_features, dtype=values.dtype, device=values.device).index_add_(
+            0, self.features, values
+        )
+
+    def sampled_product(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """(entries,): ⟨tokens[token], rows[feature]⟩ for each entry, without the N × n product."""
+        pattern = torch.sparse_csr_tensor(
+            self.offsets,
+            self.features,
+            torch.zeros(len(self.features), dtype=tokens.dtype, device=tokens.device),
+            (self.n_tokens, self.n_features),
+            check_invariants=False,
+        )
+        return torch.sparse.sampled_addmm(pattern, tokens.contiguous(), rows.T, beta=0.0).values()
+
+    # -- what objectives use ---------------------------------------------------------------------------------------
+    def gather(self, parameter: Tensor) -> Tensor:
+        return _Gather.apply(parameter, self)  # type: ignore[return-value]
+
+    def keep(self, values: Tensor) -> Tensor:
+        return values
+
+    def decode(self, values: Tensor, rows: Tensor) -> Tensor:
+        return _Decode.apply(values, rows, self)  # type: ignore[return-value]
+
+    def tokens_firing(self, values: Tensor) -> Tensor:
+        fired = self.features[values.detach() != 0]
+        return torch.bincount(fired, minlength=self.n_features)
+
+    def padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        active = values.detach() != 0
+        per_token = torch.bincount(self.tokens[active], minlength=self.n_tokens)
+        return _pad(values[active], self.features[active], per_token)
+
+    def to_dense(self, values: Tensor) -> Tensor:
+        dense = values.new_zeros(self.n_tokens, self.n_features)
+        return dense.index_put((self.tokens, self.features), values)
+
+
+def _pad(values: Tensor, features: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
+    n_tokens = per_token.shape[0]
+    width = int(per_token.max()) if n_tokens else 0
+    tokens = torch.repeat_interleave(torch.arange(n_tokens, device=values.device), per_token)
+    start = F.pad(per_token.cumsum(0), (1, 0))[:-1]
+    column = torch.arange(len(values), device=values.device) - start[tokens]
+    padded_values = values.new_zeros(n_tokens, width).index_put((tokens, column), values)
+    padded_features = features.new_zeros(n_tokens, width).index_put((tokens, column), features)
+    return padded_values, padded_features
+
+
+class _Gather(torch.autograd.Function):
+    """`parameter[features]`, whose backward adds up in one pass instead of through a general scatter."""
+
+    @staticmethod
+    def forward(ctx, parameter: Tensor, pattern: SparsePattern) -> Tensor:
+        ctx.pattern = pattern
+        return parameter[pattern.features]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return ctx.pattern.feature_total(grad), None
+
+
+class _Decode(torch.autograd.Function):
+    """The sparse decoder product and its two gradients; saves nothing larger than its inputs."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, rows: Tensor, pattern: SparsePattern) -> Tensor:
+        ctx.save_for_backward(values, rows)
+        ctx.pattern = pattern
+        return pattern.token_sum(values, rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        values, rows = ctx.saved_tensors
+        needs_values, needs_rows, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        grad_values = ctx.pattern.sampled_product(grad, rows) if needs_values else None
+        grad_rows = ctx.pattern.feature_sum(values, grad) if needs_rows else None
+        return grad_values, grad_rows, None

@@ -1,0 +1,467 @@
+"""`SAE`: the `PreTrainedModel` base of every sparse autoencoder.
+
+It holds what all architectures share: the tensors, the input scale, encode / decode / forward, strict loading of
+whatever class the config names. An architecture (`hfsae/architectures/`) adds which features are active, what their
+values are, and what training minimises.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from hfsae.configuration import SAEConfig
+from hfsae.functional import Pattern, Selection, SparseFeatures, encode
+from hfsae.functional.encode import Path
+from hfsae.loading import load_sae
+from hfsae.objective import TrainingStep, auxk_loss
+from hfsae.outputs import SAEOutput, StepState, StepStatistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hfsae.attach import AttachedSAE
+
+_LAYER_NORM_EPS = 1e-5
+
+
+class SAE(PreTrainedModel):
+    """A sparse autoencoder: `z = activation(W_e (s·x − b_dec) + b_e)`, `x̂ = (Σ z_i W_dec[i] + b_dec) / s`.
+
+    It takes raw activations and returns raw reconstructions: the scale s is part of the model. Use a class of an
+    architecture, or `SAE.from_pretrained` / `SAE.from_config`, which return the class that the config names.
+
+    Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
+    `b_dec` (d_out,), `input_scale` (); transcoders also `output_scale` (), and `W_skip` (d_out, d_in) where there is one.
+
+    Example:
+        >>> import torch
+        >>> from hfsae import SAE, TopKSAEConfig
+        >>> sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+        >>> out = sae(torch.randn(2, 5, 8))
+        >>> out.reconstruction.shape, out.features.values.shape[-1] <= 4
+        (torch.Size([2, 5, 8]), True)
+    """
+
+    config_class = SAEConfig
+    config: SAEConfig
+    base_model_prefix = ""
+    main_input_name = "activations"
+    _no_split_modules = []
+    _float32_tensors = ("input_scale", "output_scale")
+    _keep_in_fp32_modules_strict = ["input_scale", "output_scale", "threshold"]
+
+    # What lives in the units of pre-activations and moves when the input scale is folded into the weights.
+    _in_scaled_space: tuple[str, ...] = ("encoder.bias",)
+
+    # How training revives dead features unless told otherwise, and λ unless told otherwise (None: has no penalty).
+    default_revival: Literal["auxk", "resample"] = "resample"
+    default_sparsity_coefficient: float | None = None
+
+    def __init__(self, config: SAEConfig):
+        if type(self) is SAE:
+            raise TypeError("SAE is abstract: use SAE.from_pretrained, SAE.from_config or a class such as TopKSAE.")
+        super().__init__(config)
+        n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
+        self.encoder = skip_init(nn.Linear, d_in, n_features)
+        self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
+        self.b_dec = nn.Parameter(torch.empty(d_out))
+        self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))
+        if config.is_transcoder:
+            self.register_buffer("output_scale", torch.ones((), dtype=torch.float32))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.empty(d_out, d_in))
+        self._declare(config)
+        self.post_init()
+
+    # -- what an architecture adds ----------------------------------------------------------------------------------
+    def _declare(self, config: Any) -> None:
+        """Declares further parameters; called before the weights are initialised or loaded."""
+
+    def selection(self) -> Selection:
+        """The rule that picks the active features in use (not in training)."""
+        raise NotImplementedError("abstract: an architecture says which features are active")
+
+    def training_selection(self) -> Selection:
+        """The entries a training step needs: the active ones, and those whose gradient reaches a threshold."""
+        return self.selection()
+
+    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+        """Feature values at the entries of a pattern from their pre-activations."""
+        return pattern.keep(torch.relu(pre))
+
+    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        """The weighted terms of the loss, in scaled space."""
+        return {"mse": step.mse()}
+
+    def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
+        """Further fields of `StepStatistics` that this architecture's trainer needs."""
+        return {}
+
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor) -> None:
+        """Sets thresholds and the like from a first batch (N, d_in) in scaled space; may be called again."""
+
+    @torch.no_grad()
+    def after_step(self, statistics: StepStatistics, state: StepState) -> None:
+        """Puts parameters back where they must be after an optimiser step."""
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Sets inference-time constants from activations of their own, at the end of training."""
+
+    @property
+    def unit_decoder_rows(self) -> bool:
+        """Whether training keeps the rows of `W_dec` at unit norm."""
+        return True
+
+    # -- initialisation ---------------------------------------------------------------------------------------------
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random unit decoder rows, encoder tied to them at the start. Only guarded `init` calls: loaded tensors stay."""
+        if module is not self:
+            return
+        init.normal_(self.W_dec)
+        init.copy_(self.W_dec, torch.nn.functional.normalize(self.W_dec.detach(), dim=1))
+        if self.config.d_out == self.config.d_in:
+            init.copy_(self.encoder.weight, self.W_dec.detach())
+        else:
+            init.normal_(self.encoder.weight, std=self.config.d_in**-0.5)
+        init.zeros_(self.encoder.bias)
+        init.zeros_(self.b_dec)
+        for name in ("input_scale", "output_scale"):
+            if (scale := getattr(self, name, None)) is not None:
+                init.ones_(scale)
+        if self.config.skip:
+            init.zeros_(self.W_skip)
+
+    # -- names people know ------------------------------------------------------------------------------------------
+    @property
+    def W_enc(self) -> Tensor:
+        """The encoder as (d_in, n_features), a view of `encoder.weight`."""
+        return self.encoder.weight.T
+
+    @property
+    def b_enc(self) -> Tensor:
+        """The encoder's bias, (n_features,)."""
+        return self.encoder.bias
+
+    @property
+    def decoder_rows(self) -> Tensor:
+        """What the features write in scaled space, (n_features, d_out): `W_dec`, or its rows at unit norm."""
+        if self.config.rescale_by_decoder_norm:
+            return torch.nn.functional.normalize(self.W_dec, dim=1)
+        return self.W_dec
+
+    @property
+    def feature_directions(self) -> Tensor:
+        """What one unit of each feature adds to the language model's own activations: (n_features, d_out).
+
+        Bare `W_dec` is wrong by the output scale here.
+        """
+        return self.decoder_rows / self._scale_out.to(self.W_dec.dtype)
+
+    @property
+    def _scale_out(self) -> Tensor:
+        return self.output_scale if self.config.is_transcoder else self.input_scale
+
+    # -- into scaled space and back -----------------------------------------------------------------------------------
+    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """The activations after `input_transform`, with the mean and spread that were taken out."""
+        if self.config.input_transform == "none":
+            return x, 0.0, 1.0
+        mean = x.mean(-1, keepdim=True)
+        if self.config.input_transform == "center":
+            return x - mean, mean, 1.0
+        spread = x.std(-1, keepdim=True) + _LAYER_NORM_EPS
+        return (x - mean) / spread, mean, spread
+
+    def scaled(self, activations: Tensor) -> Tensor:
+        """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
+        x = self._check(activations).to(self.W_dec.dtype)
+        return self._transform(x)[0] * self.input_scale.to(x.dtype)
+
+    def _scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
+        if not self.config.is_transcoder:
+            return self.scaled(activations)
+        if target is None:
+            raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
+        return target.to(self.W_dec.dtype) * self._scale_out.to(self.W_dec.dtype)
+
+    def _check(self, activations: Tensor) -> Tensor:
+        if not isinstance(activations, Tensor) or not activations.is_floating_point():
+            raise TypeError(f"activations must be a floating point tensor, got {_describe(activations)}.")
+        if activations.shape[-1:] != (self.config.d_in,):
+            raise ValueError(
+                f"activations must have shape (..., d_in={self.config.d_in}), got {tuple(activations.shape)}. "
+                f"This SAE reads {self.config.hook_point or 'an unnamed hook point'} of {self.config.base_model or 'an unnamed model'}."
+            )
+        return activations
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+    def pre_activations(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
+        """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
+        x = self.encoder_input(self.scaled(activations))
+        index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
+        pre = torch.nn.functional.linear(x, self.encoder.weight[index], self.encoder.bias[index])
+        if self.config.rescale_by_decoder_norm:
+            pre = pre * self.W_dec[index].norm(dim=1)
+        return pre
+
+    def encoder_input(self, scaled: Tensor) -> Tensor:
+        """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
+        return scaled - self.b_dec if self.config.subtract_b_dec else scaled
+
+    def encode(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Dense feature activations, by the inference rule.
+
+        Args:
+            activations: (..., d_in), any float dtype and memory layout.
+            features: Indices of the only features wanted.
+
+        Returns:
+            (..., n_features), or (..., len(features)) in their order.
+        """
+        dense = self.encode_sparse(activations).to_dense()
+        return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+
+    def encode_sparse(self, activations: Tensor) -> SparseFeatures:
+        """The active features alone; nothing of size tokens × n_features is kept.
+
+        Args:
+            activations: (..., d_in).
+        """
+        x = self.scaled(activations)
+        pattern, pre = self._encode(x.reshape(-1, self.config.d_in), self.selection(), path="sparse")
+        return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
+
+    def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
+        weight, bias = self.encoder.weight, self.encoder.bias
+        if self.config.rescale_by_decoder_norm:
+            norm = self.W_dec.norm(dim=1)
+            weight, bias = weight * norm[:, None], bias * norm
+        center = self.b_dec if self.config.subtract_b_dec else None
+        return encode(x, weight, bias, center, selection, path)
+
+    def decode(self, features: Tensor | SparseFeatures, activations: Tensor | None = None) -> Tensor:
+        """Activations (..., d_out) that the features stand for.
+
+        Args:
+            features: Dense (..., n_features), or what `encode_sparse` returned.
+            activations: The activations (..., d_in) that were encoded; needed where what was taken out of them must
+                be put back (`input_transform="layer_norm"`) and for `skip`. With `"center"` they bring the mean back.
+
+        Raises:
+            ValueError: If they are needed and missing.
+        """
+        if isinstance(features, SparseFeatures):
+            decoded = features.decode(self.decoder_rows)
+        else:
+            decoded = features.to(self.W_dec.dtype) @ self.decoder_rows
+        return self._to_raw(decoded + self.b_dec, activations)
+
+    def _to_raw(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
+        """From scaled space to the language model's own."""
+        config = self.config
+        if activations is None and (config.skip or config.input_transform == "layer_norm"):
+            why = "skip=True" if config.skip else "input_transform='layer_norm'"
+            raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
+        if config.skip and activations is not None:
+            scaled = scaled + self.scaled(activations) @ self.W_skip.T
+        raw = scaled / self._scale_out.to(scaled.dtype)
+        if activations is None or config.input_transform == "none":
+            return raw
+        _, mean, spread = self._transform(activations.to(self.W_dec.dtype))
+        return raw * spread + mean
+
+    def forward(
+        self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None
+    ) -> SAEOutput:
+        """Reconstructs activations; with a `state`, also takes a training step's loss.
+
+        Args:
+            activations: (..., d_in).
+            target: (..., d_out), what a transcoder is to predict; only read with a `state`.
+            state: The trainer's view of the step. Without it the inference rule applies and `loss` is None.
+
+        Returns:
+            An `SAEOutput`.
+        """
+        if state is not None:
+            return self._training_step(activations, target, state)
+        features = self.encode_sparse(activations)
+        return SAEOutput(reconstruction=self.decode(features, activations), features=features)  # type: ignore[arg-type]
+
+    def _training_step(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
+        x = self.scaled(activations).reshape(-1, self.config.d_in)
+        goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
+        pattern, pre = self._encode(x, self.training_selection(), state.path)
+        values = self.activation(pattern, pre)
+        reconstruction = pattern.decode(values, self.decoder_rows) + self.b_dec
+        if self.config.skip:
+            reconstruction = reconstruction + x @ self.W_skip.T
+        step = TrainingStep(x, goal, pattern, pre, values, reconstruction.float(), state)
+        losses = self.objective(step)
+        if state.auxk_alpha and state.n_dead:
+            losses["auxk"] = auxk_loss(
+                step, self.encoder_input(x), self.encoder.weight, self.encoder.bias, self.decoder_rows
+            )
+        features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
+        raw = (step.reconstruction.detach() / self._scale_out).reshape(*activations.shape[:-1], self.config.d_out)
+        firing = pattern.tokens_firing(values)
+        statistics = StepStatistics(
+            tokens_firing=firing, l0=firing.sum() / max(pattern.n_tokens, 1), **self.training_statistics(step)
+        )
+        total = torch.stack([term.float() for term in losses.values()]).sum()
+        return SAEOutput(
+            loss=total,  # type: ignore[arg-type]
+            losses={name: term.detach() for name, term in losses.items()},
+            reconstruction=raw,  # type: ignore[arg-type]
+            features=features,
+            statistics=statistics,
+        )
+
+    # -- scale and precision ------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def fold_input_scale(self, keep: Literal["features", "unit_rows"] = "features") -> "SAE":
+        """Folds `input_scale` (and `output_scale`) into the weights, exactly; the scales become 1.
+
+        Args:
+            keep: `"features"` leaves every feature value unchanged and rows of `W_dec` become 1/s as long;
+                `"unit_rows"` leaves `W_e` and `W_dec` unchanged and feature values become z/s.
+
+        Returns:
+            The SAE itself.
+
+        Raises:
+            ValueError: For another `keep`, or for a transcoder with `"unit_rows"`: its two scales cannot both move
+                into the features.
+        """
+        if keep not in ("features", "unit_rows"):
+            raise ValueError(f"keep must be 'features' or 'unit_rows', got {keep!r}.")
+        if keep == "unit_rows" and self.config.is_transcoder:
+            raise ValueError("keep='unit_rows' needs one scale for input and output; use keep='features'.")
+        self._fold_decoder_norm()
+        s_in, s_out = self.input_scale.clone(), self._scale_out.clone()
+        if keep == "features":
+            self.encoder.weight.mul_(s_in)
+            self.W_dec.div_(s_out)
+        else:
+            for name in self._in_scaled_space:
+                self.get_tensor(name).div_(s_in)
+        self.b_dec.div_(s_out)
+        if self.config.skip:
+            self.W_skip.mul_(s_in / s_out)
+        self.input_scale.fill_(1.0)
+        self._scale_out.fill_(1.0)
+        self.config.scale_inputs = False
+        return self
+
+    def _fold_decoder_norm(self) -> None:
+        """Writes `rescale_by_decoder_norm` into the weights: rows of `W_dec` at unit norm, the encoder scaled up."""
+        if not self.config.rescale_by_decoder_norm:
+            return
+        norm = self.W_dec.norm(dim=1)
+        self.encoder.weight.mul_(norm[:, None])
+        self.encoder.bias.mul_(norm)
+        self.W_dec.div_(norm[:, None])
+        self.config.rescale_by_decoder_norm = False
+
+    def get_tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by its stored name."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return tensors[name]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Moves everything, but keeps scales and thresholds in float32: rounded to bfloat16 they change the features."""
+        kept = {id(t) for name in self._float32_tensors if (t := getattr(self, name, None)) is not None}
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if id(tensor) in kept and moved.dtype != torch.float32 and moved.is_floating_point():
+                return tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        return super()._apply(move, recurse)
+
+    # -- loading and saving ---------------------------------------------------------------------------------------------
+    @classmethod
+    def from_config(cls, config: SAEConfig, **kwargs: Any) -> "SAE":
+        """A freshly initialised SAE of the class that the config names."""
+        return AutoModel.from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):  # type: ignore[override]
+        """Loads an SAE from a folder or a Hub repository and returns the class that its config names.
+
+        Strict: a repository that holds some other model is refused before its weights are fetched; missing,
+        unexpected or mis-sized tensors are errors that name them; pickled weights are never read.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a Hub repository such as `"org/gpt2-l8-16x"`.
+            *args: Passed on to `PreTrainedModel.from_pretrained`.
+            **kwargs: As there: `subfolder`, `revision`, `dtype`, `device_map`, `token`, `cache_dir`,
+                `local_files_only`, `output_loading_info`, and config fields to override.
+
+        Returns:
+            The SAE in evaluation mode; with `output_loading_info=True` also the (empty) loading report.
+
+        Raises:
+            ValueError: If it is not an SAE, is an SAE of another class than the one called, or its weights do not
+                match its config.
+            OSError: If there is nothing to load.
+        """
+        return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)
+
+    # -- doors to upper floors ------------------------------------------------------------------------------------------
+    def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
+        """The language model this SAE reads, at the commit it was trained on.
+
+        Args:
+            **kwargs: For `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
+
+        Raises:
+            ValueError: If the config names no base model.
+        """
+        from hfsae.attach import load_base_model
+
+        return load_base_model(self.config, **kwargs)
+
+    def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
+        """The tokenizer of `load_base_model()`, at the same commit."""
+        from hfsae.attach import load_tokenizer
+
+        return load_tokenizer(self.config, **kwargs)
+
+    def attach(
+        self, model: PreTrainedModel, *, splice: bool = False, keep_error: bool = False
+    ) -> "AbstractContextManager[AttachedSAE]":
+        """Runs a language model with this SAE reading, or spliced in.
+
+        Args:
+            model: Any Hugging Face causal LM that has the config's `hook_point`.
+            splice: Whether the activations are replaced by the reconstruction; otherwise they are only read.
+            keep_error: With `splice`, whether the error x − x̂ is added back, so that the model's output stays as it is
+                until features are edited.
+
+        Returns:
+            A context manager that gives a run whose `features` are those of the model's last forward.
+
+        Example:
+            >>> with sae.attach(model) as run:  # doctest: +SKIP
+            ...     model(**tokenizer("Hello", return_tensors="pt"))
+            >>> run.features  # doctest: +SKIP
+            SparseFeatures(shape=(1, 1, 12288), active=32)
+        """
+        from hfsae.attach import attach
+
+        return attach(self, model, splice=splice, keep_error=keep_error)
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,77 @@
+"""What a training step knows, and the loss terms that architectures share. All in scaled space."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfsae.functional import Pattern
+from hfsae.outputs import StepState
+
+
+@dataclass
+class TrainingStep:
+    """One batch on its way through an SAE.
+
+    Args:
+        x: (N, d_in) scaled activations.
+        target: (N, d_out) what is to be reconstructed; `x` itself but for transcoders.
+        pattern: The entries the step works on.
+        pre: Pre-activations at the entries.
+        values: Feature activations at the entries.
+        reconstruction: (N, d_out) float32, before the scale is undone.
+        state: The trainer's view of the step.
+    """
+
+    x: Tensor
+    target: Tensor
+    pattern: Pattern
+    pre: Tensor
+    values: Tensor
+    reconstruction: Tensor
+    state: StepState
+
+    def mse(self) -> Tensor:
+        """Mean over tokens of Σ over dimensions of the squared error."""
+        return squared_error(self.reconstruction, self.target)
+
+    def mean_per_token(self, values: Tensor) -> Tensor:
+        """Sum over entries, mean over tokens."""
+        return values.sum() / max(self.pattern.n_tokens, 1)
+
+
+def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of Σ over dimensions of the squared error; 0 for no tokens."""
+    return (reconstruction.float() - target.float()).pow(2).sum() / max(len(target), 1)
+
+
+def auxk_loss(step: TrainingStep, encoder_input: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+    """Lets the strongest dead features reconstruct what the living ones missed.
+
+    `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / max(‖e − ē‖², 1e-6 ‖s·x‖²)`, with k_aux = d/2, e the detached residual
+    and V the batch's summed variance, which puts the term in the units of the mean squared error (Gao et al. 2024,
+    arXiv:2406.04093, A.2, in the centred form of dictionary_learning's code). The dead rows are gathered first and
+    then worked on densely: the cost is n_dead/n of a dense pass.
+
+    Args:
+        step: The step; `step.state.dead` must hold at least one dead feature.
+        encoder_input: (N, d_in) what the encoder sees (`b_dec` subtracted where it is).
+        weight: (n, d_in) encoder rows.
+        bias: (n,).
+        rows: (n, d_out) decoder rows.
+    """
+    assert step.state.dead is not None
+    dead = step.state.dead.nonzero()[:, 0]
+    k_aux = max(1, step.target.shape[1] // 2)
+    residual = (step.target - step.reconstruction).detach()
+    pre = torch.relu(torch.nn.functional.linear(encoder_input, weight[dead], bias[dead]))
+    if len(dead) > k_aux:
+        smallest = pre.detach().topk(k_aux, dim=-1, sorted=True).values[:, -1:]
+        pre = pre * (pre >= smallest)
+    error = (residual - pre @ rows[dead]).float().pow(2).sum()
+    target = step.target.float()
+    variance = (target - target.mean(0)).pow(2).sum().detach() / len(target)
+    spread = (residual - residual.mean(0)).float().pow(2).sum()
+    floor = 1e-6 * target.pow(2).sum().detach()
+    share = min(step.state.n_dead / k_aux, 1.0)
+    return step.state.auxk_alpha * share * variance * error / torch.maximum(spread, floor)

@@ -1,0 +1,76 @@
+"""What goes into a training step of an SAE besides activations, and what comes out of any forward."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from hfsae.functional import SparseFeatures
+from hfsae.functional.encode import Path
+
+
+@dataclass
+class StepState:
+    """What the trainer tells an SAE about the step it is in; never stored on the module.
+
+    Args:
+        step: Number of optimiser steps taken before this one.
+        sparsity_coefficient: λ now, after warm-up and the `target_l0` controller.
+        dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
+        n_dead: Number of True in `dead`.
+        auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
+        target_l0: The number of active features aimed at, where one was given.
+        world_size: Number of processes whose batches make up this step.
+        path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
+    """
+
+    step: int = 0
+    sparsity_coefficient: float = 0.0
+    dead: Tensor | None = None
+    n_dead: int = 0
+    auxk_alpha: float = 0.0
+    target_l0: float | None = None
+    world_size: int = 1
+    path: Path = "auto"
+
+
+@dataclass
+class StepStatistics:
+    """Detached by-products of a training step that the trainer adds up over steps and processes.
+
+    Args:
+        tokens_firing: (n_features,) int64, on how many tokens of the batch each feature fired.
+        l0: () mean number of active features per token.
+        smallest_kept: () the smallest activation that a batch-wide selection kept, where there is one.
+    """
+
+    tokens_firing: Tensor
+    l0: Tensor
+    smallest_kept: Tensor | None = None
+
+
+@dataclass
+class SAEOutput(ModelOutput):
+    """What `SAE.forward` returns.
+
+    Iterating gives `(reconstruction, dense features)`, so `x_hat, f = sae(x)` works as in other tools; everything is
+    also there by name.
+
+    Args:
+        loss: () what training minimises; None without a `StepState`.
+        losses: The weighted terms of `loss` by name.
+        reconstruction: The activations as the SAE writes them, in the language model's own scale: (..., d_out).
+        features: The active features, see `hfsae.functional.SparseFeatures`.
+        statistics: By-products of a training step; None without a `StepState`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    reconstruction: Tensor | None = None
+    features: SparseFeatures | None = field(default=None)
+    statistics: StepStatistics | None = None
+
+    def __iter__(self) -> Iterator[Tensor | None]:  # type: ignore[override]
+        yield self.reconstruction
+        yield None if self.features is None else self.features.to_dense()
