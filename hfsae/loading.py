@@ -21,19 +21,33 @@ def load_sae(
     **kwargs: Any,
 ):
     """`SAE.from_pretrained` for the class `cls` on which it was called; `base` is `SAE` itself."""
-    if kwargs.get("use_safetensors") is False:
-        raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
-    kwargs["use_safetensors"] = True
-    if config is None:
-        config, kwargs = _load_config(source, kwargs)
-    target = _class_for(config, source)
-    if not issubclass(target, cls):
-        raise ValueError(f"{source} is a {target.__name__}: load it with {target.__name__} or SAE, not {cls.__name__}.")
     if args:
         raise TypeError("SAE.from_pretrained takes keyword arguments only, besides the name or path.")
-    sae, info = super(base, target).from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
+    if config is None:
+        config, kwargs = _load_config(source, kwargs)
+    target = class_for(config, cls, source)
+    # What does not fit is let through here so that `_refuse_mismatch` can name it.
+    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+    inherited: Any = super(base, target)
+    sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
     _refuse_mismatch(source, info)
     return (sae, info) if output_loading_info else sae
+
+
+def load_config(source: str | os.PathLike, **hub: Any) -> SAEConfig:
+    """The config of a saved or published SAE; its weights are not fetched.
+
+    Args:
+        source: Folder or Hub repository.
+        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        ValueError: If it is not an SAE, or one of an architecture that only a newer hfsae knows.
+        OSError: If there is nothing.
+    """
+    return _load_config(source, hub)[0]
 
 
 def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
@@ -42,31 +56,56 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     weights = {key: kwargs[key] for key in _WEIGHT_KEYS if key in kwargs}
     rest = {key: value for key, value in kwargs.items() if key not in hub and key not in weights}
     try:
-        config, rest = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
+        loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
     except ValueError as error:
-        if "hfsae_" in str(error):
+        if "model type `hfsae" in str(error):
             raise ValueError(
                 f"{source} holds an SAE of an architecture this version of hfsae does not know. Upgrade hfsae."
             ) from error
         raise
-    if not isinstance(config, SAEConfig):
-        raise ValueError(f"{source} holds a {config.model_type!r} model, not a sparse autoencoder.")
+    config, rest = loaded
+    _refuse_foreign(config, source)
+    config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
 
 
-def _class_for(config: SAEConfig, source: str | os.PathLike) -> type[PreTrainedModel]:
+def _refuse_foreign(config: Any, source: str | os.PathLike) -> None:
+    if not isinstance(config, SAEConfig):
+        kind = getattr(config, "model_type", None) or type(config).__name__
+        raise ValueError(f"{source} holds a {kind!r} model, not a sparse autoencoder.")
+
+
+def class_for(config: SAEConfig, wanted: type[PreTrainedModel], source: str | os.PathLike) -> type[PreTrainedModel]:
+    """The class of the architecture that a config belongs to.
+
+    Args:
+        config: The config.
+        wanted: The class that was asked for: this one, or a base of it.
+        source: What error messages call the SAE.
+
+    Raises:
+        ValueError: If the config is not an architecture's, or the class is not a kind of `wanted`.
+    """
+    _refuse_foreign(config, source)
     try:
-        return AutoModel._model_mapping[type(config)]  # type: ignore[index]
+        found: Any = AutoModel._model_mapping[type(config)]  # type: ignore[index]
     except KeyError:
-        raise ValueError(f"{source} names the abstract model_type {config.model_type!r}: no architecture.") from None
+        raise ValueError(f"{source} names no architecture, only the abstract {type(config).__name__}.") from None
+    if not issubclass(found, wanted):
+        raise ValueError(f"{source} is of a {found.__name__}: use {found.__name__} or SAE, not {wanted.__name__}.")
+    return found
 
 
 def _refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
     found = {
-        kind.replace("_", " "): sorted(str(entry) for entry in info[kind])
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-        if info.get(kind)
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of the wrong size": sorted(
+            f"{name} (stored {tuple(stored)}, expected {tuple(expected)})"
+            for name, stored, expected in info["mismatched_keys"]
+        ),
+        "unreadable": info["error_msgs"],
     }
-    if found:
-        details = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items())
-        raise ValueError(f"The weights of {source} do not match its config. {details}.")
+    if any(found.values()):
+        details = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
+        raise ValueError(f"The weights of {source} do not match its config. Tensors {details}.")

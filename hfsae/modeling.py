@@ -8,7 +8,7 @@ values are, and what training minimises.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Pattern, Selection, SparseFeatures, encode
+from hfsae.functional import Pattern, Selection, SparseFeatures, at_least_float32, encode
 from hfsae.functional.encode import Path
-from hfsae.loading import load_sae
+from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
@@ -38,7 +38,7 @@ class SAE(PreTrainedModel):
     architecture, or `SAE.from_pretrained` / `SAE.from_config`, which return the class that the config names.
 
     Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
-    `b_dec` (d_out,), `input_scale` (); transcoders also `output_scale` (), and `W_skip` (d_out, d_in) where there is one.
+    `b_dec` (d_out,), `input_scale` (); transcoders also `output_scale` (); `W_skip` (d_out, d_in) where there is one.
 
     Example:
         >>> import torch
@@ -49,8 +49,11 @@ class SAE(PreTrainedModel):
         (torch.Size([2, 5, 8]), True)
     """
 
-    config_class = SAEConfig
+    config_class: type[SAEConfig] = SAEConfig
     config: SAEConfig
+    encoder: nn.Linear
+    input_scale: Tensor
+    output_scale: Tensor
     base_model_prefix = ""
     main_input_name = "activations"
     _no_split_modules = []
@@ -67,9 +70,14 @@ class SAE(PreTrainedModel):
     def __init__(self, config: SAEConfig):
         if type(self) is SAE:
             raise TypeError("SAE is abstract: use SAE.from_pretrained, SAE.from_config or a class such as TopKSAE.")
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got a {type(config).__name__}: "
+                "SAE.from_config picks the class that belongs to a config."
+            )
         super().__init__(config)
         n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
-        self.encoder = skip_init(nn.Linear, d_in, n_features)
+        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.get_default_device()))
         self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
         self.b_dec = nn.Parameter(torch.empty(d_out))
         self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))
@@ -123,9 +131,10 @@ class SAE(PreTrainedModel):
 
     # -- initialisation ---------------------------------------------------------------------------------------------
     def _init_weights(self, module: nn.Module) -> None:
-        """Random unit decoder rows, encoder tied to them at the start. Only guarded `init` calls: loaded tensors stay."""
+        """Random unit decoder rows, encoder tied to them at the start."""
         if module is not self:
             return
+        # Only `init` calls, which leave loaded tensors alone.
         init.normal_(self.W_dec)
         init.copy_(self.W_dec, torch.nn.functional.normalize(self.W_dec.detach(), dim=1))
         if self.config.d_out == self.config.d_in:
@@ -152,6 +161,20 @@ class SAE(PreTrainedModel):
         return self.encoder.bias
 
     @property
+    def encoder_rows(self) -> Tensor:
+        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, or that times decoder norms."""
+        if self.config.rescale_by_decoder_norm:
+            return self.encoder.weight * self.W_dec.norm(dim=1, keepdim=True)
+        return self.encoder.weight
+
+    @property
+    def encoder_bias(self) -> Tensor:
+        """The bias that belongs to `encoder_rows`, (n_features,)."""
+        if self.config.rescale_by_decoder_norm:
+            return self.encoder.bias * self.W_dec.norm(dim=1)
+        return self.encoder.bias
+
+    @property
     def decoder_rows(self) -> Tensor:
         """What the features write in scaled space, (n_features, d_out): `W_dec`, or its rows at unit norm."""
         if self.config.rescale_by_decoder_norm:
@@ -164,7 +187,8 @@ class SAE(PreTrainedModel):
 
         Bare `W_dec` is wrong by the output scale here.
         """
-        return self.decoder_rows / self._scale_out.to(self.W_dec.dtype)
+        rows = self.decoder_rows
+        return (at_least_float32(rows) / self._scale_out).to(rows.dtype)
 
     @property
     def _scale_out(self) -> Tensor:
@@ -183,15 +207,20 @@ class SAE(PreTrainedModel):
 
     def scaled(self, activations: Tensor) -> Tensor:
         """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
-        x = self._check(activations).to(self.W_dec.dtype)
-        return self._transform(x)[0] * self.input_scale.to(x.dtype)
+        x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
+        return (at_least_float32(x) * self.input_scale).to(x.dtype)
 
     def _scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
         if not self.config.is_transcoder:
             return self.scaled(activations)
         if target is None:
             raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
-        return target.to(self.W_dec.dtype) * self._scale_out.to(self.W_dec.dtype)
+        expected = (*activations.shape[:-1], self.config.d_out)
+        if target.shape != expected:
+            raise ValueError(
+                f"target must have shape {expected}, one row for each activation, got {(*target.shape,)}."
+            )
+        return (at_least_float32(target) * self.output_scale).to(self.W_dec.dtype)
 
     def _check(self, activations: Tensor) -> Tensor:
         if not isinstance(activations, Tensor) or not activations.is_floating_point():
@@ -199,7 +228,8 @@ class SAE(PreTrainedModel):
         if activations.shape[-1:] != (self.config.d_in,):
             raise ValueError(
                 f"activations must have shape (..., d_in={self.config.d_in}), got {tuple(activations.shape)}. "
-                f"This SAE reads {self.config.hook_point or 'an unnamed hook point'} of {self.config.base_model or 'an unnamed model'}."
+                f"This SAE reads {self.config.hook_point or 'an unnamed hook point'} of "
+                f"{self.config.base_model or 'an unnamed model'}."
             )
         return activations
 
@@ -208,10 +238,7 @@ class SAE(PreTrainedModel):
         """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
         x = self.encoder_input(self.scaled(activations))
         index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
-        pre = torch.nn.functional.linear(x, self.encoder.weight[index], self.encoder.bias[index])
-        if self.config.rescale_by_decoder_norm:
-            pre = pre * self.W_dec[index].norm(dim=1)
-        return pre
+        return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
 
     def encoder_input(self, scaled: Tensor) -> Tensor:
         """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
@@ -241,12 +268,8 @@ class SAE(PreTrainedModel):
         return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
 
     def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
-        weight, bias = self.encoder.weight, self.encoder.bias
-        if self.config.rescale_by_decoder_norm:
-            norm = self.W_dec.norm(dim=1)
-            weight, bias = weight * norm[:, None], bias * norm
         center = self.b_dec if self.config.subtract_b_dec else None
-        return encode(x, weight, bias, center, selection, path)
+        return encode(x, self.encoder_rows, self.encoder_bias, center, selection, path)
 
     def decode(self, features: Tensor | SparseFeatures, activations: Tensor | None = None) -> Tensor:
         """Activations (..., d_out) that the features stand for.
@@ -273,15 +296,17 @@ class SAE(PreTrainedModel):
             raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
         if config.skip and activations is not None:
             scaled = scaled + self.scaled(activations) @ self.W_skip.T
-        raw = scaled / self._scale_out.to(scaled.dtype)
-        if activations is None or config.input_transform == "none":
+        return self._unscaled(scaled, activations)
+
+    def _unscaled(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
+        """Undoes the output scale and, where the activations are known, `input_transform`."""
+        raw = (at_least_float32(scaled) / self._scale_out).to(scaled.dtype)
+        if activations is None or self.config.input_transform == "none":
             return raw
         _, mean, spread = self._transform(activations.to(self.W_dec.dtype))
         return raw * spread + mean
 
-    def forward(
-        self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None
-    ) -> SAEOutput:
+    def forward(self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None) -> SAEOutput:
         """Reconstructs activations; with a `state`, also takes a training step's loss.
 
         Args:
@@ -305,26 +330,33 @@ class SAE(PreTrainedModel):
         reconstruction = pattern.decode(values, self.decoder_rows) + self.b_dec
         if self.config.skip:
             reconstruction = reconstruction + x @ self.W_skip.T
-        step = TrainingStep(x, goal, pattern, pre, values, reconstruction.float(), state)
+        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
             losses["auxk"] = auxk_loss(
-                step, self.encoder_input(x), self.encoder.weight, self.encoder.bias, self.decoder_rows
+                step, self.encoder_input(x), self.encoder_rows, self.encoder_bias, self.decoder_rows
             )
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
-        raw = (step.reconstruction.detach() / self._scale_out).reshape(*activations.shape[:-1], self.config.d_out)
+        written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
         statistics = StepStatistics(
             tokens_firing=firing, l0=firing.sum() / max(pattern.n_tokens, 1), **self.training_statistics(step)
         )
-        total = torch.stack([term.float() for term in losses.values()]).sum()
+        total = torch.stack([at_least_float32(term) for term in losses.values()]).sum()
         return SAEOutput(
             loss=total,  # type: ignore[arg-type]
             losses={name: term.detach() for name, term in losses.items()},
-            reconstruction=raw,  # type: ignore[arg-type]
+            reconstruction=self._unscaled(written, activations),  # type: ignore[arg-type]
             features=features,
             statistics=statistics,
         )
+
+    @torch.no_grad()
+    def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
+        """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
+        pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
+        reconstruction = pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.b_dec
+        return reconstruction + scaled @ self.W_skip.T if self.config.skip else reconstruction
 
     # -- scale and precision ------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -378,7 +410,7 @@ class SAE(PreTrainedModel):
         return tensors[name]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        """Moves everything, but keeps scales and thresholds in float32: rounded to bfloat16 they change the features."""
+        """Moves everything; scales and thresholds stay float32: rounded to bfloat16 they change the features."""
         kept = {id(t) for name in self._float32_tensors if (t := getattr(self, name, None)) is not None}
 
         def move(tensor: Tensor) -> Tensor:
@@ -389,10 +421,19 @@ class SAE(PreTrainedModel):
 
         return super()._apply(move, recurse)
 
-    # -- loading and saving ---------------------------------------------------------------------------------------------
+    # -- loading and saving -----------------------------------------------------------------------------------------
     @classmethod
     def from_config(cls, config: SAEConfig, **kwargs: Any) -> "SAE":
-        """A freshly initialised SAE of the class that the config names."""
+        """A freshly initialised SAE of the class that the config names.
+
+        Args:
+            config: A config of an architecture.
+            **kwargs: For `AutoModel.from_config`: `dtype`.
+
+        Raises:
+            ValueError: If the config belongs to another class than the one called.
+        """
+        class_for(config, cls, "the config")
         return AutoModel.from_config(config, **kwargs)
 
     @classmethod
@@ -414,11 +455,12 @@ class SAE(PreTrainedModel):
         Raises:
             ValueError: If it is not an SAE, is an SAE of another class than the one called, or its weights do not
                 match its config.
+            huggingface_hub.errors.StrictDataclassError: If a config field is given a value it cannot have.
             OSError: If there is nothing to load.
         """
         return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)
 
-    # -- doors to upper floors ------------------------------------------------------------------------------------------
+    # -- doors to upper floors --------------------------------------------------------------------------------------
     def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
         """The language model this SAE reads, at the commit it was trained on.
 

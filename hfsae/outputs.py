@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hfsae.functional import SparseFeatures
 from hfsae.functional.encode import Path
@@ -16,7 +16,7 @@ class StepState:
 
     Args:
         step: Number of optimiser steps taken before this one.
-        sparsity_coefficient: λ now, after warm-up and the `target_l0` controller.
+        sparsity_coefficient: λ now, a number or a () tensor, after warm-up and the `target_l0` controller.
         dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
         n_dead: Number of True in `dead`.
         auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
@@ -26,7 +26,7 @@ class StepState:
     """
 
     step: int = 0
-    sparsity_coefficient: float = 0.0
+    sparsity_coefficient: float | Tensor = 0.0
     dead: Tensor | None = None
     n_dead: int = 0
     auxk_alpha: float = 0.0

@@ -1,0 +1,10 @@
+"""Training SAEs on the activations of a language model: one loop, on Accelerate, for one SAE or many.
+
+    trainer = SAETrainer(args=SAETrainingArguments(model_name_or_path="openai-community/gpt2", ...))
+    trainer.train()
+"""
+
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.trainer import SAETrainer, TrainOutput
+
+__all__ = ["SAETrainer", "SAETrainingArguments", "TrainOutput"]

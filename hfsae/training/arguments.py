@@ -1,0 +1,228 @@
+"""`SAETrainingArguments`: everything a training run can be told, named after `transformers.TrainingArguments`."""
+
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+# Arguments that may differ between a run and its resumption: they do not change what is computed.
+_FREE_ON_RESUME = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "prefetch_batches",
+    "eval_tokens",
+    "eval_dataset_name",
+    "eval_dataset_config",
+    "eval_dataset_split",
+}
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class SAETrainingArguments:
+    """Arguments of `SAETrainer`, of `hfsae train` and of its YAML files. Sizes are in tokens, schedules in steps.
+
+    The help of each argument stands in its metadata (`hfsae train --help` prints it).
+
+    Raises:
+        ValueError: On construction, if an argument is out of range or contradicts another.
+
+    Example:
+        >>> from hfsae import SAETrainingArguments
+        >>> SAETrainingArguments(output_dir="runs/gpt2", architecture="batch_topk", k=32).total_steps
+        977
+    """
+
+    # -- where -------------------------------------------------------------------------------------------------------
+    output_dir: str = _option("runs/sae", "Folder for checkpoints, the trained SAE, its card and its plots.")
+    overwrite_output_dir: bool = _option(False, "Whether a folder that holds another run may be written over.")
+    resume_from_checkpoint: str | None = _option(
+        None, "A checkpoint folder to go on from, or 'last' for the newest whole one in output_dir."
+    )
+
+    # -- the language model and the place in it ------------------------------------------------------------------------
+    model_name_or_path: str | None = _option(None, "Hub id or folder of the causal language model.")
+    model_revision: str | None = _option(None, "Branch, tag or commit of the language model; its sha is recorded.")
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "Precision of the language model; 'auto' is that of its checkpoint."
+    )
+    hook_point: str = _option(
+        "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."
+    )
+
+    # -- the SAE -------------------------------------------------------------------------------------------------------
+    architecture: str = _option("topk", "standard, topk, batch_topk, jumprelu, gated, or one registered by you.")
+    expansion_factor: float = _option(16, "n_features / d_in, where n_features is not given.")
+    n_features: int | None = _option(None, "Number of features.")
+    k: int = _option(32, "Active features per token: exact for topk, mean for batch_topk.")
+    target_l0: float | None = _option(
+        None, "Active features per token that the penalty is steered to; k if neither this nor its coefficient is given."
+    )
+    sparsity_coefficient: float | None = _option(
+        None, "λ of the sparsity penalty (the l1 coefficient), held fixed instead of steering to target_l0."
+    )
+    sparsity_warmup_fraction: float = _option(0.05, "Share of the run over which λ rises from 0.")
+    architecture_options: dict[str, Any] | str = _option(
+        "{}", "Further fields of the architecture's config, as JSON: '{\"penalty\": \"l1\"}'."
+    )
+    decoder_center: Literal["geometric_median", "mean"] = _option("geometric_median", "Where b_dec starts.")
+    init_tokens: int = _option(32768, "Tokens from which scale, centre and thresholds are started.")
+
+    # -- the text ------------------------------------------------------------------------------------------------------
+    dataset_name: str | None = _option(None, "Hub dataset, local file or folder, or 'python-stdlib'.")
+    dataset_config: str | None = _option(None, "Configuration of the dataset.")
+    dataset_split: str = _option("train", "Split to train on.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of the dataset.")
+    dataset_data_files: str | None = _option(None, "Which files of the dataset to take.")
+    streaming: bool = _option(False, "Whether the dataset is read while training instead of prepared first.")
+    text_column: str | None = _option(None, "Column of the text, where there are several.")
+    chat: bool = _option(False, "Whether documents are conversations, of which only the assistant's part is kept.")
+    context_length: int = _option(128, "Tokens per block of text.")
+    prepend_bos: bool | None = _option(None, "Whether blocks start with BOS; None does as the tokenizer does.")
+    mix_documents: bool = _option(True, "Whether documents are joined to fill blocks; else each has its own.")
+    exclude_special_tokens: bool = _option(True, "Whether special tokens are left out of training and metrics.")
+    exclude_positions: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Positions of each block that are left out likewise."}
+    )
+    shuffle_documents: bool = _option(True, "Whether documents are read in random order (not when streaming).")
+    shuffle_window_tokens: int | None = _option(
+        None, "Activations are shuffled in windows of so many tokens; None: 2**18 or a tenth of the run; 0: not at all."
+    )
+    activation_dtype: Literal["bfloat16", "float32"] = _option("bfloat16", "Precision of the shuffled activations.")
+    prefetch_batches: int = _option(2, "Batches of text tokenised ahead, in a thread.")
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+    eval_dataset_name: str | None = _option(None, "Text to evaluate on; None holds documents of the dataset out.")
+    eval_dataset_config: str | None = _option(None, "Configuration of that dataset.")
+    eval_dataset_split: str = _option("test", "Split of that dataset.")
+    eval_tokens: int = _option(200_000, "Tokens to evaluate on at the end; 0 skips evaluation.")
+    calibration_tokens: int = _option(
+        65536, "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines."
+    )
+
+    # -- optimisation --------------------------------------------------------------------------------------------------
+    training_tokens: int = _option(4_000_000, "Tokens to train on, over all processes.")
+    train_batch_tokens: int = _option(4096, "Tokens in a batch, per process.")
+    gradient_accumulation_steps: int = _option(1, "Batches per optimiser step.")
+    lm_batch_sequences: int = _option(32, "Blocks of text per pass of the language model.")
+    learning_rate: float | Literal["auto"] = _option("auto", "Peak learning rate; 'auto' by width and number of steps.")
+    lr_start: float | None = _option(None, "Learning rate at the first step; None: 0.")
+    lr_end: float | None = _option(
+        None, "What a cosine or linear schedule falls to; None: a tenth of lr_start where given, else of the peak."
+    )
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] = _option("constant", "Course after the warm-up.")
+    warmup_steps: float = _option(0.02, "Steps of linear warm-up, or a share of the run if below 1.")
+    lr_decay_fraction: float = _option(0.2, "Share of the run, at its end, over which the rate falls linearly to 0.")
+    adam_beta1: float = _option(0.9, "Adam's β1.")
+    adam_beta2: float = _option(0.999, "Adam's β2.")
+    adam_epsilon: float = _option(1e-8, "Adam's ε.")
+    max_grad_norm: float = _option(1.0, "Norm each SAE's gradient is clipped to; 0 switches clipping off.")
+    bf16: bool = _option(False, "Whether matrix products run in bfloat16 (autocast); parameters stay float32.")
+    use_cpu: bool = _option(False, "Whether to stay on the CPU where there is an accelerator.")
+    seed: int = _option(0, "Seed of initial weights, of text order and of shuffling.")
+
+    # -- dead features -------------------------------------------------------------------------------------------------
+    revival: Literal["auto", "auxk", "resample", "none"] = _option(
+        "auto", "How dead features come back; 'auto' is auxk for the TopK family, resample for the others."
+    )
+    dead_feature_window: int = _option(
+        10_000_000, "Tokens without firing after which a feature is dead; at most a tenth of the run."
+    )
+    auxk_alpha: float = _option(1 / 32, "Weight of the auxk loss.")
+    resample_every: int | None = _option(None, "Tokens between resamplings; None: a tenth of the run.")
+    feature_sampling_window: int = _option(1000, "Steps over which feature densities are counted.")
+
+    # -- saving and saying ---------------------------------------------------------------------------------------------
+    logging_steps: int = _option(50, "Steps between logged metrics.")
+    save_steps: int = _option(500, "Steps between checkpoints; 0 keeps only the last.")
+    save_total_limit: int | None = _option(2, "Checkpoints kept; None keeps all.")
+    report_to: str = _option("none", "Trackers, by Accelerate: none, tensorboard, trackio, wandb; commas for several.")
+    run_name: str | None = _option(None, "Name of the run for trackers; the output folder's by default.")
+    disable_tqdm: bool = _option(False, "Whether to show no progress bar.")
+
+    def __post_init__(self):
+        if isinstance(self.architecture_options, str):
+            self.architecture_options = json.loads(self.architecture_options)
+        if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
+            self.learning_rate = float(self.learning_rate)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        positive = (
+            "expansion_factor", "k", "context_length", "training_tokens", "train_batch_tokens", "init_tokens",
+            "gradient_accumulation_steps", "lm_batch_sequences", "logging_steps", "feature_sampling_window",
+            "dead_feature_window", "calibration_tokens",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("sparsity_warmup_fraction", "lr_decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the run, between 0 and 1, got {getattr(self, name)}.")
+        for name in ("eval_tokens", "save_steps", "max_grad_norm", "warmup_steps", "auxk_alpha", "prefetch_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.learning_rate != "auto" and not 0 < float(self.learning_rate):
+            raise ValueError(f"learning_rate must be 'auto' or a positive number, got {self.learning_rate}.")
+        if self.target_l0 is not None and self.sparsity_coefficient is not None:
+            raise ValueError("target_l0 steers the sparsity coefficient: give one of the two, not both.")
+        if self.target_l0 is not None and self.target_l0 <= 0:
+            raise ValueError(f"target_l0 must be positive, got {self.target_l0}.")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"save_total_limit must be at least 1, or None to keep all, got {self.save_total_limit}.")
+        if self.training_tokens < self.train_batch_tokens * self.gradient_accumulation_steps:
+            raise ValueError(
+                f"training_tokens={self.training_tokens} is less than one step of "
+                f"{self.train_batch_tokens} tokens × {self.gradient_accumulation_steps}."
+            )
+
+    def total_steps_on(self, processes: int) -> int:
+        """Optimiser steps of a run on so many processes."""
+        per_step = self.train_batch_tokens * self.gradient_accumulation_steps * processes
+        return max(1, round(self.training_tokens / per_step))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of a run on one process."""
+        return self.total_steps_on(1)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults, as plain values."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] != _default(f)}
+
+    def refuse_difference(self, before: dict[str, Any]) -> None:
+        """Raises if a run that was started with `before` cannot go on bit by bit with these arguments.
+
+        Args:
+            before: `dataclasses.asdict` of the arguments of the run that is resumed.
+
+        Raises:
+            ValueError: Names every argument that differs and matters.
+        """
+        now = json.loads(json.dumps(asdict(self)))
+        differing = [
+            f"{name} was {before[name]!r} and is {now[name]!r}"
+            for name in now
+            if name in before and name not in _FREE_ON_RESUME and before[name] != now[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"The checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "
+                "Resume with the same, or start a new run in another output_dir."
+            )
+
+
+def _default(option: Any) -> Any:
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return {} if option.name == "architecture_options" else option.default

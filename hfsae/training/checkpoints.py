@@ -1,0 +1,147 @@
+"""Checkpoints that are always whole: written beside, synced, renamed. Safetensors and JSON, nothing pickled.
+
+    checkpoint-500/
+        run.json                     step, tokens, arguments, log so far
+        stream-rank-0.json           where each process stands in the text
+        saes/<name>/                 config.json, model.safetensors, state.safetensors, state.json
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from hfsae.training.learner import Learner
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+# What a folder is called until it is whole, and again while it is being removed.
+UNFINISHED = ".unfinished-"
+
+
+def save_checkpoint(
+    output_dir: Path,
+    step: int,
+    learners: dict[str, Learner],
+    stream_state: dict[str, Any],
+    run: dict[str, Any],
+    accelerator: Accelerator,
+    keep: int | None,
+) -> Path:
+    """Writes a checkpoint, then removes the oldest beyond `keep`. Called by every process.
+
+    Args:
+        output_dir: Folder of the run.
+        step: Optimiser steps taken.
+        learners: Everything that is trained.
+        stream_state: This process's place in the text.
+        run: What else is to be stored, JSON-able.
+        accelerator: The run's accelerator.
+        keep: Number of checkpoints that stay; None for all.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is untouched.
+    """
+    final = output_dir / f"checkpoint-{step}"
+    beside = output_dir / f"{UNFINISHED}checkpoint-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        write_json(beside / f"stream-rank-{accelerator.process_index}.json", stream_state)
+        if accelerator.is_main_process:
+            for name, learner in learners.items():
+                _save_learner(beside / "saes" / name, learner)
+            write_json(beside / "run.json", run)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _publish(beside, final)
+            _remove_old(output_dir, keep)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        newest = last_checkpoint(output_dir)
+        raise OSError(
+            error.errno,
+            f"could not write {final.name} to {output_dir}: {error.strerror or error}. "
+            + (f"The newest whole checkpoint is {newest.name}." if newest else "There is no earlier checkpoint."),
+        ) from error
+    accelerator.wait_for_everyone()
+    return final
+
+
+def _save_learner(folder: Path, learner: Learner) -> None:
+    learner.sae.save_pretrained(folder)
+    state = learner.state_dict()
+    save_file({name: t.detach().cpu().contiguous() for name, t in state["tensors"].items()}, folder / "state.safetensors")
+    write_json(folder / "state.json", state["values"])
+
+
+def load_learner(folder: Path, learner: Learner) -> None:
+    """Puts a learner where it was when `folder` (a checkpoint) was written.
+
+    Args:
+        folder: The checkpoint.
+        learner: A learner of the same name and shape.
+    """
+    place = folder / "saes" / learner.name
+    weights = load_file(place / "model.safetensors")
+    learner.sae.load_state_dict(weights)
+    values = json.loads((place / "state.json").read_text())
+    learner.load_state_dict({"tensors": load_file(place / "state.safetensors"), "values": values})
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None if there is none."""
+    found = {int(m[1]): p for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
+    return found[max(found)] if found else None
+
+
+def find_checkpoint(output_dir: Path, wanted: str) -> Path:
+    """The checkpoint meant by `resume_from_checkpoint`.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    folder = last_checkpoint(output_dir) if wanted == "last" else Path(wanted)
+    if folder is None or not (folder / "run.json").is_file():
+        raise FileNotFoundError(
+            f"no checkpoint to resume from: looked for {wanted if wanted != 'last' else f'checkpoint-* in {output_dir}'}."
+        )
+    return folder
+
+
+def _publish(beside: Path, final: Path) -> None:
+    """Makes the finished folder appear under its name at once, and only when its bytes are on the disk."""
+    for path in [*beside.rglob("*"), beside]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if final.exists():  # a resumed run comes by the same step again, with the same content
+        shutil.rmtree(final)
+    os.replace(beside, final)
+
+
+def _remove_old(output_dir: Path, keep: int | None) -> None:
+    whole = sorted((int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)))
+    for _, path in whole[:-keep] if keep else []:
+        # Renamed first: a half-removed folder must not look like a checkpoint.
+        doomed = path.with_name(UNFINISHED + path.name)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON beside and renames, so that a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=2))
+    os.replace(beside, path)

@@ -1,0 +1,136 @@
+"""Training arguments from a YAML file and command-line overrides, checked by name and type."""
+
+import argparse
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from hfsae.training.arguments import SAETrainingArguments
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser a positional YAML file and one option for every training argument."""
+    parser.add_argument("config", nargs="?", help="YAML file with any of the options below")
+    options = parser.add_argument_group("options", "Each can stand in the YAML file; the command line wins.")
+    for option in fields(SAETrainingArguments):
+        options.add_argument(
+            f"--{option.name}",
+            # A bare flag means true: `--streaming`.
+            nargs="?",
+            const="true",
+            default=argparse.SUPPRESS,
+            metavar="X",
+            help=option.metadata["help"].replace("%", "%%"),
+        )
+
+
+def parse_training_arguments(command_line: Sequence[str] | None = None, **defaults: Any) -> SAETrainingArguments:
+    """Arguments of a script: `script.py [CONFIG.yaml] [--option value ...]`.
+
+    Args:
+        command_line: What to parse; None for that of the process.
+        **defaults: Arguments for when neither file nor command line gives them.
+    """
+    parser = argparse.ArgumentParser()
+    add_training_options(parser)
+    return arguments_from(vars(parser.parse_args(command_line)), **defaults)
+
+
+def arguments_from(parsed: dict[str, Any], **defaults: Any) -> SAETrainingArguments:
+    """Joins defaults, the file `parsed["config"]` and the options that were given, in rising order of rank.
+
+    Args:
+        parsed: Options by name, their values as text; other names are left alone.
+        **defaults: Arguments for when neither gives them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a name is unknown or a value has the wrong type; says which and where.
+    """
+    names = {option.name for option in fields(SAETrainingArguments)}
+    values = dict(defaults)
+    if parsed.get("config"):
+        values |= read_config(parsed["config"])
+    for name in names & parsed.keys():
+        values[name] = _coerce(name, parsed[name], f"--{name}")
+    return SAETrainingArguments(**values)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The training arguments in a YAML file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no mapping, a name is unknown, or a value has the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}.")
+    content = yaml.safe_load(path.read_text())
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines, got a {type(content).__name__}.")
+    names = [option.name for option in fields(SAETrainingArguments)]
+    for name in content:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            raise ValueError(f"{path}: unknown argument {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    return {name: _coerce(name, value, f"{path}: {name}") for name, value in content.items()}
+
+
+def _coerce(name: str, value: Any, where: str) -> Any:
+    """The value in the type its argument has. YAML 1.1 reads `1e-3` as text, and a shell gives nothing but text."""
+    annotation = typing.get_type_hints(SAETrainingArguments)[name]
+    if isinstance(value, str) and annotation is not str:
+        value = value if _matches(value, annotation) else yaml.safe_load(value)
+    if isinstance(value, str) and _accepts(annotation, float):
+        try:
+            value = float(value)
+        except ValueError:
+            pass  # a word: the check below says whether it may stand
+    if isinstance(value, int) and not isinstance(value, bool) and not _accepts(annotation, int):
+        value = float(value) if _accepts(annotation, float) else value
+    if not _matches(value, annotation):
+        raise ValueError(f"{where}: expected {_spell(annotation)}, got {value!r}.")
+    return value
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _accepts(annotation: Any, kind: type) -> bool:
+    return kind in _members(annotation)
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    for member in _members(annotation):
+        origin, inner = typing.get_origin(member), typing.get_args(member)
+        if origin is Literal:
+            fits = value in inner
+        elif origin is list:
+            fits = isinstance(value, list) and all(_matches(item, inner[0]) for item in value)
+        elif origin is dict:
+            fits = isinstance(value, dict)
+        else:
+            fits = type(value) is (type(None) if member is None else member)
+        if fits:
+            return True
+    return False
+
+
+def _spell(annotation: Any) -> str:
+    names = []
+    for member in _members(annotation):
+        if typing.get_origin(member) is Literal:
+            names.append("one of " + ", ".join(map(repr, typing.get_args(member))))
+        else:
+            names.append("null" if member is type(None) else getattr(member, "__name__", str(member)))
+    return " or ".join(names)

@@ -1,0 +1,143 @@
+"""Features that stopped firing: counting them, and giving them a new start.
+
+A feature is dead when it has not fired for a window of tokens, counted over all processes. Resampling points its rows
+at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity, "Neuron resampling").
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hfsae.modeling import SAE
+
+# A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
+_ENCODER_SHARE = 0.2
+
+
+class FiringCounter:
+    """Tokens since each feature last fired, and how often it fired lately.
+
+    Args:
+        n_features: Width of the SAE.
+        window: Tokens without firing after which a feature is dead.
+        sampling_steps: Steps over which densities are counted before the count starts anew.
+        device: Where the counters live.
+    """
+
+    def __init__(self, n_features: int, *, window: int, sampling_steps: int, device: torch.device | str = "cpu"):
+        self._window = window
+        self._sampling_steps = sampling_steps
+        self.tokens_since_fired = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self._fired = torch.zeros(n_features, dtype=torch.int64, device=device)
+        self._tokens = 0
+        self._steps = 0
+
+    def count(self, tokens_firing: Tensor, n_tokens: int) -> None:
+        """Takes in a step: on how many of its tokens, over all processes, each feature fired."""
+        if self._steps == self._sampling_steps:
+            self._fired.zero_()
+            self._tokens = self._steps = 0
+        self.tokens_since_fired += n_tokens
+        self.tokens_since_fired.masked_fill_(tokens_firing > 0, 0)
+        self._fired += tokens_firing
+        self._tokens += n_tokens
+        self._steps += 1
+
+    @property
+    def dead(self) -> Tensor:
+        """(n_features,) bool."""
+        return self.tokens_since_fired >= self._window
+
+    @property
+    def density(self) -> Tensor:
+        """(n_features,) share of tokens on which each feature fired in the current sampling window."""
+        return self._fired / max(self._tokens, 1)
+
+    def revive(self, features: Tensor) -> None:
+        """Starts the clock of revived features anew."""
+        self.tokens_since_fired[features] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters: tensors, and whole numbers."""
+        return {
+            "tokens_since_fired": self.tokens_since_fired,
+            "fired": self._fired,
+            "tokens": self._tokens,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.tokens_since_fired.copy_(state["tokens_since_fired"])
+        self._fired.copy_(state["fired"])
+        self._tokens, self._steps = int(state["tokens"]), int(state["steps"])
+
+
+@torch.no_grad()
+def resample(
+    sae: SAE,
+    optimiser: torch.optim.Optimizer,
+    activations: Tensor,
+    dead: Tensor,
+    starts: dict[str, float],
+    seed: int,
+) -> Tensor:
+    """Gives dead features a new start from tokens that are reconstructed badly.
+
+    Decoder rows become normalised, centred activations drawn without replacement with probability ∝ ‖error‖⁴, at the
+    mean norm of living rows where rows are free; encoder rows the same direction at 0.2 × the mean norm of living
+    encoder rows; the feature's other parameters go back to where they started and its Adam moments to 0.
+
+    Args:
+        sae: The SAE, edited in place.
+        optimiser: Its Adam.
+        activations: (N, d_in) tokens of this process; those of process 0 are used by all.
+        dead: (n_features,) bool, the same on all processes.
+        starts: Per-feature parameters by name and the value each started from.
+        seed: Of the draw.
+
+    Returns:
+        The features that were revived: (m,) with m at most the number of tokens whose error is not 0.
+    """
+    scaled = sae.scaled(activations)
+    chosen = _draw(scaled, sae, int(dead.sum()), seed)
+    features = dead.nonzero()[: len(chosen), 0]
+    directions = torch.nn.functional.normalize(chosen - sae.b_dec, dim=1)
+    living = ~dead
+    norms = {"encoder.weight": _mean_norm(sae.encoder.weight[living]) * _ENCODER_SHARE}
+    norms["W_dec"] = 1.0 if sae.unit_decoder_rows else _mean_norm(sae.W_dec[living])
+    for name, parameter in sae.named_parameters():
+        if name in norms:
+            parameter[features] = directions * norms[name]
+        elif name in starts:
+            parameter[features] = starts[name]
+        else:
+            continue
+        for moment in optimiser.state.get(parameter, {}).values():
+            if moment.shape == parameter.shape:
+                moment[features] = 0
+    return features
+
+
+def _draw(scaled: Tensor, sae: SAE, wanted: int, seed: int) -> Tensor:
+    """(m, d) rows of `scaled`, the same on every process."""
+    error = (sae.scaled_reconstruction(scaled) - scaled).float().square().sum(1).square()
+    available = int(torch.count_nonzero(error))
+    generator = torch.Generator().manual_seed(seed)
+    count = min(wanted, available)
+    rows = torch.multinomial(error.double().cpu(), count, generator=generator) if count else torch.zeros(0).long()
+    chosen = scaled[rows.to(scaled.device)].contiguous()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # Processes see different tokens: the first one's draw is everyone's, its length included.
+        length = torch.tensor(len(chosen), device=chosen.device)
+        dist.broadcast(length, 0)
+        if dist.get_rank() != 0:
+            chosen = chosen.new_empty(int(length), scaled.shape[1])
+        dist.broadcast(chosen, 0)
+    return chosen
+
+
+def _mean_norm(rows: Tensor) -> Tensor | float:
+    return rows.norm(dim=1).mean() if len(rows) else 1.0

@@ -1,0 +1,304 @@
+"""What a run reads: the language model, its text split into disjoint parts, and the stream of shuffled activations."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.data import (
+    ActivationStream,
+    DatasetActivations,
+    IteratorActivations,
+    LMActivations,
+    RowSource,
+    TensorActivations,
+    TokenBlocks,
+    default_window_tokens,
+    load_text,
+    split_documents,
+    stdlib_digest,
+)
+from hfsae.hooks import resolve_hook_points
+from hfsae.training.arguments import SAETrainingArguments
+
+# The key of activations that a user brings without naming hook points.
+OWN_ACTIVATIONS = "activations"
+_CHUNK_ROWS = 8192
+# One row in so many of activations that were brought is kept for calibration.
+_HELD_OUT_SHARE = 50
+_STDLIB = "python-stdlib"
+
+
+@dataclass
+class BaseModel:
+    """The language model of a run, and how others find it again.
+
+    Args:
+        model: The causal LM, on its device, in evaluation mode.
+        tokenizer: Its tokenizer.
+        hub_id: Its Hub id; None for a local folder or an object that came without a name.
+        path: The local folder it came from, as the user wrote it; None for a Hub model.
+        revision: Commit sha on the Hub.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    hub_id: str | None
+    path: str | None
+    revision: str | None
+
+
+def load_base_model(
+    args: SAETrainingArguments,
+    model: PreTrainedModel | str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: torch.device,
+) -> BaseModel:
+    """Loads the language model that the arguments name, or takes the object given.
+
+    Raises:
+        ValueError: If neither is there.
+    """
+    name = model if isinstance(model, str) else args.model_name_or_path
+    revision = args.model_revision
+    if isinstance(model, PreTrainedModel):
+        lm, name = model, name or model.config.name_or_path or None
+    else:
+        if name is None:
+            raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
+        dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
+        revision = _commit(name, revision) or revision
+        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    if tokenizer is None and name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    if not hasattr(lm, "hf_device_map"):
+        lm.to(device)  # type: ignore[arg-type]
+    local = name is not None and os.path.isdir(name)
+    return BaseModel(
+        model=lm.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        hub_id=None if local else name,
+        path=name if local else None,
+        revision=None if local or name is None else _commit(name, revision),
+    )
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder."""
+    if os.path.isdir(name):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+    except OSError:
+        return None  # the model's own loading says what is wrong, in full
+    return config.parent.name
+
+
+@dataclass
+class Texts:
+    """Three disjoint parts of text.
+
+    Args:
+        train: What is trained on.
+        calibration: For thresholds, the mean activation and baselines.
+        evaluation: What is measured on; None where evaluation is off.
+        digest: Of the training text, where it is made on the spot.
+    """
+
+    train: Any
+    calibration: Any
+    evaluation: Any
+    digest: str | None = None
+
+
+def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any) -> Texts:
+    """The text of a run: datasets given as objects, or those the arguments name.
+
+    Documents are dealt to the parts by a hash of their content, so equal documents never stand on both sides.
+
+    Raises:
+        ValueError: If no dataset is given or named.
+    """
+    digest = None
+    if train_dataset is None:
+        if args.dataset_name is None:
+            raise ValueError("no text to train on: give dataset_name (a Hub dataset, a file, 'python-stdlib').")
+        train_dataset = load_text(
+            args.dataset_name,
+            config=args.dataset_config,
+            split=args.dataset_split,
+            streaming=args.streaming,
+            data_files=args.dataset_data_files,
+            revision=args.dataset_revision,
+        )
+        digest = stdlib_digest(args.dataset_split) if args.dataset_name == _STDLIB else None  # type: ignore[arg-type]
+    if eval_dataset is None and args.eval_dataset_name is not None:
+        eval_dataset = load_text(args.eval_dataset_name, config=args.eval_dataset_config, split=args.eval_dataset_split)
+    if isinstance(train_dataset, Tensor):
+        return _deal_tensor(train_dataset, eval_dataset)
+    return Texts(
+        train=split_documents(train_dataset, "train"),
+        calibration=split_documents(train_dataset, "calibration"),
+        evaluation=split_documents(train_dataset, "evaluation") if eval_dataset is None else eval_dataset,
+        digest=digest,
+    )
+
+
+def _deal_tensor(ids: Tensor, eval_dataset: Any) -> Texts:
+    """Token ids (rows, length) have no documents to hash: the last rows are held out."""
+    held_out = max(1, len(ids) // _HELD_OUT_SHARE)
+    if len(ids) < 2 * held_out + 1:
+        raise ValueError(f"{len(ids)} rows of token ids are too few to hold some out for calibration and evaluation.")
+    return Texts(
+        train=ids[: -2 * held_out],
+        calibration=ids[-2 * held_out : -held_out],
+        evaluation=ids[-held_out:] if eval_dataset is None else eval_dataset,
+    )
+
+
+def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **options: Any) -> TokenBlocks:
+    """Blocks of a part of the text, cut as the arguments say."""
+    return TokenBlocks(
+        dataset,
+        base.tokenizer,
+        context_length=args.context_length,
+        batch_size=args.lm_batch_sequences,
+        text_column=args.text_column,
+        prepend_bos=args.prepend_bos,
+        mix_documents=args.mix_documents,
+        exclude_special_tokens=args.exclude_special_tokens,
+        exclude_positions=args.exclude_positions,
+        chat=args.chat,
+        **options,
+    )
+
+
+def training_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, accelerator: Accelerator) -> TokenBlocks:
+    """This process's share of the training text, over and over."""
+    return token_blocks(
+        args,
+        dataset,
+        base,
+        shuffle=args.shuffle_documents and not args.streaming,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        repeat=True,
+    )
+
+
+def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[str]:
+    """The canonical names of the places that the arguments name.
+
+    Raises:
+        HookPointError: If the model lacks one.
+    """
+    names = [name.strip() for name in args.hook_point.split(",") if name.strip()]
+    return [str(point) for point in resolve_hook_points(model, names)]
+
+
+def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:
+    """Activations of the language model at every place, in one pass."""
+    return LMActivations(
+        base.model,
+        blocks,
+        places,
+        dtype=getattr(torch, args.activation_dtype),
+        prefetch=args.prefetch_batches,
+        autocast_dtype=torch.bfloat16 if args.bf16 else None,
+    )
+
+
+def own_source(activations: Any, accelerator: Accelerator) -> RowSource:
+    """Activations that the user brings: tensors by hook point, a `datasets.Dataset`, or an iterable of batches."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    if isinstance(activations, dict):
+        return TensorActivations(activations, chunk_rows=_CHUNK_ROWS, rank=rank, world_size=world_size)
+    if hasattr(activations, "column_names"):
+        columns = {OWN_ACTIVATIONS: activations.column_names[0]} if len(activations.column_names) == 1 else None
+        return DatasetActivations(activations, columns, chunk_rows=_CHUNK_ROWS, rank=rank, world_size=world_size)
+    return IteratorActivations(activations)
+
+
+def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[str, Tensor]]:
+    """Keeps the last rows of activations that can be sliced, for calibration: what is left, and the rows by hook point.
+
+    Of an iterator nothing can be kept.
+    """
+    if isinstance(activations, Tensor):
+        activations = {OWN_ACTIVATIONS: activations}
+    if not isinstance(activations, dict):
+        return activations, {}
+    rows = min(len(tensor) for tensor in activations.values())
+    kept = min(args.calibration_tokens, rows // _HELD_OUT_SHARE)
+    if kept == 0:
+        return activations, {}
+    train = {name: tensor[: rows - kept] for name, tensor in activations.items()}
+    return train, {name: tensor[rows - kept :] for name, tensor in activations.items()}
+
+
+def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Accelerator) -> ActivationStream:
+    """The shuffled stream of a run over any source."""
+    window = args.shuffle_window_tokens
+    if window is None:
+        per_process = args.training_tokens // accelerator.num_processes
+        window = default_window_tokens(per_process, args.train_batch_tokens)
+    return ActivationStream(
+        source,
+        batch_tokens=args.train_batch_tokens,
+        window_tokens=window or args.train_batch_tokens,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        dtype=getattr(torch, args.activation_dtype),
+        shuffle=window > 0,
+        device=accelerator.device,
+    )
+
+
+class Lookahead:
+    """A stream whose first batches can be looked at and are still given out: SAEs start from tokens they train on.
+
+    Args:
+        stream: An `ActivationStream`.
+    """
+
+    def __init__(self, stream: ActivationStream):
+        self._stream = stream
+        self._seen: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+
+    def peek(self, batches: int) -> list[dict[str, Tensor]]:
+        """The next batches, which `next` will give out again; fewer where the stream ends."""
+        while len(self._seen) < batches:
+            state = self._stream.state_dict()
+            batch = next(self._stream, None)
+            if batch is None:
+                break
+            self._seen.append((state, batch))
+        return [batch for _, batch in self._seen[:batches]]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        return self._seen.pop(0)[1] if self._seen else next(self._stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from."""
+        return self._seen[0][0] if self._seen else self._stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was called."""
+        self._seen.clear()
+        self._stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """Closes the stream."""
+        self._stream.close()

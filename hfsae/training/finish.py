@@ -1,0 +1,157 @@
+"""After the last step: thresholds calibrated, SAEs measured on held-out text, saved with their card."""
+
+import json
+import logging
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerState
+
+from hfsae.data import LMActivations
+from hfsae.evaluation import evaluate_saes
+from hfsae.hub.card import write_card
+from hfsae.modeling import SAE
+from hfsae.training import feed
+from hfsae.training.checkpoints import write_json
+from hfsae.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+_BATCH_ROWS = 4096
+_VERSIONS = ("hfsae", "torch", "transformers", "accelerate", "datasets")
+
+
+def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str, Any]]:
+    """Calibrates, measures and saves every SAE of a run that has taken its last step.
+
+    Args:
+        run: The run.
+        state: Its state, with the log.
+        seconds: Time spent training.
+
+    Returns:
+        The metrics by SAE name; empty where evaluation is off or there is no text to evaluate on.
+    """
+    saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
+    metrics: dict[str, dict[str, Any]] = {}
+    if run.accelerator.is_main_process:
+        calibration = _calibration_rows(run)
+        for name, sae in saes.items():
+            rows = calibration.get(run.places[name])
+            if rows is not None:
+                sae.calibrate(lambda rows=rows: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))  # noqa: B023
+            sae.config.training = _summary(run, state, seconds)
+        metrics = _evaluate(run, saes, calibration)
+        for name, sae in saes.items():
+            sae.config.metrics = metrics.get(name)
+            save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+    run.accelerator.wait_for_everyone()
+    return metrics
+
+
+def _calibration_rows(run: Run) -> dict[str, Tensor]:
+    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
+    if run.base is None or run.texts is None:
+        return run.held_out
+    blocks = feed.token_blocks(run.args, run.texts.calibration, run.base, repeat=False)
+    source = LMActivations(run.base.model, blocks, sorted(set(run.places.values())), dtype=torch.float32)
+    chunks: dict[str, list[Tensor]] = {}
+    rows = 0
+    try:
+        for chunk in source:
+            for place, tensor in chunk.items():
+                chunks.setdefault(place, []).append(tensor)
+            rows += len(tensor)
+            if rows >= run.args.calibration_tokens:
+                break
+    finally:
+        source.close()
+    return {place: torch.cat(parts)[: run.args.calibration_tokens] for place, parts in chunks.items()}
+
+
+def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    args = run.args
+    if not args.eval_tokens or run.base is None or run.texts is None:
+        return {}
+    blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False)
+    return evaluate_saes(
+        saes,
+        run.base.model,
+        blocks,
+        max_tokens=args.eval_tokens,
+        calibration=calibration,
+        baselines=True,
+        protocol={"dataset": args.eval_dataset_name or args.dataset_name or "given by the user",
+                  "split": args.eval_dataset_split if args.eval_dataset_name else f"{args.dataset_split}, held-out documents"},
+    )
+
+
+def _summary(run: Run, state: TrainerState, seconds: float) -> dict[str, Any]:
+    """What the card says about the training."""
+    args = run.args
+    tokens = state.global_step * run.tokens_per_step
+    return {
+        "dataset": args.dataset_name if run.texts is not None else "activations given by the user",
+        "split": args.dataset_split if run.texts is not None else None,
+        "dataset_digest": run.texts.digest if run.texts is not None else None,
+        "n_tokens": tokens,
+        "steps": state.global_step,
+        "batch_tokens": run.tokens_per_step,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9)),
+        "seed": args.seed,
+        "arguments": args.given(),
+        "hardware": _hardware(run),
+        "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
+    }
+
+
+def _hardware(run: Run) -> str:
+    accelerator = run.accelerator
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+    else:
+        name = f"{accelerator.device.type}, {torch.get_num_threads()} threads"
+    return f"{accelerator.num_processes} × {name}"
+
+
+def _log_of(name: str, run: Run, state: TrainerState) -> list[dict[str, float]]:
+    """The run's log as one SAE's own: its entries without its name in front."""
+    shared = ("step", "tokens", "tokens_per_second")
+    if not name:
+        return state.log_history
+    prefix = f"{name}/"
+    return [
+        {
+            **{key: entry[key] for key in shared},
+            **{key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)},
+        }
+        for entry in state.log_history
+    ]
+
+
+def save_trained(sae: SAE, folder: Path, log: list[dict[str, float]]) -> None:
+    """Writes a trained SAE with its log, metrics, plots and card; each file appears whole.
+
+    Args:
+        sae: The SAE, its config complete.
+        folder: Where to.
+        log: The logged steps.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        sae.save_pretrained(beside)
+        lines = "".join(json.dumps(entry) + "\n" for entry in log)
+        (Path(beside) / "training_log.jsonl").write_text(lines)
+        for path in sorted(Path(beside).iterdir()):
+            os.replace(path, folder / path.name)
+    if sae.config.metrics is not None:
+        write_json(folder / "metrics.json", sae.config.metrics)
+    write_card(folder)
+    logger.info("saved %s", folder)

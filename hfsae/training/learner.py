@@ -1,0 +1,302 @@
+"""One SAE in training, with everything that belongs to it alone: optimiser, schedules, λ, dead features, statistics.
+
+A run is a set of learners fed from one stream. Nothing is shared between them, so an SAE ends the same whether it is
+trained alone or beside others.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfsae.modeling import SAE
+from hfsae.outputs import SAEOutput, StepState
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.dead_features import FiringCounter, resample
+from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise
+from hfsae.training.schedules import auto_learning_rate, learning_rate_at, warmup_factor
+from hfsae.training.sparsity import SparsityCoefficient
+
+# After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
+_REWARM_STEPS = 50
+# Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
+_DEAD_REFRESH_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a learner does and when, worked out from the arguments for one SAE."""
+
+    total_steps: int
+    tokens_per_step: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+    lr_end: float
+    revival: str
+    dead_window: int
+    resample_steps: frozenset[int]
+    sparsity_coefficient: float
+    sparsity_warmup_steps: int
+    target_l0: float | None
+
+    @classmethod
+    def make(cls, args: SAETrainingArguments, sae: SAE, processes: int) -> "Plan":
+        """Resolves every 'auto' and every share of the run."""
+        total = args.total_steps_on(processes)
+        tokens_per_step = args.train_batch_tokens * args.gradient_accumulation_steps * processes
+        peak = args.learning_rate
+        if isinstance(peak, str):
+            peak = auto_learning_rate(sae.config.n_features, total)
+        warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
+        lr_end = args.lr_end if args.lr_end is not None else (args.lr_start if args.lr_start else peak) / 10
+        coefficient, target = _sparsity(args, sae)
+        revival = sae.default_revival if args.revival == "auto" else args.revival
+        return cls(
+            total_steps=total,
+            tokens_per_step=tokens_per_step,
+            learning_rate=float(peak),
+            warmup_steps=min(int(warmup), total - 1),
+            decay_steps=round(args.lr_decay_fraction * total),
+            lr_end=lr_end,
+            revival=revival,
+            dead_window=max(1, min(args.dead_feature_window, total * tokens_per_step // 10)),
+            resample_steps=_resample_steps(args, total, tokens_per_step) if revival == "resample" else frozenset(),
+            sparsity_coefficient=coefficient,
+            sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
+            target_l0=target,
+        )
+
+
+def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:
+    """λ at the start, and the L0 to steer to; architectures without a penalty have neither."""
+    default = sae.default_sparsity_coefficient
+    if default is None:
+        return 0.0, None
+    if args.sparsity_coefficient is not None:
+        return args.sparsity_coefficient, None
+    return default, args.target_l0 if args.target_l0 is not None else float(args.k)
+
+
+def _resample_steps(args: SAETrainingArguments, total: int, tokens_per_step: int) -> frozenset[int]:
+    """The steps before which dead features are resampled: every so many tokens, the last no later than half-way."""
+    every = args.resample_every or total * tokens_per_step // 10
+    interval = max(1, round(every / tokens_per_step))
+    return frozenset(range(interval, total // 2 + 1, interval))
+
+
+class Learner:
+    """Trains one SAE, step by step.
+
+    Args:
+        name: Its name in the run.
+        sae: The SAE, initialised, on its device.
+        args: The run's arguments.
+        accelerator: The run's accelerator.
+    """
+
+    def __init__(self, name: str, sae: SAE, args: SAETrainingArguments, accelerator: Accelerator):
+        self.name = name
+        self.args = args
+        self.sae = sae
+        self.plan = Plan.make(args, sae, accelerator.num_processes)
+        self._accelerator = accelerator
+        device = accelerator.device
+        self._wrapped = accelerator.prepare_model(sae)
+        self.optimiser = build_optimiser(
+            sae, lr=self.plan.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+        )
+        self.coefficient = SparsityCoefficient(
+            self.plan.sparsity_coefficient,
+            total_steps=self.plan.total_steps,
+            warmup_steps=self.plan.sparsity_warmup_steps,
+            target_l0=self.plan.target_l0,
+            device=device,
+        )
+        self.firing = FiringCounter(
+            sae.config.n_features,
+            window=self.plan.dead_window,
+            sampling_steps=args.feature_sampling_window,
+            device=device,
+        )
+        self.starts = {
+            parameter: tensor.float().mean().item()
+            for parameter, tensor in sae.named_parameters()
+            if tensor.shape == (sae.config.n_features,)
+        }
+        self._last_resampling: int | None = None
+        self._dead: Tensor | None = None
+        self._n_dead = 0
+        self._sums = _LogSums(device)
+
+    def step(self, batches: list[Tensor], step: int) -> None:
+        """One optimiser step over the batches of gradient accumulation, each (N, d_in)."""
+        if step in self.plan.resample_steps:
+            self._resample(batches[0], step)
+        self.sae.train()
+        rate = self.learning_rate(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self._refresh_dead(step)
+        state = StepState(
+            step=step,
+            sparsity_coefficient=self.coefficient.at(step),
+            dead=self._dead,
+            n_dead=self._n_dead,
+            auxk_alpha=self.args.auxk_alpha if self.plan.revival == "auxk" else 0.0,
+            target_l0=self.plan.target_l0,
+            world_size=self._accelerator.num_processes,
+        )
+        outputs = [self._forward_backward(x, state, last=i == len(batches) - 1) for i, x in enumerate(batches)]
+        if self.sae.unit_decoder_rows:
+            remove_parallel_gradient(self.sae.W_dec)
+        clip(self.sae, self.args.max_grad_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.sae.unit_decoder_rows:
+            renormalise(self.sae.W_dec)
+        self._after(outputs, batches, state)
+
+    def _forward_backward(self, x: Tensor, state: StepState, last: bool) -> SAEOutput:
+        # Gradients of all but the last batch are only added up here; the last one's backward exchanges the sum.
+        exchange = last or not hasattr(self._wrapped, "no_sync")
+        with self._accelerator.no_sync(self._wrapped) if not exchange else nullcontext():
+            output = self._wrapped(x, state=state)
+            self._accelerator.backward(output.loss)
+        return output
+
+    def _after(self, outputs: list[SAEOutput], batches: list[Tensor], state: StepState) -> None:
+        statistics = [output.statistics for output in outputs]
+        firing = self._reduce(torch.stack([s.tokens_firing for s in statistics]).sum(0), "sum")
+        l0 = firing.sum() / self.plan.tokens_per_step
+        merged = statistics[-1]
+        merged.tokens_firing, merged.l0 = firing, l0
+        if merged.smallest_kept is not None:
+            kept = torch.stack([s.smallest_kept for s in statistics]).mean()
+            merged.smallest_kept = self._reduce(kept, "mean")
+        self.sae.after_step(merged, state)
+        self.coefficient.observe(l0, state.step)
+        self.firing.count(firing, self.plan.tokens_per_step)
+        self._sums.add(outputs, [self.sae.scaled(x) for x in batches], l0)
+
+    def _reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        if self._accelerator.num_processes == 1:
+            return tensor
+        return self._accelerator.reduce(tensor, reduction)  # type: ignore[return-value]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, a resampling's new warm-up included."""
+        plan = self.plan
+        rate = learning_rate_at(
+            step,
+            plan.total_steps,
+            plan.learning_rate,
+            kind=self.args.lr_scheduler_type,
+            warmup_steps=plan.warmup_steps,
+            start=self.args.lr_start or 0.0,
+            end=plan.lr_end,
+            decay_steps=plan.decay_steps,
+        )
+        if self._last_resampling is not None:
+            rate *= warmup_factor(step - self._last_resampling, _REWARM_STEPS)
+        return rate
+
+    def _refresh_dead(self, step: int) -> None:
+        if self.plan.revival != "auxk":
+            return
+        if self._dead is None or self._accelerator.device.type == "cpu" or step % _DEAD_REFRESH_STEPS == 0:
+            self._dead = self.firing.dead
+            self._n_dead = int(torch.count_nonzero(self._dead))
+
+    def _resample(self, activations: Tensor, step: int) -> None:
+        dead = self.firing.dead
+        if not dead.any():
+            return
+        revived = resample(self.sae, self.optimiser, activations, dead, self.starts, seed=self.args.seed + step)
+        self.firing.revive(revived)
+        self._last_resampling = step
+
+    def is_finite(self) -> bool:
+        """Whether every loss so far was a number; waits for the device."""
+        return bool(self._sums.finite)
+
+    def pop_log(self, step: int) -> dict[str, float]:
+        """The metrics of the steps since the last call, averaged. Reads back from the device."""
+        log = self._sums.pop()
+        log["dead_fraction"] = self.firing.dead.float().mean().item()
+        log["learning_rate"] = self.learning_rate(step)
+        if self.sae.default_sparsity_coefficient is not None:
+            log["sparsity_coefficient"] = float(self.coefficient.at(step))
+        return log
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights: tensors, and plain values under `"values"`."""
+        tensors = {f"firing.{k}": v for k, v in self.firing.state_dict().items() if isinstance(v, Tensor)}
+        names = {id(p): name for name, p in self.sae.named_parameters()}
+        for parameter, moments in self.optimiser.state.items():
+            for moment, tensor in moments.items():
+                tensors[f"optimiser.{names[id(parameter)]}.{moment}"] = tensor
+        values = {
+            "firing": {k: v for k, v in self.firing.state_dict().items() if not isinstance(v, Tensor)},
+            "coefficient": self.coefficient.state_dict(),
+            "starts": self.starts,
+            "last_resampling": self._last_resampling,
+        }
+        return {"tensors": tensors, "values": values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state; the SAE's weights must have been loaded before."""
+        tensors, values = state["tensors"], state["values"]
+        counters = {k.removeprefix("firing."): v for k, v in tensors.items() if k.startswith("firing.")}
+        self.firing.load_state_dict({**counters, **values["firing"]})
+        self.coefficient.load_state_dict(values["coefficient"])
+        self.starts = values["starts"]
+        self._last_resampling = values["last_resampling"]
+        for name, parameter in self.sae.named_parameters():
+            prefix = f"optimiser.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if moments:
+                self.optimiser.state[parameter] = {
+                    # Adam's step count stays where fused Adam wants it: on the parameter's device, in float32.
+                    k: v.to(parameter.device).clone()
+                    for k, v in moments.items()
+                }
+
+
+class _LogSums:
+    """What is logged, added up on the device so that a step never waits for it."""
+
+    def __init__(self, device: torch.device):
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self._device = device
+        self._start()
+
+    def _start(self) -> None:
+        self._terms: dict[str, Tensor] = {}
+        self._error = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._variance = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._l0 = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._steps = 0
+
+    @torch.no_grad()
+    def add(self, outputs: list[SAEOutput], scaled: list[Tensor], l0: Tensor) -> None:
+        for output, x in zip(outputs, scaled, strict=True):
+            assert output.loss is not None and output.losses is not None
+            self.finite &= output.loss.detach().isfinite()
+            for name, term in {"loss": output.loss.detach(), **output.losses}.items():
+                self._terms[name] = self._terms.get(name, 0) + term.double() / len(outputs)
+            self._error += output.losses["mse"].double() * len(x)
+            self._variance += (x - x.mean(0)).float().square().sum()
+        self._l0 += l0
+        self._steps += 1
+
+    def pop(self) -> dict[str, float]:
+        steps = max(self._steps, 1)
+        log = {name: (total / steps).item() for name, total in self._terms.items()}
+        log["l0"] = (self._l0 / steps).item()
+        log["explained_variance"] = 1 - (self._error / self._variance).item() if self._steps else float("nan")
+        self._start()
+        return log

@@ -1,0 +1,38 @@
+"""One optimiser step of an SAE: decoder rows kept at unit norm, gradients clipped, Adam."""
+
+import torch
+from torch import Tensor, nn
+
+from hfsae.modeling import SAE
+
+
+def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
+    """Fused Adam over an SAE's parameters, thresholds in a group of their own."""
+    thresholds = [p for name, p in sae.named_parameters() if name == "threshold"]
+    others = [p for name, p in sae.named_parameters() if name != "threshold"]
+    groups = [{"params": others}] + ([{"params": thresholds}] if thresholds else [])
+    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+@torch.no_grad()
+def remove_parallel_gradient(rows: nn.Parameter) -> None:
+    """Takes from each row's gradient the part along the row, which renormalising would undo but Adam would remember.
+
+    Args:
+        rows: (n, d) parameter whose rows have unit norm and which has a gradient.
+    """
+    if rows.grad is not None:
+        along = torch.einsum("nd,nd->n", rows.grad, rows)
+        rows.grad.addcmul_(rows, along[:, None], value=-1)
+
+
+@torch.no_grad()
+def renormalise(rows: Tensor) -> None:
+    """Brings every row back to unit norm."""
+    rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def clip(sae: SAE, max_norm: float) -> None:
+    """Scales the gradient of one SAE down to `max_norm`, without reading the norm back; 0 leaves it alone."""
+    if max_norm > 0:
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), max_norm)

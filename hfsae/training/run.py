@@ -1,0 +1,297 @@
+"""Everything a run consists of, put together before its first step so that mistakes end it early."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.architectures import config_class_of
+from hfsae.configuration import SAEConfig
+from hfsae.hooks import portable_name, resolve_hook_point
+from hfsae.initialisation import initialise
+from hfsae.modeling import SAE
+from hfsae.training import feed
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.checkpoints import UNFINISHED, last_checkpoint, load_learner
+from hfsae.training.learner import Learner
+
+
+@dataclass
+class Inputs:
+    """What the user handed to the trainer as objects; see `SAETrainer`."""
+
+    model: PreTrainedModel | str | None
+    saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None
+    train_dataset: Any
+    eval_dataset: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    activations: Any
+
+    @property
+    def by_name(self) -> dict[str, SAE | SAEConfig]:
+        """The SAEs or configs given, by name; a single one is named `""`."""
+        if self.saes is None:
+            return {}
+        return dict(self.saes) if isinstance(self.saes, Mapping) else {"": self.saes}
+
+
+@dataclass
+class Run:
+    """A run, ready for its first step.
+
+    Args:
+        args: Its arguments.
+        accelerator: Devices and processes.
+        base: The language model; None where activations were brought.
+        texts: Its disjoint parts of text; None likewise.
+        held_out: Rows (N, d_in) by hook point, kept from activations that were brought; empty where a text has parts.
+        stream: Batches of activations by hook point.
+        places: The hook point of each SAE by name.
+        learners: The SAEs in training by name.
+        prepend_bos: Whether blocks of text start with BOS; None without text.
+    """
+
+    args: SAETrainingArguments
+    accelerator: Accelerator
+    base: feed.BaseModel | None
+    texts: feed.Texts | None
+    held_out: dict[str, Tensor]
+    stream: feed.Lookahead
+    places: dict[str, str]
+    learners: dict[str, Learner]
+    prepend_bos: bool | None
+
+    @property
+    def total_steps(self) -> int:
+        return self.args.total_steps_on(self.accelerator.num_processes)
+
+    @property
+    def tokens_per_step(self) -> int:
+        args = self.args
+        return args.train_batch_tokens * args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def folder_of(self, name: str) -> Path:
+        """Where the trained SAE of this name is saved."""
+        return Path(self.args.output_dir) / name
+
+
+def start_accelerator(args: SAETrainingArguments) -> Accelerator:
+    """Devices, processes and trackers.
+
+    Raises:
+        RuntimeError: If more processes were launched than Accelerate joined.
+    """
+    trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
+    accelerator = Accelerator(
+        # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
+        # own; told to use the CPU, it joins them.
+        cpu=args.use_cpu or not torch.accelerator.is_available(),
+        mixed_precision="bf16" if args.bf16 else "no",
+        log_with=trackers or None,  # type: ignore[arg-type]
+        project_dir=args.output_dir if trackers else None,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise RuntimeError(
+            f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}: they would each "
+            "train the whole run and overwrite each other's files. On CPUs launch with torchrun, or with "
+            "`accelerate launch --multi_gpu --num_processes N`, and pass use_cpu."
+        )
+    if trackers:
+        config = {name: str(value) for name, value in args.given().items()}
+        accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
+    return accelerator
+
+
+def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resuming: bool) -> None:
+    """Refuses a folder that holds another run, and clears away what a killed process left half-written.
+
+    Raises:
+        FileExistsError: If it holds another run and neither resuming nor overwriting was asked for.
+    """
+    folder = Path(args.output_dir)
+    checkpoint = last_checkpoint(folder)
+    if not resuming and not args.overwrite_output_dir:
+        traces = [path for path in (checkpoint, *folder.glob("**/model.safetensors")) if path is not None]
+        if traces:
+            raise FileExistsError(
+                f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume with "
+                "resume_from_checkpoint='last', or pass overwrite_output_dir=True."
+            )
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        left_over = [*folder.glob(f"{UNFINISHED}*"), *([] if resuming else folder.glob("checkpoint-*"))]
+        for path in left_over:
+            shutil.rmtree(path, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Run:
+    """Loads or takes the model, the text and the SAEs, and starts fresh SAEs from the first activations.
+
+    Raises:
+        ValueError: If anything does not fit anything else; says what and why.
+    """
+    if inputs.activations is None:
+        base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
+        places = _model_places(args, inputs, base)
+        texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+        blocks = feed.training_blocks(args, texts.train, base, accelerator)
+        source = feed.model_source(args, base, blocks, sorted(set(places.values())))
+        held_out, prepend_bos = {}, blocks.prepend_bos
+    else:
+        base = texts = prepend_bos = None
+        brought, held_out = feed.hold_out(inputs.activations, args)
+        source = feed.own_source(brought, accelerator)
+        places = _own_places(inputs, list(source.widths))
+    stream = feed.Lookahead(feed.make_stream(args, source, accelerator))
+    saes = {name: _make_sae(args, inputs, name, place, source.widths[place]) for name, place in places.items()}
+    run = Run(args, accelerator, base, texts, held_out, stream, places, {}, prepend_bos)
+    _check_disk(run, list(saes.values()))
+    for name, sae in saes.items():
+        _describe_origin(run, sae.config, places[name])
+        sae.to(accelerator.device, torch.float32)  # type: ignore[arg-type]
+    _initialise(run, {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)})
+    run.learners = {name: Learner(name, sae, args, accelerator) for name, sae in saes.items()}
+    return run
+
+
+def _model_places(args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel) -> dict[str, str]:
+    """The canonical hook point of every SAE by name."""
+    if not inputs.by_name:
+        points = feed.hook_points(args, base.model)
+        if len(points) == 1:
+            return {"": points[0]}
+        return {portable_name(base.model, point) or point: point for point in points}
+    return {
+        name: str(resolve_hook_point(base.model, _config_of(item).hook_point or args.hook_point))
+        for name, item in inputs.by_name.items()
+    }
+
+
+def _own_places(inputs: Inputs, available: list[str]) -> dict[str, str]:
+    """Which of the activations that were brought each SAE reads."""
+    if not inputs.by_name:
+        return {"": available[0]} if len(available) == 1 else {name: name for name in available}
+    places = {}
+    for name, item in inputs.by_name.items():
+        place = available[0] if len(available) == 1 else _config_of(item).hook_point
+        if place not in available:
+            raise ValueError(f"SAE {name!r} reads {place!r}, but the activations given are of {', '.join(available)}.")
+        places[name] = place
+    return places
+
+
+def _config_of(item: SAE | SAEConfig) -> SAEConfig:
+    return item.config if isinstance(item, SAE) else item
+
+
+def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE:
+    item = inputs.by_name.get(name) or _config_from_arguments(args, d_in)
+    config = _config_of(item)
+    label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
+    if config.d_in != d_in:
+        raise ValueError(f"{label} has d_in={config.d_in}, but the activations at {place} have {d_in} dimensions.")
+    if config.is_transcoder:
+        raise ValueError(f"{label} writes at {config.target_hook_point}: transcoders can be used, not yet trained.")
+    if isinstance(item, SAE):
+        return item
+    with torch.random.fork_rng(devices=[]):
+        # Every SAE draws its weights from the same seed, alone or in company.
+        torch.manual_seed(args.seed)
+        return SAE.from_config(config)
+
+
+def _config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
+    config_class = config_class_of(args.architecture)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    options: dict[str, Any] = {"d_in": d_in}
+    if "k" in fields:
+        options["k"] = args.k
+    if args.n_features is not None:
+        options["n_features"] = args.n_features
+    else:
+        options["expansion_factor"] = args.expansion_factor
+    assert isinstance(args.architecture_options, dict)
+    return config_class(**{**options, **args.architecture_options})
+
+
+def _describe_origin(run: Run, config: SAEConfig, place: str) -> None:
+    """Writes into the config what its user will have to know."""
+    if run.base is None:
+        return
+    config.hook_point = place
+    config.base_model = run.base.hub_id
+    config.base_model_revision = run.base.revision
+    config.context_length = run.args.context_length
+    config.prepend_bos = run.prepend_bos
+    config.exclude_special_tokens = run.args.exclude_special_tokens
+    config.exclude_positions = list(run.args.exclude_positions)
+
+
+def _initialise(run: Run, saes: dict[str, SAE]) -> None:
+    """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too."""
+    if not saes:
+        return
+    args = run.args
+    mine = max(1, args.init_tokens // run.accelerator.num_processes)
+    batches = run.stream.peek(-(-mine // args.train_batch_tokens))
+    if not batches:
+        raise ValueError(
+            f"there are fewer activations than one batch of {args.train_batch_tokens} tokens: "
+            "give more text or a smaller train_batch_tokens."
+        )
+    for name, sae in saes.items():
+        rows = run.accelerator.gather(torch.cat([batch[run.places[name]] for batch in batches])[:mine])
+        assert isinstance(rows, Tensor)
+        initialise(sae, rows, args.decoder_center)
+
+
+def _check_disk(run: Run, saes: list[SAE]) -> None:
+    """Raises before training where its checkpoints cannot fit."""
+    # Weights and two Adam moments.
+    size = 3 * sum(p.numel() * p.element_size() for sae in saes for p in sae.parameters())
+    # A new checkpoint stands beside those that are kept until it is whole.
+    needed = size * ((run.args.save_total_limit or 1) + 1)
+    free = shutil.disk_usage(run.args.output_dir).free
+    if free < needed:
+        raise OSError(
+            f"{run.args.output_dir} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed for its "
+            "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
+        )
+
+
+def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
+    """Puts every learner and the stream where they were when the checkpoint was written.
+
+    Args:
+        run: A run prepared with the same arguments.
+        checkpoint: The checkpoint's folder.
+
+    Returns:
+        The contents of its `run.json`.
+
+    Raises:
+        ValueError: If it was written by another number of processes.
+    """
+    stored = json.loads((checkpoint / "run.json").read_text())
+    processes = run.accelerator.num_processes
+    if stored["processes"] != processes:
+        raise ValueError(
+            f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: the text "
+            "was shared out differently. Resume with as many."
+        )
+    for learner in run.learners.values():
+        load_learner(checkpoint, learner)
+    place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
+    run.stream.load_state_dict(json.loads(place.read_text()))
+    return stored

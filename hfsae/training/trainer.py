@@ -1,0 +1,248 @@
+"""`SAETrainer`: from a language model and text, or activations of one's own, to trained, measured, saved SAEs."""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+
+from hfsae.configuration import SAEConfig
+from hfsae.data import NonFiniteActivationsError
+from hfsae.modeling import SAE
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
+from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
+from hfsae.training.finish import finish
+from hfsae.training.interruption import Interruption
+from hfsae.training.run import Inputs, Run, claim_output_dir, prepare_run, resume, start_accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainOutput:
+    """What `SAETrainer.train` returns.
+
+    Args:
+        saes: The trained SAEs by name; a single one has the name `""`.
+        metrics: What was measured on held-out text, by the same names; empty where evaluation was off.
+        log_history: One entry per logged step, as in `transformers.TrainerState`.
+        steps: Optimiser steps taken.
+        completed: False if the run was interrupted; its last checkpoint is the place to resume from.
+    """
+
+    saes: dict[str, SAE]
+    metrics: dict[str, dict[str, Any]]
+    log_history: list[dict[str, float]]
+    steps: int
+    completed: bool
+
+    @property
+    def sae(self) -> SAE:
+        """The only SAE of the run.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        if len(self.saes) != 1:
+            raise ValueError(f"the run trained {len(self.saes)} SAEs: {', '.join(self.saes)}. Take one from .saes.")
+        return next(iter(self.saes.values()))
+
+
+class SAETrainer:
+    """Trains one SAE, or many at any hook points of one model, on one stream of activations.
+
+    Args:
+        model: A causal LM or its name; None takes `args.model_name_or_path`.
+        args: The run's arguments.
+        saes: What to train: an SAE or a config, or several by name, each with its `hook_point`. None makes one SAE
+            from the arguments for every place that `args.hook_point` names. SAE objects go on from their weights.
+        train_dataset: Text (`datasets`), or token ids (rows, length); None loads `args.dataset_name`.
+        eval_dataset: Text to measure on, disjoint from the training text; None holds documents out.
+        processing_class: The tokenizer; None loads the model's.
+        activations: Activations of one's own instead of a model and text: a tensor (rows, d_in), a dict of such by
+            hook point, a `datasets.Dataset`, or an iterable of batches.
+        callbacks: `transformers.TrainerCallback` objects or classes. Every event passes `model` (the SAEs by name);
+            `on_log` also `logs` (flat) and `saes_log` (by SAE).
+
+    Raises:
+        ValueError: If model and activations are both given.
+
+    Example:
+        >>> from hfsae import SAETrainer, SAETrainingArguments
+        >>> args = SAETrainingArguments(
+        ...     model_name_or_path="openai-community/gpt2", hook_point="resid_post.8", dataset_name="NeelNanda/pile-10k"
+        ... )
+        >>> output = SAETrainer(args=args).train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | None = None,
+        args: SAETrainingArguments | None = None,
+        saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        activations: Any = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+    ):
+        if activations is not None and (model is not None or train_dataset is not None):
+            raise ValueError("give a language model with text, or activations of your own, not both.")
+        self.args = args or SAETrainingArguments()
+        self._inputs = Inputs(model, saes, train_dataset, eval_dataset, processing_class, activations)
+        self._own_callbacks = list(callbacks)
+        self._output_dir = Path(self.args.output_dir)
+
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> TrainOutput:
+        """Runs the training to its end, measures and saves the SAEs.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the newest one of `args.output_dir`; None does as
+                the arguments say.
+
+        Returns:
+            The trained SAEs and what was measured.
+
+        Raises:
+            FileExistsError: If `args.output_dir` holds another run.
+            FileNotFoundError: If there is nothing to resume from.
+            ValueError: If an argument does not fit the model, the data or the run that is resumed.
+            FloatingPointError: If a loss stops being a number; names the SAE and the step.
+            NonFiniteActivationsError: If activations do; names the module and the step.
+            OSError: If a checkpoint cannot be written; earlier ones stay whole.
+        """
+        args = self.args
+        wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        wanted = "last" if wanted is True else (os.fspath(wanted) if wanted else None)
+        checkpoint = find_checkpoint(self._output_dir, wanted) if wanted else None
+        if checkpoint is not None:
+            args.refuse_difference(json.loads((checkpoint / "run.json").read_text())["arguments"])
+        accelerator = start_accelerator(args)
+        claim_output_dir(args, accelerator, resuming=checkpoint is not None)
+        with Interruption() as interruption:
+            self._run = prepare_run(args, self._inputs, accelerator)
+            try:
+                self._begin(checkpoint)
+                self._loop(interruption)
+            finally:
+                self._run.stream.close()
+            completed = self.state.global_step == self.state.max_steps
+            metrics = finish(self._run, self.state, self._seconds) if completed else {}
+        self._call("on_train_end")
+        saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
+        return TrainOutput(saes, metrics, self.state.log_history, self.state.global_step, completed)  # type: ignore
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        run = self._run
+        main = run.accelerator.is_main_process
+        self.state = TrainerState(max_steps=run.total_steps, is_world_process_zero=main, is_local_process_zero=main)
+        self.control = TrainerControl()
+        trackers = [Trackers(run.accelerator)] if run.accelerator.trackers else []
+        self._callbacks = Callbacks([ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers, *self._own_callbacks])
+        self._seconds = 0.0
+        if checkpoint is not None:
+            stored = resume(run, checkpoint)
+            self.state.global_step = stored["step"]
+            self.state.log_history = stored["log_history"]
+            self._seconds = stored["seconds"]
+
+    def _loop(self, interruption: Interruption) -> None:
+        state, args = self.state, self.args
+        started = time.perf_counter() - self._seconds
+        clock = Clock(state.global_step * self._run.tokens_per_step)
+        self._call("on_train_begin")
+        while state.global_step < state.max_steps:
+            self.control.should_log = self.control.should_save = False
+            self._call("on_step_begin")
+            self._step()
+            self._seconds = time.perf_counter() - started
+            self._call("on_step_end")
+            stopping = interruption.requested or self.control.should_training_stop
+            last = stopping or state.global_step == state.max_steps
+            if last or self.control.should_log or state.global_step % args.logging_steps == 0:
+                self._log(clock)
+            due = args.save_steps and state.global_step % args.save_steps == 0
+            if last or self.control.should_save or due:
+                self._save()
+            if stopping and state.global_step < state.max_steps:
+                logger.warning("stopped at step %d; resume with resume_from_checkpoint='last'.", state.global_step)
+                return
+
+    def _step(self) -> None:
+        """One optimiser step of every SAE."""
+        run, step = self._run, self.state.global_step
+        batches = [self._next_batch() for _ in range(self.args.gradient_accumulation_steps)]
+        for name, learner in run.learners.items():
+            learner.step([batch[run.places[name]] for batch in batches], step)
+        self.state.global_step = step + 1
+        if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
+            self._refuse_non_finite()
+
+    def _next_batch(self) -> dict[str, Any]:
+        try:
+            return next(self._run.stream)
+        except NonFiniteActivationsError as error:
+            raise NonFiniteActivationsError(f"step {self.state.global_step}: {error}. {self._what_is_left()}") from error
+        except StopIteration:
+            raise ValueError(
+                f"the activations ended at step {self.state.global_step} of {self.state.max_steps}: "
+                "bring more, or lower training_tokens."
+            ) from None
+
+    def _refuse_non_finite(self) -> None:
+        for name, learner in self._run.learners.items():
+            if not learner.is_finite():
+                raise FloatingPointError(
+                    f"the loss of SAE {name!r} at {self._run.places[name]} is not a number, found after step "
+                    f"{self.state.global_step}. Try a lower learning_rate. {self._what_is_left()}"
+                )
+
+    def _what_is_left(self) -> str:
+        newest = last_checkpoint(self._output_dir)
+        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+    def _log(self, clock: Clock) -> None:
+        self._refuse_non_finite()
+        run, state = self._run, self.state
+        # Of the step just done, whose index is one less than the number of steps done.
+        saes_log = {name: learner.pop_log(state.global_step - 1) for name, learner in run.learners.items()}
+        tokens = state.global_step * run.tokens_per_step
+        flat = {f"{name}/{key}" if name else key: value for name, log in saes_log.items() for key, value in log.items()}
+        logs = {"step": state.global_step, "tokens": tokens, "tokens_per_second": clock.rate(tokens), **flat}
+        state.log_history.append(logs)
+        logger.debug("%s", logs)
+        self._call("on_log", logs=logs, saes_log=saes_log)
+
+    def _save(self) -> None:
+        self._refuse_non_finite()
+        run = self._run
+        stored = {
+            "step": self.state.global_step,
+            "processes": run.accelerator.num_processes,
+            "seconds": self._seconds,
+            "arguments": dataclasses.asdict(self.args),
+            "log_history": self.state.log_history,
+        }
+        save_checkpoint(
+            self._output_dir,
+            self.state.global_step,
+            run.learners,
+            run.stream.state_dict(),
+            stored,
+            run.accelerator,
+            self.args.save_total_limit,
+        )
+        self._call("on_save")
+
+    def _call(self, event: str, **kwargs: Any) -> None:
+        """Tells the callbacks; what they ask for stands in `self.control` afterwards."""
+        saes = {name: learner.sae for name, learner in self._run.learners.items()}
+        self._callbacks(event, self.args, self.state, self.control, model=saes, **kwargs)
