@@ -1,0 +1,42 @@
+"""From text to shuffled activations.
+
+    blocks = TokenBlocks(load_text("data.jsonl"), tokenizer, context_length=128, batch_size=32)
+    source = LMActivations(model, blocks, ["resid_post.8"])
+    stream = ActivationStream(source, batch_tokens=4096, window_tokens=2**18)
+    for batch in stream:
+        x = batch["resid_post.8"]
+
+Everything here is an iterator that tells its place (`state_dict`) and goes back to it (`load_state_dict`): what comes
+after is equal bit for bit. Nothing here knows of sparse autoencoders.
+"""
+
+from hfsae.data.blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
+from hfsae.data.prefetch import Prefetcher, StatefulIterator
+from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
+from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documents, stdlib_files
+from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorActivations
+from hfsae.data.stream import ActivationStream, default_window_tokens
+from hfsae.data.text import DEFAULT_SHARES, load_text, split_documents
+
+__all__ = [
+    "ActivationStream",
+    "DEFAULT_SHARES",
+    "DatasetActivations",
+    "DatasetTooSmallError",
+    "IteratorActivations",
+    "LMActivations",
+    "NonFiniteActivationsError",
+    "Prefetcher",
+    "RowSource",
+    "StatefulIterator",
+    "TensorActivations",
+    "TokenBatch",
+    "TokenBlocks",
+    "default_window_tokens",
+    "load_text",
+    "split_documents",
+    "stdlib_dataset",
+    "stdlib_digest",
+    "stdlib_documents",
+    "stdlib_files",
+]

@@ -1,0 +1,310 @@
+"""Batches of token blocks from a dataset: what the language model reads."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from hfsae.data.documents import DocumentReader, IndexedDocuments, StreamedDocuments, TensorRows
+from hfsae.data.encoding import Encoder, Tokens, adds_bos, chat_encoder, encode_ids, special_token_ids, text_encoder
+from hfsae.data.packing import Packer
+from hfsae.data.text import column_names, find_text_column
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+
+Contents = Literal["text", "chat", "ids"]
+
+
+class DatasetTooSmallError(ValueError):
+    """A dataset does not hold enough tokens for what was asked of it."""
+
+
+class TokenBatch(NamedTuple):
+    """A batch of B blocks of T tokens.
+
+    Attributes:
+        input_ids: int64 (B, T), padded on the right where blocks differ in length.
+        attention_mask: int64 (B, T), 1 for tokens and 0 for padding.
+        keep: bool (B, T), the tokens that are trained on and measured: no padding, no special tokens, no excluded
+            positions, and of conversations only what the assistant says.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    keep: torch.Tensor
+
+
+class TokenBlocks:
+    """An iterator over batches of token blocks that can be saved and resumed at any batch.
+
+    Documents are tokenised a few at a time. When documents are mixed they are joined, each followed by the
+    tokenizer's EOS (its BOS where it has no EOS), and cut into blocks of `context_length`: no token is lost, what
+    does not fill a block goes into the next one, over the ends of epochs too. Documents without tokens are skipped.
+
+    Args:
+        dataset: A `datasets.Dataset` or `IterableDataset` of texts, of conversations (`chat`), or of token ids (the
+            column `input_ids`, and `attention_mask` where rows are padded); or a tensor of token ids (rows, length).
+            Rows of token ids are documents that have all the special tokens they need.
+        tokenizer: The language model's tokenizer. Only token ids with `exclude_special_tokens=False` need none.
+        context_length: Tokens in a block (T).
+        batch_size: Blocks in a batch (B).
+        text_column: The column of documents. None takes `"messages"` with `chat`, and else `"text"` or the only
+            column of strings.
+        prepend_bos: Whether every block begins with BOS (a block that begins with it anyway gets no second one).
+            None does as the tokenizer does; conversations and token ids then are taken as they are.
+        mix_documents: False gives each document a block of its own, cut at `context_length` (the rest is left out)
+            and padded to the longest of its batch, without EOS.
+        exclude_special_tokens: Leave special tokens out of `keep`.
+        exclude_positions: The positions of every block that are left out of `keep`. The first is left out by default:
+            in GPT-2-like models its activation is an outlier, whatever its token.
+        chat: Documents are conversations, rendered by the tokenizer's chat template.
+        assistant_only: Keep only what the assistant says; needs a template with `{% generation %}`.
+        shuffle: Give each epoch of a map-style dataset its own order, a function of `(seed, epoch)`.
+        seed: The seed of these orders, the same in all processes.
+        rank: This process; its documents are those at r, r + world_size, ... of each epoch's order.
+        world_size: The number of processes. They share no document and leave none out.
+        repeat: Begin again at the end of the dataset, for ever. False stops there, with a shorter last block and a
+            smaller last batch.
+
+    Attributes:
+        prepend_bos: Whether blocks begin with BOS, decided where it was None.
+        special_token_ids: The ids that are left out of `keep`, none if special tokens are not excluded.
+
+    Raises:
+        DatasetTooSmallError: If one epoch of this process's documents does not fill a batch; with `repeat=False`,
+            if there is no token at all. Raised when the object is made.
+        ValueError: If options contradict each other, the dataset or the tokenizer.
+        TypeError: If `dataset` is of another type.
+
+    Example:
+        >>> blocks = TokenBlocks(load_text("data.jsonl"), tokenizer, context_length=128, batch_size=32)
+        >>> batch = next(blocks)
+        >>> batch.input_ids.shape
+        torch.Size([32, 128])
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset | IterableDataset | torch.Tensor",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        context_length: int,
+        batch_size: int,
+        text_column: str | None = None,
+        prepend_bos: bool | None = None,
+        mix_documents: bool = True,
+        exclude_special_tokens: bool = True,
+        exclude_positions: Sequence[int] = (0,),
+        chat: bool = False,
+        assistant_only: bool = True,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: bool = True,
+    ) -> None:
+        _check_sizes(context_length, batch_size, exclude_positions, rank, world_size)
+        kind, columns = _contents(dataset, chat, text_column)
+        if tokenizer is None and (kind != "ids" or exclude_special_tokens or prepend_bos):
+            raise ValueError(
+                "a tokenizer is needed to tokenise text and to know special tokens; without one, "
+                "give token ids and pass exclude_special_tokens=False and no prepend_bos"
+            )
+        if prepend_bos and _first_id(tokenizer, "bos_token_id") is None:
+            raise ValueError("prepend_bos=True needs a tokenizer with a BOS token; this one has none")
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.prepend_bos = kind == "text" and adds_bos(tokenizer) if prepend_bos is None else prepend_bos
+        self.special_token_ids = special_token_ids(tokenizer) if exclude_special_tokens else []
+        self._exclude_positions = list(exclude_positions)
+        self._repeat = repeat
+        self._encode = _encoder(kind, columns[0], tokenizer, assistant_only)
+        self._documents = _reader(dataset, columns, rank, world_size, shuffle, seed)
+        bos = _first_id(tokenizer, "bos_token_id") if self.prepend_bos else None
+        # Conversations and token ids bring the special tokens that end them.
+        separator = _first_id(tokenizer, "eos_token_id", "bos_token_id") if kind == "text" else None
+        trainable = not (chat and assistant_only)
+        self._packer = Packer(
+            context_length,
+            bos=_one_token(bos, trainable),
+            separator=_one_token(separator, trainable),
+            mix=mix_documents,
+        )
+        pad_id = _first_id(tokenizer, "pad_token_id", "eos_token_id")
+        self._pad_id = 0 if pad_id is None else pad_id
+        # What a saved place depends on: it means nothing to blocks that were cut or shared in another way.
+        self._settings = {
+            "context_length": context_length,
+            "batch_size": batch_size,
+            "mix_documents": mix_documents,
+            "prepend_bos": self.prepend_bos,
+            "shuffle": shuffle,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        self._has_started = False
+        self._fill()
+        self._has_started = True
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        if len(self._packer.blocks) < self.batch_size:
+            self._fill()
+        blocks = self._packer.blocks[: self.batch_size]
+        if not blocks:
+            raise StopIteration
+        del self._packer.blocks[: self.batch_size]
+        self._batches_taken += 1
+        return self._collate(blocks)
+
+    def _fill(self) -> None:
+        """Reads documents until there is a batch of blocks, and remembers where it began to read."""
+        self._begin: dict[str, Any] = {"documents": self._documents.state_dict(), "packer": self._packer.state_dict()}
+        self._batches_taken = 0
+        while len(self._packer.blocks) < self.batch_size:
+            documents = self._documents.read()
+            if documents is not None:
+                self._packer.add(self._encode(documents))
+            elif self._repeat and self._has_started and self._documents.position:
+                self._documents.start_epoch(self._documents.epoch + 1)
+            elif self._repeat:
+                raise DatasetTooSmallError(
+                    f"{self._documents.position} documents for this process fill {len(self._packer.blocks)} of the "
+                    f"{self.batch_size} blocks of {self.context_length} tokens in a batch: "
+                    "use more text, or a smaller batch_size or context_length"
+                )
+            else:
+                self._packer.flush()
+                break
+        if not self._packer.blocks and not self._has_started:
+            raise DatasetTooSmallError(f"{self._documents.position} documents for this process hold no token")
+
+    def _collate(self, blocks: list[Tokens]) -> TokenBatch:
+        lengths = [block.shape[1] for block in blocks]
+        shape = (len(blocks), max(lengths))
+        ids, mask, keep = np.full(shape, self._pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+        for row, (block, length) in enumerate(zip(blocks, lengths, strict=True)):
+            ids[row, :length] = block[0]
+            mask[row, :length] = 1
+            keep[row, :length] = block[1]
+        keep[:, [position for position in self._exclude_positions if position < shape[1]]] = False
+        input_ids = torch.from_numpy(ids)
+        is_special = torch.isin(input_ids, torch.tensor(self.special_token_ids, dtype=torch.int64))
+        return TokenBatch(input_ids, torch.from_numpy(mask), torch.from_numpy(keep) & ~is_special)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, in values that JSON can hold.
+
+        It names the place where the documents of the current blocks were read, the tokens that were left over there
+        and the batches taken since, so it stays small whatever the documents' size.
+        """
+        return {"settings": self._settings, "begin": self._begin, "batches_taken": self._batches_taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back (or forward) to where `state_dict` was called; the batches after it are equal bit for bit.
+
+        Args:
+            state: What `state_dict` returned, here or in an earlier process with the same dataset and options.
+
+        Raises:
+            ValueError: If the state belongs to blocks with other options.
+        """
+        different = {
+            f"{name} was {state['settings'].get(name)!r}, is {value!r}"
+            for name, value in self._settings.items()
+            if state["settings"].get(name) != value
+        }
+        if different:
+            raise ValueError(f"this place in the text was saved with other options: {'; '.join(sorted(different))}")
+        self._documents.load_state_dict(state["begin"]["documents"])
+        self._packer.load_state_dict(state["begin"]["packer"])
+        self._fill()
+        del self._packer.blocks[: state["batches_taken"] * self.batch_size]
+        self._batches_taken = state["batches_taken"]
+
+
+def _check_sizes(
+    context_length: int, batch_size: int, exclude_positions: Sequence[int], rank: int, world_size: int
+) -> None:
+    if context_length < 2 or batch_size < 1:
+        raise ValueError(f"context_length {context_length} and batch_size {batch_size}: expected at least 2 and 1")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}: expected 0 <= rank < world_size")
+    if min(exclude_positions, default=0) < 0 or set(exclude_positions) >= set(range(context_length)):
+        raise ValueError(
+            f"exclude_positions {list(exclude_positions)}: expected positions from 0, "
+            f"and not all of the block's {context_length}"
+        )
+
+
+def _contents(
+    dataset: "Dataset | IterableDataset | torch.Tensor", chat: bool, text_column: str | None
+) -> tuple[Contents, list[str]]:
+    """What the documents are, and the columns that hold them, the main one first."""
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(dataset, torch.Tensor):
+        if dataset.ndim != 2 or dataset.is_floating_point() or chat:
+            raise ValueError(
+                f"a tensor of shape {tuple(dataset.shape)} and {dataset.dtype}: expected token ids (rows, length) "
+                "of an integer type, without chat"
+            )
+        return "ids", ["input_ids"]
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(
+            f"a dataset of type {type(dataset).__name__}: expected a Dataset, an IterableDataset or a tensor of token "
+            "ids (choose a split of a DatasetDict; make a dataset of a list with Dataset.from_dict({'text': texts}))"
+        )
+    if chat:
+        return "chat", [find_text_column(dataset, text_column or "messages")]
+    names = column_names(dataset)
+    if text_column is None and "input_ids" in names:
+        return "ids", [name for name in ("input_ids", "attention_mask") if name in names]
+    return "text", [find_text_column(dataset, text_column)]
+
+
+def _encoder(
+    kind: Contents, column: str, tokenizer: "PreTrainedTokenizerBase | None", assistant_only: bool
+) -> Encoder:
+    if tokenizer is None or kind == "ids":
+        return encode_ids
+    return text_encoder(tokenizer, column) if kind == "text" else chat_encoder(tokenizer, column, assistant_only)
+
+
+def _reader(
+    dataset: "Dataset | IterableDataset | torch.Tensor",
+    columns: list[str],
+    rank: int,
+    world_size: int,
+    shuffle: bool,
+    seed: int,
+) -> DocumentReader:
+    from datasets import Dataset
+
+    if isinstance(dataset, torch.Tensor):
+        return IndexedDocuments(TensorRows(dataset), rank=rank, world_size=world_size, shuffle=shuffle, seed=seed)
+    # Plain Python values, whatever the user set, and no time spent on columns that nobody reads.
+    dataset = dataset.select_columns(columns).with_format(None)
+    if isinstance(dataset, Dataset):
+        return IndexedDocuments(dataset, rank=rank, world_size=world_size, shuffle=shuffle, seed=seed)
+    if shuffle:
+        raise ValueError("shuffle=True is for map-style datasets: a stream is read in its own order (load it whole)")
+    return StreamedDocuments(dataset, rank=rank, world_size=world_size)
+
+
+def _first_id(tokenizer: "PreTrainedTokenizerBase | None", *names: str) -> int | None:
+    """The first of these special tokens that the tokenizer has; 0 is an id as good as any."""
+    ids = (getattr(tokenizer, name, None) for name in names)
+    return next((token_id for token_id in ids if token_id is not None), None)
+
+
+def _one_token(token_id: int | None, trainable: bool) -> Tokens:
+    tokens = np.array([[-1 if token_id is None else token_id], [trainable]], dtype=np.int64)
+    return tokens[:, :0] if token_id is None else tokens

@@ -1,0 +1,183 @@
+"""What an activation source is, and the main one: a frozen language model that reads text.
+
+A source gives chunks: for each hook point a tensor (rows, d), the same number of rows everywhere, row i of every
+hook point belonging to the same token.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hfsae.data.blocks import TokenBatch, TokenBlocks
+from hfsae.data.prefetch import Prefetcher
+from hfsae.hooks import capture, width
+
+
+class NonFiniteActivationsError(RuntimeError):
+    """Activations hold NaN or infinity."""
+
+
+class RowSource(Protocol):
+    """What `ActivationStream` reads: an iterator over chunks that can tell its place and go back to it."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The size d of the activations at each hook point; the keys are those of the chunks."""
+        ...
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
+
+    def __next__(self) -> dict[str, Tensor]:
+        """The next chunk, which may have no row."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next chunk begins, in values that JSON can hold."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was called."""
+        ...
+
+    def close(self) -> None:
+        """Ends threads; the source is not used again."""
+        ...
+
+
+class LMActivations:
+    """Runs a frozen language model over token blocks; one pass, stopped after the last hook point, feeds them all.
+
+    The model is put into eval mode and run in inference mode. Text is tokenised ahead in a thread.
+
+    Args:
+        model: A Hugging Face causal LM.
+        blocks: The tokens to read; they belong to this source until it is closed.
+        hook_points: Where to read, as `capture` takes it; the names are the keys of the chunks.
+        dtype: What the rows are cast to.
+        prefetch: How many batches of tokens to prepare ahead; 0 makes each one when it is needed, without a thread.
+        autocast_dtype: Run the model under autocast to this dtype.
+
+    Raises:
+        HookPointError: If the model lacks a hook point.
+        ValueError: If the blocks are longer than the model's context; while iterating, if a token is not in its
+            vocabulary or a hook point does not see every token.
+        NonFiniteActivationsError: While iterating, if a row holds NaN or infinity.
+
+    Example:
+        >>> source = LMActivations(model, blocks, ["resid_post.4", "resid_post.8"])
+        >>> {name: rows.shape for name, rows in next(source).items()}
+        {'resid_post.4': torch.Size([4064, 768]), 'resid_post.8': torch.Size([4064, 768])}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: TokenBlocks,
+        hook_points: str | Sequence[str],
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        prefetch: int = 2,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        config: Any = model.config
+        text_config = config.get_text_config()
+        context = getattr(text_config, "max_position_embeddings", None)
+        if context is not None and blocks.context_length > context:
+            raise ValueError(
+                f"context_length is {blocks.context_length}, but the language model's context is {context} tokens"
+            )
+        with capture(model, hook_points) as activations:
+            self._hook_points = dict(activations.hook_points)
+        self._widths = {name: width(model, point) for name, point in self._hook_points.items()}
+        self._model = model.eval()
+        self._device = _token_device(model)
+        self._vocabulary = text_config.vocab_size
+        self._dtype = dtype
+        self._autocast_dtype = autocast_dtype
+        self._prefetcher = Prefetcher(blocks, prefetch) if prefetch else None
+        self._batches = blocks if self._prefetcher is None else self._prefetcher
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The size of the activations at each hook point."""
+        return self._widths
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        batch = next(self._batches)
+        largest = int(batch.input_ids.max())
+        if largest >= self._vocabulary:
+            raise ValueError(
+                f"token id {largest}, but the language model knows {self._vocabulary} tokens: "
+                "use the tokenizer that belongs to it"
+            )
+        chunk = self._read(batch)
+        check_finite(chunk)
+        return chunk
+
+    def _read(self, batch: TokenBatch) -> dict[str, Tensor]:
+        autocast = torch.autocast(self._device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
+        with capture(self._model, list(self._hook_points.values())) as activations:
+            with torch.inference_mode(), autocast:
+                activations.run(
+                    input_ids=batch.input_ids.to(self._device), attention_mask=batch.attention_mask.to(self._device)
+                )
+            # Found on the CPU: a boolean mask on an accelerator would wait for the model to count its rows.
+            kept = batch.keep.flatten().nonzero().squeeze(1)
+            # Outside inference mode, so that the rows are ordinary tensors that autograd may save.
+            return {
+                name: _rows(name, activations[point], batch, kept).to(self._dtype)
+                for name, point in self._hook_points.items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the text where the next chunk begins."""
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was called."""
+        self._batches.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends the thread that tokenises."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+
+def _token_device(model: nn.Module) -> torch.device:
+    """Where token ids go; a model that accelerate shares among devices moves them itself."""
+    return torch.device("cpu") if hasattr(model, "_hf_hook") else next(model.parameters()).device
+
+
+def _rows(name: str, activation: Tensor, batch: TokenBatch, kept: Tensor) -> Tensor:
+    rows = activation.flatten(0, -2)
+    if len(rows) != batch.input_ids.numel():
+        raise ValueError(
+            f"{name} saw {len(rows)} of {batch.input_ids.numel()} tokens (as an expert does): "
+            "its activations cannot be matched with tokens; choose another hook point"
+        )
+    return rows.index_select(0, kept.to(rows.device))
+
+
+def check_finite(chunk: Mapping[str, Tensor]) -> None:
+    """Checks a chunk with one reduction a hook point: a sum is finite exactly if all its terms are.
+
+    Args:
+        chunk: For each hook point a tensor (rows, d).
+
+    Raises:
+        NonFiniteActivationsError: If there is NaN or infinity, naming the hook point.
+    """
+    sums = {name: rows.sum(dtype=torch.float32) for name, rows in chunk.items()}
+    for name, total in sums.items():
+        if not torch.isfinite(total):
+            bad = int((~torch.isfinite(chunk[name])).any(dim=1).sum())
+            raise NonFiniteActivationsError(
+                f"NaN or infinity at {name}, in {bad} of {len(chunk[name])} rows of {chunk[name].dtype}: "
+                "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
+            )

@@ -1,0 +1,262 @@
+"""Where text comes from: a dataset by name or path, and the split of its documents into disjoint parts."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+
+from hfsae.data.stdlib_text import Split as StdlibSplit
+from hfsae.data.stdlib_text import stdlib_dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+else:
+    AnyDataset = TypeVar("AnyDataset")
+
+SampleBy = Literal["passage", "line", "paragraph", "document"]
+Part = Literal["train", "calibration", "evaluation"]
+
+# The share of the documents that each part gets when nobody says otherwise.
+DEFAULT_SHARES: dict[str, float] = {"train": 0.96, "calibration": 0.02, "evaluation": 0.02}
+
+_STDLIB = "python-stdlib"
+_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+# A passage is long enough to fill a usual context of an LM (about 500 tokens of English).
+_PASSAGE_CHARACTERS = 2000
+
+
+def load_text(
+    name: str | Path,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    data_files: str | Sequence[str] | None = None,
+    revision: str | None = None,
+    sample_by: SampleBy | None = None,
+) -> "Dataset | IterableDataset":
+    """Loads a text dataset, one document a row.
+
+    Args:
+        name: A dataset on the Hub (`"Salesforce/wikitext"`), a local file (.txt, .json, .jsonl, .parquet, .arrow), a
+            local folder of such files, a folder written by `Dataset.save_to_disk`, or `"python-stdlib"`: the sources
+            of the Python that runs, with the splits `"train"` and `"held_out"`.
+        config: The dataset's configuration (`"wikitext-2-raw-v1"`), where it has several.
+        split: The split to load. Local files without split names in them are `"train"`; slices (`"train[:1000]"`)
+            work when `streaming` is False.
+        streaming: Read while iterating instead of preparing the whole dataset first.
+        data_files: Which files of a Hub dataset or of a local folder to take, as paths or glob patterns inside it.
+        revision: The Hub dataset's branch, tag or commit.
+        sample_by: What a document of a .txt file is: `"passage"` (whole paragraphs gathered to about 2,000
+            characters; the default for local files), `"line"`, `"paragraph"` (up to an empty line) or `"document"`
+            (the whole file: it cannot be shared among processes or split into parts).
+
+    Returns:
+        A `datasets.Dataset`, or a `datasets.IterableDataset` when `streaming` is True.
+
+    Raises:
+        FileNotFoundError: If neither a local path nor a Hub dataset of this name can be reached.
+        ValueError: If the split is unknown, if a folder mixes kinds of files, if a file is of an unknown kind, or if
+            `sample_by` does not apply.
+
+    Example:
+        >>> load_text("python-stdlib", split="held_out").column_names
+        ['text', 'path']
+    """
+    if sample_by is not None and sample_by not in get_args(SampleBy):
+        raise ValueError(f"sample_by is {sample_by!r}, expected one of {', '.join(map(repr, get_args(SampleBy)))}")
+    if name == _STDLIB:
+        dataset = stdlib_dataset(cast(StdlibSplit, split))
+        return dataset.to_iterable_dataset() if streaming else dataset
+    path = Path(name).expanduser()
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _load_saved(path, split, streaming)
+    if path.is_file():
+        kind, source = _kind_of([path]), {"data_files": {"train": str(path)}}
+        return _load(_BUILDERS[kind], kind, sample_by, split=split, streaming=streaming, **source)
+    if path.is_dir():
+        kind = _kind_of(_data_files(path, data_files), folder=path)
+        return _load(str(path), kind, sample_by, name=config, split=split, streaming=streaming, data_files=data_files)
+    return _load_from_hub(
+        str(name), sample_by, name=config, split=split, streaming=streaming, data_files=data_files, revision=revision
+    )
+
+
+def _load_saved(folder: Path, split: str, streaming: bool) -> "Dataset | IterableDataset":
+    from datasets import DatasetDict, load_from_disk
+
+    dataset = load_from_disk(str(folder))
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(map(repr, dataset))}")
+        dataset = dataset[split]
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _data_files(folder: Path, patterns: str | Sequence[str] | None) -> list[Path]:
+    patterns = ["**/*"] if patterns is None else [patterns] if isinstance(patterns, str) else patterns
+    files = [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
+    # Other files (a README, a licence without a suffix) may lie beside the data.
+    return [file for file in files if file.suffix in _BUILDERS]
+
+
+def _kind_of(files: Sequence[Path], folder: Path | None = None) -> str:
+    """The one suffix that all data files share."""
+    kinds = sorted({file.suffix for file in files})
+    if len({_BUILDERS.get(kind) for kind in kinds}) == 1 and kinds[0] in _BUILDERS:
+        return kinds[0]
+    known = ", ".join(_BUILDERS)
+    if folder is None:
+        raise ValueError(f"cannot read {files[0]}: expected a file that ends in one of {known}")
+    if not kinds:
+        raise FileNotFoundError(
+            f"no text in {folder.resolve()}: expected files that end in one of {known}, "
+            "or a folder written by Dataset.save_to_disk"
+        )
+    raise ValueError(
+        f"{folder} mixes {', '.join(kinds)}: choose with data_files, for example data_files='*{kinds[0]}'"
+    )
+
+
+def _load(source: str, kind: str, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
+    """`load_dataset` for local files, where .txt files need to be told what a document is."""
+    from datasets import load_dataset
+
+    if kind != ".txt":
+        if sample_by is not None:
+            raise ValueError(f"sample_by={sample_by!r} is for .txt files; a row of a {kind} file is one document")
+        return load_dataset(source, **options)
+    if sample_by not in (None, "passage"):
+        return load_dataset(source, sample_by=sample_by, **options)
+    lines = load_dataset(source, sample_by="line", keep_linebreaks=True, **options)
+    return lines.map(_gather_passages, batched=True, batch_size=1000)
+
+
+def _gather_passages(lines: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Joins lines up to the first empty line after `_PASSAGE_CHARACTERS`: joined again, passages are the file."""
+    passages, passage, size = [], [], 0
+    for line in lines["text"]:
+        passage.append(line)
+        size += len(line)
+        if size >= _PASSAGE_CHARACTERS and not line.strip():
+            passages.append("".join(passage))
+            passage, size = [], 0
+    if passage:
+        passages.append("".join(passage))
+    return {"text": passages}
+
+
+def _load_from_hub(source: str, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    path = Path(source).expanduser()
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in _BUILDERS:
+        raise FileNotFoundError(f"no file or folder {path.absolute()}")
+    if sample_by is not None:
+        if sample_by == "passage":
+            raise ValueError("sample_by='passage' is for local .txt files")
+        options["sample_by"] = sample_by
+    try:
+        return load_dataset(source, **options)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"no text {source!r}: there is no file or folder {path.absolute()}, and the Hub gave no dataset of that "
+            f"name ({error}). Check the name, the network and, for a private or gated dataset, `hf auth login`"
+        ) from error
+
+
+def find_text_column(dataset: "Dataset | IterableDataset", text_column: str | None = None) -> str:
+    """The column that holds the documents.
+
+    Args:
+        dataset: Any dataset with named columns.
+        text_column: A column that must be there. None takes `"text"`, or else the only column of strings.
+
+    Returns:
+        The column's name.
+
+    Raises:
+        ValueError: If `text_column` is not a column, or if it is None and the choice is not clear.
+    """
+    features = dataset.features
+    columns = column_names(dataset)
+    if features is None:
+        strings = [name for name, value in _first_row(dataset).items() if isinstance(value, str)]
+    else:
+        strings = [name for name in columns if getattr(features[name], "dtype", "").endswith("string")]
+    if text_column is None and "text" in columns:
+        return "text"
+    if text_column is None and len(strings) == 1:
+        return strings[0]
+    if text_column is not None and text_column in columns:
+        return text_column
+    wanted = "none is called 'text'" if text_column is None else f"{text_column!r} is not among them"
+    raise ValueError(f"the dataset has the columns {columns} (of strings: {strings}); {wanted}: give text_column")
+
+
+def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
+    """The dataset's columns, read from its first row where a stream does not know them."""
+    return list(_first_row(dataset) if dataset.column_names is None else dataset.column_names)
+
+
+def _first_row(dataset: "Dataset | IterableDataset") -> dict[str, Any]:
+    return next(iter(dataset.take(1)), {})
+
+
+def split_documents(
+    dataset: AnyDataset,
+    part: Part,
+    *,
+    shares: Mapping[str, float] | None = None,
+    text_column: str | None = None,
+) -> AnyDataset:
+    """One part of a dataset; the parts share no document, however often a document is repeated.
+
+    A document belongs to a part by the SHA-256 of its content alone, so the answer is the same for a stream and for
+    a table, in every order, on every machine, and equal documents are never on two sides.
+
+    Args:
+        dataset: A map-style or a streaming dataset.
+        part: The part to keep.
+        shares: The expected share of the documents of each part; by default `DEFAULT_SHARES` (96 % train, 2 %
+            calibration, 2 % evaluation). They must add up to at most 1; what is left over belongs to no part.
+        text_column: The column that holds the documents (text, token ids or messages). None takes `"text"`, or else
+            the only column of strings.
+
+    Returns:
+        A dataset of the same kind.
+
+    Raises:
+        ValueError: If `part` is unknown, the shares are impossible, or the part of a map-style dataset is empty.
+    """
+    shares = DEFAULT_SHARES if shares is None else shares
+    if part not in get_args(Part) or part not in shares:
+        raise ValueError(f"part is {part!r}, expected one of {', '.join(map(repr, shares))}")
+    if set(shares) - set(get_args(Part)) or min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
+        raise ValueError(
+            f"shares are {dict(shares)}, expected shares of at least 0 that add up to at most 1, of {Part}"
+        )
+    # Always in the same order, so that the order in which the shares were written does not move documents.
+    names = [name for name in get_args(Part) if name in shares]
+    ends = dict(zip(names, accumulate(shares[name] for name in names), strict=True))
+    column = find_text_column(dataset, text_column)
+    inside = partial(_is_between, start=ends[part] - shares[part], end=ends[part])
+    kept = dataset.filter(inside, input_columns=[column])
+    if hasattr(kept, "__len__") and len(cast("Dataset", kept)) == 0:
+        raise ValueError(
+            f"none of the {len(cast('Dataset', dataset))} documents falls into {part!r} (share {shares[part]}): "
+            "give it a larger share, more documents, or a split of its own"
+        )
+    return kept
+
+
+def _is_between(document: Any, start: float, end: float) -> bool:
+    content = document if isinstance(document, str) else json.dumps(document, sort_keys=True)
+    digest = hashlib.sha256(content.encode("utf-8", errors="surrogatepass")).digest()
+    return start <= int.from_bytes(digest[:6], "big") / 2**48 < end

@@ -1,0 +1,300 @@
+"""Names of places: portable and TransformerLens names resolved against a model, wildcards, ranges, and back again."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from hfsae.hooks.layout import EMBED, LAYER_ROLES, DecoderLayout
+from hfsae.hooks.points import HookPoint, HookPointError
+
+_TRANSFORMER_LENS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "attn_z": "attn.hook_z",
+    "mlp_in": "mlp.hook_in",
+    "mlp_act": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+}
+_TRANSFORMER_LENS_EMBED = "hook_embed"
+_ROLE_OF_TRANSFORMER_LENS = {name: role for role, name in _TRANSFORMER_LENS.items()}
+
+_WRAPPERS = ("model", "language_model", "text_model", "decoder", "base_model")
+"""What the modules around a decoder's list of layers are called, beside the model class's own `base_model_prefix`."""
+
+_SELECTOR = r"\*|-?\d+(?:--?\d+)?"  # every layer, one layer, or first-last
+_PORTABLE_NAME = re.compile(rf"(?P<role>\w+)\.(?P<selector>{_SELECTOR})")
+_TRANSFORMER_LENS_NAME = re.compile(rf"blocks\.(?P<selector>{_SELECTOR})\.(?P<tail>[\w.]+)")
+
+
+def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
+    """Find one place in a model.
+
+    Args:
+        model: A Hugging Face causal LM, its base model, or a multimodal model around one.
+        name: A portable name (`"resid_post.8"`, `"attn_out.-1"`, `"embed"`; `"layers.8"` means `"resid_post.8"`), a
+            TransformerLens name (`"blocks.8.hook_resid_pre"`), or a canonical name (`"transformer.h.8.output"`).
+            Negative layers count from the end. A canonical name of the same decoder in another wrapping is found
+            too: `"model.layers.3.output"` in a base model, where it is `layers.3.output`, or in a multimodal model,
+            where it is `model.language_model.layers.3.output`.
+
+    Returns:
+        The hook point, with the path that its module has in `model`.
+
+    Raises:
+        HookPointError: If the model has no such place (the message lists the nearest ones), the layer is out of range
+            (the message says how many there are), or the name stands for several places.
+
+    Example:
+        >>> str(resolve_hook_point(gpt2, "blocks.8.hook_resid_pre"))
+        'transformer.h.8.input'
+    """
+    points = expand_hook_points(model, name)
+    if len(points) > 1 or _names_several(str(name)):
+        raise HookPointError(f"{str(name)!r} can name several places; use resolve_hook_points for such names")
+    return next(iter(points.values()))
+
+
+def resolve_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> list[HookPoint]:
+    """Find many places in a model.
+
+    Args:
+        model: As for `resolve_hook_point`.
+        names: One name or several. Beside what `resolve_hook_point` takes, a layer can be a wildcard or a range that
+            includes both ends: `"resid_post.*"`, `"resid_post.4-8"`, `"blocks.*.hook_mlp_out"`,
+            `"model.layers.0-3.mlp.output"`. A wildcard leaves out the layers that lack the place; a range that
+            names such a layer is an error.
+
+    Returns:
+        Every place once, in the order in which it is first named.
+
+    Raises:
+        HookPointError: As for `resolve_hook_point`.
+    """
+    return list(dict.fromkeys(expand_hook_points(model, names).values()))
+
+
+def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> dict[str, HookPoint]:
+    """Find many places, each under the name it was asked by.
+
+    Args:
+        model: As for `resolve_hook_point`.
+        names: As for `resolve_hook_points`.
+
+    Returns:
+        Name to hook point. A name with a wildcard or range becomes one name a layer, in the same style.
+
+    Raises:
+        HookPointError: As for `resolve_hook_point`, and if `names` is empty.
+    """
+    asked = [names] if isinstance(names, str | HookPoint) else list(names)
+    if not asked:
+        raise HookPointError("no hook point was named")
+    layout = DecoderLayout.find(model)
+    points: dict[str, HookPoint] = {}
+    for name in asked:
+        points |= _expand(model, layout, str(name))
+    return points
+
+
+def available_hook_points(model: nn.Module) -> dict[str, HookPoint]:
+    """All portable names that a model offers, with the places they mean, from the first layer to the last.
+
+    Args:
+        model: As for `resolve_hook_point`.
+
+    Raises:
+        HookPointError: If the model has no recognisable decoder.
+    """
+    return _available(DecoderLayout(model))
+
+
+def portable_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
+    """The portable name of a place (`"resid_post.8"`), or None where it has none.
+
+    Args:
+        model: As for `resolve_hook_point`.
+        hook_point: Anything that `resolve_hook_point` takes.
+
+    Raises:
+        HookPointError: If the model has no such place.
+    """
+    point = resolve_hook_point(model, hook_point)
+    layout = DecoderLayout.find(model)
+    available = _available(layout) if layout is not None else {}
+    return next((name for name, place in available.items() if place == point), None)
+
+
+def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
+    """The TransformerLens name of a place (`"blocks.8.hook_resid_post"`), or None where it has none.
+
+    TransformerLens keeps the heads of `attn.hook_z` apart, (batch, seq, heads, d_head); here they are flattened.
+
+    Args:
+        model: As for `resolve_hook_point`.
+        hook_point: Anything that `resolve_hook_point` takes.
+
+    Raises:
+        HookPointError: If the model has no such place.
+    """
+    name = portable_name(model, hook_point)
+    return None if name is None else _to_transformer_lens(name)
+
+
+def _to_transformer_lens(portable: str) -> str:
+    role, _, layer = portable.partition(".")
+    return _TRANSFORMER_LENS_EMBED if role == EMBED else f"blocks.{layer}.{_TRANSFORMER_LENS[role]}"
+
+
+def _available(layout: DecoderLayout) -> dict[str, HookPoint]:
+    available = {EMBED: layout.embed} if layout.embed is not None else {}
+    for layer in range(len(layout.blocks)):
+        available |= {f"{role}.{layer}": point for role, point in layout.places(layer).items()}
+    return available
+
+
+def _names_several(name: str) -> bool:
+    return any(re.fullmatch(_SELECTOR, part) and re.search(r"\*|\d-", part) for part in name.split("."))
+
+
+def _expand(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
+    if name in (EMBED, _TRANSFORMER_LENS_EMBED):
+        if layout is None or layout.embed is None:
+            raise _unknown(model, layout, name)
+        return {name: layout.embed}
+    if layout is not None and (match := _TRANSFORMER_LENS_NAME.fullmatch(name)):
+        role = _ROLE_OF_TRANSFORMER_LENS.get(match["tail"])
+        if role is not None:
+            return _expand_layers(layout, name, role, match["selector"], f"blocks.{{}}.{match['tail']}")
+    if layout is not None and (match := _PORTABLE_NAME.fullmatch(name)):
+        role = "resid_post" if match["role"] == "layers" else match["role"]
+        if role in LAYER_ROLES:
+            return _expand_layers(layout, name, role, match["selector"], f"{match['role']}.{{}}")
+    return _expand_canonical(model, layout, name)
+
+
+def _expand_layers(layout: DecoderLayout, name: str, role: str, selector: str, template: str) -> dict[str, HookPoint]:
+    """The places of one role in the selected layers, each under the name that `template` gives it."""
+    layers = _select(layout, selector, name)
+    found = {layer: places[role] for layer in layers if role in (places := layout.places(layer))}
+    lacking = [layer for layer in layers if layer not in found]
+    if not found or (lacking and selector != "*"):
+        raise _lacks_role(layout, role, lacking[0])
+    if not _names_several(name):
+        return {name: found[layers[0]]}
+    return {template.format(layer): point for layer, point in found.items()}
+
+
+def _expand_canonical(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
+    try:
+        point = HookPoint.parse(name)
+    except HookPointError as error:
+        raise _unknown(model, layout, name) from error
+    parts = point.path.split(".")
+    selecting = [i for i, part in enumerate(parts) if re.fullmatch(_SELECTOR, part) and not part.isdecimal()]
+    if layout is None or not selecting:
+        path = _locate(model, layout, point.path)
+        if path is None:
+            raise _unknown(model, layout, name)
+        return {name: HookPoint(path, point.side)}
+
+    position, selector = selecting[0], parts[selecting[0]]
+    if len(selecting) > 1 or parts[:position][-1:] != layout.layers_path.split(".")[-1:]:
+        raise HookPointError(f"{name!r}: a wildcard, range or negative index can only stand for the decoder's layer")
+    points = {}
+    for layer in _select(layout, selector, name):
+        path = ".".join([*parts[:position], str(layer), *parts[position + 1 :]])
+        located = _locate(model, layout, path)
+        if located is not None:
+            key = f"{path}.{point.side}" if _names_several(name) else name
+            points[key] = HookPoint(located, point.side)
+        elif selector != "*":
+            raise _unknown(model, layout, f"{path}.{point.side}")
+    if not points:
+        raise _unknown(model, layout, name)
+    return points
+
+
+def _select(layout: DecoderLayout, selector: str, name: str) -> list[int]:
+    """The layers that a wildcard, a number or a range means."""
+    n_layers = len(layout.blocks)
+    if selector == "*":
+        return list(range(n_layers))
+    first, last = re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", selector).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    ends = [int(end) for end in (first, last if last is not None else first)]
+    for end in ends:
+        if not -n_layers <= end < n_layers:
+            raise _out_of_range(layout, end, name)
+    start, stop = (end % n_layers for end in ends)
+    if start > stop:
+        raise HookPointError(f"{name!r} names no layer: the range runs from layer {start} down to layer {stop}")
+    return list(range(start, stop + 1))
+
+
+def _locate(model: nn.Module, layout: DecoderLayout | None, path: str) -> str | None:
+    """The path of a module in this model; also of one that is named as in another wrapping of the same decoder."""
+    if _is_called(_module_at(model, path)):
+        return path
+    if layout is None:
+        return None
+    wrappers = {*_WRAPPERS, getattr(model, "base_model_prefix", "")}
+    parts = path.split(".")
+    while parts:
+        moved = ".".join([layout.decoder_path, *parts]).strip(".")
+        if _is_called(_module_at(model, moved)):
+            return moved
+        if parts.pop(0) not in wrappers:
+            return None
+    return None
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _is_called(module: nn.Module | None) -> bool:
+    """Whether a module can have an input and an output; lists of modules are only looked into."""
+    return module is not None and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _out_of_range(layout: DecoderLayout, layer: int, name: str) -> HookPointError:
+    n_layers = len(layout.blocks)
+    return HookPointError(
+        f"{name!r}: there is no layer {layer}; {type(layout.model).__name__} has {n_layers} layers, 0 to "
+        f"{n_layers - 1} (or -{n_layers} to -1)"
+    )
+
+
+def _lacks_role(layout: DecoderLayout, role: str, layer: int) -> HookPointError:
+    block = type(layout.blocks[layer]).__name__
+    having = [str(i) for i in range(len(layout.blocks)) if role in layout.places(i)]
+    elsewhere = f"layers that have it: {', '.join(having)}" if having else "no layer of this model has it"
+    return HookPointError(
+        f"layer {layer}, a {block}, has no {role}; it offers {', '.join(layout.places(layer))} ({elsewhere}). Any "
+        f"other place can be named by its module path and side, such as '{layout.block_path(layer)}.output'"
+    )
+
+
+def _unknown(model: nn.Module, layout: DecoderLayout | None, name: str) -> HookPointError:
+    """The error for a name that is nowhere in the model, with the nearest places that are."""
+    path = name.removesuffix(".input").removesuffix(".output")
+    if layout is not None and (match := re.fullmatch(rf".*\b{layout.layers_path.split('.')[-1]}\.(\d+)(\..*)?", path)):
+        if int(match[1]) >= len(layout.blocks):
+            return _out_of_range(layout, int(match[1]), name)
+    parts = path.split(".")
+    prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+    parent = next((prefix for prefix in prefixes if _module_at(model, prefix) is not None), "")
+    below = [f"{parent}.{child}".strip(".") for child, _ in model.get_submodule(parent).named_children()]
+    around = [place for place in (parent, *below) if place and _is_called(model.get_submodule(place))]
+    portable = _available(layout) if layout is not None else {}
+    if name.startswith("blocks."):
+        portable = [_to_transformer_lens(place) for place in portable]
+    known = [*portable, *(f"{place}.{side}" for place in around for side in ("input", "output"))]
+    nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
+    return HookPointError(f"{type(model).__name__} has no hook point {name!r}; the nearest are: {', '.join(nearest)}")

@@ -1,0 +1,57 @@
+"""The size of the activation at a hook point."""
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hfsae.hooks.capture import capture
+from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.names import resolve_hook_point
+from hfsae.hooks.points import HookPoint
+
+_STREAM_WIDE = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"}
+"""Roles whose activation is as wide as the residual stream."""
+
+
+def width(model: nn.Module, hook_point: str | HookPoint) -> int:
+    """Size of the last dimension of the activation at a hook point.
+
+    Known without running anything for matrices, embeddings and places that are as wide as the residual stream;
+    elsewhere found by running two tokens through the model up to there.
+
+    Args:
+        model: A Hugging Face causal LM, its base model, or a multimodal model around one.
+        hook_point: One place, as `resolve_hook_point` takes it.
+
+    Raises:
+        HookPointError: If the model has no such place.
+
+    Example:
+        >>> width(gpt2, "mlp_act.3")
+        3072
+    """
+    point = resolve_hook_point(model, hook_point)
+    match model.get_submodule(point.path), point.side:
+        case nn.Linear(in_features=size), "input":
+            return size
+        case nn.Linear(out_features=size), "output":
+            return size
+        case Conv1D(nx=size), "input":
+            return size
+        case Conv1D(nf=size), "output":
+            return size
+        case nn.Embedding(embedding_dim=size), "output":
+            return size
+    layout = DecoderLayout.find(model)
+    if layout is not None and layout.roles(point) & _STREAM_WIDE and layout.has_plain_stream(point):
+        return layout.config.hidden_size
+    with capture(model, point) as activations:
+        activations.run(input_ids=torch.zeros(1, 2, dtype=torch.long, device=_input_device(model)))
+    return activations[point].shape[-1]
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Where token ids go; accelerate moves them itself, and offloaded weights say nothing of the device."""
+    if hasattr(model, "_hf_hook"):
+        return torch.device("cpu")
+    return next(model.parameters()).device

@@ -1,0 +1,46 @@
+"""What all tests share: a Hub on loopback, which `huggingface_hub` is pointed at before anything imports it."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_server import HubServer
+
+assert "huggingface_hub" not in sys.modules, "huggingface_hub reads HF_ENDPOINT when it is imported: too late now"
+
+HUB = HubServer()
+HF_HOME = tempfile.TemporaryDirectory(prefix="hf_home_")
+(Path(HF_HOME.name) / ".agent_harnesses.json").write_text("{}")  # fresh, so that no client asks the Hub for it
+
+for variable in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[variable]
+os.environ |= {
+    "HF_ENDPOINT": HUB.endpoint,
+    "HF_TOKEN": HUB.user.write_token,
+    "HF_HOME": HF_HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+def pytest_unconfigure() -> None:
+    HUB.stop()
+    HF_HOME.cleanup()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """An empty Hub with the account `tester` logged in, and an empty download cache."""
+    HUB.reset()
+    shutil.rmtree(Path(HF_HOME.name) / "hub", ignore_errors=True)
+    yield HUB
+    HUB.check()

@@ -1,0 +1,95 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hfsae.functional import Above, BatchTopK, Selection, SparsePattern, TopK
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@st.composite
+def pre_activations(draw: st.DrawFn, ties: bool = True) -> Tensor:
+    """(N, n), mostly positive to mostly negative, of whole numbers where ties are wanted; N may be 0."""
+    n_tokens, n_features = draw(st.integers(0, 8)), draw(st.integers(1, 10))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    pre = torch.randn(n_tokens, n_features, generator=generator) + draw(st.sampled_from([-3.0, 0.0, 3.0]))
+    return pre.round() if ties and draw(st.booleans()) else pre
+
+
+def in_chunks(pre: Tensor, size: int) -> Callable[[Callable[[Tensor], None]], None]:
+    """What the encoder hands to a rule: the tokens in chunks, each of at least one token unless there is none."""
+
+    def for_each_chunk(collect: Callable[[Tensor], None]) -> None:
+        for part in pre.split(size):
+            collect(part)
+
+    return for_each_chunk
+
+
+def selected(rule: Selection, pre: Tensor, size: int = 3) -> Tensor:
+    """(N, n) bool from the chunked selection."""
+    pattern = rule.select(in_chunks(pre, size), pre.shape[1])
+    assert isinstance(pattern, SparsePattern) and pattern.n_tokens == len(pre)
+    counts = pre.new_zeros(pre.shape).index_put(
+        (pattern.tokens, pattern.features), torch.ones(len(pattern.features)), accumulate=True
+    )
+    assert counts.max() <= 1 if counts.numel() else True, "an entry must not come twice"
+    return counts.bool()
+
+
+@quick
+@given(pre_activations(), st.data())
+def test_topk_keeps_the_k_largest_of_each_token_in_chunks_as_in_one(pre: Tensor, data: st.DataObject):
+    rule = TopK(data.draw(st.integers(1, pre.shape[1])))
+    for mask in (rule.mask(pre), selected(rule, pre, data.draw(st.integers(1, 9)))):
+        assert (mask.sum(1) == rule.k).all()
+        kept = pre.masked_fill(~mask, torch.inf).amin(1)
+        dropped = pre.masked_fill(mask, -torch.inf).amax(1)
+        assert (kept >= dropped).all()
+
+
+@quick
+@given(pre_activations(), st.data())
+def test_batch_topk_keeps_the_k_n_largest_positive_ones_of_the_batch(pre: Tensor, data: st.DataObject):
+    rule = BatchTopK(data.draw(st.integers(1, pre.shape[1])))
+    expected = min(rule.k * len(pre), int((pre > 0).sum()))
+    for mask in (rule.mask(pre), selected(rule, pre, data.draw(st.integers(1, 9)))):
+        assert mask.sum() == expected
+        assert (pre[mask] > 0).all()
+        dropped = pre[~mask & (pre > 0)]
+        assert not expected or not len(dropped) or pre[mask].min() >= dropped.max()
+
+
+@quick
+@given(pre_activations(ties=False), st.data())
+def test_batch_topk_picks_the_same_entries_from_candidates_as_from_everything(pre: Tensor, data: st.DataObject):
+    rule = BatchTopK(data.draw(st.integers(1, pre.shape[1])))
+    assert torch.equal(selected(rule, pre), rule.mask(pre))
+
+
+def test_batch_topk_is_exact_where_one_token_holds_the_whole_budget():
+    """64 tokens, k = 1: the token that takes all 64 places has far more than the first 4 candidates."""
+    pre = torch.rand(64, 200, generator=torch.Generator().manual_seed(0))
+    pre[17] += 10
+    mask = selected(BatchTopK(1), pre, size=16)
+    assert mask[17].sum() == 64 and mask.sum() == 64
+    assert torch.equal(mask, BatchTopK(1).mask(pre))
+
+
+@quick
+@given(pre_activations(), st.sampled_from(["number", "scalar", "vector"]))
+def test_above_keeps_what_exceeds_the_threshold_and_not_what_equals_it(pre: Tensor, kind: str):
+    threshold = {"number": 1.0, "scalar": torch.tensor(1.0), "vector": torch.arange(pre.shape[1]) - 1.0}[kind]
+    rule = Above(threshold)
+    expected = pre > threshold
+    assert torch.equal(rule.mask(pre), expected)
+    assert torch.equal(selected(rule, pre), expected)
+
+
+@pytest.mark.parametrize("rule, expected", [(TopK(3), 3), (BatchTopK(3), 3), (Above(0.0), None)])
+def test_a_rule_says_how_many_entries_to_expect_where_it_knows(rule: Selection, expected: int | None):
+    assert rule.expected_per_token(100) == expected

@@ -1,0 +1,64 @@
+"""The closed forms of Rajamanoharan et al. 2024b (arXiv:2407.14435), equations 10 to 12, with the rectangle kernel."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfsae.functional import jump_relu, step
+
+# h at, below, above and far from the threshold 1 with ε = 0.5: the kernel reaches from 0.75 to 1.25, open at both ends.
+PRE = torch.tensor([[-1.0, 0.75, 0.8, 1.0, 1.2, 1.25, 3.0]], dtype=torch.float64)
+NEAR = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+THRESHOLD, BANDWIDTH = 1.0, 0.5
+
+
+def leaves(pre: torch.Tensor = PRE) -> tuple[torch.Tensor, torch.Tensor]:
+    threshold = torch.full((pre.shape[1],), THRESHOLD, dtype=pre.dtype)
+    return pre.clone().requires_grad_(), threshold.requires_grad_()
+
+
+def test_jump_relu_is_h_above_the_threshold_and_0_at_or_below_it():
+    pre, threshold = leaves()
+    expected = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.2, 1.25, 3.0]], dtype=torch.float64)
+    torch.testing.assert_close(jump_relu(pre, threshold, BANDWIDTH), expected)
+
+
+def test_jump_relu_gradient_to_the_threshold_is_minus_theta_over_epsilon_inside_the_kernel():
+    pre, threshold = leaves()
+    jump_relu(pre, threshold, BANDWIDTH).sum().backward()
+    torch.testing.assert_close(threshold.grad, -(THRESHOLD / BANDWIDTH) * NEAR[0])
+
+
+def test_the_kernel_sees_the_pre_activation_and_not_the_jumped_value():
+    """h = 0.8 is cut to 0, which lies outside of the kernel around θ = 1; it must move the threshold all the same."""
+    pre, threshold = leaves(torch.tensor([[0.8]], dtype=torch.float64))
+    jump_relu(pre, threshold, BANDWIDTH).sum().backward()
+    assert threshold.grad.item() == -THRESHOLD / BANDWIDTH
+
+
+def test_jump_relu_gradient_to_h_is_that_of_the_identity_where_active_and_0_elsewhere():
+    pre, threshold = leaves()
+    jump_relu(pre, threshold, BANDWIDTH).sum().backward()
+    torch.testing.assert_close(pre.grad, (PRE > THRESHOLD).double())
+
+
+def test_step_counts_and_moves_the_threshold_by_minus_one_over_epsilon_and_h_not_at_all():
+    pre, threshold = leaves()
+    active = step(pre, threshold, BANDWIDTH)
+    torch.testing.assert_close(active, (PRE > THRESHOLD).double())
+    active.sum().backward()
+    torch.testing.assert_close(threshold.grad, -NEAR[0] / BANDWIDTH)
+    assert pre.grad is None
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 6), st.integers(1, 5), st.integers(0, 2**31))
+def test_gradients_are_summed_to_the_shape_of_the_threshold(n_tokens: int, n_features: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randn(n_tokens, n_features, generator=generator)
+    weight = torch.randn(n_tokens, n_features, generator=generator)
+    shared, each = torch.tensor(0.3, requires_grad=True), torch.full((n_tokens, n_features), 0.3, requires_grad=True)
+    (jump_relu(pre, shared, 0.7) * weight).sum().backward()
+    (jump_relu(pre, each, 0.7) * weight).sum().backward()
+    torch.testing.assert_close(shared.grad, each.grad.sum())
+    assert shared.grad.shape == ()

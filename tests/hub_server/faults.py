@@ -1,0 +1,55 @@
+"""Faults that a test injects between the client and the Hub."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .wire import Request, Response
+
+When = Callable[[Request], bool] | tuple[str | None, str] | None
+How = Literal["refuse", "drop", "lose", "truncate", "corrupt"]
+
+
+@dataclass
+class Fault:
+    """What goes wrong, with which requests, and how often.
+
+    Attributes:
+        when: The requests it concerns: a predicate, or (method or None, a regular expression searched for in the
+            path), or None for all.
+        how: `refuse`: answer with `status`, do nothing. `drop`: hang up before the request is handled. `lose`: handle
+            the request, then hang up without an answer. `truncate`: hang up in the middle of the answer's body.
+            `corrupt`: change the last byte of the request's body on its way.
+        status: What `refuse` answers.
+        skip: Matching requests that pass before the fault strikes.
+        times: How often it strikes; None: always.
+    """
+
+    when: When = None
+    how: How = "refuse"
+    status: int = 503
+    skip: int = 0
+    times: int | None = 1
+
+    def concerns(self, request: Request) -> bool:
+        if self.when is None:
+            return True
+        if callable(self.when):
+            return self.when(request)
+        method, path = self.when
+        return method in (None, request.method) and re.search(path, request.path) is not None
+
+    def strikes(self, request: Request) -> bool:
+        """Whether this request is hit; counts it."""
+        if self.times == 0 or not self.concerns(request):
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        if self.times is not None:
+            self.times -= 1
+        return True
+
+    def refusal(self) -> Response:
+        return Response.json({"error": f"Injected fault: HTTP {self.status}"}, self.status)
