@@ -45,12 +45,13 @@ class SAEConfig(PreTrainedConfig):
         subtract_b_dec: Whether `b_dec` is subtracted before encoding. It is always added after decoding.
         input_transform: What happens to an activation before it is scaled: nothing, `"center"` (its mean over
             `d_in` is removed: language models whose weights were centred) or `"layer_norm"` (mean removed, divided
-            by the unbiased standard deviation + 1e-5). Both are undone on the way out, where the activations are known.
+            by the unbiased standard deviation + 1e-5). Both are undone on the way out where the activations are known.
         rescale_by_decoder_norm: Whether features are selected and reported at `pre-activation × ‖W_dec row‖`, and
             written along unit rows.
         skip: Whether a linear map `W_skip` from input to output is added to the reconstruction (transcoders).
         scale_inputs: Whether training sets `input_scale` to `√d_in / mean ‖x‖`; otherwise it stays 1.
-        base_model: Hub id of the language model, never a local path. None when it is not on the Hub.
+        base_model: Hub id of the language model; in a local run the folder it came from, as `./folder` or an absolute
+            path, which no card repeats. None when it came from neither.
         base_model_revision: Commit sha of that model.
         hook_point: Where activations are read, in canonical form: `"transformer.h.8.output"`.
         target_hook_point: Where a transcoder writes; None for an autoencoder, which writes where it reads.
@@ -62,8 +63,8 @@ class SAEConfig(PreTrainedConfig):
         metrics: Measured metrics with their protocol, as `hfsae.evaluate_sae` returns them.
 
     Raises:
-        ValueError: If sizes are not positive, contradict each other, or a field name is unknown.
-        huggingface_hub.errors.StrictDataclassFieldValidationError: If a value has the wrong type.
+        ValueError: If a size is not positive, sizes contradict each other, or a field name is unknown.
+        huggingface_hub.errors.StrictDataclassError: If a value has the wrong type, or values do not go together.
 
     Example:
         >>> from hfsae import TopKSAEConfig
@@ -101,7 +102,7 @@ class SAEConfig(PreTrainedConfig):
 
     def _refuse_unknown(self, given: dict[str, Any]) -> None:
         known = {f.name for f in fields(self)} | {"expansion_factor"}
-        for name in given.keys() - _TRANSFORMERS_KEYS:
+        for name in sorted(given.keys() - _TRANSFORMERS_KEYS):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{type(self).__name__} has no field {name!r}.{hint}")
@@ -109,6 +110,8 @@ class SAEConfig(PreTrainedConfig):
     def _resolve_sizes(self, expansion_factor: float | None) -> None:
         """Fills `n_features` and `d_out` in from what was given, so that the stored config says everything."""
         if expansion_factor is not None:
+            if isinstance(expansion_factor, bool) or not isinstance(expansion_factor, int | float):
+                raise ValueError(f"expansion_factor must be a number, got {expansion_factor!r}.")
             n_features = round(self.d_in * expansion_factor)
             if self.n_features not in (0, n_features):
                 raise ValueError(
@@ -117,6 +120,7 @@ class SAEConfig(PreTrainedConfig):
                 )
             self.n_features = n_features
         self.d_out = self.d_out or self.d_in
+        self.validate_sizes()  # first of all: other checks compare with these
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
@@ -142,11 +146,18 @@ class SAEConfig(PreTrainedConfig):
         if self.d_in < 1:
             raise ValueError(f"d_in must be a positive number of dimensions, got {self.d_in}.")
         if self.n_features < 1:
-            raise ValueError(f"n_features must be positive, got {self.n_features}. Give n_features or expansion_factor.")
+            raise ValueError(
+                f"n_features must be positive, got {self.n_features}. Give n_features or a positive expansion_factor."
+            )
         if self.d_out < 1:
             raise ValueError(f"d_out must be a positive number of dimensions, got {self.d_out}.")
 
     def validate_output(self):
+        if self.d_out != self.d_in and not self.is_transcoder:
+            raise ValueError(
+                f"an autoencoder writes what it reads, got d_out={self.d_out} and d_in={self.d_in}. "
+                "Set target_hook_point for a transcoder, or leave d_out out."
+            )
         if self.d_out != self.d_in and self.subtract_b_dec:
             raise ValueError(
                 f"subtract_b_dec=True needs d_out == d_in, got d_out={self.d_out} and d_in={self.d_in}: "

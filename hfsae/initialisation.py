@@ -30,7 +30,15 @@ def initialise(sae: SAE, activations: Tensor, center: Center = "geometric_median
 
     Returns:
         The SAE itself.
+
+    Raises:
+        ValueError: If there are no activations, or the SAE is a transcoder: what is fitted here is that the input
+            comes back.
     """
+    if sae.config.is_transcoder:
+        raise ValueError(f"initialise() starts autoencoders; this SAE writes at {sae.config.target_hook_point}.")
+    if not len(activations):
+        raise ValueError("initialise() needs activations: some thousands of tokens, got none.")
     x = activations.to(sae.W_dec.device, sae.W_dec.dtype)
     if sae.config.scale_inputs:
         sae.input_scale.fill_(1.0)

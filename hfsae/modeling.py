@@ -162,7 +162,7 @@ class SAE(PreTrainedModel):
 
     @property
     def encoder_rows(self) -> Tensor:
-        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, or that times decoder norms."""
+        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, perhaps by decoder norms."""
         if self.config.rescale_by_decoder_norm:
             return self.encoder.weight * self.W_dec.norm(dim=1, keepdim=True)
         return self.encoder.weight
@@ -282,21 +282,27 @@ class SAE(PreTrainedModel):
         Raises:
             ValueError: If they are needed and missing.
         """
-        if isinstance(features, SparseFeatures):
-            decoded = features.decode(self.decoder_rows)
-        else:
-            decoded = features.to(self.W_dec.dtype) @ self.decoder_rows
-        return self._to_raw(decoded + self.b_dec, activations)
-
-    def _to_raw(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
-        """From scaled space to the language model's own."""
         config = self.config
         if activations is None and (config.skip or config.input_transform == "layer_norm"):
             why = "skip=True" if config.skip else "input_transform='layer_norm'"
             raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
-        if config.skip and activations is not None:
-            scaled = scaled + self.scaled(activations) @ self.W_skip.T
-        return self._unscaled(scaled, activations)
+        if isinstance(features, SparseFeatures):
+            written = features.decode(self.decoder_rows)
+        else:
+            written = features.to(self.W_dec.dtype) @ self.decoder_rows
+        offset = self.offset(self.scaled(cast(Tensor, activations))) if config.skip else self.b_dec
+        return self._unscaled(written + offset, activations)
+
+    def offset(self, scaled: Tensor) -> Tensor:
+        """What a reconstruction holds beside features, in scaled space: `b_dec`, and what `skip` passes on.
+
+        Args:
+            scaled: (..., d_in) scaled activations.
+
+        Returns:
+            (d_out,), or (..., d_out) with `skip`.
+        """
+        return self.b_dec + scaled @ self.W_skip.T if self.config.skip else self.b_dec
 
     def _unscaled(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
         """Undoes the output scale and, where the activations are known, `input_transform`."""
@@ -327,9 +333,7 @@ class SAE(PreTrainedModel):
         goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
         pattern, pre = self._encode(x, self.training_selection(), state.path)
         values = self.activation(pattern, pre)
-        reconstruction = pattern.decode(values, self.decoder_rows) + self.b_dec
-        if self.config.skip:
-            reconstruction = reconstruction + x @ self.W_skip.T
+        reconstruction = pattern.decode(values, self.decoder_rows) + self.offset(x)
         step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
@@ -355,8 +359,7 @@ class SAE(PreTrainedModel):
     def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
         """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
         pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
-        reconstruction = pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.b_dec
-        return reconstruction + scaled @ self.W_skip.T if self.config.skip else reconstruction
+        return pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled)
 
     # -- scale and precision ------------------------------------------------------------------------------------------
     @torch.no_grad()

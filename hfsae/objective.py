@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfsae.functional import Pattern
+from hfsae.functional import Pattern, at_least_float32
 from hfsae.outputs import StepState
 
 
@@ -19,7 +19,7 @@ class TrainingStep:
         pattern: The entries the step works on.
         pre: Pre-activations at the entries.
         values: Feature activations at the entries.
-        reconstruction: (N, d_out) float32, before the scale is undone.
+        reconstruction: (N, d_out) at least float32, before the scale is undone.
         state: The trainer's view of the step.
     """
 
@@ -37,12 +37,13 @@ class TrainingStep:
 
     def mean_per_token(self, values: Tensor) -> Tensor:
         """Sum over entries, mean over tokens."""
-        return values.sum() / max(self.pattern.n_tokens, 1)
+        return at_least_float32(values).sum() / max(self.pattern.n_tokens, 1)
 
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean over tokens of Σ over dimensions of the squared error; 0 for no tokens."""
-    return (reconstruction.float() - target.float()).pow(2).sum() / max(len(target), 1)
+    error = at_least_float32(reconstruction) - at_least_float32(target)
+    return error.pow(2).sum() / max(len(target), 1)
 
 
 def auxk_loss(step: TrainingStep, encoder_input: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
@@ -68,10 +69,11 @@ def auxk_loss(step: TrainingStep, encoder_input: Tensor, weight: Tensor, bias: T
     if len(dead) > k_aux:
         smallest = pre.detach().topk(k_aux, dim=-1, sorted=True).values[:, -1:]
         pre = pre * (pre >= smallest)
-    error = (residual - pre @ rows[dead]).float().pow(2).sum()
-    target = step.target.float()
-    variance = (target - target.mean(0)).pow(2).sum().detach() / len(target)
-    spread = (residual - residual.mean(0)).float().pow(2).sum()
-    floor = 1e-6 * target.pow(2).sum().detach()
+    error = (residual - pre @ rows[dead]).pow(2).sum()
+    target = at_least_float32(step.target).detach()
+    variance = (target - target.mean(0)).pow(2).sum() / max(len(target), 1)
+    spread = (residual - residual.mean(0)).pow(2).sum()
+    # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
+    floor = (1e-6 * target.pow(2).sum()).clamp(min=torch.finfo(target.dtype).tiny)
     share = min(step.state.n_dead / k_aux, 1.0)
     return step.state.auxk_alpha * share * variance * error / torch.maximum(spread, floor)

@@ -54,6 +54,7 @@ class BatchTopKSAE(SAE):
 
     config_class = BatchTopKSAEConfig
     config: BatchTopKSAEConfig
+    threshold: Tensor
     default_revival = "auxk"
     _float32_tensors = (*SAE._float32_tensors, "threshold")
     _in_scaled_space = ("encoder.bias", "threshold")
@@ -73,8 +74,10 @@ class BatchTopKSAE(SAE):
         return BatchTopK(self.config.k)
 
     def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
-        values = step.values.detach()
-        return {"smallest_kept": torch.where(values > 0, values, torch.inf).amin().float()}
+        values = step.values.detach().float()
+        # Infinity where nothing was kept, which `after_step` passes over.
+        kept = torch.where(values > 0, values, torch.inf)
+        return {"smallest_kept": kept.amin() if kept.numel() else kept.new_tensor(torch.inf)}
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:
@@ -91,16 +94,24 @@ class BatchTopKSAE(SAE):
         """Sets θ to the value above which k features a token lie on the given activations.
 
         Args:
-            batches: Gives the activations (N, d_in), batch by batch; neither trained nor evaluated on.
+            batches: Gives the activations (..., d_in), batch by batch; neither trained nor evaluated on.
         """
-        kept, n_tokens = [], 0
-        for activations in batches():
-            pattern, pre = self._encode(self.scaled(activations), BatchTopK(2 * self.config.k), path="sparse")
-            kept.append(pre)
+        self._fit_threshold(self.scaled(x).reshape(-1, self.config.d_in) for x in batches())
+
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor) -> None:
+        """Puts θ where k features a token of the batch are active."""
+        self._fit_threshold([scaled])
+
+    def _fit_threshold(self, scaled_batches: Iterable[Tensor]) -> None:
+        """Puts θ just below the k·N-th largest positive pre-activation of all the batches' N tokens."""
+        kept, n_tokens = [torch.zeros(0, device=self.threshold.device)], 0
+        for x in scaled_batches:
+            pattern, pre = self._encode(x, BatchTopK(2 * self.config.k), path="sparse")
+            kept.append(pre.float())
             n_tokens += pattern.n_tokens
-        if n_tokens == 0:
-            return
         candidates = torch.cat(kept)
         budget = min(self.config.k * n_tokens, len(candidates))
         if budget:
-            self.threshold.copy_(candidates.kthvalue(len(candidates) - budget + 1).values.nextafter(torch.tensor(0.0)))
+            smallest = candidates.kthvalue(len(candidates) - budget + 1).values
+            self.threshold.copy_(smallest.nextafter(torch.zeros_like(smallest)))

@@ -38,7 +38,7 @@ class GatedSAE(SAE):
 
     config_class = GatedSAEConfig
     config: GatedSAEConfig
-    default_sparsity_coefficient = 5.0
+    default_sparsity_coefficient = 1.5
     _in_scaled_space = ("encoder.bias", "magnitude_bias")
 
     def _declare(self, config: Any) -> None:
@@ -55,14 +55,14 @@ class GatedSAE(SAE):
         return Above(0.0)
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
-        projection = pre - pattern.gather(self.encoder.bias)
+        projection = pre - pattern.gather(self.encoder_bias)
         magnitude = projection * pattern.gather(self.magnitude_log_scale.exp()) + pattern.gather(self.magnitude_bias)
         return pattern.keep(torch.relu(magnitude))
 
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         gate = step.pattern.keep(torch.relu(step.pre))
-        penalty = step.mean_per_token(gate * step.pattern.gather(self.W_dec.norm(dim=1)))
-        from_gate = step.pattern.decode(gate, self.W_dec.detach()) + self.b_dec.detach()
+        penalty = step.mean_per_token(gate * step.pattern.gather(self.decoder_rows.norm(dim=1)))
+        from_gate = step.pattern.decode(gate, self.decoder_rows.detach()) + self.offset(step.x).detach()
         return {
             "mse": step.mse(),
             "l1": step.state.sparsity_coefficient * penalty,

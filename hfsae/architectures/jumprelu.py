@@ -69,6 +69,8 @@ class JumpReLUSAE(SAE):
 
     config_class = JumpReLUSAEConfig
     config: JumpReLUSAEConfig
+    # A dead feature's pre-activations still pass 0, only not its threshold: auxk reaches it without unsettling L0.
+    default_revival = "auxk"
     _float32_tensors = (*SAE._float32_tensors, "threshold")
     _in_scaled_space = ("encoder.bias", "threshold")
 
@@ -83,7 +85,7 @@ class JumpReLUSAE(SAE):
     @property
     def default_sparsity_coefficient(self) -> float:
         """λ without a `target_l0` controller, for each form of the penalty."""
-        return {"l0": 0.5, "l0_quadratic": 10.0, "tanh": 1.0}[self.config.sparsity]
+        return {"l0": 0.3, "l0_quadratic": 10.0, "tanh": 1.0}[self.config.sparsity]
 
     def selection(self) -> Selection:
         return Above(self.threshold.detach())
@@ -104,7 +106,7 @@ class JumpReLUSAE(SAE):
     def _sparsity(self, training: TrainingStep) -> Tensor:
         weight, pattern = training.state.sparsity_coefficient, training.pattern
         if self.config.sparsity == "tanh":
-            magnitudes = training.values * pattern.gather(self.W_dec.norm(dim=1))
+            magnitudes = training.values * pattern.gather(self.decoder_rows.norm(dim=1))
             return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
         active = step(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
         l0 = training.mean_per_token(active)
@@ -117,8 +119,9 @@ class JumpReLUSAE(SAE):
     def _pre_act_loss(self, training: TrainingStep) -> Tensor:
         assert training.state.dead is not None
         dead = training.state.dead.nonzero()[:, 0]
-        pre = nn.functional.linear(self.encoder_input(training.x), self.encoder.weight[dead], self.encoder.bias[dead])
-        below = torch.relu(self.threshold[dead] - pre) * self.W_dec[dead].norm(dim=1)
+        weight, bias = self.encoder_rows[dead], self.encoder_bias[dead]
+        pre = nn.functional.linear(self.encoder_input(training.x), weight, bias)
+        below = torch.relu(self.threshold[dead] - pre) * self.decoder_rows[dead].norm(dim=1)
         return training.mean_per_token(below)
 
     @torch.no_grad()
@@ -127,7 +130,7 @@ class JumpReLUSAE(SAE):
         if self.config.initial_threshold is not None:
             self.threshold.fill_(self.config.initial_threshold)
             return
-        pre = nn.functional.linear(self.encoder_input(scaled), self.encoder.weight, self.encoder.bias)
+        pre = nn.functional.linear(self.encoder_input(scaled), self.encoder_rows, self.encoder_bias)
         active = min(self.config.initial_l0, self.config.n_features)
         quantile = pre.float().topk(active, dim=1).values[:, -1].median()
         self.threshold.copy_(quantile.clamp(min=0))

@@ -42,7 +42,7 @@ class StandardSAE(SAE):
 
     config_class = StandardSAEConfig
     config: StandardSAEConfig
-    default_sparsity_coefficient = 5.0
+    default_sparsity_coefficient = 1.0
 
     @property
     def unit_decoder_rows(self) -> bool:
@@ -59,7 +59,7 @@ class StandardSAE(SAE):
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         magnitudes = step.values
         if self.config.penalty == "decoder_norm":
-            magnitudes = magnitudes * step.pattern.gather(self.W_dec.norm(dim=1))
+            magnitudes = magnitudes * step.pattern.gather(self.decoder_rows.norm(dim=1))
         return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * step.mean_per_token(magnitudes)}
 
 

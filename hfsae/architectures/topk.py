@@ -61,5 +61,5 @@ class TopKSAE(SAE):
     def _error_with_more_features(self, step: TrainingStep) -> Tensor:
         wider = TopK(min(4 * self.config.k, self.config.n_features))
         pattern, pre = self._encode(step.x, wider, step.state.path)
-        reconstruction = pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.b_dec
+        reconstruction = pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(step.x)
         return squared_error(reconstruction, step.target)

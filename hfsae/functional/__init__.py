@@ -1,12 +1,13 @@
 """Pure tensor code: selecting active features, encoding, decoding, straight-through gradients. Imports torch alone.
 
-`encode` is the one place that chooses between the dense path and the exact sparse one; `dense` is the reference that
-both are tested against.
+`encode` is the one place that chooses between the dense path and the exact sparse one; `reference` holds the plain
+formulas that both are tested against.
 """
 
 from hfsae.functional.encode import encode
 from hfsae.functional.features import SparseFeatures
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
+from hfsae.functional.precision import at_least_float32
 from hfsae.functional.selection import Above, BatchTopK, Selection, TopK
 from hfsae.functional.straight_through import jump_relu, step
 
@@ -19,6 +20,7 @@ __all__ = [
     "SparseFeatures",
     "SparsePattern",
     "TopK",
+    "at_least_float32",
     "encode",
     "jump_relu",
     "step",

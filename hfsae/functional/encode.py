@@ -1,4 +1,7 @@
-"""The encoder: pre-activations at the active entries, by the dense or the exact sparse path. The one place that chooses."""
+"""The encoder: pre-activations at the active entries, by the dense or the exact sparse path.
+
+The one place that chooses between the two.
+"""
 
 from typing import Literal
 

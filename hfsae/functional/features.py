@@ -33,9 +33,10 @@ class SparseFeatures:
     def from_padded(cls, values: Tensor, indices: Tensor, n_features: int) -> "SparseFeatures":
         """From `values` and `indices` of shape (..., K); indices of one token must differ where values are not 0."""
         leading = values.shape[:-1]
-        n_tokens = leading.numel()
-        per_token = torch.full((n_tokens,), values.shape[-1], device=values.device)
-        return cls(SparsePattern(indices.reshape(-1).long(), per_token, n_features), values.reshape(-1), leading)
+        rows = values.reshape(leading.numel(), values.shape[-1])
+        active = rows.detach() != 0  # padding would be a second entry for feature 0
+        features = indices.reshape(rows.shape)[active].long()
+        return cls(SparsePattern(features, active.sum(1), n_features), rows[active], leading)
 
     @classmethod
     def from_dense(cls, features: Tensor) -> "SparseFeatures":
@@ -77,7 +78,7 @@ class SparseFeatures:
 
     def decode(self, rows: Tensor) -> Tensor:
         """Σ value × rows[feature] for every token: (..., d) from rows (n_features, d)."""
-        return self._unflatten(self.pattern.decode(self.entry_values, rows))
+        return self._unflatten(self.pattern.decode(self.entry_values.to(rows.dtype), rows))
 
     def tokens_firing(self) -> Tensor:
         """On how many tokens each feature is active: (n_features,) int64."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfsae.functional.precision import at_least_float32
+
 # Said once per process by torch, of the CSR products used here since 2021; of no use to whoever trains an SAE.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -118,12 +120,13 @@ class SparsePattern:
 
     @cached_property
     def _feature_major(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Entry order, token of each entry in that order, and feature offsets: one sort serves every weight gradient."""
+        """Entry order, token of each entry in it, and feature offsets: one sort serves every weight gradient."""
         order = torch.argsort(self.features, stable=True)
         offsets = F.pad(torch.bincount(self.features, minlength=self.n_features).cumsum(0), (1, 0))
         return order, self.tokens[order], offsets
 
     # -- products, without autograd --------------------------------------------------------------------------------
+    # In float32 at least: on a CPU torch's CSR products know nothing narrower.
     def token_sum(self, values: Tensor, rows: Tensor) -> Tensor:
         """(N, d): for each token Σ value × rows[feature]."""
         if not len(values):
@@ -136,26 +139,31 @@ class SparsePattern:
         """(n, d): for each feature Σ value × tokens[token]; `tokens` is (N, d)."""
         order, token_of, offsets = self._feature_major
         matrix = torch.sparse_csr_tensor(
-            offsets, token_of, values[order], (self.n_features, self.n_tokens), check_invariants=False
+            offsets,
+            token_of,
+            at_least_float32(values)[order],
+            (self.n_features, self.n_tokens),
+            check_invariants=False,
         )
-        return matrix @ tokens
+        with torch.autocast(tokens.device.type, enabled=False):  # a backward may run inside of one
+            return (matrix @ at_least_float32(tokens)).to(tokens.dtype)
 
     def feature_total(self, values: Tensor) -> Tensor:
         """(n,): for each feature the sum of its entries' values."""
-        return torch.zeros(self.n_features, dtype=values.dtype, device=values.device).index_add_(
-            0, self.features, values
-        )
+        wide = at_least_float32(values)
+        return wide.new_zeros(self.n_features).index_add_(0, self.features, wide).to(values.dtype)
 
     def sampled_product(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """(entries,): ⟨tokens[token], rows[feature]⟩ for each entry, without the N × n product."""
+        wide, wide_rows = at_least_float32(tokens).contiguous(), at_least_float32(rows)
         pattern = torch.sparse_csr_tensor(
             self.offsets,
             self.features,
-            torch.zeros(len(self.features), dtype=tokens.dtype, device=tokens.device),
+            wide.new_zeros(len(self.features)),
             (self.n_tokens, self.n_features),
             check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pattern, tokens.contiguous(), rows.T, beta=0.0).values()
+        return torch.sparse.sampled_addmm(pattern, wide, wide_rows.T, beta=0.0).values().to(tokens.dtype)
 
     # -- what objectives use ---------------------------------------------------------------------------------------
     def gather(self, parameter: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
     trainer = SAETrainer(args=SAETrainingArguments(model_name_or_path="openai-community/gpt2", ...))
     trainer.train()
+
+`trainer` is the loop, `run` what it is made of, `learner` one SAE in it, `feed` what it reads, `finish` its end.
 """
 
 from hfsae.training.arguments import SAETrainingArguments

@@ -1,8 +1,9 @@
 """`SAETrainingArguments`: everything a training run can be told, named after `transformers.TrainingArguments`."""
 
 import json
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = {
@@ -21,6 +22,19 @@ _FREE_ON_RESUME = {
     "eval_dataset_config",
     "eval_dataset_split",
 }
+
+# What values may be; None, where an argument allows it, is not looked at.
+_POSITIVE = (
+    "expansion_factor", "n_features", "k", "target_l0", "init_tokens", "training_tokens", "train_batch_tokens",
+    "gradient_accumulation_steps", "lm_batch_sequences", "calibration_tokens", "adam_epsilon", "dead_feature_window",
+    "resample_every", "feature_sampling_window", "logging_steps", "save_total_limit",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "sparsity_coefficient", "shuffle_window_tokens", "prefetch_batches", "eval_tokens", "lr_start", "lr_end",
+    "warmup_steps", "max_grad_norm", "auxk_alpha", "save_steps", "seed",
+)  # fmt: skip
+_SHARES = ("sparsity_warmup_fraction", "lr_decay_fraction")
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -49,7 +63,7 @@ class SAETrainingArguments:
         None, "A checkpoint folder to go on from, or 'last' for the newest whole one in output_dir."
     )
 
-    # -- the language model and the place in it ------------------------------------------------------------------------
+    # -- the language model and the place in it -----------------------------------------------------------------------
     model_name_or_path: str | None = _option(None, "Hub id or folder of the causal language model.")
     model_revision: str | None = _option(None, "Branch, tag or commit of the language model; its sha is recorded.")
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
@@ -59,25 +73,25 @@ class SAETrainingArguments:
         "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."
     )
 
-    # -- the SAE -------------------------------------------------------------------------------------------------------
+    # -- the SAE ------------------------------------------------------------------------------------------------------
     architecture: str = _option("topk", "standard, topk, batch_topk, jumprelu, gated, or one registered by you.")
     expansion_factor: float = _option(16, "n_features / d_in, where n_features is not given.")
     n_features: int | None = _option(None, "Number of features.")
     k: int = _option(32, "Active features per token: exact for topk, mean for batch_topk.")
     target_l0: float | None = _option(
-        None, "Active features per token that the penalty is steered to; k if neither this nor its coefficient is given."
+        None, "Active features per token that the penalty is steered to; None: k, unless its coefficient is given."
     )
     sparsity_coefficient: float | None = _option(
         None, "λ of the sparsity penalty (the l1 coefficient), held fixed instead of steering to target_l0."
     )
     sparsity_warmup_fraction: float = _option(0.05, "Share of the run over which λ rises from 0.")
     architecture_options: dict[str, Any] | str = _option(
-        "{}", "Further fields of the architecture's config, as JSON: '{\"penalty\": \"l1\"}'."
+        "{}", 'Further fields of the architecture\'s config, as JSON: \'{"penalty": "l1"}\'.'
     )
     decoder_center: Literal["geometric_median", "mean"] = _option("geometric_median", "Where b_dec starts.")
     init_tokens: int = _option(32768, "Tokens from which scale, centre and thresholds are started.")
 
-    # -- the text ------------------------------------------------------------------------------------------------------
+    # -- the text -----------------------------------------------------------------------------------------------------
     dataset_name: str | None = _option(None, "Hub dataset, local file or folder, or 'python-stdlib'.")
     dataset_config: str | None = _option(None, "Configuration of the dataset.")
     dataset_split: str = _option("train", "Split to train on.")
@@ -95,12 +109,12 @@ class SAETrainingArguments:
     )
     shuffle_documents: bool = _option(True, "Whether documents are read in random order (not when streaming).")
     shuffle_window_tokens: int | None = _option(
-        None, "Activations are shuffled in windows of so many tokens; None: 2**18 or a tenth of the run; 0: not at all."
+        None, "Tokens in a window in which activations are shuffled; None: 2**18, at most a tenth of the run; 0: none."
     )
     activation_dtype: Literal["bfloat16", "float32"] = _option("bfloat16", "Precision of the shuffled activations.")
     prefetch_batches: int = _option(2, "Batches of text tokenised ahead, in a thread.")
 
-    # -- evaluation ----------------------------------------------------------------------------------------------------
+    # -- evaluation ---------------------------------------------------------------------------------------------------
     eval_dataset_name: str | None = _option(None, "Text to evaluate on; None holds documents of the dataset out.")
     eval_dataset_config: str | None = _option(None, "Configuration of that dataset.")
     eval_dataset_split: str = _option("test", "Split of that dataset.")
@@ -109,13 +123,13 @@ class SAETrainingArguments:
         65536, "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines."
     )
 
-    # -- optimisation --------------------------------------------------------------------------------------------------
+    # -- optimisation -------------------------------------------------------------------------------------------------
     training_tokens: int = _option(4_000_000, "Tokens to train on, over all processes.")
     train_batch_tokens: int = _option(4096, "Tokens in a batch, per process.")
     gradient_accumulation_steps: int = _option(1, "Batches per optimiser step.")
     lm_batch_sequences: int = _option(32, "Blocks of text per pass of the language model.")
-    learning_rate: float | Literal["auto"] = _option("auto", "Peak learning rate; 'auto' by width and number of steps.")
-    lr_start: float | None = _option(None, "Learning rate at the first step; None: 0.")
+    learning_rate: float | Literal["auto"] = _option("auto", "Peak learning rate; 'auto' by width and length of run.")
+    lr_start: float | None = _option(None, "Learning rate of the first step; None: a warm-up that begins at 0.")
     lr_end: float | None = _option(
         None, "What a cosine or linear schedule falls to; None: a tenth of lr_start where given, else of the peak."
     )
@@ -130,7 +144,7 @@ class SAETrainingArguments:
     use_cpu: bool = _option(False, "Whether to stay on the CPU where there is an accelerator.")
     seed: int = _option(0, "Seed of initial weights, of text order and of shuffling.")
 
-    # -- dead features -------------------------------------------------------------------------------------------------
+    # -- dead features ------------------------------------------------------------------------------------------------
     revival: Literal["auto", "auxk", "resample", "none"] = _option(
         "auto", "How dead features come back; 'auto' is auxk for the TopK family, resample for the others."
     )
@@ -141,7 +155,7 @@ class SAETrainingArguments:
     resample_every: int | None = _option(None, "Tokens between resamplings; None: a tenth of the run.")
     feature_sampling_window: int = _option(1000, "Steps over which feature densities are counted.")
 
-    # -- saving and saying ---------------------------------------------------------------------------------------------
+    # -- saving and saying --------------------------------------------------------------------------------------------
     logging_steps: int = _option(50, "Steps between logged metrics.")
     save_steps: int = _option(500, "Steps between checkpoints; 0 keeps only the last.")
     save_total_limit: int | None = _option(2, "Checkpoints kept; None keeps all.")
@@ -151,34 +165,39 @@ class SAETrainingArguments:
 
     def __post_init__(self):
         if isinstance(self.architecture_options, str):
-            self.architecture_options = json.loads(self.architecture_options)
-        if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
-            self.learning_rate = float(self.learning_rate)
+            self.architecture_options = _parse_options(self.architecture_options)
+        self._check_choices()
         self._check_ranges()
+        self._check_together()
+
+    def _check_choices(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), get_args(option.type)
+            if get_origin(option.type) is Literal and value not in choices:
+                raise ValueError(f"{option.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        if not isinstance(self.architecture_options, dict):
+            raise ValueError(f"architecture_options must be names with values, got {self.architecture_options!r}.")
+        rate = self.learning_rate
+        if rate != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+            raise ValueError(f"learning_rate must be 'auto' or a positive number, got {rate!r}.")
 
     def _check_ranges(self) -> None:
-        positive = (
-            "expansion_factor", "k", "context_length", "training_tokens", "train_batch_tokens", "init_tokens",
-            "gradient_accumulation_steps", "lm_batch_sequences", "logging_steps", "feature_sampling_window",
-            "dead_feature_window", "calibration_tokens",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        for name in ("sparsity_warmup_fraction", "lr_decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share of the run, between 0 and 1, got {getattr(self, name)}.")
-        for name in ("eval_tokens", "save_steps", "max_grad_norm", "warmup_steps", "auxk_alpha", "prefetch_batches"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.learning_rate != "auto" and not 0 < float(self.learning_rate):
-            raise ValueError(f"learning_rate must be 'auto' or a positive number, got {self.learning_rate}.")
+        for names, fits, expected in (
+            (_POSITIVE, lambda value: value > 0, "must be positive"),
+            (_NOT_NEGATIVE, lambda value: value >= 0, "must be 0 or more"),
+            (_SHARES, lambda value: 0 <= value <= 1, "is a share of the run, between 0 and 1"),
+            (_BELOW_ONE, lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} {expected}, got {value}.")
+        if self.context_length < 2:
+            raise ValueError(f"context_length must be at least 2 tokens, got {self.context_length}.")
+
+    def _check_together(self) -> None:
         if self.target_l0 is not None and self.sparsity_coefficient is not None:
             raise ValueError("target_l0 steers the sparsity coefficient: give one of the two, not both.")
-        if self.target_l0 is not None and self.target_l0 <= 0:
-            raise ValueError(f"target_l0 must be positive, got {self.target_l0}.")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise ValueError(f"save_total_limit must be at least 1, or None to keep all, got {self.save_total_limit}.")
         if self.training_tokens < self.train_batch_tokens * self.gradient_accumulation_steps:
             raise ValueError(
                 f"training_tokens={self.training_tokens} is less than one step of "
@@ -220,6 +239,13 @@ class SAETrainingArguments:
                 f"The checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "
                 "Resume with the same, or start a new run in another output_dir."
             )
+
+
+def _parse_options(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"architecture_options must be a JSON object, got {text!r}: {error}.") from error
 
 
 def _default(option: Any) -> Any:

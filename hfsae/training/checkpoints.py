@@ -1,21 +1,28 @@
 """Checkpoints that are always whole: written beside, synced, renamed. Safetensors and JSON, nothing pickled.
 
     checkpoint-500/
-        run.json                     step, tokens, arguments, log so far
+        run.json                     step, arguments, names of the SAEs, log so far
         stream-rank-0.json           where each process stands in the text
         saes/<name>/                 config.json, model.safetensors, state.safetensors, state.json
+
+`SAE.from_pretrained` opens a folder of `saes/`; a single SAE has no name and lies in `saes/` itself.
 """
 
 import json
 import os
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig
 
+from hfsae.loading import load_config
+from hfsae.saving import quietly, write_json
 from hfsae.training.learner import Learner
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -65,22 +72,21 @@ def save_checkpoint(
         if accelerator.is_main_process:
             _publish(beside, final)
             _remove_old(output_dir, keep)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a disk that is full
         shutil.rmtree(beside, ignore_errors=True)
         newest = last_checkpoint(output_dir)
-        raise OSError(
-            error.errno,
-            f"could not write {final.name} to {output_dir}: {error.strerror or error}. "
-            + (f"The newest whole checkpoint is {newest.name}." if newest else "There is no earlier checkpoint."),
-        ) from error
+        left = f"The newest whole checkpoint is {newest.name}." if newest else "There is no earlier checkpoint."
+        raise OSError(f"could not write {final.name} to {output_dir}: {error}. {left}") from error
     accelerator.wait_for_everyone()
     return final
 
 
 def _save_learner(folder: Path, learner: Learner) -> None:
-    learner.sae.save_pretrained(folder)
+    with quietly():
+        learner.sae.save_pretrained(folder)
     state = learner.state_dict()
-    save_file({name: t.detach().cpu().contiguous() for name, t in state["tensors"].items()}, folder / "state.safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
+    save_file(tensors, folder / "state.safetensors")
     write_json(folder / "state.json", state["values"])
 
 
@@ -89,13 +95,29 @@ def load_learner(folder: Path, learner: Learner) -> None:
 
     Args:
         folder: The checkpoint.
-        learner: A learner of the same name and shape.
+        learner: A learner of the same name.
+
+    Raises:
+        ValueError: If the SAE of that name in the checkpoint is another one; says in what.
     """
     place = folder / "saes" / learner.name
-    weights = load_file(place / "model.safetensors")
-    learner.sae.load_state_dict(weights)
+    _refuse_other_sae(place, learner)
+    learner.sae.load_state_dict(load_file(place / "model.safetensors"))
     values = json.loads((place / "state.json").read_text())
     learner.load_state_dict({"tensors": load_file(place / "state.safetensors"), "values": values})
+
+
+def _refuse_other_sae(place: Path, learner: Learner) -> None:
+    now, before = learner.sae.config, load_config(place)
+    names = {field.name for field in fields(now)} - {field.name for field in fields(PreTrainedConfig)}
+    differing = [
+        f"{name} was {getattr(before, name, None)!r} and is {getattr(now, name)!r}"
+        for name in ("model_type", *sorted(names - {"training", "metrics"}))
+        if getattr(before, name, None) != getattr(now, name)
+    ]
+    if differing:
+        called = f"SAE {learner.name!r}" if learner.name else "The SAE"
+        raise ValueError(f"{called} of the checkpoint is another one: {'; '.join(differing)}. Resume with the same.")
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
@@ -112,9 +134,8 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
     """
     folder = last_checkpoint(output_dir) if wanted == "last" else Path(wanted)
     if folder is None or not (folder / "run.json").is_file():
-        raise FileNotFoundError(
-            f"no checkpoint to resume from: looked for {wanted if wanted != 'last' else f'checkpoint-* in {output_dir}'}."
-        )
+        looked_for = f"checkpoint-* in {output_dir}" if wanted == "last" else wanted
+        raise FileNotFoundError(f"no checkpoint to resume from: looked for {looked_for}.")
     return folder
 
 
@@ -126,22 +147,21 @@ def _publish(beside: Path, final: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if final.exists():  # a resumed run comes by the same step again, with the same content
-        shutil.rmtree(final)
+    if final.exists():  # a run that was resumed from further back comes by this step again
+        _remove(final)
     os.replace(beside, final)
 
 
 def _remove_old(output_dir: Path, keep: int | None) -> None:
     whole = sorted((int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)))
     for _, path in whole[:-keep] if keep else []:
-        # Renamed first: a half-removed folder must not look like a checkpoint.
-        doomed = path.with_name(UNFINISHED + path.name)
-        os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(path)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON beside and renames, so that a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=2))
-    os.replace(beside, path)
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a half-removed folder must not look like a checkpoint.
+    doomed = checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+

@@ -72,7 +72,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}.")
-    content = yaml.safe_load(path.read_text())
+    content = _read_yaml(path.read_text(), str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -88,18 +88,35 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def _coerce(name: str, value: Any, where: str) -> Any:
     """The value in the type its argument has. YAML 1.1 reads `1e-3` as text, and a shell gives nothing but text."""
     annotation = typing.get_type_hints(SAETrainingArguments)[name]
-    if isinstance(value, str) and annotation is not str:
-        value = value if _matches(value, annotation) else yaml.safe_load(value)
-    if isinstance(value, str) and _accepts(annotation, float):
-        try:
-            value = float(value)
-        except ValueError:
-            pass  # a word: the check below says whether it may stand
-    if isinstance(value, int) and not isinstance(value, bool) and not _accepts(annotation, int):
-        value = float(value) if _accepts(annotation, float) else value
+    if value == "null" and _accepts(annotation, type(None)):
+        return None
+    if isinstance(value, str) and not _matches(value, annotation):
+        value = _read_yaml(value, where)
+    if not _matches(value, annotation):
+        value = _as_number(value, annotation)
     if not _matches(value, annotation):
         raise ValueError(f"{where}: expected {_spell(annotation)}, got {value!r}.")
     return value
+
+
+def _as_number(value: Any, annotation: Any) -> Any:
+    """A number in the type that is wanted: 1 for a float, `1e9` for an int; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if _accepts(annotation, float):
+        return number
+    return int(number) if _accepts(annotation, int) and number.is_integer() else value
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: this is not YAML: {' '.join(str(error).split())}.") from error
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -131,6 +148,8 @@ def _spell(annotation: Any) -> str:
     for member in _members(annotation):
         if typing.get_origin(member) is Literal:
             names.append("one of " + ", ".join(map(repr, typing.get_args(member))))
+        elif member is type(None):
+            names.append("null")
         else:
-            names.append("null" if member is type(None) else getattr(member, "__name__", str(member)))
+            names.append(member.__name__ if isinstance(member, type) else str(member))
     return " or ".join(names)

@@ -88,7 +88,8 @@ def resample(
 
     Decoder rows become normalised, centred activations drawn without replacement with probability ∝ ‖error‖⁴, at the
     mean norm of living rows where rows are free; encoder rows the same direction at 0.2 × the mean norm of living
-    encoder rows; the feature's other parameters go back to where they started and its Adam moments to 0.
+    encoder rows; the feature's other parameters go back to where they started (biases and thresholds in units of the
+    encoder row) and its Adam moments to 0.
 
     Args:
         sae: The SAE, edited in place.
@@ -112,7 +113,9 @@ def resample(
         if name in norms:
             parameter[features] = directions * norms[name]
         elif name in starts:
-            parameter[features] = starts[name]
+            # Biases and thresholds count in units of the encoder row, which is shorter now than it was at the start.
+            share = _ENCODER_SHARE if name in sae._in_scaled_space else 1.0
+            parameter[features] = starts[name] * share
         else:
             continue
         for moment in optimiser.state.get(parameter, {}).values():

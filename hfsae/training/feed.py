@@ -3,8 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +23,7 @@ from hfsae.data import (
     split_documents,
     stdlib_digest,
 )
+from hfsae.data.text import column_names
 from hfsae.hooks import resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 
@@ -66,40 +66,28 @@ def load_base_model(
         ValueError: If neither is there.
     """
     name = model if isinstance(model, str) else args.model_name_or_path
-    revision = args.model_revision
     if isinstance(model, PreTrainedModel):
         lm, name = model, name or model.config.name_or_path or None
     else:
         if name is None:
             raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
         dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
-        revision = _commit(name, revision) or revision
-        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+        lm = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, dtype=dtype)
+    local = name is not None and os.path.isdir(name)
+    # The commit that transformers noted when it loaded the weights: a branch may have moved on since.
+    revision = None if local or name is None else getattr(lm.config, "_commit_hash", None) or args.model_revision
     if tokenizer is None and name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if not hasattr(lm, "hf_device_map"):
         lm.to(device)  # type: ignore[arg-type]
-    local = name is not None and os.path.isdir(name)
     return BaseModel(
-        model=lm.eval().requires_grad_(False),
+        model=lm.eval(),
         tokenizer=tokenizer,
         hub_id=None if local else name,
-        path=name if local else None,
-        revision=None if local or name is None else _commit(name, revision),
+        # With a dot in front no folder can be taken for a Hub id.
+        path=(name if os.path.isabs(name) else os.path.join(".", os.path.normpath(name))) if local and name else None,
+        revision=revision,
     )
-
-
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder."""
-    if os.path.isdir(name):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-    except OSError:
-        return None  # the model's own loading says what is wrong, in full
-    return config.parent.name
 
 
 @dataclass
@@ -141,15 +129,32 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
         )
         digest = stdlib_digest(args.dataset_split) if args.dataset_name == _STDLIB else None  # type: ignore[arg-type]
     if eval_dataset is None and args.eval_dataset_name is not None:
-        eval_dataset = load_text(args.eval_dataset_name, config=args.eval_dataset_config, split=args.eval_dataset_split)
+        eval_dataset = load_text(
+            args.eval_dataset_name, config=args.eval_dataset_config, split=args.eval_dataset_split
+        )
     if isinstance(train_dataset, Tensor):
         return _deal_tensor(train_dataset, eval_dataset)
+    if not hasattr(train_dataset, "select_columns"):
+        raise TypeError(
+            f"train_dataset is a {type(train_dataset).__name__}: expected a Dataset, an IterableDataset or a tensor "
+            "of token ids; make a dataset of a list with Dataset.from_dict({'text': texts})."
+        )
+    if args.eval_tokens and eval_dataset is None:
+        eval_dataset = _part(args, train_dataset, "evaluation")
     return Texts(
-        train=split_documents(train_dataset, "train"),
-        calibration=split_documents(train_dataset, "calibration"),
-        evaluation=split_documents(train_dataset, "evaluation") if eval_dataset is None else eval_dataset,
+        train=_part(args, train_dataset, "train"),
+        calibration=_part(args, train_dataset, "calibration"),
+        evaluation=eval_dataset,
         digest=digest,
     )
+
+
+def _part(args: SAETrainingArguments, dataset: Any, part: Literal["train", "calibration", "evaluation"]) -> Any:
+    """One part of a dataset, its documents in the column that `TokenBlocks` reads them from."""
+    column = args.text_column or ("messages" if args.chat else None)
+    if column is None and "input_ids" in column_names(dataset):
+        column = "input_ids"
+    return split_documents(dataset, part, text_column=column)
 
 
 def _deal_tensor(ids: Tensor, eval_dataset: Any) -> Texts:
@@ -181,13 +186,15 @@ def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **op
     )
 
 
-def training_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, accelerator: Accelerator) -> TokenBlocks:
+def training_blocks(
+    args: SAETrainingArguments, dataset: Any, base: BaseModel, accelerator: Accelerator
+) -> TokenBlocks:
     """This process's share of the training text, over and over."""
     return token_blocks(
         args,
         dataset,
         base,
-        shuffle=args.shuffle_documents and not args.streaming,
+        shuffle=args.shuffle_documents and hasattr(dataset, "__len__"),
         seed=args.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -223,26 +230,40 @@ def own_source(activations: Any, accelerator: Accelerator) -> RowSource:
     if isinstance(activations, dict):
         return TensorActivations(activations, chunk_rows=_CHUNK_ROWS, rank=rank, world_size=world_size)
     if hasattr(activations, "column_names"):
-        columns = {OWN_ACTIVATIONS: activations.column_names[0]} if len(activations.column_names) == 1 else None
+        columns = _columns(activations)
         return DatasetActivations(activations, columns, chunk_rows=_CHUNK_ROWS, rank=rank, world_size=world_size)
     return IteratorActivations(activations)
 
 
 def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[str, Tensor]]:
-    """Keeps the last rows of activations that can be sliced, for calibration: what is left, and the rows by hook point.
+    """Keeps the last rows of activations for calibration; of an iterator nothing can be kept.
 
-    Of an iterator nothing can be kept.
+    Returns:
+        What is left, and the rows by hook point.
     """
     if isinstance(activations, Tensor):
         activations = {OWN_ACTIVATIONS: activations}
-    if not isinstance(activations, dict):
+    if isinstance(activations, dict):
+        rows = min(len(tensor) for tensor in activations.values())
+    elif hasattr(activations, "select"):
+        rows = len(activations)
+    else:
         return activations, {}
-    rows = min(len(tensor) for tensor in activations.values())
     kept = min(args.calibration_tokens, rows // _HELD_OUT_SHARE)
     if kept == 0:
         return activations, {}
-    train = {name: tensor[: rows - kept] for name, tensor in activations.items()}
-    return train, {name: tensor[rows - kept :] for name, tensor in activations.items()}
+    if isinstance(activations, dict):
+        train = {name: tensor[: rows - kept] for name, tensor in activations.items()}
+        return train, {name: tensor[rows - kept :] for name, tensor in activations.items()}
+    last = activations.select(range(rows - kept, rows)).with_format("torch")[:]
+    held_out = {name: last[column] for name, column in _columns(activations).items()}
+    return activations.select(range(rows - kept)), held_out
+
+
+def _columns(activations: Any) -> dict[str, str]:
+    """The columns of a dataset of activations by the hook points that they are named after."""
+    names = activations.column_names
+    return {OWN_ACTIVATIONS: names[0]} if len(names) == 1 else {name: name for name in names}
 
 
 def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Accelerator) -> ActivationStream:

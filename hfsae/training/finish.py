@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import platform
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,15 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
-from hfsae.data import LMActivations
 from hfsae.evaluation import evaluate_saes
+from hfsae.evaluation.calibration import read_rows
+from hfsae.evaluation.text import take
+from hfsae.hooks import HookPoint
 from hfsae.hub.card import write_card
 from hfsae.modeling import SAE
+from hfsae.saving import files_at_once, quietly, write_json
 from hfsae.training import feed
-from hfsae.training.checkpoints import write_json
+from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -60,19 +61,10 @@ def _calibration_rows(run: Run) -> dict[str, Tensor]:
     if run.base is None or run.texts is None:
         return run.held_out
     blocks = feed.token_blocks(run.args, run.texts.calibration, run.base, repeat=False)
-    source = LMActivations(run.base.model, blocks, sorted(set(run.places.values())), dtype=torch.float32)
-    chunks: dict[str, list[Tensor]] = {}
-    rows = 0
-    try:
-        for chunk in source:
-            for place, tensor in chunk.items():
-                chunks.setdefault(place, []).append(tensor)
-            rows += len(tensor)
-            if rows >= run.args.calibration_tokens:
-                break
-    finally:
-        source.close()
-    return {place: torch.cat(parts)[: run.args.calibration_tokens] for place, parts in chunks.items()}
+    batches = list(take(blocks, run.args.calibration_tokens))
+    places = {place: HookPoint.parse(place) for place in set(run.places.values())}
+    rows = read_rows(run.base.model, batches, places.values(), of_first_process=False)
+    return {name: rows[place] for name, place in places.items()}
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -87,9 +79,25 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
         max_tokens=args.eval_tokens,
         calibration=calibration,
         baselines=True,
-        protocol={"dataset": args.eval_dataset_name or args.dataset_name or "given by the user",
-                  "split": args.eval_dataset_split if args.eval_dataset_name else f"{args.dataset_split}, held-out documents"},
+        disable_tqdm=args.disable_tqdm,
+        protocol=_protocol(args),
     )
+
+
+def _protocol(args: SAETrainingArguments) -> dict[str, Any]:
+    """Which text the metrics come from, so that `hfsae eval` finds it again."""
+    trained = {"dataset": args.dataset_name, "dataset_config": args.dataset_config, "split": args.dataset_split}
+    if args.eval_dataset_name is None:
+        measured = {**trained, "part": "evaluation"}
+    else:
+        measured = {
+            "dataset": args.eval_dataset_name,
+            "dataset_config": args.eval_dataset_config,
+            "split": args.eval_dataset_split,
+            "part": None,
+        }
+    calibration = {**trained, "part": "calibration", "max_tokens": args.calibration_tokens}
+    return {**measured, "max_tokens": args.eval_tokens, "calibration": calibration if args.dataset_name else None}
 
 
 def _summary(run: Run, state: TrainerState, seconds: float) -> dict[str, Any]:
@@ -144,13 +152,9 @@ def save_trained(sae: SAE, folder: Path, log: list[dict[str, float]]) -> None:
         folder: Where to.
         log: The logged steps.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+    with files_at_once(folder) as beside, quietly():
         sae.save_pretrained(beside)
-        lines = "".join(json.dumps(entry) + "\n" for entry in log)
-        (Path(beside) / "training_log.jsonl").write_text(lines)
-        for path in sorted(Path(beside).iterdir()):
-            os.replace(path, folder / path.name)
+        (beside / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     if sae.config.metrics is not None:
         write_json(folder / "metrics.json", sae.config.metrics)
     write_card(folder)

@@ -52,7 +52,7 @@ class Plan:
         if isinstance(peak, str):
             peak = auto_learning_rate(sae.config.n_features, total)
         warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
-        lr_end = args.lr_end if args.lr_end is not None else (args.lr_start if args.lr_start else peak) / 10
+        lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
         coefficient, target = _sparsity(args, sae)
         revival = sae.default_revival if args.revival == "auto" else args.revival
         return cls(
@@ -125,7 +125,7 @@ class Learner:
         self.starts = {
             parameter: tensor.float().mean().item()
             for parameter, tensor in sae.named_parameters()
-            if tensor.shape == (sae.config.n_features,)
+            if parameter != "b_dec" and tensor.shape == (sae.config.n_features,)
         }
         self._last_resampling: int | None = None
         self._dead: Tensor | None = None
@@ -150,7 +150,7 @@ class Learner:
             target_l0=self.plan.target_l0,
             world_size=self._accelerator.num_processes,
         )
-        outputs = [self._forward_backward(x, state, last=i == len(batches) - 1) for i, x in enumerate(batches)]
+        outputs = [self._forward_backward(x, state, i, len(batches)) for i, x in enumerate(batches)]
         if self.sae.unit_decoder_rows:
             remove_parallel_gradient(self.sae.W_dec)
         clip(self.sae, self.args.max_grad_norm)
@@ -160,23 +160,26 @@ class Learner:
             renormalise(self.sae.W_dec)
         self._after(outputs, batches, state)
 
-    def _forward_backward(self, x: Tensor, state: StepState, last: bool) -> SAEOutput:
+    def _forward_backward(self, x: Tensor, state: StepState, index: int, count: int) -> SAEOutput:
+        """Adds the gradient of batch `index` of `count`, as its share of the mean over all of them."""
         # Gradients of all but the last batch are only added up here; the last one's backward exchanges the sum.
-        exchange = last or not hasattr(self._wrapped, "no_sync")
-        with self._accelerator.no_sync(self._wrapped) if not exchange else nullcontext():
-            output = self._wrapped(x, state=state)
-            self._accelerator.backward(output.loss)
+        alone = index < count - 1 and hasattr(self._wrapped, "no_sync")
+        with self._accelerator.no_sync(self._wrapped) if alone else nullcontext():
+            # Not Accelerate's own autocast: it would replace the `forward` of an SAE that the user keeps.
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.bf16):
+                output = self._wrapped(x, state=state)
+            self._accelerator.backward(output.loss / count)
         return output
 
     def _after(self, outputs: list[SAEOutput], batches: list[Tensor], state: StepState) -> None:
-        statistics = [output.statistics for output in outputs]
+        statistics = [output.statistics for output in outputs if output.statistics is not None]
         firing = self._reduce(torch.stack([s.tokens_firing for s in statistics]).sum(0), "sum")
         l0 = firing.sum() / self.plan.tokens_per_step
         merged = statistics[-1]
         merged.tokens_firing, merged.l0 = firing, l0
-        if merged.smallest_kept is not None:
-            kept = torch.stack([s.smallest_kept for s in statistics]).mean()
-            merged.smallest_kept = self._reduce(kept, "mean")
+        kept = [s.smallest_kept for s in statistics if s.smallest_kept is not None]
+        if kept:
+            merged.smallest_kept = self._reduce(torch.stack(kept).mean(), "mean")
         self.sae.after_step(merged, state)
         self.coefficient.observe(l0, state.step)
         self.firing.count(firing, self.plan.tokens_per_step)
@@ -196,7 +199,7 @@ class Learner:
             plan.learning_rate,
             kind=self.args.lr_scheduler_type,
             warmup_steps=plan.warmup_steps,
-            start=self.args.lr_start or 0.0,
+            start=self.args.lr_start,
             end=plan.lr_end,
             decay_steps=plan.decay_steps,
         )

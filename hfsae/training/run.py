@@ -1,5 +1,6 @@
 """Everything a run consists of, put together before its first step so that mistakes end it early."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,6 +90,7 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
     """Devices, processes and trackers.
 
     Raises:
+        ValueError: If a tracker is unknown or not installed.
         RuntimeError: If more processes were launched than Accelerate joined.
     """
     trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
@@ -95,7 +98,7 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
         # own; told to use the CPU, it joins them.
         cpu=args.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision="bf16" if args.bf16 else "no",
+        mixed_precision="no",  # autocast is the learner's affair
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir=args.output_dir if trackers else None,
     )
@@ -106,26 +109,37 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
             "train the whole run and overwrite each other's files. On CPUs launch with torchrun, or with "
             "`accelerate launch --multi_gpu --num_processes N`, and pass use_cpu."
         )
+    missing = [name for name in trackers if name != "all" and name not in accelerator.log_with]
+    if missing:
+        raise ValueError(
+            f"report_to names {', '.join(missing)}, which is not installed: `pip install {' '.join(missing)}`."
+        )
     if trackers:
         config = {name: str(value) for name, value in args.given().items()}
         accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
     return accelerator
 
 
-def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resuming: bool) -> None:
+def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
     """Refuses a folder that holds another run, and clears away what a killed process left half-written.
 
+    Args:
+        args: The run's arguments.
+        accelerator: Its accelerator.
+        resumed_from: The checkpoint it goes on from, if it does.
+
     Raises:
-        FileExistsError: If it holds another run and neither resuming nor overwriting was asked for.
+        FileExistsError: If it holds another run and overwriting was not asked for.
     """
     folder = Path(args.output_dir)
+    resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
     checkpoint = last_checkpoint(folder)
     if not resuming and not args.overwrite_output_dir:
         traces = [path for path in (checkpoint, *folder.glob("**/model.safetensors")) if path is not None]
         if traces:
             raise FileExistsError(
-                f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume with "
-                "resume_from_checkpoint='last', or pass overwrite_output_dir=True."
+                f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "
+                "with resume_from_checkpoint='last', or pass overwrite_output_dir=True."
             )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +149,14 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
     accelerator.wait_for_everyone()
 
 
-def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Run:
+def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator, *, resuming: bool) -> Run:
     """Loads or takes the model, the text and the SAEs, and starts fresh SAEs from the first activations.
+
+    Args:
+        args: The run's arguments.
+        inputs: What the user brought.
+        accelerator: The run's accelerator.
+        resuming: Whether `resume` will follow, which makes a start from activations superfluous.
 
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
@@ -160,7 +180,8 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     for name, sae in saes.items():
         _describe_origin(run, sae.config, places[name])
         sae.to(accelerator.device, torch.float32)  # type: ignore[arg-type]
-    _initialise(run, {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)})
+    fresh = {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)}
+    _initialise(run, {} if resuming else fresh)
     run.learners = {name: Learner(name, sae, args, accelerator) for name, sae in saes.items()}
     return run
 
@@ -208,7 +229,7 @@ def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str,
     with torch.random.fork_rng(devices=[]):
         # Every SAE draws its weights from the same seed, alone or in company.
         torch.manual_seed(args.seed)
-        return SAE.from_config(config)
+        return SAE.from_config(copy.deepcopy(config))  # what training writes into a config is not the user's
 
 
 def _config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
@@ -222,7 +243,10 @@ def _config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
     else:
         options["expansion_factor"] = args.expansion_factor
     assert isinstance(args.architecture_options, dict)
-    return config_class(**{**options, **args.architecture_options})
+    try:
+        return config_class(**{**options, **args.architecture_options})
+    except StrictDataclassError as error:
+        raise ValueError(f"these options make no {args.architecture} SAE: {error.__cause__ or error}") from error
 
 
 def _describe_origin(run: Run, config: SAEConfig, place: str) -> None:
@@ -230,7 +254,7 @@ def _describe_origin(run: Run, config: SAEConfig, place: str) -> None:
     if run.base is None:
         return
     config.hook_point = place
-    config.base_model = run.base.hub_id
+    config.base_model = run.base.hub_id or run.base.path
     config.base_model_revision = run.base.revision
     config.context_length = run.args.context_length
     config.prepend_bos = run.prepend_bos
@@ -281,7 +305,7 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         The contents of its `run.json`.
 
     Raises:
-        ValueError: If it was written by another number of processes.
+        ValueError: If it was written by another number of processes, or for other SAEs.
     """
     stored = json.loads((checkpoint / "run.json").read_text())
     processes = run.accelerator.num_processes
@@ -289,6 +313,11 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         raise ValueError(
             f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: the text "
             "was shared out differently. Resume with as many."
+        )
+    if stored["saes"] != list(run.learners):
+        raise ValueError(
+            f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.learners)}. "
+            "Resume with the same, in the same order."
         )
     for learner in run.learners.values():
         load_learner(checkpoint, learner)

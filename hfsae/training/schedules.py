@@ -36,7 +36,7 @@ def learning_rate_at(
     *,
     kind: Literal["constant", "cosine", "linear"] = "constant",
     warmup_steps: int = 0,
-    start: float = 0.0,
+    start: float | None = None,
     end: float = 0.0,
     decay_steps: int = 0,
 ) -> float:
@@ -51,13 +51,15 @@ def learning_rate_at(
         peak: Highest rate.
         kind: Course after the warm-up.
         warmup_steps: Length of the warm-up.
-        start: Rate at step 0 of a warm-up.
+        start: Rate of the first step, where there is a warm-up; None: one part in `warmup_steps + 1` of the peak,
+            since a step at rate 0 would be a step for nothing.
         end: Rate at the end of a cosine or linear course.
         decay_steps: Length of the final decay; 0 for none.
     """
     if step < warmup_steps:
         # The step after the last of the warm-up is the first at the peak.
-        return start + (peak - start) * (step + 1) / (warmup_steps + 1)
+        first = peak / (warmup_steps + 1) if start is None else start
+        return first + (peak - first) * step / warmup_steps
     rate = peak
     if kind != "constant":
         progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)

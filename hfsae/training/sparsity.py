@@ -7,12 +7,20 @@ from torch import Tensor
 
 from hfsae.training.schedules import warmup_factor
 
-# The controller looks at a moving average of the batch L0 and moves log λ in proportion to how far off it is and to
-# how it changes. Found by trying on runs of 250 to 2,000 steps: slower misses the target in short runs, faster swings.
-_SMOOTHING = 0.9
-_GAIN = 0.02
-_DAMPING = 0.5
-# λ holds still over the last part of a run, so that the final weights are trained against the λ they end with.
+# The controller moves log λ in proportion to how far off L0 will be, at its present slope, some steps ahead. Without
+# looking ahead it overshoots: L0 answers to λ late, and features that died on the way do not come back. How far off L0
+# counts as is bounded, because at the start of a run it is off by a factor of 30 whatever λ is: a λ that answered to
+# that in full would have crushed the features by the time L0 has followed. Chosen on runs of 375 steps (standard,
+# jumprelu and gated; tiny language model, 16x, target 32).
+_SMOOTHING = 0.8
+_LOOK_AHEAD_STEPS = 40
+_MOST_OFF = 0.25
+# Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
+_REACH = 16.0
+_GAIN_RANGE = (0.002, 0.04)
+# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, so that the final weights
+# are trained against the λ they end with.
+_FROZEN_WITHIN = 0.05
 _FROZEN_FRACTION = 0.2
 
 
@@ -40,6 +48,7 @@ class SparsityCoefficient:
     ):
         self.target_l0 = target_l0
         self._warmup_steps = warmup_steps
+        self._gain = min(max(_REACH / total_steps, _GAIN_RANGE[0]), _GAIN_RANGE[1])
         self._frozen_from = total_steps - round(_FROZEN_FRACTION * total_steps)
         self._log_coefficient = torch.tensor(math.log(max(initial, 1e-30)), dtype=torch.float64, device=device)
         self._log_l0 = torch.full((), math.nan, dtype=torch.float64, device=device)
@@ -63,10 +72,14 @@ class SparsityCoefficient:
         now = l0.double().clamp(min=1e-3).log()
         before = torch.where(self._log_l0.isnan(), now, self._log_l0)
         self._log_l0 = before.lerp(now, 1 - _SMOOTHING)
-        if self._warmup_steps <= step < self._frozen_from:
-            off = self._log_l0 - math.log(self.target_l0)
-            change = (self._log_l0 - before) / (1 - _SMOOTHING)
-            self._log_coefficient = self._log_coefficient + (_GAIN * off + _DAMPING * _GAIN * change).clamp(-0.1, 0.1)
+        off = self._log_l0 - math.log(self.target_l0)
+        if step < self._frozen_from:
+            # The average trails by S / (1 − S) steps: what it lacks is that many steps' worth of slope.
+            slope = (now - before) * (1 - _SMOOTHING) / _SMOOTHING
+            off = off + _LOOK_AHEAD_STEPS * slope
+        else:
+            off = torch.where(off.abs() < _FROZEN_WITHIN, 0.0, off)
+        self._log_coefficient += self._gain * off.clamp(-_MOST_OFF, _MOST_OFF)
 
     def state_dict(self) -> dict[str, float]:
         """λ's and the average's logarithms."""

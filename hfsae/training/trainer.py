@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.configuration import SAEConfig
@@ -20,9 +21,12 @@ from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressB
 from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
-from hfsae.training.run import Inputs, Run, claim_output_dir, prepare_run, resume, start_accelerator
+from hfsae.training.run import Inputs, claim_output_dir, prepare_run, resume, start_accelerator
 
 logger = logging.getLogger(__name__)
+
+# Processes ask each other only so often whether one was interrupted: the answer waits for the device.
+_AGREE_STEPS = 8
 
 
 @dataclass
@@ -69,7 +73,8 @@ class SAETrainer:
         activations: Activations of one's own instead of a model and text: a tensor (rows, d_in), a dict of such by
             hook point, a `datasets.Dataset`, or an iterable of batches.
         callbacks: `transformers.TrainerCallback` objects or classes. Every event passes `model` (the SAEs by name);
-            `on_log` also `logs` (flat) and `saes_log` (by SAE).
+            `on_log` also `logs` (flat) and `saes_log` (by SAE). They run in
+            every process, and what they ask for in `control` must be the same everywhere.
 
     Raises:
         ValueError: If model and activations are both given.
@@ -77,7 +82,9 @@ class SAETrainer:
     Example:
         >>> from hfsae import SAETrainer, SAETrainingArguments
         >>> args = SAETrainingArguments(
-        ...     model_name_or_path="openai-community/gpt2", hook_point="resid_post.8", dataset_name="NeelNanda/pile-10k"
+        ...     model_name_or_path="openai-community/gpt2",
+        ...     hook_point="resid_post.8",
+        ...     dataset_name="NeelNanda/pile-10k",
         ... )
         >>> output = SAETrainer(args=args).train()  # doctest: +SKIP
     """
@@ -126,9 +133,9 @@ class SAETrainer:
         if checkpoint is not None:
             args.refuse_difference(json.loads((checkpoint / "run.json").read_text())["arguments"])
         accelerator = start_accelerator(args)
-        claim_output_dir(args, accelerator, resuming=checkpoint is not None)
+        claim_output_dir(args, accelerator, checkpoint)
         with Interruption() as interruption:
-            self._run = prepare_run(args, self._inputs, accelerator)
+            self._run = prepare_run(args, self._inputs, accelerator, resuming=checkpoint is not None)
             try:
                 self._begin(checkpoint)
                 self._loop(interruption)
@@ -146,7 +153,8 @@ class SAETrainer:
         self.state = TrainerState(max_steps=run.total_steps, is_world_process_zero=main, is_local_process_zero=main)
         self.control = TrainerControl()
         trackers = [Trackers(run.accelerator)] if run.accelerator.trackers else []
-        self._callbacks = Callbacks([ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers, *self._own_callbacks])
+        ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers]
+        self._callbacks = Callbacks([*ours, *self._own_callbacks])
         self._seconds = 0.0
         if checkpoint is not None:
             stored = resume(run, checkpoint)
@@ -165,7 +173,7 @@ class SAETrainer:
             self._step()
             self._seconds = time.perf_counter() - started
             self._call("on_step_end")
-            stopping = interruption.requested or self.control.should_training_stop
+            stopping = self.control.should_training_stop or self._is_interrupted(interruption)
             last = stopping or state.global_step == state.max_steps
             if last or self.control.should_log or state.global_step % args.logging_steps == 0:
                 self._log(clock)
@@ -175,6 +183,16 @@ class SAETrainer:
             if stopping and state.global_step < state.max_steps:
                 logger.warning("stopped at step %d; resume with resume_from_checkpoint='last'.", state.global_step)
                 return
+
+    def _is_interrupted(self, interruption: Interruption) -> bool:
+        """Whether any process was told to stop: all must stop after the same step, or they wait for each other."""
+        accelerator = self._run.accelerator
+        if accelerator.num_processes == 1:
+            return interruption.requested
+        if self.state.global_step % _AGREE_STEPS:
+            return False
+        told = torch.tensor(float(interruption.requested), device=accelerator.device)
+        return bool(accelerator.reduce(told, "sum"))
 
     def _step(self) -> None:
         """One optimiser step of every SAE."""
@@ -190,7 +208,8 @@ class SAETrainer:
         try:
             return next(self._run.stream)
         except NonFiniteActivationsError as error:
-            raise NonFiniteActivationsError(f"step {self.state.global_step}: {error}. {self._what_is_left()}") from error
+            message = f"step {self.state.global_step}: {error}. {self._what_is_left()}"
+            raise NonFiniteActivationsError(message) from error
         except StopIteration:
             raise ValueError(
                 f"the activations ended at step {self.state.global_step} of {self.state.max_steps}: "
@@ -215,7 +234,9 @@ class SAETrainer:
         # Of the step just done, whose index is one less than the number of steps done.
         saes_log = {name: learner.pop_log(state.global_step - 1) for name, learner in run.learners.items()}
         tokens = state.global_step * run.tokens_per_step
-        flat = {f"{name}/{key}" if name else key: value for name, log in saes_log.items() for key, value in log.items()}
+        flat = {
+            f"{name}/{key}" if name else key: value for name, log in saes_log.items() for key, value in log.items()
+        }
         logs = {"step": state.global_step, "tokens": tokens, "tokens_per_second": clock.rate(tokens), **flat}
         state.log_history.append(logs)
         logger.debug("%s", logs)
@@ -227,6 +248,7 @@ class SAETrainer:
         stored = {
             "step": self.state.global_step,
             "processes": run.accelerator.num_processes,
+            "saes": list(run.learners),
             "seconds": self._seconds,
             "arguments": dataclasses.asdict(self.args),
             "log_history": self.state.log_history,

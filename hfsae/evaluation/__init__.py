@@ -1,0 +1,36 @@
+"""What an SAE is worth: every metric by one definition, pooled over tokens and processes, beside its baselines.
+
+    metrics = evaluate_sae(sae, model, load_text("held_out.txt"), tokenizer, baselines=True)
+    text = report(metrics)
+
+`evaluate_saes` measures many on the same runs of the model. `load_metric` gives a metric as an `evaluate.Metric`, for
+sums of one's own.
+"""
+
+from hfsae.evaluation.baselines import PCA, untrained
+from hfsae.evaluation.evaluate import evaluate_sae, evaluate_saes
+from hfsae.evaluation.healthy import METRICS, warnings_for
+from hfsae.evaluation.metrics import FORMULAS, finalise
+from hfsae.evaluation.modules import METRIC_SCRIPT, load_metric
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.report import report
+from hfsae.evaluation.sums import add, as_columns, reconstruction_sums, reduce_sums
+
+__all__ = [
+    "FORMULAS",
+    "METRICS",
+    "METRIC_SCRIPT",
+    "PCA",
+    "add",
+    "as_columns",
+    "evaluate_sae",
+    "evaluate_saes",
+    "finalise",
+    "load_metric",
+    "reconstruction_sums",
+    "reduce_sums",
+    "report",
+    "untrained",
+    "warnings_for",
+    "weights_sha256",
+]

@@ -1,0 +1,243 @@
+"""Measuring SAEs in a language model: `evaluate_sae`, and `evaluate_saes` for many at any hook points in one go."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.attach import hook_points_of
+from hfsae.data import TokenBatch
+from hfsae.evaluation.baselines import PCA, untrained
+from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
+from hfsae.evaluation.measure import Subject, evaluating, measure
+from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.protocol import describe
+from hfsae.evaluation.sums import Sums, reduce_sums
+from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, split, take
+from hfsae.hooks import HookPoint
+from hfsae.modeling import SAE
+from hfsae.outputs import SAEOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Where the caller brings no activations of other text, this share of the text is kept for that, and not evaluated.
+_CALIBRATION_SHARE = 1 / 8
+_CALIBRATION_TOKENS = 32_768
+
+# Rows that the untrained SAE is fitted on and that PCA's size is taken from.
+_FIT_ROWS = 8192
+
+_SAE, _PCA = "sae", "pca"
+
+
+def evaluate_sae(
+    sae: SAE,
+    model: PreTrainedModel,
+    data: Text,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    max_tokens: int = 200_000,
+    batch_size: int = 16,
+    calibration: Tensor | Calibration | None = None,
+    baselines: bool = False,
+    protocol: Mapping[str, Any] | None = None,
+    all_processes: bool = False,
+    disable_tqdm: bool = False,
+) -> dict[str, Any]:
+    """Measures one SAE; see `evaluate_saes`, whose arguments these are.
+
+    Args:
+        sae: The SAE. Its config says where it reads and which tokens it leaves out.
+        model: The language model.
+        data: The text.
+        tokenizer: Needed for text that is not tokenised yet.
+        max_tokens: Tokens to measure on, at most.
+        batch_size: Sequences per run of the model.
+        calibration: Activations (N, d) of other text at the SAE's hook point, or such by hook point.
+        baselines: Whether the untrained SAE and PCA are measured too.
+        protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`.
+        all_processes: Whether every process calls this, each with its share of the text.
+        disable_tqdm: Whether to show no progress bar.
+
+    Returns:
+        The metrics, as `evaluate_saes` describes them.
+
+    Raises:
+        ValueError, TypeError, HookPointError: As `evaluate_saes`.
+
+    Example:
+        >>> metrics = evaluate_sae(sae, model, load_text("held_out.txt"), tokenizer)  # doctest: +SKIP
+        >>> metrics["l0"], metrics["explained_variance"], metrics["loss_recovered"]  # doctest: +SKIP
+        (32.0, 0.912, 0.981)
+    """
+    if isinstance(calibration, Tensor):
+        calibration = {str(hook_points_of(sae.config, model)[1]): calibration}
+    return evaluate_saes(
+        {"sae": sae},
+        model,
+        data,
+        tokenizer,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        calibration=calibration,
+        baselines=baselines,
+        protocol=protocol,
+        all_processes=all_processes,
+        disable_tqdm=disable_tqdm,
+    )["sae"]
+
+
+def evaluate_saes(
+    saes: Mapping[str, SAE],
+    model: PreTrainedModel,
+    data: Text,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    max_tokens: int = 200_000,
+    batch_size: int = 16,
+    calibration: Calibration | None = None,
+    baselines: bool = False,
+    protocol: Mapping[str, Any] | None = None,
+    all_processes: bool = False,
+    disable_tqdm: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Measures SAEs, at any mix of hook points, on the same text and the same runs of the language model.
+
+    Every sum is pooled over all tokens (`hfsae.evaluation.sums`), every metric has one formula
+    (`hfsae.evaluation.metrics`). Tokens that are left out (BOS and other special tokens, padding, excluded positions)
+    enter no sum and keep their own activation in every run, the ablated ones included. The model comes back as it was:
+    no hooks, every module in its mode.
+
+    Args:
+        saes: The SAEs by name. Their configs say where they read and which tokens they leave out.
+        model: The language model, on its device.
+        data: Held-out text: `TokenBlocks` or other batches of tokens, whose `keep` says what counts; or texts (a
+            `datasets` dataset or a list of strings), cut into blocks here as the configs say. `TokenBlocks` are left
+            where they were found.
+        tokenizer: Needed for texts.
+        max_tokens: Tokens to measure on, at most (and at least one sequence), over all processes.
+        batch_size: Sequences per run of the model, where text is cut here.
+        calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point: their mean is
+            what `ce_mean` puts in the activations' place, and baselines are fitted on them. None takes them from the
+            beginning of the text, which then is not evaluated: 32,768 tokens, at most an eighth.
+        baselines: Whether each SAE's untrained counterpart, and PCA with as many components as it has active
+            features, are measured too. Transcoders have none.
+        protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`; wins over what is found.
+        all_processes: Whether every process of the default `torch.distributed` group calls this, each with its share
+            of the text (texts are shared out here), and all get what was measured together.
+        disable_tqdm: Whether to show no progress bar.
+
+    Returns:
+        For each SAE a dict that JSON can hold: every metric of `hfsae.evaluation.metrics` (None where it is
+        undefined), `n_tokens`, `density` (a histogram), `notes` (why a metric is None, by name), `baselines`
+        (`"untrained"` and `"pca"`, where wanted) and `protocol` (text, counts, ablation, versions, digest of the
+        weights).
+
+    Raises:
+        HookPointError: If the model has no such place.
+        ValueError: If an SAE does not fit the model, the text, or the calibration; before anything is run.
+        TypeError: If `data` is of another type.
+    """
+    if not saes:
+        return {}
+    places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
+    sizes = {place: size for name, sae in saes.items() for place, size in _sizes(sae, places[name]).items()}
+    known = None if calibration is None else given_rows(calibration, model, sizes)
+    rank, processes = _process() if all_processes else (0, 1)
+    tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
+    aside = 0 if known is not None else min(_CALIBRATION_TOKENS, max(1, round(tokens * _CALIBRATION_SHARE)))
+    batches = read_batches(
+        data,
+        tokenizer,
+        model,
+        {name: sae.config for name, sae in saes.items()},
+        max_tokens=tokens + aside,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=processes,
+    )
+    with evaluating(model):
+        if known is None:
+            other_text, batches = _set_aside(batches, aside, tokens)
+            known = read_rows(model, other_text, sizes, of_first_process=processes > 1)
+        means = {target: known[target].double().mean(0).float() for _, target in places.values()}
+        subjects = {
+            (name, kind): Subject(reconstruct, *places[name], device=sae.device)
+            for name, sae in saes.items()
+            for kind, reconstruct in _kinds(sae, known[places[name][0]] if baselines else None).items()
+        }
+        measure(model, subjects, batches, means, disable_tqdm=disable_tqdm)
+
+    results = {}
+    for name, sae in saes.items():
+        sums = {
+            kind: reduce_sums(subject.sums) if all_processes else subject.sums
+            for (owner, kind), subject in subjects.items()
+            if owner == name
+        }
+        metrics = _figures(sae, sums, baselines)
+        about = {
+            "n_tokens": metrics["n_tokens"],
+            "n_sequences": int(sums[_SAE]["n_sequences"]),
+            "context_length": max(batch.input_ids.shape[1] for batch in batches),
+            "left_out": left_out_in_words(sae.config),
+            "ablation": f"0 (CE zero), or the mean over {len(known[places[name][1]]):,} other tokens (CE mean)",
+        }
+        results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
+    return results
+
+
+def _sizes(sae: SAE, places: tuple[HookPoint, HookPoint]) -> dict[HookPoint, int]:
+    """How large the activations are where an SAE reads and where it writes."""
+    return {places[0]: sae.config.d_in, places[1]: sae.config.d_out}
+
+
+def _process() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _set_aside(batches: list[TokenBatch], aside: int, tokens: int) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """The beginning of the text, for calibration, and `tokens` tokens of what comes after."""
+    first, rest = split(batches, min(aside, max(1, round(count(batches) * _CALIBRATION_SHARE))))
+    rest = list(take(rest, tokens))
+    if not count(rest):
+        raise ValueError(
+            "the text is too short to keep its beginning for the mean activation: pass more text, or the activations "
+            "of other text as calibration."
+        )
+    return first, rest
+
+
+def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
+    """The SAE, and with activations to fit them on its baselines."""
+    if calibration is None or sae.config.is_transcoder:
+        return {_SAE: sae}
+    fitting = calibration[:_FIT_ROWS].to(sae.device)
+    with torch.no_grad():
+        active = sae.encode_sparse(fitting).tokens_firing().sum() / len(fitting)
+    components = min(max(1, round(active.item())), sae.config.d_in)
+    return {_SAE: sae, "untrained": untrained(sae, fitting), _PCA: PCA(calibration.to(sae.device), components)}
+
+
+def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool) -> dict[str, Any]:
+    """The SAE's metrics, with those of its baselines in them: of these, single numbers only."""
+    metrics: dict[str, Any] = finalise(sums[_SAE]) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
+    if baselines:
+        metrics["baselines"] = {
+            kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
+            for kind, pooled in sums.items()
+            if kind != _SAE
+        }
+        if _PCA in metrics["baselines"]:
+            # A coordinate is a feature that fires on every token, so there are as many as components.
+            metrics["baselines"][_PCA]["components"] = len(sums[_PCA]["tokens_firing"])
+        if sae.config.is_transcoder:
+            metrics["notes"]["baselines"] = "a transcoder has none: they reconstruct what they read"
+    return metrics

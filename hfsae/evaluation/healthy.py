@@ -1,0 +1,161 @@
+"""What each metric is called, what it says, and where it should lie. Plain values: nothing heavy is imported."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["healthy", "outside", "warning"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval; None leaves a side open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"< {self.high:g}"
+        return f"> {self.low:g}" if self.high is None else f"{self.low:g} – {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric as people read it.
+
+    Args:
+        name: Its key in `config.metrics`.
+        title: What people call it.
+        meaning: Its definition in a few words of Markdown.
+        healthy: Where good SAEs lie.
+        tolerated: What lies outside deserves a warning.
+        ideal: What it should be near, where no range is known.
+        too_low: What a value below `tolerated` means.
+        too_high: What a value above `tolerated` means.
+        raise_by: What training can change when it is too low.
+        lower_by: What training can change when it is too high.
+        headline: Whether it stands among the few figures that say most.
+        higher_is_better: Whether a baseline that reaches the value casts doubt on it.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    healthy: Range | None = None
+    tolerated: Range = Range()
+    ideal: float | None = None
+    too_low: str = ""
+    too_high: str = ""
+    raise_by: str = ""
+    lower_by: str = ""
+    headline: bool = False
+    higher_is_better: bool = False
+
+    @property
+    def expected(self) -> str:
+        """`"10 – 100"`, `"> 0.95"`, `"near 1"`, or nothing."""
+        if self.healthy is not None:
+            return str(self.healthy)
+        return "" if self.ideal is None else f"near {self.ideal:g}"
+
+    def verdict(self, value: float) -> Verdict | None:
+        """How a value compares with the ranges; None where there are none."""
+        if self.healthy is None:
+            return None
+        if value not in self.tolerated:
+            return "warning"
+        return "healthy" if value in self.healthy else "outside"
+
+    def concern(self, value: float) -> str | None:
+        """What is worrying about a value outside `tolerated`, as the end of a sentence; None where nothing is."""
+        if self.tolerated.low is not None and value < self.tolerated.low:
+            return f"below {self.tolerated.low:g}: {self.too_low}"
+        if self.tolerated.high is not None and value > self.tolerated.high:
+            return f"above {self.tolerated.high:g}: {self.too_high}"
+        return None
+
+    def advice(self, value: float) -> str:
+        """What to try about a value outside `tolerated`."""
+        return self.raise_by if self.tolerated.low is not None and value < self.tolerated.low else self.lower_by
+
+
+METRICS = (
+    Metric(
+        "l0",
+        "L0",
+        "features active on a token, on average",
+        healthy=Range(10, 100),
+        tolerated=Range(5, 200),
+        too_low="so few features can say little about an activation",
+        too_high="so many features at once are hard to read",
+        raise_by="Raise k (or target_l0), or lower the sparsity coefficient.",
+        lower_by="Lower k (or target_l0), or raise the sparsity coefficient.",
+        headline=True,
+    ),
+    Metric(
+        "explained_variance",
+        "explained variance",
+        "1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²: predicting the mean x̄ scores 0",
+        healthy=Range(low=0.95),
+        tolerated=Range(low=0.8),
+        too_low="a good part of the activations is not in the features",
+        raise_by="Train on more tokens, with more features, or with a larger k (a smaller sparsity coefficient).",
+        headline=True,
+        higher_is_better=True,
+    ),
+    Metric(
+        "loss_recovered",
+        "loss recovered",
+        "(CE zero − CE spliced) / (CE zero − CE clean)",
+        ideal=1,
+        headline=True,
+        higher_is_better=True,
+    ),
+    Metric("ce_increase", "CE increase", "CE spliced − CE clean, in nats per token", ideal=0, headline=True),
+    Metric(
+        "dead_fraction",
+        "dead features",
+        "share of features that never fired on the evaluated tokens",
+        healthy=Range(high=0.05),
+        tolerated=Range(high=0.2),
+        too_high="much of the dictionary is unused",
+        lower_by="Revive dead features (auxk or resampling), train on more tokens, or use fewer features.",
+        headline=True,
+    ),
+    Metric("ce_clean", "CE clean", "next-token cross-entropy of the untouched language model, in nats"),
+    Metric("ce_spliced", "CE spliced", "the same with x replaced by the reconstruction x̂"),
+    Metric("ce_zero", "CE zero", "the same with x replaced by 0"),
+    Metric("ce_mean", "CE mean", "the same with x replaced by the mean activation of other text"),
+    Metric("loss_recovered_mean", "loss recovered (mean)", "loss recovered, with CE mean for CE zero", ideal=1),
+    Metric("kl", "KL", "mean KL divergence of the spliced from the clean next-token distribution, in nats", ideal=0),
+    Metric("mse", "MSE", "mean over tokens of ‖x − x̂‖², in the language model's own units"),
+    Metric("fvu", "FVU", "1 − explained variance", ideal=0),
+    Metric("cosine", "cosine", "mean cosine of x and x̂", ideal=1),
+    Metric("l2_ratio", "L2 ratio", "mean ‖x̂‖ / mean ‖x‖: below 1, reconstructions shrink", ideal=1),
+)
+
+
+def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
+    """What is worrying about some metrics, and what to try, one sentence or two a metric.
+
+    Args:
+        metrics: Values by name, as `evaluate_sae` returns or the trainer logs them. Others, None and NaN are passed
+            over.
+
+    Example:
+        >>> warnings_for({"l0": 2.9, "dead_fraction": 0.01})  # doctest: +NORMALIZE_WHITESPACE
+        ['L0: 2.9 is below 5: so few features can say little about an activation. Raise k (or target_l0), or lower the
+        sparsity coefficient.']
+    """
+    warnings = []
+    for metric in METRICS:
+        value = metrics.get(metric.name)
+        if value is None or math.isnan(value) or (concern := metric.concern(value)) is None:
+            continue
+        warnings.append(f"{metric.title}: {value:.3g} is {concern}. {metric.advice(value)}")
+    return warnings

@@ -1,0 +1,60 @@
+"""What stands beside figures so that they count: how, on what, and of which weights they were measured."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hfsae.modeling import SAE
+
+
+def weights_sha256(sae: SAE) -> str:
+    """A digest of an SAE's stored tensors: metrics with another digest belong to other weights.
+
+    It covers every tensor's name, dtype, shape and bytes in the order of names, so it does not depend on the file
+    format, the device or the library versions.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        # The lengths in front keep one part's end and the next one's beginning apart.
+        for part in (header, content):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def describe(
+    sae: SAE, model: PreTrainedModel, measured: Mapping[str, Any], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The protocol of an evaluation, in plain values.
+
+    Args:
+        sae: What was measured.
+        model: The language model it was measured in.
+        measured: What the evaluation knows: counts, context length, what was left out, the ablation.
+        given: What only the caller knows (`dataset`, `split`, ...); wins over everything else.
+    """
+    return {
+        "dataset": None,
+        "split": None,
+        **measured,
+        "dtype": _dtypes(sae, model),
+        "hfsae_version": version("hfsae"),
+        "transformers_version": version("transformers"),
+        "torch_version": torch.__version__,
+        "weights_sha256": weights_sha256(sae),
+        **(given or {}),
+    }
+
+
+def _dtypes(sae: SAE, model: PreTrainedModel) -> str:
+    language_model, autoencoder = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, sae.dtype))
+    return language_model if language_model == autoencoder else f"{language_model} (SAE: {autoencoder})"

@@ -1,0 +1,179 @@
+"""A language model that reads the same text several times, with another activation in one place each time.
+
+What the runs have in common is computed once: the blocks below the place answer from memory. And no run ever holds a
+logit for every token: it ends with the decoder's last state, from which the model's head makes logits in pieces. Both
+shortcuts are compared with full runs on one sequence first; a model that does not stand them is run in full.
+"""
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfsae.data import TokenBatch
+from hfsae.hooks import HookPoint, capture, splice
+from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.width import _input_device
+
+logger = logging.getLogger(__name__)
+
+# Where logits must be kept for every token of every run, so many bytes of them at once.
+_LOGIT_BYTES = 1 << 30
+
+
+def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
+    """What the model is called with, where it wants it."""
+    device = _input_device(model)
+    return {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attention_mask.to(device)}
+
+
+class Replay:
+    """Runs a causal LM over one batch at a time: `read` it as it is, then `write` into a place, any number of times.
+
+    What a run gives is called its final state: (batch, seq, ...), of which `logits` makes logits.
+
+    Args:
+        model: A causal LM in evaluation mode. Between calls nothing of this is on it.
+        reads: The places whose activations `read` gives.
+        writes: The places that `write` writes to; `read` gives their activations too.
+        inputs: A first batch (`input_ids`, `attention_mask`), on whose first sequence the shortcuts are checked.
+
+    Attributes:
+        vocabulary: Number of logits a position has.
+        shortcuts: Whether the model stands them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reads: Iterable[HookPoint],
+        writes: Iterable[HookPoint],
+        inputs: Mapping[str, Tensor],
+    ):
+        self._model = model
+        self._writes = list(dict.fromkeys(writes))
+        self._places = list(dict.fromkeys([*reads, *self._writes]))
+        self.vocabulary: int = model.config.get_text_config().vocab_size
+        accepted = inspect.signature(model.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}
+        self._memory: dict[nn.Module, Any] = {}
+        self._decoder_output: type = tuple
+        self.shortcuts = False
+        layout = DecoderLayout.find(model)
+        if layout is not None and self._inside(layout.decoder_path):
+            self._end = HookPoint(layout.decoder_path, "output")
+            self._decoder = model.get_submodule(layout.decoder_path)
+            self._below = {place: _blocks_below(place, layout) for place in self._writes}
+            self._check({name: value[:1] for name, value in inputs.items()})
+
+    def read(self, inputs: Mapping[str, Tensor]) -> tuple[dict[HookPoint, Tensor], Tensor]:
+        """The untouched model's activations at all places, (batch, seq, d) each, and its final state."""
+        with capture(self._model, self._places) as activations, self._remembering():
+            final = self._run(inputs)
+        return {place: activations[place] for place in self._places}, final
+
+    def write(self, inputs: Mapping[str, Tensor], place: HookPoint, activation: Tensor) -> Tensor:
+        """The final state of the batch that was read last, with `activation` (batch, seq, d) in one place."""
+        below = self._below[place] if self.shortcuts else []
+        with ExitStack() as stack:
+            if below:
+                remembered = self._memory[below[-1]]
+                # A copy each time, because some models write into what their blocks return.
+                stack.enter_context(_answering(below, lambda: copy.deepcopy(remembered)))
+            stack.enter_context(splice(self._model, place, lambda _: activation))
+            return self._run(inputs)
+
+    def logits(self, final: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of n positions of a final state, (n, ...)."""
+        if not self.shortcuts:
+            return final
+        ids = torch.zeros(1, len(final), dtype=torch.long, device=_input_device(self._model))
+        with _answering([self._decoder], lambda: self._decoder_output(last_hidden_state=final[None])):
+            return self._model(input_ids=ids, **self._options).logits[0]
+
+    def sequences_at_once(self, length: int, runs: int) -> int | None:
+        """How many sequences fit where the final states of so many runs are kept; None for any number."""
+        return None if self.shortcuts else max(1, _LOGIT_BYTES // (4 * length * self.vocabulary * runs))
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if not self.shortcuts:
+            return self._model(**inputs, **self._options).logits
+        with capture(self._model, self._end) as end:
+            return end.run(**inputs)[self._end]
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Keeps what the last of the blocks below each place returns."""
+
+        def remember(block: nn.Module, _: Any, output: Any) -> None:
+            self._memory[block] = copy.deepcopy(output)
+
+        with ExitStack() as hooks:
+            for below in self._below.values() if self.shortcuts else ():
+                if below:
+                    hooks.callback(below[-1].register_forward_hook(remember).remove)
+            yield
+
+    def _inside(self, decoder_path: str) -> bool:
+        """Whether nothing is read or written outside the decoder, whose last state ends a run."""
+        return bool(decoder_path) and all(place.path.startswith(f"{decoder_path}.") for place in self._places)
+
+    def _check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Takes the shortcuts if they change nothing, neither in the untouched run nor where the activation is 0."""
+
+        def logits() -> list[Tensor]:
+            activations, final = self.read(inputs)
+            zeroed = [self.write(inputs, place, torch.zeros_like(activations[place])) for place in self._writes]
+            return [self.logits(run.flatten(0, 1)) for run in (final, *zeroed)]
+
+        def see(_: nn.Module, __: Any, output: Any) -> None:
+            self._decoder_output = type(output)
+
+        with ExitStack() as hooks:
+            hooks.callback(self._decoder.register_forward_hook(see).remove)
+            full = logits()
+        self.shortcuts = True
+        try:
+            self.shortcuts = all(_equal(run, known) for run, known in zip(logits(), full, strict=True))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self.shortcuts = False
+            logger.debug("a run with shortcuts failed: %s", error)
+        if not self.shortcuts:
+            logger.info("%s does not stand shortcuts: every run is a full one.", type(self._model).__name__)
+
+
+def _blocks_below(place: HookPoint, layout: DecoderLayout) -> list[nn.Module]:
+    """The blocks whose outputs do not depend on what is written to a place."""
+    layer = layout.layer_of(place.path)
+    if layer is None:
+        return []
+    is_block_output = place == HookPoint(layout.block_path(layer), "output")
+    return list(layout.blocks[: layer + 1 if is_block_output else layer])
+
+
+@contextmanager
+def _answering(modules: Iterable[nn.Module], answer: Callable[[], Any]) -> Iterator[None]:
+    """Lets modules return an answer instead of computing one; their hooks run as ever."""
+    own = {module: vars(module).get("forward") for module in modules}
+    try:
+        for module in own:
+            module.forward = lambda *_, **__: answer()
+        yield
+    finally:
+        for module, forward in own.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:  # accelerate's, which moves weights around
+                module.forward = forward
+
+
+def _equal(logits: Tensor, known: Tensor) -> bool:
+    """Equal but for the order of additions in the head's product."""
+    tolerance = 4 * torch.finfo(known.dtype).eps * known.abs().max()
+    return logits.shape == known.shape and bool(((logits - known).abs() <= tolerance).all())

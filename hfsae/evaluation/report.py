@@ -1,0 +1,66 @@
+"""A plain table of what was measured, against where it should lie and against the baselines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfsae.evaluation.healthy import METRICS, Metric, warnings_for
+
+_MARKS = {"warning": "!", "outside": "~", "healthy": "", None: ""}
+_BASELINES = {"untrained": "untrained", "pca": "PCA"}
+
+
+def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
+    """Lays metrics out for a terminal.
+
+    Args:
+        metrics: What `evaluate_sae` returned.
+        title: A first line.
+
+    Returns:
+        A table with a row a metric (`!` marks what deserves a warning, `~` what is outside the healthy range), then
+        the warnings in words, why figures are missing, and what was measured on.
+
+    Example:
+        >>> print(report({"l0": 120.0, "explained_variance": 0.97, "n_tokens": 4096}))
+        metric                measured      healthy
+        L0                         120 ~   10 – 100
+        explained variance       0.970       > 0.95
+        <BLANKLINE>
+        measured on 4,096 tokens
+    """
+    baselines = {name: figures for name, figures in (metrics.get("baselines") or {}).items() if name in _BASELINES}
+    shown = [metric for metric in METRICS if metric.name in metrics]
+    lines = [_row("metric", "measured", "", "healthy", [_heading(name, baselines[name]) for name in baselines])]
+    for metric in shown:
+        value = metrics[metric.name]
+        others = [_figure(metric, figures.get(metric.name)) for figures in baselines.values()]
+        mark = "" if value is None else _MARKS[metric.verdict(value)]
+        lines.append(_row(metric.title, _figure(metric, value), mark, metric.expected, others))
+    lines.append("")
+    lines += [f"! {warning}" for warning in warnings_for(metrics)]
+    lines += [f"- {name}: {reason}" for name, reason in (metrics.get("notes") or {}).items()]
+    lines.append(_text(metrics))
+    return "\n".join(([title] if title else []) + lines)
+
+
+def _row(title: str, value: str, mark: str, healthy: str, others: list[str]) -> str:
+    return f"{title:<21} {value:>8} {mark:1} {healthy:>10}{''.join(f'{other:>12}' for other in others)}".rstrip()
+
+
+def _heading(name: str, figures: Mapping[str, Any]) -> str:
+    return f"{_BASELINES[name]}-{figures['components']}" if "components" in figures else _BASELINES[name]
+
+
+def _figure(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return "–"
+    magnitude = abs(value)
+    return f"{value:.4g}" if magnitude >= 100 or 0 < magnitude < 1e-3 else f"{value:.{2 if magnitude >= 10 else 3}f}"
+
+
+def _text(metrics: Mapping[str, Any]) -> str:
+    protocol = metrics.get("protocol") or {}
+    source = ", ".join(part for part in (protocol.get("dataset"), protocol.get("split")) if part)
+    text = f"measured on {metrics['n_tokens']:,} tokens" if "n_tokens" in metrics else "measured"
+    text += f" of {source}" if source else ""
+    return text + (f", left out: {protocol['left_out']}" if protocol.get("left_out") else "")

@@ -1,0 +1,117 @@
+"""Measuring an SAE from its saved folder alone: on the text its metrics name, or on another."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfsae.attach import hook_points_of
+from hfsae.data import TokenBlocks, load_text, split_documents
+from hfsae.evaluation.calibration import Calibration, read_rows
+from hfsae.evaluation.evaluate import evaluate_sae
+from hfsae.evaluation.text import take
+from hfsae.modeling import SAE
+from hfsae.saving import write_config, write_json
+
+
+def evaluate_saved(
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str = "test",
+    max_tokens: int | None = None,
+    batch_size: int = 16,
+    baselines: bool = False,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Loads an SAE and its language model and measures the one in the other.
+
+    Args:
+        folder: What training saved.
+        model: The language model; None loads the one that the config names.
+        dataset: The text; None measures on the text that the recorded metrics were measured on, as it was then.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset.
+        max_tokens: Tokens to measure on; None: as many as were recorded, or 200,000.
+        batch_size: Blocks of text per pass.
+        baselines: Whether the untrained SAE and PCA are measured too.
+        write: Whether the metrics are written into the folder (config.json and metrics.json).
+
+    Returns:
+        The metrics, as `evaluate_saes` describes them.
+
+    Raises:
+        ValueError: If no text is named and none was recorded.
+        OSError: If the folder, the model or the text is not there.
+
+    Example:
+        >>> evaluate_saved("runs/tiny")["loss_recovered"]  # doctest: +SKIP
+        0.9637
+    """
+    sae = SAE.from_pretrained(folder)
+    recorded = (sae.config.metrics or {}).get("protocol") or {}
+    if dataset is not None:
+        source = {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
+    elif recorded.get("dataset"):
+        source = {name: recorded.get(name) for name in ("dataset", "dataset_config", "split", "part", "calibration")}
+        max_tokens = max_tokens or recorded.get("max_tokens")
+    else:
+        raise ValueError(f"no text was recorded in {folder}: name one (dataset=..., or --dataset).")
+    if model is not None:
+        sae.config.base_model, sae.config.base_model_revision = model, None
+    lm = sae.load_base_model()
+    calibration = None
+    if source.get("calibration"):
+        calibration = _calibration(sae, lm, source["calibration"], batch_size)
+    max_tokens = max_tokens or 200_000
+    metrics = evaluate_sae(
+        sae,
+        lm,
+        _blocks(sae, source, batch_size),
+        max_tokens=max_tokens,
+        calibration=calibration,
+        baselines=baselines,
+        protocol={**source, "max_tokens": max_tokens},
+    )
+    if not baselines and dataset is None and "baselines" in (sae.config.metrics or {}):
+        metrics["baselines"] = sae.config.metrics["baselines"]  # type: ignore[index]
+    if write:
+        _write(sae, Path(folder), metrics)
+    return metrics
+
+
+def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:
+    """The text of a source, cut as the SAE's config says."""
+    text = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
+    if source.get("part"):
+        text = split_documents(text, source["part"])
+    arguments = (sae.config.training or {}).get("arguments", {})
+    return TokenBlocks(
+        text,
+        sae.load_tokenizer(),
+        context_length=sae.config.context_length or 128,
+        batch_size=batch_size,
+        text_column=arguments.get("text_column"),
+        prepend_bos=sae.config.prepend_bos,
+        mix_documents=arguments.get("mix_documents", True),
+        exclude_special_tokens=sae.config.exclude_special_tokens,
+        exclude_positions=sae.config.exclude_positions,
+        chat=arguments.get("chat", False),
+        repeat=False,
+    )
+
+
+def _calibration(sae: SAE, lm: PreTrainedModel, source: dict[str, Any], batch_size: int) -> Calibration:
+    """The activations that the recorded mean was taken over."""
+    batches = list(take(_blocks(sae, source, batch_size), source["max_tokens"]))
+    places = dict.fromkeys(hook_points_of(sae.config, lm))
+    rows = read_rows(lm, batches, places, of_first_process=False)
+    return {str(place): read for place, read in rows.items()}
+
+
+def _write(sae: SAE, folder: Path, metrics: dict[str, Any]) -> None:
+    sae.config.metrics = metrics
+    write_config(sae.config, folder)
+    write_json(folder / "metrics.json", metrics)

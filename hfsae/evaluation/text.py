@@ -1,0 +1,201 @@
+"""The text that an evaluation reads: what the caller gave, as batches of token blocks, cut to a number of tokens."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from hfsae.configuration import SAEConfig
+from hfsae.data import TokenBatch, TokenBlocks
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+Text: TypeAlias = "TokenBlocks | Iterable[TokenBatch] | Dataset | IterableDataset | Sequence[str]"
+
+# Tokens in a block of text where the config does not say on how many the SAE was trained.
+_DEFAULT_CONTEXT = 128
+
+# What decides how text becomes tokens, and which of them count.
+_POLICY = ("context_length", "prepend_bos", "exclude_special_tokens", "exclude_positions")
+
+
+def read_batches(
+    data: Text,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    model: PreTrainedModel,
+    configs: Mapping[str, SAEConfig],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[TokenBatch]:
+    """Batches that hold at most `max_tokens` tokens that count, at least one sequence.
+
+    A `TokenBlocks` is left where it was found: what it gave here it will give again.
+
+    Args:
+        data: As `evaluate_saes` takes it.
+        tokenizer: Needed for text.
+        model: The language model that will read the batches.
+        configs: Of the SAEs that will be measured, by name.
+        max_tokens: Counts tokens that are not left out.
+        batch_size: Sequences a batch where text is cut here.
+        rank: This process; text that is cut here is shared among `world_size` of them.
+        world_size: The number of processes.
+
+    Raises:
+        ValueError: If there is no token that counts, if the SAEs want the text cut in different ways, if tokens count
+            that an SAE leaves out, or if the model cannot read the tokens.
+        TypeError: If `data` is of another type, or text comes without a tokenizer.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be positive, got {max_tokens}.")
+    if isinstance(data, TokenBlocks):
+        place = data.state_dict()
+        try:
+            batches = list(take(data, max_tokens))
+        finally:
+            data.load_state_dict(place)
+    else:
+        batches = list(take(_batches(data, tokenizer, model, configs, batch_size, rank, world_size), max_tokens))
+    if not count(batches):
+        raise ValueError("the data hold no token that counts: it is empty, or every token is left out.")
+    _check_model(batches, model)
+    _check_policy(batches, configs)
+    return batches
+
+
+def take(batches: Iterable[TokenBatch], max_tokens: int) -> Iterator[TokenBatch]:
+    """The first sequences, as long as no more than `max_tokens` of their tokens count; at least one sequence."""
+    left = max_tokens
+    for batch in batches:
+        running = batch.keep.sum(1).cumsum(0)
+        fitting = int((running <= left).sum())
+        if left == max_tokens:
+            fitting = max(fitting, 1)
+        if fitting:
+            yield rows(batch, slice(0, fitting))
+        if fitting < len(batch.keep):
+            return
+        left -= int(running[-1])
+        if left <= 0:
+            return
+
+
+def split(batches: Sequence[TokenBatch], tokens: int) -> tuple[list[TokenBatch], list[TokenBatch]]:
+    """The first sequences that hold `tokens` tokens that count, and the rest."""
+    first = list(take(batches, tokens))
+    whole, taken = len(first) - 1, len(first[-1].keep)
+    rest = [rows(batches[whole], slice(taken, None)), *batches[whole + 1 :]]
+    return first, [batch for batch in rest if len(batch.keep)]
+
+
+def rows(batch: TokenBatch, chosen: slice) -> TokenBatch:
+    """Some sequences of a batch."""
+    return TokenBatch(*(part[chosen] for part in batch))
+
+
+def count(batches: Iterable[TokenBatch]) -> int:
+    """Tokens that count."""
+    return sum(int(batch.keep.sum()) for batch in batches)
+
+
+def left_out_in_words(config: SAEConfig) -> str:
+    """Which tokens an SAE leaves out: `"padding, special tokens, position 0 of every block"`."""
+    positions = config.exclude_positions
+    parts = ["padding"]
+    if config.exclude_special_tokens:
+        parts.append("special tokens")
+    if positions:
+        which = f"position {positions[0]}" if len(positions) == 1 else f"positions {', '.join(map(str, positions))}"
+        parts.append(f"{which} of every block")
+    return ", ".join(parts)
+
+
+def _batches(
+    data: Any,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    model: PreTrainedModel,
+    configs: Mapping[str, SAEConfig],
+    batch_size: int,
+    rank: int,
+    world_size: int,
+) -> Iterable[TokenBatch]:
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(data, str | bytes | Mapping):
+        raise TypeError(f"data is a {type(data).__name__}; expected texts in a list, a dataset or TokenBlocks.")
+    if isinstance(data, list | tuple) and data and isinstance(data[0], str):
+        data = Dataset.from_dict({"text": list(data)})
+    if not isinstance(data, Dataset | IterableDataset | torch.Tensor):
+        return (_batch(item) for item in data)
+    if tokenizer is None:
+        raise TypeError("a tokenizer is needed to make tokens of text: pass tokenizer=sae.load_tokenizer().")
+    policy = _shared_policy(configs)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    return TokenBlocks(
+        data,
+        tokenizer,
+        context_length=policy["context_length"] or min(_DEFAULT_CONTEXT, longest),
+        batch_size=batch_size,
+        prepend_bos=policy["prepend_bos"],
+        exclude_special_tokens=policy["exclude_special_tokens"],
+        exclude_positions=policy["exclude_positions"],
+        rank=rank,
+        world_size=world_size,
+        repeat=False,
+    )
+
+
+def _batch(item: Any) -> TokenBatch:
+    if not isinstance(item, tuple) or len(item) != len(TokenBatch._fields):
+        raise TypeError(
+            f"data gives {type(item).__name__} objects; expected TokenBatch(input_ids, attention_mask, keep), or "
+            "texts (a list of strings, a datasets.Dataset) with a tokenizer."
+        )
+    return TokenBatch(*item)
+
+
+def _shared_policy(configs: Mapping[str, SAEConfig]) -> dict[str, Any]:
+    """How all the SAEs want their text."""
+    policies = {name: {field: getattr(config, field) for field in _POLICY} for name, config in configs.items()}
+    first, policy = next(iter(policies.items()))
+    for name, other in policies.items():
+        for field in _POLICY:
+            if other[field] != policy[field]:
+                raise ValueError(
+                    f"{field} is {policy[field]!r} for {first} and {other[field]!r} for {name}: text cannot be cut "
+                    "for both. Evaluate them apart, or pass TokenBlocks cut as you want it."
+                )
+    return policy
+
+
+def _check_model(batches: Sequence[TokenBatch], model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    largest = max(int(batch.input_ids.max()) for batch in batches)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"token id {largest}, but the language model knows {config.vocab_size} tokens: use the tokenizer that "
+            "belongs to it."
+        )
+    longest = max(batch.input_ids.shape[1] for batch in batches)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ValueError(
+            f"blocks of {longest} tokens, but the language model's context is {context}: cut shorter ones."
+        )
+
+
+def _check_policy(batches: Sequence[TokenBatch], configs: Mapping[str, SAEConfig]) -> None:
+    for name, config in configs.items():
+        for position in config.exclude_positions:
+            if any(position < batch.keep.shape[1] and batch.keep[:, position].any() for batch in batches):
+                raise ValueError(
+                    f"the data count tokens at position {position}, which the SAE {name} leaves out "
+                    f"(exclude_positions={config.exclude_positions}), so its numbers would not be its own. Cut the "
+                    "text with TokenBlocks(exclude_positions=...) alike, or pass texts and the tokenizer."
+                )

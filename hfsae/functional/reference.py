@@ -1,0 +1,144 @@
+"""The SAEs at their plainest: dense, in ordinary autograd, as the papers write them.
+
+Slow on purpose: this is what the fast paths are tested against, values and gradients, in float32 and float64.
+Everything is in scaled space: `x` (N, d) is the activation times the input scale. Each architecture is one function
+that gives its features (N, n) and the loss that training minimises, a mean over tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Weights(NamedTuple):
+    """What every SAE has: `W_e` (n, d), `b_e` (n,), `W_dec` (n, d), `b_dec` (d,)."""
+
+    W_e: Tensor
+    b_e: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def pre_activations(x: Tensor, w: Weights) -> Tensor:
+    """`h = W_e (x − b_dec) + b_e`."""
+    return (x - w.b_dec) @ w.W_e.T + w.b_e
+
+
+def decode(z: Tensor, w: Weights) -> Tensor:
+    """`x̂ = Σ z_i W_dec[i] + b_dec`."""
+    return z @ w.W_dec + w.b_dec
+
+
+def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Mean over tokens of ‖x̂ − x‖²."""
+    return (x_hat - x).square().sum(1).mean()
+
+
+def standard(
+    x: Tensor, w: Weights, *, coefficient: float, weight_by_decoder_norm: bool = True
+) -> tuple[Tensor, Tensor]:
+    """ReLU features; squared error + λ · Σ z_i, each z_i times ‖W_dec[i]‖ or not."""
+    z = pre_activations(x, w).relu()
+    penalised = z * w.W_dec.norm(dim=1) if weight_by_decoder_norm else z
+    return z, squared_error(decode(z, w), x) + coefficient * penalised.sum(1).mean()
+
+
+def topk(x: Tensor, w: Weights, *, k: int, multi_topk: bool = False) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each token, after a ReLU; squared error, + ⅛ of that with 4k features."""
+    h = pre_activations(x, w)
+
+    def keep(k: int) -> Tensor:
+        return h.relu() * torch.zeros_like(h).scatter(1, h.topk(k).indices, 1.0)
+
+    z = keep(k)
+    loss = squared_error(decode(z, w), x)
+    if multi_topk:
+        loss = loss + squared_error(decode(keep(min(4 * k, h.shape[1])), w), x) / 8
+    return z, loss
+
+
+def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
+    """The k·N largest pre-activations of the batch, after a ReLU; squared error."""
+    h = pre_activations(x, w).relu()
+    kept = h.flatten().topk(k * len(x)).indices
+    z = h * torch.zeros_like(h).flatten().scatter(0, kept, 1.0).view_as(h)
+    return z, squared_error(decode(z, w), x)
+
+
+def jumprelu(
+    x: Tensor,
+    w: Weights,
+    *,
+    threshold: Tensor,
+    bandwidth: float,
+    coefficient: float,
+    sparsity: str = "l0",
+    target_l0: float = 1.0,
+    tanh_scale: float = 4.0,
+) -> tuple[Tensor, Tensor]:
+    """`h · 1[h > θ]`; squared error + λ times one of three counts of active features.
+
+    `"l0"` counts them, `"l0_quadratic"` takes (mean count / target − 1)², `"tanh"` adds up tanh(c · z_i ‖W_dec[i]‖).
+    """
+    h = pre_activations(x, w)
+    z = h * _heaviside(h, threshold) + _through(threshold, -threshold * _kernel(h, threshold, bandwidth))
+    if sparsity == "tanh":
+        penalty = (tanh_scale * z * w.W_dec.norm(dim=1)).tanh().sum(1).mean()
+    else:
+        active = _heaviside(h, threshold) + _through(threshold, -_kernel(h, threshold, bandwidth))
+        l0 = active.sum(1).mean()
+        penalty = l0 if sparsity == "l0" else (l0 / target_l0 - 1) ** 2
+    return z, squared_error(decode(z, w), x) + coefficient * penalty
+
+
+def gated(
+    x: Tensor, w: Weights, *, magnitude_bias: Tensor, magnitude_log_scale: Tensor, coefficient: float
+) -> tuple[Tensor, Tensor]:
+    """`1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)`; squared error + λ · Σ ReLU(π + b_gate)_i ‖W_dec[i]‖ + the squared
+    error of the gate's own ReLU through a decoder that it cannot move. `b_e` is b_gate."""
+    gate = pre_activations(x, w)
+    projection = gate - w.b_e
+    z = (gate > 0) * (magnitude_log_scale.exp() * projection + magnitude_bias).relu()
+    penalty = (gate.relu() * w.W_dec.norm(dim=1)).sum(1).mean()
+    frozen = Weights(w.W_e, w.b_e, w.W_dec.detach(), w.b_dec.detach())
+    gate_error = squared_error(decode(gate.relu(), frozen), x)
+    return z, squared_error(decode(z, w), x) + coefficient * penalty + gate_error
+
+
+def auxk(x: Tensor, w: Weights, *, features: Tensor, dead: Tensor, alpha: float) -> Tensor:
+    """What dead features miss of the error that living ones leave, in units of the batch's variance.
+
+    `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / ‖e − ē‖²` with e = x − x̂ detached, ê what the k_aux = d/2 strongest dead
+    features make of it, V the summed variance of x.
+    """
+    k_aux = max(1, x.shape[1] // 2)
+    n_dead = int(dead.sum())
+    error = (x - decode(features, w)).detach()
+    h = pre_activations(x, w).relu().masked_fill(~dead, 0.0)
+    strongest = torch.zeros_like(h).scatter(1, h.topk(min(k_aux, n_dead)).indices, 1.0)
+    missed = (error - (h * strongest) @ w.W_dec).square().sum()
+    variance = x.var(0, correction=0).sum().detach()
+    spread = (error - error.mean(0)).square().sum()
+    return alpha * min(n_dead / k_aux, 1.0) * variance * missed / spread
+
+
+def pre_act(x: Tensor, w: Weights, *, threshold: Tensor, dead: Tensor) -> Tensor:
+    """Σ over dead features of ReLU(θ_i − h_i) ‖W_dec[i]‖: how far they are below their thresholds."""
+    below = (threshold - pre_activations(x, w)).relu() * w.W_dec.norm(dim=1)
+    return (below * dead).sum(1).mean()
+
+
+def _heaviside(h: Tensor, threshold: Tensor) -> Tensor:
+    return (h > threshold).to(h.dtype)
+
+
+def _kernel(h: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """`K((h − θ)/ε) / ε` with the rectangle K(u) = 1[|u| < ½]."""
+    return ((h - threshold).abs() < bandwidth / 2).to(h.dtype) / bandwidth
+
+
+def _through(threshold: Tensor, gradient: Tensor) -> Tensor:
+    """0, with `gradient` as its derivative by the threshold: a straight-through estimate."""
+    gradient = gradient.detach()
+    return gradient * threshold - (gradient * threshold).detach()

@@ -1,0 +1,197 @@
+"""The model card: generated from an SAE's config, merged into the card that people have written on.
+
+Everything generated stands between two markers and is replaced each time; text around them, the licence and metadata
+that we do not write are kept. Nothing here needs a network, and the same config gives the same bytes.
+"""
+
+import os
+from pathlib import Path
+from typing import cast
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig
+
+from hfsae.configuration import SAEConfig
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.markdown import render
+from hfsae.hub.metadata import front_matter, merge
+from hfsae.hub.sections import Stale, card_values, display_name
+from hfsae.hub.weights import WeightFacts
+from hfsae.modeling import SAE
+from hfsae.saving import files_at_once, quietly
+
+BEGIN = "<!-- hfsae:begin (generated, edits are overwritten) -->"
+END = "<!-- hfsae:end -->"
+
+CARD_FILE = "README.md"
+LOG_FILE = "training_log.jsonl"
+TRAINING_CURVE = "training_curve.png"
+FEATURE_DENSITY = "feature_density.png"
+
+
+def render_card(
+    sae_or_config: SAE | SAEConfig,
+    *,
+    repo_id: str | None = None,
+    subfolder: str | None = None,
+    existing: ModelCard | None = None,
+    folder: str | os.PathLike | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    weights_digest: str | None = None,
+) -> ModelCard:
+    """The card of an SAE, as its config describes it.
+
+    Args:
+        sae_or_config: The SAE, or its config alone.
+        repo_id: Where the SAE is on the Hub. Without it, the card says how to load the folder in which it lies.
+        subfolder: The SAE's folder inside the repository.
+        existing: The card to refresh. What people wrote outside the generated block stays, and so do its licence,
+            its language and all metadata that a config says nothing about.
+        folder: Where the card will lie: pictures in it are shown.
+        license: A licence id of the Hub (`"apache-2.0"`).
+        language: ISO 639 codes of the text (`"en"`).
+        weights_digest: The digest of the weights (`hfsae.evaluation.protocol.weights_sha256`), where only a config is
+            given. Figures that were measured on other weights are called stale, and leave the metadata.
+
+    Returns:
+        The card; `str(card)` is the text of a README.md.
+
+    Raises:
+        ValueError: If `repo_id` is not the id of a repository.
+
+    Example:
+        >>> from hfsae import TopKSAEConfig
+        >>> card = render_card(TopKSAEConfig(d_in=768, n_features=12288, k=32), repo_id="org/gpt2-l8")
+        >>> card.data.library_name, "has not been evaluated" in card.text
+        ('hfsae', True)
+    """
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    sae = sae_or_config if isinstance(sae_or_config, SAE) else None
+    config = sae_or_config if isinstance(sae_or_config, SAEConfig) else sae_or_config.config
+    folder = None if folder is None else Path(folder)
+    stale = _stale(config, sae, weights_digest)
+    weights = None if sae is None else WeightFacts.of(sae)
+    data = front_matter(
+        config,
+        display_name(config, repo_id, subfolder),
+        metrics=None if stale else config.metrics,
+        license=license,
+        language=language,
+    )
+    values = card_values(config, repo_id, subfolder, weights, stale, _pictures(folder, config))
+    block = f"{BEGIN}\n{render('sae_card.md.jinja', values)}\n{END}"
+    if existing is not None:
+        data = merge(cast(ModelCardData, existing.data), data)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_with_block(existing.text if existing else '', block)}")
+
+
+def write_card(
+    folder: str | os.PathLike,
+    sae: SAE | None = None,
+    *,
+    repo_id: str | None = None,
+    subfolder: str | None = None,
+    existing: ModelCard | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> Path:
+    """Writes the card of a saved SAE, and its pictures, beside the weights.
+
+    The training curve is drawn from `training_log.jsonl`, the histogram of feature densities from the config's
+    metrics, where they are there. Each file appears whole.
+
+    Args:
+        folder: Where the SAE is saved.
+        sae: The SAE, if it is at hand; otherwise it is loaded from the folder, or its config alone where there are no
+            weights.
+        repo_id: As for `render_card`.
+        subfolder: As for `render_card`.
+        existing: The card to refresh; the folder's README.md by default.
+        license: As for `render_card`.
+        language: As for `render_card`.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        FileNotFoundError: If no SAE is saved in the folder.
+        ValueError: If what is saved there is not an SAE, if its README.md has metadata that cannot be read, or if
+            `repo_id` is not the id of a repository.
+
+    Example:
+        >>> write_card("runs/sae", license="apache-2.0")  # doctest: +SKIP
+        PosixPath('runs/sae/README.md')
+    """
+    folder = Path(folder)
+    shown = _saved_in(folder) if sae is None else sae
+    path = folder / CARD_FILE
+    if existing is None and path.is_file():
+        existing = _read(path)
+    _draw(folder, shown if isinstance(shown, SAEConfig) else shown.config)
+    card = render_card(
+        shown,
+        repo_id=repo_id,
+        subfolder=subfolder,
+        existing=existing,
+        folder=folder,
+        license=license,
+        language=language,
+    )
+    with files_at_once(folder) as beside:
+        (beside / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
+    return path
+
+
+def _with_block(text: str, block: str) -> str:
+    """A card's text with its generated block replaced, or put on top where there is none."""
+    text = text.replace("\r\n", "\n")
+    before, begin, rest = text.partition(BEGIN)
+    if not begin or END not in rest:
+        return f"\n{block}\n\n{text.strip()}".rstrip() + "\n"
+    return before + block + rest.partition(END)[2]
+
+
+def _stale(config: SAEConfig, sae: SAE | None, weights_digest: str | None) -> Stale | None:
+    measured = ((config.metrics or {}).get("protocol") or {}).get("weights_sha256")
+    if measured is None or (sae is None and weights_digest is None):
+        return None
+    stored = weights_sha256(sae) if sae is not None else weights_digest
+    return None if measured == stored else Stale(str(measured)[:12], str(stored)[:12])
+
+
+def _saved_in(folder: Path) -> SAE | SAEConfig:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {folder}: save the SAE there first, with sae.save_pretrained.")
+    if any(folder.glob("*.safetensors")):
+        with quietly():
+            return cast(SAE, SAE.from_pretrained(folder))
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, SAEConfig):
+        raise ValueError(f"{folder} holds a {config.model_type!r} model, not a sparse autoencoder.")
+    return config
+
+
+def _read(path: Path) -> ModelCard:
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"))
+    except Exception as error:  # YAML's own errors, and huggingface_hub's for a model-index
+        raise ValueError(f"{path} has metadata that cannot be read; mend it or remove the file. {error}") from error
+
+
+def _draw(folder: Path, config: SAEConfig) -> None:
+    from hfsae.hub import plots  # matplotlib takes a while to import
+
+    with files_at_once(folder) as beside:
+        if log := plots.read_log(folder / LOG_FILE):
+            plots.training_curve(log, beside / TRAINING_CURVE)
+        if density := (config.metrics or {}).get("density"):
+            plots.feature_density(density, beside / FEATURE_DENSITY)
+
+
+def _pictures(folder: Path | None, config: SAEConfig) -> set[str]:
+    """The pictures that can be shown; a histogram left by an earlier evaluation is none of them."""
+    names = {TRAINING_CURVE, FEATURE_DENSITY} if (config.metrics or {}).get("density") else {TRAINING_CURVE}
+    return {name for name in names if folder is not None and (folder / name).is_file()}

@@ -1,0 +1,244 @@
+"""What the card template prints: a config's facts sorted into tables, and the remarks that follow from the figures."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hfsae.architectures import architecture_name, architectures
+from hfsae.configuration import SAEConfig
+from hfsae.evaluation.healthy import METRICS
+from hfsae.hub.markdown import duration, figure
+from hfsae.hub.metadata import hub_id, number, without_folders
+from hfsae.hub.weights import WeightFacts
+
+Rows = list[tuple[str, str]]
+
+_PROTOCOL = {
+    "dataset": "text",
+    "dataset_config": "configuration",
+    "dataset_revision": "revision of the text",
+    "split": "split",
+    "n_tokens": "tokens",
+    "n_sequences": "sequences",
+    "context_length": "context length",
+    "left_out": "left out",
+    "ablation": "ablation",
+    "dtype": "precision",
+    "hfsae_version": "hfsae",
+    "transformers_version": "transformers",
+    "torch_version": "torch",
+    "date": "date",
+    "weights_sha256": "SHA-256 of the weights",
+}
+_TRAINING = {
+    "dataset": "text",
+    "split": "split",
+    "dataset_digest": "digest of the text",
+    "n_tokens": "tokens",
+    "steps": "optimiser steps",
+    "batch_tokens": "tokens per step",
+    "seed": "seed",
+    "seconds": "time",
+    "tokens_per_second": "tokens per second",
+    "hardware": "hardware",
+}
+_BASELINES = {
+    "untrained": ("untrained SAE", "an SAE of this shape before training, with the data's mean and one fitted gain"),
+    "pca": ("PCA", "the first principal components of the activations, all of them active on every token"),
+}
+# Shown elsewhere on the card, or in no table at all.
+_NOT_ROWS = {"arguments", "versions", "portable_name"}
+# Where a run was kept and what it printed: nothing about the SAE.
+_HOUSEKEEPING = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "run_name",
+    "disable_tqdm",
+    "report_to",
+}
+
+
+@dataclass(frozen=True)
+class Stale:
+    """That figures were measured on other weights than those beside the card.
+
+    Args:
+        measured: The beginning of the digest of the weights that were measured.
+        stored: The beginning of the digest of the weights there are.
+    """
+
+    measured: str
+    stored: str
+
+
+def card_values(
+    config: SAEConfig,
+    repo_id: str | None,
+    subfolder: str | None,
+    weights: WeightFacts | None,
+    stale: Stale | None,
+    pictures: set[str],
+) -> dict[str, Any]:
+    """Everything that the template `sae_card.md.jinja` prints.
+
+    Args:
+        config: The SAE's config.
+        repo_id: Where it is on the Hub.
+        subfolder: Its folder there.
+        weights: What is known of its weights.
+        stale: Whether its figures belong to other weights.
+        pictures: File names of the pictures beside the card.
+    """
+    metrics, training = config.metrics or {}, config.training or {}
+    headline, further = measured(metrics, headline=True), measured(metrics, headline=False)
+    return {
+        "config": config,
+        "name": display_name(config, repo_id, subfolder),
+        "class_name": architectures()[architecture_name(config)].__name__,
+        "about_architecture": about_architecture(config),
+        "settings": architecture_settings(config),
+        "base_model": hub_id(config.base_model),
+        "portable_name": training.get("portable_name"),
+        "repo_id": repo_id,
+        "subfolder": subfolder,
+        "weights": weights,
+        "left_out": left_out(config),
+        "figures": {row["metric"].name: row["value"] for row in headline + further if row["value"] is not None},
+        "stale": stale,
+        "headline": headline,
+        "further": further,
+        "baseline_titles": baseline_titles(metrics),
+        "baseline_meanings": baseline_meanings(metrics),
+        "remarks": remarks(metrics),
+        "n_tokens": figure(number(metrics.get("n_tokens"))),
+        "protocol": protocol_rows(metrics.get("protocol") or {}),
+        "training": training_rows(training),
+        "trained_on": without_folders(training.get("dataset") or ""),
+        "arguments": argument_rows(training),
+        "versions": sorted((training.get("versions") or {}).items()),
+        "pictures": pictures,
+    }
+
+
+def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) -> str:
+    """What a card calls its SAE: the repository's name, or what the config describes where there is none."""
+    if repo_id is not None:
+        return "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
+    model = (hub_id(config.base_model) or "").split("/")[-1]
+    place = (config.training or {}).get("portable_name") or config.hook_point
+    parts = (model, place, architecture_name(config), config.n_features)
+    return "-".join(str(part) for part in parts if part)
+
+
+def about_architecture(config: SAEConfig) -> str:
+    """The first paragraph of the architecture's file, which says what it does and who described it."""
+    module = sys.modules[architectures()[architecture_name(config)].__module__]
+    paragraph = (module.__doc__ or "").strip().split("\n\n")[0]
+    return "" if module.__name__ == "__main__" else " ".join(paragraph.split())
+
+
+def architecture_settings(config: SAEConfig) -> Rows:
+    """The fields that an architecture adds to `SAEConfig`, with their values."""
+    shared = {field.name for field in dataclasses.fields(SAEConfig)}
+    own = [field.name for field in dataclasses.fields(config) if field.name not in shared]
+    return [(name, str(getattr(config, name))) for name in own]
+
+
+def left_out(config: SAEConfig) -> str:
+    """Which tokens the SAE neither learned from nor was measured on."""
+    positions = ", ".join(str(position) for position in config.exclude_positions)
+    parts = [
+        "special tokens" if config.exclude_special_tokens else "",
+        f"position{'s' * (len(config.exclude_positions) > 1)} {positions} of every block" if positions else "",
+    ]
+    return " and ".join(part for part in parts if part)
+
+
+def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]:
+    """The rows of a table of metrics: of the headline figures, with their baselines, or of all others."""
+    notes, baselines = metrics.get("notes") or {}, _baselines(metrics)
+    return [
+        {
+            "metric": metric,
+            "value": value,
+            "note": notes.get(metric.name),
+            "verdict": None if value is None else metric.verdict(value),
+            "baselines": [number(figures.get(metric.name)) for figures in baselines.values()],
+        }
+        for metric in METRICS
+        if metric.headline is headline and metric.name in metrics
+        for value in [number(metrics[metric.name])]
+    ]
+
+
+def baseline_titles(metrics: Mapping[str, Any]) -> list[str]:
+    """What the baselines' columns are called."""
+    return [
+        f"{_BASELINES.get(name, (name,))[0]}{f', {components} components' if components else ''}"
+        for name, figures in _baselines(metrics).items()
+        for components in [figures.get("components")]
+    ]
+
+
+def baseline_meanings(metrics: Mapping[str, Any]) -> Rows:
+    """What the baselines are."""
+    return [_BASELINES[name] for name in _baselines(metrics) if name in _BASELINES]
+
+
+def remarks(metrics: Mapping[str, Any]) -> list[str]:
+    """One sentence for each headline figure that lies outside its range, or that a baseline reaches as well."""
+    sentences = []
+    for row in measured(metrics, headline=True):
+        metric, value = row["metric"], row["value"]
+        if value is None:
+            continue
+        if row["verdict"] == "outside":
+            sentences.append(f"{metric.title}: {figure(value)} is outside the healthy range, {metric.expected}.")
+        if concern := metric.concern(value):
+            sentences.append(f"⚠ {metric.title}: {figure(value)} is {concern}.")
+        if metric.higher_is_better:
+            sentences += [
+                f"⚠ {metric.title}: {figure(value)} is no better than the {figure(baseline)} of a baseline ({title})."
+                for title, baseline in zip(baseline_titles(metrics), row["baselines"], strict=True)
+                if baseline is not None and baseline >= value
+            ]
+    return sentences
+
+
+def protocol_rows(protocol: Mapping[str, Any]) -> Rows:
+    """How the figures were measured; keys that this version does not know keep their names."""
+    return _rows(protocol, _PROTOCOL)
+
+
+def training_rows(training: Mapping[str, Any]) -> Rows:
+    """How the SAE was trained, its arguments and versions aside."""
+    return _rows(training, _TRAINING)
+
+
+def argument_rows(training: Mapping[str, Any]) -> Rows:
+    """The training arguments that differ from their defaults and say something about the SAE."""
+    arguments = training.get("arguments") or {}
+    return [(name, _shown(name, value)) for name, value in sorted(arguments.items()) if name not in _HOUSEKEEPING]
+
+
+# A saved config comes back with its keys sorted, so no order here is that of a mapping.
+def _baselines(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    baselines = metrics.get("baselines") or {}
+    names = [*(name for name in _BASELINES if name in baselines), *sorted(baselines.keys() - _BASELINES.keys())]
+    return {name: baselines[name] for name in names}
+
+
+def _rows(values: Mapping[str, Any], titles: Mapping[str, str]) -> Rows:
+    names = [*titles, *sorted(values.keys() - titles.keys() - _NOT_ROWS)]
+    return [(titles.get(name, name), _shown(name, values[name])) for name in names if values.get(name) is not None]
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "seconds" and (seconds := number(value)) is not None:
+        return duration(seconds)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if name == "seed" else f"{value:,}"
+    return without_folders(value) if isinstance(value, str) else str(value)

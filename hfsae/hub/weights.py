@@ -1,0 +1,36 @@
+"""What a card says about the weights themselves."""
+
+from dataclasses import dataclass
+
+from hfsae.modeling import SAE
+
+_UNIT_TOLERANCE = 0.01  # rows of a bfloat16 W_dec are this close to unit norm
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """Scales and norms.
+
+    Args:
+        input_scale: What activations are multiplied by before they are encoded.
+        output_scale: What a transcoder's reconstruction is divided by; None for an autoencoder.
+        smallest_row: The least norm among the rows of `W_dec`.
+        largest_row: The greatest.
+    """
+
+    input_scale: float
+    output_scale: float | None
+    smallest_row: float
+    largest_row: float
+
+    @classmethod
+    def of(cls, sae: SAE) -> "WeightFacts":
+        """The facts about an SAE."""
+        norms = sae.W_dec.detach().float().norm(dim=1)
+        output_scale = float(sae.get_tensor("output_scale")) if sae.config.is_transcoder else None
+        return cls(float(sae.input_scale), output_scale, float(norms.min()), float(norms.max()))
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether all rows of `W_dec` have unit norm, up to rounding."""
+        return max(abs(self.smallest_row - 1), abs(self.largest_row - 1)) <= _UNIT_TOLERANCE

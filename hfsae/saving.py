@@ -1,0 +1,51 @@
+"""Files that appear whole: written beside, then renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from hfsae.configuration import SAEConfig
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON beside `path` and renames, so that a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(json.dumps(content, indent=2))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def files_at_once(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder` whose files replace those of the same name when the context ends well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        yield Path(beside)
+        for path in sorted(Path(beside).iterdir()):
+            os.replace(path, folder / path.name)
+
+
+def write_config(config: SAEConfig, folder: Path) -> None:
+    """Writes `config.json`, whole or not at all."""
+    with files_at_once(folder) as beside:
+        config.save_pretrained(beside)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars, which would tear a run's own apart."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

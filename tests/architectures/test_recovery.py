@@ -1,0 +1,73 @@
+"""Planted features are found again: sparse sums of known directions, with noise, and a plain training loop."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfsae import SAE
+from hfsae.architectures import architectures, config_class_of
+from hfsae.initialisation import initialise
+from hfsae.outputs import StepState
+
+D_IN, N_TRUE, ACTIVE, NOISE = 32, 64, 3, 0.05
+STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
+
+# What each architecture is told: config fields, λ. Everything else is the same.
+SETTINGS: dict[str, tuple[str, dict, float]] = {
+    "topk": ("topk", {"k": ACTIVE}, 0.0),
+    "batch_topk": ("batch_topk", {"k": ACTIVE}, 0.0),
+    "standard": ("standard", {}, 2.0),
+    "standard-l1": ("standard", {"penalty": "l1"}, 2.0),
+    "jumprelu": ("jumprelu", {"initial_l0": 2 * ACTIVE}, 0.5),
+    "gated": ("gated", {}, 4.0),
+}
+
+
+def planted(n_tokens: int, generator: torch.Generator, directions: Tensor) -> Tensor:
+    """Tokens that each write `ACTIVE` of the directions, at strengths of 1 to 2, with noise and less their mean."""
+    chosen = torch.rand(n_tokens, N_TRUE, generator=generator).topk(ACTIVE).indices
+    strengths = torch.zeros(n_tokens, N_TRUE).scatter(1, chosen, 1 + torch.rand(n_tokens, ACTIVE, generator=generator))
+    x = strengths @ directions
+    x = x + NOISE * x.std() * torch.randn(x.shape, generator=generator)
+    return x - x.mean(0)
+
+
+def mean_max_cosine(sae: SAE, directions: Tensor) -> float:
+    """How well the best feature for each planted direction matches it, on average."""
+    rows = torch.nn.functional.normalize(sae.feature_directions.detach(), dim=1)
+    return (directions @ rows.T).amax(1).mean().item()
+
+
+def train(sae: SAE, coefficient: float, generator: torch.Generator, directions: Tensor) -> None:
+    optimiser = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE)
+    for step in range(STEPS):
+        warm = min(1.0, step / (0.2 * STEPS))
+        decay = min(1.0, (STEPS - step) / (0.3 * STEPS))
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * decay
+        state = StepState(step=step, sparsity_coefficient=coefficient * warm)
+        out = sae(planted(BATCH, generator, directions), state=state)
+        out.loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            if sae.unit_decoder_rows:
+                sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
+        sae.after_step(out.statistics, state)
+
+
+def test_nothing_registered_is_left_out_here():
+    assert {architecture for architecture, _, _ in SETTINGS.values()} == set(architectures())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_finds_the_planted_directions_that_the_start_does_not_have(name: str):
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(N_TRUE, D_IN, generator=generator), dim=1)
+    architecture, options, coefficient = SETTINGS[name]
+    torch.manual_seed(1)
+    sae = SAE.from_config(config_class_of(architecture)(d_in=D_IN, n_features=2 * N_TRUE, **options))
+    initialise(sae, planted(4096, generator, directions))
+    untrained = mean_max_cosine(sae, directions)
+    train(sae, coefficient, generator, directions)
+    assert untrained < 0.6 and mean_max_cosine(sae, directions) >= 0.9

@@ -1,0 +1,119 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from hfsae import SAE, SAEConfig, TopKSAE, TopKSAEConfig
+from hfsae.architectures import architecture_name, architectures, config_class_of, register, registry
+from hfsae.functional import Above, Pattern, Selection
+from hfsae.initialisation import initialise
+from hfsae.objective import TrainingStep
+from hfsae.outputs import StepState
+from tests.architectures.variants import activations
+
+
+def test_the_five_architectures_by_name():
+    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated"}
+    assert architectures()["topk"] is TopKSAE and config_class_of("topk") is TopKSAEConfig
+
+
+def test_a_name_is_that_of_a_config_and_of_its_class():
+    config = TopKSAEConfig(d_in=4, n_features=8, k=2)
+    assert architecture_name(config) == architecture_name(TopKSAEConfig) == "topk"
+
+
+def test_changing_the_answer_does_not_change_the_registry():
+    architectures().clear()
+    assert "topk" in architectures()
+
+
+def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
+    with pytest.raises(ValueError, match="unknown architecture 'top_k'; there are batch_topk, gated, jumprelu, standard"):
+        config_class_of("top_k")
+
+
+def test_a_model_type_of_another_family_cannot_be_registered():
+    class ForeignConfig(SAEConfig):
+        model_type = "foreign"
+
+    class Foreign(SAE):
+        config_class = ForeignConfig
+
+    with pytest.raises(ValueError, match="'hfsae_<name>', got 'foreign'"):
+        register(Foreign)
+    assert "foreign" not in CONFIG_MAPPING
+
+
+# -- a sixth architecture, as somebody else would write it ------------------------------------------------------------
+@pytest.fixture
+def absolute() -> Iterator[type[SAE]]:
+    """z = |h| where |h| exceeds a margin: a selection, a parameter, an option and a loss term of its own."""
+
+    @strict
+    class AbsoluteSAEConfig(SAEConfig):
+        model_type = "hfsae_absolute"
+        margin: float = 0.5
+
+    class OutsideOf(Above):
+        def mask(self, pre: Tensor) -> Tensor:
+            return pre.abs() > self.threshold
+
+    @register
+    class AbsoluteSAE(SAE):
+        config_class = AbsoluteSAEConfig
+        config: AbsoluteSAEConfig
+        default_sparsity_coefficient = 1.0
+
+        def _declare(self, config) -> None:
+            self.gain = torch.nn.Parameter(torch.empty(config.n_features))
+
+        def _init_weights(self, module) -> None:
+            super()._init_weights(module)
+            if module is self:
+                torch.nn.init.ones_(self.gain)
+
+        def selection(self) -> Selection:
+            return OutsideOf(self.config.margin)
+
+        def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+            return pattern.keep(pre.abs() * pattern.gather(self.gain))
+
+        def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+            return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * step.mean_per_token(step.values)}
+
+    yield AbsoluteSAE
+    del registry._REGISTERED["absolute"]
+    CONFIG_MAPPING._extra_content.pop("hfsae_absolute")
+    MODEL_MAPPING._extra_content.pop(AbsoluteSAEConfig)
+
+
+def test_a_sixth_architecture_is_one_registered_class(absolute: type[SAE], tmp_path):
+    assert architectures()["absolute"] is absolute
+    config = config_class_of("absolute")(d_in=6, n_features=24, margin=0.7)
+    sae = SAE.from_config(config)
+    x = activations(64, dtype=torch.float32)
+    initialise(sae, x)
+    pre = sae.pre_activations(x)
+    torch.testing.assert_close(sae.encode(x), pre.abs() * (pre.abs() > 0.7))
+
+    optimiser = torch.optim.Adam(sae.parameters(), lr=0.01)
+    losses = []
+    for step in range(20):
+        out = sae(x, state=StepState(step=step, sparsity_coefficient=0.01))
+        out.loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(out.loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    dense, sparse = (sae(x, state=StepState(path=path)).loss for path in ("dense", "sparse"))
+    torch.testing.assert_close(dense, sparse)
+
+    sae.save_pretrained(tmp_path)
+    for loaded in (SAE.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is absolute and loaded.config.margin == 0.7
+        assert torch.equal(loaded.encode(x), sae.encode(x))

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from hfsae import TopKSAEConfig
+from tests.architectures.variants import N_FEATURES, VARIANTS, activations, state
+
+
+def make(k: int = 3, **options):
+    return VARIANTS["topk"].make(k=k, **options)
+
+
+@pytest.mark.parametrize("k", [1, 3, N_FEATURES])
+def test_exactly_k_features_are_active_where_k_are_positive(k: int):
+    sae = make(k)
+    with torch.no_grad():
+        sae.encoder.bias += 100
+    active = (sae.encode(activations(50)) != 0).sum(1)
+    assert (active == k).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, N_FEATURES])
+def test_never_more_than_k_and_never_a_negative_one(k: int):
+    features = make(k).encode(activations(200))
+    assert (features != 0).sum(1).max() <= k
+    assert features.min() >= 0
+    assert make(N_FEATURES).encode(activations(200)).ne(0).sum(1).min() < N_FEATURES, "some were to be negative"
+
+
+def test_the_active_features_are_the_largest():
+    sae, x = make(), activations(50)
+    pre = sae.pre_activations(x)
+    largest = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.topk(3).indices, True) & (pre > 0)
+    assert torch.equal(sae.encode(x) != 0, largest)
+    torch.testing.assert_close(sae.encode(x)[largest], pre[largest])
+
+
+def test_a_token_is_encoded_alike_whatever_stands_beside_it():
+    sae, x = make(), activations(20)
+    torch.testing.assert_close(sae.encode(x)[7], sae.encode(x[7]))
+
+
+def test_k_beyond_the_width_of_the_sae_for_the_wider_term_is_cut_to_it():
+    sae = VARIANTS["multi-topk"].make(n_features=4, k=3)
+    assert sae(activations(5), state=state()).losses["multi_topk"].isfinite()
+
+
+def test_multi_topk_adds_an_eighth_of_the_error_with_4k_features():
+    narrow, wide = VARIANTS["multi-topk"].make(k=2), make(8)
+    x = activations(30)
+    error = wide(x, state=state()).losses["mse"]
+    torch.testing.assert_close(narrow(x, state=state()).losses["multi_topk"], error / 8)
+
+
+@pytest.mark.parametrize("k", [0, -1, 25])
+def test_k_must_lie_between_1_and_the_number_of_features(k: int):
+    with pytest.raises(StrictDataclassError, match=f"k must be between 1 and n_features=24, got {k}"):
+        TopKSAEConfig(d_in=6, n_features=24, k=k)
+
+
+def test_it_is_trained_with_auxk_on_unit_rows_and_without_a_penalty():
+    sae = make()
+    assert sae.default_revival == "auxk" and sae.unit_decoder_rows and sae.default_sparsity_coefficient is None

@@ -1,0 +1,120 @@
+"""Every architecture in each form that its config offers, with the reference that says what a step must compute."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfsae import SAE
+from hfsae.architectures import config_class_of
+from hfsae.functional import reference
+from hfsae.functional.reference import Weights
+from hfsae.outputs import StepState
+
+D_IN, N_FEATURES, K = 6, 24, 3
+COEFFICIENT, TARGET_L0, BANDWIDTH = 0.3, 3.0, 0.6
+
+
+def weights_of(sae: SAE) -> Weights:
+    return Weights(sae.encoder.weight, sae.encoder.bias, sae.W_dec, sae.b_dec)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of an architecture.
+
+    Args:
+        architecture: Its registered name.
+        reference: Features and loss in scaled space, from the SAE's own parameters.
+        options: Config fields.
+    """
+
+    architecture: str
+    reference: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(
+        self, d_in: int = D_IN, n_features: int = N_FEATURES, *, dtype: torch.dtype = torch.float64, **options: Any
+    ) -> SAE:
+        """An SAE whose every tensor is away from its trivial start."""
+        if self.architecture in ("topk", "batch_topk"):
+            options.setdefault("k", min(K, n_features))
+        options = {"d_in": d_in, "n_features": n_features, **self.options, **options}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            sae = SAE.from_config(config_class_of(self.architecture)(**options)).to(dtype)
+        scramble(sae)
+        return sae
+
+
+@torch.no_grad()
+def scramble(sae: SAE, seed: int = 0) -> None:
+    """Random values for everything, thresholds and scales positive; encoder rows no longer tied to decoder rows."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in [*sae.named_parameters(), *sae.named_buffers()]:
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        if name in ("input_scale", "output_scale"):
+            tensor.copy_(1.5 + 0.2 * noise.tanh())
+        elif name == "threshold":
+            tensor.copy_(0.5 + 0.4 * noise.tanh())
+        elif tensor.ndim == 1:
+            tensor.add_(0.3 * noise)
+        else:
+            tensor.add_(0.3 * noise * tensor.norm(dim=1).mean())
+
+
+def state(path: str = "auto", **fields: Any) -> StepState:
+    return StepState(**{"sparsity_coefficient": COEFFICIENT, "target_l0": TARGET_L0, "path": path, **fields})
+
+
+def activations(n_tokens: int, d_in: int = D_IN, *, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
+    return torch.randn(n_tokens, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def _jumprelu(sparsity: str) -> Variant:
+    def expected(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.jumprelu(
+            x,
+            weights_of(sae),
+            threshold=sae.threshold,
+            bandwidth=BANDWIDTH,
+            coefficient=COEFFICIENT,
+            sparsity=sparsity,
+            target_l0=TARGET_L0,
+            tanh_scale=2.0,
+        )
+
+    return Variant("jumprelu", expected, {"bandwidth": BANDWIDTH, "sparsity": sparsity, "tanh_scale": 2.0})
+
+
+def _gated(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    magnitudes = {"magnitude_bias": sae.magnitude_bias, "magnitude_log_scale": sae.magnitude_log_scale}
+    return reference.gated(x, weights_of(sae), **magnitudes, coefficient=COEFFICIENT)
+
+
+VARIANTS: dict[str, Variant] = {
+    "standard": Variant("standard", lambda sae, x: reference.standard(x, weights_of(sae), coefficient=COEFFICIENT)),
+    "standard-l1": Variant(
+        "standard",
+        lambda sae, x: reference.standard(
+            x, weights_of(sae), coefficient=COEFFICIENT, weight_by_decoder_norm=False
+        ),
+        {"penalty": "l1"},
+    ),
+    "topk": Variant("topk", lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k)),
+    "multi-topk": Variant(
+        "topk",
+        lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k, multi_topk=True),
+        {"multi_topk": True},
+    ),
+    "batch_topk": Variant("batch_topk", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
+    "jumprelu": _jumprelu("l0"),
+    "jumprelu-quadratic": _jumprelu("l0_quadratic"),
+    "jumprelu-tanh": _jumprelu("tanh"),
+    "gated": Variant("gated", _gated),
+}
+
+# One form of each, for what does not depend on the loss.
+ARCHITECTURES = [name for name, variant in VARIANTS.items() if name == variant.architecture]

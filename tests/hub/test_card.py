@@ -1,0 +1,266 @@
+"""The card: what it says, and what of people's own work it keeps."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import GPT2Config
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.architectures import architectures
+from hfsae.evaluation import weights_sha256
+from hfsae.hub import render_card, write_card
+from hfsae.hub.card import BEGIN, END
+from tests.hub.samples import LOG, config, metrics, reread, snippet
+
+
+def table(text: str, first_cell: str) -> list[str]:
+    """The cells of the row of a table that begins so."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {first_cell} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+# -- what it says -----------------------------------------------------------------------------------------------------
+def test_its_first_sentence_names_architecture_size_place_and_model():
+    text = render_card(config(), repo_id="org/sae").text
+    for fact in (
+        "`TopKSAE`",
+        "32 features",
+        "4 × the 8",
+        "`transformer.h.8.output`",
+        "`resid_post.8`",
+        "org/lm",
+        "607a30d",
+    ):
+        assert fact in text.split("## Measured")[0]
+
+
+def test_figures_stand_beside_their_baselines_and_ranges():
+    text = render_card(config()).text
+    assert table(text, "**explained variance**")[1:5] == ["**0.9625**", "0.25", "0.5", "> 0.95"]
+    assert table(text, "**loss recovered**")[1:4] == ["**0.9688**", "0.75", "0.875"]
+    assert "PCA, 4 components" in text
+
+
+def test_a_figure_out_of_range_and_one_that_a_baseline_reaches_are_remarked_on():
+    baselines = {"pca": {"components": 4, "explained_variance": 0.97}}
+    text = render_card(config(metrics=metrics(l0=312.0, baselines=baselines))).text
+    assert "⚠ L0: 312 is above 200" in text
+    assert "⚠ explained variance: 0.9625 is no better than the 0.97 of a baseline" in text
+
+
+def test_a_metric_without_a_value_says_why():
+    undefined = metrics(loss_recovered=None, notes={"loss_recovered": "CE zero − CE clean is 0.01"})
+    card = render_card(config(metrics=undefined))
+    assert "loss recovered: CE zero − CE clean is 0.01" in card.text
+    assert "loss_recovered" not in {result.metric_type for result in reread(card).data.eval_results}
+
+
+def test_an_sae_that_was_not_evaluated_has_no_figures():
+    card = render_card(config(metrics=None), repo_id="org/sae")
+    assert "has not been evaluated" in card.text and "healthy" not in card.text
+    assert "model-index" not in card.data.to_dict() and "model_name" not in card.data.to_dict()
+
+
+def test_a_bare_config_has_a_card():
+    text = render_card(TopKSAEConfig(d_in=8, n_features=32, k=4)).text
+    assert "not on the Hub" in text and "How this SAE was trained is not recorded" in text
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_every_architecture_has_a_card_that_says_what_it_is(name: str):
+    sae = SAE.from_config(architectures()[name].config_class(d_in=8, n_features=40))
+    card = render_card(sae)
+    assert name in card.data.tags and type(sae).__name__ in card.text
+    assert re.search(r"\d{4}", card.text.split("## Measured")[0].split("\n\n")[2]), "the paper's year"
+
+
+def test_figures_of_other_weights_are_called_stale_and_leave_the_metadata():
+    sae = SAE.from_config(config())
+    sae.config.metrics["protocol"]["weights_sha256"] = weights_sha256(sae)
+    fresh = render_card(sae)
+    assert "stale" not in fresh.text and fresh.data.eval_results
+    with torch.no_grad():
+        sae.W_dec[0] *= -1
+    stale = render_card(sae)
+    assert "These figures are stale" in stale.text and not stale.data.eval_results
+    assert "These figures are stale" in render_card(sae.config, weights_digest=weights_sha256(sae)).text
+
+
+def test_conventions_are_those_of_the_weights():
+    sae = SAE.from_config(config(subtract_b_dec=False))
+    with torch.no_grad():
+        sae.input_scale.fill_(0.375)
+        sae.W_dec[0] *= 3
+    text = render_card(sae).text
+    assert "`input_scale` = 0.375" in text and "`b_dec` is not subtracted" in text
+    assert "norms from 1 to 3" in text
+
+
+def test_a_transcoder_names_both_places_and_both_scales():
+    sae = SAE.from_config(config(target_hook_point="transformer.h.9.output", subtract_b_dec=False))
+    text = render_card(sae).text
+    assert "A transcoder" in text and "predicts those at `transformer.h.9.output`" in text
+    assert "divided by `output_scale` = 1" in text
+
+
+def test_where_the_run_was_kept_is_not_published():
+    text = render_card(config()).text
+    assert "somebody" not in text and "`learning_rate`" in text
+
+
+def test_an_impossible_repository_is_refused():
+    with pytest.raises(ValueError, match="repo"):
+        render_card(config(), repo_id="not a/repo/id")
+
+
+# -- what people wrote ------------------------------------------------------------------------------------------------
+def test_rendering_again_changes_nothing():
+    first = render_card(config(), repo_id="org/sae", license="mit")
+    assert str(render_card(config(), repo_id="org/sae", existing=reread(first))) == str(first)
+    assert str(render_card(config(), repo_id="org/sae")) == str(render_card(config(), repo_id="org/sae"))
+
+
+def test_human_text_metadata_and_licence_survive_while_figures_move_on():
+    card = render_card(config(), repo_id="org/sae", license="mit")
+    card.data["thumbnail"] = "https://example.org/a.png"
+    card.data.tags.append("my-tag")
+    edited = (
+        str(card).replace(BEGIN, f"# Read this first\n\n{BEGIN}").replace(END, f"{END}\n\n## My findings\n\nCats.\n")
+    )
+    again = render_card(config(metrics=metrics(l0=77.0)), repo_id="org/sae", existing=ModelCard(edited))
+    assert again.text.index("# Read this first") < again.text.index(BEGIN)
+    assert again.text.endswith("## My findings\n\nCats.\n\n")
+    assert again.data.license == "mit" and again.data["thumbnail"] == "https://example.org/a.png"
+    assert "my-tag" in again.data.tags and "**77**" in again.text and "| **4** |" not in again.text
+    assert str(render_card(config(metrics=metrics(l0=77.0)), repo_id="org/sae", existing=reread(again))) == str(again)
+
+
+def test_edits_inside_the_block_are_overwritten():
+    edited = str(render_card(config())).replace("0.9625", "0.9999")
+    assert "0.9999" not in render_card(config(), existing=ModelCard(edited)).text
+
+
+def test_a_card_written_by_hand_gets_the_block_on_top():
+    existing = ModelCard("---\nlicense: mit\nextra: {a: 1}\n---\n# Mine\r\n\r\nText.\r\n")
+    card = render_card(config(), existing=existing)
+    assert card.text.index(END) < card.text.index("# Mine\n\nText.\n")
+    assert card.data.license == "mit" and card.data["extra"] == {"a": 1}
+    assert str(render_card(config(), existing=reread(card))) == str(card)
+
+
+def test_a_block_that_lost_its_end_is_left_as_text():
+    broken = str(render_card(config())).replace(END, "")
+    card = render_card(config(), existing=ModelCard(broken))
+    assert card.text.count(END) == 1 and card.text.index(BEGIN) < card.text.index(END)
+
+
+# -- beside the weights -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved SAE without what pictures are drawn from."""
+    SAE.from_config(config(metrics=metrics(density=None))).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pictured(tmp_path: Path) -> Path:
+    """A saved SAE with its log and its feature densities."""
+    SAE.from_config(config()).save_pretrained(tmp_path)
+    (tmp_path / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in LOG))
+    return tmp_path
+
+
+def test_write_card_writes_the_card_and_its_pictures_beside_the_weights(pictured: Path):
+    path = write_card(pictured)
+    text = path.read_text(encoding="utf-8")
+    assert path == pictured / "README.md" and "`input_scale` = 1" in text
+    pictures = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert pictures == ["training_curve.png", "feature_density.png"]
+    assert all((pictured / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert not list(pictured.glob(".*")), "nothing half-written is left"
+
+
+def test_a_histogram_of_an_earlier_evaluation_is_not_shown(pictured: Path):
+    write_card(pictured)
+    sae = SAE.from_config(config(metrics=metrics(density=None)))
+    assert "feature_density.png" not in write_card(pictured, sae).read_text(encoding="utf-8")
+
+
+def test_writing_twice_gives_the_same_bytes(pictured: Path):
+    def written() -> dict[str, bytes]:
+        write_card(pictured)
+        return {path.name: path.read_bytes() for path in pictured.iterdir()}
+
+    assert written() == written()
+
+
+def test_a_saved_sae_has_the_card_that_it_had_in_memory(folder: Path):
+    sae = SAE.from_config(config(metrics=metrics(density=None)))
+    sae.save_pretrained(folder)
+    assert write_card(folder).read_text(encoding="utf-8") == str(render_card(sae))
+
+
+def test_write_card_keeps_what_people_wrote_in_the_folder(folder: Path):
+    write_card(folder, license="mit")
+    path = folder / "README.md"
+    path.write_text(path.read_text() + "\n## Notes\n\nÄ note.\n", encoding="utf-8")
+    write_card(folder)
+    assert "## Notes\n\nÄ note." in path.read_text(encoding="utf-8") and "license: mit" in path.read_text()
+
+
+def test_a_config_without_weights_is_enough(tmp_path: Path):
+    config(metrics=None).save_pretrained(tmp_path)
+    text = write_card(tmp_path).read_text()
+    assert "has not been evaluated" in text and ".png" not in text
+
+
+def test_overwritten_weights_make_the_figures_stale(folder: Path):
+    sae = SAE.from_pretrained(folder)
+    sae.config.metrics["protocol"]["weights_sha256"] = weights_sha256(sae)
+    sae.save_pretrained(folder)
+    assert "stale" not in write_card(folder).read_text()
+    SAE.from_config(sae.config).save_pretrained(folder)
+    assert "These figures are stale" in write_card(folder).read_text()
+
+
+def test_a_folder_without_an_sae_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        write_card(tmp_path)
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gpt2"):
+        write_card(tmp_path)
+
+
+def test_metadata_that_cannot_be_read_is_not_overwritten(folder: Path):
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\nprecious\n")
+    with pytest.raises(ValueError, match="README.md has metadata that cannot be read"):
+        write_card(folder)
+    assert "precious" in (folder / "README.md").read_text()
+
+
+# -- the snippet ------------------------------------------------------------------------------------------------------
+def test_the_snippet_of_a_saved_sae_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny_lm = Path(__file__).parents[2] / "examples/tiny_lm"
+    reads = {"hook_point": "transformer.h.1.output", "base_model": str(tiny_lm), "prepend_bos": True}
+    SAE.from_config(TopKSAEConfig(d_in=128, n_features=256, k=4, **reads)).save_pretrained(tmp_path)
+    code = snippet(write_card(tmp_path).read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["features"].shape[0] == 1 and names["features"].values.shape[-1] <= 4
+
+
+def test_the_snippet_for_a_repository_names_it_and_its_subfolder():
+    code = snippet(render_card(config(), repo_id="org/sae", subfolder="layer_8").text)
+    assert 'SAE.from_pretrained("org/sae", subfolder="layer_8")' in code and ast.parse(code)
+
+
+@pytest.mark.parametrize("changes", [{"hook_point": None}, {"base_model": None}, {"prepend_bos": False}])
+def test_every_form_of_the_snippet_is_python(changes: dict[str, Any]):
+    assert ast.parse(snippet(render_card(config(**changes)).text))

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import Tensor
+
+from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
+from hfsae.initialisation import geometric_median, initialise
+from hfsae.outputs import StepState
+from tests.architectures.variants import ARCHITECTURES, VARIANTS
+
+D_IN, N_FEATURES = 16, 128
+
+
+def fresh(name: str = "topk", **options) -> SAE:
+    """An SAE as `from_config` makes it, not yet touched by data."""
+    if "topk" in name:
+        options.setdefault("k", 8)
+    config = VARIANTS[name].make(D_IN, N_FEATURES, **options).config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SAE.from_config(config)
+
+
+def raw(n_tokens: int = 1024) -> Tensor:
+    """Activations far from the origin, with directions of different variance and a few enormous tokens."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n_tokens, D_IN, generator=generator) * torch.linspace(0.5, 3, D_IN) + 10
+    x[::200] *= 50
+    return x
+
+
+# -- scale and centre -------------------------------------------------------------------------------------------------
+def test_the_mean_norm_of_scaled_activations_is_the_root_of_their_dimension():
+    sae = initialise(fresh(), raw())
+    assert sae.scaled(raw()).norm(dim=1).mean().item() == pytest.approx(D_IN**0.5, rel=1e-5)
+
+
+def test_the_scale_is_left_at_1_where_the_config_says_so():
+    assert initialise(fresh(scale_inputs=False), raw()).input_scale == 1
+
+
+def test_the_centre_is_the_mean_or_the_geometric_median_of_scaled_activations():
+    by_mean, by_median = initialise(fresh(), raw(), "mean"), initialise(fresh(), raw(), "geometric_median")
+    torch.testing.assert_close(by_mean.b_dec.data, by_mean.scaled(raw()).mean(0))
+    torch.testing.assert_close(by_median.b_dec.data, geometric_median(by_median.scaled(raw())))
+    # Half a percent of tokens are 50 times as large: the mean follows them, the median does not.
+    typical = by_mean.scaled(raw()).median(0).values
+    assert (by_median.b_dec - typical).norm() < 0.2 * (by_mean.b_dec - typical).norm()
+
+
+@pytest.mark.parametrize("transform", ["center", "layer_norm"])
+def test_scale_and_centre_are_of_the_transformed_activations(transform: str):
+    sae = initialise(fresh(input_transform=transform), raw(), "mean")
+    assert sae.scaled(raw()).norm(dim=1).mean().item() == pytest.approx(D_IN**0.5, rel=1e-5)
+    torch.testing.assert_close(sae.b_dec.data, sae.scaled(raw()).mean(0))
+
+
+# -- gain and thresholds ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"subtract_b_dec": False}], ids=str)
+def test_no_factor_on_the_features_would_bring_the_reconstruction_closer(name: str, options: dict):
+    sae = fresh(name, **options)
+    with torch.no_grad():
+        sae.W_dec *= 3  # so that it matters whether rows are rescaled
+    initialise(sae, raw(), "mean")
+    x = sae.scaled(raw()) - sae.b_dec
+    written = sae.scaled_reconstruction(sae.scaled(raw())) - sae.b_dec
+    assert ((written * x).sum() / written.square().sum()).item() == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TopKSAEConfig(d_in=D_IN, n_features=512, k=64),
+        BatchTopKSAEConfig(d_in=D_IN, n_features=512, k=1),
+        StandardSAEConfig(d_in=D_IN, n_features=512),
+        JumpReLUSAEConfig(d_in=D_IN, n_features=512, initial_threshold=0.05),
+        JumpReLUSAEConfig(d_in=D_IN, n_features=512, initial_threshold=1.0, bandwidth=0.1),
+        JumpReLUSAEConfig(d_in=D_IN, n_features=512, initial_l0=4, bandwidth=2.0),
+    ],
+    ids=lambda config: f"{type(config).__name__}",
+)
+def test_the_initial_error_is_at_most_the_variance_at_32x(config):
+    sae = initialise(SAE.from_config(config), raw())
+    mse = sae(raw(), state=StepState()).losses["mse"]
+    assert mse <= sae.scaled(raw()).var(0, correction=0).sum()
+
+
+def test_batch_topk_starts_with_a_threshold_that_lets_k_through():
+    """The untrained SAE is a baseline beside trained ones: at the same number of active features."""
+    sae = initialise(fresh("batch_topk"), raw())
+    assert (sae.encode(raw()) != 0).sum() == 8 * 1024
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_initialising_again_changes_nothing_more(name: str):
+    sae = initialise(fresh(name), raw())
+    before = {n: t.clone() for n, t in sae.state_dict().items()}
+    initialise(sae, raw())
+    torch.testing.assert_close(dict(sae.state_dict()), before, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activations_without_any_variance_leave_finite_weights(name: str):
+    sae = initialise(fresh(name), torch.zeros(10, D_IN))
+    assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_activations_start_it_as_wide_ones_do(dtype: torch.dtype):
+    from_narrow, from_wide = initialise(fresh(), raw().to(dtype)), initialise(fresh(), raw().to(dtype).float())
+    torch.testing.assert_close(dict(from_narrow.state_dict()), dict(from_wide.state_dict()))
+
+
+def test_it_gives_back_the_sae_without_gradients():
+    sae = fresh()
+    assert initialise(sae, raw()) is sae
+    assert all(p.requires_grad and p.grad is None for p in sae.parameters())
+
+
+def test_what_cannot_be_started_is_refused():
+    with pytest.raises(ValueError, match="needs activations: some thousands of tokens, got none"):
+        initialise(fresh(), torch.zeros(0, D_IN))
+    transcoder = fresh(subtract_b_dec=False, target_hook_point="layers.3.mlp.output")
+    with pytest.raises(ValueError, match="starts autoencoders; this SAE writes at layers.3.mlp.output"):
+        initialise(transcoder, raw())
+
+
+# -- the geometric median ---------------------------------------------------------------------------------------------
+def test_on_a_line_the_geometric_median_is_the_median():
+    points = torch.tensor([[0.0], [1.0], [2.0], [10.0], [1000.0]], dtype=torch.float64)
+    assert geometric_median(points, iterations=10_000, tolerance=1e-12).item() == pytest.approx(2.0, abs=1e-2)
+
+
+def test_the_geometric_median_has_a_smaller_summed_distance_than_the_mean_and_than_its_neighbours():
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).exp()
+    median = geometric_median(points)
+    summed = (points - median).norm(dim=1).sum()
+    assert summed < (points - points.mean(0)).norm(dim=1).sum()
+    for direction in torch.eye(3, dtype=torch.float64):
+        for step in (-0.01, 0.01):
+            assert summed < (points - median - step * direction).norm(dim=1).sum()
+
+
+def test_a_point_that_stands_exactly_in_the_middle_is_no_trouble():
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]])
+    torch.testing.assert_close(geometric_median(points), torch.zeros(2))

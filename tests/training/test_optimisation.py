@@ -1,0 +1,69 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise
+from tests.training.tiny import ARCHITECTURES, make_learner, make_sae, sparse_rows
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 5))
+def test_only_the_gradient_along_a_row_is_removed(n, d, seed):
+    torch.manual_seed(seed)
+    rows = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(n, d, dtype=torch.float64), dim=1))
+    gradient = torch.randn(n, d, dtype=torch.float64)
+    rows.grad = gradient.clone()
+    remove_parallel_gradient(rows)
+    assert (rows.grad * rows).sum(1).abs().max() < 1e-12
+    removed = gradient - rows.grad
+    assert torch.allclose(removed, (removed * rows).sum(1, keepdim=True) * rows)
+
+
+def test_rows_without_a_gradient_are_passed_over():
+    remove_parallel_gradient(torch.nn.Parameter(torch.eye(3)))
+
+
+def test_renormalising_keeps_directions_and_survives_a_row_of_zeros():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    renormalise(rows)
+    assert torch.allclose(rows, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_have_unit_norm_after_every_step_exactly_where_they_must(architecture):
+    learner = make_learner(make_sae(architecture), learning_rate=0.1)
+    before = learner.sae.W_dec.detach().clone()
+    for step in range(3):
+        learner.step([sparse_rows(32, seed=step)], step)
+    norms = learner.sae.W_dec.norm(dim=1)
+    assert not torch.equal(learner.sae.W_dec, before)
+    assert torch.allclose(norms, torch.ones(48), atol=1e-6) == (architecture != "standard")
+
+
+def test_a_long_gradient_is_clipped_over_all_parameters_of_the_sae():
+    sae = make_sae("topk")
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clip(sae, 1.0)
+    norm = torch.cat([parameter.grad.flatten() for parameter in sae.parameters()]).norm()
+    assert norm.item() == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1e6])
+def test_a_short_gradient_and_one_that_is_not_to_be_clipped_stay(max_norm):
+    sae = make_sae("topk")
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clip(sae, max_norm)
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in sae.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_optimiser_has_every_parameter_once_and_thresholds_in_a_group_of_their_own(architecture):
+    sae = make_sae(architecture)
+    optimiser = build_optimiser(sae, lr=0.1, betas=(0.9, 0.99), eps=1e-8)
+    grouped = [{id(parameter) for parameter in group["params"]} for group in optimiser.param_groups]
+    assert set.union(*grouped) == {id(parameter) for parameter in sae.parameters()}
+    assert sum(map(len, grouped)) == len(list(sae.parameters()))
+    thresholds = [id(parameter) for name, parameter in sae.named_parameters() if name == "threshold"]
+    assert grouped[1:] == ([set(thresholds)] if architecture == "jumprelu" else [])
