@@ -64,7 +64,7 @@ def _load(auto_class: Any, config: SAEConfig, kwargs: dict[str, Any]) -> Any:
             "this SAE's config names no base model (base_model is None: the model is not on the Hub). Load the "
             "language model yourself, with AutoModelForCausalLM.from_pretrained(...), and run sae.attach(model)."
         )
-    if _must_be_a_folder(name) and not os.path.isdir(os.path.expanduser(name)):
+    if _must_be_a_folder(name) and not os.path.isdir(name := os.path.expanduser(name)):
         raise FileNotFoundError(
             f"this SAE was trained on a language model in the folder {name}, which is not there. Put it back, set "
             "sae.config.base_model, or load the model yourself and run sae.attach(model)."

@@ -4,6 +4,7 @@ The same start, untrained, is the baseline that belongs beside every headline fi
 recovers a lot by itself.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -32,8 +33,8 @@ def initialise(sae: SAE, activations: Tensor, center: Center = "geometric_median
         The SAE itself.
 
     Raises:
-        ValueError: If there are no activations, or the SAE is a transcoder: what is fitted here is that the input
-            comes back.
+        ValueError: If there are no activations or only zeros or not all are finite, or the SAE is a transcoder: what
+            is fitted here is that the input comes back.
     """
     if sae.config.is_transcoder:
         raise ValueError(f"initialise() starts autoencoders; this SAE writes at {sae.config.target_hook_point}.")
@@ -42,8 +43,12 @@ def initialise(sae: SAE, activations: Tensor, center: Center = "geometric_median
     x = activations.to(sae.W_dec.device, sae.W_dec.dtype)
     if sae.config.scale_inputs:
         sae.input_scale.fill_(1.0)
-        mean_norm = sae.scaled(x).norm(dim=1).mean()
-        sae.input_scale.copy_(sae.config.d_in**0.5 / mean_norm.clamp(min=torch.finfo(torch.float32).tiny))
+        mean_norm = sae.scaled(x).norm(dim=1).mean().item()
+        if not 0 < mean_norm < math.inf:
+            raise ValueError(
+                f"initialise() needs finite activations, not all of them 0: their mean norm is {mean_norm}."
+            )
+        sae.input_scale.fill_(sae.config.d_in**0.5 / mean_norm)
     scaled = sae.scaled(x)
     sae.b_dec.copy_(scaled.mean(0) if center == "mean" else geometric_median(scaled))
     sae.start_from(scaled)

@@ -26,6 +26,8 @@ from hfsae.outputs import SAEOutput, StepState, StepStatistics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from huggingface_hub import CommitInfo
+
     from hfsae.attach import AttachedSAE
 
 _LAYER_NORM_EPS = 1e-5
@@ -506,6 +508,64 @@ class SAE(PreTrainedModel):
         from hfsae.attach import attach
 
         return attach(self, model, splice=splice, keep_error=keep_error)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        folder: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> "CommitInfo":
+        """Publishes the SAE with its card, in one atomic commit; the repository and the branch are made when missing.
+
+        Args:
+            repo_id: `"org/gpt2-l8-16x"`.
+            folder: What training saved, whose log, metrics and plots go along.
+            subfolder: Folder in the repository.
+            revision: Branch to commit to.
+            create_pr: Whether to open a pull request instead.
+            private: Whether a repository that is made here is private.
+            token: A token, instead of the one that `hf auth login` stored; it is not kept.
+            commit_message: Title of the commit.
+            license: For the card, such as `"apache-2.0"`; one that stands there already is kept.
+
+        Returns:
+            What `huggingface_hub` says of the commit.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses: 401 and 403 for a missing or foreign token, 412 if
+                somebody else pushed in between.
+        """
+        from hfsae.hub.push import push
+
+        return push(
+            self,
+            repo_id,
+            folder=folder,  # type: ignore[arg-type]
+            subfolder=subfolder,
+            revision=revision,
+            create_pr=create_pr,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            license=license,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: With `push_to_hub=True`, which would write over the card: use `push_to_hub(repo_id)`.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
+        super().save_pretrained(save_directory, **kwargs)
 
 
 def _describe(value: Any) -> str:

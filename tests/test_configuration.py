@@ -1,12 +1,16 @@
+import ast
 import copy
 import json
 import pickle
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+import hfsae
 from hfsae import GatedSAEConfig, SAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.architectures import architectures
 
@@ -93,7 +97,9 @@ def test_contradictions_are_refused(fields: dict, message: str):
 # -- names and types --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("config_class", EVERY_CONFIG)
 def test_a_mistyped_name_is_an_error_that_knows_what_was_meant(config_class: type[SAEConfig]):
-    with pytest.raises(ValueError, match=f"{config_class.__name__} has no field 'n_feature'. Did you mean 'n_features'"):
+    with pytest.raises(
+        ValueError, match=f"{config_class.__name__} has no field 'n_feature'. Did you mean 'n_features'"
+    ):
         config_class(d_in=8, n_feature=32)
 
 
@@ -128,6 +134,24 @@ def test_saving_refuses_what_assignments_made_contradictory(tmp_path: Path):
     config.k = 33
     with pytest.raises(StrictDataclassError, match="k must be between"):
         config.save_pretrained(tmp_path)
+
+
+@cache
+def attributes_read_in_the_package() -> set[str]:
+    package = Path(hfsae.__file__).parent
+    trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
+    return {
+        node.attr
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+@pytest.mark.parametrize("config_class", EVERY_CONFIG)
+def test_there_is_no_field_that_nothing_reads(config_class: type[SAEConfig]):
+    own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    assert own and not own - attributes_read_in_the_package()
 
 
 # -- there and back ---------------------------------------------------------------------------------------------------

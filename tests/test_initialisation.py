@@ -101,7 +101,7 @@ def test_initialising_again_changes_nothing_more(name: str):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_activations_without_any_variance_leave_finite_weights(name: str):
-    sae = initialise(fresh(name), torch.zeros(10, D_IN))
+    sae = initialise(fresh(name), raw(1).expand(10, D_IN))
     assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
 
 
@@ -120,6 +120,9 @@ def test_it_gives_back_the_sae_without_gradients():
 def test_what_cannot_be_started_is_refused():
     with pytest.raises(ValueError, match="needs activations: some thousands of tokens, got none"):
         initialise(fresh(), torch.zeros(0, D_IN))
+    for bad in (torch.zeros(10, D_IN), torch.full((10, D_IN), torch.nan), torch.full((10, D_IN), torch.inf)):
+        with pytest.raises(ValueError, match="needs finite activations, not all of them 0: their mean norm is"):
+            initialise(fresh(), bad)
     transcoder = fresh(subtract_b_dec=False, target_hook_point="layers.3.mlp.output")
     with pytest.raises(ValueError, match="starts autoencoders; this SAE writes at layers.3.mlp.output"):
         initialise(transcoder, raw())

@@ -230,14 +230,14 @@ def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool) -> dict[str, A
     """The SAE's metrics, with those of its baselines in them: of these, single numbers only."""
     metrics: dict[str, Any] = finalise(sums[_SAE]) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     if baselines:
-        metrics["baselines"] = {
+        figures: dict[str, dict[str, Any]] = {
             kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
             for kind, pooled in sums.items()
             if kind != _SAE
         }
-        if _PCA in metrics["baselines"]:
-            # A coordinate is a feature that fires on every token, so there are as many as components.
-            metrics["baselines"][_PCA]["components"] = len(sums[_PCA]["tokens_firing"])
+        if _PCA in figures:
+            figures[_PCA]["components"] = len(sums[_PCA]["tokens_firing"])
+        metrics["baselines"] = figures
         if sae.config.is_transcoder:
             metrics["notes"]["baselines"] = "a transcoder has none: they reconstruct what they read"
     return metrics

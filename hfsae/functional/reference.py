@@ -109,8 +109,8 @@ def gated(
 def auxk(x: Tensor, w: Weights, *, features: Tensor, dead: Tensor, alpha: float) -> Tensor:
     """What dead features miss of the error that living ones leave, in units of the batch's variance.
 
-    `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / ‖e − ē‖²` with e = x − x̂ detached, ê what the k_aux = d/2 strongest dead
-    features make of it, V the summed variance of x.
+    `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / ‖e − ē‖²` with e = x − x̂ detached, ê what the k_aux = d/2 strongest
+    dead features make of it, V the summed variance of x.
     """
     k_aux = max(1, x.shape[1] // 2)
     n_dead = int(dead.sum())

@@ -1,7 +1,6 @@
 """Sharing SAEs: the model card that is generated from what was measured.
 
-    from hfsae.hub import write_card
-    write_card("runs/sae")  # README.md and its pictures, beside the weights
+`write_card("runs/sae")` writes README.md and its pictures beside the weights; `render_card` gives the card alone.
 """
 
 from hfsae.hub.card import render_card, write_card

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -66,28 +67,42 @@ def load_base_model(
         ValueError: If neither is there.
     """
     name = model if isinstance(model, str) else args.model_name_or_path
+    revision = args.model_revision
     if isinstance(model, PreTrainedModel):
         lm, name = model, name or model.config.name_or_path or None
     else:
         if name is None:
             raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
         dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
-        lm = AutoModelForCausalLM.from_pretrained(name, revision=args.model_revision, dtype=dtype)
-    local = name is not None and os.path.isdir(name)
-    # The commit that transformers noted when it loaded the weights: a branch may have moved on since.
-    revision = None if local or name is None else getattr(lm.config, "_commit_hash", None) or args.model_revision
+        # Resolved once, so that weights, tokenizer and record are of one commit even while the branch moves on.
+        revision = _commit(name, revision) or revision
+        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     if tokenizer is None and name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if not hasattr(lm, "hf_device_map"):
         lm.to(device)  # type: ignore[arg-type]
+    local = name is not None and os.path.isdir(name)
     return BaseModel(
         model=lm.eval(),
         tokenizer=tokenizer,
         hub_id=None if local else name,
         # With a dot in front no folder can be taken for a Hub id.
         path=(name if os.path.isabs(name) else os.path.join(".", os.path.normpath(name))) if local and name else None,
-        revision=revision,
+        revision=None if local or name is None else _commit(name, revision),
     )
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder."""
+    if os.path.isdir(name):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+    except OSError:
+        return None  # the model's own loading says what is wrong, in full
+    return config.parent.name
 
 
 @dataclass

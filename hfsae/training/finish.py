@@ -14,7 +14,7 @@ from transformers import TrainerState
 from hfsae.evaluation import evaluate_saes
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.text import take
-from hfsae.hooks import HookPoint
+from hfsae.hooks import HookPoint, portable_name
 from hfsae.hub.card import write_card
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly, write_json
@@ -47,7 +47,7 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
             rows = calibration.get(run.places[name])
             if rows is not None:
                 sae.calibrate(lambda rows=rows: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))  # noqa: B023
-            sae.config.training = _summary(run, state, seconds)
+            sae.config.training = _summary(run, run.places[name], state, seconds)
         metrics = _evaluate(run, saes, calibration)
         for name, sae in saes.items():
             sae.config.metrics = metrics.get(name)
@@ -100,11 +100,12 @@ def _protocol(args: SAETrainingArguments) -> dict[str, Any]:
     return {**measured, "max_tokens": args.eval_tokens, "calibration": calibration if args.dataset_name else None}
 
 
-def _summary(run: Run, state: TrainerState, seconds: float) -> dict[str, Any]:
+def _summary(run: Run, place: str, state: TrainerState, seconds: float) -> dict[str, Any]:
     """What the card says about the training."""
     args = run.args
     tokens = state.global_step * run.tokens_per_step
     return {
+        "portable_name": portable_name(run.base.model, place) if run.base is not None else None,
         "dataset": args.dataset_name if run.texts is not None else "activations given by the user",
         "split": args.dataset_split if run.texts is not None else None,
         "dataset_digest": run.texts.digest if run.texts is not None else None,
@@ -157,5 +158,5 @@ def save_trained(sae: SAE, folder: Path, log: list[dict[str, float]]) -> None:
         (beside / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     if sae.config.metrics is not None:
         write_json(folder / "metrics.json", sae.config.metrics)
-    write_card(folder)
+    write_card(folder, sae)
     logger.info("saved %s", folder)

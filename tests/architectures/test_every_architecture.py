@@ -1,4 +1,4 @@
-"""What every architecture owes whoever uses it: any shape, any layout, any precision, the same after every round trip."""
+"""What every architecture owes: any shape, any memory layout, any precision, and the same after every round trip."""
 
 import copy
 import pickle

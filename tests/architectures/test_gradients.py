@@ -72,7 +72,7 @@ def test_a_step_is_the_references_on_both_paths(name: str, data: st.DataObject):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: str, path: str):
-    """Through the decoder, through the encoder's x − b_dec, and through the target, at a size where all of it counts."""
+    """Through the decoder, the encoder's x − b_dec and the target, at a size where all of it counts."""
     variant = VARIANTS[name]
     sae = variant.make()
     x = activations(200).requires_grad_()

@@ -132,7 +132,7 @@ def _quadratic_step(rank: int, folder: Path) -> None:
 
 
 def uneven_batch() -> Tensor:
-    """The first half activates far more features than the second, so that the mean's square is not the squares' mean."""
+    """The first half activates far more features than the second: its mean's square is not the squares' mean."""
     x = activations(40)
     x[20:] *= 0.1
     return x

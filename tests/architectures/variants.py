@@ -98,9 +98,7 @@ VARIANTS: dict[str, Variant] = {
     "standard": Variant("standard", lambda sae, x: reference.standard(x, weights_of(sae), coefficient=COEFFICIENT)),
     "standard-l1": Variant(
         "standard",
-        lambda sae, x: reference.standard(
-            x, weights_of(sae), coefficient=COEFFICIENT, weight_by_decoder_norm=False
-        ),
+        lambda sae, x: reference.standard(x, weights_of(sae), coefficient=COEFFICIENT, weight_by_decoder_norm=False),
         {"penalty": "l1"},
     ),
     "topk": Variant("topk", lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k)),

@@ -60,7 +60,9 @@ def test_padding_at_feature_0_does_not_hide_the_value_of_feature_0():
 
 def test_from_padded_takes_no_tokens_and_no_places():
     assert SparseFeatures.from_padded(torch.zeros(0, 4), torch.zeros(0, 4).int(), 5).to_dense().shape == (0, 5)
-    assert SparseFeatures.from_padded(torch.zeros(3, 0), torch.zeros(3, 0).int(), 5).to_dense().tolist() == [[0] * 5] * 3
+    assert (
+        SparseFeatures.from_padded(torch.zeros(3, 0), torch.zeros(3, 0).int(), 5).to_dense().tolist() == [[0] * 5] * 3
+    )
 
 
 def test_values_of_another_precision_decode_in_that_of_the_rows():

@@ -1,4 +1,4 @@
-"""The reference against numbers worked out by hand: x = (3, 1) or beside it, identity weights unless said otherwise."""
+"""The reference against numbers worked out by hand: x = (3, 1), identity weights unless said otherwise."""
 
 import math
 

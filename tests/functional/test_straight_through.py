@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hfsae.functional import jump_relu, step
 
-# h at, below, above and far from the threshold 1 with ε = 0.5: the kernel reaches from 0.75 to 1.25, open at both ends.
+# h around the threshold 1 with ε = 0.5: the kernel reaches from 0.75 to 1.25, open at both ends.
 PRE = torch.tensor([[-1.0, 0.75, 0.8, 1.0, 1.2, 1.25, 3.0]], dtype=torch.float64)
 NEAR = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
 THRESHOLD, BANDWIDTH = 1.0, 0.5

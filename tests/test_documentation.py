@@ -1,0 +1,89 @@
+"""What the README and the docs show runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.architectures import registry
+
+ROOT = Path(__file__).parent.parent
+
+
+def snippets(path: str, containing: str) -> str:
+    """The one Python block of a document that contains a text."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.S)
+    (found,) = [block for block in blocks if containing in block]
+    return found
+
+
+def test_the_five_lines_of_the_readme_read_features_of_a_published_sae(hub, tmp_path, capsys):
+    owner = HfApi(token=hub.add_user("owner", "org").write_token)
+    owner.create_repo("org/tiny-lm")
+    owner.upload_folder(repo_id="org/tiny-lm", folder_path=ROOT / "examples" / "tiny_lm")
+    commit = owner.model_info("org/tiny-lm").sha
+    config = TopKSAEConfig(
+        d_in=128,
+        expansion_factor=4,
+        k=8,
+        base_model="org/tiny-lm",
+        base_model_revision=commit,
+        hook_point="transformer.h.1.output",
+    )
+    sae = SAE.from_config(config)
+    sae.save_pretrained(tmp_path)
+    owner.create_repo("org/gpt2-l8-16x")
+    owner.upload_folder(repo_id="org/gpt2-l8-16x", folder_path=tmp_path)
+
+    names: dict = {}
+    exec(snippets("README.md", "org/gpt2-l8-16x"), names)
+
+    run, tokenizer, model = names["run"], names["tokenizer"], names["model"]
+    inputs = tokenizer("The Eiffel Tower is in", return_tensors="pt")
+    with torch.no_grad():
+        residual = model(**inputs, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(run.features.to_dense(), sae.encode(residual))
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_the_readme_names_arguments_and_configs_that_exist(tmp_path, monkeypatch):
+    setup, _, training = snippets("README.md", "JumpReLUSAEConfig").partition("output = ")
+    assert training.startswith("SAETrainer(args=args, saes=saes).train()")
+    names: dict = {}
+    exec(setup, names)
+    assert {name: config.n_features for name, config in names["saes"].items()} == {"topk": 12288, "jumprelu": 12288}
+
+
+def test_the_architecture_of_the_docs_trains_a_step():
+    from hfsae.outputs import StepState
+
+    names: dict = {}
+    try:
+        exec(snippets("docs/new_architecture.md", "hfsae_my_topk"), names)
+        sae = SAE.from_config(names["MyTopKSAEConfig"](d_in=8, n_features=32, k=4))
+        loss = sae(torch.randn(16, 8), state=StepState()).loss
+        loss.backward()
+        assert loss > 0 and sae.encoder.weight.grad is not None
+    finally:
+        registry._REGISTERED.pop("my_topk", None)
+        CONFIG_MAPPING._extra_content.pop("hfsae_my_topk", None)
+        if "MyTopKSAEConfig" in names:
+            MODEL_MAPPING._extra_content.pop(names["MyTopKSAEConfig"], None)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/concepts.md", "docs/training.md", "docs/new_architecture.md"])
+def test_links_to_files_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / path).parent.joinpath(target).exists(), f"{path} links to {target}"
+
+
+def test_configs_of_the_examples_hold_known_arguments_of_the_right_type():
+    from hfsae.training.config_file import read_config
+
+    for config in sorted((ROOT / "examples" / "configs").glob("*.yaml")):
+        assert read_config(config)["output_dir"]

@@ -1,0 +1,225 @@
+"""Who imports whom, and what may not stand in the library's code at all."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hfsae"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part of the package may import besides itself. Nothing may import `cli`.
+MODEL = {"functional", "configuration", "outputs", "objective", "loading", "modeling"}
+SAES = MODEL | {"architectures", "initialisation"}
+READING = {"hooks", "data"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "functional": set(),
+    "configuration": set(),
+    "outputs": {"functional"},
+    "objective": {"functional", "outputs"},
+    "loading": {"configuration"},
+    "modeling": MODEL,
+    "architectures": MODEL,
+    "initialisation": MODEL,
+    "hooks": set(),
+    "data": {"hooks"},
+    "attach": SAES | READING,
+    "saving": SAES,
+    "info": SAES,
+    "interop": SAES | {"saving"},
+    "evaluation": SAES | READING | {"attach", "saving"},
+    "analysis": SAES | READING | {"attach", "saving", "evaluation"},
+    "hub": SAES | {"saving", "evaluation"},
+    "training": SAES | READING | {"attach", "saving", "evaluation", "hub"},
+    "cli": SAES | READING | {"attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "training"},
+}
+
+# Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.
+DOORS = {
+    ("hfsae/modeling.py", "attach"),
+}
+
+# What `import hfsae` may load of the package; everything else waits for its first use.
+EAGER = SAES
+# Where modules are imported by name.
+BY_NAME = {"hfsae/__init__.py"}
+# Packages whose objects are part of another's interface, and so always come with it.
+COMES_WITH = {"markupsafe": "jinja2"}
+
+
+class Import(NamedTuple):
+    """An import statement: the module it names, its line, and whether it runs when the file is imported."""
+
+    module: str
+    line: int
+    eager: bool
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    def walk(node: ast.AST, eager: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inner = eager and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                inner = False
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, inner) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno}: imports are absolute"
+                names = [alias.name for alias in child.names] if child.module == "hfsae" else [""]
+                yield from (Import(f"{child.module}.{name}".strip("."), child.lineno, inner) for name in names)
+            yield from walk(child, inner)
+
+    return walk(ast.parse(path.read_text()), eager=True)
+
+
+def part_of(module: str) -> str:
+    """`"hooks"` for `hfsae.hooks.names`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def own_imports() -> Iterator[tuple[Path, str, Import]]:
+    """Every import of the package by itself, with the part that the importing file belongs to."""
+    for path in FILES:
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for found in imports_of(path):
+            if found.module.split(".")[0] == "hfsae":
+                yield path, part, found
+
+
+def test_every_part_of_the_package_has_its_place():
+    parts = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert parts - {"__init__"} <= MAY_IMPORT.keys()
+
+
+def test_the_table_itself_has_no_circles():
+    done: set[str] = set()
+    rest = {part: allowed - {part} for part, allowed in MAY_IMPORT.items()}
+    rest["modeling"] -= {"modeling"}
+    while ready := {part for part, allowed in rest.items() if allowed <= done}:
+        done |= ready
+        rest = {part: allowed for part, allowed in rest.items() if part not in ready}
+    assert not rest
+    assert not any("cli" in allowed for allowed in MAY_IMPORT.values())
+
+
+def test_no_file_imports_upward_when_it_is_loaded():
+    wrong = [
+        f"{name_of(path)}:{found.line}: {part} may not import {found.module}"
+        for path, part, found in own_imports()
+        if found.eager and part_of(found.module) not in {part, *(EAGER if part == "__init__" else MAY_IMPORT[part])}
+    ]
+    assert not wrong
+
+
+def test_doors_to_upper_floors_are_those_of_the_table_and_all_are_used():
+    found_doors = {
+        (name_of(path), part_of(found.module))
+        for path, part, found in own_imports()
+        if part != "__init__" and part_of(found.module) not in {part, *MAY_IMPORT[part]}
+    }
+    assert found_doors == DOORS
+
+
+def test_nothing_imports_the_command_line():
+    assert not [name_of(path) for path, part, found in own_imports() if part_of(found.module) == "cli" != part]
+
+
+def test_modules_are_imported_by_name_in_one_place():
+    """Elsewhere such an import would slip through the tests above."""
+    users = {
+        name_of(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+    }
+    assert users == BY_NAME
+
+
+def test_functional_imports_torch_alone():
+    packages = {
+        found.module.split(".")[0] for path in (PACKAGE / "functional").rglob("*.py") for found in imports_of(path)
+    }
+    assert packages - set(sys.stdlib_module_names) - {"hfsae"} == {"torch"}
+
+
+def normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [name for extra in project.get("optional-dependencies", {}).values() for name in extra]
+    declared = {normal(re.split(r"[\s<>=!~\[;]", name)[0]) for name in [*project["dependencies"], *optional]}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for path in FILES:
+        for found in imports_of(path):
+            package = found.module.split(".")[0]
+            if package not in sys.stdlib_module_names and package != "hfsae":
+                names = {normal(name) for name in distributions.get(package, [package])}
+                names |= {COMES_WITH.get(package, package)}
+                if not names & declared:
+                    undeclared.add((name_of(path), package))
+    assert not undeclared
+
+
+IMPORT_AND_LIST = """
+import json, sys
+import torch, transformers
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
+before = set(sys.modules)
+import hfsae
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_importing_the_package_loads_the_model_alone_and_says_nothing():
+    """Measured against what torch and transformers load by themselves."""
+    run = subprocess.run([sys.executable, "-c", IMPORT_AND_LIST], capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) == 1
+    loaded = json.loads(run.stdout)
+    heavy = {"accelerate", "datasets", "evaluate", "matplotlib", "tensorboard", "trackio", "wandb", "pandas", "jinja2"}
+    assert not heavy & {module.split(".")[0] for module in loaded}
+    assert {part_of(module) for module in loaded if module.startswith("hfsae.")} <= EAGER
+
+
+# -- what may not stand in the code -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_imported_from_the_future(path: Path):
+    """Annotations as strings switch off the type checks of configs and lose the config class of models."""
+    assert not [found.line for found in imports_of(path) if found.module == "__future__"]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "cli.py"], ids=name_of)
+def test_the_library_does_not_print(path: Path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if ast.unparse(call.func) in ("print", "sys.stdout.write")]
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|Users|work|tmp|mnt|data)/\w")
+
+
+def documents() -> list[Path]:
+    folders = ("hfsae", "examples", "docs", "model_cards", "benchmarks")
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".jinja", ".j2"}
+    inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    return [*inside, *(path for path in ROOT.glob("*") if path.suffix in suffixes)]
+
+
+def test_no_file_names_a_path_of_somebodys_machine():
+    assert MACHINE_PATH.search('open("/home/somebody/x")') and not MACHINE_PATH.search("https://a.org/data/x a/data/x")
+    named = [name_of(path) for path in documents() if MACHINE_PATH.search(path.read_text())]
+    assert not named

@@ -1,0 +1,226 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from huggingface_hub import HfApi
+
+from hfsae.data import TensorActivations, TokenBlocks
+from hfsae.hooks import HookPointError
+from hfsae.training import feed
+from tests.data.tiny import chat_tokenizer, language_model, pythia_like
+from tests.training.tiny import arguments, sparse_rows, text
+
+
+def texts(dataset, eval_dataset=None, **options):
+    return feed.load_texts(arguments("unused", **options), dataset, eval_dataset)
+
+
+def base(model=None, tokenizer=None):
+    model = model or language_model()
+    return feed.load_base_model(arguments("unused"), model, tokenizer or pythia_like(), torch.device("cpu"))
+
+
+# -- the language model -----------------------------------------------------------------------------------------------
+def test_a_model_object_is_taken_as_it_is():
+    model = language_model()
+    loaded = base(model)
+    assert loaded.model is model and (loaded.hub_id, loaded.path, loaded.revision) == (None, None, None)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_is_loaded_from_a_folder_with_its_tokenizer(tmp_path):
+    language_model().save_pretrained(tmp_path)
+    pythia_like().save_pretrained(tmp_path)
+    args = arguments("unused", model_name_or_path=str(tmp_path), model_dtype="bfloat16")
+    loaded = feed.load_base_model(args, None, None, torch.device("cpu"))
+    assert loaded.tokenizer("w3").input_ids == pythia_like()("w3").input_ids
+    assert (loaded.hub_id, loaded.path, loaded.revision) == (None, str(tmp_path), None)
+    assert loaded.model.dtype == torch.bfloat16 and not loaded.model.training
+
+
+def test_a_model_of_the_hub_is_loaded_and_recorded_at_one_commit(hub, tmp_path):
+    language_model().save_pretrained(tmp_path)
+    pythia_like().save_pretrained(tmp_path)
+    HfApi().create_repo("tester/lm")
+    first = HfApi().upload_folder(repo_id="tester/lm", folder_path=tmp_path).oid
+    later = HfApi().upload_file(path_or_fileobj=b"later", path_in_repo="notes.txt", repo_id="tester/lm").oid
+    for revision, commit in ((None, later), ("main", later), (first, first)):
+        args = arguments("unused", model_revision=revision)
+        loaded = feed.load_base_model(args, "tester/lm", None, torch.device("cpu"))
+        assert (loaded.hub_id, loaded.path, loaded.revision) == ("tester/lm", None, commit)
+
+
+def test_a_run_without_a_model_is_refused():
+    with pytest.raises(ValueError, match="no language model: give model_name_or_path"):
+        feed.load_base_model(arguments("unused"), None, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("written", "places"),
+    [
+        ("resid_post.1", ["1.output"]),
+        ("blocks.1.hook_resid_post", ["1.output"]),
+        ("resid_post.*", ["0.output", "1.output", "2.output"]),
+        ("mlp_out.0-1, resid_post.-1", ["0.mlp.output", "1.mlp.output", "2.output"]),
+    ],
+)
+def test_hook_points_are_names_commas_ranges_and_wildcards(written, places):
+    found = feed.hook_points(arguments("unused", hook_point=written), language_model())
+    assert found == [f"transformer.h.{place}" for place in places]
+
+
+def test_a_hook_point_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(HookPointError, match=r"no layer 7.*has 3 layers"):
+        feed.hook_points(arguments("unused", hook_point="resid_post.7"), language_model())
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+def test_the_parts_of_a_text_share_no_document_and_leave_none_out():
+    parts = texts(text(), eval_tokens=10)
+    documents = [set(part["text"]) for part in (parts.train, parts.calibration, parts.evaluation)]
+    assert sum(map(len, documents)) == len(set.union(*documents)) == len(set(text()["text"]))
+
+
+def test_text_to_evaluate_on_that_is_given_is_taken_whole_and_none_is_looked_for_where_evaluation_is_off():
+    given = text(20)
+    assert texts(text(), given, eval_tokens=10).evaluation is given
+    assert texts(text(), eval_tokens=0).evaluation is None
+
+
+def test_the_parts_of_a_table_of_token_ids_are_its_last_rows():
+    ids = torch.arange(1000).view(100, 10)
+    parts = texts(ids, eval_tokens=10)
+    assert torch.equal(torch.cat([parts.train, parts.calibration, parts.evaluation]), ids)
+    assert len(parts.calibration) == len(parts.evaluation) == 2
+    with pytest.raises(ValueError, match="2 rows of token ids are too few"):
+        texts(ids[:2])
+
+
+def test_documents_are_dealt_by_the_column_that_is_read():
+    documents = text()["text"]
+    two = Dataset.from_dict({"title": ["same"] * len(documents), "body": documents})
+    parts = texts(two, text_column="body", eval_tokens=10)
+    assert 0 < len(parts.calibration) < 30 and 0 < len(parts.evaluation) < 30
+    with pytest.raises(ValueError, match="give text_column"):
+        texts(two)
+
+
+def test_conversations_and_token_ids_are_dealt_too():
+    said = [[{"role": "user", "content": d}, {"role": "assistant", "content": "w1 w2"}] for d in text()["text"]]
+    chats = texts(Dataset.from_dict({"messages": said}), chat=True)
+    assert 0 < len(chats.calibration) < len(chats.train)
+    args = arguments("unused", chat=True)
+    batch = next(feed.token_blocks(args, chats.train, base(tokenizer=chat_tokenizer())))
+    assert batch.keep.any()
+    ids = texts(Dataset.from_dict({"input_ids": [[i, i + 1, i + 2] for i in range(300)], "text": ["x"] * 300}))
+    assert 0 < len(ids.calibration) < len(ids.train)
+
+
+def test_named_text_is_loaded(tmp_path):
+    for split, begin in (("train", 0), ("test", 1000)):
+        Dataset.from_dict({"text": [f"w{i}" for i in range(begin, begin + 300)]}).to_json(tmp_path / f"{split}.jsonl")
+    options = {"dataset_name": str(tmp_path), "eval_dataset_name": str(tmp_path), "eval_tokens": 10}
+    parts = texts(None, **options)
+    assert len(parts.train) > len(parts.calibration) > 0 and parts.digest is None
+    assert parts.evaluation["text"][0] == "w1000" and "w1000" not in parts.train["text"]
+
+
+def test_text_that_is_none_or_a_list_is_refused():
+    with pytest.raises(ValueError, match="no text to train on: give dataset_name"):
+        texts(None)
+    with pytest.raises(TypeError, match="train_dataset is a list.*Dataset.from_dict"):
+        texts(["w1 w2"])
+
+
+def test_blocks_are_cut_as_the_arguments_say():
+    args = arguments("unused", context_length=9, lm_batch_sequences=3, exclude_positions=[0, 4], prepend_bos=True)
+    blocks = feed.training_blocks(args, text(), base(), Accelerator(cpu=True))
+    assert isinstance(blocks, TokenBlocks)
+    batch = next(blocks)
+    assert batch.input_ids.shape == (3, 9) and (batch.input_ids[:, 0] == 0).all()
+    assert not batch.keep[:, [0, 4]].any() and batch.keep[:, [1, 2, 3]].any()
+
+
+def test_a_stream_of_text_is_read_in_its_own_order_and_a_table_is_shuffled():
+    def first(dataset, **options):
+        args = arguments("unused", **options)
+        return next(feed.training_blocks(args, dataset, base(), Accelerator(cpu=True))).input_ids
+
+    in_order = first(text(), shuffle_documents=False)
+    assert torch.equal(first(text().to_iterable_dataset()), in_order)
+    assert not torch.equal(first(text()), in_order)
+
+
+# -- activations that were brought ------------------------------------------------------------------------------------
+def as_dataset(rows, **columns):
+    return Dataset.from_dict({"x": rows.tolist(), **columns})
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict", "dataset"])
+def test_the_last_rows_of_activations_are_held_out(kind):
+    rows = sparse_rows(200)
+    brought = {"tensor": rows, "dict": {"x": rows}, "dataset": as_dataset(rows)}[kind]
+    left, held_out = feed.hold_out(brought, arguments("unused"))
+    ((_, last),) = held_out.items()
+    assert torch.allclose(last, rows[-4:])
+    chunk = next(feed.own_source(left, Accelerator(cpu=True)))
+    ((_, first),) = chunk.items()
+    assert torch.allclose(first, rows[:-4]) and chunk.keys() == held_out.keys()
+
+
+def test_activations_of_several_columns_are_named_after_them():
+    rows = sparse_rows(100)
+    brought = as_dataset(rows, y=(rows * 2).tolist())
+    left, held_out = feed.hold_out(brought, arguments("unused"))
+    assert torch.allclose(held_out["y"], 2 * held_out["x"])
+    assert feed.own_source(left, Accelerator(cpu=True)).widths == {"x": 16, "y": 16}
+
+
+def test_nothing_is_held_out_of_an_iterator_or_of_a_handful_of_rows():
+    iterator = iter([sparse_rows(10)])
+    assert feed.hold_out(iterator, arguments("unused")) == (iterator, {})
+    assert feed.hold_out(sparse_rows(20), arguments("unused"))[1] == {}
+
+
+# -- the stream -------------------------------------------------------------------------------------------------------
+def stream(**options):
+    source = TensorActivations(torch.arange(4000.0).view(-1, 1), chunk_rows=100)
+    args = arguments("unused", activation_dtype="float32", **options)
+    return feed.make_stream(args, source, Accelerator(cpu=True))
+
+
+def test_windows_are_as_asked_by_default_a_tenth_of_the_run_and_never_less_than_a_batch():
+    assert stream(steps=100).window_tokens == 320
+    assert stream(steps=5).window_tokens == 32
+    assert stream(shuffle_window_tokens=64).window_tokens == 64
+    assert stream(shuffle_window_tokens=1).window_tokens == 32
+
+
+def test_a_window_of_zero_leaves_the_order_alone():
+    assert next(stream(shuffle_window_tokens=0))["activations"].flatten().tolist() == list(range(32))
+    assert next(stream())["activations"].flatten().tolist() != list(range(32))
+
+
+def test_what_was_looked_at_ahead_is_given_out_all_the_same():
+    plain, lookahead = stream(), feed.Lookahead(stream())
+    ahead = lookahead.peek(3)
+    batches = [next(plain)["activations"] for _ in range(5)]
+    assert all(torch.equal(seen["activations"], batch) for seen, batch in zip(ahead, batches[:3], strict=True))
+    assert all(torch.equal(next(lookahead)["activations"], batch) for batch in batches)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 5])
+def test_a_lookahead_tells_where_the_next_batch_comes_from(taken):
+    lookahead, resumed = feed.Lookahead(stream()), feed.Lookahead(stream())
+    lookahead.peek(3)
+    for _ in range(taken):
+        next(lookahead)
+    resumed.peek(2)
+    resumed.load_state_dict(lookahead.state_dict())
+    assert torch.equal(next(resumed)["activations"], next(lookahead)["activations"])
+
+
+def test_a_lookahead_beyond_the_end_gives_what_there_is():
+    source = TensorActivations(torch.arange(70.0).view(-1, 1), repeat=False)
+    ending = feed.Lookahead(feed.make_stream(arguments("unused"), source, Accelerator(cpu=True)))
+    assert len(ending.peek(5)) == 2 and len(list(ending)) == 2
