@@ -82,7 +82,7 @@ def row(k: int, name: str, metrics: dict, without_revival: dict | None) -> str:
 
 def main() -> None:
     """Trains, measures, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Every architecture on the embedded language model.")
     parser.add_argument("--k", type=int, nargs="+", default=[32, D_IN // 16])
     parser.add_argument("--training_tokens", type=int, default=1_500_000)
     parser.add_argument("--output", type=Path, default=Path("runs/architectures"))

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 def main(command_line: list[str] | None = None) -> None:
     """Measures the SAE of the folder given and compares."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measures a saved SAE and compares with its card.")
     parser.add_argument("folder", help="what training saved")
     folder = parser.parse_args(command_line).folder
     sae = SAE.from_pretrained(folder)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -278,6 +279,7 @@ class _Policy:
         self._positions = torch.tensor(config.exclude_positions, dtype=torch.long)
         special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.long)
+        self._tokens_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def keep(self, call: dict[str, Any]) -> Tensor | None:
         """(batch, seq) bool for the tokens of one call; None if it has neither ids nor embeddings."""
@@ -288,27 +290,34 @@ class _Policy:
         shape, device = tokens.shape[:2], tokens.device
         mask = call.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        left_out = torch.isin(_positions(call, mask, shape, device), self._positions.to(device))
+        left_out = torch.isin(self._positions_of(call, mask, shape, device), self._positions.to(device))
         keep = ~left_out.expand(shape)
         if mask is not None:
             keep = keep & mask[:, -shape[1] :].bool().to(device)
         return keep if ids is None else keep & ~torch.isin(ids, self._special.to(device))
 
+    def _positions_of(
+        self, call: dict[str, Any], mask: Tensor | None, shape: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """(batch or 1, seq): how many tokens come before each, padding not counted, what is in the cache counted."""
+        given = call.get("position_ids")
+        if isinstance(given, Tensor) and given.dim() == 2:
+            return given.to(device)
+        cached = self._cached_tokens(call, new=shape[1])
+        if mask is not None and mask.shape[1] >= cached + shape[1]:
+            return (mask.long().cumsum(1) - 1)[:, -shape[1] :].to(device)
+        return torch.arange(cached, cached + shape[1], device=device)[None]
 
-def _positions(call: dict[str, Any], mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
-    """(batch or 1, seq): how many tokens come before each one, padding not counted, what is in the cache counted."""
-    given = call.get("position_ids")
-    if isinstance(given, Tensor) and given.dim() == 2:
-        return given.to(device)
-    cached = _cached_tokens(call)
-    if mask is not None and mask.shape[1] >= cached + shape[1]:
-        return (mask.long().cumsum(1) - 1)[:, -shape[1] :].to(device)
-    return torch.arange(cached, cached + shape[1], device=device)[None]
-
-
-def _cached_tokens(call: dict[str, Any]) -> int:
-    cache: Any = call.get("past_key_values")
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    def _cached_tokens(self, call: dict[str, Any], new: int) -> int:
+        cache: Any = call.get("past_key_values", call.get("cache_params"))
+        if not hasattr(cache, "get_seq_length"):
+            return 0
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:  # the cache of a state space model holds a state, not tokens, and does not count them
+            cached = self._tokens_in.get(cache, 0)
+            self._tokens_in[cache] = cached + new
+            return cached
 
 
 def _special_token_ids(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:

@@ -8,7 +8,7 @@ values are, and what training minimises.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,8 @@ from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from huggingface_hub import CommitInfo
+    from transformers import PreTrainedTokenizerBase
 
     from hfsae.attach import AttachedSAE
 
@@ -442,7 +441,7 @@ class SAE(PreTrainedModel):
         return AutoModel.from_config(config, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Loads an SAE from a folder or a Hub repository and returns the class that its config names.
 
         Strict: a repository that holds some other model is refused before its weights are fetched; missing,
@@ -463,7 +462,7 @@ class SAE(PreTrainedModel):
             huggingface_hub.errors.StrictDataclassError: If a config field is given a value it cannot have.
             OSError: If there is nothing to load.
         """
-        return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)
+        return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[return-value]
 
     # -- doors to upper floors --------------------------------------------------------------------------------------
     def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
@@ -539,8 +538,8 @@ class SAE(PreTrainedModel):
             What `huggingface_hub` says of the commit.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses: 401 and 403 for a missing or foreign token, 412 if
-                somebody else pushed in between.
+            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses: 401 and 403 for a missing or foreign token, 412
+                if somebody else pushed in between.
         """
         from hfsae.hub.push import push
 

@@ -53,7 +53,7 @@ def evaluate_saved(
     sae = SAE.from_pretrained(folder)
     recorded = (sae.config.metrics or {}).get("protocol") or {}
     if dataset is not None:
-        source = {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
+        source: dict[str, Any] = {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
     elif recorded.get("dataset"):
         source = {name: recorded.get(name) for name in ("dataset", "dataset_config", "split", "part", "calibration")}
         max_tokens = max_tokens or recorded.get("max_tokens")
@@ -84,7 +84,7 @@ def evaluate_saved(
 
 def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:
     """The text of a source, cut as the SAE's config says."""
-    text = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
+    text: Any = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
     if source.get("part"):
         text = split_documents(text, source["part"])
     arguments = (sae.config.training or {}).get("arguments", {})

@@ -146,7 +146,7 @@ class SAETrainingArguments:
 
     # -- dead features ------------------------------------------------------------------------------------------------
     revival: Literal["auto", "auxk", "resample", "none"] = _option(
-        "auto", "How dead features come back; 'auto' is auxk for the TopK family, resample for the others."
+        "auto", "How dead features come back; 'auto': resample for standard and gated, auxk for the others."
     )
     dead_feature_window: int = _option(
         10_000_000, "Tokens without firing after which a feature is dead; at most a tenth of the run."

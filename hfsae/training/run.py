@@ -109,7 +109,8 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
             "train the whole run and overwrite each other's files. On CPUs launch with torchrun, or with "
             "`accelerate launch --multi_gpu --num_processes N`, and pass use_cpu."
         )
-    missing = [name for name in trackers if name != "all" and name not in accelerator.log_with]
+    # Accelerate leaves out what is not installed without a word.
+    missing = {*trackers} - {"all"} - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise ValueError(
             f"report_to names {', '.join(missing)}, which is not installed: `pip install {' '.join(missing)}`."

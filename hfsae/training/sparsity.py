@@ -18,8 +18,8 @@ _MOST_OFF = 0.25
 # Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
 _REACH = 16.0
 _GAIN_RANGE = (0.002, 0.04)
-# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, so that the final weights
-# are trained against the λ they end with.
+# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, so that the final
+# weights are trained against the λ they end with.
 _FROZEN_WITHIN = 0.05
 _FROZEN_FRACTION = 0.2
 

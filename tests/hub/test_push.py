@@ -36,7 +36,9 @@ def test_what_a_person_wrote_into_the_card_survives_the_next_push(hub, sae):
 
     sae.push_to_hub("tester/small")
     card = hub.repo("tester/small").files()["README.md"].decode()
-    HfApi().upload_file(path_or_fileobj=(card + "\n## My notes\n").encode(), path_in_repo="README.md", repo_id="tester/small")
+    HfApi().upload_file(
+        path_or_fileobj=(card + "\n## My notes\n").encode(), path_in_repo="README.md", repo_id="tester/small"
+    )
     sae.b_dec.data += 1
     sae.push_to_hub("tester/small")
     assert "## My notes" in hub.repo("tester/small").files()["README.md"].decode()

@@ -1,0 +1,42 @@
+"""Files that appear whole."""
+
+import json
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from hfsae import TopKSAEConfig
+from hfsae.saving import files_at_once, quietly, write_config, write_json
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_files_replace_those_of_the_same_name_together_or_not_at_all(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    with pytest.raises(RuntimeError), files_at_once(tmp_path) as beside:
+        (beside / "kept").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "kept").read_text() == "old"
+    with files_at_once(tmp_path) as beside:
+        (beside / "kept").write_text("new")
+        (beside / "more").write_text("more")
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"kept": "new", "more": "more"}
+
+
+def test_a_config_is_written_where_transformers_reads_it(tmp_path):
+    write_config(TopKSAEConfig(d_in=4, n_features=8, k=2), tmp_path)
+    assert TopKSAEConfig.from_pretrained(tmp_path).n_features == 8
+
+
+def test_progress_bars_come_back_after_a_quiet_part():
+    before = transformers_logging.is_progress_bar_enabled()
+    with quietly():
+        assert not transformers_logging.is_progress_bar_enabled()
+    assert transformers_logging.is_progress_bar_enabled() == before
