@@ -44,3 +44,10 @@ def hub() -> Iterator[HubServer]:
     shutil.rmtree(Path(HF_HOME.name) / "hub", ignore_errors=True)
     yield HUB
     HUB.check()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers in every run, alone or among others."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)

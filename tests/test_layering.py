@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.
 DOORS = {
     ("hfsae/modeling.py", "attach"),
+    ("hfsae/modeling.py", "hub"),
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

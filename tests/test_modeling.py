@@ -113,6 +113,14 @@ def test_a_step_reports_its_terms_its_features_and_how_often_each_fired(name: st
 
 
 @every_variant
+@pytest.mark.parametrize("transform", ["center", "layer_norm"])
+def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, transform: str):
+    sae, x = VARIANTS[name].make(input_transform=transform), activations(40) + 5
+    out = sae(x, state=state())
+    torch.testing.assert_close(out.reconstruction, sae.decode(out.features, x).detach())
+
+
+@every_variant
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"skip": True}], ids=str)
 def test_the_reconstruction_in_scaled_space_is_that_of_a_step(name: str, options: dict):
     sae, x = VARIANTS[name].make(**options), activations(40)

@@ -71,9 +71,10 @@ def test_in_use_it_is_the_threshold_that_decides():
 
 
 def test_a_negative_threshold_still_lets_nothing_negative_through():
-    sae = make()
+    sae, x = make(), activations(50)
     sae.threshold.fill_(-1.0)
-    assert sae.encode(activations(50)).min() >= 0
+    features = sae.encode_sparse(x)
+    assert (features.values >= 0).all() and len(features.entry_values) == (sae.pre_activations(x) > 0).sum()
 
 
 # -- the threshold through training -----------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hfsae.functional import Above, BatchTopK, DensePattern, Pattern, Selection, SparsePattern, TopK, encode
 from tests.functional.products import TOLERANCE
 
 # The package's `encode` is the function; its module holds the limits that tests make small.
 encode_module = importlib.import_module("hfsae.functional.encode")
+N_TOKENS, N_FEATURES, D_IN = 96, 128, 8
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -106,6 +109,32 @@ def test_encoding_in_chunks_gives_the_same_as_at_once(monkeypatch, rule: Selecti
         torch.testing.assert_close(leaf.grad, same.grad)
 
 
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                self.numel = max(self.numel, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("rule", [TopK(2), BatchTopK(2), Above(8.0)], ids=["topk", "batch_topk", "above"])
+def test_chunks_keep_the_product_from_ever_being_there_as_a_whole(monkeypatch, rule: Selection):
+    leaves = problem(N_TOKENS, N_FEATURES, D_IN)
+    with LargestTensor() as whole, torch.no_grad():
+        encode(*leaves, rule, "sparse")
+    monkeypatch.setattr(encode_module, "CHUNK_BYTES", 8 * 4 * N_FEATURES)
+    with LargestTensor() as chunked:
+        _, pre = encode(*leaves, rule, "sparse")
+        pre.sum().backward()
+    assert whole.numel == N_TOKENS * N_FEATURES
+    assert chunked.numel <= whole.numel / 4  # chunks, gradients, candidates of the batch-wide rule
+
+
 def test_a_chunk_is_at_least_one_token(monkeypatch):
     monkeypatch.setattr(encode_module, "CHUNK_BYTES", 1)
     pattern, pre = encode(*problem(5, 12, 4), TopK(3), "sparse")
@@ -113,9 +142,6 @@ def test_a_chunk_is_at_least_one_token(monkeypatch):
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
-N_TOKENS, N_FEATURES, D_IN = 96, 128, 8
-
-
 def tensors_of_at_least(numel: int) -> list[Tensor]:
     return [o for o in gc.get_objects() if type(o) is Tensor and o.layout == torch.strided and o.numel() >= numel]
 

@@ -138,9 +138,9 @@ def test_l0_is_steered_to_k_unless_told_otherwise(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_features_are_revived_by_auxk_in_the_topk_family_and_by_resampling_elsewhere(architecture):
+def test_features_are_revived_in_the_way_of_the_architecture_unless_told_otherwise(architecture):
     plan = make_learner(make_sae(architecture), steps=100).plan
-    assert plan.revival == ("auxk" if architecture in ("topk", "batch_topk") else "resample")
+    assert plan.revival == ("resample" if architecture in ("standard", "gated") else "auxk")
     assert bool(plan.resample_steps) == (plan.revival == "resample")
     assert make_learner(make_sae(architecture), revival="none").plan.revival == "none"
 

@@ -99,9 +99,10 @@ def contents(checkpoint: Path) -> dict[str, bytes]:
 
 
 def sparse_rows(rows: int, d_in: int = D_IN, *, seed: int = 0) -> Tensor:
-    """Activations made of few of 2·d_in random directions, off centre."""
-    generator = torch.Generator().manual_seed(seed)
+    """Activations made of few of 2·d_in directions, which are the same for every seed, off centre."""
+    generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(2 * d_in, d_in, generator=generator), dim=1)
+    generator.manual_seed(seed + 1)
     present = torch.rand(rows, 2 * d_in, generator=generator) < 0.1
     strength = torch.rand(rows, 2 * d_in, generator=generator) + 0.5
     return (present * strength) @ directions + 0.3

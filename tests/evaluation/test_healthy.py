@@ -1,0 +1,60 @@
+"""Where metrics should lie, and what is said when they do not."""
+
+import pytest
+
+from hfsae.evaluation.healthy import METRICS, Range, warnings_for
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("l0", 4.9, "warning"),
+        ("l0", 5, "outside"),
+        ("l0", 10, "healthy"),
+        ("l0", 100, "healthy"),
+        ("l0", 200, "outside"),
+        ("l0", 201, "warning"),
+        ("explained_variance", 0.79, "warning"),
+        ("explained_variance", 0.9, "outside"),
+        ("explained_variance", 0.96, "healthy"),
+        ("dead_fraction", 0.21, "warning"),
+        ("dead_fraction", 0.1, "outside"),
+        ("dead_fraction", 0.0, "healthy"),
+        ("kl", 3.0, None),
+    ],
+)
+def test_verdicts_follow_the_ranges(name, value, verdict):
+    assert BY_NAME[name].verdict(value) == verdict
+    assert bool(warnings_for({name: value})) == (verdict == "warning")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"l0": 312.4}, ["L0: 312 is above 200", "hard to read", "Lower k"]),
+        ({"l0": 2.0}, ["L0: 2 is below 5", "Raise k"]),
+        ({"explained_variance": 0.5}, ["explained variance: 0.5 is below 0.8", "Train on more tokens"]),
+        ({"dead_fraction": 0.4}, ["dead features: 0.4 is above 0.2", "Revive dead features"]),
+    ],
+)
+def test_a_warning_names_the_value_the_limit_what_it_means_and_what_to_try(metrics, words):
+    (warning,) = warnings_for(metrics)
+    assert all(word in warning for word in words)
+
+
+def test_what_is_missing_undefined_or_unknown_brings_no_warning():
+    assert warnings_for({}) == warnings_for({"l0": None, "explained_variance": float("nan"), "notes": {}}) == []
+
+
+def test_expectations_are_short():
+    expected = {name: metric.expected for name, metric in BY_NAME.items() if metric.expected}
+    assert expected["l0"] == "10 – 100" and expected["explained_variance"] == "> 0.95"
+    assert expected["dead_fraction"] == "< 0.05" and expected["l2_ratio"] == "near 1"
+    assert "mse" not in expected
+
+
+def test_a_range_includes_its_ends_and_may_be_open():
+    assert 1 in Range(1, 2) and 2 in Range(1, 2) and 2.1 not in Range(1, 2)
+    assert -1e9 in Range(high=0) and 1e9 in Range() and 0.9 not in Range(low=1)

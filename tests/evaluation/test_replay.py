@@ -1,0 +1,157 @@
+"""Runs with shortcuts against plain runs with torch's own hooks, in many families."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hfsae.evaluation.replay import Replay, model_inputs
+from hfsae.hooks import resolve_hook_point
+from tests.evaluation.tiny import batches, language_model
+from tests.hooks.families import FAMILIES, LAYERS, build, input_ids
+from tests.hooks.witness import count_hooks, recorded, replaced
+
+FAMILIES_RUN = [
+    "bloom", "cohere", "falcon", "falcon-sequential", "gemma2", "gemma3", "gemma3-vision", "gpt-neo", "gpt-neox",
+    "gpt-oss", "gpt2", "gptj", "granite", "jamba", "llama", "mamba", "mistral", "mixtral", "olmo2", "opt", "phi",
+    "phi3", "qwen2", "qwen3-moe", "qwen3-next", "stablelm",
+]  # fmt: skip
+
+
+def inputs_of(ids: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.mark.parametrize("family", FAMILIES_RUN)
+@torch.no_grad()
+def test_every_run_gives_the_logits_of_a_plain_one(family):
+    model, ids = build(family), input_ids(3, 6)
+    last = FAMILIES[family].expected(LAYERS - 1)
+    places = [FAMILIES[family].expected(0)["resid_post"], *(last[role] for role in ("resid_pre", "resid_post"))]
+    if "mlp_out" in last:
+        places.append(last["mlp_out"])
+    points = {place: resolve_hook_point(model, place) for place in places}
+    replay = Replay(model, points.values(), points.values(), inputs_of(ids))
+    assert replay.shortcuts
+    with recorded(model, places) as seen:
+        clean = model(ids).logits
+    activations, final = replay.read(inputs_of(ids))
+    torch.testing.assert_close(replay.logits(final.flatten(0, 1)), clean.flatten(0, 1))
+    for place, point in points.items():
+        torch.testing.assert_close(
+            activations[point], seen[place].unflatten(0, ids.shape) if seen[place].dim() == 2 else seen[place]
+        )
+        other = activations[point].flip(1) * 1.5
+        with replaced(model, place, lambda x, other=other: other.clone().reshape(x.shape)):
+            expected = model(ids).logits
+        run = replay.write(inputs_of(ids), point, other)
+        torch.testing.assert_close(replay.logits(run.flatten(0, 1)), expected.flatten(0, 1), msg=f"{family} {place}")
+        assert not torch.allclose(expected, clean)
+
+
+def test_blocks_below_the_place_are_not_run_again():
+    model, ids = language_model(), input_ids(2, 5).clamp(max=40)
+    place = resolve_hook_point(model, "resid_post.1")
+    calls = []
+    with torch.no_grad():
+        replay = Replay(model, [], [place], inputs_of(ids))
+        activations, _ = replay.read(inputs_of(ids))
+        # The attention inside of a block runs only where the block does.
+        hooks = [
+            block.attn.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
+            for layer, block in enumerate(model.transformer.h)
+        ]
+        try:
+            replay.write(inputs_of(ids), place, activations[place])
+        finally:
+            for hook in hooks:
+                hook.remove()
+    assert calls == [2]
+
+
+class SharedBlocks(GPT2LMHeadModel):
+    """Its third block is its first one again, so what the first one is made to answer would reach the third."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config)
+        self.transformer.h[2] = self.transformer.h[0]
+
+
+class BiasedByIds(GPT2LMHeadModel):
+    """Its logits depend on the token ids themselves, not on the decoder's last state alone."""
+
+    def forward(self, input_ids=None, **kwargs):  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + input_ids[..., None]
+        return output
+
+
+@pytest.mark.parametrize("model_class", [SharedBlocks, BiasedByIds])
+@torch.no_grad()
+def test_a_model_that_does_not_stand_shortcuts_is_run_in_full(model_class):
+    config = copy.deepcopy(language_model().config)
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    inputs = model_inputs(model, batches(1)[0])
+    place = resolve_hook_point(model, "resid_post.1")
+    replay = Replay(model, [place], [place], inputs)
+    assert not replay.shortcuts
+    activations, final = replay.read(inputs)
+    assert torch.equal(replay.logits(final), model(**inputs, use_cache=False).logits)
+    other = activations[place] * 2
+    with replaced(model, str(place), lambda _: other):
+        expected = model(**inputs, use_cache=False).logits
+    assert torch.equal(replay.write(inputs, place, other), expected)
+
+
+@torch.no_grad()
+def test_a_place_after_the_decoder_is_run_in_full():
+    model = language_model()
+    inputs = model_inputs(model, batches(1)[0])
+    place = resolve_hook_point(model, "lm_head.input")
+    replay = Replay(model, [place], [place], inputs)
+    activations, final = replay.read(inputs)
+    assert torch.equal(replay.write(inputs, place, activations[place]), final)
+    assert not torch.allclose(replay.write(inputs, place, activations[place] * 2), final)
+
+
+def test_full_runs_are_cut_so_that_their_logits_fit(monkeypatch):
+    model = language_model()
+    inputs = model_inputs(model, batches(1)[0])
+    place = resolve_hook_point(model, "lm_head.input")
+    with torch.no_grad():
+        full = Replay(model, [place], [place], inputs)
+        short = Replay(model, [], [resolve_hook_point(model, "resid_post.0")], inputs)
+    assert short.sequences_at_once(length=12, runs=4) is None
+    monkeypatch.setattr("hfsae.evaluation.replay._LOGIT_BYTES", 3 * 4 * 12 * 48 * 4)
+    assert full.sequences_at_once(length=12, runs=4) == 3
+    assert full.sequences_at_once(length=10_000, runs=4) == 1
+
+
+@torch.no_grad()
+def test_nothing_stays_on_the_model():
+    model, ids = language_model(), input_ids(2, 5).clamp(max=40)
+    place = resolve_hook_point(model, "resid_post.1")
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    replay = Replay(model, [place], [place], inputs_of(ids))
+    activations, final = replay.read(inputs_of(ids))
+    replay.write(inputs_of(ids), place, activations[place])
+    replay.logits(final.flatten(0, 1))
+    assert count_hooks(model) == 0
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+
+
+@torch.no_grad()
+def test_a_forward_that_someone_else_put_there_is_put_back():
+    model, ids = copy.deepcopy(language_model()), input_ids(2, 5).clamp(max=40)
+    block = model.transformer.h[0]
+    own = block.forward
+    block.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    theirs = block.forward
+    place = resolve_hook_point(model, "resid_post.1")
+    replay = Replay(model, [place], [place], inputs_of(ids))
+    activations, _ = replay.read(inputs_of(ids))
+    replay.write(inputs_of(ids), place, activations[place])
+    assert block.forward is theirs

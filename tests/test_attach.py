@@ -1,0 +1,357 @@
+"""Loading the language model of an SAE, and running it with the SAE attached."""
+
+import copy
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.attach import attach, load_base_model, load_tokenizer
+from hfsae.functional import SparseFeatures
+from hfsae.hooks import HookPointError
+from tests.data.tiny import llama_like
+from tests.hooks.families import FAMILIES, build, input_ids
+from tests.hooks.witness import count_hooks, recorded
+
+WIDTH = 16
+GENERATING = [
+    "gpt2",
+    "llama",
+    "gpt-neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "mistral",
+    "gemma2",
+    "gptj",
+    "mamba",
+    "qwen3-next",
+]
+
+
+def sae_at(hook_point: str, **fields) -> SAE:
+    """A random SAE whose reconstructions are far from what it reads."""
+    torch.manual_seed(3)
+    return SAE.from_config(TopKSAEConfig(d_in=WIDTH, n_features=48, k=6, hook_point=hook_point, **fields)).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return build("llama")
+
+
+@pytest.fixture
+def sae() -> SAE:
+    return sae_at("model.layers.0.output")
+
+
+def spliced_logits(sae: SAE, model: PreTrainedModel, **inputs) -> Tensor:
+    with torch.no_grad(), attach(sae, model, splice=True):
+        return model(**inputs, use_cache=False).logits
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_reading_gives_the_activations_features_and_reconstruction_of_the_last_forward(sae, model):
+    first, last = input_ids(2, 5), input_ids(1, 7)
+    with torch.no_grad(), attach(sae, model) as run, recorded(model, ["model.layers.0.output"]) as seen:
+        untouched = model(first).logits
+        model(last)
+    x = seen["model.layers.0.output"]
+    assert torch.equal(run.activations, x)
+    with torch.no_grad():
+        assert torch.equal(run.features.to_dense(), sae.encode(x))
+        assert torch.equal(run.reconstruction, sae(x).reconstruction)
+        assert torch.equal(model(first).logits, untouched)
+
+
+def test_the_door_on_the_sae_is_the_same_attachment(sae, model):
+    with torch.no_grad(), sae.attach(model) as run:
+        model(input_ids())
+    assert run.sae is sae and run.features.shape == (2, 5, 48)
+
+
+def test_nothing_can_be_read_before_the_model_has_run(sae, model):
+    with attach(sae, model) as run:
+        with pytest.raises(RuntimeError, match="run the model inside the context"):
+            _ = run.features
+        assert "nothing seen yet" in repr(run)
+
+
+def test_no_hook_stays_behind_even_after_an_error(sae, model):
+    with attach(sae, model, splice=True):
+        assert count_hooks(model) > 0
+    assert count_hooks(model) == 0
+    with pytest.raises(ZeroDivisionError), attach(sae, model, splice=True):
+        raise ZeroDivisionError
+    assert count_hooks(model) == 0
+
+
+def test_inference_mode_needs_nothing_special(sae, model):
+    with torch.inference_mode(), attach(sae, model, splice=True) as run:
+        model(input_ids())
+    assert run.features.values.numpy().shape[:2] == (2, 5)
+
+
+# -- which tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_left_out_tokens_and_padding_are_those_of_the_config(model):
+    ids = torch.tensor([[7, 1, 8, 9, 2, 10], [7, 8, 9, 10, 0, 0]])  # BOS is 1, EOS 2, padding 0
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    kept = {}
+    for special in (True, False):
+        for positions in ([0], [], [1, 3]):
+            sae = sae_at("model.layers.0.output", exclude_special_tokens=special, exclude_positions=positions)
+            with torch.no_grad(), attach(sae, model) as run:
+                model(ids, attention_mask=mask)
+            kept[special, tuple(positions)] = run.keep.long().tolist()
+    assert kept[True, (0,)] == [[0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 0, 0]]
+    assert kept[True, ()] == [[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 0, 0]]
+    assert kept[False, (1, 3)] == [[1, 0, 1, 0, 1, 1], [1, 0, 1, 0, 0, 0]]
+    assert kept[False, ()] == mask.tolist()
+
+
+def test_positions_count_from_the_first_token_that_is_not_padding(sae, model):
+    with torch.no_grad(), attach(sae, model) as run:
+        model(torch.tensor([[0, 0, 7, 8]]), attention_mask=torch.tensor([[0, 0, 1, 1]]))
+        assert run.keep.tolist() == [[False, False, False, True]]
+        model(torch.tensor([[7, 8, 9, 10]]), position_ids=torch.tensor([[0, 1, 0, 1]]))
+        assert run.keep.tolist() == [[False, True, False, True]]
+
+
+def test_a_tokenizer_says_which_tokens_are_special(sae, model):
+    tokenizer = llama_like()  # 0 and 1 are special, 2 is a word
+    with torch.no_grad(), attach(sae, model, tokenizer=tokenizer) as run:
+        model(torch.tensor([[7, 0, 1, 2, 3]]))
+    assert run.keep.tolist() == [[False, False, False, True, True]]
+
+
+def test_embeddings_in_place_of_ids_leave_positions_out(sae, model):
+    embeddings = model.get_input_embeddings()(input_ids())
+    with torch.no_grad(), attach(sae, model) as run:
+        model(inputs_embeds=embeddings)
+    assert run.keep.tolist() == [[False, True, True, True, True]] * 2
+
+
+# -- splicing ---------------------------------------------------------------------------------------------------------
+
+
+def test_spliced_tokens_are_reconstructed_and_left_out_tokens_keep_their_own_activation(sae, model):
+    ids = torch.tensor([[7, 8, 2, 9, 10]])
+    with torch.no_grad(), recorded(model, ["model.layers.0.output"]) as clean:
+        model(ids)
+    x = clean["model.layers.0.output"]
+    with torch.no_grad(), attach(sae, model, splice=True), recorded(model, ["model.layers.1.input"]) as seen:
+        model(ids)
+    after = seen["model.layers.1.input"][0]
+    with torch.no_grad():
+        reconstruction = sae(x).reconstruction[0]
+    for position, left_out in enumerate([True, False, True, False, False]):
+        assert torch.equal(after[position], x[0, position] if left_out else reconstruction[position])
+    assert not torch.allclose(x[0], reconstruction, atol=0.1)
+
+
+def test_keep_error_leaves_the_logits_as_they_are_to_the_last_bit(sae, model):
+    ids = input_ids()
+    with torch.no_grad():
+        clean = model(ids).logits
+        with attach(sae, model, splice=True, keep_error=True):
+            assert torch.equal(model(ids).logits, clean)
+    assert not torch.allclose(spliced_logits(sae, model, input_ids=ids), clean, atol=1e-3)
+
+
+def test_with_the_error_kept_gradients_reach_the_features(sae, model):
+    ids = input_ids()
+    with attach(sae, model, splice=True, keep_error=True) as run:
+        loss = model(ids, labels=ids).loss
+    (gradient,) = torch.autograd.grad(loss, run.features.entry_values)
+    assert gradient.abs().max() > 0
+
+
+def without_feature(feature: int):
+    def edit(features: SparseFeatures) -> Tensor:
+        dense = features.to_dense().clone()
+        dense[..., feature] = 0
+        return dense
+
+    return edit
+
+
+def test_an_edit_with_the_error_kept_changes_the_activation_by_what_the_feature_wrote(sae, model):
+    ids = input_ids()
+    with torch.no_grad(), attach(sae, model) as run, recorded(model, ["model.layers.1.input"]) as clean:
+        model(ids)
+    keep, dense = run.keep, run.features.to_dense()
+    feature = int((dense * keep[..., None]).sum((0, 1)).argmax())
+    with torch.no_grad(), recorded(model, ["model.layers.1.input"]) as edited:
+        with attach(sae, model, splice=True, keep_error=True, edit=without_feature(feature)):
+            model(ids)
+    change = edited["model.layers.1.input"] - clean["model.layers.1.input"]
+    written = dense[..., feature, None] * sae.W_dec[feature] / sae.input_scale
+    torch.testing.assert_close(change, -(written * keep[..., None]).detach(), atol=1e-5, rtol=1e-4)
+    assert change.abs().max() > 0.01
+
+
+def test_an_edit_may_return_sparse_features(sae, model):
+    ids = input_ids()
+    with torch.no_grad(), attach(sae, model, splice=True, edit=lambda features: features):
+        unchanged = model(ids).logits
+    torch.testing.assert_close(unchanged, spliced_logits(sae, model, input_ids=ids))
+
+
+def test_a_transcoder_reads_at_one_place_and_writes_at_another(model):
+    sae = sae_at(
+        "model.layers.1.mlp.input", target_hook_point="model.layers.1.mlp.output", subtract_b_dec=False,
+        exclude_positions=[0], exclude_special_tokens=False,
+    )  # fmt: skip
+    ids = input_ids()
+    places = ["model.layers.1.mlp.input", "model.layers.1.mlp.output"]
+    with torch.no_grad(), recorded(model, places) as clean:
+        model(ids)
+    with torch.no_grad(), attach(sae, model, splice=True) as run, recorded(model, places[1:]) as spliced:
+        model(ids)
+        written = sae(clean[places[0]]).reconstruction
+    torch.testing.assert_close(run.activations, clean[places[0]])
+    torch.testing.assert_close(spliced[places[1]][:, 1:], written[:, 1:])
+    assert torch.equal(spliced[places[1]][:, 0], clean[places[1]][:, 0])
+
+
+def test_two_saes_at_two_places_compose(model):
+    lower, upper = sae_at("model.layers.0.output"), sae_at("model.layers.1.output")
+    with torch.no_grad(), attach(lower, model, splice=True), attach(upper, model) as run:
+        model(input_ids())
+    with torch.no_grad(), attach(upper, model) as alone:
+        model(input_ids())
+    assert not torch.allclose(run.activations, alone.activations, atol=1e-3)
+
+
+def test_an_sae_in_another_precision_is_cast_at_the_border(sae):
+    model = copy.deepcopy(build("llama")).to(torch.bfloat16)
+    with torch.no_grad(), attach(sae, model, splice=True) as run:
+        logits = model(input_ids()).logits
+    assert logits.dtype == run.activations.dtype == torch.bfloat16
+    assert run.reconstruction.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(run.reconstruction, sae(run.activations.float()).reconstruction)
+
+
+# -- generate ---------------------------------------------------------------------------------------------------------
+
+
+def generate_by_hand(sae: SAE, model: PreTrainedModel, ids: Tensor, steps: int) -> Tensor:
+    """Greedy decoding without a cache: every step runs the whole text, so positions speak for themselves."""
+    for _ in range(steps):
+        logits = spliced_logits(sae, model, input_ids=ids)
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("family", GENERATING)
+def test_generate_with_a_cache_goes_on_counting_positions(family):
+    model = build(family)
+    # Position 5 lies in the first generated token: whoever starts again at 0 in every step leaves position 0 out anew.
+    sae = sae_at(FAMILIES[family].expected(0)["resid_post"], exclude_positions=[0, 5], exclude_special_tokens=False)
+    ids = input_ids(2, 5)
+    with torch.no_grad(), attach(sae, model, splice=True) as run:
+        generated = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert torch.equal(generated, generate_by_hand(sae, model, ids, 4))
+    assert run.features.shape[:2] == (2, 1) and run.keep.all()
+
+
+def test_generate_after_left_padding_gives_what_the_unpadded_prompt_gives(model):
+    sae = sae_at("model.layers.0.output", exclude_positions=[0, 1])
+    ids = input_ids(1, 4)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad(), attach(sae, model, splice=True):
+        plain = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        after_padding = model.generate(padded, attention_mask=mask, **options)
+    assert torch.equal(after_padding[:, 3:], plain)
+
+
+# -- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_on_entering(sae, model):
+    with pytest.raises(ValueError, match="names no hook point"), attach(sae_at(None), model):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(HookPointError, match="layers.9"), attach(sae_at("model.layers.9.output"), model):
+        pass
+    with pytest.raises(ValueError, match="24 dimensions, but this SAE has d_in=16"):
+        with attach(sae_at("model.layers.0.mlp.down_proj.input"), model):
+            pass
+    for arguments in ({"keep_error": True}, {"edit": lambda features: features}):
+        with pytest.raises(ValueError, match="splice=True"), attach(sae, model, **arguments):
+            pass
+    assert count_hooks(model) == 0
+
+
+def test_a_part_of_the_model_alone_is_read_but_not_spliced(sae, model):
+    with torch.no_grad(), attach(sae, model) as run:
+        model.model(input_ids())
+    assert run.keep is None and run.features.shape == (2, 5, 48)
+    with torch.no_grad(), attach(sae, model, splice=True):
+        model(input_ids())
+        # What is known of the call before, whose tokens may have been others, does not count.
+        with pytest.raises(ValueError, match="Call the model itself"):
+            model.model(input_ids())
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_base_model_the_error_says_what_to_do(sae):
+    for load in (load_base_model, load_tokenizer):
+        with pytest.raises(ValueError, match=r"sae\.attach\(model\)"):
+            load(sae.config)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    config = sae_at("model.layers.0.output", base_model=str(tmp_path / "gone")).config
+    with pytest.raises(FileNotFoundError, match="gone"):
+        load_base_model(config)
+
+
+def test_a_model_the_hub_does_not_have_is_named(hub):
+    config = sae_at("model.layers.0.output", base_model="tester/nothing", base_model_revision="a" * 40).config
+    with pytest.raises(OSError, match="'tester/nothing' at a{40} could not be loaded"):
+        load_base_model(config)
+
+
+def test_model_and_tokenizer_come_from_a_local_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    llama_like().save_pretrained(tmp_path)
+    sae = sae_at("model.layers.0.output", base_model=str(tmp_path))
+    loaded = sae.load_base_model(dtype=torch.float32)
+    assert not loaded.training
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert sae.load_tokenizer().bos_token == "<s>"
+
+
+def test_the_base_model_is_loaded_at_the_recorded_commit(hub, model, tmp_path):
+    model.push_to_hub("tester/lm")
+    then = hub_commit("tester/lm")
+    copy.deepcopy(model).to(torch.bfloat16).push_to_hub("tester/lm")
+    assert hub_commit("tester/lm") != then
+    config = sae_at("model.layers.0.output", base_model="tester/lm", base_model_revision=then).config
+    assert load_base_model(config).dtype == torch.float32
+    assert load_base_model(config, revision="main").dtype == torch.bfloat16
+
+
+def hub_commit(repo: str) -> str:
+    sha = HfApi().model_info(repo).sha
+    assert sha is not None
+    return sha

@@ -1,0 +1,155 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hfsae import SAE
+from hfsae.cli import main
+from tests.data.tiny import language_model, pythia_like
+from tests.training.tiny import text
+
+TINY = {
+    "hook_point": "resid_post.1",
+    "n_features": 48,
+    "k": 4,
+    "context_length": 12,
+    "lm_batch_sequences": 4,
+    "training_tokens": 96,
+    "train_batch_tokens": 32,
+    "init_tokens": 32,
+    "calibration_tokens": 100,
+    "eval_tokens": 100,
+    "save_steps": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a language model, a text and a config file that names them."""
+    folder = tmp_path_factory.mktemp("place")
+    language_model().save_pretrained(folder / "lm")
+    pythia_like().save_pretrained(folder / "lm")
+    text().to_json(folder / "text.jsonl")
+    options = {**TINY, "model_name_or_path": str(folder / "lm"), "dataset_name": str(folder / "text.jsonl")}
+    (folder / "config.yaml").write_text(json.dumps(options))  # JSON is YAML
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A folder with an SAE that the command line has trained."""
+    run = place / "run"
+    assert main(["train", str(place / "config.yaml"), "--output_dir", str(run), "--disable_tqdm", "--use_cpu"]) == 0
+    return run
+
+
+def say(capsys, *command_line):
+    """Exit status, standard output and standard error of a command."""
+    status = main([str(part) for part in command_line])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_names_the_commands_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "hfsae.cli", "--help"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(command in done.stdout for command in ("train", "eval", "card", "info"))
+
+
+def test_help_of_training_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--dead_feature_window" in shown and "Peak learning rate" in shown
+
+
+def test_train_saves_an_sae_and_prints_what_was_measured(place, capsys):
+    folder = place / "printed"
+    options = ["--output_dir", folder, "--k", 3, "--disable_tqdm", "--use_cpu"]
+    status, out, _ = say(capsys, "train", place / "config.yaml", *options)
+    sae = SAE.from_pretrained(folder)
+    assert status == 0 and sae.config.k == 3 and sae.config.training["steps"] == 3
+    assert "L0" in out and f"{sae.config.metrics['l0']:.3g}" in out
+
+
+def test_eval_measures_the_same_again_from_the_folder_alone(trained, capsys):
+    before = SAE.from_pretrained(trained).config.metrics
+    (trained / "metrics.json").unlink()
+    status, out, _ = say(capsys, "eval", trained, "--tokens", "100")
+    after = json.loads((trained / "metrics.json").read_text())
+    assert status == 0 and "metrics.json" in out and "README.md" in out
+    assert after["loss_recovered"] == pytest.approx(before["loss_recovered"], abs=1e-4)
+    assert after["n_tokens"] == before["n_tokens"]
+
+
+def test_eval_measures_on_another_text(trained, place, capsys):
+    status, _, _ = say(
+        capsys, "eval", trained, "--dataset", place / "text.jsonl", "--split", "train", "--tokens", "50"
+    )
+    protocol = json.loads((trained / "metrics.json").read_text())["protocol"]
+    assert status == 0 and (protocol["dataset"], protocol["split"]) == (str(place / "text.jsonl"), "train")
+
+
+def test_card_writes_the_card_anew(trained, capsys):
+    (trained / "README.md").unlink()
+    status, out, _ = say(capsys, "card", trained)
+    assert status == 0 and out == f"wrote {trained / 'README.md'}\n"
+    assert "library_name: hfsae" in (trained / "README.md").read_text()
+
+
+def test_info_says_what_an_sae_is(trained, capsys):
+    status, out, _ = say(capsys, "info", trained)
+    assert status == 0 and out.startswith("architecture  topk\nfeatures      48 (3x of d_in = 16)\n")
+    status, out, _ = say(capsys, "info", trained, "--json")
+    assert status == 0 and json.loads(out)["hook_point"] == "transformer.h.1.output"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["train", "--k", "many"], "--k: expected int, got 'many'"),
+        (["train", "--k", "-1"], "k must be positive, got -1"),
+        (["train", "--exclude_positions", "[1"], "--exclude_positions: this is not YAML"),
+        (["train", "{config}", "--k", "49"], "k must be between 1 and n_features=48, got 49"),
+        (["train", "{config}", "--hook_point", "resid_post.9"], "there is no layer 9"),
+        (["train", "{config}", "--dataset_name", "nowhere.jsonl"], "no file or folder"),
+        (["train", "{config}", "--output_dir", "{run}"], "holds another run"),
+        (
+            ["train", "{config}", "--output_dir", "{run}/new", "--resume_from_checkpoint"],
+            "no checkpoint to resume from",
+        ),
+        (["train", "{config}", "--learning_rate", "1e30", "--architecture", "standard"], "is not a number"),
+        (["eval", "nowhere"], "nowhere"),
+        (["eval", "{lm}"], "not a sparse autoencoder"),
+        (["card", "nowhere"], "nowhere"),
+        (["info", "nowhere"], "nowhere"),
+        (["info", "{lm}"], "holds a 'gpt2' model, not a sparse autoencoder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_1(place, trained, tmp_path, capsys, command, message):
+    known = {"config": place / "config.yaml", "run": trained, "lm": place / "lm"}
+    command = [part.format(**known) for part in command]
+    if command[0] == "train" and "--output_dir" not in command:
+        command += ["--output_dir", str(tmp_path)]
+    status, out, err = say(capsys, *command, *(["--use_cpu", "--disable_tqdm"] if command[0] == "train" else []))
+    lines = err.strip().splitlines()
+    assert status == 1 and message in lines[-1] and lines[-1].startswith(f"hfsae {command[0]}: ")
+    assert len(lines) == 1 and out == ""
+
+
+def test_a_mistake_shows_where_it_came_from_on_request(tmp_path):
+    with pytest.raises(ValueError, match="not YAML|expected int"):
+        main(["train", "--k", "many", "--traceback"])
+
+
+@pytest.mark.parametrize("command", [[], ["tain"], ["train", "--kk", "3"], ["eval"]])
+def test_a_command_that_is_none_is_refused_with_the_usage(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 2 and "usage: hfsae" in capsys.readouterr().err

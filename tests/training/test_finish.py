@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.evaluation.protocol import weights_sha256
+from tests.data.tiny import language_model
+from tests.training.tiny import BATCH, sparse_rows, text, trainer
+
+
+def test_what_was_measured_stands_in_the_output_the_config_and_the_folder(tmp_path):
+    output = trainer(tmp_path, steps=3, eval_tokens=150, exclude_positions=[0, 1]).train()
+    metrics = output.metrics[""]
+    assert {"l0", "explained_variance", "loss_recovered", "baselines", "protocol"} <= metrics.keys()
+    saved = SAE.from_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert json.loads(json.dumps(metrics)) == stored == saved.config.metrics
+    assert metrics["protocol"]["weights_sha256"] == weights_sha256(saved)
+    assert 0 < metrics["l0"] <= 4 and metrics["n_tokens"] > 50
+
+
+def test_the_config_says_how_the_sae_was_trained(tmp_path):
+    output = trainer(tmp_path, steps=3, gradient_accumulation_steps=2, seed=5, dataset_name="mine").train()
+    training = SAE.from_pretrained(tmp_path).config.training
+    assert training == output.sae.config.training
+    assert (training["steps"], training["n_tokens"], training["batch_tokens"]) == (3, 6 * BATCH, 2 * BATCH)
+    assert training["seed"] == training["arguments"]["seed"] == 5 and training["dataset"] == "mine"
+    assert training["seconds"] >= 0 and {"hfsae", "torch", "python"} <= training["versions"].keys()
+
+
+def test_each_sae_of_many_has_its_own_log_metrics_and_card(tmp_path):
+    saes = {name: TopKSAEConfig(d_in=16, n_features=48, k=k) for name, k in (("two", 2), ("four", 4))}
+    output = trainer(tmp_path, steps=2, logging_steps=1, eval_tokens=100, inputs={"saes": saes}).train()
+    for name, k in (("two", 2), ("four", 4)):
+        folder = tmp_path / name
+        log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in log] == [1, 2] and all(entry["l0"] <= k for entry in log)
+        assert not any("/" in key for key in log[0])
+        assert json.loads((folder / "metrics.json").read_text())["l0"] == output.metrics[name]["l0"] <= k
+        assert "# " in (folder / "README.md").read_text()
+
+
+def test_without_evaluation_an_sae_has_no_metrics_and_a_card_that_says_so(tmp_path):
+    assert trainer(tmp_path, steps=2).train().metrics == {}
+    assert SAE.from_pretrained(tmp_path).config.metrics is None and not (tmp_path / "metrics.json").exists()
+    assert "has not been evaluated" in (tmp_path / "README.md").read_text()
+
+
+CALIBRATED = {"architecture": "batch_topk", "learning_rate": 0.005, "train_batch_tokens": 64, "steps": 40}
+
+
+def test_batch_topk_has_k_active_features_on_activations_it_has_not_seen(tmp_path):
+    inputs = {"activations": sparse_rows(100_000)}
+    sae = trainer(tmp_path, inputs=inputs, calibration_tokens=2000, **CALIBRATED).train().sae
+    active = sae.encode(sparse_rows(4000, seed=1)) > 0
+    assert active.sum(1).float().mean().item() == pytest.approx(4, rel=0.05)
+
+
+def test_batch_topk_has_k_active_features_on_text_it_has_not_seen(tmp_path):
+    inputs = {"model": language_model(), "train_dataset": text(4000)}
+    output = trainer(tmp_path, inputs=inputs, calibration_tokens=2000, eval_tokens=2000, **CALIBRATED).train()
+    assert output.metrics[""]["n_tokens"] > 1500
+    assert output.metrics[""]["l0"] == pytest.approx(4, rel=0.05)
+
+
+def test_nothing_half_written_is_left_in_the_folder(tmp_path):
+    trainer(tmp_path, steps=2, eval_tokens=100).train()
+    assert not [path for path in tmp_path.rglob(".*")]
+    assert torch.isfinite(SAE.from_pretrained(tmp_path).W_dec).all()

@@ -1,0 +1,74 @@
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hfsae import JumpReLUSAEConfig, StandardSAEConfig
+from hfsae.training.run import Inputs, claim_output_dir, prepare_run, start_accelerator
+from tests.data.tiny import language_model, pythia_like
+from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text
+
+
+def prepare(folder, *, resuming=False, saes=None, model=None, **options):
+    args = arguments(folder, **options)
+    accelerator = start_accelerator(args)
+    claim_output_dir(args, accelerator, None)
+    inputs = Inputs(model or language_model(), saes, text(), None, pythia_like(), None)
+    return prepare_run(args, inputs, accelerator, resuming=resuming)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fresh_sae_starts_from_the_first_tokens_which_are_trained_on_all_the_same(tmp_path, architecture):
+    run = prepare(tmp_path, architecture=architecture, init_tokens=3 * BATCH)
+    sae, (place,) = run.learners[""].sae, run.places.values()
+    batches = [next(run.stream)[place] for _ in range(3)]
+    first = torch.cat(batches)
+    assert sae.input_scale.item() == pytest.approx(16**0.5 / first.norm(dim=1).mean().item(), rel=1e-5)
+    again = prepare(tmp_path, architecture=architecture, resuming=True)
+    assert torch.equal(next(again.stream)[place], batches[0])
+    assert again.learners[""].sae.input_scale == 1  # a checkpoint will say what it is
+
+
+def test_weights_are_drawn_by_the_seed_alone(tmp_path):
+    saes = {name: StandardSAEConfig(d_in=16, n_features=48) for name in ("a", "b")}
+    run = prepare(tmp_path, saes=saes)
+    torch.manual_seed(123)
+    other = prepare(tmp_path, saes={"b": saes["b"]})
+    weights = [run.learners["a"], run.learners["b"], other.learners["b"]]
+    assert all(torch.equal(learner.sae.W_dec, weights[0].sae.W_dec) for learner in weights)
+    assert not torch.equal(prepare(tmp_path, saes=saes, seed=1).learners["a"].sae.W_dec, weights[0].sae.W_dec)
+
+
+def test_an_sae_is_made_as_the_arguments_say(tmp_path):
+    options = {"n_features": None, "expansion_factor": 4.0, "architecture_options": {"bandwidth": 0.25}}
+    config = prepare(tmp_path, architecture="jumprelu", **options).learners[""].sae.config
+    assert isinstance(config, JumpReLUSAEConfig) and (config.n_features, config.bandwidth) == (64, 0.25)
+
+
+def test_training_weights_are_float32_whatever_the_language_model(tmp_path):
+    run = prepare(tmp_path, model=language_model().bfloat16())
+    assert all(parameter.dtype == torch.float32 for parameter in run.learners[""].sae.parameters())
+
+
+def test_an_sae_whose_checkpoints_do_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
+    with pytest.raises(OSError, match="0.00 GB free, but 0.00 GB are needed for its checkpoints"):
+        prepare(tmp_path)
+
+
+def test_more_processes_than_accelerate_has_joined_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="2 processes were launched, but Accelerate sees 1.*launch with torchrun"):
+        start_accelerator(arguments(tmp_path))
+
+
+def test_the_width_of_an_sae_is_that_of_the_place(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=44, n_positions=64, n_embd=16, n_layer=2, n_head=2))
+    run = prepare(tmp_path, model=model, hook_point="mlp_act.0, attn_out.1")
+    assert {name: learner.sae.config.d_in for name, learner in run.learners.items()} == {
+        "mlp_act.0": 64,
+        "attn_out.1": 16,
+    }
