@@ -32,11 +32,10 @@ def _facts(config: SAEConfig) -> list[tuple[str, str]]:
     ]
     if config.is_transcoder:
         facts.append(("writes", f"{config.target_hook_point} (d_out = {config.d_out})"))
-    if config.training:
-        facts.append(("trained on", f"{config.training['n_tokens']:,} tokens of {config.training['dataset']}"))
-    if config.metrics:
-        measured = (f"{name} {config.metrics[name]:.4g}" for name in _HEADLINE if config.metrics.get(name) is not None)
-        facts.append(("measured", ", ".join(measured)))
-    else:
-        facts.append(("measured", "not yet: `hfsae eval`"))
+    training, metrics = config.training or {}, config.metrics or {}
+    if "n_tokens" in training:
+        text = training.get("dataset") or "text that was given as an object"
+        facts.append(("trained on", f"{training['n_tokens']:,} tokens of {text}"))
+    measured = [f"{name} {metrics[name]:.4g}" for name in _HEADLINE if metrics.get(name) is not None]
+    facts.append(("measured", ", ".join(measured) or "not yet: `hfsae eval`"))
     return facts

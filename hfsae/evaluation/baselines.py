@@ -1,14 +1,13 @@
 """What stands beside every headline figure: an SAE that learned nothing, and the best linear map of the same size.
 
-A wide enough random dictionary recovers a lot by itself, so a figure means something only beside these. Both are
-measured by the very functions that measure the SAE.
+A wide enough random dictionary recovers a lot by itself, so a figure means something only beside these. Both use as
+many numbers a token as the SAE has active features, and are measured by the very functions that measure it.
 """
-
-import copy
 
 import torch
 from torch import Tensor
 
+from hfsae.architectures import TopKSAEConfig
 from hfsae.functional import SparseFeatures
 from hfsae.initialisation import initialise
 from hfsae.modeling import SAE
@@ -17,20 +16,30 @@ from hfsae.outputs import SAEOutput
 _SEED = 0
 
 
-def untrained(sae: SAE, activations: Tensor) -> SAE:
-    """An SAE of the same shape before its first training step: random features, mean-centred, one fitted gain.
+def untrained(sae: SAE, activations: Tensor, k: int) -> SAE:
+    """An SAE of the same width that learned nothing: random features, mean-centred, one fitted gain.
+
+    Whatever the SAE's own rule, the k strongest features of every token are active. Under the rule of an architecture
+    with a penalty, half of all features would be active before training, and the comparison would say nothing.
 
     Args:
         sae: An autoencoder.
         activations: (N, d_in) of text that is not evaluated, some thousands.
+        k: How many features the trained SAE has active.
 
     Returns:
-        A new SAE on the same device, the same for the same config and activations.
+        A new SAE on the same device, the same for the same arguments.
     """
+    config = TopKSAEConfig(
+        d_in=sae.config.d_in,
+        n_features=sae.config.n_features,
+        k=min(k, sae.config.n_features),
+        input_transform=sae.config.input_transform,
+    )
     # Seeded apart, so that whoever evaluates in the middle of a run does not change its course.
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        fresh = SAE.from_config(copy.deepcopy(sae.config), dtype=torch.float32)
+        fresh = SAE.from_config(config)
     return initialise(fresh.to(sae.device).eval(), activations, center="mean")  # type: ignore[arg-type]
 
 

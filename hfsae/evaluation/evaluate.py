@@ -124,8 +124,8 @@ def evaluate_saes(
         calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point: their mean is
             what `ce_mean` puts in the activations' place, and baselines are fitted on them. None takes them from the
             beginning of the text, which then is not evaluated: 32,768 tokens, at most an eighth.
-        baselines: Whether each SAE's untrained counterpart, and PCA with as many components as it has active
-            features, are measured too. Transcoders have none.
+        baselines: Whether an untrained SAE of the same width and PCA are measured too, with as many active features
+            and components as the SAE has active features. Transcoders have none.
         protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`; wins over what is found.
         all_processes: Whether every process of the default `torch.distributed` group calls this, each with its share
             of the text (texts are shared out here), and all get what was measured together.
@@ -222,8 +222,9 @@ def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor],
     fitting = calibration[:_FIT_ROWS].to(sae.device)
     with torch.no_grad():
         active = sae.encode_sparse(fitting).tokens_firing().sum() / len(fitting)
-    components = min(max(1, round(active.item())), sae.config.d_in)
-    return {_SAE: sae, "untrained": untrained(sae, fitting), _PCA: PCA(calibration.to(sae.device), components)}
+    k = max(1, round(active.item()))
+    pca = PCA(calibration.to(sae.device), min(k, sae.config.d_in))
+    return {_SAE: sae, "untrained": untrained(sae, fitting, k), _PCA: pca}
 
 
 def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def describe(
         "dtype": _dtypes(sae, model),
         "hfsae_version": version("hfsae"),
         "transformers_version": version("transformers"),
-        "torch_version": torch.__version__,
+        "torch_version": version("torch"),
         "weights_sha256": weights_sha256(sae),
         **(given or {}),
     }

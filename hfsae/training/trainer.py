@@ -219,8 +219,9 @@ class SAETrainer:
     def _refuse_non_finite(self) -> None:
         for name, learner in self._run.learners.items():
             if not learner.is_finite():
+                called = f"SAE {name!r}" if name else "the SAE"
                 raise FloatingPointError(
-                    f"the loss of SAE {name!r} at {self._run.places[name]} is not a number, found after step "
+                    f"the loss of {called} at {self._run.places[name]} is not a number, found after step "
                     f"{self.state.global_step}. Try a lower learning_rate. {self._what_is_left()}"
                 )
 

@@ -335,6 +335,7 @@ def test_after_initialise_the_error_is_at_most_the_variance(name: str, scale_inp
     options = {"k": 32} if "topk" in name else {}
     variant = VARIANTS[name]
     config = variant.make(24, 384, scale_inputs=scale_inputs, **options).config
+    torch.manual_seed(0)
     sae = SAE.from_config(config)
     x = 7 * activations(1024, 24, dtype=torch.float32) + 40 * activations(1, 24, dtype=torch.float32, seed=2)
     initialise(sae, x, center)

@@ -72,6 +72,7 @@ def test_thresholds_are_not_negative_after_a_step():
 
 # -- the start --------------------------------------------------------------------------------------------------------
 def test_thresholds_start_where_initial_l0_features_a_token_are_active():
+    torch.manual_seed(0)
     sae = SAE.from_config(JumpReLUSAEConfig(d_in=16, n_features=256, initial_l0=20))
     x = activations(2048, 16, dtype=torch.float32)
     initialise(sae, x)

@@ -53,12 +53,12 @@ def test_a_model_type_of_another_family_cannot_be_registered():
 
 # -- a sixth architecture, as somebody else would write it ------------------------------------------------------------
 @pytest.fixture
-def absolute() -> Iterator[type[SAE]]:
-    """z = |h| where |h| exceeds a margin: a selection, a parameter, an option and a loss term of its own."""
+def signed() -> Iterator[type[SAE]]:
+    """Signed features where |h| exceeds a margin: a selection, a parameter, an option and a loss term of its own."""
 
     @strict
-    class AbsoluteSAEConfig(SAEConfig):
-        model_type = "hfsae_absolute"
+    class SignedSAEConfig(SAEConfig):
+        model_type = "hfsae_signed"
         margin: float = 0.5
 
     class OutsideOf(Above):
@@ -66,9 +66,9 @@ def absolute() -> Iterator[type[SAE]]:
             return pre.abs() > self.threshold
 
     @register
-    class AbsoluteSAE(SAE):
-        config_class = AbsoluteSAEConfig
-        config: AbsoluteSAEConfig
+    class SignedSAE(SAE):
+        config_class = SignedSAEConfig
+        config: SignedSAEConfig
         default_sparsity_coefficient = 1.0
 
         def _declare(self, config) -> None:
@@ -83,25 +83,26 @@ def absolute() -> Iterator[type[SAE]]:
             return OutsideOf(self.config.margin)
 
         def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
-            return pattern.keep(pre.abs() * pattern.gather(self.gain))
+            return pattern.keep(pre * pattern.gather(self.gain))
 
         def objective(self, step: TrainingStep) -> dict[str, Tensor]:
-            return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * step.mean_per_token(step.values)}
+            return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * step.mean_per_token(step.values.abs())}
 
-    yield AbsoluteSAE
-    del registry._REGISTERED["absolute"]
-    CONFIG_MAPPING._extra_content.pop("hfsae_absolute")
-    MODEL_MAPPING._extra_content.pop(AbsoluteSAEConfig)
+    yield SignedSAE
+    del registry._REGISTERED["signed"]
+    CONFIG_MAPPING._extra_content.pop("hfsae_signed")
+    MODEL_MAPPING._extra_content.pop(SignedSAEConfig)
 
 
-def test_a_sixth_architecture_is_one_registered_class(absolute: type[SAE], tmp_path):
-    assert architectures()["absolute"] is absolute
-    config = config_class_of("absolute")(d_in=6, n_features=24, margin=0.7)
+def test_a_sixth_architecture_is_one_registered_class(signed: type[SAE], tmp_path):
+    assert architectures()["signed"] is signed
+    config = config_class_of("signed")(d_in=6, n_features=24, margin=0.7)
+    torch.manual_seed(0)
     sae = SAE.from_config(config)
     x = activations(64, dtype=torch.float32)
     initialise(sae, x)
     pre = sae.pre_activations(x)
-    torch.testing.assert_close(sae.encode(x), pre.abs() * (pre.abs() > 0.7))
+    torch.testing.assert_close(sae.encode(x), pre * (pre.abs() > 0.7))
 
     optimiser = torch.optim.Adam(sae.parameters(), lr=0.01)
     losses = []
@@ -117,5 +118,5 @@ def test_a_sixth_architecture_is_one_registered_class(absolute: type[SAE], tmp_p
 
     sae.save_pretrained(tmp_path)
     for loaded in (SAE.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-        assert type(loaded) is absolute and loaded.config.margin == 0.7
+        assert type(loaded) is signed and loaded.config.margin == 0.7
         assert torch.equal(loaded.encode(x), sae.encode(x))

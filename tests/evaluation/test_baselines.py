@@ -16,19 +16,27 @@ def activations() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", sorted(architectures()))
-def test_an_untrained_sae_has_the_same_shape_and_knows_only_scale_centre_and_gain(name, activations):
-    sae_class = architectures()[name]
-    config = sae_class.config_class(d_in=WIDTH, n_features=64)
-    sae = SAE.from_config(config)
-    fresh = untrained(sae, activations)
-    assert type(fresh) is sae_class and fresh is not sae
-    assert fresh.config.to_dict() | {"dtype": None} == config.to_dict() | {"dtype": None}
+def test_an_untrained_sae_knows_only_scale_centre_and_gain_and_has_as_many_active_features(name, activations):
+    sae = SAE.from_config(architectures()[name].config_class(d_in=WIDTH, n_features=64))
+    fresh = untrained(sae, activations, k=5)
     torch.testing.assert_close(fresh.b_dec / fresh.input_scale, activations.mean(0), atol=1e-4, rtol=1e-4)
-    # The least-squares gain is 1: no other length of the reconstruction would be closer.
     with torch.no_grad():
-        written = fresh(activations).reconstruction - activations.mean(0)
-        gain = (written * (activations - activations.mean(0))).sum() / written.square().sum()
-    assert gain.item() == pytest.approx(1, abs=0.05)
+        output = fresh(activations)
+    assert output.features.shape == (600, 64)
+    assert output.features.tokens_firing().sum() == 5 * 600
+    # The least-squares gain is 1: no other length of what it writes would be closer.
+    written, centred = output.reconstruction - activations.mean(0), activations - activations.mean(0)
+    assert ((written * centred).sum() / written.square().sum()).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_an_untrained_sae_sees_activations_as_the_trained_one_does(activations):
+    sae = make_sae(input_transform="layer_norm")
+    fresh = untrained(sae, activations, k=5)
+    assert fresh.config.input_transform == "layer_norm"
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fresh(7 * activations).reconstruction, 7 * fresh(activations).reconstruction, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_it_is_the_same_every_time_and_draws_from_a_generator_of_its_own(activations):
@@ -36,9 +44,9 @@ def test_it_is_the_same_every_time_and_draws_from_a_generator_of_its_own(activat
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    first = untrained(sae, activations)
+    first = untrained(sae, activations, k=5)
     assert torch.equal(torch.rand(2), expected)
-    second = untrained(sae, activations)
+    second = untrained(sae, activations, k=5)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 

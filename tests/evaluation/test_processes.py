@@ -1,5 +1,6 @@
 """Several processes, each with its share of the text, measure what one process measures on all of it."""
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 
-from hfsae.evaluation import evaluate_sae, reduce_sums
+from hfsae.evaluation import as_columns, evaluate_sae, reduce_sums
 from tests.evaluation.tiny import WIDTH, batches, language_model, make_sae
 
 PROCESSES = 2
@@ -23,7 +24,8 @@ def _in_process(rank: int, folder: Path) -> None:
         shared = {"all_processes": True, "baselines": True, "disable_tqdm": True}
         given = evaluate_sae(make_sae(), language_model(), share, calibration=CALIBRATION, **shared)
         own = evaluate_sae(make_sae(), language_model(), share, **shared)
-        torch.save({"reduced": reduced, "given": given, "own": own}, folder / f"{rank}.pt")
+        result = {"reduced": as_columns(reduced), "given": given, "own": own}
+        (folder / f"{rank}.json").write_text(json.dumps(result))
     finally:
         distributed.destroy_process_group()
 
@@ -37,8 +39,8 @@ def test_two_processes_measure_together_what_one_measures_alone(tmp_path):
     for worker in workers:
         worker.join(timeout=120)
         assert worker.exitcode == 0
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
-    assert first["reduced"]["v"].tolist() == [2, 1] and second["reduced"]["n"] == 3
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES))
+    assert first["reduced"] == second["reduced"] == {"v": [[2, 1]], "n": [3]}
     assert first["given"] == second["given"] and first["own"] == second["own"]
     alone = evaluate_sae(
         make_sae(), language_model(), batches(4), calibration=CALIBRATION, baselines=True, disable_tqdm=True

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.hooks import resolve_hook_point
@@ -104,6 +105,30 @@ def test_a_model_that_does_not_stand_shortcuts_is_run_in_full(model_class):
     with replaced(model, str(place), lambda _: other):
         expected = model(**inputs, use_cache=False).logits
     assert torch.equal(replay.write(inputs, place, other), expected)
+
+
+class InPlaceBlock(GPT2Block):
+    """Writes into what the block before it returned."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states.mul_(1.5), *args, **kwargs)
+
+
+@torch.no_grad()
+def test_a_model_that_writes_into_its_blocks_outputs_is_given_copies():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(copy.deepcopy(language_model().config)).eval()
+    model.transformer.h[1] = InPlaceBlock(model.config, layer_idx=1).eval()
+    inputs = model_inputs(model, batches(1)[0])
+    place = resolve_hook_point(model, "mlp_out.1")
+    replay = Replay(model, [], [place], inputs)
+    assert replay.shortcuts
+    activations, _ = replay.read(inputs)
+    for factor in (2, 3):
+        other = activations[place] * factor
+        with replaced(model, str(place), lambda _, other=other: other.clone()):
+            expected = model(**inputs).logits.flatten(0, 1)
+        torch.testing.assert_close(replay.logits(replay.write(inputs, place, other).flatten(0, 1)), expected)
 
 
 @torch.no_grad()
