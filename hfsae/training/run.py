@@ -162,6 +162,8 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
     """
+    if not inputs.by_name:
+        config_class_of(args.architecture)  # a misspelt name shall not cost the loading of a language model
     if inputs.activations is None:
         base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
         places = _model_places(args, inputs, base)

@@ -5,12 +5,12 @@ import signal
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hfsae import SAE, GatedSAEConfig, JumpReLUSAEConfig, SAETrainer, SAETrainingArguments, TopKSAE, TopKSAEConfig
 from hfsae.data import DatasetTooSmallError, NonFiniteActivationsError
 from hfsae.training.checkpoints import last_checkpoint
-from tests.data.tiny import language_model, pythia_like
+from tests.data.tiny import language_model, llama_like, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, At, make_sae, sparse_rows, stop_at, text, trainer
 
 RESIDUAL = "transformer.h.1.output"
@@ -123,6 +123,15 @@ def test_a_model_and_its_text_are_found_by_name(tmp_path):
     assert torch.equal(named.train().sae.W_dec, objects.train().sae.W_dec)
 
 
+def test_a_llama_is_trained_on_as_a_gpt2_is(tmp_path):
+    sizes = {"vocab_size": 44, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, max_position_embeddings=32))
+    inputs = {"model": model, "processing_class": llama_like()}
+    sae = trainer(tmp_path, inputs=inputs, hook_point="mlp_act.-1", callbacks=[stop_at(3)]).train().sae
+    assert (sae.config.hook_point, sae.config.d_in) == ("model.layers.1.mlp.down_proj.input", 32)
+    assert sae.config.prepend_bos is True
+
+
 def test_the_users_model_is_left_without_hooks_and_with_its_gradients(tmp_path):
     model = language_model()
     trainer(tmp_path, inputs={"model": model}, callbacks=[stop_at(2)]).train()
@@ -182,7 +191,10 @@ def test_a_model_and_activations_together_are_refused():
         ({"hook_point": "resid_post.7"}, "there is no layer 7"),
         ({"hook_point": "resid_pots.1"}, "no hook point 'resid_pots.1'; the nearest are: resid_post"),
         ({"k": 49}, "no topk SAE: k must be between 1 and n_features=48, got 49"),
-        ({"architecture": "topkk"}, "unknown architecture 'topkk'; there are batch_topk, gated, jumprelu"),
+        (
+            {"architecture": "topkk", "inputs": {"model": "not/loaded"}},
+            "unknown architecture 'topkk'; there are batch_topk, gated, jumprelu",
+        ),
         ({"architecture_options": {"multi_topkk": True}}, "no field 'multi_topkk'. Did you mean 'multi_topk'"),
         ({"architecture_options": {"multi_topk": "yes"}}, "no topk SAE: .*'multi_topk' expected bool"),
         ({"context_length": 65}, "context_length is 65, but the language model's context is 64"),
