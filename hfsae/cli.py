@@ -18,14 +18,17 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(command_line)
+    from huggingface_hub.errors import StrictDataclassError
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hfsae").setLevel(logging.INFO)
     try:
         return args.run(args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, StrictDataclassError) as error:
         if args.traceback:
             raise
-        print(f"hfsae {args.command}: {error}", file=sys.stderr)
+        # Errors of the Hub and of configs come in several lines.
+        print(f"hfsae {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 

@@ -16,7 +16,7 @@ from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSour
 from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documents, stdlib_files
 from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorActivations
 from hfsae.data.stream import ActivationStream, default_window_tokens
-from hfsae.data.text import DEFAULT_SHARES, load_text, split_documents
+from hfsae.data.text import DEFAULT_SHARES, document_column, load_text, split_documents
 
 __all__ = [
     "ActivationStream",
@@ -33,6 +33,7 @@ __all__ = [
     "TokenBatch",
     "TokenBlocks",
     "default_window_tokens",
+    "document_column",
     "load_text",
     "split_documents",
     "stdlib_dataset",

@@ -200,6 +200,21 @@ def find_text_column(dataset: "Dataset | IterableDataset", text_column: str | No
     raise ValueError(f"the dataset has the columns {columns} (of strings: {strings}); {wanted}: give text_column")
 
 
+def document_column(
+    dataset: "Dataset | IterableDataset", text_column: str | None = None, *, chat: bool = False
+) -> str | None:
+    """The column that `TokenBlocks` reads documents from, where it is not one of text that is found by itself.
+
+    Args:
+        dataset: Texts, conversations or token ids.
+        text_column: The column, if the user named one.
+        chat: Whether documents are conversations.
+    """
+    if text_column is not None or chat:
+        return text_column or "messages"
+    return "input_ids" if "input_ids" in column_names(dataset) else None
+
+
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
     """The dataset's columns, read from its first row where a stream does not know them."""
     return list(_first_row(dataset) if dataset.column_names is None else dataset.column_names)

@@ -17,7 +17,6 @@ from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, split, take
-from hfsae.hooks import HookPoint
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
 
@@ -57,7 +56,7 @@ def evaluate_sae(
         tokenizer: Needed for text that is not tokenised yet.
         max_tokens: Tokens to measure on, at most.
         batch_size: Sequences per run of the model.
-        calibration: Activations (N, d) of other text at the SAE's hook point, or such by hook point.
+        calibration: Activations (N, d) of other text where the SAE writes, or such by hook point.
         baselines: Whether the untrained SAE and PCA are measured too.
         protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`.
         all_processes: Whether every process calls this, each with its share of the text.
@@ -121,9 +120,9 @@ def evaluate_saes(
         tokenizer: Needed for texts.
         max_tokens: Tokens to measure on, at most (and at least one sequence), over all processes.
         batch_size: Sequences per run of the model, where text is cut here.
-        calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point: their mean is
-            what `ce_mean` puts in the activations' place, and baselines are fitted on them. None takes them from the
-            beginning of the text, which then is not evaluated: 32,768 tokens, at most an eighth.
+        calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point (where SAEs
+            write): their mean is what `ce_mean` puts in the activations' place, and baselines are fitted on them. None
+            takes them from the beginning of the text, which then is not evaluated: 32,768 tokens, at most an eighth.
         baselines: Whether an untrained SAE of the same width and PCA are measured too, with as many active features
             and components as the SAE has active features. Transcoders have none.
         protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`; wins over what is found.
@@ -145,8 +144,8 @@ def evaluate_saes(
     if not saes:
         return {}
     places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
-    sizes = {place: size for name, sae in saes.items() for place, size in _sizes(sae, places[name]).items()}
-    known = None if calibration is None else given_rows(calibration, model, sizes)
+    targets = {places[name][1]: sae.config.d_out for name, sae in saes.items()}
+    known = None if calibration is None else given_rows(calibration, model, targets)
     rank, processes = _process() if all_processes else (0, 1)
     tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
     aside = 0 if known is not None else min(_CALIBRATION_TOKENS, max(1, round(tokens * _CALIBRATION_SHARE)))
@@ -163,12 +162,12 @@ def evaluate_saes(
     with evaluating(model):
         if known is None:
             other_text, batches = _set_aside(batches, aside, tokens)
-            known = read_rows(model, other_text, sizes, of_first_process=processes > 1)
-        means = {target: known[target].double().mean(0).float() for _, target in places.values()}
+            known = read_rows(model, other_text, targets, of_first_process=processes > 1)
+        means = {target: rows.double().mean(0).float() for target, rows in known.items()}
         subjects = {
             (name, kind): Subject(reconstruct, *places[name], device=sae.device)
             for name, sae in saes.items()
-            for kind, reconstruct in _kinds(sae, known[places[name][0]] if baselines else None).items()
+            for kind, reconstruct in _kinds(sae, known[places[name][1]] if baselines else None).items()
         }
         measure(model, subjects, batches, means, disable_tqdm=disable_tqdm)
 
@@ -189,11 +188,6 @@ def evaluate_saes(
         }
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
     return results
-
-
-def _sizes(sae: SAE, places: tuple[HookPoint, HookPoint]) -> dict[HookPoint, int]:
-    """How large the activations are where an SAE reads and where it writes."""
-    return {places[0]: sae.config.d_in, places[1]: sae.config.d_out}
 
 
 def _process() -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
-from hfsae.data import TokenBlocks, load_text, split_documents
+from hfsae.data import TokenBlocks, document_column, load_text, split_documents
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
@@ -85,9 +85,10 @@ def evaluate_saved(
 def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:
     """The text of a source, cut as the SAE's config says."""
     text: Any = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
-    if source.get("part"):
-        text = split_documents(text, source["part"])
     arguments = (sae.config.training or {}).get("arguments", {})
+    if source.get("part"):
+        column = document_column(text, arguments.get("text_column"), chat=arguments.get("chat", False))
+        text = split_documents(text, source["part"], text_column=column)
     return TokenBlocks(
         text,
         sae.load_tokenizer(),

@@ -20,11 +20,11 @@ from hfsae.data import (
     TensorActivations,
     TokenBlocks,
     default_window_tokens,
+    document_column,
     load_text,
     split_documents,
     stdlib_digest,
 )
-from hfsae.data.text import column_names
 from hfsae.hooks import resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 
@@ -166,10 +166,7 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
 
 def _part(args: SAETrainingArguments, dataset: Any, part: Literal["train", "calibration", "evaluation"]) -> Any:
     """One part of a dataset, its documents in the column that `TokenBlocks` reads them from."""
-    column = args.text_column or ("messages" if args.chat else None)
-    if column is None and "input_ids" in column_names(dataset):
-        column = "input_ids"
-    return split_documents(dataset, part, text_column=column)
+    return split_documents(dataset, part, text_column=document_column(dataset, args.text_column, chat=args.chat))
 
 
 def _deal_tensor(ids: Tensor, eval_dataset: Any) -> Texts:

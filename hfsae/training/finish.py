@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 from transformers import TrainerState
 
@@ -41,19 +42,24 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     metrics: dict[str, dict[str, Any]] = {}
+    calibration = _calibration_rows(run) if run.accelerator.is_main_process else {}
+    for name, sae in saes.items():
+        if (rows := calibration.get(run.places[name])) is not None:
+            _calibrate(sae, rows)
+        for buffer in sae.buffers():  # the main process has calibrated them for all
+            buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
     if run.accelerator.is_main_process:
-        calibration = _calibration_rows(run)
-        for name, sae in saes.items():
-            rows = calibration.get(run.places[name])
-            if rows is not None:
-                sae.calibrate(lambda rows=rows: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))  # noqa: B023
-            sae.config.training = _summary(run, run.places[name], state, seconds)
         metrics = _evaluate(run, saes, calibration)
         for name, sae in saes.items():
+            sae.config.training = _summary(run, run.places[name], state, seconds)
             sae.config.metrics = metrics.get(name)
             save_trained(sae, run.folder_of(name), _log_of(name, run, state))
     run.accelerator.wait_for_everyone()
     return metrics
+
+
+def _calibrate(sae: SAE, rows: Tensor) -> None:
+    sae.calibrate(lambda: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))
 
 
 def _calibration_rows(run: Run) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from hfsae.training.sparsity import SparsityCoefficient
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
 _REWARM_STEPS = 50
+# A feature that fires on a smaller share of the tokens of a sampling window is logged as rare.
+_RARE = 1e-5
 # Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
 _DEAD_REFRESH_STEPS = 16
 
@@ -230,6 +232,7 @@ class Learner:
         """The metrics of the steps since the last call, averaged. Reads back from the device."""
         log = self._sums.pop()
         log["dead_fraction"] = self.firing.dead.float().mean().item()
+        log["rare_fraction"] = (self.firing.density < _RARE).float().mean().item()
         log["learning_rate"] = self.learning_rate(step)
         if self.sae.default_sparsity_coefficient is not None:
             log["sparsity_coefficient"] = float(self.coefficient.at(step))

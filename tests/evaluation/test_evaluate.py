@@ -103,7 +103,7 @@ def test_every_metric_is_what_it_is_by_hand(config):
 def test_a_transcoder_is_measured_where_it_writes():
     fields = {"target_hook_point": "transformer.h.1.mlp.output", "subtract_b_dec": False}
     sae = make_sae("transformer.h.1.mlp.input", **fields)
-    measured = evaluate(sae, calibration={"mlp_in.1": CALIBRATION, "mlp_out.1": CALIBRATION + 1}, baselines=True)
+    measured = evaluate(sae, calibration=CALIBRATION + 1, baselines=True)
     expected = by_hand(sae, batches(), sae.config.hook_point, sae.config.target_hook_point, CALIBRATION.mean(0) + 1)
     assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
     assert measured["baselines"] == {} and "transcoder" in measured["notes"]["baselines"]
