@@ -1,6 +1,6 @@
 """Trains a sparse autoencoder on a language model, measures it, saves it with its card. `hfsae train` in the open.
 
-Offline, on the language model that comes with this repository (three minutes on two cores):
+Offline, on the language model that comes with this repository (a few minutes on two cores):
 
     python examples/train.py
 

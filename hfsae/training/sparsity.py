@@ -32,7 +32,7 @@ class SparsityCoefficient:
     Args:
         initial: λ at the end of the warm-up.
         total_steps: Steps of the run.
-        warmup_steps: Steps over which λ rises from 0; the controller acts after them.
+        warmup_steps: Steps over which λ rises from 0; the controller acts during them too.
         target_l0: Active features per token to steer to; None keeps λ.
         device: Where L0 is measured.
     """
