@@ -83,12 +83,13 @@ def test_nothing_can_be_read_before_the_model_has_run(sae, model):
 
 
 def test_no_hook_stays_behind_even_after_an_error(sae, model):
+    before = count_hooks(model)  # transformers keeps some of its own once hidden states were asked for
     with attach(sae, model, splice=True):
-        assert count_hooks(model) > 0
-    assert count_hooks(model) == 0
+        assert count_hooks(model) > before
+    assert count_hooks(model) == before
     with pytest.raises(ZeroDivisionError), attach(sae, model, splice=True):
         raise ZeroDivisionError
-    assert count_hooks(model) == 0
+    assert count_hooks(model) == before
 
 
 def test_inference_mode_needs_nothing_special(sae, model):
@@ -286,6 +287,7 @@ def test_generate_after_left_padding_gives_what_the_unpadded_prompt_gives(model)
 
 
 def test_what_does_not_fit_is_refused_on_entering(sae, model):
+    before = count_hooks(model)
     with pytest.raises(ValueError, match="names no hook point"), attach(sae_at(None), model):  # type: ignore[arg-type]
         pass
     with pytest.raises(HookPointError, match="layers.9"), attach(sae_at("model.layers.9.output"), model):
@@ -296,7 +298,7 @@ def test_what_does_not_fit_is_refused_on_entering(sae, model):
     for arguments in ({"keep_error": True}, {"edit": lambda features: features}):
         with pytest.raises(ValueError, match="splice=True"), attach(sae, model, **arguments):
             pass
-    assert count_hooks(model) == 0
+    assert count_hooks(model) == before
 
 
 def test_a_part_of_the_model_alone_is_read_but_not_spliced(sae, model):
