@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hfsae.data.blocks import TokenBatch, TokenBlocks
 from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
+from hfsae.hooks.width import input_device
 
 
 class NonFiniteActivationsError(RuntimeError):
@@ -93,7 +94,7 @@ class LMActivations:
             self._hook_points = dict(activations.hook_points)
         self._widths = {name: width(model, point) for name, point in self._hook_points.items()}
         self._model = model.eval()
-        self._device = _token_device(model)
+        self._device = input_device(model)
         self._vocabulary = text_config.vocab_size
         self._dtype = dtype
         self._autocast_dtype = autocast_dtype
@@ -147,11 +148,6 @@ class LMActivations:
         """Ends the thread that tokenises."""
         if self._prefetcher is not None:
             self._prefetcher.close()
-
-
-def _token_device(model: nn.Module) -> torch.device:
-    """Where token ids go; a model that accelerate shares among devices moves them itself."""
-    return torch.device("cpu") if hasattr(model, "_hf_hook") else next(model.parameters()).device
 
 
 def _rows(name: str, activation: Tensor, batch: TokenBatch, kept: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from hfsae.data import TokenBatch
 from hfsae.hooks import HookPoint, capture, splice
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.width import _input_device
+from hfsae.hooks.width import input_device
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _LOGIT_BYTES = 1 << 30
 
 def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
     """What the model is called with, where it wants it."""
-    device = _input_device(model)
+    device = input_device(model)
     return {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attention_mask.to(device)}
 
 
@@ -93,7 +93,7 @@ class Replay:
         """Logits (n, vocabulary) of n positions of a final state, (n, ...)."""
         if not self.shortcuts:
             return final
-        ids = torch.zeros(1, len(final), dtype=torch.long, device=_input_device(self._model))
+        ids = torch.zeros(1, len(final), dtype=torch.long, device=input_device(self._model))
         with _answering([self._decoder], lambda: self._decoder_output(last_hidden_state=final[None])):
             return self._model(input_ids=ids, **self._options).logits[0]
 

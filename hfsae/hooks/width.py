@@ -46,11 +46,11 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     if layout is not None and layout.roles(point) & _STREAM_WIDE and layout.has_plain_stream(point):
         return layout.config.hidden_size
     with capture(model, point) as activations:
-        activations.run(input_ids=torch.zeros(1, 2, dtype=torch.long, device=_input_device(model)))
+        activations.run(input_ids=torch.zeros(1, 2, dtype=torch.long, device=input_device(model)))
     return activations[point].shape[-1]
 
 
-def _input_device(model: nn.Module) -> torch.device:
+def input_device(model: nn.Module) -> torch.device:
     """Where token ids go; accelerate moves them itself, and offloaded weights say nothing of the device."""
     if hasattr(model, "_hf_hook"):
         return torch.device("cpu")
