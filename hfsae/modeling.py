@@ -125,6 +125,10 @@ class SAE(PreTrainedModel):
     def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Sets inference-time constants from activations of their own, at the end of training."""
 
+    def parts(self) -> "dict[str, SAE]":
+        """Smaller SAEs inside of this one that are measured beside it, by name."""
+        return {}
+
     @property
     def unit_decoder_rows(self) -> bool:
         """Whether training keeps the rows of `W_dec` at unit norm."""

@@ -43,11 +43,14 @@ class StepStatistics:
         tokens_firing: (n_features,) int64, on how many tokens of the batch each feature fired.
         l0: () mean number of active features per token.
         smallest_kept: () the smallest activation that a batch-wide selection kept, where there is one.
+        squared_error: () mean over tokens of the reconstruction's squared error, in scaled space, where the loss has
+            no term `mse` that says it.
     """
 
     tokens_firing: Tensor
     l0: Tensor
     smallest_kept: Tensor | None = None
+    squared_error: Tensor | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ Adding one: write the file, add its line here. Nothing else in the package names
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.architectures.matryoshka import MatryoshkaSAE, MatryoshkaSAEConfig
 from hfsae.architectures.registry import architecture_name, architectures, config_class_of, register
 from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
 from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
@@ -17,6 +18,8 @@ __all__ = [
     "GatedSAEConfig",
     "JumpReLUSAE",
     "JumpReLUSAEConfig",
+    "MatryoshkaSAE",
+    "MatryoshkaSAEConfig",
     "StandardSAE",
     "StandardSAEConfig",
     "TopKSAE",

@@ -9,7 +9,9 @@ pattern for everything that crosses between tokens and features, so the same obj
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -38,6 +40,10 @@ class Pattern(Protocol):
 
     def decode(self, values: Tensor, rows: Tensor) -> Tensor:
         """Σ over a token's entries of value × row: (N, d) from rows (n, d). Differentiable in both."""
+        ...
+
+    def blocks(self, values: Tensor, sizes: Sequence[int]) -> "list[tuple[Pattern, Tensor]]":
+        """The entries of consecutive blocks of so many features, each block a pattern of its own, and their values."""
         ...
 
     def tokens_firing(self, values: Tensor) -> Tensor:
@@ -72,6 +78,10 @@ class DensePattern:
 
     def decode(self, values: Tensor, rows: Tensor) -> Tensor:
         return values @ rows
+
+    def blocks(self, values: Tensor, sizes: Sequence[int]) -> list[tuple[Pattern, Tensor]]:
+        masks = self.mask.split(list(sizes), dim=1)
+        return [(DensePattern(m), v) for m, v in zip(masks, values.split(list(sizes), dim=1), strict=True)]
 
     def tokens_firing(self, values: Tensor) -> Tensor:
         return (values.detach() != 0).sum(0)
@@ -174,6 +184,17 @@ class SparsePattern:
 
     def decode(self, values: Tensor, rows: Tensor) -> Tensor:
         return _Decode.apply(values, rows, self)  # type: ignore[return-value]
+
+    def blocks(self, values: Tensor, sizes: Sequence[int]) -> list[tuple[Pattern, Tensor]]:
+        ends = torch.tensor(list(sizes), device=self.features.device).cumsum(0)
+        block_of = torch.bucketize(self.features, ends, right=True)
+        found: list[tuple[Pattern, Tensor]] = []
+        for block, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+            chosen = (block_of == block).nonzero()[:, 0]
+            per_token = torch.bincount(self.tokens[chosen], minlength=self.n_tokens)
+            pattern = SparsePattern(self.features[chosen] - (end - size), per_token, size)
+            found.append((pattern, values.index_select(0, chosen)))
+        return found
 
     def tokens_firing(self, values: Tensor) -> Tensor:
         fired = self.features[values.detach() != 0]

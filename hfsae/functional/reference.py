@@ -66,6 +66,13 @@ def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
     return z, squared_error(decode(z, w), x)
 
 
+def matryoshka(x: Tensor, w: Weights, *, k: int, prefixes: list[int], weights: list[float]) -> tuple[Tensor, Tensor]:
+    """The features of `batch_topk`; the weighted mean of the squared errors from the first m features alone."""
+    z, _ = batch_topk(x, w, k=k)
+    errors = [squared_error(z[:, :m] @ w.W_dec[:m] + w.b_dec, x) for m in prefixes]
+    return z, sum(weight * error for weight, error in zip(weights, errors, strict=True)) / sum(weights)
+
+
 def jumprelu(
     x: Tensor,
     w: Weights,

@@ -74,10 +74,10 @@ class SAETrainingArguments:
     )
 
     # -- the SAE ------------------------------------------------------------------------------------------------------
-    architecture: str = _option("topk", "standard, topk, batch_topk, jumprelu, gated, or one registered by you.")
+    architecture: str = _option("topk", "standard, topk, batch_topk, matryoshka, jumprelu, gated, or one of your own.")
     expansion_factor: float = _option(16, "n_features / d_in, where n_features is not given.")
     n_features: int | None = _option(None, "Number of features.")
-    k: int = _option(32, "Active features per token: exact for topk, mean for batch_topk.")
+    k: int = _option(32, "Active features per token: exact for topk, mean for batch_topk and matryoshka.")
     target_l0: float | None = _option(
         None, "Active features per token that the penalty is steered to; None: k, unless its coefficient is given."
     )

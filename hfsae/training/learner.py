@@ -294,7 +294,9 @@ class _LogSums:
             self.finite &= output.loss.detach().isfinite()
             for name, term in {"loss": output.loss.detach(), **output.losses}.items():
                 self._terms[name] = self._terms.get(name, 0) + term.double() / len(outputs)
-            self._error += output.losses["mse"].double() * len(x)
+            assert output.statistics is not None
+            error = output.statistics.squared_error
+            self._error += (output.losses["mse"] if error is None else error).double() * len(x)
             self._variance += (x - x.mean(0)).float().square().sum()
         self._l0 += l0
         self._steps += 1

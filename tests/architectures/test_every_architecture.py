@@ -16,7 +16,17 @@ from hfsae import SAE
 from hfsae.architectures import architectures
 from hfsae.functional import SparsePattern
 from hfsae.initialisation import initialise
-from tests.architectures.variants import ARCHITECTURES, D_IN, N_FEATURES, VARIANTS, activations, scramble, state
+from tests.architectures.variants import (
+    ARCHITECTURES,
+    D_IN,
+    HAVE_K,
+    N_FEATURES,
+    SHARE_A_BUDGET,
+    VARIANTS,
+    activations,
+    scramble,
+    state,
+)
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -104,7 +114,7 @@ def test_a_batch_that_activates_nothing_is_a_step_like_any_other(name: str, path
     sae, x = VARIANTS[name].make(), activations(5)
     with torch.no_grad():
         sae.encoder.bias -= 100
-    before = sae.threshold.clone() if name == "batch_topk" else None
+    before = sae.threshold.clone() if name in SHARE_A_BUDGET else None
     step = state(path)
     out = sae(x, state=step)
     out.loss.backward()
@@ -332,8 +342,8 @@ def test_features_can_be_differentiated_by_the_activations(name: str):
 @pytest.mark.parametrize("center", ["mean", "geometric_median"])
 def test_after_initialise_the_error_is_at_most_the_variance(name: str, scale_inputs: bool, center: str):
     """At 16x, where tied unit rows alone would reconstruct several times the activation."""
-    options = {"k": 32} if "topk" in name else {}
     variant = VARIANTS[name]
+    options = {"k": 32} if variant.architecture in HAVE_K else {}
     config = variant.make(24, 384, scale_inputs=scale_inputs, **options).config
     torch.manual_seed(0)
     sae = SAE.from_config(config)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hfsae import SAE
 from hfsae.functional import DensePattern, SparsePattern, reference
-from tests.architectures.variants import VARIANTS, activations, scramble, state, weights_of
+from tests.architectures.variants import HAVE_K, SHARE_A_BUDGET, VARIANTS, activations, scramble, state, weights_of
 
 TOLERANCE = {torch.float32: {"rtol": 2e-4, "atol": 2e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}
 PATHS = ["dense", "sparse"]
@@ -45,12 +45,12 @@ def test_a_step_is_the_references_on_both_paths(name: str, data: st.DataObject):
     n_tokens, idle = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 2))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     shift = data.draw(st.sampled_from([-3.0, 0.0, 3.0]))
-    options = {"k": data.draw(st.integers(1, n_features))} if variant.architecture in ("topk", "batch_topk") else {}
+    options = {"k": data.draw(st.integers(1, n_features))} if variant.architecture in HAVE_K else {}
     sae = variant.make(d_in, n_features, dtype=dtype, **options)
     scramble(sae, seed=data.draw(st.integers(0, 2**31)))
     x = activations(n_tokens, d_in, dtype=dtype)
-    # Which of the batch's equals make up its budget is anybody's choice, so only batch_topk is spared ties.
-    if variant.architecture != "batch_topk" and data.draw(st.booleans()):
+    # Which of the batch's equals make up its budget is anybody's choice, so such rules are spared ties.
+    if name not in SHARE_A_BUDGET and data.draw(st.booleans()):
         round_encoder(sae)
         x = x.round()
     with torch.no_grad():
@@ -86,10 +86,13 @@ def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: s
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["standard", "standard-l1", "topk", "multi-topk", "batch_topk", "gated"])
+@pytest.mark.parametrize(
+    "name", ["standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "gated"]
+)
 def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, path: str):
     """Numerical differentiation: independent of the reference too. Gated is left without its detached decoder term."""
-    sae = VARIANTS[name].make(3, 8, k=2) if "topk" in name else VARIANTS[name].make(3, 8)
+    variant = VARIANTS[name]
+    sae = variant.make(3, 8, k=2) if variant.architecture in HAVE_K else variant.make(3, 8)
     x = activations(4, 3)
     names = [n for n, _ in sae.named_parameters() if name != "gated" or n not in ("W_dec", "b_dec")]
     leaves = tuple(sae.get_parameter(n).detach().clone().requires_grad_() for n in names)
@@ -102,7 +105,7 @@ def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["topk", "batch_topk", "jumprelu"])
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "jumprelu"])
 @pytest.mark.parametrize("n_dead", [1, 2, 9])
 def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_uses(name: str, path: str, n_dead: int):
     """d_in = 6 lets 3 dead features at a time reconstruct a token's residual."""

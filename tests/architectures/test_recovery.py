@@ -16,6 +16,7 @@ STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
 SETTINGS: dict[str, tuple[str, dict, float]] = {
     "topk": ("topk", {"k": ACTIVE}, 0.0),
     "batch_topk": ("batch_topk", {"k": ACTIVE}, 0.0),
+    "matryoshka": ("matryoshka", {"k": ACTIVE, "prefix_sizes": [N_TRUE, 2 * N_TRUE]}, 0.0),
     "standard": ("standard", {}, 2.0),
     "standard-l1": ("standard", {"penalty": "l1"}, 2.0),
     "jumprelu": ("jumprelu", {"initial_l0": 2 * ACTIVE}, 0.5),

@@ -17,8 +17,8 @@ from hfsae.outputs import StepState
 from tests.architectures.variants import activations
 
 
-def test_the_five_architectures_by_name():
-    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated"}
+def test_the_architectures_by_name():
+    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated", "matryoshka"}
     assert architectures()["topk"] is TopKSAE and config_class_of("topk") is TopKSAEConfig
 
 
@@ -34,7 +34,7 @@ def test_changing_the_answer_does_not_change_the_registry():
 
 def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown architecture 'top_k'; there are batch_topk, gated, jumprelu, standard"
+        ValueError, match="unknown architecture 'top_k'; there are batch_topk, gated, jumprelu, matryoshka, standard"
     ):
         config_class_of("top_k")
 
@@ -51,7 +51,7 @@ def test_a_model_type_of_another_family_cannot_be_registered():
     assert "foreign" not in CONFIG_MAPPING
 
 
-# -- a sixth architecture, as somebody else would write it ------------------------------------------------------------
+# -- another architecture, as somebody else would write it ------------------------------------------------------------
 @pytest.fixture
 def signed() -> Iterator[type[SAE]]:
     """Signed features where |h| exceeds a margin: a selection, a parameter, an option and a loss term of its own."""

@@ -14,6 +14,10 @@ from hfsae.functional.reference import Weights
 from hfsae.outputs import StepState
 
 D_IN, N_FEATURES, K = 6, 24, 3
+HAVE_K = ("topk", "batch_topk", "matryoshka")
+SHARE_A_BUDGET = ("batch_topk", "matryoshka")
+"""Variants whose choice of features spans the batch."""
+
 COEFFICIENT, TARGET_L0, BANDWIDTH = 0.3, 3.0, 0.6
 
 
@@ -39,7 +43,7 @@ class Variant:
         self, d_in: int = D_IN, n_features: int = N_FEATURES, *, dtype: torch.dtype = torch.float64, **options: Any
     ) -> SAE:
         """An SAE whose every tensor is away from its trivial start."""
-        if self.architecture in ("topk", "batch_topk"):
+        if self.architecture in HAVE_K:
             options.setdefault("k", min(K, n_features))
         options = {"d_in": d_in, "n_features": n_features, **self.options, **options}
         with torch.random.fork_rng(devices=[]):
@@ -94,6 +98,12 @@ def _gated(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return reference.gated(x, weights_of(sae), **magnitudes, coefficient=COEFFICIENT)
 
 
+def _matryoshka(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    prefixes = sae.config.prefixes
+    weights = sae.config.prefix_weights or [1.0] * len(prefixes)
+    return reference.matryoshka(x, weights_of(sae), k=sae.config.k, prefixes=prefixes, weights=weights)
+
+
 VARIANTS: dict[str, Variant] = {
     "standard": Variant("standard", lambda sae, x: reference.standard(x, weights_of(sae), coefficient=COEFFICIENT)),
     "standard-l1": Variant(
@@ -108,6 +118,7 @@ VARIANTS: dict[str, Variant] = {
         {"multi_topk": True},
     ),
     "batch_topk": Variant("batch_topk", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
+    "matryoshka": Variant("matryoshka", _matryoshka),
     "jumprelu": _jumprelu("l0"),
     "jumprelu-quadratic": _jumprelu("l0_quadratic"),
     "jumprelu-tanh": _jumprelu("tanh"),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +75,23 @@ def test_counts_padding_and_dense_form_agree_between_the_patterns(mask: Tensor):
         assert padded.shape == features.shape == (len(mask), int((expected != 0).sum(1).max()) if len(mask) else 0)
         torch.testing.assert_close(torch.zeros_like(expected).scatter_add(1, features, padded), expected)
         assert ((padded != 0) | (features == 0)).all()
+
+
+@quick
+@given(masks(), st.data())
+def test_blocks_of_features_are_patterns_that_make_up_the_whole(mask: Tensor, data: st.DataObject):
+    n_features = mask.shape[1]
+    cuts = sorted(data.draw(st.sets(st.integers(1, n_features - 1), max_size=3))) if n_features > 1 else []
+    sizes = [end - start for start, end in pairwise([0, *cuts, n_features])]
+    values, rows = random(*mask.shape, dtype=torch.float64), random(n_features, WIDTH, dtype=torch.float64, seed=1)
+    for pattern, entries in both(mask, values):
+        blocks = pattern.blocks(entries, sizes)
+        dense = [block.to_dense(block.keep(of_block)) for block, of_block in blocks]
+        torch.testing.assert_close(torch.cat(dense, dim=1), values * mask)
+        decoded = [block.decode(v, part) for (block, v), part in zip(blocks, rows.split(sizes), strict=True)]
+        torch.testing.assert_close(sum(decoded), (values * mask) @ rows)
+        sum(decoded).sum().backward()
+        assert entries.grad.shape == entries.shape
 
 
 @quick

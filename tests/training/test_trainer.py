@@ -193,7 +193,7 @@ def test_a_model_and_activations_together_are_refused():
         ({"k": 49}, "no topk SAE: k must be between 1 and n_features=48, got 49"),
         (
             {"architecture": "topkk", "inputs": {"model": "not/loaded"}},
-            "unknown architecture 'topkk'; there are batch_topk, gated, jumprelu",
+            "unknown architecture 'topkk'; there are batch_topk, gated, jumprelu, matryoshka",
         ),
         ({"architecture_options": {"multi_topkk": True}}, "no field 'multi_topkk'. Did you mean 'multi_topk'"),
         ({"architecture_options": {"multi_topk": "yes"}}, "no topk SAE: .*'multi_topk' expected bool"),

@@ -1,0 +1,130 @@
+"""Matryoshka: BatchTopK whose first m features are an SAE of their own, for several m (Bussmann et al. 2025,
+arXiv:2503.17547; Nabeshima 2024).
+
+One selection is made over the whole width. For the prefix widths m₁ < … < n the reconstruction from the first m
+features alone has to be good too: general features come first and are not split up by specific ones behind them.
+"""
+
+import copy
+from itertools import accumulate, pairwise
+from typing import Self
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+
+from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.architectures.registry import register
+from hfsae.modeling import SAE
+from hfsae.objective import TrainingStep, squared_error
+
+# Where no widths are given: the whole width, and so many times half of it.
+_HALVINGS = 4
+
+
+@strict
+class MatryoshkaSAEConfig(BatchTopKSAEConfig):
+    """Config of a `MatryoshkaSAE`; see `SAEConfig` for the shared fields.
+
+    Args:
+        k: Active features per token over the whole width, on average over a batch.
+        prefix_sizes: Widths of the nested SAEs, rising, the last one `n_features`; None: n/16, n/8, n/4, n/2 and n.
+        prefix_weights: Weight of each prefix's error in the loss, divided by their sum; None: all alike.
+
+    Raises:
+        ValueError: If the widths do not rise from at least 1 to `n_features`, or the weights are not as many as the
+            widths, are negative or all 0.
+
+    Example:
+        >>> from hfsae import MatryoshkaSAEConfig
+        >>> MatryoshkaSAEConfig(d_in=64, n_features=512, k=16).prefixes
+        [32, 64, 128, 256, 512]
+    """
+
+    model_type = "hfsae_matryoshka"
+
+    prefix_sizes: list[int] | None = None
+    prefix_weights: list[float | int] | None = None
+
+    @property
+    def prefixes(self) -> list[int]:
+        """The widths of the nested SAEs, the whole one's last."""
+        if self.prefix_sizes is not None:
+            return list(self.prefix_sizes)
+        return sorted({max(1, self.n_features >> halvings) for halvings in range(_HALVINGS + 1)})
+
+    def validate_prefixes(self):
+        sizes, weights = self.prefixes, self.prefix_weights
+        if any(m >= wider for m, wider in pairwise([0, *sizes])) or sizes[-1:] != [self.n_features]:
+            raise ValueError(f"prefix_sizes must rise to n_features={self.n_features}, got {self.prefix_sizes}.")
+        if weights is not None and (len(weights) != len(sizes) or min(weights) < 0 or not sum(weights)):
+            raise ValueError(
+                f"prefix_weights must be {len(sizes)} numbers, one for each of {sizes}, none negative and not all 0, "
+                f"got {weights}."
+            )
+
+
+@register
+class MatryoshkaSAE(BatchTopKSAE):
+    """`BatchTopKSAE` in use; in training the squared errors of all nested SAEs count."""
+
+    config_class = MatryoshkaSAEConfig
+    config: MatryoshkaSAEConfig
+
+    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        """The weighted mean of the prefixes' squared errors.
+
+        Each block of features between two widths is decoded once, onto the sum of those before it: all prefixes
+        together cost what one reconstruction costs.
+        """
+        sizes = self.config.prefixes
+        weights = self.config.prefix_weights or [1.0] * len(sizes)
+        blocks = [wider - m for m, wider in pairwise([0, *sizes])]
+        entries = step.pattern.blocks(step.values, blocks)
+        written = (
+            pattern.decode(values, rows)
+            for (pattern, values), rows in zip(entries, self.decoder_rows.split(blocks), strict=True)
+        )
+        errors = [squared_error(partial + self.offset(step.x), step.target) for partial in accumulate(written)]
+        total = sum(weight * error for weight, error in zip(weights, errors, strict=True))
+        return {"mse": total / sum(weights)}
+
+    def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
+        return {**super().training_statistics(step), "squared_error": step.mse().detach()}
+
+    @torch.no_grad()
+    def prefix(self, n_features: int) -> Self:
+        """The nested SAE of the first features, with weights of its own.
+
+        Its threshold is that of the whole, so a token has the features that it has there, as far as they are among
+        the first; `k` stays what was asked of the whole.
+
+        Args:
+            n_features: One of `config.prefixes`.
+
+        Raises:
+            ValueError: If the SAE was not trained to be cut there.
+
+        Example:
+            >>> from hfsae import SAE, MatryoshkaSAEConfig
+            >>> SAE.from_config(MatryoshkaSAEConfig(d_in=8, n_features=64, k=4)).prefix(16).W_dec.shape
+            torch.Size([16, 8])
+        """
+        sizes = self.config.prefixes
+        if n_features not in sizes:
+            raise ValueError(f"the SAE was trained to be cut at {sizes} features, not at {n_features}.")
+        kept = sizes.index(n_features) + 1
+        config = copy.deepcopy(self.config)
+        config.k = min(config.k, n_features)
+        config.n_features, config.prefix_sizes, config.metrics = n_features, sizes[:kept], None
+        if config.prefix_weights is not None:
+            # The errors of narrower prefixes may all have weighed nothing: what is left then weighs alike.
+            config.prefix_weights = config.prefix_weights[:kept] if any(config.prefix_weights[:kept]) else None
+        cut = type(self)(config).to(self.device, self.dtype)
+        tensors = self.state_dict()
+        for name, tensor in cut.state_dict().items():
+            tensor.copy_(tensors[name][:n_features] if tensor.shape != tensors[name].shape else tensors[name])
+        return cut.train(self.training)
+
+    def parts(self) -> dict[str, SAE]:
+        return {f"first {m}": self.prefix(m) for m in self.config.prefixes[:-1]}
