@@ -26,6 +26,13 @@ from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
 
 if TYPE_CHECKING:
+    from hfsae.analysis import (
+        FeatureCollection,
+        collect_features,
+        feature_activations,
+        find_max_activating_examples,
+        logit_effects,
+    )
     from hfsae.evaluation import evaluate_sae
     from hfsae.hooks import capture, splice
     from hfsae.training import SAETrainer, SAETrainingArguments
@@ -33,10 +40,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "FeatureCollection": "hfsae.analysis",
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
     "capture": "hfsae.hooks",
+    "collect_features": "hfsae.analysis",
     "evaluate_sae": "hfsae.evaluation",
+    "feature_activations": "hfsae.analysis",
+    "find_max_activating_examples": "hfsae.analysis",
+    "logit_effects": "hfsae.analysis",
     "splice": "hfsae.hooks",
 }
 
@@ -44,6 +56,7 @@ __all__ = [
     "SAE",
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
+    "FeatureCollection",
     "GatedSAE",
     "GatedSAEConfig",
     "JumpReLUSAE",
@@ -59,7 +72,11 @@ __all__ = [
     "TopKSAE",
     "TopKSAEConfig",
     "capture",
+    "collect_features",
     "evaluate_sae",
+    "feature_activations",
+    "find_max_activating_examples",
+    "logit_effects",
     "splice",
 ]
 

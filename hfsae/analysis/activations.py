@@ -1,0 +1,153 @@
+"""Feature activations token by token: `feature_activations`."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.analysis.pieces import Documents, PieceReader
+from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.token_text import TokenTexts
+from hfsae.analysis.weights import chosen_features
+from hfsae.modeling import SAE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class ReadPiece(NamedTuple):
+    """A piece of a document with the features of its tokens.
+
+    Attributes:
+        document: Row of the dataset.
+        positions: Each token's position in its document; −1 for a BOS that was added.
+        token_ids: The tokens.
+        texts: Their texts, which together are the piece's.
+        kept: Which of them count for the SAE; the others have no features.
+        activations: (tokens, features), float32.
+    """
+
+    document: int
+    positions: list[int]
+    token_ids: list[int]
+    texts: list[str]
+    kept: list[bool]
+    activations: Tensor
+
+
+def read_pieces(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Documents,
+    features: Sequence[int] | Tensor | None = None,
+    *,
+    context_length: int | None = None,
+    batch_size: int = 16,
+    text_column: str | None = None,
+) -> Iterator[ReadPiece]:
+    """Reads documents piece by piece; an iterator in bounded memory.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        documents: Texts in a list, or a dataset of texts or token ids.
+        features: The features wanted, whose columns `activations` has in this order; None for all.
+        context_length: Tokens that the model sees at once; None takes the config's.
+        batch_size: Pieces per run of the model.
+        text_column: The column of documents; None finds it.
+
+    Yields:
+        Pieces, those of the same few documents sorted by length.
+
+    Raises:
+        ValueError, TypeError, HookPointError: As `collect_features`.
+    """
+    chosen = chosen_features(sae, features)
+    column_of = torch.full((sae.config.n_features,), -1)
+    column_of[chosen] = torch.arange(len(chosen))
+    reader, texts = FeatureReader(sae, model), TokenTexts(tokenizer)
+    pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+    for batch in pieces.batches(documents, text_column=text_column):
+        firings = reader.read(batch)
+        mine = column_of[firings.features] >= 0
+        firings = firings.select(mine)
+        ids, mask, keep = batch.tokens
+        dense = torch.zeros(ids.numel(), len(chosen))
+        dense[firings.tokens, column_of[firings.features]] = firings.values
+        for row, activations in enumerate(dense.unflatten(0, ids.shape)):
+            length = int(mask[row].sum())
+            start = int(batch.starts[row])
+            token_ids = ids[row, :length].tolist()
+            yield ReadPiece(
+                document=int(batch.documents[row]),
+                positions=list(range(start, start + length)),
+                token_ids=token_ids,
+                texts=texts(token_ids),
+                kept=keep[row, :length].tolist(),
+                activations=activations[:length],
+            )
+
+
+def feature_activations(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Documents,
+    features: Sequence[int],
+    *,
+    context_length: int | None = None,
+    batch_size: int = 16,
+    text_column: str | None = None,
+) -> "Dataset":
+    """How strongly features fire on every token of some texts, as a table.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        texts: Texts in a list, or a dataset of texts or token ids.
+        features: Which features.
+        context_length: Tokens that the model sees at once (longer texts are read in pieces); None takes the config's.
+        batch_size: Pieces per run of the model.
+        text_column: The column of documents; None finds it.
+
+    Returns:
+        A dataset with one row a token, in the order of the texts: `document`, `position`, `token_id`, `token` (its
+        text; those of a document together are the document), `kept` (False where the SAE's config leaves the token
+        out) and a column `feature_<i>` for each feature. `read_pieces` gives the same piece by piece.
+
+    Raises:
+        ValueError, TypeError, HookPointError: As `collect_features`.
+
+    Example:
+        >>> table = feature_activations(sae, model, tokenizer, ["def f(self):"], [17, 42])  # doctest: +SKIP
+        >>> table.to_pandas().nlargest(3, "feature_17")[["token", "feature_17"]]  # doctest: +SKIP
+    """
+    from datasets import Dataset
+
+    read = read_pieces(
+        sae,
+        model,
+        tokenizer,
+        texts,
+        features,
+        context_length=context_length,
+        batch_size=batch_size,
+        text_column=text_column,
+    )
+    pieces = sorted(read, key=lambda piece: (piece.document, piece.positions[0]))
+    columns = {
+        "document": [piece.document for piece in pieces for _ in piece.token_ids],
+        "position": [position for piece in pieces for position in piece.positions],
+        "token_id": [token_id for piece in pieces for token_id in piece.token_ids],
+        "token": [text for piece in pieces for text in piece.texts],
+        "kept": [kept for piece in pieces for kept in piece.kept],
+    }
+    values = torch.cat([piece.activations for piece in pieces]) if pieces else torch.zeros(0, len(features))
+    columns |= {f"feature_{feature}": values[:, i].tolist() for i, feature in enumerate(features)}
+    return Dataset.from_dict(columns)

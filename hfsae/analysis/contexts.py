@@ -1,0 +1,88 @@
+"""What stands around a token: its window, and a number that is the same for equal contexts."""
+
+import torch
+from torch import Tensor
+
+from hfsae.analysis.pieces import Pieces
+from hfsae.analysis.reading import Firings
+
+# Fills windows where the piece has no token.
+NO_TOKEN = -1
+
+_MULTIPLIER = 0x5DEECE66D1A3F2B5  # odd, so that no information is lost
+_MASK_32 = (1 << 32) - 1
+
+
+def context_numbers(pieces: Pieces, before: int) -> Tensor:
+    """For every token a hash of it and the tokens up to `before` in front of it: int64 (B · T,).
+
+    What follows a token has no influence on its features, so equal contexts are the same example twice.
+    """
+    ids = pieces.tokens.input_ids + 1
+    number = torch.zeros_like(ids)
+    for distance in range(min(before, ids.shape[1] - 1), -1, -1):
+        shifted = torch.zeros_like(ids)
+        shifted[:, distance:] = ids[:, : ids.shape[1] - distance]
+        number = number * _MULTIPLIER + shifted  # wraps around
+    return _mixed(number).flatten()
+
+
+def random_numbers(contexts: Tensor, features: Tensor, seed: int) -> Tensor:
+    """For each entry a number in [0, 1) that depends on its context, its feature and the seed alone: float64."""
+    mixed = _mixed(contexts ^ _mixed(features * _MULTIPLIER + seed))
+    return (mixed >> 32 & _MASK_32).double() / 2**32
+
+
+def windows(pieces: Pieces, firings: Firings, tokens: Tensor, features: Tensor, before: int, after: int):
+    """The tokens around some tokens, and how strongly a feature fires on each of them.
+
+    Args:
+        pieces: The batch.
+        firings: All entries of the batch, tokens in order.
+        tokens: int64 (n,), row · T + column.
+        features: int64 (n,), one for each.
+        before: Tokens in front.
+        after: Tokens behind.
+
+    Returns:
+        Token ids, int32 (n, before + 1 + after), `NO_TOKEN` where the piece has none, and activations, float32.
+    """
+    ids, mask = pieces.tokens.input_ids, pieces.tokens.attention_mask.bool()
+    length = ids.shape[1]
+    columns = tokens[:, None] % length + torch.arange(-before, after + 1)
+    around = tokens[:, None] + torch.arange(-before, after + 1)
+    inside = (columns >= 0) & (columns < length)
+    around = torch.where(inside, around, 0)
+    inside &= mask.flatten()[around]
+    window = torch.where(inside, ids.flatten()[around], NO_TOKEN).int()
+
+    # An entry's number tells token and feature, so a sorted list of them answers who fires where.
+    numbers, order = (firings.tokens * firings.n_features + firings.features).sort()
+    wanted = around * firings.n_features + features[:, None]
+    found = torch.searchsorted(numbers, wanted).clamp(max=max(len(numbers) - 1, 0))
+    fires = inside & (numbers[found] == wanted)
+    return window, torch.where(fires, firings.values[order][found], 0.0)
+
+
+def strongest(firings: Firings, size: int) -> tuple[Tensor, Tensor]:
+    """The strongest features of each token that has any.
+
+    Returns:
+        The tokens, int64 (n,) ascending, and their features, int32 (n, size), strongest first, −1 where there is none.
+    """
+    tokens, counts = firings.tokens.unique_consecutive(return_counts=True)
+    token_rows = torch.repeat_interleave(torch.arange(len(tokens)), counts)
+    order = torch.argsort(-firings.values, stable=True)
+    order = order[torch.argsort(token_rows[order], stable=True)]
+    place = torch.arange(len(order)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    features = torch.full((len(tokens), size), -1, dtype=torch.int32)
+    within = place < size
+    features[token_rows[within], place[within]] = firings.features[order][within].int()
+    return tokens, features
+
+
+def _mixed(number: Tensor) -> Tensor:
+    """Spreads every bit over the whole number (the finaliser of splitmix64; Steele et al. 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        number = (number ^ (number >> shift & ((1 << (64 - shift)) - 1))) * factor
+    return number ^ (number >> 31 & ((1 << 33) - 1))

@@ -1,0 +1,81 @@
+"""Which features fire on which tokens of a batch of pieces: one run of the language model, stopped at the SAE."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.analysis.pieces import Pieces
+from hfsae.attach import hook_points_of
+from hfsae.evaluation.measure import evaluating
+from hfsae.evaluation.replay import model_inputs
+from hfsae.functional import SparseFeatures
+from hfsae.functional.patterns import SparsePattern
+from hfsae.hooks import capture
+from hfsae.modeling import SAE
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Every (token, feature) pair of a batch where the feature's value is above 0, tokens in order; on the CPU.
+
+    Attributes:
+        tokens: int64 (entries,), row · T + column of the token in the batch.
+        features: int64 (entries,).
+        values: float32 (entries,).
+        n_features: Width of the SAE.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    values: Tensor
+    n_features: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, chosen: Tensor) -> "Firings":
+        """Some of the entries, in their order."""
+        return Firings(self.tokens[chosen], self.features[chosen], self.values[chosen], self.n_features)
+
+
+class FeatureReader:
+    """Runs a language model up to an SAE, over one batch of pieces at a time.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+
+    Raises:
+        HookPointError: If the model lacks the SAE's hook point.
+        ValueError: If the SAE does not fit the activations there.
+    """
+
+    def __init__(self, sae: SAE, model: PreTrainedModel):
+        self._sae, self._model = sae, model
+        self._source = hook_points_of(sae.config, model)[0]
+
+    @torch.no_grad()
+    def read(self, pieces: Pieces) -> Firings:
+        """The features of the tokens that count; the others have none."""
+        batch = pieces.tokens
+        with evaluating(self._model), capture(self._model, self._source) as activations:
+            activations.run(**model_inputs(self._model, batch))
+        rows = activations[self._source].flatten(0, -2)
+        if len(rows) != batch.input_ids.numel():
+            raise ValueError(
+                f"{self._source} saw {len(rows)} of {batch.input_ids.numel()} tokens, as an expert does: its "
+                "activations cannot be matched with tokens."
+            )
+        kept = batch.keep.flatten().nonzero().squeeze(1)
+        features = self._sae.encode_sparse(rows[kept.to(rows.device)].to(self._sae.W_dec.device))
+        return _firings(features, kept)
+
+
+def _firings(features: SparseFeatures, kept: Tensor) -> Firings:
+    pattern = features.pattern
+    assert isinstance(pattern, SparsePattern), "encode_sparse gives entries"
+    active = features.entry_values > 0
+    tokens, indices = pattern.tokens[active].cpu(), pattern.features[active].cpu()
+    return Firings(kept[tokens], indices, features.entry_values[active].float().cpu(), pattern.n_features)

@@ -1,0 +1,167 @@
+"""What the weights alone tell of a feature: the tokens it promotes and suppresses, and the features it is close to."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hfsae.attach import hook_points_of
+from hfsae.evaluation.measure import evaluating
+from hfsae.hooks import splice
+from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.points import HookPoint
+from hfsae.hooks.width import input_device
+from hfsae.modeling import SAE
+
+_FEATURES_AT_ONCE = 256
+
+# Roles whose activation is, or is added to, the residual stream; and those that a matrix brings there.
+_IN_THE_STREAM = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
+_BEFORE_A_MATRIX = {"attn_z", "mlp_act"}
+
+
+class LogitEffects(NamedTuple):
+    """The tokens whose logits features change most; (n, k) each, strongest first.
+
+    Attributes:
+        promoted: Token ids, int32.
+        promoted_by: By how much their logit rises, float32.
+        suppressed: Token ids, int32.
+        suppressed_by: By how much their logit falls, a negative number, float32.
+    """
+
+    promoted: Tensor
+    promoted_by: Tensor
+    suppressed: Tensor
+    suppressed_by: Tensor
+
+
+class Neighbours(NamedTuple):
+    """The nearest features by the cosine of weight rows; (n, k) each, nearest first.
+
+    Attributes:
+        decoder: Features whose decoder rows are nearest, int32.
+        decoder_cosines: float32.
+        encoder: Features whose encoder rows are nearest, int32.
+        encoder_cosines: float32.
+    """
+
+    decoder: Tensor
+    decoder_cosines: Tensor
+    encoder: Tensor
+    encoder_cosines: Tensor
+
+
+@torch.no_grad()
+def logit_effects(
+    sae: SAE, model: PreTrainedModel, features: Sequence[int] | Tensor | None = None, *, k: int = 10
+) -> LogitEffects:
+    """What features say to the vocabulary directly, past all layers in between.
+
+    A feature's direction, at a root mean square of 1, takes the place of the last block's output and goes through the
+    final norm and the unembedding, of whatever kind they are; the logits of a residual stream of zeros are taken off.
+    Lengths do not matter, so features can be compared; how much one adds depends on its activation and on the rest of
+    the stream.
+
+    Args:
+        sae: An SAE that writes into the residual stream, or to the input of the matrix that ends attention or MLP
+            (what comes after that matrix within the block, such as Gemma 2's norms, is passed by).
+        model: Its language model.
+        features: The features wanted; None for all.
+        k: Tokens on each side.
+
+    Raises:
+        ValueError: If what is written at the SAE's place does not go into the residual stream by itself.
+
+    Example:
+        >>> effects = logit_effects(sae, model, [17])  # doctest: +SKIP
+        >>> tokenizer.batch_decode(effects.promoted[0, :, None])  # doctest: +SKIP
+        [' self', ' cls', ' other', ...]
+    """
+    chosen = chosen_features(sae, features)
+    k = min(k, model.config.get_text_config().vocab_size)
+    found: list[list[Tensor]] = []
+    with evaluating(model):
+        directions = stream_directions(sae, model, chosen)
+        nothing = _logits(model, torch.zeros_like(directions[:1]))
+        for some in directions.split(_FEATURES_AT_ONCE):
+            effects = _logits(model, some) - nothing
+            up, down = effects.topk(k), effects.topk(k, largest=False)
+            found.append([up.indices.int(), up.values, down.indices.int(), down.values])
+    return LogitEffects(*(torch.cat(column).cpu() for column in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def stream_directions(sae: SAE, model: PreTrainedModel, features: Tensor) -> Tensor:
+    """The directions (n, hidden_size) along which features change the residual stream, in the model's dtype."""
+    point = hook_points_of(sae.config, model)[1]
+    layout = DecoderLayout.find(model)
+    roles = layout.roles(point) if layout is not None else set()
+    directions = sae.feature_directions[features.to(sae.W_dec.device)].to(input_device(model), model.dtype)
+    module = model.get_submodule(point.path)
+    if roles & _IN_THE_STREAM or _is_embedding(module, point):
+        return directions
+    if roles & _BEFORE_A_MATRIX and isinstance(module, nn.Linear | Conv1D):
+        return module(directions) - module(torch.zeros_like(directions[:1]))
+    raise ValueError(
+        f"what is written at {point} does not go into the residual stream by itself, so its features have no direct "
+        "effect on logits; feature_effects measures the whole effect."
+    )
+
+
+def _is_embedding(module: nn.Module, point: HookPoint) -> bool:
+    return isinstance(module, nn.Embedding) and point.side == "output"
+
+
+def _logits(model: PreTrainedModel, directions: Tensor) -> Tensor:
+    """(n, vocabulary) float32, of the last block's output being each direction at root mean square 1."""
+    size = directions.float().square().mean(1, keepdim=True).sqrt()
+    unit = (directions / size.clamp(min=torch.finfo(torch.float32).tiny)).to(directions.dtype)
+    ids = torch.zeros(len(unit), 1, dtype=torch.long, device=input_device(model))
+    with splice(model, "resid_post.-1", lambda x: unit[:, None]):
+        return model(input_ids=ids, use_cache=False).logits[:, -1].float()
+
+
+@torch.no_grad()
+def neighbours(sae: SAE, features: Sequence[int] | Tensor | None = None, *, k: int = 10) -> Neighbours:
+    """The features that are nearest to features: by what they write, and by what they read.
+
+    Args:
+        sae: The SAE.
+        features: The features wanted; None for all.
+        k: Neighbours of each.
+    """
+    chosen = chosen_features(sae, features)
+    decoder = _nearest(sae.W_dec, chosen, k)
+    return Neighbours(*decoder, *_nearest(sae.encoder.weight, chosen, k))
+
+
+def _nearest(rows: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    k = min(k, len(rows) - 1)
+    found: list[tuple[Tensor, Tensor]] = []
+    for some in chosen.to(rows.device).split(_FEATURES_AT_ONCE):
+        cosines = unit[some] @ unit.T
+        cosines[torch.arange(len(some)), some] = -torch.inf  # itself
+        best = cosines.topk(k)
+        found.append((best.indices.int(), best.values))
+    ids, cosines = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return ids, cosines
+
+
+def chosen_features(sae: SAE, features: Sequence[int] | Tensor | None) -> Tensor:
+    """int64 indices of features.
+
+    Raises:
+        ValueError: If there is none, or one that the SAE does not have.
+    """
+    n_features = sae.config.n_features
+    if features is None:
+        return torch.arange(n_features)
+    chosen = torch.as_tensor(features, dtype=torch.long).flatten().cpu()
+    if not len(chosen) or chosen.min() < 0 or chosen.max() >= n_features:
+        raise ValueError(f"features {chosen.tolist()[:9]}: expected indices from 0 to {n_features - 1}, at least one.")
+    return chosen

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from datasets import Dataset
+
+from hfsae import TopKSAEConfig
+from hfsae.analysis.pieces import PieceReader
+from tests.data.tiny import documents, language_model, llama_like, pythia_like
+
+
+def config(**fields) -> TopKSAEConfig:
+    return TopKSAEConfig(d_in=16, n_features=32, context_length=5, **fields)
+
+
+def read(data, *, given=None, tokenizer=None, batch_size=3, **options) -> dict[tuple[int, int], list[int]]:
+    """Token ids by document and start."""
+    reader = PieceReader(given or config(), language_model(), tokenizer or pythia_like(), batch_size=batch_size)
+    found = {}
+    for pieces in reader.batches(data, **options):
+        ids, mask, _ = pieces.tokens
+        for row, length in enumerate(mask.sum(1).tolist()):
+            found[int(pieces.documents[row]), int(pieces.starts[row])] = ids[row, :length].tolist()
+    return found
+
+
+def test_every_document_is_cut_into_pieces_of_its_own():
+    assert read(documents(7, 0, 3)) == {(0, 0): [1, 2, 3, 4, 5], (0, 5): [6, 7], (2, 0): [8, 9, 10]}
+
+
+def test_each_piece_begins_with_bos_where_the_sae_was_trained_so():
+    assert read(documents(6), tokenizer=llama_like()) == {(0, -1): [0, 2, 3, 4, 5], (0, 3): [0, 6, 7]}
+    assert read(documents(6), tokenizer=llama_like(), given=config(prepend_bos=False)).keys() == {(0, 0), (0, 5)}
+
+
+def test_token_ids_are_taken_as_they_are():
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9, 0]], "attention_mask": [[1, 1, 1], [1, 1, 0]]})
+    assert read(rows) == {(0, 0): [5, 6, 7], (1, 0): [8, 9]}
+
+
+def test_processes_share_the_documents_and_leave_none_out():
+    data = documents(*range(1, 9))
+    parts = [read(data, rank=rank, world_size=3) for rank in range(3)]
+    assert {key: ids for part in parts for key, ids in part.items()} == read(data)
+    assert sum(map(len, parts)) == len(read(data))
+
+
+def test_left_out_tokens_are_those_of_the_config():
+    ids = Dataset.from_dict({"input_ids": [[4, 0, 5, 6], [7, 8, 9]]})
+    for special in (True, False):
+        given = config(exclude_special_tokens=special, exclude_positions=[0, 2])
+        (pieces,) = PieceReader(given, language_model(), pythia_like()).batches(ids)
+        assert pieces.tokens.keep.tolist() == [[False, not special, False, True], [False, True, False, False]]
+        assert torch.equal(pieces.documents, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("data", ["one text", {"text": ["a"]}, [1, 2], 3])
+def test_what_is_no_list_of_texts_is_refused(data):
+    with pytest.raises(TypeError, match="expected a list of texts"):
+        read(data)
+
+
+def test_a_foreign_token_and_a_context_that_is_too_long_are_refused():
+    with pytest.raises(ValueError, match="token id 99, but the language model knows 44"):
+        read(Dataset.from_dict({"input_ids": [[99]]}))
+    with pytest.raises(ValueError, match="the language model's context is 64"):
+        PieceReader(config(), language_model(), pythia_like(), context_length=65)

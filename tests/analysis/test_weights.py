@@ -1,0 +1,83 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.analysis import logit_effects, neighbours
+from tests.hooks.families import build
+from tests.hooks.witness import count_hooks
+
+
+def sae_at(hook_point: str, d_in: int = 16) -> SAE:
+    torch.manual_seed(0)
+    sae = SAE.from_config(TopKSAEConfig(d_in=d_in, n_features=30, k=4, hook_point=hook_point)).eval()
+    sae.input_scale.fill_(3.0)
+    return sae
+
+
+def through_norm_and_head(model, directions: torch.Tensor) -> torch.Tensor:
+    """For models with a final norm and a head that is a matrix: gain · centred direction · unembedding."""
+    unit = directions / directions.square().mean(1, keepdim=True).sqrt()
+    if model.config.model_type == "gpt2":
+        centred = unit - unit.mean(1, keepdim=True)
+        normed = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * model.transformer.ln_f.weight
+    else:
+        normed = unit / (1 + model.config.rms_norm_eps) ** 0.5 * model.model.norm.weight
+    return normed @ model.lm_head.weight.T
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_effects_are_the_directions_through_the_final_norm_and_the_unembedding(family):
+    model = build(family)
+    before = count_hooks(model)
+    sae = sae_at("resid_post.0")
+    effects = logit_effects(sae, model, k=5)
+    expected = through_norm_and_head(model, sae.W_dec / 3.0)
+    up, down = expected.topk(5), expected.topk(5, largest=False)
+    assert torch.equal(effects.promoted.long(), up.indices) and torch.equal(effects.suppressed.long(), down.indices)
+    torch.testing.assert_close(effects.promoted_by, up.values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(effects.suppressed_by, down.values, rtol=1e-4, atol=1e-5)
+    assert count_hooks(model) == before
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt-neox", "opt", "bloom", "falcon", "mamba"])
+def test_every_family_has_effects(family):
+    effects = logit_effects(sae_at("resid_post.0"), build(family), [3, 7], k=5)
+    assert effects.promoted.shape == (2, 5) and (effects.promoted_by > effects.suppressed_by).all()
+
+
+@torch.no_grad()
+def test_a_feature_before_the_matrix_of_a_branch_goes_through_it():
+    model = build("llama")
+    sae = sae_at("mlp_act.0", d_in=24)
+    expected = through_norm_and_head(model, sae.W_dec @ model.model.layers[0].mlp.down_proj.weight.T)
+    torch.testing.assert_close(logit_effects(sae, model).promoted_by, expected.topk(10).values, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_go_into_the_stream_is_refused():
+    with pytest.raises(ValueError, match="no direct effect on logits"):
+        logit_effects(sae_at("mlp_in.0"), build("llama"))
+
+
+def test_features_that_the_sae_does_not_have_are_refused():
+    for features in ([30], [-1], []):
+        with pytest.raises(ValueError, match="expected indices from 0 to 29"):
+            neighbours(sae_at("resid_post.0"), features)
+
+
+@torch.no_grad()
+def test_neighbours_are_those_of_largest_cosine_without_the_feature_itself():
+    sae = sae_at("resid_post.0")
+    sae.encoder.weight.normal_()
+    found = neighbours(sae, [4, 9], k=3)
+    for ids, cosines, rows in (
+        (found.decoder, found.decoder_cosines, sae.W_dec),
+        (found.encoder, found.encoder_cosines, sae.encoder.weight),
+    ):
+        for row, feature in enumerate((4, 9)):
+            all_cosines = F.cosine_similarity(rows, rows[feature], dim=1)
+            all_cosines[feature] = -2
+            best = all_cosines.topk(3)
+            assert ids[row].tolist() == best.indices.tolist()
+            torch.testing.assert_close(cosines[row], best.values)
