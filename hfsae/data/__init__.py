@@ -11,6 +11,7 @@ after is equal bit for bit. Nothing here knows of sparse autoencoders.
 """
 
 from hfsae.data.blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
+from hfsae.data.cache import CachedActivations, CacheDescription, remove_cache, write_cache
 from hfsae.data.prefetch import Prefetcher, StatefulIterator
 from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
 from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documents, stdlib_files
@@ -20,6 +21,8 @@ from hfsae.data.text import DEFAULT_SHARES, document_column, load_text, split_do
 
 __all__ = [
     "ActivationStream",
+    "CacheDescription",
+    "CachedActivations",
     "DEFAULT_SHARES",
     "DatasetActivations",
     "DatasetTooSmallError",
@@ -35,9 +38,11 @@ __all__ = [
     "default_window_tokens",
     "document_column",
     "load_text",
+    "remove_cache",
     "split_documents",
     "stdlib_dataset",
     "stdlib_digest",
     "stdlib_documents",
     "stdlib_files",
+    "write_cache",
 ]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _StoredRows:
-    """Rows that can be read by number: rank r reads the rows r::world_size, in order.
+class StoredRows:
+    """Rows that can be read by number; each process reads its share of them, in order.
 
     Args:
         rows: How many there are, for all processes together.
@@ -30,12 +30,16 @@ class _StoredRows:
             raise ValueError(
                 f"chunk_rows {chunk_rows}, rank {rank} of {world_size}: expected at least 1 and 0 <= rank < world_size"
             )
-        if rows <= rank:
+        self._share = self._share_of(rows, rank, world_size)
+        if not self._share:
             raise ValueError(f"{rows} rows of activations leave none for rank {rank} of {world_size}")
-        self._share = range(rank, rows, world_size)
         self._chunk_rows = chunk_rows
         self._repeat = repeat
         self._position = 0
+
+    @staticmethod
+    def _share_of(rows: int, rank: int, world_size: int) -> range:
+        return range(rank, rows, world_size)
 
     def _read(self, rows: range) -> dict[str, Tensor]:
         """The rows of these numbers, for each hook point (rows, d)."""
@@ -78,7 +82,7 @@ class _StoredRows:
         """Does nothing: there is nothing open."""
 
 
-class TensorActivations(_StoredRows):
+class TensorActivations(StoredRows):
     """Activations in memory.
 
     Args:
@@ -112,7 +116,7 @@ class TensorActivations(_StoredRows):
         return {name: table[rows.start : rows.stop : rows.step] for name, table in self._activations.items()}
 
 
-class DatasetActivations(_StoredRows):
+class DatasetActivations(StoredRows):
     """Activations in a `datasets.Dataset`, one vector a row in each of the given columns.
 
     Args:

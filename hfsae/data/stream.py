@@ -99,7 +99,7 @@ class ActivationStream:
             name: torch.empty(self.window_tokens, width, dtype=dtype, device=self._device)
             for name, width in source.widths.items()
         }
-        self._rows = _ChunkRows(source)
+        self._rows = ChunkRows(source)
         self._begin_window(0, self._rows.state_dict())
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -165,7 +165,7 @@ class ActivationStream:
         self._source.close()
 
 
-class _ChunkRows:
+class ChunkRows:
     """A source of chunks read as a source of rows: a chunk is taken in pieces, and the place within it is known."""
 
     def __init__(self, source: RowSource) -> None:

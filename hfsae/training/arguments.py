@@ -97,6 +97,9 @@ class SAETrainingArguments:
     dataset_split: str = _option("train", "Split to train on.")
     dataset_revision: str | None = _option(None, "Branch, tag or commit of the dataset.")
     dataset_data_files: str | None = _option(None, "Which files of the dataset to take.")
+    activation_cache: str | None = _option(
+        None, "Folder written by `hfsae cache` from this model and text; training reads it and runs no language model."
+    )
     streaming: bool = _option(False, "Whether the dataset is read while training instead of prepared first.")
     text_column: str | None = _option(None, "Column of the text, where there are several.")
     chat: bool = _option(False, "Whether documents are conversations, of which only the assistant's part is kept.")

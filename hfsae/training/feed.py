@@ -1,7 +1,7 @@
 """What a run reads: the language model, its text split into disjoint parts, and the stream of shuffled activations."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,9 @@ from hfsae.data import (
     split_documents,
     stdlib_digest,
 )
-from hfsae.hooks import resolve_hook_points
+from hfsae.evaluation.calibration import read_rows
+from hfsae.evaluation.text import take
+from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 
 # The key of activations that a user brings without naming hook points.
@@ -75,24 +77,36 @@ def load_base_model(
             raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
         dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
         # Resolved once, so that weights, tokenizer and record are of one commit even while the branch moves on.
-        revision = _commit(name, revision) or revision
+        revision = commit_of(name, revision) or revision
         lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     if tokenizer is None and name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    if not hasattr(lm, "hf_device_map"):
-        lm.to(device)  # type: ignore[arg-type]
     local = name is not None and os.path.isdir(name)
-    return BaseModel(
+    base = BaseModel(
         model=lm.eval(),
         tokenizer=tokenizer,
         hub_id=None if local else name,
-        # With a dot in front no folder can be taken for a Hub id.
-        path=(name if os.path.isabs(name) else os.path.join(".", os.path.normpath(name))) if local and name else None,
-        revision=None if local or name is None else _commit(name, revision),
+        path=as_written(name) if local and name else None,
+        revision=None if local or name is None else commit_of(name, revision),
     )
+    move_base_model(base, device)
+    return base
 
 
-def _commit(name: str, revision: str | None) -> str | None:
+def move_base_model(base: BaseModel, device: torch.device) -> None:
+    """Puts the language model on a device, unless it was spread over several."""
+    if not hasattr(base.model, "hf_device_map"):
+        base.model.to(device)  # type: ignore[arg-type]
+
+
+def as_written(name: str) -> str:
+    """A model's name as SAEs record it: a relative folder gets a dot in front, so that none is taken for a Hub id."""
+    if not os.path.isdir(name) or os.path.isabs(name):
+        return name
+    return os.path.join(".", os.path.normpath(name))
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
     """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder."""
     if os.path.isdir(name):
         return None
@@ -236,6 +250,17 @@ def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlock
     )
 
 
+def calibration_rows(
+    args: SAETrainingArguments, base: BaseModel, texts: Texts, places: Iterable[str]
+) -> dict[str, Tensor]:
+    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
+    blocks = token_blocks(args, texts.calibration, base, repeat=False)
+    batches = list(take(blocks, args.calibration_tokens))
+    points = {place: HookPoint.parse(place) for place in set(places)}
+    rows = read_rows(base.model, batches, points.values(), of_first_process=False)
+    return {name: rows[point] for name, point in points.items()}
+
+
 def own_source(activations: Any, accelerator: Accelerator) -> RowSource:
     """Activations that the user brings: tensors by hook point, a `datasets.Dataset`, or an iterable of batches."""
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -278,12 +303,16 @@ def _columns(activations: Any) -> dict[str, str]:
     return {OWN_ACTIVATIONS: names[0]} if len(names) == 1 else {name: name for name in names}
 
 
+def window_tokens(args: SAETrainingArguments, processes: int) -> int:
+    """Tokens in a window of a run on so many processes; 0 where nothing is shuffled."""
+    if args.shuffle_window_tokens is not None:
+        return args.shuffle_window_tokens
+    return default_window_tokens(args.training_tokens // processes, args.train_batch_tokens)
+
+
 def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Accelerator) -> ActivationStream:
     """The shuffled stream of a run over any source."""
-    window = args.shuffle_window_tokens
-    if window is None:
-        per_process = args.training_tokens // accelerator.num_processes
-        window = default_window_tokens(per_process, args.train_batch_tokens)
+    window = window_tokens(args, accelerator.num_processes)
     return ActivationStream(
         source,
         batch_tokens=args.train_batch_tokens,

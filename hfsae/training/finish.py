@@ -13,9 +13,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from hfsae.evaluation import evaluate_saes
-from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.text import take
-from hfsae.hooks import HookPoint, portable_name
+from hfsae.hooks import portable_name
 from hfsae.hub.card import write_card
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly, write_json
@@ -64,19 +62,16 @@ def _calibrate(sae: SAE, rows: Tensor) -> None:
 
 def _calibration_rows(run: Run) -> dict[str, Tensor]:
     """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
-    if run.base is None or run.texts is None:
+    if run.held_out or run.base is None or run.texts is None:
         return run.held_out
-    blocks = feed.token_blocks(run.args, run.texts.calibration, run.base, repeat=False)
-    batches = list(take(blocks, run.args.calibration_tokens))
-    places = {place: HookPoint.parse(place) for place in set(run.places.values())}
-    rows = read_rows(run.base.model, batches, places.values(), of_first_process=False)
-    return {name: rows[place] for name, place in places.items()}
+    return feed.calibration_rows(run.args, run.base, run.texts, run.places.values())
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     args = run.args
     if not args.eval_tokens or run.base is None or run.texts is None:
         return {}
+    feed.move_base_model(run.base, run.accelerator.device)
     blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False)
     return evaluate_saes(
         saes,
@@ -112,8 +107,8 @@ def _summary(run: Run, place: str, state: TrainerState, seconds: float) -> dict[
     tokens = state.global_step * run.tokens_per_step
     return {
         "portable_name": portable_name(run.base.model, place) if run.base is not None else None,
-        "dataset": args.dataset_name if run.texts is not None else "activations given by the user",
-        "split": args.dataset_split if run.texts is not None else None,
+        "dataset": args.dataset_name if run.base is not None else "activations given by the user",
+        "split": args.dataset_split if run.base is not None else None,
         "dataset_digest": run.texts.digest if run.texts is not None else None,
         "n_tokens": tokens,
         "steps": state.global_step,

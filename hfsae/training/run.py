@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,16 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.architectures import config_class_of
 from hfsae.configuration import SAEConfig
-from hfsae.hooks import portable_name, resolve_hook_point
 from hfsae.initialisation import initialise
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint, load_learner
 from hfsae.training.learner import Learner
-
-
-@dataclass
-class Inputs:
-    """What the user handed to the trainer as objects; see `SAETrainer`."""
-
-    model: PreTrainedModel | str | None
-    saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None
-    train_dataset: Any
-    eval_dataset: Any
-    tokenizer: PreTrainedTokenizerBase | None
-    activations: Any
-
-    @property
-    def by_name(self) -> dict[str, SAE | SAEConfig]:
-        """The SAEs or configs given, by name; a single one is named `""`."""
-        if self.saes is None:
-            return {}
-        return dict(self.saes) if isinstance(self.saes, Mapping) else {"": self.saes}
+from hfsae.training.reading import Inputs, config_of, read
 
 
 @dataclass
@@ -53,9 +32,11 @@ class Run:
     Args:
         args: Its arguments.
         accelerator: Devices and processes.
-        base: The language model; None where activations were brought.
-        texts: Its disjoint parts of text; None likewise.
-        held_out: Rows (N, d_in) by hook point, kept from activations that were brought; empty where a text has parts.
+        base: The language model; None where activations were brought. Without weights where a cache is read and
+            nothing evaluated.
+        texts: Its disjoint parts of text; None where they are not needed.
+        held_out: Rows (N, d_in) by hook point that are not trained on, of activations that were brought or cached;
+            empty where the language model will read them from the text.
         stream: Batches of activations by hook point.
         places: The hook point of each SAE by name.
         learners: The SAEs in training by name.
@@ -164,21 +145,13 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     """
     if not inputs.by_name:
         config_class_of(args.architecture)  # a misspelt name shall not cost the loading of a language model
-    if inputs.activations is None:
-        base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
-        places = _model_places(args, inputs, base)
-        texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
-        blocks = feed.training_blocks(args, texts.train, base, accelerator)
-        source = feed.model_source(args, base, blocks, sorted(set(places.values())))
-        held_out, prepend_bos = {}, blocks.prepend_bos
-    else:
-        base = texts = prepend_bos = None
-        brought, held_out = feed.hold_out(inputs.activations, args)
-        source = feed.own_source(brought, accelerator)
-        places = _own_places(inputs, list(source.widths))
+    reading = read(args, inputs, accelerator)
+    args, source, places = reading.args, reading.source, reading.places
     stream = feed.Lookahead(feed.make_stream(args, source, accelerator))
     saes = {name: _make_sae(args, inputs, name, place, source.widths[place]) for name, place in places.items()}
-    run = Run(args, accelerator, base, texts, held_out, stream, places, {}, prepend_bos)
+    run = Run(
+        args, accelerator, reading.base, reading.texts, reading.held_out, stream, places, {}, reading.prepend_bos
+    )
     _check_disk(run, list(saes.values()))
     for name, sae in saes.items():
         _describe_origin(run, sae.config, places[name])
@@ -189,39 +162,9 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     return run
 
 
-def _model_places(args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel) -> dict[str, str]:
-    """The canonical hook point of every SAE by name."""
-    if not inputs.by_name:
-        points = feed.hook_points(args, base.model)
-        if len(points) == 1:
-            return {"": points[0]}
-        return {portable_name(base.model, point) or point: point for point in points}
-    return {
-        name: str(resolve_hook_point(base.model, _config_of(item).hook_point or args.hook_point))
-        for name, item in inputs.by_name.items()
-    }
-
-
-def _own_places(inputs: Inputs, available: list[str]) -> dict[str, str]:
-    """Which of the activations that were brought each SAE reads."""
-    if not inputs.by_name:
-        return {"": available[0]} if len(available) == 1 else {name: name for name in available}
-    places = {}
-    for name, item in inputs.by_name.items():
-        place = available[0] if len(available) == 1 else _config_of(item).hook_point
-        if place not in available:
-            raise ValueError(f"SAE {name!r} reads {place!r}, but the activations given are of {', '.join(available)}.")
-        places[name] = place
-    return places
-
-
-def _config_of(item: SAE | SAEConfig) -> SAEConfig:
-    return item.config if isinstance(item, SAE) else item
-
-
 def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE:
     item = inputs.by_name.get(name) or _config_from_arguments(args, d_in)
-    config = _config_of(item)
+    config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
     if config.d_in != d_in:
         raise ValueError(f"{label} has d_in={config.d_in}, but the activations at {place} have {d_in} dimensions.")

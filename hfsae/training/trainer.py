@@ -21,7 +21,8 @@ from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressB
 from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
-from hfsae.training.run import Inputs, claim_output_dir, prepare_run, resume, start_accelerator
+from hfsae.training.reading import Inputs
+from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,9 @@ class SAETrainer:
         activations: Any = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
     ):
-        if activations is not None and (model is not None or train_dataset is not None):
-            raise ValueError("give a language model with text, or activations of your own, not both.")
+        cached = args is not None and args.activation_cache is not None
+        if activations is not None and (model is not None or train_dataset is not None or cached):
+            raise ValueError("give a language model with text or their cache, or activations of your own, not both.")
         self.args = args or SAETrainingArguments()
         self._inputs = Inputs(model, saes, train_dataset, eval_dataset, processing_class, activations)
         self._own_callbacks = list(callbacks)

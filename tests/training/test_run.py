@@ -6,7 +6,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfsae import JumpReLUSAEConfig, StandardSAEConfig
-from hfsae.training.run import Inputs, claim_output_dir, prepare_run, start_accelerator
+from hfsae.training.reading import Inputs
+from hfsae.training.run import claim_output_dir, prepare_run, start_accelerator
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text
 

@@ -1,0 +1,310 @@
+"""Activations on disk: made once, then read as often as wanted and by as many processes as wanted.
+
+    FOLDER/
+        cache.json                 number of rows, widths, dtype, and what the rows were made from
+        held-out.safetensors       rows of other text, where there are any
+        rows-00000.safetensors     for each hook point (shard_rows, d), in the order of the source
+        rows-00001.safetensors     ...
+
+A shard is written beside and renamed, and carries in its metadata where the source stood after it: a cache whose
+writer was killed goes on from its last whole shard and ends with the same bytes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hfsae.data.sources import RowSource
+from hfsae.data.stored import StoredRows
+from hfsae.data.stream import ChunkRows
+
+_DESCRIPTION, _HELD_OUT = "cache.json", "held-out.safetensors"
+# Large enough for a disk to read at its full speed, small enough to be kept in memory while it fills.
+_SHARD_BYTES = 2**29
+# The key of a shard's metadata that holds the source's place after it.
+_NEXT = "next"
+
+
+@dataclass(frozen=True)
+class CacheDescription:
+    """What `cache.json` says.
+
+    Args:
+        rows: Rows at every hook point.
+        shard_rows: Rows in a shard; the last one may have fewer.
+        dtype: Of the rows, as torch calls it.
+        widths: The size of the activations at each hook point.
+        made_from: What the rows were made from, as whoever made them describes it.
+    """
+
+    rows: int
+    shard_rows: int
+    dtype: str
+    widths: dict[str, int]
+    made_from: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "CacheDescription":
+        """Reads the description of a cache.
+
+        Raises:
+            FileNotFoundError: If the folder holds no cache.
+        """
+        path = Path(folder) / _DESCRIPTION
+        if not path.is_file():
+            raise FileNotFoundError(f"no activation cache in {folder}: there is no {_DESCRIPTION}; make one first")
+        return cls(**json.loads(path.read_text()))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of all hook points."""
+        return sum(self.widths.values()) * getattr(torch, self.dtype).itemsize
+
+    def shards(self) -> dict[str, int]:
+        """The names of the shards and their rows, in order."""
+        starts = range(0, self.rows, self.shard_rows)
+        return {f"rows-{i:05}.safetensors": min(self.shard_rows, self.rows - start) for i, start in enumerate(starts)}
+
+    def unfinished(self, folder: Path) -> list[str]:
+        """The shards that are missing, or shorter than their rows."""
+
+        def is_whole(name: str, rows: int) -> bool:
+            path = folder / name
+            return path.is_file() and path.stat().st_size > rows * self.row_bytes
+
+        return [name for name, rows in self.shards().items() if not is_whole(name, rows)]
+
+
+def write_cache(
+    source: RowSource,
+    folder: str | Path,
+    *,
+    rows: int,
+    made_from: dict[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+    held_out: Callable[[], Mapping[str, Tensor]] | None = None,
+    shard_rows: int | None = None,
+    disable_tqdm: bool = False,
+) -> None:
+    """Writes the first rows of a source, or goes on where an earlier call with the same arguments was ended.
+
+    Memory: one shard (half a gigabyte) beside what the source needs.
+
+    Args:
+        source: Where rows come from, at its beginning.
+        folder: Where to; made if it is not there.
+        rows: How many.
+        made_from: What they are made from, in values that JSON can hold.
+        dtype: What they are stored as.
+        held_out: Makes rows of other text by hook point, stored beside as they are; called once.
+        shard_rows: Rows in a shard; None for half a gigabyte.
+        disable_tqdm: Show no progress bar.
+
+    Raises:
+        FileExistsError: If the folder holds another cache; says in what they differ.
+        OSError: If the disk has too little space; before anything is computed.
+        ValueError: If the source ends early.
+    """
+    folder = Path(folder)
+    row_bytes = sum(source.widths.values()) * dtype.itemsize
+    shard_rows = shard_rows or max(1, _SHARD_BYTES // row_bytes)
+    name_of_dtype = str(dtype).removeprefix("torch.")
+    # Through JSON and back, so that it equals what will be read.
+    description = CacheDescription(
+        rows, shard_rows, name_of_dtype, dict(source.widths), json.loads(json.dumps(made_from))
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, description)
+    _check_disk(folder, description)
+    if held_out is not None and not (folder / _HELD_OUT).exists():
+        with _appearing_whole(folder / _HELD_OUT) as beside:
+            save_file({name: table.cpu().contiguous() for name, table in held_out().items()}, beside)
+    _write_shards(source, folder, description, disable_tqdm)
+
+
+def _claim(folder: Path, description: CacheDescription) -> None:
+    """Makes the folder this cache's, or sees that it is."""
+    if (folder / _DESCRIPTION).exists():
+        differing = _differences(asdict(CacheDescription.read(folder)), asdict(description))
+        if differing:
+            raise FileExistsError(
+                f"{folder} holds another cache: {'; '.join(differing)}. Choose another folder, make the same one, or "
+                "remove it first."
+            )
+        return
+    with _appearing_whole(folder / _DESCRIPTION) as beside:
+        beside.write_text(json.dumps(asdict(description), indent=2))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], inside: str = "") -> list[str]:
+    """Every value that differs, by its path: `made_from.seed was 0 and is 1`."""
+    found = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{inside}{name}.")
+        elif old != new:
+            found.append(f"{inside}{name} was {old!r} and is {new!r}")
+    return found
+
+
+def _check_disk(folder: Path, description: CacheDescription) -> None:
+    shards = description.shards()
+    needed = sum(shards[name] for name in description.unfinished(folder)) * description.row_bytes
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB of activations are to be written: free "
+            "some space, choose another folder, or write fewer rows."
+        )
+
+
+def _write_shards(source: RowSource, folder: Path, description: CacheDescription, disable_tqdm: bool) -> None:
+    shards, unfinished = description.shards(), description.unfinished(folder)
+    first = list(shards).index(unfinished[0]) if unfinished else len(shards)
+    reader = ChunkRows(source)
+    if 0 < first < len(shards):
+        with safe_open(folder / list(shards)[first - 1], framework="pt") as last_whole:
+            reader.load_state_dict(json.loads(last_whole.metadata()[_NEXT]))
+    done = sum(list(shards.values())[:first])
+    with tqdm(total=description.rows, initial=done, unit="token", unit_scale=True, disable=disable_tqdm) as bar:
+        for name, rows in list(shards.items())[first:]:
+            tensors = _gather(reader, description, rows, bar)
+            with _appearing_whole(folder / name) as beside:
+                save_file(tensors, beside, metadata={_NEXT: json.dumps(reader.state_dict())})
+
+
+def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: Any) -> dict[str, Tensor]:
+    """The next rows of every hook point."""
+    dtype = getattr(torch, description.dtype)
+    shard = {name: torch.empty(rows, width, dtype=dtype) for name, width in description.widths.items()}
+    filled = 0
+    while filled < rows:
+        piece = reader.take(rows - filled)
+        if not piece:
+            raise ValueError(f"the source of activations ended before its {description.rows:,} rows were written")
+        end = filled + len(next(iter(piece.values())))
+        for name, table in piece.items():
+            shard[name][filled:end].copy_(table)
+        bar.update(end - filled)
+        filled = end
+    return shard
+
+
+@contextmanager
+def _appearing_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def remove_cache(folder: str | Path) -> None:
+    """Removes the files of a cache, and nothing else that lies beside them."""
+    # The description last: what is left of a cache half-removed is still known as one.
+    for pattern in (".rows-*.part", "rows-*.safetensors", _HELD_OUT, _DESCRIPTION):
+        for path in Path(folder).glob(pattern):
+            path.unlink()
+
+
+class CachedActivations(StoredRows):
+    """The rows of a cache, memory-mapped: rank r reads the r-th of world_size equal parts, in order.
+
+    Args:
+        folder: The cache.
+        hook_points: Which of its hook points to read; None for all.
+        chunk_rows: Rows in a chunk.
+        rank: This process.
+        world_size: The number of processes.
+        repeat: Begin again at the end.
+
+    Attributes:
+        description: What the cache says of itself.
+
+    Raises:
+        FileNotFoundError: If there is no cache in the folder.
+        ValueError: If it is not whole, or lacks a hook point.
+        NonFiniteActivationsError: While iterating, if a row holds NaN or infinity.
+
+    Example:
+        >>> source = CachedActivations("activations/gpt2", ["transformer.h.8.output"])
+        >>> next(source)["transformer.h.8.output"].shape
+        torch.Size([8192, 768])
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        hook_points: Sequence[str] | None = None,
+        *,
+        chunk_rows: int = 8192,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: bool = True,
+    ) -> None:
+        self._folder = Path(folder)
+        self.description = CacheDescription.read(folder)
+        there = self.description.widths
+        self._hook_points = list(there) if hook_points is None else list(hook_points)
+        if missing := [name for name in self._hook_points if name not in there]:
+            raise ValueError(f"the cache {folder} holds {', '.join(there)}, not {', '.join(missing)}")
+        if unfinished := self.description.unfinished(self._folder):
+            raise ValueError(
+                f"the cache {folder} is not whole: {len(unfinished)} of {len(self.description.shards())} shards are "
+                f"missing, {unfinished[0]} first. The command that began it goes on with it"
+            )
+        self._shards = list(self.description.shards())
+        self._open_shard: tuple[int, Any] | None = None
+        super().__init__(self.description.rows, chunk_rows, rank, world_size, repeat)
+
+    @staticmethod
+    def _share_of(rows: int, rank: int, world_size: int) -> range:
+        # Rows that stand together on the disk: taken in turns, every process would read all of it.
+        return range(rows * rank // world_size, rows * (rank + 1) // world_size)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The size of the activations at each hook point."""
+        return {name: self.description.widths[name] for name in self._hook_points}
+
+    def _read(self, rows: range) -> dict[str, Tensor]:
+        size = self.description.shard_rows
+        pieces: dict[str, list[Tensor]] = {name: [] for name in self._hook_points}
+        for index in range(rows.start // size, (rows.stop - 1) // size + 1):
+            start, stop = max(rows.start - index * size, 0), min(rows.stop - index * size, size)
+            for name, read in pieces.items():
+                read.append(self._shard(index).get_slice(name)[start:stop])
+        return {name: read[0] if len(read) == 1 else torch.cat(read) for name, read in pieces.items()}
+
+    def _shard(self, index: int) -> Any:
+        if self._open_shard is None or self._open_shard[0] != index:
+            self._open_shard = index, safe_open(self._folder / self._shards[index], framework="pt")
+        return self._open_shard[1]
+
+    def held_out(self) -> dict[str, Tensor]:
+        """The rows of other text at the hook points that are read; empty where none were stored."""
+        path = self._folder / _HELD_OUT
+        if not path.is_file():
+            return {}
+        tables = load_file(path)
+        return {name: tables[name] for name in self._hook_points}
+
+    def close(self) -> None:
+        """Lets go of the shard that is open."""
+        self._open_shard = None

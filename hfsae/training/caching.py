@@ -1,0 +1,233 @@
+"""The activation cache of a run: made from the arguments of a training run, and held against those that read it."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.data import CachedActivations, CacheDescription, document_column, remove_cache, write_cache
+from hfsae.data.text import find_text_column
+from hfsae.training import feed
+from hfsae.training.arguments import SAETrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Arguments that decide which rows a cache holds and what they mean: whoever trains from it must ask for the same.
+_DECISIVE = (
+    "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_split", "dataset_revision",
+    "dataset_data_files", "text_column", "chat", "context_length", "prepend_bos", "mix_documents",
+    "exclude_special_tokens", "exclude_positions", "activation_dtype", "calibration_tokens",
+)  # fmt: skip
+# Those that change their order or their last digits: written down, and free for whoever trains.
+_RECORDED = ("hook_point", "streaming", "shuffle_documents", "seed", "lm_batch_sequences", "model_dtype", "bf16")
+# Fields of a language model's config that depend on how it was loaded.
+_OF_A_COPY = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+# Documents that stand for a text in its digest.
+_SAMPLED_DOCUMENTS = 256
+
+
+def cache_activations(
+    args: SAETrainingArguments,
+    model: PreTrainedModel | str | None = None,
+    *,
+    train_dataset: Any = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    shard_rows: int | None = None,
+) -> CacheDescription:
+    """Writes the activations that a training run with these arguments reads into `args.output_dir`.
+
+    One pass of the language model serves every hook point. An interrupted call is taken up by the same call and ends
+    with the same bytes. `SAETrainingArguments(activation_cache=...)` then trains from the folder; on one process the
+    SAE is equal, bit for bit, to one trained from the language model with the same `seed`.
+
+    Args:
+        args: A run's arguments; those of the SAE and its optimiser do not matter.
+        model: A causal LM or its name; None takes `args.model_name_or_path`.
+        train_dataset: Text, as `SAETrainer` takes it; None loads `args.dataset_name`.
+        processing_class: The tokenizer; None loads the model's.
+        shard_rows: Rows in a file; None for half a gigabyte.
+
+    Returns:
+        What the cache says of itself.
+
+    Raises:
+        FileExistsError: If the folder holds another cache.
+        OSError: If the disk has too little space.
+        ValueError: If the arguments fit neither each other nor the model, or several processes were launched.
+
+    Example:
+        >>> args = SAETrainingArguments(
+        ...     model_name_or_path="openai-community/gpt2",
+        ...     hook_point="resid_post.8",
+        ...     dataset_name="NeelNanda/pile-10k",
+        ...     output_dir="activations/gpt2",
+        ... )
+        >>> cache_activations(args).rows  # doctest: +SKIP
+        4194304
+    """
+    accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
+    if accelerator.num_processes > 1:
+        raise ValueError("a cache is written by one process; several can read it.")
+    base = feed.load_base_model(args, model, processing_class, accelerator.device)
+    places = feed.hook_points(args, base.model)
+    texts = feed.load_texts(args, train_dataset, None)
+    blocks = feed.training_blocks(args, texts.train, base, accelerator)
+    source = feed.model_source(args, base, blocks, places)
+    if args.overwrite_output_dir:
+        remove_cache(args.output_dir)
+    try:
+        write_cache(
+            source,
+            args.output_dir,
+            rows=_rows_read(args),
+            made_from=_described(args, base, texts, blocks.prepend_bos),
+            dtype=getattr(torch, args.activation_dtype),
+            held_out=lambda: feed.calibration_rows(args, base, texts, places),
+            shard_rows=shard_rows,
+            disable_tqdm=args.disable_tqdm,
+        )
+    finally:
+        source.close()
+    logger.info("wrote %s", args.output_dir)
+    return CacheDescription.read(args.output_dir)
+
+
+def _rows_read(args: SAETrainingArguments) -> int:
+    """The rows that a run on one process reads: it fills its last window whole, though it may end within it."""
+    trained = args.total_steps * args.gradient_accumulation_steps * args.train_batch_tokens
+    window = feed.window_tokens(args, processes=1) or args.train_batch_tokens
+    window = max(1, window // args.train_batch_tokens) * args.train_batch_tokens
+    return -(-trained // window) * window
+
+
+def _described(
+    args: SAETrainingArguments, base: feed.BaseModel, texts: feed.Texts, prepend_bos: bool
+) -> dict[str, Any]:
+    """What the rows are made from: arguments, the model's commit and config, the text's digest."""
+    arguments = {name: getattr(args, name) for name in (*_DECISIVE, *_RECORDED)}
+    arguments["model_name_or_path"] = base.hub_id or base.path
+    arguments["model_revision"] = base.revision
+    arguments["prepend_bos"] = prepend_bos
+    return {
+        "arguments": arguments,
+        "base_model": {"hub_id": base.hub_id, "path": base.path, "revision": base.revision},
+        "text_digest": text_digest(args, texts.train),
+        "model_config": _architecture(base.model),
+    }
+
+
+def _architecture(model: PreTrainedModel) -> dict[str, Any]:
+    """A model's config as it will be read from JSON, without what may differ between two copies of one model."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _OF_A_COPY}
+    return json.loads(json.dumps(config))
+
+
+def text_digest(args: SAETrainingArguments, text: Any) -> str:
+    """SHA-256 of a text's documents: of 256 of a table, evenly spaced, with their number, or the first of a stream.
+
+    Args:
+        args: The arguments that name the column.
+        text: Text as `SAETrainer` takes it.
+    """
+    if isinstance(text, Tensor):
+        sample: Any = [len(text), text[_spaced(len(text))].tolist()]
+    else:
+        column = find_text_column(text, document_column(text, args.text_column, chat=args.chat))
+        if hasattr(text, "__len__"):
+            sample = [len(text), text.select(_spaced(len(text)))[column][:]]
+        else:
+            sample = [document[column] for document in text.take(_SAMPLED_DOCUMENTS)]
+    return hashlib.sha256(json.dumps(sample).encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def _spaced(rows: int) -> list[int]:
+    return list(range(0, rows, max(1, rows // _SAMPLED_DOCUMENTS)))
+
+
+class Cache:
+    """The cache that a training run reads.
+
+    Args:
+        args: The run's arguments.
+
+    Attributes:
+        args: The same, with what they leave open (None) taken from the cache.
+
+    Raises:
+        FileNotFoundError: If there is no cache.
+        ValueError: If it was made with other arguments; says which.
+    """
+
+    def __init__(self, args: SAETrainingArguments):
+        assert args.activation_cache is not None
+        self._folder = Path(args.activation_cache)
+        self._description = CacheDescription.read(self._folder)
+        self._made_with: dict[str, Any] = self._description.made_from["arguments"]
+        self.args = self._adopt(args)
+
+    def _adopt(self, args: SAETrainingArguments) -> SAETrainingArguments:
+        asked = {name: getattr(args, name) for name in _DECISIVE if getattr(args, name) is not None}
+        if name := asked.get("model_name_or_path"):
+            asked["model_name_or_path"] = feed.as_written(name)
+        if "model_revision" in asked and asked["model_revision"] != self._made_with["model_revision"]:
+            model = self._made_with["model_name_or_path"]
+            asked["model_revision"] = feed.commit_of(model, asked["model_revision"]) or asked["model_revision"]
+        differing = {name: value for name, value in asked.items() if value != self._made_with[name]}
+        if differing:
+            told = [f"{name} was {self._made_with[name]!r} and is {value!r}" for name, value in differing.items()]
+            raise ValueError(
+                f"the activation cache {self._folder} was made for another run: {'; '.join(told)}. Train with its "
+                "arguments, or make another with `hfsae cache`."
+            )
+        return dataclasses.replace(args, **{name: self._made_with[name] for name in _DECISIVE})
+
+    @property
+    def prepend_bos(self) -> bool:
+        """Whether its blocks of text began with BOS."""
+        return self._made_with["prepend_bos"]
+
+    def skeleton(self) -> feed.BaseModel:
+        """The language model without weights: enough to name hook points."""
+        config = AutoConfig.for_model(**self._description.made_from["model_config"])
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return feed.BaseModel(model, None, **self._description.made_from["base_model"])
+
+    def source(self, places: list[str], accelerator: Accelerator) -> CachedActivations:
+        """This process's part of the rows.
+
+        Raises:
+            ValueError: If the cache is not whole, or lacks a place.
+        """
+        rows, wanted = self._description.rows, self.args.training_tokens
+        if wanted > rows:
+            logger.warning(
+                "the run reads %s tokens and the cache holds %s: it is read more than once", f"{wanted:,}", f"{rows:,}"
+            )
+        return CachedActivations(
+            self._folder, places, rank=accelerator.process_index, world_size=accelerator.num_processes
+        )
+
+    def refuse_other(self, base: feed.BaseModel, texts: feed.Texts) -> None:
+        """Raises if the SAE would be measured on another model or another text than it was trained on.
+
+        Raises:
+            ValueError: Says which.
+        """
+        if _architecture(base.model) != self._description.made_from["model_config"]:
+            raise ValueError(
+                f"the activation cache {self._folder} was made with another language model than the one given now: "
+                "their configs differ. Give the same model, or set eval_tokens to 0 to train without it."
+            )
+        if text_digest(self.args, texts.train) != self._description.made_from["text_digest"]:
+            raise ValueError(
+                f"the activation cache {self._folder} was made from another text than the one that is named or given "
+                "now: its documents differ. Give the same text, or set eval_tokens to 0 to train without it."
+            )

@@ -1,0 +1,126 @@
+"""What a run reads: activations that were brought, a cache of them, or a language model with its text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.configuration import SAEConfig
+from hfsae.data import RowSource
+from hfsae.hooks import portable_name, resolve_hook_point
+from hfsae.modeling import SAE
+from hfsae.training import feed
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.caching import Cache
+
+
+@dataclass
+class Inputs:
+    """What the user handed to the trainer as objects; see `SAETrainer`."""
+
+    model: PreTrainedModel | str | None
+    saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None
+    train_dataset: Any
+    eval_dataset: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    activations: Any
+
+    @property
+    def by_name(self) -> dict[str, SAE | SAEConfig]:
+        """The SAEs or configs given, by name; a single one is named `""`."""
+        if self.saes is None:
+            return {}
+        return dict(self.saes) if isinstance(self.saes, Mapping) else {"": self.saes}
+
+
+class Reading(NamedTuple):
+    """What a run reads: its source of rows, and what is known of where they come from.
+
+    Args:
+        args: The run's arguments, what they leave open taken from the cache.
+        source: The rows.
+        places: The hook point of each SAE by name.
+        base: See `Run`, like the others.
+    """
+
+    args: SAETrainingArguments
+    source: RowSource
+    places: dict[str, str]
+    base: feed.BaseModel | None
+    texts: feed.Texts | None
+    held_out: dict[str, Tensor]
+    prepend_bos: bool | None
+
+
+def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Reading:
+    """Opens the activations that were brought, the cache, or the language model with its text.
+
+    Args:
+        args: The run's arguments.
+        inputs: What the user brought.
+        accelerator: The run's accelerator.
+
+    Raises:
+        ValueError: If they do not fit each other.
+    """
+    if inputs.activations is not None:
+        brought, held_out = feed.hold_out(inputs.activations, args)
+        source = feed.own_source(brought, accelerator)
+        return Reading(args, source, _own_places(inputs, list(source.widths)), None, None, held_out, None)
+    if args.activation_cache is not None:
+        return _read_cache(args, inputs, accelerator)
+    base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
+    places = _model_places(args, inputs, base)
+    texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+    blocks = feed.training_blocks(args, texts.train, base, accelerator)
+    source = feed.model_source(args, base, blocks, sorted(set(places.values())))
+    return Reading(args, source, places, base, texts, {}, blocks.prepend_bos)
+
+
+def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Reading:
+    cache = Cache(args)
+    args = cache.args
+    base, texts = cache.skeleton(), None
+    places = _model_places(args, inputs, base)
+    source = cache.source(sorted(set(places.values())), accelerator)
+    if args.eval_tokens and accelerator.is_main_process:
+        # On the CPU until the end, when it is needed.
+        base = feed.load_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
+        texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+        cache.refuse_other(base, texts)
+    return Reading(args, source, places, base, texts, source.held_out(), cache.prepend_bos)
+
+
+def _model_places(args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel) -> dict[str, str]:
+    """The canonical hook point of every SAE by name."""
+    if not inputs.by_name:
+        points = feed.hook_points(args, base.model)
+        if len(points) == 1:
+            return {"": points[0]}
+        return {portable_name(base.model, point) or point: point for point in points}
+    return {
+        name: str(resolve_hook_point(base.model, config_of(item).hook_point or args.hook_point))
+        for name, item in inputs.by_name.items()
+    }
+
+
+def _own_places(inputs: Inputs, available: list[str]) -> dict[str, str]:
+    """Which of the activations that were brought each SAE reads."""
+    if not inputs.by_name:
+        return {"": available[0]} if len(available) == 1 else {name: name for name in available}
+    places = {}
+    for name, item in inputs.by_name.items():
+        place = available[0] if len(available) == 1 else config_of(item).hook_point
+        if place not in available:
+            raise ValueError(f"SAE {name!r} reads {place!r}, but the activations given are of {', '.join(available)}.")
+        places[name] = place
+    return places
+
+
+def config_of(item: SAE | SAEConfig) -> SAEConfig:
+    """The config of an SAE, or the config that was given for one."""
+    return item.config if isinstance(item, SAE) else item
