@@ -19,8 +19,9 @@ train: setup
 	$(BIN)/python examples/train.py --output_dir $(RUN_DIR) --overwrite_output_dir
 	$(BIN)/python examples/evaluate.py $(RUN_DIR)
 
+# Two workers, one thread each: with more threads than cores torch spends its time waiting.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.hub_server import HubServer
+
+# The same examples in every run; how long one takes says more about the machine than about the code.
+settings.register_profile("shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 assert "huggingface_hub" not in sys.modules, "huggingface_hub reads HF_ENDPOINT when it is imported: too late now"
 

@@ -16,7 +16,7 @@ def histograms(entries) -> Histograms:
     return made
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(VALUES)
 def test_counts_are_those_of_a_histogram_whose_range_was_known(entries):
     made = histograms(entries)
@@ -31,7 +31,7 @@ def test_counts_are_those_of_a_histogram_whose_range_was_known(entries):
         assert made.counts[feature].tolist() == counted.tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(VALUES, st.integers(0, 40))
 def test_two_parts_together_are_the_whole(entries, cut):
     whole, first, second = histograms(entries), histograms(entries[:cut]), histograms(entries[cut:])

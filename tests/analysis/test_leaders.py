@@ -43,7 +43,7 @@ def longhand(entries) -> list[list[tuple]]:
     return best
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ENTRY, max_size=40), st.integers(1, 40))
 def test_the_best_of_each_feature_are_kept_whatever_comes_when(entries, batch):
     leaders = offered([])
@@ -54,7 +54,7 @@ def test_the_best_of_each_feature_are_kept_whatever_comes_when(entries, batch):
     assert torch.equal(fields["payload"], torch.stack([fields["document"], fields["position"]], 2))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(ENTRY, max_size=40), st.integers(0, 40))
 def test_two_parts_together_are_the_whole(entries, cut):
     leaders = offered(entries[:cut])

@@ -16,7 +16,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TINY_LM)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=20))
 def test_the_texts_of_all_tokens_together_are_the_text(tokenizer, text):
     ids = tokenizer(text)["input_ids"]

@@ -37,7 +37,7 @@ def round_encoder(sae: SAE) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_step_is_the_references_on_both_paths(name: str, data: st.DataObject):
     variant = VARIANTS[name]

@@ -61,7 +61,7 @@ def test_tokens_left_over_at_the_end_of_an_epoch_begin_the_next():
     assert tokens_of(islice(blocks, 9)) == epoch * 8
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 30), min_size=18, max_size=40),
     st.integers(2, 11),

@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hfsae.data import DatasetActivations, IteratorActivations, NonFiniteActivationsError, TensorActivations
@@ -64,7 +64,6 @@ def sources():
     }
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(sources())), st.integers(0, 9), st.integers(0, 9))
 def test_resumed_sources_are_equal_at_any_chunk(kind, stop, further):
     make = sources()[kind]

@@ -161,7 +161,7 @@ def test_chunks_without_rows_are_passed_over_but_not_for_ever():
         next(ActivationStream(IteratorActivations([nothing]), **options))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 30), st.booleans())
 def test_from_text_to_shuffled_activations_resumes_bit_equal(stop, mix_documents):
     def make():

@@ -170,7 +170,7 @@ def parts_of(dataset, **options):
     return {part: texts_of(split_documents(dataset, part, shares=SHARES, **options)) for part in SHARES}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=40, max_size=60))
 def test_parts_share_no_document_and_lose_none(texts):
     parts = parts_of(Dataset.from_dict({"text": texts}).to_iterable_dataset())

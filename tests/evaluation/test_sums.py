@@ -26,7 +26,7 @@ def sums_of(x: Tensor, x_hat: Tensor, z: Tensor, reference: Tensor) -> dict[str,
     return reconstruction_sums(x, x_hat, SparseFeatures.from_dense(z), reference)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     n_tokens=st.integers(2, 40),
     cuts=st.lists(st.integers(0, 40), max_size=6),

@@ -58,7 +58,7 @@ def test_the_shipped_card_has_the_front_matter_of_a_model() -> None:
     assert data["pipeline_tag"] == "text-generation"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from(" \t\n\r.,'!?_0aé"), max_size=60))
 def test_the_shipped_tokenizer_gives_every_text_back(text: str) -> None:
     tokenizer = shipped_tokenizer()

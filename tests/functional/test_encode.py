@@ -15,7 +15,7 @@ from tests.functional.products import TOLERANCE
 # The package's `encode` is the function; its module holds the limits that tests make small.
 encode_module = importlib.import_module("hfsae.functional.encode")
 N_TOKENS, N_FEATURES, D_IN = 96, 128, 8
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60)
 
 
 def problem(

@@ -6,7 +6,7 @@ from torch import Tensor
 from hfsae.functional import DensePattern, SparseFeatures, SparsePattern
 from tests.functional.products import both, masks
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=40)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

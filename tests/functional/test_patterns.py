@@ -11,7 +11,7 @@ from tests.functional.products import TOLERANCE, both, masks
 
 WIDTH = 5
 DTYPES = st.sampled_from([torch.float32, torch.float64])
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=40)
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

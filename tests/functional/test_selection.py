@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hfsae.functional import Above, BatchTopK, Selection, SparsePattern, TopK
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60)
 
 
 @st.composite
