@@ -30,7 +30,7 @@ _CALIBRATION_TOKENS = 32_768
 # Rows that the untrained SAE is fitted on and that PCA's size is taken from.
 _FIT_ROWS = 8192
 
-_SAE, _PCA = "sae", "pca"
+_SAE, _UNTRAINED, _PCA = "sae", "untrained", "pca"
 
 
 def evaluate_sae(
@@ -133,8 +133,8 @@ def evaluate_saes(
     Returns:
         For each SAE a dict that JSON can hold: every metric of `hfsae.evaluation.metrics` (None where it is
         undefined), `n_tokens`, `density` (a histogram), `notes` (why a metric is None, by name), `baselines`
-        (`"untrained"` and `"pca"`, where wanted) and `protocol` (text, counts, ablation, versions, digest of the
-        weights).
+        (`"untrained"` and `"pca"`, where wanted), `parts` (by name, where an SAE holds smaller ones: `SAE.parts`) and
+        `protocol` (text, counts, ablation, versions, digest of the weights).
 
     Raises:
         HookPointError: If the model has no such place.
@@ -210,29 +210,35 @@ def _set_aside(batches: list[TokenBatch], aside: int, tokens: int) -> tuple[list
 
 
 def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
-    """The SAE, and with activations to fit them on its baselines."""
+    """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
+    measured = {_SAE: sae, **sae.parts()}
     if calibration is None or sae.config.is_transcoder:
-        return {_SAE: sae}
+        return measured
     fitting = calibration[:_FIT_ROWS].to(sae.device)
     with torch.no_grad():
         active = sae.encode_sparse(fitting).tokens_firing().sum() / len(fitting)
     k = max(1, round(active.item()))
     pca = PCA(calibration.to(sae.device), min(k, sae.config.d_in))
-    return {_SAE: sae, "untrained": untrained(sae, fitting, k), _PCA: pca}
+    return {**measured, _UNTRAINED: untrained(sae, fitting, k), _PCA: pca}
 
 
 def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool) -> dict[str, Any]:
-    """The SAE's metrics, with those of its baselines in them: of these, single numbers only."""
+    """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
     metrics: dict[str, Any] = finalise(sums[_SAE]) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
-    if baselines:
-        figures: dict[str, dict[str, Any]] = {
-            kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
-            for kind, pooled in sums.items()
-            if kind != _SAE
+    figures: dict[str, dict[str, Any]] = {
+        kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
+        for kind, pooled in sums.items()
+        if kind != _SAE
+    }
+    against = {kind: figures.pop(kind) for kind in (_UNTRAINED, _PCA) if kind in figures}
+    if _PCA in against:
+        against[_PCA]["components"] = len(sums[_PCA]["tokens_firing"])
+    if figures:
+        metrics["parts"] = {
+            part: {**values, "n_features": len(sums[part]["tokens_firing"])} for part, values in figures.items()
         }
-        if _PCA in figures:
-            figures[_PCA]["components"] = len(sums[_PCA]["tokens_firing"])
-        metrics["baselines"] = figures
+    if baselines:
+        metrics["baselines"] = against
         if sae.config.is_transcoder:
             metrics["notes"]["baselines"] = "a transcoder has none: they reconstruct what they read"
     return metrics

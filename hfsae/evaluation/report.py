@@ -36,11 +36,18 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
         others = [_figure(metric, figures.get(metric.name)) for figures in baselines.values()]
         mark = "" if value is None else _MARKS[metric.verdict(value)]
         lines.append(_row(metric.title, _figure(metric, value), mark, metric.expected, others))
+    lines += [_part(name, figures) for name, figures in (metrics.get("parts") or {}).items()]
     lines.append("")
     lines += [f"! {warning}" for warning in warnings_for(metrics)]
     lines += [f"- {name}: {reason}" for name, reason in (metrics.get("notes") or {}).items()]
     lines.append(_text(metrics))
     return "\n".join(([title] if title else []) + lines)
+
+
+def _part(name: str, figures: Mapping[str, Any]) -> str:
+    """A line for a smaller SAE inside of the one that was measured: its headline figures."""
+    shown = (metric for metric in METRICS if metric.headline and figures.get(metric.name) is not None)
+    return f"{name + ' features':<21} " + ", ".join(f"{m.title} {_figure(m, figures[m.name])}" for m in shown)
 
 
 def _row(title: str, value: str, mark: str, healthy: str, others: list[str]) -> str:

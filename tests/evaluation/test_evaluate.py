@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
+from hfsae import SAE, JumpReLUSAEConfig, MatryoshkaSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.data import TokenBatch, TokenBlocks
-from hfsae.evaluation import FORMULAS, evaluate_sae, evaluate_saes
+from hfsae.evaluation import FORMULAS, evaluate_sae, evaluate_saes, report
 from hfsae.hooks import HookPointError, capture
 from tests.data.tiny import language_model as language_model_of_words
 from tests.data.tiny import pythia_like, text_dataset
@@ -284,6 +284,20 @@ def test_baselines_are_measured_on_the_same_tokens_by_the_same_formulas():
 
 
 # -- what it leaves behind -------------------------------------------------------------------------------------------
+
+
+def test_the_smaller_saes_of_a_matryoshka_are_measured_beside_it_as_if_alone():
+    config = MatryoshkaSAEConfig(d_in=WIDTH, n_features=32, k=4, prefix_sizes=[8, 32], hook_point=PLACE)
+    torch.manual_seed(0)
+    sae = SAE.from_config(config)
+    metrics = evaluate(sae, baselines=True)
+    alone = evaluate(sae.prefix(8))
+    part = metrics["parts"]["first 8"]
+    assert part["n_features"] == 8 and set(metrics["baselines"]) == {"untrained", "pca"}
+    assert {"l0", "explained_variance", "loss_recovered", "dead_fraction"} <= part.keys()
+    for name, value in part.items():
+        assert name == "n_features" or value == pytest.approx(alone[name]), name
+    assert "parts" not in evaluate(make_sae()) and "first 8 features" in report(metrics)
 
 
 def test_the_model_comes_back_without_hooks_and_in_its_modes():
