@@ -143,8 +143,9 @@ class SAETrainer:
                 self._loop(interruption)
             finally:
                 self._run.stream.close()
-            completed = self.state.global_step == self.state.max_steps
-            metrics = finish(self._run, self.state, self._seconds) if completed else {}
+        # The last checkpoint is written: from here on a signal may end the process as it always does.
+        completed = self.state.global_step == self.state.max_steps
+        metrics = finish(self._run, self.state, self._seconds) if completed else {}
         self._call("on_train_end")
         saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
         return TrainOutput(saes, metrics, self.state.log_history, self.state.global_step, completed)  # type: ignore

@@ -7,7 +7,17 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from hfsae import SAE, GatedSAEConfig, JumpReLUSAEConfig, SAETrainer, SAETrainingArguments, TopKSAE, TopKSAEConfig
+from hfsae import (
+    SAE,
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
+    GatedSAEConfig,
+    JumpReLUSAEConfig,
+    SAETrainer,
+    SAETrainingArguments,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from hfsae.data import DatasetTooSmallError, NonFiniteActivationsError
 from hfsae.training.checkpoints import last_checkpoint
 from tests.data.tiny import language_model, llama_like, pythia_like
@@ -362,6 +372,17 @@ def test_ctrl_c_during_the_last_step_leaves_a_run_that_is_complete(tmp_path):
 
 
 # -- schedules, as they reach the optimiser ---------------------------------------------------------------------------
+def test_ctrl_c_after_the_last_step_ends_at_once_since_the_checkpoint_is_there(tmp_path):
+    class Interrupting(BatchTopKSAE):
+        def calibrate(self, batches):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sae = Interrupting(BatchTopKSAEConfig(d_in=16, n_features=48, k=4, hook_point="resid_post.1"))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, inputs={"saes": sae}).train()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+
+
 def test_the_learning_rate_reaches_its_end_whatever_the_accumulation(tmp_path):
     options = {"lr_scheduler_type": "linear", "lr_decay_fraction": 0, "lr_end": 1e-4, "learning_rate": 1e-2}
     recorder = Recorder(should_training_stop=12)
