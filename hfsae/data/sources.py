@@ -16,6 +16,8 @@ from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
 from hfsae.hooks.width import input_device
 
+_ADVICE = "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
+
 
 class NonFiniteActivationsError(RuntimeError):
     """Activations hold NaN or infinity."""
@@ -65,7 +67,8 @@ class LMActivations:
         HookPointError: If the model lacks a hook point.
         ValueError: If the blocks are longer than the model's context; while iterating, if a token is not in its
             vocabulary or a hook point does not see every token.
-        NonFiniteActivationsError: While iterating, if a row holds NaN or infinity.
+        NonFiniteActivationsError: While iterating, if a row holds NaN or infinity; found at once on a CPU, elsewhere
+            within 16 chunks.
 
     Example:
         >>> source = LMActivations(model, blocks, ["resid_post.4", "resid_post.8"])
@@ -100,6 +103,7 @@ class LMActivations:
         self._autocast_dtype = autocast_dtype
         self._prefetcher = Prefetcher(blocks, prefetch) if prefetch else None
         self._batches = blocks if self._prefetcher is None else self._prefetcher
+        self._late_check = _LateCheck()
 
     @property
     def widths(self) -> dict[str, int]:
@@ -118,16 +122,21 @@ class LMActivations:
                 "use the tokenizer that belongs to it"
             )
         chunk = self._read(batch)
-        check_finite(chunk)
+        if self._device.type == "cpu":
+            check_finite(chunk)
+        else:
+            self._late_check.add(chunk)
         return chunk
 
     def _read(self, batch: TokenBatch) -> dict[str, Tensor]:
+        inputs = {"input_ids": _send(batch.input_ids, self._device)}
+        # Of a mask that masks nothing the model would ask the device whether it does, and wait for the answer.
+        if not batch.attention_mask.all():
+            inputs["attention_mask"] = _send(batch.attention_mask, self._device)
         autocast = torch.autocast(self._device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
         with capture(self._model, list(self._hook_points.values())) as activations:
             with torch.inference_mode(), autocast:
-                activations.run(
-                    input_ids=batch.input_ids.to(self._device), attention_mask=batch.attention_mask.to(self._device)
-                )
+                activations.run(**inputs)
             # Found on the CPU: a boolean mask on an accelerator would wait for the model to count its rows.
             kept = batch.keep.flatten().nonzero().squeeze(1)
             # Outside inference mode, so that the rows are ordinary tensors that autograd may save.
@@ -157,7 +166,37 @@ def _rows(name: str, activation: Tensor, batch: TokenBatch, kept: Tensor) -> Ten
             f"{name} saw {len(rows)} of {batch.input_ids.numel()} tokens (as an expert does): "
             "its activations cannot be matched with tokens; choose another hook point"
         )
-    return rows.index_select(0, kept.to(rows.device))
+    return rows.index_select(0, _send(kept, rows.device))
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to CUDA from pinned memory, which does not wait for what the device has yet to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class _LateCheck:
+    """`check_finite` off the CPU: asked for every chunk, the host would wait for the model and the device for it."""
+
+    _CHUNKS = 16
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self._chunks = 0
+
+    def add(self, chunk: Mapping[str, Tensor]) -> None:
+        """Adds a chunk's sums to those before, and looks at them every 16 chunks."""
+        for name, rows in chunk.items():
+            total = rows.sum(dtype=torch.float32)
+            self._totals[name] = self._totals[name] + total if name in self._totals else total
+        self._chunks += 1
+        if self._chunks < self._CHUNKS:
+            return
+        for name, total in self._totals.items():
+            if not torch.isfinite(total):
+                raise NonFiniteActivationsError(
+                    f"NaN or infinity at {name}, in one of the last {self._CHUNKS} batches of text: {_ADVICE}"
+                )
+        self._totals, self._chunks = {}, 0
 
 
 def check_finite(chunk: Mapping[str, Tensor]) -> None:
@@ -174,6 +213,5 @@ def check_finite(chunk: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(total):
             bad = int((~torch.isfinite(chunk[name])).any(dim=1).sum())
             raise NonFiniteActivationsError(
-                f"NaN or infinity at {name}, in {bad} of {len(chunk[name])} rows of {chunk[name].dtype}: "
-                "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
+                f"NaN or infinity at {name}, in {bad} of {len(chunk[name])} rows of {chunk[name].dtype}: {_ADVICE}"
             )

@@ -67,7 +67,9 @@ class SAETrainingArguments:
     model_name_or_path: str | None = _option(None, "Hub id or folder of the causal language model.")
     model_revision: str | None = _option(None, "Branch, tag or commit of the language model; its sha is recorded.")
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
-        "auto", "Precision of the language model; 'auto' is that of its checkpoint."
+        "auto",
+        "Precision of the language model; 'auto' is that of its checkpoint, its products being made in bfloat16 on a "
+        "GPU that has it unless activation_dtype is float32.",
     )
     hook_point: str = _option(
         "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."

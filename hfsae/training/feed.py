@@ -246,8 +246,15 @@ def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlock
         places,
         dtype=getattr(torch, args.activation_dtype),
         prefetch=args.prefetch_batches,
-        autocast_dtype=torch.bfloat16 if args.bf16 else None,
+        autocast_dtype=torch.bfloat16 if _runs_in_bfloat16(args, base.model) else None,
     )
+
+
+def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> bool:
+    """Whether the language model's products run in bfloat16: where it was asked for, and on a GPU that has it where
+    neither the model nor its activations were asked for in more."""
+    left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
+    return args.bf16 or (left_open and model.device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def calibration_rows(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hfsae.data import LMActivations, NonFiniteActivationsError, TokenBlocks
+from hfsae.data.sources import _LateCheck
 from tests.data.tiny import language_model, llama_like, pythia_like, text_dataset
 
 HOOK_POINTS = ["resid_post.0", "resid_post.1", "mlp_out.1"]
@@ -135,3 +136,36 @@ def test_tokens_of_another_models_tokenizer_are_an_error():
 def test_an_unknown_hook_point_is_an_error_at_once(model):
     with pytest.raises(ValueError, match=r"resid_post\.9"):
         make_source(model, ["resid_post.9"])
+
+
+def test_off_the_cpu_nan_is_found_within_sixteen_chunks():
+    check = _LateCheck()
+    good, bad = torch.ones(4, 3), torch.full((4, 3), float("inf"))
+    for _ in range(16):
+        check.add({"a": good, "b": good})
+    check.add({"a": good, "b": -bad})
+    check.add({"a": good, "b": bad})
+    with pytest.raises(NonFiniteActivationsError, match="at b, in one of the last 16 batches"):
+        for _ in range(14):
+            check.add({"a": good, "b": good})
+
+
+def test_the_model_is_asked_for_nothing_that_training_does_not_need(model):
+    """No key-value cache, no head, and no mask where nothing is masked."""
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(kwargs)
+
+    handles = [
+        model.transformer.register_forward_pre_hook(note, with_kwargs=True),
+        model.lm_head.register_forward_pre_hook(lambda *_: seen.append("head")),
+        model.transformer.ln_f.register_forward_pre_hook(lambda *_: seen.append("final norm")),
+    ]
+    for mix_documents in (True, False):
+        next(make_source(model, ["resid_post.2"], blocks=make_blocks(mix_documents=mix_documents), prefetch=0))
+    for handle in handles:
+        handle.remove()
+    full, padded = seen
+    assert full["use_cache"] is False and padded["use_cache"] is False
+    assert full["attention_mask"] is None and not padded["attention_mask"].all()
