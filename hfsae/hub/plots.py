@@ -61,14 +61,14 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, (name, label, colour) in zip(rows, panels, strict=True):
         values = np.array([entry.get(name, np.nan) for entry in log], dtype=float)
         axes.plot(tokens / scale, values, color=colour, linewidth=1.6, marker="o" if len(log) == 1 else None)
-        _dress(axes)
+        dress(axes)
         axes.set_ylabel(label)
         _limit(axes, name, values)
         _name_last(axes, name, values, colour)
     rows[-1].set_xlabel(f"tokens trained on ({unit})" if unit else "tokens trained on")
     rows[-1].set_xlim(0, tokens[-1] / scale)
     figure.align_ylabels(list(rows))
-    _save(figure, path)
+    save(figure, path)
 
 
 def feature_density(density: Mapping[str, Any], path: Path) -> None:
@@ -92,7 +92,7 @@ def feature_density(density: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
-    _dress(axes)
+    dress(axes)
     total = counts.sum() + never
     axes.set_title(f"{never:,} of {total:,.0f} features never fired", loc="right", fontsize="medium")
     axes.set_xlabel("share of tokens on which a feature fires")
@@ -100,7 +100,7 @@ def feature_density(density: Mapping[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:g}}}$"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _limit(axes: Axes, name: str, values: np.ndarray) -> None:
@@ -130,13 +130,15 @@ def _name_last(axes: Axes, name: str, values: np.ndarray, colour: str) -> None:
         axes.annotate(label, **place, xytext=(4, 0), textcoords="offset points", va="center", color=colour)
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """White, with faint lines across and no frame."""
     axes.set_facecolor("white")
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG whose bytes depend on nothing but what is drawn."""
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})

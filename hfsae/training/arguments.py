@@ -1,8 +1,10 @@
 """`SAETrainingArguments`: everything a training run can be told, named after `transformers.TrainingArguments`."""
 
+import difflib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
@@ -22,6 +24,15 @@ _FREE_ON_RESUME = {
     "eval_dataset_config",
     "eval_dataset_split",
 }
+
+# What may differ between the SAEs of a run; everything else is of the stream that they share.
+PER_SAE = {
+    "hook_point", "architecture", "expansion_factor", "n_features", "k", "target_l0", "sparsity_coefficient",
+    "sparsity_warmup_fraction", "architecture_options", "decoder_center", "learning_rate", "lr_start", "lr_end",
+    "lr_scheduler_type", "warmup_steps", "lr_decay_fraction", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "seed", "revival", "dead_feature_window", "auxk_alpha", "resample_every",
+    "feature_sampling_window",
+}  # fmt: skip
 
 # What values may be; None, where an argument allows it, is not looked at.
 _POSITIVE = (
@@ -209,6 +220,26 @@ class SAETrainingArguments:
                 f"{self.train_batch_tokens} tokens × {self.gradient_accumulation_steps}."
             )
 
+    def of_sae(self, own: Mapping[str, Any]) -> "SAETrainingArguments":
+        """These arguments for one SAE of a run, which has some of its own.
+
+        Args:
+            own: Arguments of the SAE by name; those of the stream cannot be among them.
+
+        Raises:
+            ValueError: If one is unknown, cannot differ between the SAEs of a run, or does not fit.
+        """
+        for name in own.keys() - PER_SAE:
+            if name in {option.name for option in fields(self)}:
+                raise ValueError(f"{name} is the same for all SAEs of a run: it cannot be given for one of them.")
+            near = difflib.get_close_matches(name, PER_SAE, n=1)
+            raise ValueError(f"unknown argument {name!r} of an SAE." + (f" Did you mean {near[0]!r}?" if near else ""))
+        if "target_l0" in own or "sparsity_coefficient" in own:
+            own = {"target_l0": None, "sparsity_coefficient": None, **own}  # one of its own replaces the run's other
+        if "expansion_factor" in own:
+            own = {"n_features": None, **own}
+        return replace(self, **own)
+
     def total_steps_on(self, processes: int) -> int:
         """Optimiser steps of a run on so many processes."""
         per_step = self.train_batch_tokens * self.gradient_accumulation_steps * processes
@@ -224,11 +255,17 @@ class SAETrainingArguments:
         values = asdict(self)
         return {f.name: values[f.name] for f in fields(self) if values[f.name] != _default(f)}
 
-    def refuse_difference(self, before: dict[str, Any]) -> None:
+    def differing_from(self, other: "SAETrainingArguments") -> dict[str, Any]:
+        """The arguments whose values are others there, with the values they have here."""
+        values, others = asdict(self), asdict(other)
+        return {name: value for name, value in values.items() if value != others[name]}
+
+    def refuse_difference(self, before: dict[str, Any], the: str = "The") -> None:
         """Raises if a run that was started with `before` cannot go on bit by bit with these arguments.
 
         Args:
             before: `dataclasses.asdict` of the arguments of the run that is resumed.
+            the: How the message begins, where it is about one SAE of many.
 
         Raises:
             ValueError: Names every argument that differs and matters.
@@ -241,7 +278,7 @@ class SAETrainingArguments:
         ]
         if differing:
             raise ValueError(
-                f"The checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "
+                f"{the} checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "
                 "Resume with the same, or start a new run in another output_dir."
             )
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -58,7 +58,7 @@ def arguments_from(parsed: dict[str, Any], **defaults: Any) -> SAETrainingArgume
     if parsed.get("config"):
         values |= read_config(parsed["config"])
     for name in names & parsed.keys():
-        values[name] = _coerce(name, parsed[name], f"--{name}")
+        values[name] = coerce(name, parsed[name], f"--{name}")
     return SAETrainingArguments(**values)
 
 
@@ -69,29 +69,53 @@ def read_config(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no mapping, a name is unknown, or a value has the wrong type.
     """
+    content = read_mapping(path)
+    for name in content:
+        refuse_unknown(name, [option.name for option in fields(SAETrainingArguments)], str(path))
+    return {name: coerce(name, value, f"{path}: {name}") for name, value in content.items()}
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """What a YAML file of `name: value` lines holds; nothing is checked but that.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}.")
-    content = _read_yaml(path.read_text(), str(path))
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    content = read_yaml(path.read_text(), str(path))
+    if not isinstance(content, dict | None):
         raise ValueError(f"{path} must hold `name: value` lines, got a {type(content).__name__}.")
-    names = [option.name for option in fields(SAETrainingArguments)]
-    for name in content:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            raise ValueError(f"{path}: unknown argument {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-    return {name: _coerce(name, value, f"{path}: {name}") for name, value in content.items()}
+    return content or {}
 
 
-def _coerce(name: str, value: Any, where: str) -> Any:
-    """The value in the type its argument has. YAML 1.1 reads `1e-3` as text, and a shell gives nothing but text."""
+def refuse_unknown(name: Any, known: Collection[str], where: str) -> None:
+    """Raises a ValueError if a name is not among those that are known, with the one that was probably meant."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        raise ValueError(f"{where}: unknown argument {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+
+
+def coerce(name: str, value: Any, where: str) -> Any:
+    """The value of an argument in the type that it has.
+
+    YAML 1.1 reads `1e-3` as text, and a shell gives nothing but text.
+
+    Args:
+        name: The argument.
+        value: As it was read.
+        where: Said in the error.
+
+    Raises:
+        ValueError: If the value has another type.
+    """
     annotation = typing.get_type_hints(SAETrainingArguments)[name]
     if value == "null" and _accepts(annotation, type(None)):
         return None
     if isinstance(value, str) and not _matches(value, annotation):
-        value = _read_yaml(value, where)
+        value = read_yaml(value, where)
     if not _matches(value, annotation):
         value = _as_number(value, annotation)
     if not _matches(value, annotation):
@@ -112,7 +136,8 @@ def _as_number(value: Any, annotation: Any) -> Any:
     return int(number) if _accepts(annotation, int) and number.is_integer() else value
 
 
-def _read_yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> Any:
+    """What a piece of YAML says; a ValueError that names the place where it is none."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

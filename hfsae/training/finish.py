@@ -49,7 +49,7 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     if run.accelerator.is_main_process:
         metrics = _evaluate(run, saes, calibration)
         for name, sae in saes.items():
-            sae.config.training = _summary(run, run.places[name], state, seconds)
+            sae.config.training = _summary(run, name, state, seconds)
             sae.config.metrics = metrics.get(name)
             save_trained(sae, run.folder_of(name), _log_of(name, run, state))
     run.accelerator.wait_for_everyone()
@@ -101,9 +101,9 @@ def _protocol(args: SAETrainingArguments) -> dict[str, Any]:
     return {**measured, "max_tokens": args.eval_tokens, "calibration": calibration if args.dataset_name else None}
 
 
-def _summary(run: Run, place: str, state: TrainerState, seconds: float) -> dict[str, Any]:
+def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[str, Any]:
     """What the card says about the training."""
-    args = run.args
+    args, place = run.arguments[name], run.places[name]
     tokens = state.global_step * run.tokens_per_step
     return {
         "portable_name": portable_name(run.base.model, place) if run.base is not None else None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -17,24 +17,41 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.caching import Cache
 
+SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
+"""What one SAE of many is made of: itself, its config, or training arguments that are its own."""
+
 
 @dataclass
 class Inputs:
     """What the user handed to the trainer as objects; see `SAETrainer`."""
 
     model: PreTrainedModel | str | None
-    saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None
+    saes: SAE | SAEConfig | Mapping[str, SAEInput] | None
     train_dataset: Any
     eval_dataset: Any
     tokenizer: PreTrainedTokenizerBase | None
     activations: Any
 
     @property
-    def by_name(self) -> dict[str, SAE | SAEConfig]:
-        """The SAEs or configs given, by name; a single one is named `""`."""
+    def by_name(self) -> dict[str, SAEInput]:
+        """What the SAEs are made of, by name; a single one is named `""`."""
         if self.saes is None:
             return {}
         return dict(self.saes) if isinstance(self.saes, Mapping) else {"": self.saes}
+
+    def arguments_of(self, name: str, args: SAETrainingArguments) -> SAETrainingArguments:
+        """The run's arguments with what one SAE has of its own.
+
+        Raises:
+            ValueError: If that does not fit; names the SAE.
+        """
+        own = self.by_name.get(name)
+        if not isinstance(own, Mapping):
+            return args
+        try:
+            return args.of_sae(own)
+        except ValueError as error:
+            raise ValueError(f"SAE {name!r}: {error}") from error
 
 
 class Reading(NamedTuple):
@@ -103,7 +120,7 @@ def _model_places(args: SAETrainingArguments, inputs: Inputs, base: feed.BaseMod
             return {"": points[0]}
         return {portable_name(base.model, point) or point: point for point in points}
     return {
-        name: str(resolve_hook_point(base.model, config_of(item).hook_point or args.hook_point))
+        name: str(resolve_hook_point(base.model, _named_place(item) or args.hook_point))
         for name, item in inputs.by_name.items()
     }
 
@@ -114,11 +131,18 @@ def _own_places(inputs: Inputs, available: list[str]) -> dict[str, str]:
         return {"": available[0]} if len(available) == 1 else {name: name for name in available}
     places = {}
     for name, item in inputs.by_name.items():
-        place = available[0] if len(available) == 1 else config_of(item).hook_point
+        place = available[0] if len(available) == 1 else _named_place(item)
         if place not in available:
             raise ValueError(f"SAE {name!r} reads {place!r}, but the activations given are of {', '.join(available)}.")
         places[name] = place
     return places
+
+
+def _named_place(item: SAEInput) -> str | None:
+    """Where an SAE says that it reads, in its own words."""
+    if isinstance(item, Mapping):
+        return item.get("hook_point")
+    return config_of(item).hook_point
 
 
 def config_of(item: SAE | SAEConfig) -> SAEConfig:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Run:
             empty where the language model will read them from the text.
         stream: Batches of activations by hook point.
         places: The hook point of each SAE by name.
+        arguments: The arguments of each SAE by name: those of the run, but for what is its own.
         learners: The SAEs in training by name.
         prepend_bos: Whether blocks of text start with BOS; None without text.
     """
@@ -50,6 +52,7 @@ class Run:
     held_out: dict[str, Tensor]
     stream: feed.Lookahead
     places: dict[str, str]
+    arguments: dict[str, SAETrainingArguments]
     learners: dict[str, Learner]
     prepend_bos: bool | None
 
@@ -143,14 +146,16 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
     """
-    if not inputs.by_name:
-        config_class_of(args.architecture)  # a misspelt name shall not cost the loading of a language model
+    for name in inputs.by_name or [""]:
+        # A misspelt name shall not cost the loading of a language model.
+        config_class_of(inputs.arguments_of(name, args).architecture)
     reading = read(args, inputs, accelerator)
     args, source, places = reading.args, reading.source, reading.places
+    own = {name: inputs.arguments_of(name, args) for name in places}
     stream = feed.Lookahead(feed.make_stream(args, source, accelerator))
-    saes = {name: _make_sae(args, inputs, name, place, source.widths[place]) for name, place in places.items()}
+    saes = {name: _make_sae(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
     run = Run(
-        args, accelerator, reading.base, reading.texts, reading.held_out, stream, places, {}, reading.prepend_bos
+        args, accelerator, reading.base, reading.texts, reading.held_out, stream, places, own, {}, reading.prepend_bos
     )
     _check_disk(run, list(saes.values()))
     for name, sae in saes.items():
@@ -158,12 +163,14 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
         sae.to(accelerator.device, torch.float32)  # type: ignore[arg-type]
     fresh = {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)}
     _initialise(run, {} if resuming else fresh)
-    run.learners = {name: Learner(name, sae, args, accelerator) for name, sae in saes.items()}
+    run.learners = {name: Learner(name, sae, own[name], accelerator) for name, sae in saes.items()}
     return run
 
 
 def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE:
-    item = inputs.by_name.get(name) or _config_from_arguments(args, d_in)
+    item = inputs.by_name.get(name)
+    if item is None or isinstance(item, Mapping):
+        item = _config_from_arguments(args, d_in)
     config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
     if config.d_in != d_in:
@@ -223,6 +230,7 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
     for name, sae in saes.items():
         rows = run.accelerator.gather(torch.cat([batch[run.places[name]] for batch in batches])[:mine])
         assert isinstance(rows, Tensor)
+        args = run.arguments[name]
         initialise(sae, rows, args.decoder_center)
 
 
@@ -265,6 +273,8 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
             f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.learners)}. "
             "Resume with the same, in the same order."
         )
+    for name, before in stored.get("own_arguments", {}).items():
+        run.arguments[name].refuse_difference({**stored["arguments"], **before}, f"SAE {name!r}: the")
     for learner in run.learners.values():
         load_learner(checkpoint, learner)
     place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"

@@ -21,7 +21,7 @@ from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressB
 from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
-from hfsae.training.reading import Inputs
+from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class SAETrainer:
         args: The run's arguments.
         saes: What to train: an SAE or a config, or several by name, each with its `hook_point`. None makes one SAE
             from the arguments for every place that `args.hook_point` names. SAE objects go on from their weights.
+            Several can also be told by arguments that are their own: `{"wide": {"expansion_factor": 32, "seed": 1}}`
+            (`hfsae.training.arguments.PER_SAE`; the others are of the stream that all share).
         train_dataset: Text (`datasets`), or token ids (rows, length); None loads `args.dataset_name`.
         eval_dataset: Text to measure on, disjoint from the training text; None holds documents out.
         processing_class: The tokenizer; None loads the model's.
@@ -94,7 +96,7 @@ class SAETrainer:
         self,
         model: PreTrainedModel | str | None = None,
         args: SAETrainingArguments | None = None,
-        saes: SAE | SAEConfig | Mapping[str, SAE | SAEConfig] | None = None,
+        saes: SAE | SAEConfig | Mapping[str, SAEInput] | None = None,
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -109,6 +111,11 @@ class SAETrainer:
         self._inputs = Inputs(model, saes, train_dataset, eval_dataset, processing_class, activations)
         self._own_callbacks = list(callbacks)
         self._output_dir = Path(self.args.output_dir)
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process is the one that writes files; known once the training has begun."""
+        return self._run.accelerator.is_main_process
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> TrainOutput:
         """Runs the training to its end, measures and saves the SAEs.
@@ -255,6 +262,7 @@ class SAETrainer:
             "saes": list(run.learners),
             "seconds": self._seconds,
             "arguments": dataclasses.asdict(self.args),
+            "own_arguments": {name: own.differing_from(self.args) for name, own in run.arguments.items()},
             "log_history": self.state.log_history,
         }
         save_checkpoint(

@@ -1,0 +1,256 @@
+"""Many SAEs on one stream: what a sweep's file means, and what comes out of it.
+
+    architecture: [topk, jumprelu]      # a list: one SAE for each, and for every combination of lists
+    k: [16, 32, 64]
+    saes:                               # or, and on top of that: a list of SAEs, which may hold lists themselves
+      - {architecture: gated, learning_rate: 1e-3}
+
+Everything else is a training argument. One pass of the language model feeds all SAEs, one pass over held-out text
+measures them; each ends as it would have ended alone.
+"""
+
+import csv
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hfsae.architectures import config_class_of
+from hfsae.evaluation.pareto import FRONT_METRICS, fronts
+from hfsae.saving import files_at_once, write_json
+from hfsae.training.arguments import PER_SAE, SAETrainingArguments
+from hfsae.training.config_file import coerce, read_mapping, read_yaml, refuse_unknown
+from hfsae.training.trainer import SAETrainer, TrainOutput
+
+logger = logging.getLogger(__name__)
+
+RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
+
+# How an argument that varies is written into a name, in this order; others as `name-value`.
+_SPELLED = {
+    "hook_point": "{}",
+    "expansion_factor": "{:g}x",
+    "n_features": "n{}",
+    "k": "k{}",
+    "target_l0": "l0-{:g}",
+    "sparsity_coefficient": "lambda{:g}",
+    "learning_rate": "lr{}",
+    "seed": "seed{}",
+}
+_FIGURES = (
+    "l0", "explained_variance", "loss_recovered", "ce_increase", "kl", "dead_fraction", "mse", "cosine", "l2_ratio",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which SAEs are trained together.
+
+    Args:
+        args: The run's arguments.
+        saes: Of each SAE by name, the arguments that are its own.
+    """
+
+    args: SAETrainingArguments
+    saes: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path, options: Mapping[str, Any] | None = None) -> "Sweep":
+        """The sweep that a YAML file describes.
+
+        Args:
+            path: The file.
+            options: Arguments that win over those of the file, lists as YAML spells them: `{"k": "[8, 16]"}`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a name is unknown, a value has the wrong type, a list stands where the SAEs of a run cannot
+                differ, or two SAEs have one name.
+        """
+        known = {option.name for option in fields(SAETrainingArguments)}
+        given = {name: _from_text(name, value) for name, value in (options or {}).items() if name in known}
+        return cls.of({**read_mapping(path), **given}, where=str(path))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], where: str = "the sweep") -> "Sweep":
+        """The sweep that the lines of a file describe; raises as `read` does."""
+        entries = content.get("saes", [{}])
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{where}: saes must be a list of `name: value` groups, got {entries!r}.")
+        shared = _choices({name: value for name, value in content.items() if name != "saes"}, where)
+        args = SAETrainingArguments(**{name: values[0] for name, values in shared.items() if len(values) == 1})
+        lists = {name: values for name, values in shared.items() if len(values) > 1}
+        wanted = [dict(own) for entry in entries for own in _combinations(entry, lists, args, where)]
+        varying = {name for own in wanted for name in own if len({str(other.get(name)) for other in wanted}) > 1}
+        saes: dict[str, dict[str, Any]] = {}
+        for own in wanted:
+            name = own.pop("name", None) or _name(own, args, varying)
+            if name in saes and saes[name] != own:
+                raise ValueError(f"{where}: two SAEs are called {name!r}; give each a `name` of its own.")
+            saes[name] = own
+            args.of_sae(own)  # what does not fit shall not cost the loading of a language model
+        return cls(args, saes)
+
+
+def _from_text(name: str, value: Any) -> Any:
+    listed = isinstance(value, str) and name in PER_SAE and value.lstrip().startswith("[")
+    return read_yaml(value, f"--{name}") if listed else value
+
+
+def _choices(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
+    """Every argument with the values it is to take, checked."""
+    known = {option.name for option in fields(SAETrainingArguments)}
+    choices = {}
+    for name, value in content.items():
+        refuse_unknown(name, sorted(known), where)
+        values = value if isinstance(value, list) and name in PER_SAE else [value]
+        if not values:
+            raise ValueError(f"{where}: {name} is an empty list.")
+        choices[name] = [coerce(name, one, f"{where}: {name}") for one in values]
+    return choices
+
+
+def _combinations(
+    entry: Mapping[str, Any], lists: Mapping[str, list[Any]], args: SAETrainingArguments, where: str
+) -> Iterator[dict[str, Any]]:
+    """The SAEs that one entry of `saes` stands for, each once: its arguments, those that its kind reads."""
+    for name in entry.keys() - {"name"}:
+        refuse_unknown(name, sorted(PER_SAE), f"{where}: saes")
+    own = _choices({name: value for name, value in entry.items() if name != "name"}, f"{where}: saes")
+    choices = {**lists, **own}
+    found: list[dict[str, Any]] = []
+    for values in itertools.product(*choices.values()):
+        sae = _relevant(dict(zip(choices, values, strict=True)), args)
+        if sae not in found:
+            found.append(sae)
+    if "name" in entry and len(found) > 1:
+        raise ValueError(f"{where}: saes: the name {entry['name']!r} is given to {len(found)} SAEs.")
+    for sae in found:
+        yield {**sae, "name": entry["name"]} if "name" in entry else sae
+
+
+def _relevant(own: dict[str, Any], args: SAETrainingArguments) -> dict[str, Any]:
+    """Without what has no effect: λ where there is a k, k where λ has another aim, a factor beside a width."""
+    config_fields = config_class_of(own.get("architecture", args.architecture)).__dataclass_fields__
+    if "k" in config_fields:
+        unused = {"target_l0", "sparsity_coefficient"}
+    else:
+        unused = {"k"} if {"target_l0", "sparsity_coefficient"} & own.keys() else set()
+    if own.get("n_features") is not None:
+        unused.add("expansion_factor")
+    return {name: value for name, value in own.items() if name not in unused}
+
+
+def _name(own: Mapping[str, Any], args: SAETrainingArguments, varying: set[str]) -> str:
+    """`"topk-resid_post.1-16x-k32"`: the architecture, and what else differs between the SAEs."""
+    named = (varying & own.keys()) - {"architecture"}
+    order = [name for name in _SPELLED if name in named] + sorted(named - _SPELLED.keys())
+    order.sort(key=lambda name: name == "seed")  # last, so that names without it are those of a setting
+    parts = [own.get("architecture", args.architecture)]
+    parts += [_SPELLED.get(name, f"{name}-{{}}").format(own[name]) for name in order]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def run_sweep(sweep: Sweep, **inputs: Any) -> TrainOutput:
+    """Trains and measures every SAE of a sweep, and writes what came out into `sweep.args.output_dir`.
+
+    Beside a folder for each SAE: `results.csv`, `results.json` (with the front at each hook point) and `pareto.png`.
+
+    Args:
+        sweep: The sweep.
+        **inputs: For `SAETrainer`: `model`, `train_dataset`, `callbacks`, ... where they are objects.
+
+    Returns:
+        What training returned; without metrics where it was interrupted or evaluation is off.
+
+    Raises:
+        ValueError, OSError: As `SAETrainer.train` does.
+    """
+    trainer = SAETrainer(args=sweep.args, saes=sweep.saes, **inputs)
+    output = trainer.train()
+    if output.completed and trainer.is_main_process:
+        rows = result_rows(sweep, output)
+        write_results(rows, Path(sweep.args.output_dir))
+    return output
+
+
+def result_rows(sweep: Sweep, output: TrainOutput) -> list[dict[str, Any]]:
+    """One row for each SAE, and for each smaller one inside of it: what it is and what was measured."""
+    rows = []
+    for name, sae in output.saes.items():
+        own = sweep.args.of_sae(sweep.saes[name])
+        metrics = output.metrics.get(name, {})
+        row = {
+            "name": name,
+            "architecture": own.architecture,
+            "hook_point": sae.config.hook_point or own.hook_point,
+            "setting": _without_seed(name, own.seed),
+            "n_features": sae.config.n_features,
+            "expansion_factor": sae.config.expansion_factor,
+            "sparsity": _asked_for(sae.config, own),
+            "learning_rate": own.learning_rate,
+            "seed": own.seed,
+            "part_of": None,
+        }
+        baselines = metrics.get("baselines", {})
+        untrained = {"untrained_loss_recovered": baselines.get("untrained", {}).get("loss_recovered")}
+        rows.append({**row, **_figures(metrics), **untrained, "n_tokens": metrics.get("n_tokens")})
+        for part, figures in metrics.get("parts", {}).items():
+            called = {"name": f"{name}, {part}", "setting": f"{row['setting']}, {part}", "part_of": name}
+            width = figures["n_features"]
+            size = {"n_features": width, "expansion_factor": width / sae.config.d_in}
+            rows.append({**row, **called, **size, **_figures(figures), "n_tokens": metrics.get("n_tokens")})
+    return rows
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: metrics.get(name) for name in _FIGURES}
+
+
+def _asked_for(config: Any, own: SAETrainingArguments) -> str:
+    if hasattr(config, "k"):
+        return f"k={config.k}"
+    if own.sparsity_coefficient is not None:
+        return f"lambda={own.sparsity_coefficient:g}"
+    return f"target_l0={own.target_l0 if own.target_l0 is not None else own.k:g}"
+
+
+def _without_seed(name: str, seed: int) -> str:
+    return name.removesuffix(f"-seed{seed}")
+
+
+def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sweep's results for a terminal, in the order of L0; `*` marks who is on the front by loss recovered."""
+    front = {name for of_place in fronts(rows).values() for name in of_place[FRONT_METRICS[0]]}
+    columns = {
+        "L0": ("l0", 2),
+        "expl. var.": ("explained_variance", 3),
+        "loss rec.": ("loss_recovered", 3),
+        "CE incr.": ("ce_increase", 3),
+        "dead": ("dead_fraction", 3),
+    }
+    wide = max(len(row["name"]) for row in rows)
+    lines = [" ".join([f"{'':<{wide}}", *(f"{title:>10}" for title in columns)])]
+    for row in sorted(rows, key=lambda row: (row["hook_point"], row["l0"] or 0)):
+        figures = ["–" if row[name] is None else f"{row[name]:.{digits}f}" for name, digits in columns.values()]
+        mark = [" *"] if row["name"] in front else []
+        lines.append(" ".join([f"{row['name']:<{wide}}", *(f"{figure:>10}" for figure in figures), *mark]))
+    return "\n".join(lines)
+
+
+def write_results(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Writes a sweep's table as CSV and JSON, and its picture where anything was measured; each appears whole."""
+    whole = [row for row in rows if row["part_of"] is None]
+    write_json(folder / RESULTS_JSON, {"front": fronts(whole), "saes": rows})
+    with files_at_once(folder) as beside:
+        with (beside / RESULTS_CSV).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+        if any(row[metric] is not None for row in whole for metric in FRONT_METRICS):
+            from hfsae.hub.pareto_plot import pareto_plot  # matplotlib takes a while to import
+
+            pareto_plot(whole, beside / PARETO_PLOT)
