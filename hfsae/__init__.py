@@ -28,10 +28,13 @@ from hfsae.outputs import SAEOutput
 if TYPE_CHECKING:
     from hfsae.analysis import (
         FeatureCollection,
+        ablate,
         collect_features,
         feature_activations,
+        feature_effects,
         find_max_activating_examples,
         logit_effects,
+        steer,
     )
     from hfsae.evaluation import evaluate_sae
     from hfsae.hooks import capture, splice
@@ -43,13 +46,16 @@ _LAZY = {
     "FeatureCollection": "hfsae.analysis",
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
+    "ablate": "hfsae.analysis",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
     "evaluate_sae": "hfsae.evaluation",
     "feature_activations": "hfsae.analysis",
+    "feature_effects": "hfsae.analysis",
     "find_max_activating_examples": "hfsae.analysis",
     "logit_effects": "hfsae.analysis",
     "splice": "hfsae.hooks",
+    "steer": "hfsae.analysis",
 }
 
 __all__ = [
@@ -71,13 +77,16 @@ __all__ = [
     "StandardSAEConfig",
     "TopKSAE",
     "TopKSAEConfig",
+    "ablate",
     "capture",
     "collect_features",
     "evaluate_sae",
     "feature_activations",
+    "feature_effects",
     "find_max_activating_examples",
     "logit_effects",
     "splice",
+    "steer",
 ]
 
 

@@ -244,8 +244,7 @@ class _Attachment:
         self._in_this_pass: _Seen | None = None
 
     def before_model(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
-        arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-        self._keep = self._policy.keep({**arguments.pop("kwargs", {}), **arguments})
+        self._keep = self._policy.keep(call_arguments(model, args, kwargs))
 
     def after_model(self, *_: Any) -> None:
         """Also after a failed or stopped pass: what was noted must not be taken for the next one's."""
@@ -272,6 +271,36 @@ class _Attachment:
         return (reconstruction, edited) if self._keep_error else edited
 
 
+def call_arguments(model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a model is called with, by name, for a forward pre-hook."""
+    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    return {**arguments.pop("kwargs", {}), **arguments}
+
+
+def cache_of(call: dict[str, Any]) -> Any:
+    """The cache that a call is given, None without one."""
+    return call.get("past_key_values", call.get("cache_params"))
+
+
+class CachedTokens:
+    """Tells how many tokens a call's cache holds, from one call to the next."""
+
+    def __init__(self) -> None:
+        self._tokens_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def before(self, call: dict[str, Any], new: int) -> int:
+        """The number before a call that adds `new` tokens."""
+        cache = cache_of(call)
+        if not hasattr(cache, "get_seq_length"):
+            return 0
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:  # the cache of a state space model holds a state, not tokens, and does not count them
+            cached = self._tokens_in.get(cache, 0)
+            self._tokens_in[cache] = cached + new
+            return cached
+
+
 class _Policy:
     """Which tokens of a call an SAE's config leaves out, told from what the model is called with."""
 
@@ -279,7 +308,7 @@ class _Policy:
         self._positions = torch.tensor(config.exclude_positions, dtype=torch.long)
         special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.long)
-        self._tokens_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._cached = CachedTokens()
 
     def keep(self, call: dict[str, Any]) -> Tensor | None:
         """(batch, seq) bool for the tokens of one call; None if it has neither ids nor embeddings."""
@@ -303,21 +332,10 @@ class _Policy:
         given = call.get("position_ids")
         if isinstance(given, Tensor) and given.dim() == 2:
             return given.to(device)
-        cached = self._cached_tokens(call, new=shape[1])
+        cached = self._cached.before(call, new=shape[1])
         if mask is not None and mask.shape[1] >= cached + shape[1]:
             return (mask.long().cumsum(1) - 1)[:, -shape[1] :].to(device)
         return torch.arange(cached, cached + shape[1], device=device)[None]
-
-    def _cached_tokens(self, call: dict[str, Any], new: int) -> int:
-        cache: Any = call.get("past_key_values", call.get("cache_params"))
-        if not hasattr(cache, "get_seq_length"):
-            return 0
-        try:
-            return int(cache.get_seq_length())
-        except ValueError:  # the cache of a state space model holds a state, not tokens, and does not count them
-            cached = self._tokens_in.get(cache, 0)
-            self._tokens_in[cache] = cached + new
-            return cached
 
 
 def _special_token_ids(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:

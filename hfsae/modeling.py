@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedTokenizerBase
 
-    from hfsae.attach import AttachedSAE
+    from hfsae.attach import AttachedSAE, FeatureEdit
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -489,7 +489,13 @@ class SAE(PreTrainedModel):
         return load_tokenizer(self.config, **kwargs)
 
     def attach(
-        self, model: PreTrainedModel, *, splice: bool = False, keep_error: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        splice: bool = False,
+        keep_error: bool = False,
+        edit: "FeatureEdit | None" = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
     ) -> "AbstractContextManager[AttachedSAE]":
         """Runs a language model with this SAE reading, or spliced in.
 
@@ -498,6 +504,8 @@ class SAE(PreTrainedModel):
             splice: Whether the activations are replaced by the reconstruction; otherwise they are only read.
             keep_error: With `splice`, whether the error x − x̂ is added back, so that the model's output stays as it is
                 until features are edited.
+            edit: With `splice`, gets the features and returns those to be spliced in instead.
+            tokenizer: Says which tokens are special; without it the model's config does.
 
         Returns:
             A context manager that gives a run whose `features` are those of the model's last forward.
@@ -510,7 +518,7 @@ class SAE(PreTrainedModel):
         """
         from hfsae.attach import attach
 
-        return attach(self, model, splice=splice, keep_error=keep_error)
+        return attach(self, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
 
     def push_to_hub(  # type: ignore[override]
         self,

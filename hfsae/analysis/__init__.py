@@ -1,8 +1,10 @@
-"""What features mean: where they fire, on what most, with which others, and what they say to the vocabulary.
+"""What features mean and what they do: where they fire, what they say to the vocabulary, the model with them changed.
 
     collection = collect_features(sae, model, tokenizer, load_text("data.jsonl"))
     collection.of(17).top[0].token_ids
     table = feature_activations(sae, model, tokenizer, ["def f(self):"], [17])
+    with steer(model, sae, {17: 8.0}), ablate(model, sae, [42]):
+        model.generate(...)
 
 Everything here works on any SAE and any causal LM that it fits.
 """
@@ -10,6 +12,8 @@ Everything here works on any SAE and any causal LM that it fits.
 from hfsae.analysis.activations import ReadPiece, feature_activations, read_pieces
 from hfsae.analysis.collect import collect_features, find_max_activating_examples
 from hfsae.analysis.collection import FeatureCollection
+from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effects
+from hfsae.analysis.interventions import ablate, steer
 from hfsae.analysis.records import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import LogitEffects, Neighbours, logit_effects, neighbours
@@ -19,6 +23,8 @@ __all__ = [
     "Example",
     "Feature",
     "FeatureCollection",
+    "FeatureEffect",
+    "FeatureEffects",
     "LogitEffects",
     "Neighbour",
     "Neighbours",
@@ -26,10 +32,13 @@ __all__ = [
     "ReadPiece",
     "TokenEffect",
     "TokenTexts",
+    "ablate",
     "collect_features",
     "feature_activations",
+    "feature_effects",
     "find_max_activating_examples",
     "logit_effects",
     "neighbours",
     "read_pieces",
+    "steer",
 ]

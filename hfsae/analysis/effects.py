@@ -1,0 +1,156 @@
+"""`feature_effects`: which features of a prompt matter to what the model says, and how."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.analysis.interventions import ablate
+from hfsae.analysis.records import TokenEffect
+from hfsae.attach import attach
+from hfsae.evaluation.measure import evaluating
+from hfsae.functional import SparseFeatures
+from hfsae.hooks.width import input_device
+from hfsae.modeling import SAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FeatureEffect:
+    """What taking a feature away from a prompt does.
+
+    Attributes:
+        feature: Which one.
+        attribution: The change of the loss by first-order attribution, Σ over tokens of −∂loss/∂f · f, in nats.
+        loss_change: The change of the loss measured by ablating it, in nats; None where it was only attributed.
+        raised: Tokens whose logit at the last position rises most without it; empty where only attributed.
+        lowered: Tokens whose logit falls most.
+    """
+
+    feature: int
+    attribution: float
+    loss_change: float | None
+    raised: list[TokenEffect]
+    lowered: list[TokenEffect]
+
+
+@dataclass(frozen=True)
+class FeatureEffects:
+    """What the features of a prompt do to the model's loss.
+
+    Attributes:
+        loss: Of the untouched model, in nats.
+        features: Those measured by ablation first, the largest change of the loss first; then the others by
+            attribution.
+    """
+
+    loss: float
+    features: list[FeatureEffect]
+
+
+def feature_effects(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    target: str | None = None,
+    n_exact: int = 10,
+    k: int = 5,
+) -> FeatureEffects:
+    """How loss and logits of a prompt change when each of its features is ablated.
+
+    All active features are ranked with one backward pass (attribution patching; Syed et al. 2023); the few that matter
+    most are then ablated one by one, at all tokens, with the SAE's error kept, and measured.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        text: The prompt.
+        target: What is to follow the prompt; the loss is that of its first token. None takes the mean loss of the
+            prompt's own tokens.
+        n_exact: How many features are measured by ablation.
+        k: Tokens on each side whose logits are given.
+
+    Raises:
+        ValueError: If the prompt is too short to have a loss, or the SAE does not fit the model.
+        HookPointError: If the model lacks the SAE's hook point.
+
+    Example:
+        >>> effects = feature_effects(sae, model, tokenizer, "for i in", target=" range")  # doctest: +SKIP
+        >>> effects.features[0]  # doctest: +SKIP
+        FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
+    """
+    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(input_device(model))  # type: ignore[union-attr]
+    wanted = _target_id(tokenizer, target)
+    if ids.shape[1] < (2 if wanted is None else 1):
+        raise ValueError(f"the prompt {text!r} has {ids.shape[1]} tokens: too few for a loss.")
+    with evaluating(model):
+        logits, loss, attributions = _attribute(sae, model, tokenizer, ids, wanted)
+        order = attributions.abs().argsort(descending=True)
+        order = order[attributions[order] != 0].tolist()
+        measured = []
+        for feature in order[:n_exact]:
+            with torch.no_grad(), ablate(model, sae, [feature], tokenizer=tokenizer):
+                changed = model(input_ids=ids, use_cache=False).logits[0].float()
+            change = (changed - logits)[-1]
+            measured.append(
+                FeatureEffect(
+                    feature=feature,
+                    attribution=float(attributions[feature]),
+                    loss_change=float(_loss(changed, ids[0], wanted)) - loss,
+                    raised=_strongest(change, k, largest=True),
+                    lowered=_strongest(change, k, largest=False),
+                )
+            )
+    measured.sort(key=lambda effect: -abs(effect.loss_change or 0.0))
+    others = [FeatureEffect(feature, float(attributions[feature]), None, [], []) for feature in order[n_exact:]]
+    return FeatureEffects(loss, measured + others)
+
+
+def _attribute(
+    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", ids: Tensor, wanted: int | None
+) -> tuple[Tensor, float, Tensor]:
+    """The untouched logits (seq, vocabulary), the loss, and its change by first order for every feature."""
+    leaves: list[SparseFeatures] = []
+
+    def as_leaf(features: SparseFeatures) -> SparseFeatures:
+        values = features.entry_values.detach().requires_grad_()
+        leaves.append(SparseFeatures(features.pattern, values, features.leading_shape))
+        return leaves[-1]
+
+    with torch.enable_grad(), attach(sae, model, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer):
+        logits = model(input_ids=ids, use_cache=False).logits[0].float()
+        loss = _loss(logits, ids[0], wanted)
+    (leaf,) = leaves
+    (gradient,) = torch.autograd.grad(loss, leaf.entry_values)
+    change = SparseFeatures(leaf.pattern, -gradient * leaf.entry_values.detach(), leaf.leading_shape)
+    attributions = torch.zeros(leaf.n_features)
+    attributions.index_add_(0, change.indices.flatten().cpu(), change.values.flatten().float().cpu())
+    return logits.detach(), float(loss), attributions
+
+
+def _loss(logits: Tensor, ids: Tensor, wanted: int | None) -> Tensor:
+    if wanted is None:
+        return F.cross_entropy(logits[:-1], ids[1:])
+    return F.cross_entropy(logits[-1:], torch.tensor([wanted], device=logits.device))
+
+
+def _target_id(tokenizer: "PreTrainedTokenizerBase", target: str | None) -> int | None:
+    if target is None:
+        return None
+    ids: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    if not ids:
+        raise ValueError(f"the target {target!r} has no token.")
+    return ids[0]
+
+
+def _strongest(change: Tensor, k: int, *, largest: bool) -> list[TokenEffect]:
+    best = change.topk(min(k, len(change)), largest=largest)
+    return [TokenEffect(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
