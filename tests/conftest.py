@@ -32,6 +32,8 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Read when Triton is imported: without a GPU its kernels run on the CPU, one program after the other.
+    **({} if shutil.which("nvidia-smi") else {"TRITON_INTERPRET": "1"}),
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }

@@ -149,11 +149,14 @@ def test_modules_are_imported_by_name_in_one_place():
     assert users == BY_NAME
 
 
-def test_functional_imports_torch_alone():
-    packages = {
-        found.module.split(".")[0] for path in (PACKAGE / "functional").rglob("*.py") for found in imports_of(path)
-    }
-    assert packages - set(sys.stdlib_module_names) - {"hfsae"} == {"torch"}
+def test_functional_imports_torch_alone_and_its_kernels_triton():
+    def packages(folder: Path) -> set[str]:
+        found = {found.module.split(".")[0] for path in folder.glob("*.py") for found in imports_of(path)}
+        return found - set(sys.stdlib_module_names) - {"hfsae"}
+
+    functional = PACKAGE / "functional"
+    assert packages(functional) == {"torch"} and packages(functional / "kernels") == {"torch", "triton"}
+    assert {path.parent.name for path in functional.rglob("*.py")} == {"functional", "kernels"}
 
 
 def normal(distribution: str) -> str:
@@ -192,7 +195,18 @@ def test_importing_the_package_loads_the_model_alone_and_says_nothing():
     run = subprocess.run([sys.executable, "-c", IMPORT_AND_LIST], capture_output=True, text=True, check=True)
     assert len(run.stdout.splitlines()) == 1
     loaded = json.loads(run.stdout)
-    heavy = {"accelerate", "datasets", "evaluate", "matplotlib", "tensorboard", "trackio", "wandb", "pandas", "jinja2"}
+    heavy = {
+        "triton",
+        "accelerate",
+        "datasets",
+        "evaluate",
+        "matplotlib",
+        "tensorboard",
+        "trackio",
+        "wandb",
+        "pandas",
+        "jinja2",
+    }
     assert not heavy & {module.split(".")[0] for module in loaded}
     assert {part_of(module) for module in loaded if module.startswith("hfsae.")} <= EAGER
 

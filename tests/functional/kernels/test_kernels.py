@@ -1,0 +1,32 @@
+import importlib
+
+import pytest
+import torch
+
+from hfsae.functional import kernels
+
+
+def test_break_even_shares_are_those_of_bandwidth_against_arithmetic():
+    shares = {"NVIDIA H100 80GB HBM3": 295, "NVIDIA H200": 206, "NVIDIA A100-SXM4-80GB": 156}
+    for name, share in shares.items():
+        assert 1 / kernels.break_even(name, torch.bfloat16, torch.bfloat16) == pytest.approx(share, abs=0.5)
+        assert 1 / kernels.break_even(name, torch.bfloat16, torch.float32) == pytest.approx(2 * share, abs=1)
+        assert 1 / kernels.break_even(name, torch.float32, torch.float32, tf32=True) == pytest.approx(share, abs=0.5)
+        assert kernels.break_even(name, torch.float32, torch.float32) > 1 / 50
+
+
+def test_of_an_unknown_gpu_the_dense_product_is_taken_to_be_fast():
+    unknown = kernels.break_even("Some GPU", torch.bfloat16, torch.bfloat16)
+    assert unknown == kernels.break_even("NVIDIA H100", torch.bfloat16, torch.bfloat16)
+
+
+def test_tensors_that_are_not_on_a_gpu_are_not_served():
+    assert not kernels.serves(torch.zeros(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_wide_floats_are_not_served_and_neither_is_anything_without_triton(monkeypatch):
+    narrow, wide = torch.zeros(3, device="cuda"), torch.zeros(3, device="cuda", dtype=torch.float64)
+    assert kernels.serves(narrow) and not kernels.serves(narrow, wide)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert not kernels.serves(narrow)
