@@ -44,8 +44,9 @@ class SAEConfig(PreTrainedConfig):
         d_out: Size of the activations that are written; `d_in` unless the SAE is a transcoder.
         subtract_b_dec: Whether `b_dec` is subtracted before encoding. It is always added after decoding.
         input_transform: What happens to an activation before it is scaled: nothing, `"center"` (its mean over
-            `d_in` is removed: language models whose weights were centred) or `"layer_norm"` (mean removed, divided
-            by the unbiased standard deviation + 1e-5). Both are undone on the way out where the activations are known.
+            `d_in` is removed: language models whose weights were centred), `"layer_norm"` (mean removed, divided
+            by the unbiased standard deviation + 1e-5) or `"constant_norm"` (times `√d_in / ‖x‖`). All are undone on
+            the way out where the activations are known.
         rescale_by_decoder_norm: Whether features are selected and reported at `pre-activation × ‖W_dec row‖`, and
             written along unit rows.
         skip: Whether a linear map `W_skip` from input to output is added to the reconstruction (transcoders).
@@ -78,7 +79,7 @@ class SAEConfig(PreTrainedConfig):
     n_features: int = 0
     d_out: int = 0
     subtract_b_dec: bool = True
-    input_transform: Literal["none", "center", "layer_norm"] = "none"
+    input_transform: Literal["none", "center", "layer_norm", "constant_norm"] = "none"
     rescale_by_decoder_norm: bool = False
     skip: bool = False
     scale_inputs: bool = True

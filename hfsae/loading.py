@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
 
 # Where torch's own CPU allocator puts tensors.
@@ -28,37 +28,77 @@ def load_sae(
         raise TypeError("SAE.from_pretrained takes keyword arguments only, besides the name or path.")
     if kwargs.get("use_safetensors") is False:
         raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
+    allow_pickle = kwargs.pop("allow_pickle", False)
     if config is None:
+        if not holds_config(source, kwargs):
+            sae = _load_foreign(source, cls, kwargs, allow_pickle)
+            return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
     target = class_for(config, cls, source)
     # What does not fit is let through here so that `_refuse_mismatch` can name it.
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
     inherited: Any = super(base, target)
     sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
-    _refuse_mismatch(source, info)
+    refuse_mismatch(source, info)
     _align(sae)
     return (sae, info) if output_loading_info else sae
 
 
 def load_config(source: str | os.PathLike, **hub: Any) -> SAEConfig:
-    """The config of a saved or published SAE; its weights are not fetched.
+    """The config of a saved or published SAE; its weights are not fetched, unless it is another project's.
 
     Args:
         source: Folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; `allow_pickle` for other projects'.
 
     Raises:
         ValueError: If it is not an SAE, or one of an architecture that only a newer hfsae knows.
         OSError: If there is nothing.
     """
+    allow_pickle = hub.pop("allow_pickle", False)
+    if not holds_config(source, hub):
+        return _load_foreign(source, PreTrainedModel, hub, allow_pickle).config
     return _load_config(source, hub)[0]
+
+
+def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
+    """Whether a config of transformers' kind lies there, ours or another model's; other projects' SAEs have none."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **_sorted_out(kwargs)[0])
+    except OSError:
+        return False
+    return "model_type" in config
+
+
+def _load_foreign(source: str | os.PathLike, wanted: Any, kwargs: dict[str, Any], allow_pickle: bool = False) -> Any:
+    """An SAE that another project saved."""
+    from hfsae.interop.formats import load_foreign
+
+    hub, weights, rest = _sorted_out(kwargs)
+    if weights.get("quantization_config") is not None:
+        raise ValueError("quantisation is for SAEs in hfsae's own format: convert it first (hfsae convert).")
+    rest.pop("use_safetensors", None)
+    return load_foreign(
+        source,
+        wanted,
+        hub=hub,
+        dtype=weights.get("dtype", weights.get("torch_dtype")),
+        device_map=rest.pop("device_map", None),
+        allow_pickle=allow_pickle,
+        given=rest,
+    )
+
+
+def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """How the Hub is asked, how weights are loaded, and config fields."""
+    hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+    weights = {key: kwargs[key] for key in _WEIGHT_KEYS if key in kwargs}
+    return hub, weights, {key: value for key, value in kwargs.items() if key not in hub and key not in weights}
 
 
 def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
     """The config, and the arguments that are left for the weights."""
-    hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-    weights = {key: kwargs[key] for key in _WEIGHT_KEYS if key in kwargs}
-    rest = {key: value for key, value in kwargs.items() if key not in hub and key not in weights}
+    hub, weights, rest = _sorted_out(kwargs)
     try:
         loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
     except ValueError as error:
@@ -100,7 +140,14 @@ def class_for(config: SAEConfig, wanted: type[PreTrainedModel], source: str | os
     return found
 
 
-def _refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
+def refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
+    """Raises for tensors that a config does not have, or a file lacks, or that are of another size, naming them.
+
+    Args:
+        source: What the error calls the SAE.
+        info: `missing_keys`, `unexpected_keys`, `mismatched_keys` (name, size there, size expected) and `error_msgs`,
+            as transformers reports them.
+    """
     found = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),

@@ -204,11 +204,14 @@ class SAE(PreTrainedModel):
         """The activations after `input_transform`, with the mean and spread that were taken out."""
         if self.config.input_transform == "none":
             return x, 0.0, 1.0
+        if self.config.input_transform == "constant_norm":
+            spread = x.norm(dim=-1, keepdim=True) / self.config.d_in**0.5
+            return x / spread.clamp(min=torch.finfo(x.dtype).tiny), 0.0, spread
         mean = x.mean(-1, keepdim=True)
         if self.config.input_transform == "center":
             return x - mean, mean, 1.0
-        spread = x.std(-1, keepdim=True) + _LAYER_NORM_EPS
-        return (x - mean) / spread, mean, spread
+        spread = x.std(-1, keepdim=True)
+        return (x - mean) / (spread + _LAYER_NORM_EPS), mean, spread
 
     def scaled(self, activations: Tensor) -> Tensor:
         """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
@@ -282,14 +285,15 @@ class SAE(PreTrainedModel):
         Args:
             features: Dense (..., n_features), or what `encode_sparse` returned.
             activations: The activations (..., d_in) that were encoded; needed where what was taken out of them must
-                be put back (`input_transform="layer_norm"`) and for `skip`. With `"center"` they bring the mean back.
+                be put back (`input_transform` of `"layer_norm"` or `"constant_norm"`) and for `skip`. With `"center"`
+                they bring the mean back.
 
         Raises:
             ValueError: If they are needed and missing.
         """
         config = self.config
-        if activations is None and (config.skip or config.input_transform == "layer_norm"):
-            why = "skip=True" if config.skip else "input_transform='layer_norm'"
+        if activations is None and (config.skip or config.input_transform in ("layer_norm", "constant_norm")):
+            why = "skip=True" if config.skip else f"input_transform={config.input_transform!r}"
             raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
         if isinstance(features, SparseFeatures):
             written = features.decode(self.decoder_rows)
@@ -449,13 +453,16 @@ class SAE(PreTrainedModel):
         """Loads an SAE from a folder or a Hub repository and returns the class that its config names.
 
         Strict: a repository that holds some other model is refused before its weights are fetched; missing,
-        unexpected or mis-sized tensors are errors that name them; pickled weights are never read.
+        unexpected or mis-sized tensors are errors that name them; pickled weights are never read unasked. What other
+        projects saved (SAELens, sparsify, dictionary_learning, Gemma Scope, ...; see `hfsae.interop`) is recognised
+        and becomes one of ours, with the same features and reconstructions.
 
         Args:
             pretrained_model_name_or_path: A folder, or a Hub repository such as `"org/gpt2-l8-16x"`.
             *args: Passed on to `PreTrainedModel.from_pretrained`.
             **kwargs: As there: `subfolder`, `revision`, `dtype`, `device_map`, `token`, `cache_dir`,
-                `local_files_only`, `output_loading_info`, and config fields to override.
+                `local_files_only`, `output_loading_info`, and config fields to override; for SAEs of other projects
+                also `allow_pickle=True`, without which their pickles (`.pt`) are not opened.
 
         Returns:
             The SAE in evaluation mode; with `output_loading_info=True` also the (empty) loading report.

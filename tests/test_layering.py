@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attach": SAES | READING,
     "saving": SAES,
     "info": SAES,
-    "interop": SAES | {"saving"},
+    "interop": SAES | {"hooks", "saving"},
     "evaluation": SAES | READING | {"attach", "saving"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"saving", "evaluation"},
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.
 DOORS = {
+    ("hfsae/loading.py", "interop"),
     ("hfsae/modeling.py", "attach"),
     ("hfsae/modeling.py", "hub"),
 }
@@ -52,7 +53,7 @@ DOORS = {
 # What `import hfsae` may load of the package; everything else waits for its first use.
 EAGER = SAES
 # Where modules are imported by name.
-BY_NAME = {"hfsae/__init__.py", "hfsae/cli/__init__.py"}
+BY_NAME = {"hfsae/__init__.py", "hfsae/cli/__init__.py", "hfsae/interop/formats.py"}
 # Packages whose objects are part of another's interface, and so always come with it.
 COMES_WITH = {"markupsafe": "jinja2"}
 

@@ -113,7 +113,7 @@ def test_a_step_reports_its_terms_its_features_and_how_often_each_fired(name: st
 
 
 @every_variant
-@pytest.mark.parametrize("transform", ["center", "layer_norm"])
+@pytest.mark.parametrize("transform", ["center", "layer_norm", "constant_norm"])
 def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, transform: str):
     sae, x = VARIANTS[name].make(input_transform=transform), activations(40) + 5
     out = sae(x, state=state())
@@ -168,13 +168,32 @@ def test_layer_normed_sae_ignores_mean_and_spread_and_puts_both_back(name: str):
     tolerance = {"rtol": 1e-4, "atol": 1e-4}  # 1e-5 is added to the spread
     torch.testing.assert_close(sae.encode(other), sae.encode(x), **tolerance)
     torch.testing.assert_close((sae(other).reconstruction - 3) / 1000, sae(x).reconstruction, **tolerance)
-    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
-    torch.testing.assert_close(sae.scaled(x), (x - mean) / spread * sae.input_scale)
+    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    torch.testing.assert_close(sae.scaled(x), (x - mean) / (spread + 1e-5) * sae.input_scale)
     written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae.input_scale
     torch.testing.assert_close(sae(x).reconstruction, written * spread + mean)
 
 
-@pytest.mark.parametrize("options, why", [({"skip": True}, "skip=True"), ({"input_transform": "layer_norm"}, "norm")])
+@every_architecture
+def test_an_sae_of_constant_norm_ignores_lengths_and_puts_them_back(name: str):
+    sae, x = VARIANTS[name].make(input_transform="constant_norm"), activations(10)
+    torch.testing.assert_close(sae.encode(7 * x), sae.encode(x))
+    torch.testing.assert_close(sae(7 * x).reconstruction, 7 * sae(x).reconstruction)
+    length = x.norm(dim=1, keepdim=True) / sae.config.d_in**0.5
+    torch.testing.assert_close(sae.scaled(x), x / length * sae.input_scale)
+    written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae.input_scale
+    torch.testing.assert_close(sae(x).reconstruction, written * length)
+    assert sae(torch.zeros(1, sae.config.d_in)).reconstruction.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"skip": True}, "skip=True"),
+        ({"input_transform": "layer_norm"}, "layer_norm"),
+        ({"input_transform": "constant_norm"}, "constant_norm"),
+    ],
+)
 def test_decode_says_when_it_needs_the_activations(options: dict, why: str):
     sae, x = topk(**options), activations(3)
     with pytest.raises(ValueError, match=f"{why}.*sae.decode\\(features, activations\\)"):

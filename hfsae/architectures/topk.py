@@ -1,11 +1,13 @@
 """TopK: the k largest pre-activations of every token (Gao et al. 2024, arXiv:2406.04093)."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hfsae.architectures.registry import register
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Selection, TopK
+from hfsae.functional import GroupMax, Selection, TopK
 from hfsae.modeling import SAE
 from hfsae.objective import TrainingStep, squared_error
 
@@ -19,11 +21,13 @@ class TopKSAEConfig(SAEConfig):
 
     Args:
         k: Active features per token, at most (a negative pre-activation is never active).
+        activation: `"topk"` keeps the k largest of all; `"groupmax"` cuts the features into k groups of neighbours and
+            keeps the largest of each group (EleutherAI's sparsify).
         multi_topk: Whether ⅛ of the error with 4k features is added to the loss, which keeps reconstructions sound
             when k is changed later.
 
     Raises:
-        ValueError: If k is not between 1 and `n_features`.
+        ValueError: If k is not between 1 and `n_features`, or with groupmax does not divide it.
 
     Example:
         >>> from hfsae import TopKSAEConfig
@@ -34,11 +38,14 @@ class TopKSAEConfig(SAEConfig):
     model_type = "hfsae_topk"
 
     k: int = 32
+    activation: Literal["topk", "groupmax"] = "topk"
     multi_topk: bool = False
 
     def validate_k(self):
         if not 1 <= self.k <= self.n_features:
             raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+        if self.activation == "groupmax" and self.n_features % self.k:
+            raise ValueError(f"groupmax needs k groups of one size, got k={self.k} for {self.n_features} features.")
 
 
 @register
@@ -50,7 +57,7 @@ class TopKSAE(SAE):
     default_revival = "auxk"
 
     def selection(self) -> Selection:
-        return TopK(self.config.k)
+        return GroupMax(self.config.k) if self.config.activation == "groupmax" else TopK(self.config.k)
 
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         losses = {"mse": step.mse()}

@@ -55,6 +55,31 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class GroupMax:
+    """The largest pre-activation of each of k groups of neighbouring features (EleutherAI's sparsify)."""
+
+    k: int
+
+    def expected_per_token(self, n_features: int) -> int | None:
+        return self.k
+
+    def mask(self, pre: Tensor) -> Tensor:
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self._largest(pre), True)
+
+    def select(self, for_each_chunk: ForEachChunk, n_features: int) -> SparsePattern:
+        chunks: list[Tensor] = []
+        for_each_chunk(lambda pre: chunks.append(self._largest(pre)))
+        features = torch.cat(chunks)
+        per_token = torch.full((features.shape[0],), self.k, device=features.device)
+        return SparsePattern(features.flatten(), per_token, n_features)
+
+    def _largest(self, pre: Tensor) -> Tensor:
+        """(N, k) indices."""
+        first = torch.arange(0, pre.shape[-1], pre.shape[-1] // self.k, device=pre.device)
+        return first + pre.unflatten(-1, (self.k, -1)).argmax(-1)
+
+
+@dataclass(frozen=True)
 class Above:
     """Every pre-activation above a threshold: a number, or a tensor () or (n,)."""
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hfsae.functional import Above, BatchTopK, Selection, SparsePattern, TopK
+from hfsae.functional import Above, BatchTopK, GroupMax, Selection, SparsePattern, TopK
 
 quick = settings(max_examples=60)
 
@@ -90,6 +90,21 @@ def test_above_keeps_what_exceeds_the_threshold_and_not_what_equals_it(pre: Tens
     assert torch.equal(selected(rule, pre), expected)
 
 
-@pytest.mark.parametrize("rule, expected", [(TopK(3), 3), (BatchTopK(3), 3), (Above(0.0), None)])
+@quick
+@given(pre_activations(), st.data())
+def test_groupmax_keeps_the_largest_of_each_group_of_neighbours(pre: Tensor, data: st.DataObject):
+    n_features = pre.shape[1]
+    rule = GroupMax(data.draw(st.sampled_from([k for k in range(1, n_features + 1) if n_features % k == 0])))
+    for mask in (rule.mask(pre), selected(rule, pre, data.draw(st.integers(1, 9)))):
+        for group in range(rule.k):
+            members = slice(group * n_features // rule.k, (group + 1) * n_features // rule.k)
+            assert (mask[:, members].sum(1) == 1).all()
+            assert torch.equal(pre[:, members][mask[:, members]], pre[:, members].amax(1))
+
+
+RULES = [(TopK(3), 3), (GroupMax(4), 4), (BatchTopK(3), 3), (Above(0.0), None)]
+
+
+@pytest.mark.parametrize("rule, expected", RULES)
 def test_a_rule_says_how_many_entries_to_expect_where_it_knows(rule: Selection, expected: int | None):
     assert rule.expected_per_token(100) == expected

@@ -1,0 +1,12 @@
+"""Other projects' formats: recognised by their files, read into our own classes, and where it makes sense written.
+
+`formats.py` is the table of what is read; each format is one small module of that name. A module offers
+`recognises(source)` and `read(source)`, the latter giving a `Draft`: an architecture's name, config fields and stored
+tensors. Nothing is fetched but the files that hold the SAE.
+"""
+
+from hfsae.interop.draft import Draft
+from hfsae.interop.formats import load_foreign
+from hfsae.interop.source import Source
+
+__all__ = ["Draft", "Source", "load_foreign"]

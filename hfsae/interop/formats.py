@@ -1,0 +1,116 @@
+"""The table of foreign formats, and loading whatever of them lies at a place."""
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from hfsae.interop.draft import Draft
+from hfsae.interop.source import Source
+from hfsae.loading import class_for
+from hfsae.modeling import SAE
+
+
+class Format(Protocol):
+    """What the module of a format offers."""
+
+    def recognises(self, source: Source) -> bool:
+        """Whether what lies there is of this format."""
+        ...
+
+    def read(self, source: Source) -> Draft:
+        """What it says, in our terms."""
+        ...
+
+
+# Formats that their configs and file names tell apart, and where their modules are.
+BY_FILES = {
+    "SAELens": "hfsae.interop.saelens",
+    "sparsify": "hfsae.interop.sparsify",
+    "dictionary_learning": "hfsae.interop.dictionary_learning",
+    "Gemma Scope": "hfsae.interop.gemma_scope",
+    "Gemma Scope 2": "hfsae.interop.gemma_scope_2",
+    "Llama Scope": "hfsae.interop.llama_scope",
+    "Llama Scope R1": "hfsae.interop.llama_scope_r1",
+    "Llamascopium": "hfsae.interop.llamascopium",
+    "Qwen3 transcoders": "hfsae.interop.qwen3_transcoders",
+}
+# Pickles without a config, told apart by the tensors inside: looked into only if none of the above is there.
+BY_TENSORS = {
+    "OpenAI": "hfsae.interop.openai",
+    "bare weights": "hfsae.interop.bare",
+}
+
+
+def load_foreign(
+    place: str | os.PathLike,
+    wanted: type[PreTrainedModel] = SAE,
+    *,
+    hub: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    allow_pickle: bool = False,
+) -> SAE:
+    """An SAE of another project as one of ours; what `SAE.from_pretrained` does where no config of ours lies.
+
+    Args:
+        place: Folder, file or Hub repository.
+        wanted: The class that is asked for.
+        hub: `subfolder` (folder inside it, or the file where a folder holds one SAE a file), and how the Hub is asked:
+            `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+        given: Config fields to override.
+        dtype: Of the weights; None keeps the source's.
+        device_map: A device, or `{"": device}`.
+        allow_pickle: Whether pickles may be opened.
+
+    Raises:
+        ValueError: If there is nothing of a known format, several formats fit, or files do not hold what their format
+            says.
+        OSError: If there is no such place.
+    """
+    given = dict(given or {})
+    source = Source.open(os.fspath(place), given=given, allow_pickle=allow_pickle, **(hub or {}))
+    draft = read(source)
+    config = draft.config(**given)
+    class_for(config, wanted, source.path)
+    sae = draft.build(config, source.path, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    device = device_map.get("") if isinstance(device_map, dict) else device_map
+    return sae if device in (None, "auto") else cast(SAE, sae.to(device))
+
+
+def recognise(source: Source) -> str:
+    """The name of the format that a source is of.
+
+    Raises:
+        ValueError: If none fits, or several.
+    """
+    for table in (BY_FILES, BY_TENSORS):
+        found = [name for name in table if _module(name).recognises(source)]
+        if len(found) > 1:
+            raise ValueError(f"{source} may be of {' or of '.join(found)}: keep one SAE a folder.")
+        if found:
+            return found[0]
+    raise ValueError(
+        f"{source} holds no sparse autoencoder of a known format: expected hfsae's config.json, or the files "
+        f"of {', '.join([*BY_FILES, *BY_TENSORS])}. Is it in a subfolder?"
+    )
+
+
+def read(source: Source) -> Draft:
+    """What a source says, in our terms, with its format's name among the facts.
+
+    Raises:
+        ValueError: As `recognise`, or if its files do not hold what the format says.
+    """
+    name = recognise(source)
+    draft = _module(name).read(source)
+    draft.facts = {"converted_from": name, **draft.facts}
+    return draft
+
+
+def _module(name: str) -> Format:
+    return cast(Format, import_module({**BY_FILES, **BY_TENSORS}[name]))

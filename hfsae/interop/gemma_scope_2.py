@@ -1,0 +1,52 @@
+"""Gemma Scope 2: `config.json` that names Hugging Face places, and `params.safetensors`."""
+
+from typing import Any
+
+from hfsae.interop.draft import Draft
+from hfsae.interop.places import canonical
+from hfsae.interop.source import Source, stacked
+
+CONFIG, WEIGHTS = "config.json", "params.safetensors"
+
+
+def recognises(source: Source) -> bool:
+    """A config that names where it reads as a path of the Hugging Face model."""
+    return CONFIG in source.listing and WEIGHTS in source.listing and "hf_hook_point_in" in source.json(CONFIG)
+
+
+def read(source: Source) -> Draft:
+    """See `hfsae.interop.formats.Format`. Its affine connection is stored as (d_in, d_out)."""
+    config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
+    if config.get("architecture") != "jump_relu":
+        raise ValueError(f"{source.path} has architecture = {config.get('architecture')!r}, expected 'jump_relu'.")
+    if stored["w_dec"].ndim != 2:
+        raise ValueError(
+            f"{source.path} writes at several layers: a cross-layer transcoder, for which there is no class."
+        )
+    names = {"encoder.weight": "w_enc.T", "encoder.bias": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
+    names["threshold"] = "threshold"
+    if "affine_skip_connection" in stored:
+        names["W_skip"] = "affine_skip_connection.T"
+    tensors = stacked(stored, names, source)
+    tensors["threshold"] = tensors["threshold"].clamp(min=0)
+    base_model = _hub_id(config.get("model_name"))
+    reads, writes = config["hf_hook_point_in"], config.get("hf_hook_point_out")
+    fields: dict[str, Any] = {
+        "subtract_b_dec": False,
+        "skip": "W_skip" in tensors,
+        "base_model": base_model,
+        "hook_point": canonical(reads, base_model),
+        "target_hook_point": canonical(writes, base_model) if writes and writes != reads else None,
+        "context_length": 1024,
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+    }
+    return Draft("jumprelu", tensors, fields, {"reported_l0": config.get("l0") or config.get("average_l0")})
+
+
+def _hub_id(name: str | None) -> str | None:
+    """`"google/gemma-3-1b-pt"` for `"gemma-v3-1b-pt"`; the 270m model's name on the Hub lacks `-pt`."""
+    if name is None:
+        return None
+    name = name.split("/")[-1].replace("-v3-", "-3-")
+    return f"google/{name.removesuffix('-pt') if '270m' in name else name}"

@@ -1,0 +1,155 @@
+"""Language models and places in them as other projects call them, in our names.
+
+A place becomes canonical (`transformer.h.8.output`) without the language model: a skeleton of its family, made from
+the family's config and without weights, is asked where the place is.
+"""
+
+import re
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hfsae.hooks import HookPoint, HookPointError, resolve_hook_point, transformer_lens_name
+
+# TransformerLens' short names; those that a rule below covers are left out.
+_HUB_IDS = {
+    "gpt2-small": "openai-community/gpt2",
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.1",
+    "gelu-1l": "NeelNanda/GELU_1L512W_C4_Code",
+}
+# Organisations by what a model's short name starts with.
+_ORGANISATIONS = {
+    "pythia-": "EleutherAI",
+    "gemma-": "google",
+    "meta-llama-": "meta-llama",
+    "llama-": "meta-llama",
+    "qwen": "Qwen",
+    "deepseek-": "deepseek-ai",
+    "tinystories-": "roneneldan",
+    "tiny-stories-": "roneneldan",
+    "gpt-oss-": "openai",
+}
+# Model types by what a model's name holds, the first that fits.
+_FAMILIES = (
+    (r"gpt-?2(?![\d.])", "gpt2"),
+    (r"pythia|gpt-neox", "gpt_neox"),
+    (r"gemma-3", "gemma3_text"),
+    (r"gemma-2-", "gemma2"),
+    (r"gemma", "gemma"),
+    (r"llama|vicuna|smollm2?-", "llama"),
+    (r"mixtral", "mixtral"),
+    (r"mistral", "mistral"),
+    (r"qwen3\.5.*-a\d+b", "qwen3_5_moe_text"),
+    (r"qwen3\.5", "qwen3_5_text"),
+    (r"qwen3.*-a\d+b", "qwen3_moe"),
+    (r"qwen3", "qwen3"),
+    (r"qwen", "qwen2"),
+    (r"gpt-oss", "gpt_oss"),
+    (r"phi-[12]", "phi"),
+    (r"phi-", "phi3"),
+    (r"olmo-2", "olmo2"),
+    (r"opt-", "opt"),
+    (r"gpt-j", "gptj"),
+)
+# Places that only some projects name, in portable names.
+_SYNONYMS = {r"blocks\.(\d+)\.attn\.hook_z_concat": "attn_z", r"blocks\.(\d+)\.hook_z": "attn_z"}
+
+
+def hub_id(name: str | None) -> str | None:
+    """The Hub id of a language model that is called as TransformerLens calls it: `"gpt2-small"`, `"gemma-2-2b"`.
+
+    Example:
+        >>> from hfsae.interop.places import hub_id
+        >>> hub_id("pythia-70m-deduped")
+        'EleutherAI/pythia-70m-deduped'
+    """
+    if not name or "/" in name:
+        return name or None
+    if (known := _HUB_IDS.get(name.lower())) is not None:
+        return known
+    organisation = next((org for start, org in _ORGANISATIONS.items() if name.lower().startswith(start)), None)
+    return f"{organisation}/{name}" if organisation else name
+
+
+def canonical(place: str | None, base_model: str | None) -> str | None:
+    """The canonical name of a place, or the name itself where the model's family is not known or lacks it.
+
+    Args:
+        place: A portable, TransformerLens or canonical name, or the path of a module, which means its output.
+        base_model: Hub id of the language model.
+
+    Example:
+        >>> from hfsae.interop.places import canonical
+        >>> canonical("blocks.8.hook_resid_pre", "openai-community/gpt2")
+        'transformer.h.8.input'
+    """
+    if not place:
+        return None
+    for pattern, role in _SYNONYMS.items():
+        place = re.sub(f"^{pattern}$", rf"{role}.\1", place)
+    skeleton = _skeleton_for(base_model, place)
+    if skeleton is None:
+        return place
+    for name in (place, f"{place}.output"):
+        try:
+            return str(resolve_hook_point(skeleton, name))
+        except HookPointError:
+            continue
+    return place
+
+
+def transformer_lens(place: str | None, base_model: str | None) -> str | None:
+    """The TransformerLens name of a place, or None where there is none or the model's family is not known."""
+    skeleton = _skeleton_for(base_model, place) if place else None
+    if skeleton is None or place is None:
+        return None
+    try:
+        return transformer_lens_name(skeleton, place)
+    except HookPointError:
+        return None
+
+
+def module_path(place: str | None, base_model: str | None) -> str | None:
+    """The path of a place's module inside the base model, without its head: `"layers.3.mlp"`, for outputs only."""
+    place = canonical(place, base_model)
+    if place is None:
+        return None
+    try:
+        point = HookPoint.parse(place)
+    except HookPointError:
+        return None
+    skeleton = _skeleton_for(base_model, place)
+    prefix = f"{skeleton.base_model_prefix}." if skeleton is not None else ""  # type: ignore[union-attr]
+    return point.path.removeprefix(prefix)
+
+
+def layer_of(place: str | None) -> int | None:
+    """The layer that a place's name holds.
+
+    Example:
+        >>> from hfsae.interop.places import layer_of
+        >>> layer_of("model.layers.12.mlp.output")
+        12
+    """
+    found = re.search(r"\.(\d+)(?:\.|$)", place or "")
+    return int(found[1]) if found else None
+
+
+def _skeleton_for(base_model: str | None, place: str) -> nn.Module | None:
+    name = (base_model or "").split("/")[-1].lower()
+    family = next((family for pattern, family in _FAMILIES if re.search(pattern, name)), None)
+    return _skeleton(family, (layer_of(place) or 0) + 1) if family else None
+
+
+@lru_cache(maxsize=64)
+def _skeleton(family: str, layers: int) -> nn.Module:
+    """A model of a family with as many layers and no weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, num_hidden_layers=layers))

@@ -1,0 +1,55 @@
+"""sparsify (EleutherAI): `cfg.json` and `sae.safetensors`, tensors named as here, the folder's name being the hook."""
+
+from typing import Any
+
+from hfsae.interop.draft import Draft
+from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.source import Source, stacked
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+TENSORS = {"encoder.weight": "encoder.weight", "encoder.bias": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+
+
+def recognises(source: Source) -> bool:
+    """The weights' file is called as in no other format."""
+    return CONFIG in source.listing and WEIGHTS in source.listing
+
+
+def read(source: Source) -> Draft:
+    """See `hfsae.interop.formats.Format`.
+
+    A transcoder reads a module's input and writes its output; a sparse autoencoder reads and writes its output. The
+    folder above holds the run's config, which names the language model.
+    """
+    config, run = source.json(CONFIG), source.json("../config.json")
+    tensors = source.tensors(WEIGHTS)
+    base_model = hub_id(run.get("model"))
+    module = source.path.rstrip("/").split("/")[-1]
+    place = module if module == "embed_tokens" or any(part.isdecimal() for part in module.split(".")) else None
+    hook = canonical(f"{place}.output", base_model) if place else None
+    fields: dict[str, Any] = {
+        "k": int(config["k"]),
+        "activation": config.get("activation", "topk"),
+        "multi_topk": bool(config.get("multi_topk")),
+        "subtract_b_dec": not config.get("transcode"),
+        "skip": "W_skip" in tensors,
+        "base_model": base_model,
+        "hook_point": hook,
+        "context_length": run.get("ctx_len"),
+    }
+    if config.get("transcode"):
+        fields |= _transcoder(source, place, hook, base_model)
+    names = {**TENSORS, "W_skip": "W_skip"} if "W_skip" in tensors else TENSORS
+    return Draft("topk", stacked(tensors, names, source), fields, {"dataset": run.get("dataset")})
+
+
+def _transcoder(source: Source, place: str | None, hook: str | None, base_model: str | None) -> dict[str, Any]:
+    """From a module's input to its output."""
+    if place is None and "target_hook_point" not in source.given:
+        raise ValueError(
+            f"{source.path} is a transcoder whose folder is not called after a module ('layers.3.mlp'): say where it "
+            "reads and writes with hook_point=... and target_hook_point=...."
+        )
+    if place is None:
+        return {}
+    return {"hook_point": canonical(f"{place}.input", base_model), "target_hook_point": hook}
