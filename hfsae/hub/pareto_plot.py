@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hfsae.evaluation.pareto import FRONT_METRICS, pareto_front
 from hfsae.hub.plots import dress, save
@@ -82,11 +82,12 @@ def _panel(
         label=_RING,
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({round(row["l0"]) for row in drawn})
-    if 0 < len(ticks) <= 8:
-        axes.set_xticks(ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
+    if not drawn:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="#777777")
+        axes.set_yticks([])
     axes.set_xlabel("L0 (features per token)")
     axes.set_ylabel(_TITLES[metric])
 
