@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from hfsae.evaluation import evaluate_sae
     from hfsae.hooks import capture, splice
+    from hfsae.hub import find_saes, list_saes, load_saes, push_saes
     from hfsae.training import SAETrainer, SAETrainingArguments
 
 __version__ = "0.1.0"
@@ -53,7 +54,11 @@ _LAZY = {
     "feature_activations": "hfsae.analysis",
     "feature_effects": "hfsae.analysis",
     "find_max_activating_examples": "hfsae.analysis",
+    "find_saes": "hfsae.hub",
+    "list_saes": "hfsae.hub",
+    "load_saes": "hfsae.hub",
     "logit_effects": "hfsae.analysis",
+    "push_saes": "hfsae.hub",
     "splice": "hfsae.hooks",
     "steer": "hfsae.analysis",
 }
@@ -84,7 +89,11 @@ __all__ = [
     "feature_activations",
     "feature_effects",
     "find_max_activating_examples",
+    "find_saes",
+    "list_saes",
+    "load_saes",
     "logit_effects",
+    "push_saes",
     "splice",
     "steer",
 ]

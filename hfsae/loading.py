@@ -6,12 +6,16 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hfsae.configuration import SAEConfig
+from hfsae.places import sae_folders
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
 
 # Where torch's own CPU allocator puts tensors.
 _ALIGNMENT = 64
+
+# Folders that an error message names, at most.
+_MOST_FOLDERS = 20
 
 
 def load_sae(
@@ -101,16 +105,33 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     hub, weights, rest = _sorted_out(kwargs)
     try:
         loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if "model type `hfsae" in str(error):
             raise ValueError(
                 f"{source} holds an SAE of an architecture this version of hfsae does not know. Upgrade hfsae."
             ) from error
+        _name_the_folders(source, hub, error)
         raise
     config, rest = loaded
     _refuse_foreign(config, source)
     config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
+
+
+def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exception) -> None:
+    """Raises an error that says in which folders there are SAEs, where the one that was asked for has none."""
+    asked = (hub.get("subfolder") or "").strip("/")
+    try:
+        folders = sae_folders(source, hub.get("revision"), hub.get("token"))
+    except Exception:  # no such repository, no network: the first error says it
+        return
+    if folders and asked not in folders:
+        shown = ", ".join(repr(name) for name in folders[:_MOST_FOLDERS])
+        more = f" and {len(folders) - _MOST_FOLDERS} more" if len(folders) > _MOST_FOLDERS else ""
+        raise OSError(
+            f"{source} has no SAE {f'in {asked!r}' if asked else 'at its root'}; pass as subfolder one of those that "
+            f"have: {shown}{more}."
+        ) from error
 
 
 def _refuse_foreign(config: Any, source: str | os.PathLike) -> None:

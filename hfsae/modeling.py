@@ -533,47 +533,32 @@ class SAE(PreTrainedModel):
         *,
         folder: str | os.PathLike | None = None,
         subfolder: str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
         license: str | None = None,
+        **destination: Any,
     ) -> "CommitInfo":
         """Publishes the SAE with its card, in one atomic commit; the repository and the branch are made when missing.
 
+        What fails for a passing reason is tried again; pushing once more after a failure sends nothing twice. Figures
+        that were measured on other weights are marked as stale.
+
         Args:
             repo_id: `"org/gpt2-l8-16x"`.
-            folder: What training saved, whose log, metrics and plots go along.
-            subfolder: Folder in the repository.
-            revision: Branch to commit to.
-            create_pr: Whether to open a pull request instead.
-            private: Whether a repository that is made here is private.
-            token: A token, instead of the one that `hf auth login` stored; it is not kept.
-            commit_message: Title of the commit.
+            folder: What training saved, whose log and card go along.
+            subfolder: Folder in the repository, whose root card then lists all that are there.
             license: For the card, such as `"apache-2.0"`; one that stands there already is kept.
+            **destination: `revision` (a branch), `create_pr`, `private`, `token` (not kept anywhere), `tag`,
+                `commit_message`, `retries`: see `hfsae.hub.repository.Destination`.
 
         Returns:
             What `huggingface_hub` says of the commit.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: If the Hub refuses: 401 and 403 for a missing or foreign token, 412
-                if somebody else pushed in between.
+            ValueError: If the arguments contradict each other, or the card on the Hub cannot be read.
+            hfsae.hub.PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
         """
-        from hfsae.hub.push import push
+        from hfsae.hub import push_sae
 
-        return push(
-            self,
-            repo_id,
-            folder=folder,  # type: ignore[arg-type]
-            subfolder=subfolder,
-            revision=revision,
-            create_pr=create_pr,
-            private=private,
-            token=token,
-            commit_message=commit_message,
-            license=license,
-        )
+        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, license=license, **destination)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hfsae.configuration import SAEConfig
 from hfsae.modeling import SAE
 
 
@@ -29,6 +30,13 @@ def weights_sha256(sae: SAE) -> str:
         for part in (header, content):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
+
+
+def measured_digest(config: SAEConfig) -> str | None:
+    """The digest of the weights that a config's metrics were measured on; None where it was not recorded."""
+    protocol = (config.metrics or {}).get("protocol")
+    digest = protocol.get("weights_sha256") if isinstance(protocol, Mapping) else None
+    return digest if isinstance(digest, str) else None
 
 
 def describe(

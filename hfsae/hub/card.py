@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
 from hfsae.hub.sections import Stale, card_values, display_name
@@ -82,10 +82,22 @@ def render_card(
         language=language,
     )
     values = card_values(config, repo_id, subfolder, weights, stale, _pictures(folder, config))
-    block = f"{BEGIN}\n{render('sae_card.md.jinja', values)}\n{END}"
+    block = render("sae_card.md.jinja", values)
     if existing is not None:
         data = merge(cast(ModelCardData, existing.data), data)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_with_block(existing.text if existing else '', block)}")
+    return assemble(data, block, existing)
+
+
+def assemble(data: ModelCardData, block: str, existing: ModelCard | None) -> ModelCard:
+    """A card of some metadata and a generated block, around which an existing card's text stays.
+
+    Args:
+        data: The metadata, merged already.
+        block: What `BEGIN` and `END` enclose.
+        existing: The card to refresh.
+    """
+    text = _with_block(existing.text if existing else "", f"{BEGIN}\n{block}\n{END}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
 def write_card(
@@ -129,7 +141,7 @@ def write_card(
     shown = _saved_in(folder) if sae is None else sae
     path = folder / CARD_FILE
     if existing is None and path.is_file():
-        existing = _read(path)
+        existing = read_card(path)
     _draw(folder, shown if isinstance(shown, SAEConfig) else shown.config)
     card = render_card(
         shown,
@@ -155,11 +167,11 @@ def _with_block(text: str, block: str) -> str:
 
 
 def _stale(config: SAEConfig, sae: SAE | None, weights_digest: str | None) -> Stale | None:
-    measured = ((config.metrics or {}).get("protocol") or {}).get("weights_sha256")
+    measured = measured_digest(config)
     if measured is None or (sae is None and weights_digest is None):
         return None
     stored = weights_sha256(sae) if sae is not None else weights_digest
-    return None if measured == stored else Stale(str(measured)[:12], str(stored)[:12])
+    return None if measured == stored else Stale(measured[:12], str(stored)[:12])
 
 
 def _saved_in(folder: Path) -> SAE | SAEConfig:
@@ -174,11 +186,22 @@ def _saved_in(folder: Path) -> SAE | SAEConfig:
     return config
 
 
-def _read(path: Path) -> ModelCard:
+def read_card(path: Path, called: str = "") -> ModelCard:
+    """A card that somebody may have written on.
+
+    Args:
+        path: Its file.
+        called: What error messages call it, where that is not the path.
+
+    Raises:
+        ValueError: If its metadata cannot be read.
+    """
     try:
         return ModelCard(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML's own errors, and huggingface_hub's for a model-index
-        raise ValueError(f"{path} has metadata that cannot be read; mend it or remove the file. {error}") from error
+        raise ValueError(
+            f"{called or path} has metadata that cannot be read; mend it or remove the file. {error}"
+        ) from error
 
 
 def _draw(folder: Path, config: SAEConfig) -> None:

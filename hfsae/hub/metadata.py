@@ -24,6 +24,9 @@ _REPORTED = {"l0", "loss_recovered", "explained_variance", "dead_fraction", "mse
 _REPORTED |= {metric.name for metric in METRICS if metric.name.startswith("ce_")}
 _PROTOCOL = ("dataset", "dataset_config", "dataset_revision", "split", "left_out")
 _FILE_SUFFIXES = {".txt", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst"}
+_TAG = re.compile(r"[\w.-]{1,96}", re.ASCII)
+# Names of places, portable and canonical, as `place_tags` leaves them on a card.
+_PLACE = re.compile(r"[a-z]+_[a-z]+\.\d+|embed|[\w.]+\.(input|output)", re.ASCII)
 # What replaces the value in an existing card, where there is something to say.
 _OURS = ("library_name", "pipeline_tag", "base_model", "base_model_relation", "datasets", "license", "language")
 
@@ -61,6 +64,12 @@ def without_folders(name: str) -> str:
     return re.split(r"[\\/]", name.rstrip("\\/"))[-1] if outside else name
 
 
+def portable_name(config: SAEConfig) -> str | None:
+    """The portable name of the place that an SAE reads (`"resid_post.8"`), as training recorded it."""
+    name = (config.training or {}).get("portable_name")
+    return name if isinstance(name, str) else None
+
+
 def front_matter(
     config: SAEConfig,
     model_name: str,
@@ -86,7 +95,7 @@ def front_matter(
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag="feature-extraction",
-        tags=[*TAGS, architecture_name(config)],
+        tags=[*TAGS, architecture_name(config), *place_tags(portable_name(config), config.hook_point)],
         base_model=base_model,
         base_model_relation="adapter" if base_model else None,
         datasets=[dataset] if dataset else None,
@@ -96,6 +105,11 @@ def front_matter(
         model_name=model_name if results else None,
         eval_results=results or None,
     )
+
+
+def place_tags(*names: str | None) -> list[str]:
+    """The names of a place as tags, by which SAEs that read there are found; none for what cannot be a tag."""
+    return [name for name in names if name and _TAG.fullmatch(name)]
 
 
 def eval_results(metrics: dict[str, Any] | None) -> list[EvalResult]:
@@ -128,16 +142,16 @@ def eval_results(metrics: dict[str, Any] | None) -> list[EvalResult]:
 def merge(existing: ModelCardData, ours: ModelCardData) -> ModelCardData:
     """Our metadata over that of an existing card, of which everything that we say nothing about is kept.
 
-    Tags are joined, less the names of other architectures; results of other people's metrics stay in the
+    Tags are joined, less the names of other architectures and places; results of other people's metrics stay in the
     `model-index`, while our figures go when we no longer have them.
     """
     merged = existing.to_dict()
     merged.pop("model-index", None)
     merged |= {key: ours[key] for key in _OURS if ours.get(key) is not None}
-    others = set(architectures()) - set(ours.tags or ())
-    merged["tags"] = [*(ours.tags or ()), *(tag for tag in existing.tags or () if tag not in others)]
-    theirs = [result for result in existing.eval_results or () if not _is_ours(result)]
-    if results := [*(ours.eval_results or ()), *theirs]:
+    theirs = [tag for tag in existing.tags or () if tag not in architectures() and not _PLACE.fullmatch(tag)]
+    merged["tags"] = [*(ours.tags or ()), *theirs]
+    others = [result for result in existing.eval_results or () if not _is_ours(result)]
+    if results := [*(ours.eval_results or ()), *others]:
         merged |= {"eval_results": results, "model_name": ours.model_name or existing.model_name}
     return ModelCardData(**merged)
 

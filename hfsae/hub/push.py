@@ -1,80 +1,145 @@
-"""Publishing an SAE: weights, config, card and plots in one atomic commit."""
+"""Publishing SAEs: weights, configs, cards and plots of one or many in one atomic commit."""
 
-import os
+import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitInfo
 
 from hfsae.configuration import SAEConfig
-from hfsae.hub.card import write_card
+from hfsae.hub.card import CARD_FILE, FEATURE_DENSITY, LOG_FILE, TRAINING_CURVE, read_card, write_card
+from hfsae.hub.listing import write_listing
+from hfsae.hub.metadata import without_folders
+from hfsae.hub.repository import Destination, Repository
+from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.modeling import SAE
-from hfsae.saving import quietly
+from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
+from hfsae.saving import quietly, write_json
 
-# What training leaves beside the weights and a card shows or links.
-_BESIDE = ("training_log.jsonl", "metrics.json", "README.md")
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+_WEIGHTS = "*.safetensors*"  # with the index of several shards
+# What a push writes besides config and card; what it no longer writes of these it deletes.
+_GENERATED = (_WEIGHTS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY)
 
 
-def push(
-    sae: SAE,
-    repo_id: str,
-    *,
-    folder: str | Path | None = None,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-    license: str | None = None,
+@dataclass(frozen=True)
+class Saved:
+    """An SAE, and the folder that training saved it in where there is one."""
+
+    sae: SAE
+    folder: Path | None = None
+
+
+def publish(
+    saes: Mapping[str, Saved], destination: Destination, *, license: str | None = None, beside: Path | None = None
 ) -> CommitInfo:
-    """Uploads an SAE; see `SAE.push_to_hub`."""
-    api = HfApi(token=token, library_name="hfsae")
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision and not create_pr and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # What is read here and what is written there must be of the same state of the repository.
-    parent = api.model_info(repo_id, revision=revision).sha
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    with tempfile.TemporaryDirectory() as beside:
-        place = Path(beside)
-        with quietly(), _without_local_paths(sae.config):
-            sae.save_pretrained(place)
-        for name in _BESIDE:
-            if folder is not None and (Path(folder) / name).is_file():
-                shutil.copy(Path(folder) / name, place / name)
-        card = _published_card(api, repo_id, f"{prefix}README.md", parent)
-        write_card(place, sae, repo_id=repo_id, subfolder=subfolder, existing=card, license=license)
-        files = sorted(path for path in place.iterdir() if path.is_file())
-        return api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path_in_repo=prefix + path.name, path_or_fileobj=path) for path in files],
-            commit_message=commit_message or f"Upload {type(sae).__name__}",
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=parent,
-        )
+    """Puts SAEs into a repository, each into the folder of its name, with their cards and the table of them all.
+
+    Args:
+        saes: What to publish, by folder; `""` is the root of the repository.
+        destination: Where to.
+        license: For cards that have none yet.
+        beside: A folder that becomes the repository's `last-checkpoint`.
+
+    Returns:
+        What `huggingface_hub` says of the commit; of the newest one, where nothing had changed.
+
+    Raises:
+        ValueError: If a name cannot be a folder, or a card on the Hub has metadata that cannot be read.
+        PushError: If the Hub refuses.
+    """
+    for name in saes:
+        _check_name(name)
+    repository = Repository(destination)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        for name, saved in saes.items():
+            with _fit_for_publication(saved.sae.config):
+                _write(place / name, name, saved, repository, license)
+        write_listing(place, {name: saved.sae for name, saved in saes.items()}, repository, license)
+        gone = [path for name in saes for path in _left_over(repository, place, name)]
+        if beside is not None:
+            shutil.copytree(beside, place / LAST_CHECKPOINT)
+            gone += [path for path in repository.files if _is_old_checkpoint(path, place)]
+        only = next(iter(saes.values())).sae
+        what = type(only).__name__ if len(saes) == 1 else f"{len(saes)} SAEs"
+        info = repository.commit(place, f"Upload {what}", gone)
+    logger.info("pushed to %s", info.pr_url or info.repo_url)
+    return info
+
+
+def _check_name(name: str) -> None:
+    parts = name.split("/") if name else []
+    if any(part in ("", ".", "..") or not part.isprintable() or "\\" in part for part in parts):
+        raise ValueError(f"{name!r} cannot be a folder of a repository: give names such as 'resid_post.8/topk-12288'.")
+    if parts and (parts[0].startswith(".") or parts[0] == LAST_CHECKPOINT):
+        raise ValueError(f"{name!r} is kept for other things: choose another folder.")
+
+
+def _write(place: Path, name: str, saved: Saved, repository: Repository, license: str | None) -> None:
+    """Everything that is published of one SAE."""
+    sae, prefix = saved.sae, f"{name}/" if name else ""
+    with quietly():
+        sae.save_pretrained(place)
+    for path in (LOG_FILE, CARD_FILE):
+        if saved.folder is not None and (saved.folder / path).is_file():
+            shutil.copy(saved.folder / path, place / path)
+    if saved.folder is None and (log := _published_log(repository, prefix, sae.config)):
+        shutil.copy(log, place / LOG_FILE)
+    if sae.config.metrics is not None:
+        write_json(place / METRICS_FILE, sae.config.metrics)
+    published = repository.download(prefix + CARD_FILE)
+    card = read_card(published, f"{prefix}{CARD_FILE} of {repository.repo_id}") if published else None
+    write_card(place, sae, repo_id=repository.repo_id, subfolder=name or None, existing=card, license=license)
+
+
+def _published_log(repository: Repository, prefix: str, config: SAEConfig) -> Path | None:
+    """The log that was published with the same training: an SAE that came from the Hub brings none of its own."""
+    config_file = repository.download(prefix + CONFIG_FILE)
+    if config_file is None or config.training is None:
+        return None
+    published = json.loads(config_file.read_text(encoding="utf-8"))
+    same = isinstance(published, dict) and published.get("training") == json.loads(json.dumps(config.training))
+    return repository.download(prefix + LOG_FILE) if same else None
+
+
+def _left_over(repository: Repository, place: Path, name: str) -> list[str]:
+    """What an earlier push left in an SAE's folder that says nothing about the one that is there now."""
+    inside = [path for path in repository.files if path.rpartition("/")[0] == name]
+    generated = [path for path in inside if any(PurePosixPath(path).match(pattern) for pattern in _GENERATED)]
+    return [path for path in generated if not (place / path).exists()]
+
+
+def _is_old_checkpoint(path: str, place: Path) -> bool:
+    return path.startswith(f"{LAST_CHECKPOINT}/") and not (place / path).exists()
 
 
 @contextmanager
-def _without_local_paths(config: SAEConfig) -> Iterator[None]:
-    """Leaves out the folder of a language model that is not on the Hub: it means nothing elsewhere."""
-    base_model = config.base_model
-    if base_model is not None and (os.path.isabs(base_model) or base_model.startswith(".")):
+def _fit_for_publication(config: SAEConfig) -> Iterator[None]:
+    """Leaves out what means nothing elsewhere: folders of this machine, and how its run was kept."""
+    kept = config.base_model, config.training, config.metrics
+    if config.base_model is not None and without_folders(config.base_model) != config.base_model:
         config.base_model = None
+    config.training, config.metrics = (_without_folders(values) for values in (config.training, config.metrics))
+    if config.training is not None and isinstance(arguments := config.training.get("arguments"), dict):
+        config.training["arguments"] = {name: arguments[name] for name in arguments if name not in HOUSEKEEPING}
     try:
         yield
     finally:
-        config.base_model = base_model
+        config.base_model, config.training, config.metrics = kept
 
 
-def _published_card(api: HfApi, repo_id: str, path: str, commit: str | None) -> ModelCard | None:
-    """The card that stands there now, whose human text is to survive."""
-    try:
-        return ModelCard.load(api.hf_hub_download(repo_id, path, revision=commit))
-    except (EntryNotFoundError, RevisionNotFoundError):
-        return None
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    return without_folders(value) if isinstance(value, str) and value else value

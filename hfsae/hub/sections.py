@@ -51,7 +51,7 @@ _BASELINES = {
 # Shown elsewhere on the card, or in no table at all.
 _NOT_ROWS = {"arguments", "versions", "portable_name"}
 # Where a run was kept and what it printed: nothing about the SAE.
-_HOUSEKEEPING = {
+HOUSEKEEPING = {
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -221,7 +221,7 @@ def training_rows(training: Mapping[str, Any]) -> Rows:
 def argument_rows(training: Mapping[str, Any]) -> Rows:
     """The training arguments that differ from their defaults and say something about the SAE."""
     arguments = training.get("arguments") or {}
-    return [(name, _shown(name, value)) for name, value in sorted(arguments.items()) if name not in _HOUSEKEEPING]
+    return [(name, _shown(name, value)) for name, value in sorted(arguments.items()) if name not in HOUSEKEEPING]
 
 
 # A saved config comes back with its keys sorted, so no order here is that of a mapping.

@@ -65,6 +65,9 @@ def training(**others: Any) -> dict[str, Any]:
 def config(**others: Any) -> TopKSAEConfig:
     """An SAE of 32 features that was trained and measured."""
     fields = {
+        "d_in": 8,
+        "n_features": 32,
+        "k": 4,
         "base_model": "org/lm",
         "base_model_revision": SHA,
         "hook_point": "transformer.h.8.output",
@@ -72,7 +75,7 @@ def config(**others: Any) -> TopKSAEConfig:
         "training": training(),
         "metrics": metrics(),
     }
-    return TopKSAEConfig(d_in=8, n_features=32, k=4, **fields | others)
+    return TopKSAEConfig(**fields | others)
 
 
 def reread(card: ModelCard) -> ModelCard:

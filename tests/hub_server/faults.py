@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from .base import HubError
 from .wire import Request, Response
 
 When = Callable[[Request], bool] | tuple[str | None, str] | None
@@ -22,6 +23,7 @@ class Fault:
             the request, then hang up without an answer. `truncate`: hang up in the middle of the answer's body.
             `corrupt`: change the last byte of the request's body on its way.
         status: What `refuse` answers.
+        message: What it says with it.
         skip: Matching requests that pass before the fault strikes.
         times: How often it strikes; None: always.
     """
@@ -29,6 +31,7 @@ class Fault:
     when: When = None
     how: How = "refuse"
     status: int = 503
+    message: str = ""
     skip: int = 0
     times: int | None = 1
 
@@ -52,4 +55,4 @@ class Fault:
         return True
 
     def refusal(self) -> Response:
-        return Response.json({"error": f"Injected fault: HTTP {self.status}"}, self.status)
+        return Response.error(HubError(self.status, self.message or f"Injected fault: HTTP {self.status}"))

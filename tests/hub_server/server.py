@@ -125,7 +125,14 @@ class HubServer:
         return self.state.repos[kind, repo_id]
 
     def fail(
-        self, when: When = None, *, how: How = "refuse", status: int = 503, skip: int = 0, times: int | None = 1
+        self,
+        when: When = None,
+        *,
+        how: How = "refuse",
+        status: int = 503,
+        message: str = "",
+        skip: int = 0,
+        times: int | None = 1,
     ) -> None:
         """Inject a fault: what goes wrong with which requests, see `Fault`.
 
@@ -137,7 +144,7 @@ class HubServer:
             server.fail(lambda request: request.origin == "storage", how="drop", times=None)
             ```
         """
-        self.faults.append(Fault(when, how, status, skip, times))
+        self.faults.append(Fault(when, how, status, message, skip, times))
 
     def next_fault(self, request: Request) -> Fault | None:
         """The fault that hits this request, if any; the first one that strikes wins."""

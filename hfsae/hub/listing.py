@@ -1,0 +1,139 @@
+"""A repository with many SAEs: its index file and its root card, both made anew from the configs at each push."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
+
+from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.card import CARD_FILE, assemble, read_card
+from hfsae.hub.entries import INDEX_FILE, LISTED, SAEEntry, entry_of, index_text, read_index
+from hfsae.hub.markdown import render
+from hfsae.hub.metadata import LIBRARY, TAGS, merge
+from hfsae.hub.repository import Repository, git_blob_id
+from hfsae.loading import load_config
+from hfsae.modeling import SAE
+from hfsae.places import CONFIG_FILE, folders_among, natural_order
+
+logger = logging.getLogger(__name__)
+
+# A config takes some ten thousand bytes; what is larger by far is not worth fetching.
+_LARGEST_CONFIG = 4 * 2**20
+
+
+def write_listing(place: Path, saes: Mapping[str, SAE], repository: Repository, license: str | None) -> None:
+    """Adds the index file and the root card to what a push is about to commit, where it concerns many SAEs.
+
+    Args:
+        place: The files of the push, the SAEs already among them.
+        saes: The SAEs of the push by folder.
+        repository: Where they go; the other SAEs there stay listed.
+        license: For a root card that has none yet.
+    """
+    if set(saes) == {""} and INDEX_FILE not in repository.files:
+        return
+    listed: dict[str, tuple[SAEEntry, str]] = _others(repository, saes)
+    for name, sae in saes.items():
+        blob = git_blob_id((place / name / CONFIG_FILE).read_bytes())
+        listed[name] = entry_of(sae.config, name, repository.repo_id, weights_sha256(sae)), blob
+    (place / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
+    if "" not in listed:
+        published = repository.download(CARD_FILE)
+        existing = read_card(published, f"{CARD_FILE} of {repository.repo_id}") if published else None
+        entries = [entry for entry, _ in listed.values()]
+        card = render_listing(entries, repo_id=repository.repo_id, existing=existing, license=license)
+        (place / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def _others(repository: Repository, pushed: Iterable[str]) -> dict[str, tuple[SAEEntry, str]]:
+    """The SAEs of a repository that a push does not touch, each with the blob id of its config."""
+    blobs = config_blobs({path: (file.blob_id, file.size) for path, file in repository.files.items()})
+    blobs = {name: blob for name, blob in blobs.items() if name not in set(pushed)}
+    index = repository.download(INDEX_FILE)
+    entries = {} if index is None else read_index(index, repository.repo_id, blobs)
+    for name in blobs.keys() - entries.keys():
+        config = repository.download(f"{name}/{CONFIG_FILE}" if name else CONFIG_FILE)
+        if config is not None and (entry := entry_from(config.parent, name, repository.repo_id)):
+            entries[name] = entry
+    return {name: (entry, cast(str, blobs[name])) for name, entry in entries.items()}
+
+
+def config_blobs(files: Mapping[str, tuple[str | None, int | None]]) -> dict[str, str | None]:
+    """The git blob id of every config of reasonable size, by folder, from blob id and size of all files."""
+    configs = {name: files[f"{name}/{CONFIG_FILE}" if name else CONFIG_FILE] for name in folders_among(files)}
+    return {name: blob for name, (blob, size) in configs.items() if (size or 0) <= _LARGEST_CONFIG}
+
+
+def entry_from(source: Path | str, name: str, repo_id: str, **hub: Any) -> SAEEntry | None:
+    """The entry of one SAE from its own config; None, and a warning, if that is not one of an SAE.
+
+    Args:
+        source: Its folder, or with a `subfolder` its repository.
+        name: Its name.
+        repo_id: The repository's name in the entry.
+        **hub: For `hfsae.loading.load_config`.
+    """
+    try:
+        return entry_of(load_config(source, **hub), name, repo_id)
+    except (ValueError, OSError, TypeError, RecursionError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        logger.warning("%s of %s is left out: %s", name or "the root", repo_id, reason)
+        return None
+
+
+def render_listing(
+    entries: Iterable[SAEEntry], *, repo_id: str, existing: ModelCard | None = None, license: str | None = None
+) -> ModelCard:
+    """The root card of a repository with many SAEs.
+
+    Args:
+        entries: The SAEs.
+        repo_id: The repository.
+        existing: The card to refresh, whose own text, metadata and licence stay.
+        license: A licence id of the Hub.
+
+    Returns:
+        The card, with one row for every SAE in natural order of their names.
+    """
+    rows = sorted(entries, key=lambda entry: natural_order(entry.name))
+    data = _front_matter(rows, license)
+    titles = {metric.name: metric.title for metric in METRICS}
+    values = {
+        "repo_id": repo_id,
+        "rows": [
+            {
+                "entry": entry,
+                "link": quote(f"{entry.name}/{CARD_FILE}"),
+                "figures": [None if entry.stale else entry.metrics.get(name) for name in LISTED],
+            }
+            for entry in rows
+        ],
+        "titles": [titles[name] for name in LISTED],
+        "base_models": sorted({entry.base_model for entry in rows if entry.base_model}),
+        "datasets": sorted({entry.dataset for entry in rows if entry.dataset}),
+        "tokens": sorted({entry.n_tokens for entry in rows if entry.n_tokens}),
+        "stale": any(entry.stale for entry in rows),
+        "index_file": INDEX_FILE,
+    }
+    if existing is not None:
+        data = merge(cast(ModelCardData, existing.data), data)
+    return assemble(data, render("listing_card.md.jinja", values), existing)
+
+
+def _front_matter(entries: list[SAEEntry], license: str | None) -> ModelCardData:
+    """The metadata by which the repository is found for each of its SAEs."""
+    base_models = sorted({entry.base_model for entry in entries if entry.base_model})
+    return ModelCardData(
+        library_name=LIBRARY,
+        pipeline_tag="feature-extraction",
+        tags=list(dict.fromkeys([*TAGS, *(tag for entry in entries for tag in entry.tags)])),
+        base_model=base_models or None,
+        base_model_relation="adapter" if base_models else None,
+        datasets=sorted({entry.dataset for entry in entries if entry.dataset}) or None,
+        license=license,
+    )

@@ -1,0 +1,244 @@
+"""Repositories with one or many SAEs: pushing to them, listing them, loading from them, finding them."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+
+from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
+from hfsae.hub.errors import explained, reachable, usable_token
+from hfsae.hub.listing import config_blobs, entry_from
+from hfsae.hub.metadata import LIBRARY, place_tags
+from hfsae.hub.push import Saved, publish
+from hfsae.hub.repository import Destination
+from hfsae.modeling import SAE
+from hfsae.places import matching, natural_order, sae_folders
+from hfsae.saving import quietly
+
+logger = logging.getLogger(__name__)
+
+_MOST_REPOSITORIES = 100
+
+
+def push_sae(
+    sae: SAE,
+    repo_id: str,
+    *,
+    folder: str | os.PathLike | None = None,
+    subfolder: str | None = None,
+    license: str | None = None,
+    **destination: Any,
+) -> CommitInfo:
+    """Publishes one SAE; see `SAE.push_to_hub`, whose arguments these are."""
+    saved = Saved(sae, None if folder is None else Path(folder))
+    name = (subfolder or "").strip("/")
+    return publish({name: saved}, Destination(repo_id, **destination), license=license)
+
+
+def push_saes(
+    saes: Mapping[str, SAE | str | os.PathLike] | Sequence[SAE | str | os.PathLike],
+    repo_id: str,
+    *,
+    license: str | None = None,
+    collection: str | None = None,
+    **destination: Any,
+) -> CommitInfo:
+    """Publishes many SAEs in one atomic commit, each in a folder with its card, and a root card that lists them.
+
+    SAEs that are in the repository already stay, and stay listed.
+
+    Args:
+        saes: SAEs, or folders that training saved them in, whose logs go along. By name: the folder each shall have
+            in the repository. Without names each is called `{place}/{architecture}-{n_features}-{k or L0}`.
+        repo_id: `"org/gpt2-saes"`.
+        license: For cards that have none yet.
+        collection: Title of a collection on the Hub that the repository is added to; made when missing.
+        **destination: As for `SAE.push_to_hub`.
+
+    Returns:
+        What `huggingface_hub` says of the commit.
+
+    Raises:
+        ValueError: If there is none, two have the same name, a name cannot be a folder, or a card cannot be read.
+        PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
+
+    Example:
+        >>> push_saes({"resid_post.8/topk-12288-32": sae}, "org/gpt2-saes")  # doctest: +SKIP
+    """
+    named = dict(saes) if isinstance(saes, Mapping) else _named(saes)
+    if not named:
+        raise ValueError("there is no SAE to push.")
+    loaded = {name.strip("/"): _saved(item) for name, item in named.items()}
+    to = Destination(repo_id, **destination)
+    info = publish(loaded, to, license=license)
+    if collection is not None:
+        add_to_collection(info.repo_url.repo_id, collection, token=to.token)
+    return info
+
+
+def _named(saes: Sequence[SAE | str | os.PathLike]) -> dict[str, SAE | str | os.PathLike]:
+    named: dict[str, SAE | str | os.PathLike] = {}
+    for item in saes:
+        name = zoo_name(_saved(item).sae.config)
+        if name in named:
+            raise ValueError(f"two SAEs would be called {name!r}: pass a dictionary that names them.")
+        named[name] = item
+    return named
+
+
+def _saved(item: SAE | str | os.PathLike) -> Saved:
+    if isinstance(item, SAE):
+        return Saved(item)
+    with quietly():
+        return Saved(SAE.from_pretrained(item), Path(item))
+
+
+def add_to_collection(repo_id: str, title: str, *, token: str | None = None) -> str:
+    """Puts a repository on a collection of its namespace; a collection of that title is made when missing.
+
+    Returns:
+        The collection's slug, which its address ends in.
+
+    Raises:
+        PushError: If the Hub refuses.
+    """
+    api = HfApi(token=usable_token(token), library_name=LIBRARY)
+    with explained(repo_id):
+        collection = api.create_collection(title, namespace=repo_id.split("/")[0], exists_ok=True)
+        api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True)
+    return collection.slug
+
+
+def list_saes(source: str | os.PathLike, *, revision: str | None = None, token: str | None = None) -> list[SAEEntry]:
+    """What SAEs a repository or a folder holds, and how good they are; no weights are fetched.
+
+    Args:
+        source: A Hub repository, or a folder.
+        revision: Branch, tag or commit.
+        token: A token, instead of the one that `hf auth login` stored.
+
+    Returns:
+        One entry for each, in natural order of their names. Configs that are none of an SAE are left out with a
+        warning.
+
+    Raises:
+        OSError: If there is no such repository, or it cannot be reached.
+
+    Example:
+        >>> [entry.name for entry in list_saes("org/gpt2-saes")]  # doctest: +SKIP
+        ['resid_post.8/topk-12288-32', 'resid_post.8/topk-12288-64']
+    """
+    root = Path(source)
+    if root.is_dir():
+        found = [entry_from(root / name, name, str(source)) for name in sae_folders(root)]
+        return [entry for entry in found if entry is not None]
+    api, repo_id = HfApi(token=usable_token(token), library_name=LIBRARY), str(source)
+    with reachable():
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+    files = {file.rfilename: (file.blob_id, file.size) for file in info.siblings or ()}
+    blobs = config_blobs(files)
+    entries: dict[str, SAEEntry] = {}
+    if INDEX_FILE in files:
+        index = api.hf_hub_download(repo_id, INDEX_FILE, revision=info.sha)
+        entries = read_index(Path(index), repo_id, blobs)
+    for name in blobs.keys() - entries.keys():
+        hub = {"subfolder": name, "revision": info.sha, "token": usable_token(token)}
+        if entry := entry_from(repo_id, name, repo_id, **hub):
+            entries[name] = entry
+    return [entries[name] for name in sorted(entries, key=natural_order)]
+
+
+def load_saes(
+    source: str | os.PathLike,
+    pattern: str = "*",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **kwargs: Any,
+) -> dict[str, SAE]:
+    """Loads those SAEs of a repository or a folder whose names fit a pattern, all from one commit.
+
+    Args:
+        source: A Hub repository, or a folder.
+        pattern: A shell pattern: `"resid_post.*"`, `"*/topk-*"`.
+        revision: Branch, tag or commit.
+        token: A token, instead of the one that `hf auth login` stored.
+        **kwargs: As for `SAE.from_pretrained`: `dtype`, `device_map`, ...
+
+    Returns:
+        The SAEs by name, in natural order.
+
+    Raises:
+        ValueError: If none fits; names those there are. And as `SAE.from_pretrained`.
+        OSError: If there is no such repository, or it cannot be reached.
+    """
+    token = usable_token(token)
+    hub: dict[str, Any] = {} if Path(source).is_dir() else {"token": token}
+    if hub:
+        with reachable():
+            hub["revision"] = HfApi(token=token).model_info(str(source), revision=revision).sha
+    names = sae_folders(source, **hub)
+    chosen = matching(names, pattern)
+    if not chosen:
+        raise ValueError(f"no SAE of {source} fits {pattern!r}; there are {', '.join(names) or 'none'}.")
+    return {name: SAE.from_pretrained(source, subfolder=name, **hub, **kwargs) for name in chosen}
+
+
+def find_saes(
+    *,
+    base_model: str | None = None,
+    hook_point: str | None = None,
+    architecture: str | None = None,
+    author: str | None = None,
+    search: str | None = None,
+    limit: int = _MOST_REPOSITORIES,
+    token: str | None = None,
+) -> list[SAEEntry]:
+    """Searches the Hub for SAEs by what their cards' metadata say.
+
+    Args:
+        base_model: Hub id of the language model: `"openai-community/gpt2"`.
+        hook_point: Portable or canonical name of the place: `"resid_post.8"`, `"transformer.h.8.output"`.
+        architecture: `"topk"`, ...
+        author: User or organisation.
+        search: Words in the repositories' names.
+        limit: Repositories to look into, at most.
+        token: A token, instead of the one that `hf auth login` stored.
+
+    Returns:
+        The SAEs that fit, with their repositories. Of a repository with many only those that fit themselves.
+
+    Raises:
+        ValueError: If `hook_point` can be no name of a place.
+        OSError: If the Hub cannot be reached.
+
+    Example:
+        >>> found = find_saes(base_model="openai-community/gpt2", architecture="topk")  # doctest: +SKIP
+        >>> SAE.from_pretrained(found[0].repo_id, subfolder=found[0].name)  # doctest: +SKIP
+    """
+    if hook_point is not None and not place_tags(hook_point):
+        raise ValueError(f"{hook_point!r} is no name of a place; give one such as 'resid_post.8'.")
+    tags = [LIBRARY, f"base_model:adapter:{base_model}" if base_model else None, hook_point, architecture]
+    api = HfApi(token=usable_token(token), library_name=LIBRARY)
+    with reachable():
+        models = list(api.list_models(filter=[tag for tag in tags if tag], author=author, search=search, limit=limit))
+    wanted = {"base_model": base_model, "architecture": architecture}
+    return [
+        entry
+        for model in models
+        for entry in _list_leniently(model.id, token)
+        if all(value in (None, getattr(entry, name)) for name, value in wanted.items())
+        if hook_point in (None, entry.portable_name, entry.hook_point)
+    ]
+
+
+def _list_leniently(repo_id: str, token: str | None) -> list[SAEEntry]:
+    """The SAEs of a repository that a search found; none where it cannot be read (gated, or gone since)."""
+    try:
+        return list_saes(repo_id, token=token)
+    except OSError as error:
+        logger.warning("%s is left out: %s", repo_id, " ".join(str(error).split()))
+        return []

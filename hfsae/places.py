@@ -1,0 +1,53 @@
+"""Where the SAEs of a folder or of a Hub repository lie, by names of files alone."""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi
+
+CONFIG_FILE = "config.json"
+
+# Where training keeps what a run is resumed from: SAEs in the middle of their training.
+LAST_CHECKPOINT = "last-checkpoint"
+_UNFINISHED = ("checkpoint-*", LAST_CHECKPOINT)
+
+
+def folders_among(files: Iterable[str]) -> list[str]:
+    """The folders that hold a config, `""` for the root, from the paths of all files; in natural order.
+
+    Example:
+        >>> folders_among(["resid_post.10/config.json", "resid_post.9/config.json", "README.md"])
+        ['resid_post.9', 'resid_post.10']
+    """
+    configs = [PurePosixPath(path) for path in files if path.rpartition("/")[2] == CONFIG_FILE]
+    folders = [path.parent.as_posix().removeprefix(".") for path in configs if not _is_unfinished(path)]
+    return sorted(folders, key=natural_order)
+
+
+def sae_folders(source: str | os.PathLike, revision: str | None = None, token: str | bool | None = None) -> list[str]:
+    """The folders of a directory or a repository that hold a config, `""` for the root.
+
+    Raises:
+        OSError: If there is no such repository, or it cannot be reached.
+    """
+    root = Path(source)
+    if root.is_dir():
+        return folders_among(path.relative_to(root).as_posix() for path in root.rglob(CONFIG_FILE))
+    return folders_among(HfApi(token=token).list_repo_files(str(source), revision=revision))
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that a shell pattern fits, in which `*` also stands for what is in folders below."""
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def natural_order(name: str) -> list[tuple[str, int]]:
+    """A key to sort names by in which 9 comes before 10."""
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)]
+
+
+def _is_unfinished(path: PurePosixPath) -> bool:
+    return any(fnmatch.fnmatchcase(part, pattern) for part in path.parts[:-1] for pattern in _UNFINISHED)
