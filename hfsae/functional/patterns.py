@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfsae.functional.kernels import serves
 from hfsae.functional.precision import at_least_float32
 
 # Said once per process by torch, of the CSR products used here since 2021; of no use to whoever trains an SAE.
@@ -131,16 +132,20 @@ class SparsePattern:
     @cached_property
     def _feature_major(self) -> tuple[Tensor, Tensor, Tensor]:
         """Entry order, token of each entry in it, and feature offsets: one sort serves every weight gradient."""
-        order = torch.argsort(self.features, stable=True)
-        offsets = F.pad(torch.bincount(self.features, minlength=self.n_features).cumsum(0), (1, 0))
+        ordered, order = torch.sort(self.features, stable=True)
+        offsets = torch.searchsorted(ordered, torch.arange(self.n_features + 1, device=ordered.device))
         return order, self.tokens[order], offsets
 
     # -- products, without autograd --------------------------------------------------------------------------------
-    # In float32 at least: on a CPU torch's CSR products know nothing narrower.
+    # On CUDA by Triton. Else in float32 at least: on a CPU torch's CSR products know nothing narrower.
     def token_sum(self, values: Tensor, rows: Tensor) -> Tensor:
         """(N, d): for each token Σ value × rows[feature]."""
         if not len(values):
             return rows.new_zeros(self.n_tokens, rows.shape[1])
+        if serves(values, rows):
+            from hfsae.functional.kernels.products import sum_rows
+
+            return sum_rows(values, self.features, self.offsets, rows)
         return F.embedding_bag(
             self.features, rows, self.offsets, mode="sum", per_sample_weights=values, include_last_offset=True
         )
@@ -148,6 +153,10 @@ class SparsePattern:
     def feature_sum(self, values: Tensor, tokens: Tensor) -> Tensor:
         """(n, d): for each feature Σ value × tokens[token]; `tokens` is (N, d)."""
         order, token_of, offsets = self._feature_major
+        if serves(values, tokens):
+            from hfsae.functional.kernels.products import sum_long_rows
+
+            return sum_long_rows(values[order], token_of, offsets, tokens)
         matrix = torch.sparse_csr_tensor(
             offsets,
             token_of,
@@ -160,11 +169,20 @@ class SparsePattern:
 
     def feature_total(self, values: Tensor) -> Tensor:
         """(n,): for each feature the sum of its entries' values."""
+        if serves(values):
+            from hfsae.functional.kernels.products import sum_values
+
+            order, _, offsets = self._feature_major
+            return sum_values(values[order], offsets).to(values.dtype)
         wide = at_least_float32(values)
         return wide.new_zeros(self.n_features).index_add_(0, self.features, wide).to(values.dtype)
 
     def sampled_product(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """(entries,): ⟨tokens[token], rows[feature]⟩ for each entry, without the N × n product."""
+        if serves(tokens, rows):
+            from hfsae.functional.kernels.products import inner_products
+
+            return inner_products(self.features, self.offsets, tokens, rows)
         wide, wide_rows = at_least_float32(tokens).contiguous(), at_least_float32(rows)
         pattern = torch.sparse_csr_tensor(
             self.offsets,
@@ -197,6 +215,8 @@ class SparsePattern:
         return found
 
     def tokens_firing(self, values: Tensor) -> Tensor:
+        if serves(values):  # counted without asking the device how many there are
+            return self.feature_total((values.detach() != 0).float()).long()
         fired = self.features[values.detach() != 0]
         return torch.bincount(fired, minlength=self.n_features)
 
