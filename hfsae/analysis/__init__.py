@@ -12,8 +12,10 @@ Everything here works on any SAE and any causal LM that it fits.
 from hfsae.analysis.activations import ReadPiece, feature_activations, read_pieces
 from hfsae.analysis.collect import collect_features, find_max_activating_examples
 from hfsae.analysis.collection import FeatureCollection
+from hfsae.analysis.delphi import export_delphi
 from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effects
 from hfsae.analysis.interventions import ablate, steer
+from hfsae.analysis.neuronpedia import export_neuronpedia
 from hfsae.analysis.records import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import LogitEffects, Neighbours, logit_effects, neighbours
@@ -34,6 +36,8 @@ __all__ = [
     "TokenTexts",
     "ablate",
     "collect_features",
+    "export_delphi",
+    "export_neuronpedia",
     "feature_activations",
     "feature_effects",
     "find_max_activating_examples",

@@ -73,7 +73,7 @@ def read_pieces(
     reader, texts = FeatureReader(sae, model), TokenTexts(tokenizer)
     pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     for batch in pieces.batches(documents, text_column=text_column):
-        firings = reader.read(batch)
+        firings = reader.read(batch.tokens)
         mine = column_of[firings.features] >= 0
         firings = firings.select(mine)
         ids, mask, keep = batch.tokens

@@ -114,7 +114,7 @@ def collect_features(
     limit = -(-max_tokens // world_size)
     with tqdm(total=limit, unit="tok", desc="collecting features", disable=disable_tqdm) as bar:
         for batch in pieces.batches(documents, text_column=text_column, rank=rank, world_size=world_size):
-            firings = reader.read(batch)
+            firings = reader.read(batch.tokens)
             sums.add(batch, firings)
             examples.add(batch, firings, sums.row_of)
             bar.update(int(batch.tokens.keep.sum()))

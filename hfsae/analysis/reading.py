@@ -1,4 +1,4 @@
-"""Which features fire on which tokens of a batch of pieces: one run of the language model, stopped at the SAE."""
+"""Which features fire on which tokens of a batch: one run of the language model, stopped at the SAE."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Pieces
 from hfsae.attach import hook_points_of
+from hfsae.data import TokenBatch
 from hfsae.evaluation.measure import evaluating
 from hfsae.evaluation.replay import model_inputs
 from hfsae.functional import SparseFeatures
@@ -41,7 +41,7 @@ class Firings:
 
 
 class FeatureReader:
-    """Runs a language model up to an SAE, over one batch of pieces at a time.
+    """Runs a language model up to an SAE, over one batch of tokens at a time.
 
     Args:
         sae: The SAE.
@@ -57,9 +57,8 @@ class FeatureReader:
         self._source = hook_points_of(sae.config, model)[0]
 
     @torch.no_grad()
-    def read(self, pieces: Pieces) -> Firings:
+    def read(self, batch: TokenBatch) -> Firings:
         """The features of the tokens that count; the others have none."""
-        batch = pieces.tokens
         with evaluating(self._model), capture(self._model, self._source) as activations:
             activations.run(**model_inputs(self._model, batch))
         rows = activations[self._source].flatten(0, -2)

@@ -17,6 +17,7 @@ COMMANDS = {
     "cache": "write activations to disk, to train from with --activation_cache",
     "eval": "measure a saved SAE; writes metrics.json and the card",
     "card": "write the model card of a saved SAE anew",
+    "features": "show which features fire on a text",
     "info": "say what a saved or published SAE is",
 }
 

@@ -1,0 +1,89 @@
+"""How long it takes to collect the examples of all features of an SAE in one pass, and in how much memory.
+
+    python benchmarks/top_examples.py [--n_features 12288] [--tokens 1000000] [--output results.json]
+
+The embedded language model reads the train split of python-stdlib; the SAE (TopK, k = 32, residual stream after block
+1) has random weights: how many features fire is what costs, not which. Prints one JSON object: times in seconds of the
+pass (and of the reading alone: language model and encoder on the first tokens, scaled to all), memory in MiB.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hfsae import SAE, TopKSAEConfig, collect_features
+from hfsae.analysis.pieces import PieceReader
+from hfsae.analysis.reading import FeatureReader
+from hfsae.data import load_text
+
+TINY_LM = Path(__file__).resolve().parent.parent / "examples" / "tiny_lm"
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def reading_seconds(sae: SAE, model, tokenizer, dataset, tokens: int) -> float:
+    """The time of the language model and the encoder alone."""
+    reader, pieces = FeatureReader(sae, model), PieceReader(sae.config, model, tokenizer)
+    seen, start = 0, time.perf_counter()
+    for batch in pieces.batches(dataset):
+        reader.read(batch.tokens)
+        seen += int(batch.tokens.keep.sum())
+        if seen >= tokens:
+            break
+    return (time.perf_counter() - start) / seen
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="The speed of collecting examples of all features.")
+    parser.add_argument("--n_features", type=int, default=12_288)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    config = TopKSAEConfig(
+        d_in=128,
+        n_features=args.n_features,
+        k=32,
+        hook_point="transformer.h.1.output",
+        base_model=str(TINY_LM),
+        context_length=128,
+    )
+    sae = SAE.from_config(config).eval()
+    model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+    dataset = load_text("python-stdlib", split="train")
+    reading = reading_seconds(sae, model, tokenizer, dataset, min(args.tokens, 20_000)) * args.tokens
+    before = peak_mib()
+    start = time.perf_counter()
+    collection = collect_features(sae, model, tokenizer, dataset, max_tokens=args.tokens)
+    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        collection.save(folder)
+        saved = sum(path.stat().st_size for path in Path(folder).iterdir())
+    result = {
+        "n_features": args.n_features,
+        "n_tokens": collection.about.n_tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(collection.about.n_tokens / seconds),
+        "seconds_reading_alone": round(reading, 1),
+        "peak_mib": round(peak_mib()),
+        "peak_mib_before": round(before),
+        "collection_mib": round(saved / 2**20),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(result, indent=2))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

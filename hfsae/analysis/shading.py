@@ -1,0 +1,113 @@
+"""A text in a terminal, its tokens shaded by how strongly a feature fires on each."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from hfsae.analysis.activations import read_pieces
+from hfsae.analysis.token_text import TokenTexts
+from hfsae.analysis.weights import chosen_features, logit_effects
+from hfsae.modeling import SAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# From no activation to the largest: the background's red, green and blue.
+_PALE, _FULL = (255, 247, 236), (215, 48, 31)
+_PLAIN = "\x1b[0m"
+
+
+def shaded_features(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    features: Sequence[int] | None = None,
+    top: int = 5,
+    color: bool = True,
+) -> Iterator[str]:
+    """A heading and the shaded text for each feature.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        text: What is read.
+        features: Which features; None takes those with the largest activations on the text.
+        top: How many of these.
+        color: Whether to shade by colours of the terminal; otherwise tokens are marked `[token|value]`.
+
+    Yields:
+        Strings to print.
+
+    Raises:
+        ValueError: If the text has no token, or a feature is unknown.
+    """
+    if features is not None:
+        features = chosen_features(sae, features).tolist()
+    pieces = sorted(read_pieces(sae, model, tokenizer, [text]), key=lambda piece: piece.positions[0])
+    if not pieces:
+        raise ValueError("the text has no token: there is nothing to read.")
+    texts = [part for piece in pieces for part in piece.texts]
+    activations = torch.cat([piece.activations for piece in pieces])
+    maxima = activations.amax(0)
+    if features is None:
+        features = [index for index in maxima.topk(min(top, len(maxima))).indices.tolist() if maxima[index] > 0]
+    if not features:
+        yield "no feature fires on this text"
+        return
+    promoted = _promoted(sae, model, tokenizer, features)
+    for feature, tokens in zip(features, promoted, strict=True):
+        values = activations[:, feature].tolist()
+        yield f"feature {feature}: at most {max(values):.3g}{tokens}"
+        yield shaded(texts, values, color=color) + "\n"
+
+
+def shaded(texts: Sequence[str], values: Sequence[float], *, color: bool) -> str:
+    """One line or more of text in which stronger tokens are darker.
+
+    Args:
+        texts: The tokens.
+        values: How strongly the feature fires on each, 0 where it does not.
+        color: As in `shaded_features`.
+    """
+    largest = max(values, default=0.0)
+    parts = []
+    for text, value in zip(texts, values, strict=True):
+        shown = printable(text)
+        if value <= 0 or not shown:
+            parts.append(shown)
+        elif color:
+            shade = _shade(value / largest)
+            # A background that ran over the end of a line would fill the terminal's whole row.
+            parts.append(shade + shown.replace("\n", f"{_PLAIN}\n{shade}") + _PLAIN)
+        else:
+            parts.append(f"[{shown}|{value:.2g}]")
+    return "".join(parts)
+
+
+def _shade(share: float) -> str:
+    """The code for black on a background that is darker the larger the share."""
+    rgb = (round(pale + (full - pale) * share) for pale, full in zip(_PALE, _FULL, strict=True))
+    return f"\x1b[30;48;2;{';'.join(map(str, rgb))}m"
+
+
+def printable(text: str) -> str:
+    """The text with line breaks marked, and without characters that would steer the terminal."""
+    safe = "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return safe.replace("\n", "↵\n")
+
+
+def _promoted(
+    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", features: Sequence[int]
+) -> list[str]:
+    """What each feature promotes, in words; nothing where it does not write into the residual stream."""
+    try:
+        effects = logit_effects(sae, model, features, k=5)
+    except ValueError:
+        return [""] * len(features)
+    texts = TokenTexts(tokenizer)
+    return [f", promotes {' '.join(repr(texts([i])[0]) for i in row)}" for row in effects.promoted.tolist()]
