@@ -13,6 +13,7 @@ from importlib import import_module
 # The commands in the order of `hfsae --help`, and what each is for.
 COMMANDS = {
     "train": "train SAEs from a YAML file and options",
+    "estimate": "say what a run will need, before anything is loaded",
     "sweep": "train many SAEs on one stream and compare them",
     "cache": "write activations to disk, to train from with --activation_cache",
     "eval": "measure a saved SAE; writes metrics.json and the card",

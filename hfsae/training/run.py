@@ -170,7 +170,7 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
 def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE:
     item = inputs.by_name.get(name)
     if item is None or isinstance(item, Mapping):
-        item = _config_from_arguments(args, d_in)
+        item = config_from_arguments(args, d_in)
     config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
     if config.d_in != d_in:
@@ -185,7 +185,12 @@ def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str,
         return SAE.from_config(copy.deepcopy(config))  # what training writes into a config is not the user's
 
 
-def _config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
+def config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
+    """The config of the SAE that the arguments describe, for activations of `d_in` dimensions.
+
+    Raises:
+        ValueError: If they describe none.
+    """
     config_class = config_class_of(args.architecture)
     fields = {field.name for field in dataclasses.fields(config_class)}
     options: dict[str, Any] = {"d_in": d_in}

@@ -14,15 +14,22 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
 
 from hfsae.architectures import config_class_of
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.saving import files_at_once, write_json
 from hfsae.training.arguments import PER_SAE, SAETrainingArguments
+from hfsae.training.caching import cache_activations
+from hfsae.training.checkpoints import last_checkpoint
 from hfsae.training.config_file import coerce, read_mapping, read_yaml, refuse_unknown
+from hfsae.training.estimate import estimate, free_memory
 from hfsae.training.trainer import SAETrainer, TrainOutput
 
 logger = logging.getLogger(__name__)
@@ -154,27 +161,80 @@ def _name(own: Mapping[str, Any], args: SAETrainingArguments, varying: set[str])
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
-def run_sweep(sweep: Sweep, **inputs: Any) -> TrainOutput:
+def run_sweep(sweep: Sweep, *, memory_bytes: int | None = None, **inputs: Any) -> TrainOutput:
     """Trains and measures every SAE of a sweep, and writes what came out into `sweep.args.output_dir`.
 
     Beside a folder for each SAE: `results.csv`, `results.json` (with the front at each hook point) and `pareto.png`.
+    Where memory does not hold all SAEs at once, that is said first; they are then trained in groups, each in a folder
+    of its own, from a cache of the activations, so that the language model still runs once.
 
     Args:
         sweep: The sweep.
+        memory_bytes: What there is for language model, window and SAEs; None for what the device has free.
         **inputs: For `SAETrainer`: `model`, `train_dataset`, `callbacks`, ... where they are objects.
 
     Returns:
-        What training returned; without metrics where it was interrupted or evaluation is off.
+        What training returned, of all groups together; without metrics where it was interrupted or evaluation is off.
 
     Raises:
+        MemoryError: If an SAE does not fit by itself; before anything is loaded.
         ValueError, OSError: As `SAETrainer.train` does.
     """
-    trainer = SAETrainer(args=sweep.args, saes=sweep.saes, **inputs)
-    output = trainer.train()
-    if output.completed and trainer.is_main_process:
-        rows = result_rows(sweep, output)
-        write_results(rows, Path(sweep.args.output_dir))
+    groups = _groups(sweep, memory_bytes, inputs)
+    if len(groups) == 1:
+        output = SAETrainer(args=sweep.args, saes=sweep.saes, **inputs).train()
+    else:
+        output = _train_in_groups(sweep, groups, inputs)
+    if output.completed and PartialState().is_main_process:
+        write_results(result_rows(sweep, output), Path(sweep.args.output_dir))
     return output
+
+
+def _groups(sweep: Sweep, memory_bytes: int | None, inputs: Mapping[str, Any]) -> list[list[str]]:
+    """The SAEs that are trained together: all of them, where they fit."""
+    if inputs.get("activations") is not None:
+        return [list(sweep.saes)]
+    device = torch.device("cpu")
+    if not sweep.args.use_cpu and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator() or device
+    model = inputs.get("model")
+    args = replace(sweep.args, model_name_or_path=model) if isinstance(model, str) else sweep.args
+    skeleton = model if isinstance(model, PreTrainedModel) else None
+    needs = estimate(args, sweep.saes, model=skeleton, device_type=device.type)
+    memory = free_memory(device) if memory_bytes is None else memory_bytes
+    if needs.peak_bytes <= memory:
+        return [list(sweep.saes)]
+    groups = needs.groups(memory)
+    logger.warning(
+        "%d SAEs need %.2f GB at once and %.2f GB are free: they are trained in %d groups from an activation cache.",
+        *(len(sweep.saes), needs.peak_bytes / 1e9, memory / 1e9, len(groups)),
+    )
+    return groups
+
+
+def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[str, Any]) -> TrainOutput:
+    """One group after the other from one cache; goes on where it was interrupted, with `resume_from_checkpoint`."""
+    folder, args = Path(sweep.args.output_dir), sweep.args
+    if args.activation_cache is None:
+        places = dict.fromkeys(args.of_sae(own).hook_point for own in sweep.saes.values())
+        cached = replace(args, output_dir=str(folder / "activations"), hook_point=",".join(places))
+        of_text = {name: inputs[name] for name in ("model", "train_dataset", "processing_class") if name in inputs}
+        cache_activations(cached, **of_text)
+        args = replace(args, activation_cache=cached.output_dir)
+    whole: TrainOutput | None = None
+    for number, names in enumerate(groups, 1):
+        place = folder / f"group-{number}"
+        begun = args.resume_from_checkpoint is not None and last_checkpoint(place) is not None
+        of_group = replace(args, output_dir=str(place), resume_from_checkpoint="last" if begun else None)
+        output = SAETrainer(args=of_group, saes={name: sweep.saes[name] for name in names}, **inputs).train()
+        if whole is not None:
+            output.saes, output.metrics = {**whole.saes, **output.saes}, {**whole.metrics, **output.metrics}
+            output.log_history = [*whole.log_history, *output.log_history]
+        whole = output
+        if not output.completed:
+            break
+    assert whole is not None
+    return whole
 
 
 def result_rows(sweep: Sweep, output: TrainOutput) -> list[dict[str, Any]]:

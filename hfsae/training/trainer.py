@@ -112,11 +112,6 @@ class SAETrainer:
         self._own_callbacks = list(callbacks)
         self._output_dir = Path(self.args.output_dir)
 
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this process is the one that writes files; known once the training has begun."""
-        return self._run.accelerator.is_main_process
-
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> TrainOutput:
         """Runs the training to its end, measures and saves the SAEs.
 

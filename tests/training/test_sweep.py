@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hfsae import SAE
+from hfsae.training.estimate import estimate
 from hfsae.training.sweep import Sweep, results_table, run_sweep
 from tests.data.tiny import language_model, pythia_like
 from tests.hub.test_plots import share_of_ink
@@ -167,3 +168,25 @@ def test_a_sweep_that_is_stopped_goes_on_and_refuses_other_arguments(tmp_path):
         run_sweep(sweep(2e-3, resume_from_checkpoint="last"), **inputs())
     assert run_sweep(sweep(1e-3, resume_from_checkpoint="last"), **inputs()).steps == 6
     assert len(json.loads((tmp_path / "results.json").read_text())["saes"]) == 3
+
+
+def test_a_sweep_that_does_not_fit_says_so_and_is_trained_in_groups_from_a_cache(tmp_path, caplog, swept):
+    """Each SAE ends with the bits that it ends with beside all the others."""
+    sweep = sweep_of(tmp_path, SAES, steps=20, eval_tokens=150, learning_rate=0.003)
+    needs = estimate(sweep.args, sweep.saes, model=language_model())
+    three = needs.peak_bytes - 2 * max(sae.state_bytes for sae in needs.saes.values())
+    output = run_sweep(sweep, memory_bytes=three, **inputs())
+    assert "groups from an activation cache" in caplog.text
+    _, together = swept
+    for name, sae in together.saes.items():
+        grouped = output.saes[name].state_dict()
+        assert all(torch.equal(tensor, grouped[key]) for key, tensor in sae.state_dict().items()), name
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert {row["name"] for row in stored["saes"] if row["part_of"] is None} == set(sweep.saes)
+    assert (tmp_path / "group-2").is_dir() and (tmp_path / "activations").is_dir()
+
+
+def test_an_sae_that_cannot_fit_ends_the_sweep_before_it_begins(tmp_path):
+    with pytest.raises(MemoryError, match="training topk-k2 needs .* are free: take fewer features"):
+        run_sweep(sweep_of(tmp_path / "none", SAES[:1]), memory_bytes=1000, **inputs())
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,307 @@
+"""What a run needs before anything is loaded: memory, exactly where tensors are known, and a guess of its hours.
+
+The language model and the SAEs are built without weights. Memory counts what training holds at its fullest moment:
+the language model, the shuffled window, weights, gradients and Adam's moments of every SAE, and the workspace of one
+step (they are stepped one after another). The workspaces are upper guesses; everything else is counted.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
+from hfsae.hooks import HookPoint, resolve_hook_points
+from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.width import width
+from hfsae.modeling import SAE
+from hfsae.training import feed
+from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.run import config_from_arguments
+
+# Tensors of tokens × hidden size that a block of the language model holds at once: the stream, its norm, queries,
+# keys, values, attention's output, and the widened MLP before and after its activation.
+_STREAMS_IN_A_BLOCK = 14
+# The same for a step of an SAE in float32: the batch, centred, scaled, reconstruction, error and gradients.
+_STREAMS_IN_A_STEP = 10
+# Dense tensors of tokens × features that a step on the dense path holds at once.
+_DENSE_IN_A_STEP = 5
+# Work of a step in encoder products (2·d·n a token): what is measured on a CPU.
+_SPARSE_PRODUCTS, _DENSE_PRODUCTS = 1.4, 5.6
+# Share of the speed of one large matrix product that a whole language model, and a whole step, reach.
+_MODEL_EFFICIENCY, _STEP_EFFICIENCY = 0.5, 0.8
+_PROBE_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class SAENeeds:
+    """What one SAE of a run needs.
+
+    Args:
+        parameters: Numbers that are trained.
+        state_bytes: Weights, gradients and Adam's two moments, in float32.
+        workspace_bytes: Of one step, at most.
+        flops_per_token: Of one step.
+    """
+
+    parameters: int
+    state_bytes: int
+    workspace_bytes: int
+    flops_per_token: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs on each of its devices.
+
+    Args:
+        model_parameters: Of the language model; 0 where a cache is read.
+        model_bytes: Its weights.
+        model_workspace_bytes: Of one pass, at most.
+        model_flops_per_token: Of a pass up to the last hook point.
+        window_bytes: Of the shuffled activations.
+        saes: By name.
+        training_tokens: Tokens trained on, over all processes.
+        processes: Number of processes.
+    """
+
+    model_parameters: int
+    model_bytes: int
+    model_workspace_bytes: int
+    model_flops_per_token: float
+    window_bytes: int
+    saes: dict[str, SAENeeds]
+    training_tokens: int
+    processes: int = 1
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What is there whatever SAEs are trained."""
+        return self.model_bytes + self.window_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of a device at its fullest moment."""
+        return self.fixed_bytes + _held(list(self.saes.values()), self.model_workspace_bytes)
+
+    def seconds(self, flops_per_second: float) -> float:
+        """A guess at the time of the training, evaluation aside.
+
+        Args:
+            flops_per_second: What a large matrix product reaches on a device.
+        """
+        of_saes = sum(sae.flops_per_token for sae in self.saes.values())
+        per_token = self.model_flops_per_token / _MODEL_EFFICIENCY + of_saes / _STEP_EFFICIENCY
+        return self.training_tokens / self.processes * per_token / flops_per_second
+
+    def groups(self, memory_bytes: int) -> list[list[str]]:
+        """The SAEs in groups, in their order, each of which fits into a memory beside all else.
+
+        Raises:
+            MemoryError: If one does not fit by itself.
+        """
+        groups: list[list[str]] = []
+        room = memory_bytes - self.fixed_bytes
+        for name, needs in self.saes.items():
+            if _held([needs], self.model_workspace_bytes) > room:
+                raise MemoryError(
+                    f"training {name or 'the SAE'} needs {_gb(self.fixed_bytes + needs.state_bytes)} with the window "
+                    f"and the language model, and {_gb(memory_bytes)} are free: take fewer features, a smaller "
+                    "shuffle_window_tokens, or an activation cache, which needs no language model."
+                )
+            together = [*(self.saes[other] for other in groups[-1]), needs] if groups else [needs]
+            if groups and _held(together, self.model_workspace_bytes) <= room:
+                groups[-1].append(name)
+            else:
+                groups.append([name])
+        return groups
+
+    def report(self, memory_bytes: int, flops_per_second: float) -> str:
+        """The estimate as lines for a terminal.
+
+        Args:
+            memory_bytes: What the device has to give.
+            flops_per_second: What a large matrix product reaches on it.
+        """
+        saes = list(self.saes.values())
+        seconds = self.seconds(flops_per_second)
+        rate = self.training_tokens / seconds
+        state = sum(sae.state_bytes for sae in saes)
+        rows = {
+            "language model": f"{_count(self.model_parameters)} parameters, {_gb(self.model_bytes)}",
+            "one pass of it": f"at most {_gb(self.model_workspace_bytes)}",
+            "shuffled window": _gb(self.window_bytes),
+            "SAEs": f"{len(saes)}, {_count(sum(sae.parameters for sae in saes))} parameters",
+            "weights": _gb(state // 4),
+            "gradients": _gb(state // 4),
+            "optimiser state": _gb(state // 2),
+            "one step": f"at most {_gb(max(sae.workspace_bytes for sae in saes))}",
+            "peak memory": f"{_gb(self.peak_bytes)} of {_gb(memory_bytes)}" + self._verdict(memory_bytes),
+            "tokens/s, a guess": f"{rate:,.0f}",
+            "hours, a guess": f"{seconds / 3600:,.2f} for {self.training_tokens:,} tokens",
+        }
+        return "\n".join(f"{title:<18} {value}" for title, value in rows.items())
+
+    def _verdict(self, memory_bytes: int) -> str:
+        if self.peak_bytes <= memory_bytes:
+            return ""
+        try:
+            return f": too much at once, {len(self.groups(memory_bytes))} groups would fit"
+        except MemoryError:
+            return ": too much"
+
+
+def _held(saes: list[SAENeeds], model_workspace_bytes: int) -> int:
+    """States of all, workspace of whatever runs at a time."""
+    workspaces = [model_workspace_bytes, *(sae.workspace_bytes for sae in saes)]
+    return sum(sae.state_bytes for sae in saes) + max(workspaces)
+
+
+def estimate(
+    args: SAETrainingArguments,
+    saes: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    model: PreTrainedModel | None = None,
+    device_type: str = "cpu",
+    processes: int = 1,
+) -> Estimate:
+    """What a run with these arguments will need; no weights are loaded and no text is read.
+
+    Args:
+        args: The run's arguments.
+        saes: Of each SAE by name, the arguments that are its own; None for what `args` says alone.
+        model: The language model, where it is an object; else only the config of the one that `args` names is read.
+        device_type: `"cpu"` or `"cuda"`: which arithmetic a step takes.
+        processes: Number of processes, each with a device.
+
+    Raises:
+        ValueError: If the arguments do not fit each other or the model.
+        OSError: If the model's config is not there.
+
+    Example:
+        >>> from hfsae import SAETrainingArguments
+        >>> args = SAETrainingArguments(model_name_or_path="examples/tiny_lm", hook_point="resid_post.1")
+        >>> estimate(args).saes[""].parameters
+        526464
+    """
+    skeleton = _skeleton(args, model)
+    arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
+    places = {
+        name: resolve_hook_points(skeleton, [part.strip() for part in own.hook_point.split(",")])
+        for name, own in arguments.items()
+    }
+    widths = {place: width(skeleton, place) for found in places.values() for place in found}
+    needs = {
+        name if len(found) == 1 else f"{name} {place}".strip(): _needs(arguments[name], widths[place], device_type)
+        for name, found in places.items()
+        for place in found
+    }
+    window = feed.window_tokens(args, processes) or args.train_batch_tokens
+    row_bytes = sum(widths.values()) * getattr(torch, args.activation_dtype).itemsize
+    common = {
+        "window_bytes": window * row_bytes,
+        "saes": needs,
+        "training_tokens": args.training_tokens,
+        "processes": processes,
+    }
+    if args.activation_cache is not None:
+        return Estimate(0, 0, 0, 0.0, **common)
+    itemsize = skeleton.dtype.itemsize
+    config = skeleton.config.get_text_config()
+    tokens = args.lm_batch_sequences * args.context_length
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    read = tokens * sum(widths.values())
+    return Estimate(
+        model_parameters=parameters,
+        model_bytes=parameters * itemsize,
+        model_workspace_bytes=(tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize,
+        model_flops_per_token=_model_flops(skeleton, list(widths), args.context_length),
+        **common,
+    )
+
+
+def _skeleton(args: SAETrainingArguments, model: PreTrainedModel | None) -> PreTrainedModel:
+    """The language model on the meta device, in the precision that it will be loaded in."""
+    if model is None and args.model_name_or_path is None:
+        raise ValueError("an estimate needs a language model: give model_name_or_path.")
+    config = (
+        model.config
+        if model is not None
+        else AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    )
+    dtype = args.model_dtype
+    if dtype == "auto":
+        dtype = model.dtype if model is not None else getattr(config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
+
+
+def _model_flops(model: PreTrainedModel, places: list[HookPoint], context_length: int) -> float:
+    """Work per token up to the last place: two operations a matrix entry, and attention over half the context.
+
+    Of a mixture of experts it counts every expert, which is too much.
+    """
+    layout = DecoderLayout.find(model)
+    blocks: list[nn.Module] = list(layout.blocks) if layout is not None else [model]
+    reached = [layout.layer_of(place.path) for place in places] if layout is not None else []
+    if reached and None not in reached:
+        blocks = blocks[: 1 + max(layer for layer in reached if layer is not None)]
+    matrices = sum(parameter.numel() for block in blocks for parameter in block.parameters() if parameter.ndim > 1)
+    attention = len(blocks) * 2 * context_length * model.config.get_text_config().hidden_size
+    return 2.0 * matrices + attention
+
+
+def _needs(args: SAETrainingArguments, d_in: int, device_type: str) -> SAENeeds:
+    config = config_from_arguments(args, d_in)
+    with torch.device("meta"):
+        sae = SAE.from_config(config)
+    parameters = sum(parameter.numel() for parameter in sae.parameters())
+    tokens, n = args.train_batch_tokens, config.n_features
+    active = getattr(config, "k", None) or args.target_l0 or args.k
+    sparse = device_type == "cpu" and active <= n * CPU_BREAK_EVEN
+    dense_bytes = 4 * tokens * n
+    # Pre-activations and what is picked from them; or everything.
+    wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
+    return SAENeeds(
+        parameters=parameters,
+        state_bytes=4 * 4 * parameters,
+        workspace_bytes=int(wide + 4 * tokens * d_in * _STREAMS_IN_A_STEP + 48 * tokens * active),
+        flops_per_token=2 * d_in * n * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has to give now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def measured_flops_per_second(device: torch.device, seconds: float = 0.3) -> float:
+    """What a matrix product reaches on a device: bfloat16 where there is an accelerator, float32 on a CPU."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.randn(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=dtype)
+    (matrix @ matrix).sum().item()  # the first product pays for everybody's setup
+    products, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        (matrix @ matrix).sum().item()
+        products += 1
+    return products * 2 * _PROBE_SIZE**3 / max(passed, 1e-9)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+
+
+def _count(number: int) -> str:
+    if number < 1000:
+        return str(number)
+    power = min(int(math.log10(number) // 3), 4)
+    return f"{number / 1000**power:.3g}{' kMBT'[power]}"
