@@ -24,10 +24,13 @@ from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
 if TYPE_CHECKING:
+    import pathlib
+
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedTokenizerBase
 
     from hfsae.attach import AttachedSAE, FeatureEdit
+    from hfsae.interop.saebench import SAEBenchView
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -559,6 +562,35 @@ class SAE(PreTrainedModel):
         from hfsae.hub import push_sae
 
         return push_sae(self, repo_id, folder=folder, subfolder=subfolder, license=license, **destination)
+
+    def to_saelens(self, folder: str | os.PathLike) -> "pathlib.Path":
+        """Writes the SAE as SAELens 6 loads it (`cfg.json`, `sae_weights.safetensors`); scales are folded in.
+
+        Raises:
+            ValueError: If SAELens has nothing that computes the same, such as TopK transcoders.
+        """
+        from hfsae.interop.saelens_writer import write
+
+        return write(self, folder)
+
+    def to_sparsify(self, folder: str | os.PathLike) -> "pathlib.Path":
+        """Writes a TopK SAE as sparsify and delphi load it, into a subfolder called after the hooked module.
+
+        Returns:
+            That subfolder, such as `folder/layers.3.mlp`.
+
+        Raises:
+            ValueError: If sparsify has nothing that computes the same, or calls the place by no name.
+        """
+        from hfsae.interop.sparsify_writer import write
+
+        return write(self, folder)
+
+    def to_saebench(self) -> "SAEBenchView":
+        """A view of the SAE with the interface that SAEBench evaluates: tensors in and out, unit decoder rows."""
+        from hfsae.interop.saebench import SAEBenchView
+
+        return SAEBenchView(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.

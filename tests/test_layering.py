@@ -49,6 +49,7 @@ DOORS = {
     ("hfsae/loading.py", "interop"),
     ("hfsae/modeling.py", "attach"),
     ("hfsae/modeling.py", "hub"),
+    ("hfsae/modeling.py", "interop"),
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

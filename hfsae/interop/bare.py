@@ -10,7 +10,7 @@ from typing import Any
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`. Nothing is subtracted before encoding in any of them."""
     kind = _kind(source)
     assert kind is not None
-    tensors = stacked(source.pickled, KINDS[kind].names, source)
+    tensors = renamed(source.pickled, KINDS[kind].names, source)
     fields: dict[str, Any] = {"subtract_b_dec": False}
     if kind == "Qwen Scope":
         fields |= _qwen_scope(source)

@@ -7,7 +7,7 @@ import torch
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical, hub_id
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 
@@ -50,7 +50,7 @@ def read(source: Source) -> Draft:
         raise ValueError(f"{source.path} holds a {trainer['dict_class']}, which is not known; known are {known}.")
     architecture, names, subtracts = CLASSES[trainer["dict_class"]]
     stored = source.tensors(WEIGHTS)
-    tensors = stacked(stored, names, source)
+    tensors = renamed(stored, names, source)
     base_model = hub_id(trainer.get("lm_name"))
     fields: dict[str, Any] = {
         "subtract_b_dec": subtracts,

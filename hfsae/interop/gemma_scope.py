@@ -8,7 +8,7 @@ from typing import Any
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 WEIGHTS = "params.npz"
 
@@ -25,7 +25,7 @@ def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`; older files call their tensors `w_enc` and `w_dec`."""
     stored = {re.sub("^w_", "W_", name): tensor for name, tensor in source.tensors(WEIGHTS).items()}
     names = {"encoder.weight": "W_enc.T", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-    tensors = stacked(stored, {**names, "threshold": "threshold"}, source)
+    tensors = renamed(stored, {**names, "threshold": "threshold"}, source)
     tensors["threshold"] = tensors["threshold"].clamp(min=0)
     if "/embedding/" in source.path:
         # It was trained on rows of the embedding, which transformers gives out times √d.

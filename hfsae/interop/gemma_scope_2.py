@@ -4,7 +4,7 @@ from typing import Any
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 
@@ -27,7 +27,7 @@ def read(source: Source) -> Draft:
     names["threshold"] = "threshold"
     if "affine_skip_connection" in stored:
         names["W_skip"] = "affine_skip_connection.T"
-    tensors = stacked(stored, names, source)
+    tensors = renamed(stored, names, source)
     tensors["threshold"] = tensors["threshold"].clamp(min=0)
     base_model = _hub_id(config.get("model_name"))
     reads, writes = config["hf_hook_point_in"], config.get("hf_hook_point_out")

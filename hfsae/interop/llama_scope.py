@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 LINEAR = {
@@ -30,7 +30,7 @@ def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     config = source.json(CONFIG)
     base_model = "meta-llama/Llama-3.1-8B" if "Llama3_1" in source.path else None
-    tensors = stacked(source.tensors(WEIGHTS), LINEAR, source)
+    tensors = renamed(source.tensors(WEIGHTS), LINEAR, source)
     threshold = torch.full((len(tensors["encoder.bias"]),), float(config["jump_relu_threshold"]))
     fields = {
         **where(config, base_model),

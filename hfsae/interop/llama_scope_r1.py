@@ -3,7 +3,7 @@
 from hfsae.interop.draft import Draft
 from hfsae.interop.llama_scope import LINEAR, dataset_scales, where
 from hfsae.interop.places import hub_id
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 _BASE_MODEL = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -20,7 +20,7 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
-    tensors = stacked(stored, {**LINEAR, "threshold": "log_jumprelu_threshold"}, source)
+    tensors = renamed(stored, {**LINEAR, "threshold": "log_jumprelu_threshold"}, source)
     tensors["threshold"] = tensors["threshold"].float().exp()
     base_model = hub_id(config.get("model_name")) or (_BASE_MODEL if "R1-Distill" in source.path else None)
     fields = {

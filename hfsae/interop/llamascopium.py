@@ -8,7 +8,7 @@ from torch import Tensor
 from hfsae.interop.draft import Draft
 from hfsae.interop.llama_scope import dataset_scales, where
 from hfsae.interop.places import hub_id
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 
@@ -41,11 +41,11 @@ def read(source: Source) -> Draft:
     names = {"encoder.weight": "W_E.T", "encoder.bias": "b_E", "W_dec": "W_D"}
     if "b_D" in stored:
         names["b_dec"] = "b_D"
-    tensors = stacked(stored, names, source)
+    tensors = renamed(stored, names, source)
     if activation == "topk":
         fields["k"] = int(config["top_k"])
     if activation == "jumprelu":
-        tensors["threshold"] = stacked(stored, {"threshold": _THRESHOLD}, source)["threshold"].float().exp()
+        tensors["threshold"] = renamed(stored, {"threshold": _THRESHOLD}, source)["threshold"].float().exp()
     if config.get("sparsity_include_decoder_norm"):
         _select_by_norm(activation, tensors, source)
     return Draft(_ARCHITECTURES[activation], {**tensors, **_scales(config, stored, fields, source)}, fields)
@@ -77,5 +77,5 @@ def _scales(
         raise ValueError(f"{source.path} has norm_activation = {kind!r}, which depends on the batch.")
     hooks = {"in": config["hook_point_in"], "out": config.get("hook_point_out") or config["hook_point_in"]}
     names = {side: f"dataset_average_activation_norm.{hook}" for side, hook in hooks.items()}
-    norms = stacked(stored, names, source)
+    norms = renamed(stored, names, source)
     return dataset_scales({side: float(norm) for side, norm in norms.items()}, config, fields)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 _TENSORS = {
     "encoder.weight": "encoder.weight",
@@ -40,7 +40,7 @@ def read(source: Source) -> Draft:
     fields: dict[str, Any] = {"subtract_b_dec": True, "context_length": 64, **_where(source)}
     if activation == "TopK":
         fields |= {"k": int(state["k"]), "input_transform": "layer_norm"}
-    return Draft("topk" if activation == "TopK" else "standard", stacked(stored, _TENSORS, source), fields)
+    return Draft("topk" if activation == "TopK" else "standard", renamed(stored, _TENSORS, source), fields)
 
 
 def _where(source: Source) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import yaml
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 # One of the two is a slip of the pen that some repositories carry.
 _RUN = ("wandb-config.yaml", "wanb-config.yaml")
@@ -22,7 +22,7 @@ def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     weights = source.the_one(_WEIGHTS)
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-    tensors = stacked(source.tensors(weights), names, source)
+    tensors = renamed(source.tensors(weights), names, source)
     base_model, layer = _base_model(source), weights.removesuffix(".safetensors").split("_")[-1]
     fields: dict[str, Any] = {
         "subtract_b_dec": False,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical, hub_id
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _tensors(architecture: str, stored: dict[str, Tensor], source: Source) -> di
         names["threshold"] = "threshold"
     if "W_skip" in stored:
         names["W_skip"] = "W_skip"
-    tensors = stacked(stored, names, source)
+    tensors = renamed(stored, names, source)
     if architecture == "jumprelu":
         tensors["threshold"] = tensors["threshold"].clamp(min=0)  # SAELens takes a ReLU besides
     if "scaling_factor" in stored:

@@ -205,8 +205,8 @@ class Source:
         return self.tensors(self.the_one(*(f"*{suffix}" for suffix in PICKLES))) if files else {}
 
 
-def stacked(tensors: Mapping[str, Any], names: Mapping[str, str], source: Source) -> dict[str, Tensor]:
-    """Renames: `names` maps ours to theirs, with `".T"` behind a name for a matrix to be transposed.
+def renamed(tensors: Mapping[str, Any], names: Mapping[str, str], source: Source) -> dict[str, Tensor]:
+    """Their tensors under our names; `names` maps ours to theirs, with `".T"` behind a matrix to be transposed.
 
     Raises:
         ValueError: If one is missing, naming it and what there is.

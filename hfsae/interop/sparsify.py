@@ -4,7 +4,7 @@ from typing import Any
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical, hub_id
-from hfsae.interop.source import Source, stacked
+from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = {"encoder.weight": "encoder.weight", "encoder.bias": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -40,7 +40,7 @@ def read(source: Source) -> Draft:
     if config.get("transcode"):
         fields |= _transcoder(source, place, hook, base_model)
     names = {**TENSORS, "W_skip": "W_skip"} if "W_skip" in tensors else TENSORS
-    return Draft("topk", stacked(tensors, names, source), fields, {"dataset": run.get("dataset")})
+    return Draft("topk", renamed(tensors, names, source), fields, {"dataset": run.get("dataset")})
 
 
 def _transcoder(source: Source, place: str | None, hook: str | None, base_model: str | None) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""What all writers share: an SAE brought into the form that other projects can hold, and files that appear whole."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hfsae.modeling import SAE
+from hfsae.saving import files_at_once
+
+
+@torch.no_grad()
+def plain_copy(sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_norm: bool = False) -> SAE:
+    """A copy with the same features and reconstructions whose scales are 1.
+
+    Args:
+        sae: The SAE.
+        subtract_b_dec: Whether the copy subtracts `b_dec`, whose effect then moves into or out of the encoder's
+            biases; None leaves it as it is.
+        keep_decoder_norm: Whether `rescale_by_decoder_norm` may stay where no scale has to be folded.
+    """
+    plain = copy.deepcopy(sae)
+    # Before scales are folded: a transcoder's two would pull the two uses of b_dec apart.
+    if subtract_b_dec is not None and subtract_b_dec != plain.config.subtract_b_dec:
+        shift = plain.encoder_rows @ plain.b_dec
+        _shift_pre_activations(plain, shift if subtract_b_dec else -shift)
+        plain.config.subtract_b_dec = subtract_b_dec
+    scales = [float(plain.get_tensor(name)) for name, _ in plain.named_buffers() if name in SAE._float32_tensors]
+    if any(scale != 1 for scale in scales):
+        plain.fold_input_scale(keep="features")
+    elif not keep_decoder_norm:
+        plain._fold_decoder_norm()
+    return plain
+
+
+def _shift_pre_activations(sae: SAE, shift: Tensor) -> None:
+    """Adds to every pre-activation, and to what a gated SAE makes a magnitude of."""
+    norm = sae.W_dec.norm(dim=1) if sae.config.rescale_by_decoder_norm else 1.0
+    sae.encoder.bias.add_(shift / norm)
+    if hasattr(sae, "magnitude_bias"):
+        log_scale = sae.get_tensor("magnitude_log_scale")
+        sae.get_tensor("magnitude_bias").add_(shift * log_scale.exp())
+
+
+def theirs(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Our tensors under their names; `names` as readers have it: ours to theirs, `".T"` for a transposed matrix."""
+    return {
+        name.removesuffix(".T"): (tensors[ours].T if name.endswith(".T") else tensors[ours]).detach().contiguous()
+        for ours, name in names.items()
+    }
+
+
+def write_files(folder: str | os.PathLike, weights: str, tensors: dict[str, Tensor], config: Any) -> Path:
+    """Writes `cfg.json` and a weights file, both or neither."""
+    with files_at_once(Path(folder)) as beside:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, beside / weights)
+        (beside / "cfg.json").write_text(json.dumps(config, indent=2))
+    return Path(folder)

@@ -1,0 +1,195 @@
+"""What is written for other projects: exact where no scale is folded, and the same SAE in any case."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hfsae import SAE
+from hfsae.architectures import architecture_name
+from tests.architectures.variants import ARCHITECTURES, VARIANTS
+from tests.interop.foreign import FOREIGN, D
+
+X = 2 * torch.randn(30, D, generator=torch.Generator().manual_seed(3)) + 0.5
+PLACE: dict[str, Any] = {"base_model": "EleutherAI/pythia-70m", "hook_point": "gpt_neox.layers.2.output"}
+MLP = {"hook_point": "gpt_neox.layers.2.mlp.input", "target_hook_point": "gpt_neox.layers.2.mlp.output"}
+POLICY = {"exclude_special_tokens": False, "exclude_positions": [], "context_length": 64, "prepend_bos": True}
+
+
+def make(architecture: str = "topk", *, scale: float | None = None, **options: Any) -> SAE:
+    sae = VARIANTS[architecture].make(dtype=torch.float32, **{**PLACE, **POLICY, **options})
+    for name in ("input_scale", "output_scale"):
+        if scale is None and (tensor := getattr(sae, name, None)) is not None:
+            tensor.fill_(1.0)
+    return sae
+
+
+def same(one: SAE, other: SAE, **tolerance: float) -> None:
+    torch.testing.assert_close(one.encode(X), other.encode(X), **tolerance)
+    torch.testing.assert_close(one(X).reconstruction, other(X).reconstruction, **tolerance)
+
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+# -- SAELens ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subtract_b_dec": False}, {"input_transform": "layer_norm"}, {"input_transform": "constant_norm"}],
+    ids=str,
+)
+def test_to_saelens_and_back_is_exact(architecture: str, options: dict, tmp_path: Path):
+    sae = make(architecture, **options)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    again = SAE.from_pretrained(sae.to_saelens(tmp_path / "out"))
+    torch.testing.assert_close(again.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)
+    for name in ("base_model", "hook_point", "subtract_b_dec", "input_transform", *POLICY):
+        assert getattr(again.config, name) == getattr(sae.config, name), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"input_transform": "center"}], ids=str)
+def test_to_saelens_folds_scales_and_computes_the_same(architecture: str, options: dict, tmp_path: Path):
+    sae = make(architecture, scale=1.5, **options)
+    same(SAE.from_pretrained(sae.to_saelens(tmp_path)), sae, **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "batch_topk"])
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("skip", [True, False])
+def test_transcoders_go_to_saelens(architecture: str, subtract: bool, skip: bool, tmp_path: Path):
+    sae = make(architecture, scale=1.5, subtract_b_dec=subtract, skip=skip, **MLP)
+    again = SAE.from_pretrained(sae.to_saelens(tmp_path))
+    same(again, sae, **CLOSE)
+    assert again.config.target_hook_point == MLP["target_hook_point"] and not again.config.subtract_b_dec
+
+
+def test_the_config_for_saelens_names_places_as_transformer_lens_does(tmp_path: Path):
+    config = json.loads((make("topk", k=3).to_saelens(tmp_path) / "cfg.json").read_text())
+    assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == ("topk", 3, 6, 24)
+    assert config["metadata"]["hook_name"] == "blocks.2.hook_resid_post"
+    assert config["metadata"]["hf_hook_name"] == PLACE["hook_point"]
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
+        "W_enc": (6, 24),
+        "b_enc": (24,),
+        "W_dec": (24, 6),
+        "b_dec": (6,),
+    }
+
+
+@pytest.mark.parametrize(
+    "architecture, options",
+    [("topk", MLP), ("gated", MLP), ("topk", {"activation": "groupmax"}), ("topk", {"skip": True})],
+)
+def test_what_saelens_cannot_hold_is_refused_and_nothing_is_written(architecture: str, options: dict, tmp_path: Path):
+    with pytest.raises(ValueError, match="SAELens has nothing that computes"):
+        make(architecture, **options).to_saelens(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# -- sparsify ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", [{}, {"activation": "groupmax", "k": 4}, {"skip": True}], ids=str)
+def test_to_sparsify_and_back_is_exact(options: dict, tmp_path: Path):
+    sae = make(**options)
+    written = sae.to_sparsify(tmp_path)
+    assert written == tmp_path / "layers.2"
+    again = SAE.from_pretrained(written)
+    torch.testing.assert_close(again.state_dict(), sae.state_dict(), rtol=0, atol=0)
+    for name in ("base_model", "hook_point", "context_length", "k", "activation", "skip"):
+        assert getattr(again.config, name) == getattr(sae.config, name), name
+
+
+@pytest.mark.parametrize("options", [{"subtract_b_dec": False}, {"rescale_by_decoder_norm": True}, MLP], ids=str)
+def test_to_sparsify_folds_what_it_lacks_and_computes_the_same(options: dict, tmp_path: Path):
+    sae = make(scale=1.5, **options)
+    again = SAE.from_pretrained(sae.to_sparsify(tmp_path))
+    same(again, sae, **CLOSE)
+    assert again.config.is_transcoder == sae.config.is_transcoder
+
+
+def test_a_blocks_input_is_what_the_block_before_gives_out(tmp_path: Path):
+    assert make(hook_point="gpt_neox.layers.3.input").to_sparsify(tmp_path).name == "layers.2"
+
+
+@pytest.mark.parametrize(
+    "architecture, options, message",
+    [
+        ("jumprelu", {}, "holds TopK"),
+        ("topk", {"input_transform": "center"}, "holds TopK"),
+        ("topk", {"hook_point": "gpt_neox.layers.0.input"}, "reads outputs of modules"),
+        ("topk", {**MLP, "hook_point": "gpt_neox.layers.1.mlp.input"}, "from a module's input to its output"),
+    ],
+)
+def test_what_sparsify_cannot_hold_is_refused(architecture: str, options: dict, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        make(architecture, **options).to_sparsify(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# -- from theirs to theirs --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name.startswith("saelens_") and "5" not in name])
+def test_saelens_to_ours_to_saelens_is_exact(name: str, tmp_path: Path):
+    foreign = FOREIGN[name](tmp_path / "theirs")
+    SAE.from_pretrained(foreign.path).save_pretrained(tmp_path / "ours")
+    written = SAE.from_pretrained(tmp_path / "ours").to_saelens(tmp_path / "back")
+    first, last = (load_file(folder / "sae_weights.safetensors") for folder in (foreign.path, written))
+    torch.testing.assert_close(last, first, rtol=0, atol=0)
+    first, last = (json.loads((folder / "cfg.json").read_text()) for folder in (foreign.path, written))
+    kept = {key: value for key, value in first.items() if key != "metadata"}
+    assert {key: last.get(key) for key in kept} == kept
+
+
+@pytest.mark.parametrize("name", ["sparsify_topk", "sparsify_groupmax", "sparsify_transcoder"])
+def test_sparsify_to_ours_to_sparsify_is_exact(name: str, tmp_path: Path):
+    foreign = FOREIGN[name](tmp_path / "theirs")
+    written = SAE.from_pretrained(foreign.path).to_sparsify(tmp_path / "back")
+    assert written.name == foreign.path.name
+    first, last = (load_file(folder / "sae.safetensors") for folder in (foreign.path, written))
+    torch.testing.assert_close(last, first, rtol=0, atol=0)
+
+
+# -- SAEBench ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}], ids=str)
+def test_the_view_for_saebench_reconstructs_the_same_along_unit_rows(architecture: str, options: dict):
+    sae = make(architecture, scale=1.5, **options)
+    view = sae.to_saebench()
+    features = view.encode(X)
+    torch.testing.assert_close(view.W_dec.norm(dim=1), torch.ones(24))
+    torch.testing.assert_close(view(X), sae(X).reconstruction, **CLOSE)
+    torch.testing.assert_close(features @ view.W_dec + view.b_dec, view.decode(features), **CLOSE)
+    assert torch.equal(features != 0, sae.encode(X) != 0)
+    assert (view.W_enc.shape, view.b_enc.shape, view.dtype, view.device.type) == ((6, 24), (24,), torch.float32, "cpu")
+
+
+def test_the_views_encoder_works_on_raw_activations():
+    view = make("standard", scale=1.5, subtract_b_dec=False).to_saebench()
+    torch.testing.assert_close((X @ view.W_enc + view.b_enc).relu(), view.encode(X), **CLOSE)
+
+
+def test_the_view_says_where_it_belongs():
+    sae = make("jumprelu")
+    said = sae.to_saebench().cfg.to_dict()
+    assert said == {
+        "model_name": "pythia-70m",
+        "d_in": 6,
+        "d_sae": 24,
+        "hook_name": "blocks.2.hook_resid_post",
+        "hook_layer": 2,
+        "context_size": 64,
+        "prepend_bos": True,
+        "dtype": "float32",
+        "architecture": architecture_name(sae.config),
+    }
+
+
+@pytest.mark.parametrize("options", [{"input_transform": "layer_norm"}, {"skip": True}, MLP], ids=str)
+def test_what_decodes_with_more_than_features_has_no_view(options: dict):
+    with pytest.raises(ValueError, match="needs the activations too"):
+        make(**options).to_saebench()
