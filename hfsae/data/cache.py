@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,8 +30,8 @@ from hfsae.data.stored import StoredRows
 from hfsae.data.stream import ChunkRows
 
 _DESCRIPTION, _HELD_OUT = "cache.json", "held-out.safetensors"
-# Large enough for a disk to read at its full speed, small enough to be kept in memory while it fills.
-_SHARD_BYTES = 2**29
+# Large enough for a disk to read at its full speed, small enough to be in memory twice: filled, and as a file's bytes.
+_SHARD_BYTES = 2**28
 # The key of a shard's metadata that holds the source's place after it.
 _NEXT = "next"
 
@@ -99,7 +99,7 @@ def write_cache(
 ) -> None:
     """Writes the first rows of a source, or goes on where an earlier call with the same arguments was ended.
 
-    Memory: one shard (half a gigabyte) beside what the source needs.
+    Memory: two shards (half a gigabyte) beside what the source needs.
 
     Args:
         source: Where rows come from, at its beginning.
@@ -108,7 +108,7 @@ def write_cache(
         made_from: What they are made from, in values that JSON can hold.
         dtype: What they are stored as.
         held_out: Makes rows of other text by hook point, stored beside as they are; called once.
-        shard_rows: Rows in a shard; None for half a gigabyte.
+        shard_rows: Rows in a shard; None for a quarter of a gigabyte.
         disable_tqdm: Show no progress bar.
 
     Raises:
@@ -129,7 +129,7 @@ def write_cache(
     _check_disk(folder, description)
     if held_out is not None and not (folder / _HELD_OUT).exists():
         with _appearing_whole(folder / _HELD_OUT) as beside:
-            save_file({name: table.cpu().contiguous() for name, table in held_out().items()}, beside)
+            beside.write_bytes(save({name: table.cpu().contiguous() for name, table in held_out().items()}))
     _write_shards(source, folder, description, disable_tqdm)
 
 
@@ -182,7 +182,7 @@ def _write_shards(source: RowSource, folder: Path, description: CacheDescription
         for name, rows in list(shards.items())[first:]:
             tensors = _gather(reader, description, rows, bar)
             with _appearing_whole(folder / name) as beside:
-                save_file(tensors, beside, metadata={_NEXT: json.dumps(reader.state_dict())})
+                beside.write_bytes(save(tensors, metadata={_NEXT: json.dumps(reader.state_dict())}))
 
 
 def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: Any) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def cache_activations(
         model: A causal LM or its name; None takes `args.model_name_or_path`.
         train_dataset: Text, as `SAETrainer` takes it; None loads `args.dataset_name`.
         processing_class: The tokenizer; None loads the model's.
-        shard_rows: Rows in a file; None for half a gigabyte.
+        shard_rows: Rows in a file; None for a quarter of a gigabyte.
 
     Returns:
         What the cache says of itself.
