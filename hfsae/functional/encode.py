@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfsae.functional.kernels import break_even_here
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.selection import Selection
 
@@ -42,7 +43,8 @@ def encode(
         center: (d,) subtracted from every token first (`b_dec`), or None.
         selection: Which entries are kept.
         path: `"dense"` keeps all N × n, `"sparse"` only the active entries, `"auto"` decides by device, density and
-            size: sparse on a CPU below `CPU_BREAK_EVEN`, or where N × n would pass `CHUNK_BYTES`.
+            size: sparse below the break-even share of active entries (`CPU_BREAK_EVEN`; on CUDA that of the GPU), or,
+            on a CPU, where N × n would pass `CHUNK_BYTES`.
 
     Returns:
         The pattern, and the pre-activations at its entries: (entries,) or (N, n). Differentiable in `x`, `weight`,
@@ -55,7 +57,7 @@ def encode(
         else:
             pre = F.linear(centered, weight, bias)
             mask = selection.mask(pre)
-            if path == "dense" or _too_dense(mask):
+            if path == "dense" or _too_dense(mask, centered):
                 pattern = DensePattern(mask)
             else:
                 pattern, pre = SparsePattern.from_mask(mask), pre[mask]
@@ -70,18 +72,20 @@ def encode(
 def _sparse_whatever_comes(x: Tensor, weight: Tensor, selection: Selection) -> bool:
     """Whether the sparse path is right before any pre-activation was seen."""
     n_features = weight.shape[0]
-    if x.device.type != "cpu":
-        return False
     if (per_token := selection.expected_per_token(n_features)) is not None:
-        return per_token <= n_features * CPU_BREAK_EVEN
-    return x.shape[0] * n_features * 4 > CHUNK_BYTES
+        return per_token <= n_features * _break_even(x)
+    return x.device.type == "cpu" and x.shape[0] * n_features * 4 > CHUNK_BYTES
 
 
-def _too_dense(mask: Tensor) -> bool:
+def _too_dense(mask: Tensor, x: Tensor) -> bool:
     """Whether dense products are cheaper for these entries."""
-    if mask.device.type != "cpu":
-        return True
-    return int(torch.count_nonzero(mask)) > mask.numel() * CPU_BREAK_EVEN
+    share = _break_even(x)
+    return share == 0 or int(torch.count_nonzero(mask)) > mask.numel() * share
+
+
+def _break_even(x: Tensor) -> float:
+    """The share of active entries below which the sparse products of tokens like these are the cheaper ones."""
+    return CPU_BREAK_EVEN if x.device.type == "cpu" else break_even_here(x)
 
 
 def _select_in_chunks(

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hfsae.functional.kernels import serves
 from hfsae.functional.patterns import SparsePattern
 
 # Calls its argument with each chunk's pre-activations, in order; may be run again.
@@ -43,12 +44,12 @@ class TopK:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
-        indices = pre.topk(self.k, dim=-1, sorted=False).indices
+        indices = _largest(pre, self.k)
         return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, indices, True)
 
     def select(self, for_each_chunk: ForEachChunk, n_features: int) -> SparsePattern:
         chunks: list[Tensor] = []
-        for_each_chunk(lambda pre: chunks.append(pre.topk(self.k, dim=-1, sorted=False).indices))
+        for_each_chunk(lambda pre: chunks.append(_largest(pre, self.k)))
         features = torch.cat(chunks)
         per_token = torch.full((features.shape[0],), self.k, device=features.device)
         return SparsePattern(features.flatten(), per_token, n_features)
@@ -139,9 +140,9 @@ class BatchTopK:
         values, features = [], []
 
         def collect(pre: Tensor) -> None:
-            top = pre.topk(per_token, dim=-1, sorted=False)
-            values.append(top.values)
-            features.append(top.indices)
+            largest = _largest(pre, per_token)
+            values.append(pre.gather(1, largest))
+            features.append(largest)
 
         for_each_chunk(collect)
         return torch.cat(values), torch.cat(features)
@@ -152,3 +153,12 @@ class BatchTopK:
         chosen = torch.zeros_like(flat, dtype=torch.bool)
         chosen[indices] = True
         return chosen.view_as(values) & (values > 0)
+
+
+def _largest(pre: Tensor, k: int) -> Tensor:
+    """The features of each token's k largest pre-activations: (N, k)."""
+    if serves(pre):
+        from hfsae.functional.kernels.largest import largest
+
+        return largest(pre, k)
+    return pre.topk(k, dim=-1, sorted=False).indices

@@ -46,3 +46,13 @@ def break_even(device_name: str, product: torch.dtype, entries: torch.dtype, *, 
     wide_peak = bfloat16_peak / 2 if tf32 else float32_peak
     peak = bfloat16_peak if product.itemsize == 2 else wide_peak
     return bandwidth / (peak * entries.itemsize / 2)
+
+
+def break_even_here(x: Tensor) -> float:
+    """`break_even` for tokens like these on their GPU, as products are made now; 0 where the kernels do not serve."""
+    if not serves(x):
+        return 0.0
+    device = x.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return break_even(torch.cuda.get_device_name(x.device), product, x.dtype, tf32=tf32)

@@ -30,3 +30,17 @@ def test_wide_floats_are_not_served_and_neither_is_anything_without_triton(monke
     assert kernels.serves(narrow) and not kernels.serves(narrow, wide)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert not kernels.serves(narrow)
+
+
+@pytest.mark.parametrize(("autocast", "share"), [(True, 1 / 412), (False, 1 / 27.9)])
+def test_what_pays_here_depends_on_autocast(monkeypatch, autocast: bool, share: float):
+    """Under autocast dense products are in bfloat16, while the rows that sparse ones gather stay float32."""
+    monkeypatch.setattr(kernels, "serves", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    x = torch.zeros(3, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert kernels.break_even_here(x) == pytest.approx(share, rel=0.01)
+
+
+def test_nothing_pays_where_nothing_serves():
+    assert kernels.break_even_here(torch.zeros(3, 4)) == 0

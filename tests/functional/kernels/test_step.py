@@ -1,5 +1,7 @@
 """A whole sparse step through the kernels, against the plain formulas: values, gradients, counts."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,18 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from hfsae.functional import Above, BatchTopK, Selection, SparsePattern, TopK, encode, patterns
-from hfsae.functional.kernels import products
+from hfsae.functional import (
+    Above,
+    BatchTopK,
+    DensePattern,
+    Selection,
+    SparsePattern,
+    TopK,
+    encode,
+    patterns,
+    selection,
+)
+from hfsae.functional.kernels import largest, products
 from hfsae.functional.reference import Weights, pre_activations, squared_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,7 +30,8 @@ quick = settings(max_examples=10, deadline=None, derandomize=True)
 @pytest.fixture(autouse=True)
 def always_served(monkeypatch):
     """On a CPU too, where the kernels are interpreted."""
-    monkeypatch.setattr(patterns, "serves", lambda *_: True)
+    for module in (patterns, selection):
+        monkeypatch.setattr(module, "serves", lambda *_: True)
 
 
 def leaves(n_tokens: int, n_features: int, shift: float) -> tuple[torch.Tensor, Weights]:
@@ -80,6 +93,9 @@ def test_a_step_on_one_token_with_every_feature():
 
 def test_the_kernels_are_what_made_it(monkeypatch):
     called = set()
+    columns = []
+    top_k = largest.largest
+    monkeypatch.setattr(largest, "largest", lambda *args: columns.append(top_k(*args)) or columns[-1])
     for name in ("sum_rows", "sum_long_rows", "inner_products", "sum_values"):
         kernel = getattr(products, name)
 
@@ -90,3 +106,14 @@ def test_the_kernels_are_what_made_it(monkeypatch):
         monkeypatch.setattr(products, name, noted)
     compare(TopK(3), 2, 8, shift=0.0)
     assert called == {"sum_rows", "sum_long_rows", "inner_products", "sum_values"}
+    assert [tuple(chosen.shape) for chosen in columns] == [(2, 3)]
+
+
+def test_on_a_gpu_the_density_decides_too(monkeypatch):
+    """Here with the shares that a GPU would have: sparse at 3 of 8 below ½, dense where dense products are faster."""
+    x, w = leaves(4, 8, shift=0.0)
+    module = importlib.import_module("hfsae.functional.encode")
+    for share, expected in ((1 / 2, SparsePattern), (1 / 3, DensePattern), (0.0, DensePattern)):
+        monkeypatch.setattr(module, "_break_even", lambda _, share=share: share)
+        for rule in (TopK(3), Above(pre_activations(x, w).flatten().sort(descending=True).values[4 * 3])):
+            assert type(encode(x, w.W_e, w.b_e, w.b_dec, rule)[0]) is expected
