@@ -14,12 +14,13 @@ def describe(source: str, **hub: Any) -> str:
 
     Args:
         source: Folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`.
+        **hub: `subfolder`, `revision`, `token`, `cache_dir`; `allow_pickle` for SAEs of other projects, whose weights
+            are fetched as well.
 
     Raises:
         ValueError: If it is not an SAE.
     """
-    return "\n".join(f"{label:<14}{value}" for label, value in _facts(load_config(source, **hub)))
+    return "\n".join(f"{label:<14}{value}" for label, value in _facts(load_config(source, fetch_weights=True, **hub)))
 
 
 def _facts(config: SAEConfig) -> list[tuple[str, str]]:

@@ -48,19 +48,23 @@ def load_sae(
     return (sae, info) if output_loading_info else sae
 
 
-def load_config(source: str | os.PathLike, **hub: Any) -> SAEConfig:
-    """The config of a saved or published SAE; its weights are not fetched, unless it is another project's.
+def load_config(
+    source: str | os.PathLike, *, fetch_weights: bool = False, allow_pickle: bool = False, **hub: Any
+) -> SAEConfig:
+    """The config of a saved or published SAE; its weights are not fetched.
 
     Args:
         source: Folder or Hub repository.
-        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; `allow_pickle` for other projects'.
+        fetch_weights: Whether SAEs of other projects are read too, which takes their weights: their configs do not
+            say everything, where there are any.
+        allow_pickle: Whether those weights may be pickles.
+        **hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
         ValueError: If it is not an SAE, or one of an architecture that only a newer hfsae knows.
         OSError: If there is nothing.
     """
-    allow_pickle = hub.pop("allow_pickle", False)
-    if not holds_config(source, hub):
+    if fetch_weights and not holds_config(source, hub):
         return _load_foreign(source, PreTrainedModel, hub, allow_pickle).config
     return _load_config(source, hub)[0]
 
@@ -76,21 +80,25 @@ def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
 
 def _load_foreign(source: str | os.PathLike, wanted: Any, kwargs: dict[str, Any], allow_pickle: bool = False) -> Any:
     """An SAE that another project saved."""
-    from hfsae.interop.formats import load_foreign
+    from hfsae.interop.formats import UnknownFormatError, load_foreign
 
     hub, weights, rest = _sorted_out(kwargs)
     if weights.get("quantization_config") is not None:
         raise ValueError("quantisation is for SAEs in hfsae's own format: convert it first (hfsae convert).")
     rest.pop("use_safetensors", None)
-    return load_foreign(
-        source,
-        wanted,
-        hub=hub,
-        dtype=weights.get("dtype", weights.get("torch_dtype")),
-        device_map=rest.pop("device_map", None),
-        allow_pickle=allow_pickle,
-        given=rest,
-    )
+    try:
+        return load_foreign(
+            source,
+            wanted,
+            hub=hub,
+            dtype=weights.get("dtype", weights.get("torch_dtype")),
+            device_map=rest.pop("device_map", None),
+            allow_pickle=allow_pickle,
+            given=rest,
+        )
+    except (OSError, UnknownFormatError) as error:
+        _name_the_folders(source, hub, error)
+        raise
 
 
 def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -45,6 +45,10 @@ BY_TENSORS = {
 }
 
 
+class UnknownFormatError(ValueError):
+    """Nothing of a known format lies at a place."""
+
+
 def load_foreign(
     place: str | os.PathLike,
     wanted: type[PreTrainedModel] = SAE,
@@ -68,7 +72,8 @@ def load_foreign(
         allow_pickle: Whether pickles may be opened.
 
     Raises:
-        ValueError: If there is nothing of a known format, several formats fit, or files do not hold what their format
+        UnknownFormatError: If there is nothing of a known format.
+        ValueError: If several formats fit, or files do not hold what their format
             says.
         OSError: If there is no such place.
     """
@@ -86,7 +91,8 @@ def recognise(source: Source) -> str:
     """The name of the format that a source is of.
 
     Raises:
-        ValueError: If none fits, or several.
+        UnknownFormatError: If none fits.
+        ValueError: If several do.
     """
     for table in (BY_FILES, BY_TENSORS):
         found = [name for name in table if _module(name).recognises(source)]
@@ -94,7 +100,7 @@ def recognise(source: Source) -> str:
             raise ValueError(f"{source} may be of {' or of '.join(found)}: keep one SAE a folder.")
         if found:
             return found[0]
-    raise ValueError(
+    raise UnknownFormatError(
         f"{source} holds no sparse autoencoder of a known format: expected hfsae's config.json, or the files "
         f"of {', '.join([*BY_FILES, *BY_TENSORS])}. Is it in a subfolder?"
     )
