@@ -23,7 +23,7 @@ def folders_among(files: Iterable[str]) -> list[str]:
         ['resid_post.9', 'resid_post.10']
     """
     configs = [PurePosixPath(path) for path in files if path.rpartition("/")[2] == CONFIG_FILE]
-    folders = [path.parent.as_posix().removeprefix(".") for path in configs if not _is_unfinished(path)]
+    folders = [path.parent.as_posix().removeprefix(".") for path in configs if not is_unfinished(path.parent)]
     return sorted(folders, key=natural_order)
 
 
@@ -49,5 +49,6 @@ def natural_order(name: str) -> list[tuple[str, int]]:
     return [(text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
-def _is_unfinished(path: PurePosixPath) -> bool:
-    return any(fnmatch.fnmatchcase(part, pattern) for part in path.parts[:-1] for pattern in _UNFINISHED)
+def is_unfinished(folder: str | PurePosixPath) -> bool:
+    """Whether a folder lies among the checkpoints of a run."""
+    return any(fnmatch.fnmatchcase(part, pattern) for part in PurePosixPath(folder).parts for pattern in _UNFINISHED)

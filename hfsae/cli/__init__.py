@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "measure a saved SAE; writes metrics.json and the card",
     "card": "write the model card of a saved SAE anew",
     "features": "show which features fire on a text",
+    "convert": "convert SAEs from or to the formats of other projects, one or a whole repository",
     "info": "say what a saved or published SAE is",
 }
 

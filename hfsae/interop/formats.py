@@ -106,6 +106,11 @@ def recognise(source: Source) -> str:
     )
 
 
+def is_known_by_files(source: Source) -> bool:
+    """Whether configs and file names alone tell a format."""
+    return any(_module(name).recognises(source) for name in BY_FILES)
+
+
 def read(source: Source) -> Draft:
     """What a source says, in our terms, with its format's name among the facts.
 

@@ -4,7 +4,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from torch import Tensor
 
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, read_tensors
+from hfsae.places import natural_order
 
 # Keyword arguments of `from_pretrained` that say how the Hub is asked.
 _DOWNLOAD_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -129,6 +130,29 @@ class Source:
         path = posixpath.join(repo_id, place).rstrip("/")
         return cls(path, listing, fetch, chosen=chosen, repo_id=repo_id, folder=folder, **options)
 
+    @classmethod
+    def folders(cls, place: str, subfolder: str = "", **hub: Any) -> Iterator["Source"]:
+        """Every folder below a place that holds files, hidden ones left out, in natural order of their names.
+
+        Args:
+            place: A folder or a Hub repository.
+            subfolder: Folder inside it to start from.
+            **hub: As for `open`.
+        """
+        start = cls.open(place, subfolder, **hub)
+        if start.repo_id is None:
+            root = Path(place)
+            files = [path.relative_to(root).as_posix() for path in (root / subfolder).rglob("*") if path.is_file()]
+        else:
+            hub = {key: hub[key] for key in ("revision", "token") if hub.get(key) is not None}
+            files = HfApi(library_name="hfsae").list_repo_files(place, **hub)
+        inside = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+        holding = {posixpath.dirname(file) for file in files if file.startswith(inside) and "/." not in f"/{file}"}
+        for folder in sorted(holding, key=natural_order):
+            source = cls.open(place, folder, **hub)
+            source.folder = folder
+            yield source
+
     # -- looking --------------------------------------------------------------------------------------------------
     @property
     def candidates(self) -> list[str]:
@@ -197,6 +221,11 @@ class Source:
                 "for a copy in safetensors. Even then only tensors and plain values are read (weights_only)."
             )
         return read_tensors(self.fetch(name), self.path)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether an SAE in hfsae's own format lies here."""
+        return "config.json" in self.listing and str(self.json("config.json").get("model_type")).startswith("hfsae")
 
     @cached_property
     def pickled(self) -> dict[str, Any]:

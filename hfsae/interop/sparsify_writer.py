@@ -32,7 +32,7 @@ def write(sae: SAE, folder: str | os.PathLike) -> Path:
             f"{type(sae).__name__} with input_transform={config.input_transform!r}, d_in={config.d_in}, "
             f"d_out={config.d_out}."
         )
-    module = _module(sae)
+    module = module_of(sae)
     plain = plain_copy(sae, subtract_b_dec=not config.is_transcoder)
     names = {**TENSORS, "W_skip": "W_skip"} if config.skip else TENSORS
     settings = {
@@ -52,7 +52,7 @@ def write(sae: SAE, folder: str | os.PathLike) -> Path:
     return written
 
 
-def _module(sae: SAE) -> str:
+def module_of(sae: SAE) -> str:
     """What sparsify calls the place: the module whose output is read, or through which a transcoder leads."""
     config = sae.config
     reads, writes = (canonical(place, config.base_model) for place in (config.hook_point, config.target_hook_point))

@@ -1,0 +1,109 @@
+"""Converting SAEs from any known format into hfsae's, SAELens' or sparsify's: one, or a whole repository of many."""
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tqdm.auto import tqdm
+
+from hfsae.interop import sparsify_writer
+from hfsae.interop.formats import UnknownFormatError, is_known_by_files
+from hfsae.interop.source import Source
+from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
+from hfsae.modeling import SAE
+from hfsae.places import is_unfinished
+from hfsae.saving import files_at_once, quietly
+
+Target = Literal["hfsae", "saelens", "sparsify"]
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    to: Target = "hfsae",
+    *,
+    subfolder: str = "",
+    allow_pickle: bool = False,
+    given: Mapping[str, Any] | None = None,
+    **hub: Any,
+) -> list[Path]:
+    """Converts every SAE that lies at a place and keeps the layout of folders.
+
+    Args:
+        source: Folder, file or Hub repository, of any format that `SAE.from_pretrained` reads.
+        destination: Folder to write into; made if missing. A single SAE is written right there.
+        to: `"hfsae"`, `"saelens"`, or `"sparsify"`, whose folders are called after the hooked module.
+        subfolder: Only what lies in this folder of the source, or this file.
+        allow_pickle: Whether pickles may be opened.
+        given: Config fields that the source does not say, such as `hook_point`.
+        **hub: `revision`, `token`, `cache_dir`.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        ValueError: If there is no SAE, one cannot be read, or the target format cannot hold it.
+        OSError: If there is no such place.
+
+    Example:
+        >>> convert("EleutherAI/sae-pythia-70m-32k", "converted")  # doctest: +SKIP
+        [PosixPath('converted/layers.0'), PosixPath('converted/layers.0.mlp'), ...]
+    """
+    if to not in get_args(Target):
+        raise ValueError(f"to must be one of {', '.join(get_args(Target))}, got {to!r}.")
+    places = list(find(source, subfolder, **hub))
+    if not places:
+        raise UnknownFormatError(f"no SAE of a known format lies in {posixpath.join(os.fspath(source), subfolder)}.")
+    written = []
+    for place in tqdm(places, desc="converting", disable=len(places) == 1):
+        with quietly():
+            sae = SAE.from_pretrained(source, subfolder=place, allow_pickle=allow_pickle, **hub, **(given or {}))
+            folder = Path(destination) / (_folder_of(place, subfolder) if len(places) > 1 else "")
+            written.append(_write(sae, folder, to))
+    return written
+
+
+def find(source: str | os.PathLike, subfolder: str = "", **hub: Any) -> Iterator[str]:
+    """Where the SAEs of a folder or repository lie.
+
+    Args:
+        source: Folder, file or Hub repository.
+        subfolder: Where to look, or a file.
+        **hub: `revision`, `token`, `cache_dir`.
+
+    Yields:
+        What `SAE.from_pretrained` takes as `subfolder`: folders, and files where a folder holds one SAE a file.
+    """
+    start = Source.open(os.fspath(source), subfolder, **hub)
+    if start.chosen is not None:
+        yield subfolder
+        return
+    for folder in Source.folders(os.fspath(source), subfolder, **hub):
+        if is_unfinished(folder.folder):
+            continue
+        if folder.is_ours or is_known_by_files(folder):
+            files = folder.matching("layer_*.safetensors")  # transcoders of Qwen3: one a file
+        else:
+            files = folder.matching(*(f"*{suffix}" for suffix in PICKLES))
+            if not files:
+                continue
+        yield from [posixpath.join(folder.folder, name) for name in files] or [folder.folder]
+
+
+def _folder_of(place: str, subfolder: str) -> str:
+    """The folder that an SAE is written into, relative to the destination: where it lay, a file's name being one."""
+    stem, suffix = posixpath.splitext(place)
+    return posixpath.relpath(stem if suffix in WEIGHTS_FILES else place, subfolder or ".")
+
+
+def _write(sae: SAE, folder: Path, to: Target) -> Path:
+    if to == "saelens":
+        return sae.to_saelens(folder)
+    if to == "sparsify":
+        named_alike = folder.name == sparsify_writer.module_of(sae)
+        return sae.to_sparsify(folder.parent if named_alike else folder)
+    with files_at_once(folder) as beside:
+        sae.save_pretrained(beside)
+    return folder
