@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from hfsae.architectures.registry import register
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, Selection
+from hfsae.functional import Above, Pattern, Selection
 from hfsae.modeling import SAE
 from hfsae.objective import TrainingStep
 
@@ -55,6 +55,10 @@ class StandardSAE(SAE):
 
     def selection(self) -> Selection:
         return Above(0.0)
+
+    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+        # Nothing to keep apart: what is not active is 0 after the ReLU.
+        return torch.relu(pre)
 
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         magnitudes = step.values

@@ -3,6 +3,8 @@
 The one place that chooses between the two.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,12 +17,20 @@ from hfsae.functional.selection import Selection
 
 Path = Literal["auto", "dense", "sparse"]
 
-# The encoder's N × n pre-activations are made in chunks of tokens that stay below this many bytes.
+# No more than this many bytes of the encoder's N × n pre-activations are ever alive.
 CHUNK_BYTES = 1 << 30
+
+# The sparse path makes them in chunks that stay in a CPU's cache until the active entries were found, but of enough
+# tokens that the product runs at full speed.
+_CACHE_BYTES = 1 << 24
+_EFFICIENT_TOKENS = 256
 
 # Below this share of active entries the sparse products are cheaper than dense ones on a CPU (measured at d = 768,
 # n = 12288, N = 4096, float32: a sparse product handles about 17 times fewer entries per second than a dense one).
 CPU_BREAK_EVEN = 1 / 17
+
+# Where a rule cannot say how much will be active, so many tokens of the batch are looked at first.
+_PROBE_TOKENS = 32
 
 
 def encode(
@@ -52,35 +62,35 @@ def encode(
     """
     with torch.no_grad():
         centered = x if center is None else x - center
-        if path == "sparse" or (path == "auto" and _sparse_whatever_comes(centered, weight, selection)):
-            pattern, pre = _select_in_chunks(centered, weight, bias, selection)
+        sparse = path == "sparse" or (path == "auto" and _sparse_pays(centered, weight, bias, selection))
+        if sparse:
+            chunks = partial(_product_in_chunks, centered, weight, bias)
+            pattern, pre = selection.select(chunks, weight.shape[0])
+            if pre.dtype != x.dtype:
+                pre = pattern.sampled_product(centered, weight) + bias[pattern.features]
         else:
             pre = F.linear(centered, weight, bias)
-            mask = selection.mask(pre)
-            if path == "dense" or _too_dense(mask, centered):
-                pattern = DensePattern(mask)
-            else:
-                pattern, pre = SparsePattern.from_mask(mask), pre[mask]
-        if isinstance(pattern, SparsePattern) and pre.dtype != x.dtype:
-            pre = pattern.sampled_product(centered, weight) + bias[pattern.features]
+            pattern = DensePattern(selection.mask(pre))
     # The product is already there: autograd only needs to be told what made it.
     if isinstance(pattern, DensePattern):
         return pattern, _Linear.apply(x, weight, bias, center, centered, pre)  # type: ignore[return-value]
     return pattern, _EncodeAt.apply(x, weight, bias, center, centered, pattern, pre)  # type: ignore[return-value]
 
 
-def _sparse_whatever_comes(x: Tensor, weight: Tensor, selection: Selection) -> bool:
-    """Whether the sparse path is right before any pre-activation was seen."""
+def _sparse_pays(x: Tensor, weight: Tensor, bias: Tensor, selection: Selection) -> bool:
+    """Whether the sparse path is the cheaper one here, or the only one that fits."""
     n_features = weight.shape[0]
-    if (per_token := selection.expected_per_token(n_features)) is not None:
-        return per_token <= n_features * _break_even(x)
-    return x.device.type == "cpu" and x.shape[0] * n_features * 4 > CHUNK_BYTES
-
-
-def _too_dense(mask: Tensor, x: Tensor) -> bool:
-    """Whether dense products are cheaper for these entries."""
     share = _break_even(x)
-    return share == 0 or int(torch.count_nonzero(mask)) > mask.numel() * share
+    if share == 0:
+        return False
+    per_token = selection.expected_per_token(n_features)
+    if per_token is None:
+        if x.device.type == "cpu" and x.shape[0] * n_features * 4 > CHUNK_BYTES:
+            return True
+        probe = x[:: max(1, len(x) // _PROBE_TOKENS)]
+        active = torch.count_nonzero(selection.mask(F.linear(probe, weight, bias)))
+        per_token = int(active) / max(1, len(probe))
+    return per_token <= n_features * share
 
 
 def _break_even(x: Tensor) -> float:
@@ -88,27 +98,19 @@ def _break_even(x: Tensor) -> float:
     return CPU_BREAK_EVEN if x.device.type == "cpu" else break_even_here(x)
 
 
-def _select_in_chunks(
-    centered: Tensor, weight: Tensor, bias: Tensor, selection: Selection
-) -> tuple[SparsePattern, Tensor]:
-    """The pattern and its pre-activations, with at most `CHUNK_BYTES` of the N × n product alive."""
+def _product_in_chunks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
+    """`F.linear(x, weight, bias)` for some tokens after others, each chunk in the memory of the one before."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        low = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(low), weight.to(low), bias.to(low)
     n_features = weight.shape[0]
-    chunk = max(1, CHUNK_BYTES // (4 * n_features))
-    whole: Tensor | None = None
-
-    def for_each_chunk(collect) -> None:
-        nonlocal whole
-        if len(centered) <= chunk:
-            whole = F.linear(centered, weight, bias) if whole is None else whole
-            collect(whole)
-        else:
-            for part in centered.split(chunk):
-                collect(F.linear(part, weight, bias))
-
-    pattern = selection.select(for_each_chunk, n_features)
-    if whole is not None:
-        return pattern, whole[pattern.tokens, pattern.features]
-    return pattern, pattern.sampled_product(centered, weight) + bias[pattern.features]
+    tokens = CHUNK_BYTES // (4 * n_features)
+    if x.device.type == "cpu":
+        tokens = min(tokens, max(_EFFICIENT_TOKENS, _CACHE_BYTES // (4 * n_features)))
+    tokens = max(1, tokens)
+    made = x.new_empty(min(tokens, len(x)), n_features)
+    for part in x.split(tokens):
+        yield torch.addmm(bias, part, weight.T, out=made[: len(part)])
 
 
 def _center_gradient(grad_bias: Tensor, weight: Tensor, center: Tensor | None) -> Tensor | None:

@@ -85,7 +85,7 @@ class DensePattern:
         return [(DensePattern(m), v) for m, v in zip(masks, values.split(list(sizes), dim=1), strict=True)]
 
     def tokens_firing(self, values: Tensor) -> Tensor:
-        return (values.detach() != 0).sum(0)
+        return _count_by_column(values.detach() != 0)
 
     def padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
         active = values.detach() != 0
@@ -165,7 +165,10 @@ class SparsePattern:
             check_invariants=False,
         )
         with torch.autocast(tokens.device.type, enabled=False):  # a backward may run inside of one
-            return (matrix @ at_least_float32(tokens)).to(tokens.dtype)
+            wide = at_least_float32(tokens)
+            # Into memory of its own: `matrix @ wide` clears its result first and copies it afterwards.
+            made = wide.new_empty(self.n_features, wide.shape[1])
+            return torch.addmm(made, matrix, wide, beta=0, out=made).to(tokens.dtype)
 
     def feature_total(self, values: Tensor) -> Tensor:
         """(n,): for each feature the sum of its entries' values."""
@@ -228,6 +231,20 @@ class SparsePattern:
     def to_dense(self, values: Tensor) -> Tensor:
         dense = values.new_zeros(self.n_tokens, self.n_features)
         return dense.index_put((self.tokens, self.features), values)
+
+
+def _count_by_column(flags: Tensor) -> Tensor:
+    """How many flags (N, n) are True in each column: (n,) int64.
+
+    Eight columns at a time where they fit: of at most 255 rows the bytes of an integer sum add up without a carry.
+    Summing flags one by one takes a CPU a hundred times as long, a third of an encoder product.
+    """
+    if flags.shape[1] % 8 or not flags.is_contiguous() or flags.device.type != "cpu":
+        return flags.sum(0)
+    total = torch.zeros(flags.shape[1], dtype=torch.int64)
+    for rows in flags.view(torch.int64).split(255):
+        total += rows.sum(0).view(torch.uint8)
+    return total
 
 
 def _pad(values: Tensor, features: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressB
 from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
+from hfsae.training.memory import freed_memory_kept
 from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator
 
@@ -138,7 +139,7 @@ class SAETrainer:
             args.refuse_difference(json.loads((checkpoint / "run.json").read_text())["arguments"])
         accelerator = start_accelerator(args)
         claim_output_dir(args, accelerator, checkpoint)
-        with Interruption() as interruption:
+        with Interruption() as interruption, freed_memory_kept():
             self._run = prepare_run(args, self._inputs, accelerator, resuming=checkpoint is not None)
             try:
                 self._begin(checkpoint)

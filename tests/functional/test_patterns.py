@@ -145,3 +145,12 @@ def test_gradients_may_arrive_in_any_memory_layout(transpose: bool):
     pattern.decode(values, rows).backward(grad)
     torch.testing.assert_close(rows.grad, dense.T @ grad)
     torch.testing.assert_close(values.grad, (grad @ rows.detach().T)[mask])
+
+
+@quick
+@given(st.integers(0, 600), st.sampled_from([8, 12, 64]), st.floats(0, 1))
+def test_a_dense_pattern_counts_tokens_of_any_number(n_tokens: int, n_features: int, density: float):
+    """Past 255 tokens a byte would overflow."""
+    generator = torch.Generator().manual_seed(n_tokens)
+    values = (torch.rand(n_tokens, n_features, generator=generator) <= density).float()
+    assert torch.equal(DensePattern(values > 0).tokens_firing(values), values.long().sum(0))

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,25 +14,29 @@ quick = settings(max_examples=60)
 @st.composite
 def pre_activations(draw: st.DrawFn, ties: bool = True) -> Tensor:
     """(N, n), mostly positive to mostly negative, of whole numbers where ties are wanted; N may be 0."""
-    n_tokens, n_features = draw(st.integers(0, 8)), draw(st.integers(1, 10))
+    # Few features, and enough of them that bounds come into play; divisible by eight and by their groups, and not.
+    n_features = draw(st.one_of(st.integers(1, 10), st.sampled_from([64, 72, 97, 130])))
+    n_tokens = draw(st.integers(0, 8))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     pre = torch.randn(n_tokens, n_features, generator=generator) + draw(st.sampled_from([-3.0, 0.0, 3.0]))
     return pre.round() if ties and draw(st.booleans()) else pre
 
 
-def in_chunks(pre: Tensor, size: int) -> Callable[[Callable[[Tensor], None]], None]:
-    """What the encoder hands to a rule: the tokens in chunks, each of at least one token unless there is none."""
+def in_chunks(pre: Tensor, size: int) -> Callable[[], Iterator[Tensor]]:
+    """What the encoder hands to a rule: the tokens in chunks, each in the memory of the one before."""
 
-    def for_each_chunk(collect: Callable[[Tensor], None]) -> None:
+    def chunks() -> Iterator[Tensor]:
+        made = pre.new_empty(min(size, len(pre)), pre.shape[1])
         for part in pre.split(size):
-            collect(part)
+            yield made[: len(part)].copy_(part)
 
-    return for_each_chunk
+    return chunks
 
 
 def selected(rule: Selection, pre: Tensor, size: int = 3) -> Tensor:
     """(N, n) bool from the chunked selection."""
-    pattern = rule.select(in_chunks(pre, size), pre.shape[1])
+    pattern, values = rule.select(in_chunks(pre, size), pre.shape[1])
+    assert torch.equal(values, pre[pattern.tokens, pattern.features])
     assert isinstance(pattern, SparsePattern) and pattern.n_tokens == len(pre)
     counts = pre.new_zeros(pre.shape).index_put(
         (pattern.tokens, pattern.features), torch.ones(len(pattern.features)), accumulate=True
@@ -78,6 +82,27 @@ def test_batch_topk_is_exact_where_one_token_holds_the_whole_budget():
     mask = selected(BatchTopK(1), pre, size=16)
     assert mask[17].sum() == 64 and mask.sum() == 64
     assert torch.equal(mask, BatchTopK(1).mask(pre))
+
+
+@quick
+@given(st.integers(1, 4), st.integers(0, 3), st.booleans())
+def test_topk_from_bounds_is_topk_where_a_token_holds_what_compares_with_nothing(k: int, spoilt: int, tied: bool):
+    pre = torch.randn(5, 96, generator=torch.Generator().manual_seed(k))
+    pre[0] = 1.0 if tied else pre[0]
+    pre[1, :spoilt] = torch.nan
+    pre[2] = -torch.inf
+    pattern, values = TopK(k).select(in_chunks(pre, 5), 96)
+    expected = pre.topk(k).values
+    torch.testing.assert_close(values.view(5, k).sort(descending=True).values, expected, equal_nan=True)
+    assert pattern.per_token.tolist() == [k] * 5
+
+
+def test_batch_topk_is_exact_where_the_first_chunk_misleads():
+    """The bound is guessed on the first chunk: too high where others hold less, far too low where they hold more."""
+    pre = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    for factor in (0.01, 100.0, -1.0):
+        misled = torch.cat([pre[:8], factor * pre[8:]])
+        assert torch.equal(selected(BatchTopK(3), misled, size=8), BatchTopK(3).mask(misled)), factor
 
 
 @quick

@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from hfsae.functional import DensePattern, SparsePattern
+from hfsae.functional.encode import CPU_BREAK_EVEN
 from tests.training.tiny import ARCHITECTURES, BATCH, make_learner, make_sae, sparse_rows
 
 TRAINED_WITH_COEFFICIENT = ("standard", "jumprelu", "gated")
@@ -53,6 +55,17 @@ def test_two_micro_batches_take_the_step_of_one_double_batch(architecture):
     assert torch.equal(halves.firing.tokens_since_fired, whole.firing.tokens_since_fired)
     mine, theirs = halves.pop_log(2), whole.pop_log(2)
     assert mine["loss"] == pytest.approx(theirs["loss"]) and mine["l0"] == pytest.approx(theirs["l0"])
+
+
+def test_a_run_goes_from_the_dense_path_to_the_sparse_one_by_itself_as_it_gets_sparser():
+    options = {"sparsity_coefficient": 20.0, "learning_rate": 0.03, "revival": "none"}
+    learner, paths = make_learner(make_sae("standard", penalty="l1"), steps=40, **options), []
+    learner.sae.register_forward_hook(lambda sae, args, output: paths.append(type(output.features.pattern)))
+    train(learner, 1)
+    l0 = learner.pop_log(0)["l0"]
+    train(learner, 39, begin=1)
+    assert paths[0] is DensePattern and l0 > CPU_BREAK_EVEN * 48
+    assert set(paths[-20:]) == {SparsePattern}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

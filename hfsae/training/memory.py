@@ -1,0 +1,36 @@
+"""Keeping the memory that a training step frees, for the next step.
+
+The C library gives every large tensor fresh pages and returns them when it is freed; mapping and clearing them again
+in each step costs a CPU more than most of what the step does with them: a ReLU over 1024 × 12288 numbers takes 3 ms in
+memory that is there and 57 in new memory. CUDA's allocator keeps memory by itself.
+"""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# From malloc.h, with the defaults that glibc documents (mallopt(3)).
+_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD = -1, 128 * 1024
+_M_MMAP_MAX, _DEFAULT_MMAP_MAX = -4, 65536
+_NEVER = -1
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Lets this process keep freed memory inside of the block; it goes back to the system at its end.
+
+    Does nothing but where the C library is glibc, which is on most of Linux.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        libc.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
+        libc.malloc_trim(0)

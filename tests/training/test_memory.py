@@ -1,0 +1,31 @@
+import platform
+import resource
+
+import psutil
+import pytest
+import torch
+
+from hfsae.training.memory import freed_memory_kept
+
+
+def new_pages_of_a_tensor() -> int:
+    """How many pages the system has to bring for a tensor of 64 MiB after some like it were freed; the least of five.
+
+    One that was freed is not always the one that fits: a small object may have taken its first bytes.
+    """
+    brought = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        brought.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(brought)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is only kept with glibc")
+def test_inside_of_the_block_a_tensor_takes_the_memory_of_one_that_was_freed_and_after_it_the_system_has_it_back():
+    whole = 1 << 26
+    assert new_pages_of_a_tensor() * resource.getpagesize() > whole // 2
+    with freed_memory_kept():
+        assert new_pages_of_a_tensor() * resource.getpagesize() < whole // 10
+        kept = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < kept - whole // 2
