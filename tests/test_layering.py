@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": SAES | READING | {"attach", "saving"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"saving", "evaluation"},
-    "training": SAES | READING | {"attach", "saving", "evaluation", "hub"},
+    "training": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES | READING | {"attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "training"},
 }
 

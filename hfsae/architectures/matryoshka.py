@@ -86,8 +86,8 @@ class MatryoshkaSAE(BatchTopKSAE):
             for (pattern, values), rows in zip(entries, self.decoder_rows.split(blocks), strict=True)
         )
         errors = [squared_error(partial + self.offset(step.x), step.target) for partial in accumulate(written)]
-        total = sum(weight * error for weight, error in zip(weights, errors, strict=True))
-        return {"mse": total / sum(weights)}
+        shares = torch.tensor(weights, device=step.x.device) / sum(weights)
+        return {"mse": (torch.stack(errors) * shares.to(errors[0].dtype)).sum()}
 
     def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
         return {**super().training_statistics(step), "squared_error": step.mse().detach()}
@@ -120,7 +120,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         if config.prefix_weights is not None:
             # The errors of narrower prefixes may all have weighed nothing: what is left then weighs alike.
             config.prefix_weights = config.prefix_weights[:kept] if any(config.prefix_weights[:kept]) else None
-        cut = type(self)(config).to(self.device, self.dtype)
+        cut = type(self)(config).to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]
         tensors = self.state_dict()
         for name, tensor in cut.state_dict().items():
             tensor.copy_(tensors[name][:n_features] if tensor.shape != tensors[name].shape else tensors[name])

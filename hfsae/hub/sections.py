@@ -57,6 +57,7 @@ HOUSEKEEPING = {
     "resume_from_checkpoint",
     "run_name",
     "disable_tqdm",
+    "html_report",
     "report_to",
 }
 

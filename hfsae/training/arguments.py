@@ -14,8 +14,12 @@ _FREE_ON_RESUME = {
     "resume_from_checkpoint",
     "logging_steps",
     "save_steps",
+    "save_minutes",
     "save_total_limit",
+    "metric_for_best_model",
+    "greater_is_better",
     "report_to",
+    "html_report",
     "run_name",
     "disable_tqdm",
     "prefetch_batches",
@@ -28,8 +32,8 @@ _FREE_ON_RESUME = {
 # What may differ between the SAEs of a run; everything else is of the stream that they share.
 PER_SAE = {
     "hook_point", "architecture", "expansion_factor", "n_features", "k", "target_l0", "sparsity_coefficient",
-    "sparsity_warmup_fraction", "architecture_options", "decoder_center", "learning_rate", "lr_start", "lr_end",
-    "lr_scheduler_type", "warmup_steps", "lr_decay_fraction", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "sparsity_warmup_fraction", "architecture_options", "init_from", "decoder_center", "learning_rate", "lr_start",
+    "lr_end", "lr_scheduler_type", "warmup_steps", "lr_decay_fraction", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "seed", "revival", "dead_feature_window", "auxk_alpha", "resample_every",
     "feature_sampling_window",
 }  # fmt: skip
@@ -38,7 +42,7 @@ PER_SAE = {
 _POSITIVE = (
     "expansion_factor", "n_features", "k", "target_l0", "init_tokens", "training_tokens", "train_batch_tokens",
     "gradient_accumulation_steps", "lm_batch_sequences", "calibration_tokens", "adam_epsilon", "dead_feature_window",
-    "resample_every", "feature_sampling_window", "logging_steps", "save_total_limit",
+    "resample_every", "feature_sampling_window", "logging_steps", "save_total_limit", "save_minutes",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "sparsity_coefficient", "shuffle_window_tokens", "prefetch_batches", "eval_tokens", "lr_start", "lr_end",
@@ -100,6 +104,10 @@ class SAETrainingArguments:
     sparsity_warmup_fraction: float = _option(0.05, "Share of the run over which λ rises from 0.")
     architecture_options: dict[str, Any] | str = _option(
         "{}", 'Further fields of the architecture\'s config, as JSON: \'{"penalty": "l1"}\'.'
+    )
+    init_from: str | None = _option(
+        None,
+        "SAE whose weights are where training starts: a folder, or a Hub repository (org/name/subfolder@revision).",
     )
     decoder_center: Literal["geometric_median", "mean"] = _option("geometric_median", "Where b_dec starts.")
     init_tokens: int = _option(32768, "Tokens from which scale, centre and thresholds are started.")
@@ -174,8 +182,19 @@ class SAETrainingArguments:
     # -- saving and saying --------------------------------------------------------------------------------------------
     logging_steps: int = _option(50, "Steps between logged metrics.")
     save_steps: int = _option(500, "Steps between checkpoints; 0 keeps only the last.")
+    save_minutes: float | None = _option(None, "Minutes after which a checkpoint is written whatever the step.")
     save_total_limit: int | None = _option(2, "Checkpoints kept; None keeps all.")
+    metric_for_best_model: str | None = _option(
+        None, "Logged metric (mean over the SAEs) whose best checkpoint is kept too: explained_variance, loss, l0, ..."
+    )
+    greater_is_better: bool | None = _option(
+        None, "Whether more of it is better; None: yes for explained_variance, no for everything else."
+    )
     report_to: str = _option("none", "Trackers, by Accelerate: none, tensorboard, trackio, wandb; commas for several.")
+    html_report: bool | None = _option(
+        None,
+        "Whether a page with curves, figures and features is written at the end; None: where there is no tracker.",
+    )
     run_name: str | None = _option(None, "Name of the run for trackers; the output folder's by default.")
     disable_tqdm: bool = _option(False, "Whether to show no progress bar.")
 

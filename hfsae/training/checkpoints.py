@@ -9,9 +9,11 @@
 """
 
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from transformers import PreTrainedConfig
 
 from hfsae.loading import load_config
 from hfsae.saving import quietly, write_json
+from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.learner import Learner
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -38,6 +41,8 @@ def save_checkpoint(
     run: dict[str, Any],
     accelerator: Accelerator,
     keep: int | None,
+    *,
+    spared: Path | None = None,
 ) -> Path:
     """Writes a checkpoint, then removes the oldest beyond `keep`. Called by every process.
 
@@ -49,6 +54,7 @@ def save_checkpoint(
         run: What else is to be stored, JSON-able.
         accelerator: The run's accelerator.
         keep: Number of checkpoints that stay; None for all.
+        spared: One that stays whatever its age.
 
     Returns:
         The checkpoint's folder.
@@ -71,7 +77,7 @@ def save_checkpoint(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _publish(beside, final)
-            _remove_old(output_dir, keep)
+            _remove_old(output_dir, keep, spared)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a disk that is full
         shutil.rmtree(beside, ignore_errors=True)
         newest = last_checkpoint(output_dir)
@@ -139,6 +145,57 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
     return folder
 
 
+class BestCheckpoint:
+    """Which checkpoint of a run was the best by a logged metric.
+
+    Args:
+        args: The run's arguments; without `metric_for_best_model` there is never a best one.
+        output_dir: Folder of the run.
+    """
+
+    def __init__(self, args: SAETrainingArguments, output_dir: Path):
+        self._metric = args.metric_for_best_model
+        more = args.greater_is_better
+        self._sign = 1.0 if (more if more is not None else self._metric == "explained_variance") else -1.0
+        self._output_dir = output_dir
+        self._step: int | None = None
+        self._value = math.nan
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Its folder."""
+        return None if self._step is None else self._output_dir / f"checkpoint-{self._step}"
+
+    def observe(self, step: int, log_history: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
+        """Takes in what was logged last before a checkpoint of this step.
+
+        Raises:
+            ValueError: If no such metric is logged; names those that are.
+        """
+        if self._metric is None or not log_history:
+            return
+        prefixes = [f"{name}/" if name else "" for name in names]
+        values = [log_history[-1].get(prefix + self._metric) for prefix in prefixes]
+        known = [value for value in values if value is not None]
+        if not known:
+            logged = sorted(key.removeprefix(prefixes[0]) for key in log_history[-1] if key.startswith(prefixes[0]))
+            raise ValueError(f"metric_for_best_model={self._metric!r} is not logged; there are {', '.join(logged)}.")
+        value = sum(known) / len(known)
+        if not self._sign * value <= self._sign * self._value:  # nothing is as good as NaN
+            self._step, self._value = step, value
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Its step and value; None where there is none."""
+        return None if self._step is None else {"step": self._step, "metric": self._metric, "value": self._value}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Goes back to a saved state, if it was of the same metric and the checkpoint is still there."""
+        if state is not None and state["metric"] == self._metric:
+            self._step, self._value = state["step"], state["value"]
+            if self.checkpoint is not None and not self.checkpoint.is_dir():
+                self._step, self._value = None, math.nan
+
+
 def _publish(beside: Path, final: Path) -> None:
     """Makes the finished folder appear under its name at once, and only when its bytes are on the disk."""
     for path in [*beside.rglob("*"), beside]:
@@ -152,10 +209,11 @@ def _publish(beside: Path, final: Path) -> None:
     os.replace(beside, final)
 
 
-def _remove_old(output_dir: Path, keep: int | None) -> None:
+def _remove_old(output_dir: Path, keep: int | None, spared: Path | None) -> None:
     whole = sorted((int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)))
     for _, path in whole[:-keep] if keep else []:
-        _remove(path)
+        if path != spared:
+            _remove(path)
 
 
 def _remove(checkpoint: Path) -> None:

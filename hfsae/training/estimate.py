@@ -228,13 +228,12 @@ def estimate(
 
 def _skeleton(args: SAETrainingArguments, model: PreTrainedModel | None) -> PreTrainedModel:
     """The language model on the meta device, in the precision that it will be loaded in."""
-    if model is None and args.model_name_or_path is None:
+    if model is not None:
+        config = model.config
+    elif args.model_name_or_path is not None:
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    else:
         raise ValueError("an estimate needs a language model: give model_name_or_path.")
-    config = (
-        model.config
-        if model is not None
-        else AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
-    )
     dtype = args.model_dtype
     if dtype == "auto":
         dtype = model.dtype if model is not None else getattr(config, "dtype", None) or torch.float32

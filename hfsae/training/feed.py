@@ -258,13 +258,16 @@ def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> boo
 
 
 def calibration_rows(
-    args: SAETrainingArguments, base: BaseModel, texts: Texts, places: Iterable[str]
+    args: SAETrainingArguments, base: BaseModel, texts: Texts, places: Iterable[str], *, of_first_process: bool = False
 ) -> dict[str, Tensor]:
-    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
+    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each.
+
+    With `of_first_process` every process calls this and all get what the first one read, to the bit.
+    """
     blocks = token_blocks(args, texts.calibration, base, repeat=False)
     batches = list(take(blocks, args.calibration_tokens))
     points = {place: HookPoint.parse(place) for place in set(places)}
-    rows = read_rows(base.model, batches, points.values(), of_first_process=False)
+    rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}
 
 

@@ -17,7 +17,7 @@ from hfsae.hooks import portable_name
 from hfsae.hub.card import write_card
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly, write_json
-from hfsae.training import feed
+from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.run import Run
 
@@ -36,22 +36,24 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
         seconds: Time spent training.
 
     Returns:
-        The metrics by SAE name; empty where evaluation is off or there is no text to evaluate on.
+        The metrics by SAE name, the same on all processes, each of which has read its share of the text; empty where
+        evaluation is off or there is no text to evaluate on.
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
-    metrics: dict[str, dict[str, Any]] = {}
-    calibration = _calibration_rows(run) if run.accelerator.is_main_process else {}
+    calibration = _calibration_rows(run)
     for name, sae in saes.items():
         if (rows := calibration.get(run.places[name])) is not None:
             _calibrate(sae, rows)
-        for buffer in sae.buffers():  # the main process has calibrated them for all
+        for buffer in sae.buffers():  # devices of another kind may round otherwise
             buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+    metrics = _evaluate(run, saes, calibration)
     if run.accelerator.is_main_process:
-        metrics = _evaluate(run, saes, calibration)
         for name, sae in saes.items():
             sae.config.training = _summary(run, name, state, seconds)
             sae.config.metrics = metrics.get(name)
             save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+            if showing.is_wanted(run):
+                showing.show(run, name, sae)
     run.accelerator.wait_for_everyone()
     return metrics
 
@@ -64,7 +66,8 @@ def _calibration_rows(run: Run) -> dict[str, Tensor]:
     """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
     if run.held_out or run.base is None or run.texts is None:
         return run.held_out
-    return feed.calibration_rows(run.args, run.base, run.texts, run.places.values())
+    several = run.accelerator.num_processes > 1
+    return feed.calibration_rows(run.args, run.base, run.texts, run.places.values(), of_first_process=several)
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -72,7 +75,8 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
     if not args.eval_tokens or run.base is None or run.texts is None:
         return {}
     feed.move_base_model(run.base, run.accelerator.device)
-    blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False)
+    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
     return evaluate_saes(
         saes,
         run.base.model,
@@ -80,8 +84,9 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
         max_tokens=args.eval_tokens,
         calibration=calibration,
         baselines=True,
-        disable_tqdm=args.disable_tqdm,
-        protocol=_protocol(args),
+        all_processes=processes > 1,
+        disable_tqdm=args.disable_tqdm or rank > 0,
+        protocol=_protocol(args) | ({"processes": processes} if processes > 1 else {}),
     )
 
 
@@ -116,10 +121,18 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / max(seconds, 1e-9)),
         "seed": args.seed,
+        **_origin(args, run.learners[name].sae),
         "arguments": args.given(),
         "hardware": _hardware(run),
         "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
     }
+
+
+def _origin(args: SAETrainingArguments, sae: SAE) -> dict[str, Any]:
+    """The SAE that the training started from, where there is one, with its commit on the Hub."""
+    if args.init_from is None:
+        return {}
+    return {"init_from": args.init_from, "init_commit": getattr(sae.config, "_commit_hash", None)}
 
 
 def _hardware(run: Run) -> str:

@@ -1,7 +1,8 @@
 """What a run reads: activations that were brought, a cache of them, or a language model with its text."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfsae.architectures import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.data import RowSource
 from hfsae.hooks import portable_name, resolve_hook_point
@@ -52,6 +54,52 @@ class Inputs:
             return args.of_sae(own)
         except ValueError as error:
             raise ValueError(f"SAE {name!r}: {error}") from error
+
+
+def with_published(inputs: Inputs, args: SAETrainingArguments) -> Inputs:
+    """The same inputs, the SAEs that start from a published one loaded.
+
+    Raises:
+        ValueError: If what is asked for is not what was published.
+        OSError: If there is nothing to load.
+    """
+    names = list(inputs.by_name) or [""]
+    starts = {name: inputs.arguments_of(name, args) for name in names if not _is_object(inputs.by_name.get(name))}
+    loaded = {name: _published(own) for name, own in starts.items() if own.init_from is not None}
+    if not loaded:
+        return inputs
+    return replace(inputs, saes={name: loaded.get(name, inputs.by_name.get(name)) for name in names})  # type: ignore
+
+
+def _is_object(item: SAEInput | None) -> bool:
+    return isinstance(item, SAE | SAEConfig)
+
+
+def _published(args: SAETrainingArguments) -> SAE:
+    """The SAE that `init_from` names, as the start of a new training."""
+    assert args.init_from is not None
+    place, _, revision = args.init_from.partition("@")
+    subfolder = ""
+    if not os.path.isdir(place):
+        owner, repository, *rest = [*place.split("/"), ""]
+        place, subfolder = f"{owner}/{repository}", "/".join(rest).strip("/")
+    sae = SAE.from_pretrained(place, subfolder=subfolder, revision=revision or None)
+    config, given = sae.config, args.given()
+    asked = {
+        "architecture": args.architecture,
+        "n_features": args.n_features,
+        "expansion_factor": args.expansion_factor,
+    }
+    for name, value in asked.items():
+        found = architecture_name(config) if name == "architecture" else getattr(config, name)
+        if name in given and value != found:
+            raise ValueError(f"{name} is {value!r}, but {args.init_from} has {found!r}: leave it out, or start anew.")
+    if "k" in given and hasattr(config, "k"):
+        config.k = args.k  # type: ignore[attr-defined]
+    if "hook_point" in given or config.hook_point is None:
+        config.hook_point = args.hook_point
+    config.metrics = config.training = None  # they are of the weights that it starts from
+    return sae
 
 
 class Reading(NamedTuple):
@@ -104,7 +152,7 @@ def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     base, texts = cache.skeleton(), None
     places = _model_places(args, inputs, base)
     source = cache.source(sorted(set(places.values())), accelerator)
-    if args.eval_tokens and accelerator.is_main_process:
+    if args.eval_tokens:
         # On the CPU until the end, when it is needed.
         base = feed.load_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
         texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)

@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
@@ -23,7 +25,7 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint, load_learner
 from hfsae.training.learner import Learner
-from hfsae.training.reading import Inputs, config_of, read
+from hfsae.training.reading import Inputs, config_of, read, with_published
 
 
 @dataclass
@@ -86,12 +88,13 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir=args.output_dir if trackers else None,
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_accelerate())
     if launched != accelerator.num_processes:
         raise RuntimeError(
-            f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}: they would each "
-            "train the whole run and overwrite each other's files. On CPUs launch with torchrun, or with "
-            "`accelerate launch --multi_gpu --num_processes N`, and pass use_cpu."
+            f"{launched} processes were asked for, but Accelerate sees {accelerator.num_processes}: each "
+            "process would train the whole run. `accelerate launch --cpu` starts one whatever it is asked for; "
+            "on CPUs launch with `torchrun --nproc_per_node N`, or with `accelerate launch --multi_gpu "
+            "--num_processes N`, and pass use_cpu."
         )
     # Accelerate leaves out what is not installed without a word.
     missing = {*trackers} - {"all"} - {str(tracker) for tracker in accelerator.log_with}
@@ -103,6 +106,23 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         config = {name: str(value) for name, value in args.given().items()}
         accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
     return accelerator
+
+
+def _asked_of_accelerate() -> int:
+    """The `--num_processes` of the `accelerate launch` that started this process; 1 where there is none.
+
+    On a CPU it starts one process and tells it nothing of the others that were asked for, so its own command line is
+    the only place to look.
+    """
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return 1
+    if not any("accelerate" in part for part in command):
+        return 1
+    found = re.search(r" --num[_-]processes[ =](\d+) ", f" {' '.join(command)} ")
+    return int(found[1]) if found else 1
 
 
 def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
@@ -149,9 +169,10 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     for name in inputs.by_name or [""]:
         # A misspelt name shall not cost the loading of a language model.
         config_class_of(inputs.arguments_of(name, args).architecture)
+    told, inputs = inputs, with_published(inputs, args)
     reading = read(args, inputs, accelerator)
     args, source, places = reading.args, reading.source, reading.places
-    own = {name: inputs.arguments_of(name, args) for name in places}
+    own = {name: told.arguments_of(name, args) for name in places}
     stream = feed.Lookahead(feed.make_stream(args, source, accelerator))
     saes = {name: _make_sae(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
     run = Run(

@@ -282,9 +282,14 @@ def _without_seed(name: str, seed: int) -> str:
     return name.removesuffix(f"-seed{seed}")
 
 
+def _whole(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The SAEs that were trained, without the smaller ones inside of them."""
+    return [row for row in rows if row["part_of"] is None]
+
+
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A sweep's results for a terminal, in the order of L0; `*` marks who is on the front by loss recovered."""
-    front = {name for of_place in fronts(rows).values() for name in of_place[FRONT_METRICS[0]]}
+    front = {name for of_place in fronts(_whole(rows)).values() for name in of_place[FRONT_METRICS[0]]}
     columns = {
         "L0": ("l0", 2),
         "expl. var.": ("explained_variance", 3),
@@ -303,7 +308,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_results(rows: list[dict[str, Any]], folder: Path) -> None:
     """Writes a sweep's table as CSV and JSON, and its picture where anything was measured; each appears whole."""
-    whole = [row for row in rows if row["part_of"] is None]
+    whole = _whole(rows)
     write_json(folder / RESULTS_JSON, {"front": fronts(whole), "saes": rows})
     with files_at_once(folder) as beside:
         with (beside / RESULTS_CSV).open("w", newline="") as file:

@@ -18,7 +18,7 @@ from hfsae.data import NonFiniteActivationsError
 from hfsae.modeling import SAE
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
-from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, save_checkpoint
+from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
 from hfsae.training.memory import freed_memory_kept
@@ -41,6 +41,7 @@ class TrainOutput:
         log_history: One entry per logged step, as in `transformers.TrainerState`.
         steps: Optimiser steps taken.
         completed: False if the run was interrupted; its last checkpoint is the place to resume from.
+        best_checkpoint: The checkpoint of the best `metric_for_best_model`, where one was named.
     """
 
     saes: dict[str, SAE]
@@ -48,6 +49,7 @@ class TrainOutput:
     log_history: list[dict[str, float]]
     steps: int
     completed: bool
+    best_checkpoint: Path | None = None
 
     @property
     def sae(self) -> SAE:
@@ -151,7 +153,9 @@ class SAETrainer:
         metrics = finish(self._run, self.state, self._seconds) if completed else {}
         self._call("on_train_end")
         saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
-        return TrainOutput(saes, metrics, self.state.log_history, self.state.global_step, completed)  # type: ignore
+        return TrainOutput(
+            saes, metrics, self.state.log_history, self.state.global_step, completed, self._best.checkpoint
+        )  # type: ignore
 
     def _begin(self, checkpoint: Path | None) -> None:
         run = self._run
@@ -162,16 +166,19 @@ class SAETrainer:
         ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers]
         self._callbacks = Callbacks([*ours, *self._own_callbacks])
         self._seconds = 0.0
+        self._best = BestCheckpoint(self.args, self._output_dir)
         if checkpoint is not None:
             stored = resume(run, checkpoint)
             self.state.global_step = stored["step"]
             self.state.log_history = stored["log_history"]
             self._seconds = stored["seconds"]
+            self._best.load_state_dict(stored.get("best"))
 
     def _loop(self, interruption: Interruption) -> None:
         state, args = self.state, self.args
         started = time.perf_counter() - self._seconds
         clock = Clock(state.global_step * self._run.tokens_per_step)
+        self._saved_at = time.perf_counter()
         self._call("on_train_begin")
         while state.global_step < state.max_steps:
             self.control.should_log = self.control.should_save = False
@@ -184,7 +191,7 @@ class SAETrainer:
             if last or self.control.should_log or state.global_step % args.logging_steps == 0:
                 self._log(clock)
             due = args.save_steps and state.global_step % args.save_steps == 0
-            if last or self.control.should_save or due:
+            if last or self.control.should_save or due or self._is_time_to_save():
                 self._save()
             if stopping and state.global_step < state.max_steps:
                 logger.warning("stopped at step %d; resume with resume_from_checkpoint='last'.", state.global_step)
@@ -192,12 +199,20 @@ class SAETrainer:
 
     def _is_interrupted(self, interruption: Interruption) -> bool:
         """Whether any process was told to stop: all must stop after the same step, or they wait for each other."""
+        return self._any_process(interruption.requested)
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.args.save_minutes
+        return minutes is not None and self._any_process(time.perf_counter() - self._saved_at >= 60 * minutes)
+
+    def _any_process(self, says: bool) -> bool:
+        """Whether any process says so; several are asked only now and then."""
         accelerator = self._run.accelerator
         if accelerator.num_processes == 1:
-            return interruption.requested
+            return says
         if self.state.global_step % _AGREE_STEPS:
             return False
-        told = torch.tensor(float(interruption.requested), device=accelerator.device)
+        told = torch.tensor(float(says), device=accelerator.device)
         return bool(accelerator.reduce(told, "sum"))
 
     def _step(self) -> None:
@@ -216,6 +231,10 @@ class SAETrainer:
         except NonFiniteActivationsError as error:
             message = f"step {self.state.global_step}: {error}. {self._what_is_left()}"
             raise NonFiniteActivationsError(message) from error
+        except OSError as error:  # a shard that is gone, a network that is down
+            raise OSError(
+                f"step {self.state.global_step}: the text could not be read on: {error}. {self._what_is_left()}"
+            ) from error
         except StopIteration:
             raise ValueError(
                 f"the activations ended at step {self.state.global_step} of {self.state.max_steps}: "
@@ -252,7 +271,9 @@ class SAETrainer:
     def _save(self) -> None:
         self._refuse_non_finite()
         run = self._run
+        self._best.observe(self.state.global_step, self.state.log_history, list(run.learners))
         stored = {
+            "best": self._best.state_dict(),
             "step": self.state.global_step,
             "processes": run.accelerator.num_processes,
             "saes": list(run.learners),
@@ -269,7 +290,9 @@ class SAETrainer:
             stored,
             run.accelerator,
             self.args.save_total_limit,
+            spared=self._best.checkpoint,
         )
+        self._saved_at = time.perf_counter()
         self._call("on_save")
 
     def _call(self, event: str, **kwargs: Any) -> None:

@@ -1,15 +1,19 @@
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfsae import JumpReLUSAEConfig, StandardSAEConfig
+from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
 from hfsae.training.reading import Inputs
 from hfsae.training.run import claim_output_dir, prepare_run, start_accelerator
 from tests.data.tiny import language_model, pythia_like
-from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text
+from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text, trainer
 
 
 def prepare(folder, *, resuming=False, saes=None, model=None, **options):
@@ -62,7 +66,7 @@ def test_an_sae_whose_checkpoints_do_not_fit_on_the_disk_is_refused(tmp_path, mo
 
 def test_more_processes_than_accelerate_has_joined_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="2 processes were launched, but Accelerate sees 1.*launch with torchrun"):
+    with pytest.raises(RuntimeError, match="2 processes were asked for, but Accelerate sees 1.*launch with `torchrun"):
         start_accelerator(arguments(tmp_path))
 
 
@@ -73,3 +77,60 @@ def test_the_width_of_an_sae_is_that_of_the_place(tmp_path):
         "mlp_act.0": 64,
         "attn_out.1": 16,
     }
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_a_cpu_that_would_start_one_process_is_refused(tmp_path):
+    """It says nothing of the processes it does not start."""
+    script = tmp_path / "start.py"
+    script.write_text(
+        "from hfsae.training.run import start_accelerator\n"
+        "from hfsae import SAETrainingArguments\n"
+        "start_accelerator(SAETrainingArguments(output_dir='unused', use_cpu=True))\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode != 0 and "2 processes were asked for, but Accelerate sees 1" in done.stderr
+    assert subprocess.run([sys.executable, str(script)], env=environment, timeout=300).returncode == 0
+
+
+# -- starting from a published SAE ------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a trained SAE."""
+    folder = tmp_path_factory.mktemp("published")
+    trainer(folder, steps=3, architecture="batch_topk", eval_tokens=100).train()
+    return folder
+
+
+def test_training_goes_on_from_a_published_sae(tmp_path, published):
+    options = {"init_from": str(published), "learning_rate": 1e-9, "eval_tokens": 0}
+    output = trainer(tmp_path, steps=2, **options).train()
+    before, sae = SAE.from_pretrained(published), output.sae
+    torch.testing.assert_close(sae.W_dec, before.W_dec, atol=1e-6, rtol=0)
+    assert type(sae) is type(before) and torch.equal(sae.input_scale, before.input_scale)
+    assert sae.config.metrics is None and sae.config.training["init_from"] == str(published)
+    assert sae.config.training["steps"] == 2
+
+
+def test_saes_of_a_sweep_can_start_from_one_each(tmp_path, published):
+    saes = {"on": {"init_from": str(published), "learning_rate": 1e-9}, "anew": {"architecture": "batch_topk"}}
+    output = trainer(tmp_path, steps=2, inputs={"saes": saes}).train()
+    before = SAE.from_pretrained(published).W_dec
+    assert torch.allclose(output.saes["on"].W_dec, before, atol=1e-6)
+    assert not torch.allclose(output.saes["anew"].W_dec, before, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "gated"}, "architecture is 'gated', but .* has 'batch_topk'"),
+        ({"n_features": 64}, "n_features is 64, but .* has 48"),
+        ({"hook_point": "mlp_act.1"}, "have 64 dimensions"),
+    ],
+)
+def test_what_is_asked_for_must_be_what_was_published(tmp_path, published, options, message):
+    options = {"n_features": None, "expansion_factor": 16, **options}
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, init_from=str(published), **options).train()

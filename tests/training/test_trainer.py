@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hfsae import (
@@ -190,7 +190,7 @@ def test_activations_that_end_too_early_are_an_error_that_says_when(tmp_path):
 
 
 def test_a_model_and_activations_together_are_refused():
-    with pytest.raises(ValueError, match="a language model with text, or activations of your own, not both"):
+    with pytest.raises(ValueError, match="or activations of your own, not both"):
         SAETrainer(language_model(), activations=sparse_rows(10))
 
 
@@ -341,6 +341,52 @@ def test_logs_and_checkpoints_come_as_often_as_asked_and_at_the_end(tmp_path):
     assert [step for event, step in recorder.events if event == "log"] == [3, 6, 7]
     assert [step for event, step in recorder.events if event == "save"] == [2, 4, 6, 7]
     assert names(tmp_path) == {"checkpoint-4", "checkpoint-6", "checkpoint-7"}
+
+
+def test_checkpoints_come_by_minutes_too(tmp_path):
+    recorder = Recorder(should_training_stop=3)
+    trainer(tmp_path, callbacks=[recorder], save_minutes=1e-9).train()
+    assert [step for event, step in recorder.events if event == "save"] == [1, 2, 3]
+    trainer(tmp_path / "seldom", callbacks=[stop_at(3)], save_minutes=60).train()
+    assert names(tmp_path / "seldom") == {"checkpoint-3"}
+
+
+def test_the_best_checkpoint_by_a_named_metric_is_kept_beside_the_newest(tmp_path):
+    options = {"save_steps": 2, "logging_steps": 1, "save_total_limit": 1, "metric_for_best_model": "learning_rate"}
+    output = trainer(tmp_path, warmup_steps=0, greater_is_better=True, **options).train()
+    assert output.best_checkpoint == tmp_path / "checkpoint-2"
+    assert {name for name in names(tmp_path) if "checkpoint" in name} == {"checkpoint-2", "checkpoint-12"}
+    stored = json.loads((tmp_path / "checkpoint-12" / "run.json").read_text())["best"]
+    assert stored["step"] == 2 and stored["metric"] == "learning_rate"
+
+
+def test_what_is_best_is_remembered_over_an_interruption(tmp_path):
+    options = {"save_steps": 1, "logging_steps": 1, "save_total_limit": 1, "metric_for_best_model": "learning_rate"}
+    options |= {"greater_is_better": True, "warmup_steps": 0, "lr_scheduler_type": "linear"}
+    trainer(tmp_path, callbacks=[stop_at(4)], **options).train()
+    output = trainer(tmp_path, callbacks=[stop_at(6)], **options).train(resume_from_checkpoint=True)
+    assert output.best_checkpoint == tmp_path / "checkpoint-1" and names(tmp_path) == {"checkpoint-1", "checkpoint-6"}
+
+
+def test_a_metric_that_is_not_logged_cannot_choose_the_best(tmp_path):
+    with pytest.raises(ValueError, match="metric_for_best_model='loss_recovered' is not logged; there are .*, l0, "):
+        trainer(tmp_path, callbacks=[stop_at(1)], metric_for_best_model="loss_recovered").train()
+
+
+def test_a_shard_that_vanishes_ends_the_run_with_the_last_checkpoint_whole(tmp_path):
+    for shard in range(2):
+        text().select(range(150 * shard, 150 * shard + 150)).to_json(tmp_path / f"{shard}.jsonl")
+    gone = At(3, lambda **_: (tmp_path / "1.jsonl").unlink())
+    streamed = load_dataset("json", data_files=str(tmp_path / "*.jsonl"), split="train", streaming=True)
+    inputs = {"train_dataset": streamed}
+    options = {"save_steps": 2, "steps": 400, "prefetch_batches": 1, "shuffle_window_tokens": 0}
+    with pytest.raises(
+        OSError, match=r"step \d+: the text could not be read on: .*1.jsonl.*The last good checkpoint is"
+    ):
+        trainer(tmp_path / "run", inputs=inputs, callbacks=[gone], **options).train()
+    newest = last_checkpoint(tmp_path / "run")
+    assert SAE.from_pretrained(newest / "saes").W_dec.isfinite().all()
+    assert json.loads((newest / "run.json").read_text())["step"] == int(newest.name.split("-")[1])
 
 
 def test_the_log_of_many_saes_names_each(tmp_path):

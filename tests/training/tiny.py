@@ -51,6 +51,7 @@ def arguments(output_dir: str | Path, *, steps: int = 12, **options: Any) -> SAE
         "save_steps": 0,
         "logging_steps": 1000,
         "disable_tqdm": True,
+        "html_report": False,
         "use_cpu": True,
     }
     return SAETrainingArguments(**{**tiny, **options})
