@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfsae.attach import AttachedSAE, FeatureEdit
+    from hfsae.evaluation.self_check import SelfCheck
     from hfsae.interop.saebench import SAEBenchView
 
 _LAYER_NORM_EPS = 1e-5
@@ -529,6 +530,29 @@ class SAE(PreTrainedModel):
         from hfsae.attach import attach
 
         return attach(self, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
+
+    def self_check(self, model: PreTrainedModel, texts: Any, tokenizer: Any = None, **kwargs: Any) -> "SelfCheck":
+        """Says whether this SAE does on a language model what its config says, and if not, what may be wrong.
+
+        Args:
+            model: The language model.
+            texts: A few texts (a list of strings, some thousand tokens), or what `evaluate_sae` takes.
+            tokenizer: For texts; None loads the one of the SAE's language model.
+            **kwargs: `max_tokens`, `batch_size`: see `hfsae.evaluation.self_check`.
+
+        Returns:
+            An object whose `ok` is the verdict and which prints as an explanation.
+
+        Example:
+            >>> print(sae.self_check(model, texts))  # doctest: +SKIP
+            measured on 5,120 tokens: L0 32, explained variance 0.4127
+            recorded: L0 32, explained variance 0.9351
+            This does not fit.
+            - Wrong hook point: it fits resid_post.1; set config.hook_point = ... (L0 32, explained variance 0.9332).
+        """
+        from hfsae.evaluation.self_check import self_check
+
+        return self_check(self, model, texts, tokenizer, **kwargs)
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -58,3 +58,29 @@ def seeded() -> None:
     """Every test draws the same numbers in every run, alone or among others."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a short run on the embedded language model leaves: an SAE, its figures, its card. Not to be written to."""
+    from hfsae import SAETrainer, SAETrainingArguments
+
+    path = tmp_path_factory.mktemp("trained")
+    args = SAETrainingArguments(
+        output_dir=str(path),
+        model_name_or_path=str(Path(__file__).parents[1] / "examples" / "tiny_lm"),
+        hook_point="resid_post.1",
+        dataset_name="python-stdlib",
+        architecture="topk",
+        n_features=256,
+        k=8,
+        training_tokens=32_768,
+        train_batch_tokens=1024,
+        init_tokens=2048,
+        calibration_tokens=2048,
+        eval_tokens=4000,
+        save_steps=0,
+        disable_tqdm=True,
+    )
+    SAETrainer(args=args).train()
+    return path

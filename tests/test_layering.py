@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 DOORS = {
     ("hfsae/loading.py", "interop"),
     ("hfsae/modeling.py", "attach"),
+    ("hfsae/modeling.py", "evaluation"),
     ("hfsae/modeling.py", "hub"),
     ("hfsae/modeling.py", "interop"),
 }

@@ -20,6 +20,8 @@ COMMANDS = {
     "card": "write the model card of a saved SAE anew",
     "features": "show which features fire on a text",
     "convert": "convert SAEs from or to the formats of other projects, one or a whole repository",
+    "push": "publish a saved SAE, or a folder of many, on the Hub",
+    "verify": "measure a published SAE again and compare with its card",
     "info": "say what a saved or published SAE is",
 }
 

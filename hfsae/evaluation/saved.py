@@ -1,5 +1,6 @@
 """Measuring an SAE from its saved folder alone: on the text its metrics name, or on another."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,55 @@ def evaluate_saved(
         0.9637
     """
     sae = SAE.from_pretrained(folder)
+    again = measure_again(
+        sae,
+        str(folder),
+        model=model,
+        dataset=dataset,
+        dataset_config=dataset_config,
+        split=split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        baselines=baselines,
+    )
+    if write:
+        _write(sae, Path(folder), again.metrics)
+    return again.metrics
+
+
+@dataclass(frozen=True)
+class MeasuredAgain:
+    """What came out, and what it was measured with.
+
+    Args:
+        metrics: As `evaluate_saes` describes them.
+        model: The language model.
+        blocks: The text.
+    """
+
+    metrics: dict[str, Any]
+    model: PreTrainedModel
+    blocks: TokenBlocks
+
+
+def measure_again(
+    sae: SAE,
+    called: str,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str = "test",
+    max_tokens: int | None = None,
+    batch_size: int = 16,
+    baselines: bool = False,
+) -> MeasuredAgain:
+    """Measures an SAE on the text that its metrics name, or on another; see `evaluate_saved`.
+
+    Args:
+        sae: The SAE; with a `model` its config then names that one.
+        called: What error messages call it.
+    """
     recorded = (sae.config.metrics or {}).get("protocol") or {}
     if dataset is not None:
         source: dict[str, Any] = {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
@@ -58,7 +108,7 @@ def evaluate_saved(
         source = {name: recorded.get(name) for name in ("dataset", "dataset_config", "split", "part", "calibration")}
         max_tokens = max_tokens or recorded.get("max_tokens")
     else:
-        raise ValueError(f"no text was recorded in {folder}: name one (dataset=..., or --dataset).")
+        raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
     if model is not None:
         sae.config.base_model, sae.config.base_model_revision = model, None
     lm = sae.load_base_model()
@@ -66,10 +116,11 @@ def evaluate_saved(
     if source.get("calibration"):
         calibration = _calibration(sae, lm, source["calibration"], batch_size)
     max_tokens = max_tokens or 200_000
+    blocks = _blocks(sae, source, batch_size)
     metrics = evaluate_sae(
         sae,
         lm,
-        _blocks(sae, source, batch_size),
+        blocks,
         max_tokens=max_tokens,
         calibration=calibration,
         baselines=baselines,
@@ -77,9 +128,7 @@ def evaluate_saved(
     )
     if not baselines and dataset is None and "baselines" in (sae.config.metrics or {}):
         metrics["baselines"] = sae.config.metrics["baselines"]  # type: ignore[index]
-    if write:
-        _write(sae, Path(folder), metrics)
-    return metrics
+    return MeasuredAgain(metrics, lm, blocks)
 
 
 def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:

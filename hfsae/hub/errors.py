@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
 )
 
 # What every error of the transport derives from: httpx's or httpx2's, whichever huggingface_hub was built on.
-TransportError = HfHubHTTPError.__mro__[1]
+TransportError: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
 
 _STORAGE_WORDS = ("storage limit", "storage patterns", "storage quota", "out of storage")
 

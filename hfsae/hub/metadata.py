@@ -150,11 +150,12 @@ def merge(existing: ModelCardData, ours: ModelCardData) -> ModelCardData:
     merged |= {key: ours[key] for key in _OURS if ours.get(key) is not None}
     theirs = [tag for tag in existing.tags or () if tag not in architectures() and not _PLACE.fullmatch(tag)]
     merged["tags"] = [*(ours.tags or ()), *theirs]
-    others = [result for result in existing.eval_results or () if not _is_ours(result)]
+    others = [result for result in existing.eval_results or () if not is_ours(result)]
     if results := [*(ours.eval_results or ()), *others]:
         merged |= {"eval_results": results, "model_name": ours.model_name or existing.model_name}
     return ModelCardData(**merged)
 
 
-def _is_ours(result: EvalResult) -> bool:
+def is_ours(result: EvalResult) -> bool:
+    """Whether a result of a card is one of those that `eval_results` makes."""
     return result.task_name == _TASK and result.metric_type in _REPORTED

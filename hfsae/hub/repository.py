@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import (
@@ -54,6 +54,10 @@ class Destination:
         if self.retries < 0:
             raise ValueError(f"retries must be 0 or more, got {self.retries}.")
         usable_token(self.token)
+
+    def titled(self, commit_message: str) -> "Destination":
+        """The same with another title of the commit."""
+        return replace(self, commit_message=commit_message)
 
 
 class Repository:

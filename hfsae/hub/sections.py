@@ -59,6 +59,11 @@ HOUSEKEEPING = {
     "disable_tqdm",
     "html_report",
     "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_revision",
+    "hub_private_repo",
 }
 
 

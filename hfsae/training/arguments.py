@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+from huggingface_hub.utils import validate_repo_id
+
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = {
     "output_dir",
@@ -27,7 +29,15 @@ _FREE_ON_RESUME = {
     "eval_dataset_name",
     "eval_dataset_config",
     "eval_dataset_split",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_revision",
+    "hub_private_repo",
 }
+
+# What no file and no log may hold.
+_SECRET = {"hub_token"}
 
 # What may differ between the SAEs of a run; everything else is of the stream that they share.
 PER_SAE = {
@@ -198,6 +208,20 @@ class SAETrainingArguments:
     run_name: str | None = _option(None, "Name of the run for trackers; the output folder's by default.")
     disable_tqdm: bool = _option(False, "Whether to show no progress bar.")
 
+    # -- publishing ---------------------------------------------------------------------------------------------------
+    push_to_hub: bool = _option(False, "Whether the SAEs are pushed to the Hub.")
+    hub_model_id: str | None = _option(None, "Repository to push to; None: the output folder's name in your account.")
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
+        "end", "When to push: after the last step, at every checkpoint too, or that with all a run is resumed from."
+    )
+    hub_revision: str | None = _option(None, "Branch to push to.")
+    hub_private_repo: bool | None = _option(None, "Whether a repository that is made is private.")
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Token to push with; better is `hf auth login`. It is written nowhere."},
+    )
+
     def __post_init__(self):
         if isinstance(self.architecture_options, str):
             self.architecture_options = _parse_options(self.architecture_options)
@@ -238,6 +262,8 @@ class SAETrainingArguments:
                 f"training_tokens={self.training_tokens} is less than one step of "
                 f"{self.train_batch_tokens} tokens × {self.gradient_accumulation_steps}."
             )
+        if self.hub_model_id is not None:
+            validate_repo_id(self.hub_model_id)
 
     def of_sae(self, own: Mapping[str, Any]) -> "SAETrainingArguments":
         """These arguments for one SAE of a run, which has some of its own.
@@ -269,27 +295,31 @@ class SAETrainingArguments:
         """Optimiser steps of a run on one process."""
         return self.total_steps_on(1)
 
+    def stored(self) -> dict[str, Any]:
+        """All arguments as plain values, less what no file may hold."""
+        return {name: value for name, value in asdict(self).items() if name not in _SECRET}
+
     def given(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, as plain values."""
-        values = asdict(self)
-        return {f.name: values[f.name] for f in fields(self) if values[f.name] != _default(f)}
+        values = self.stored()
+        return {f.name: values[f.name] for f in fields(self) if f.name in values and values[f.name] != _default(f)}
 
     def differing_from(self, other: "SAETrainingArguments") -> dict[str, Any]:
         """The arguments whose values are others there, with the values they have here."""
-        values, others = asdict(self), asdict(other)
+        values, others = self.stored(), other.stored()
         return {name: value for name, value in values.items() if value != others[name]}
 
     def refuse_difference(self, before: dict[str, Any], the: str = "The") -> None:
         """Raises if a run that was started with `before` cannot go on bit by bit with these arguments.
 
         Args:
-            before: `dataclasses.asdict` of the arguments of the run that is resumed.
+            before: What `stored` gave for the arguments of the run that is resumed.
             the: How the message begins, where it is about one SAE of many.
 
         Raises:
             ValueError: Names every argument that differs and matters.
         """
-        now = json.loads(json.dumps(asdict(self)))
+        now = json.loads(json.dumps(self.stored()))
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
             for name in now

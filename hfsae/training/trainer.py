@@ -1,6 +1,5 @@
 """`SAETrainer`: from a language model and text, or activations of one's own, to trained, measured, saved SAEs."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_che
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
 from hfsae.training.memory import freed_memory_kept
+from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator
 
@@ -163,7 +163,8 @@ class SAETrainer:
         self.state = TrainerState(max_steps=run.total_steps, is_world_process_zero=main, is_local_process_zero=main)
         self.control = TrainerControl()
         trackers = [Trackers(run.accelerator)] if run.accelerator.trackers else []
-        ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers]
+        publishing = [PushToHub(self.args)] if self.args.push_to_hub else []
+        ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers, *publishing]
         self._callbacks = Callbacks([*ours, *self._own_callbacks])
         self._seconds = 0.0
         self._best = BestCheckpoint(self.args, self._output_dir)
@@ -278,7 +279,7 @@ class SAETrainer:
             "processes": run.accelerator.num_processes,
             "saes": list(run.learners),
             "seconds": self._seconds,
-            "arguments": dataclasses.asdict(self.args),
+            "arguments": self.args.stored(),
             "own_arguments": {name: own.differing_from(self.args) for name, own in run.arguments.items()},
             "log_history": self.state.log_history,
         }

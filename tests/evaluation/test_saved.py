@@ -5,44 +5,20 @@ import json
 import pytest
 import torch
 
-from hfsae import SAE, SAETrainer, SAETrainingArguments
+from hfsae import SAE
 from hfsae.evaluation.saved import evaluate_saved
-from tests.test_documentation import ROOT
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A short run on the embedded language model."""
-    path = tmp_path_factory.mktemp("saved")
-    args = SAETrainingArguments(
-        output_dir=str(path),
-        model_name_or_path=str(ROOT / "examples" / "tiny_lm"),
-        hook_point="resid_post.1",
-        dataset_name="python-stdlib",
-        architecture="topk",
-        n_features=256,
-        k=8,
-        training_tokens=8192,
-        train_batch_tokens=2048,
-        init_tokens=2048,
-        calibration_tokens=2048,
-        eval_tokens=4000,
-        disable_tqdm=True,
-    )
-    SAETrainer(args=args).train()
-    return path
-
-
-def test_measuring_again_gives_the_recorded_figures(folder):
-    recorded = json.loads((folder / "metrics.json").read_text())
-    measured = evaluate_saved(folder, write=False)
+def test_measuring_again_gives_the_recorded_figures(trained_folder):
+    recorded = json.loads((trained_folder / "metrics.json").read_text())
+    measured = evaluate_saved(trained_folder, write=False)
     for name in ("l0", "explained_variance", "ce_clean", "ce_spliced", "ce_mean", "loss_recovered"):
         assert measured[name] == pytest.approx(recorded[name], abs=1e-4), name
     assert measured["n_tokens"] == recorded["n_tokens"]
 
 
-def test_changed_weights_are_measured_as_they_are_and_written_down(folder, tmp_path):
-    sae = SAE.from_pretrained(folder)
+def test_changed_weights_are_measured_as_they_are_and_written_down(trained_folder, tmp_path):
+    sae = SAE.from_pretrained(trained_folder)
     before = sae.config.metrics["explained_variance"]
     with torch.no_grad():
         sae.b_dec.add_(5.0)
@@ -53,8 +29,8 @@ def test_changed_weights_are_measured_as_they_are_and_written_down(folder, tmp_p
     assert json.loads((tmp_path / "metrics.json").read_text())["l0"] == measured["l0"]
 
 
-def test_an_sae_without_recorded_text_needs_one_to_be_named(folder, tmp_path):
-    sae = SAE.from_pretrained(folder)
+def test_an_sae_without_recorded_text_needs_one_to_be_named(trained_folder, tmp_path):
+    sae = SAE.from_pretrained(trained_folder)
     sae.config.metrics = None
     sae.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="name one"):

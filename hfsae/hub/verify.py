@@ -1,0 +1,163 @@
+"""Is a card true? An SAE is loaded, measured again on the text that its card names, and compared."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.evaluation.saved import measure_again
+from hfsae.evaluation.self_check import self_check
+from hfsae.hub.card import CARD_FILE, read_card
+from hfsae.hub.errors import reachable, usable_token
+from hfsae.hub.markdown import figure
+from hfsae.hub.metadata import is_ours, number
+from hfsae.modeling import SAE
+
+# What a card claims first of all.
+_COMPARED = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
+# Other machines and dtypes round differently: shares of the claimed value, at least of 1.
+_ON_THE_SAME_TEXT, _ON_OTHER_TEXT = 0.005, 0.1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure of the card, and what it was when it was measured again; None where there is none."""
+
+    title: str
+    claimed: float | None
+    measured: float | None
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree; a figure that the card does not claim cannot be wrong."""
+        if self.claimed is None:
+            return True
+        if self.measured is None:
+            return False
+        return abs(self.claimed - self.measured) <= self.tolerance * max(1.0, abs(self.claimed))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of `verify`; printed, it is a table with a verdict.
+
+    Args:
+        claims: The figures compared.
+        problems: What is wrong beside figures, and what may have caused wrong ones.
+        same_text: Whether it was measured on the text that the card names, as much of it.
+    """
+
+    claims: tuple[Claim, ...]
+    problems: tuple[str, ...]
+    same_text: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the card is true."""
+        return not self.problems and all(claim.holds for claim in self.claims)
+
+    def __str__(self) -> str:
+        lines = [f"{'metric':<20} {'card':>10} {'measured':>10}"]
+        for claim in self.claims:
+            mark = "" if claim.holds else "  differs"
+            lines.append(f"{claim.title:<20} {figure(claim.claimed):>10} {figure(claim.measured):>10}{mark}")
+        lines += [f"- {problem}" for problem in self.problems]
+        text = "the text that it names" if self.same_text else "another text, where figures may differ by a tenth"
+        verdict = "The card is true" if self.ok else "The card is not true"
+        return "\n".join([*lines, f"{verdict}, measured on {text}."])
+
+
+def verify(
+    source: str | os.PathLike,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str = "test",
+    max_tokens: int | None = None,
+    batch_size: int = 16,
+) -> Verification:
+    """Loads an SAE, measures it again and compares with its card.
+
+    Args:
+        source: A Hub repository, or a folder.
+        subfolder: The SAE's folder in it.
+        revision: Branch, tag or commit.
+        token: A token, instead of the one that `hf auth login` stored.
+        model: The language model; None loads the one that the config names.
+        dataset: The text; None takes the one that was recorded.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset.
+        max_tokens: Tokens to measure on; None: as many as were recorded.
+        batch_size: Blocks of text per pass.
+
+    Returns:
+        What agrees and what does not; where figures differ, with the causes that `self_check` finds.
+
+    Raises:
+        ValueError: If it is no SAE, its card makes no claims, or no text is named and none was recorded.
+        OSError: If the SAE, its card, the model or the text is not there.
+    """
+    token = usable_token(token)
+    with reachable():
+        at_hub: dict[str, Any] = {} if Path(source).is_dir() else {"token": token}
+        if at_hub:
+            at_hub["revision"] = HfApi(token=token).model_info(str(source), revision=revision).sha
+        claimed = _claims(source, subfolder, at_hub)
+        sae = SAE.from_pretrained(source, subfolder=subfolder, **at_hub)
+    recorded, digest = dict(sae.config.metrics or {}), measured_digest(sae.config)
+    again = measure_again(
+        sae,
+        str(source),
+        model=model,
+        dataset=dataset,
+        dataset_config=dataset_config,
+        split=split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+    )
+    same_text = dataset is None and again.metrics["n_tokens"] == recorded.get("n_tokens")
+    tolerance = _ON_THE_SAME_TEXT if same_text else _ON_OTHER_TEXT
+    titles = {metric.name: metric.title for metric in METRICS}
+    claims = tuple(
+        Claim(titles[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in _COMPARED
+    )
+    problems = []
+    if digest is not None and digest != weights_sha256(sae):
+        problems.append("The weights are not those that were measured: they were changed since.")
+    if different := [titles[name] for name in claimed if number(recorded.get(name)) != claimed[name]]:
+        problems.append(f"The card and config.json differ in {', '.join(different)}.")
+    if not all(claim.holds for claim in claims):
+        problems += [cause for cause in self_check(sae, again.model, again.blocks).causes if cause not in problems]
+    return Verification(claims, tuple(problems), same_text)
+
+
+def _claims(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> dict[str, float]:
+    """The figures in the metadata of a card."""
+    name = f"{subfolder.strip('/')}/{CARD_FILE}".lstrip("/")
+    path = Path(source) / name
+    if at_hub:
+        api = HfApi(token=at_hub["token"])
+        try:
+            path = Path(api.hf_hub_download(str(source), name, revision=at_hub["revision"]))
+        except RemoteEntryNotFoundError as error:
+            raise FileNotFoundError(f"{source} has no card {name} to verify.") from error
+    elif not path.is_file():
+        raise FileNotFoundError(f"{source} has no card {name} to verify: write it with `hfsae card`.")
+    card = read_card(path, f"{name} of {source}")
+    figures = {
+        result.metric_type: number(result.metric_value) for result in card.data.eval_results or () if is_ours(result)
+    }
+    claims = {metric: value for metric, value in figures.items() if value is not None}
+    if not claims:
+        raise ValueError(f"the card {name} of {source} claims no figures, or calls them stale: `hfsae eval` measures.")
+    return claims

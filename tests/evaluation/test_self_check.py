@@ -1,0 +1,101 @@
+"""A loaded SAE is checked on a few texts, and the usual mistakes are named."""
+
+import inspect
+import logging
+
+import pytest
+import torch
+
+from hfsae import SAE
+from hfsae.evaluation.self_check import Figures
+from tests.evaluation.tiny import batches, language_model, make_sae
+
+TEXTS = [inspect.getsource(logging)[:8_000]]
+WHERE_IT_READS = "transformer.h.1.output"
+
+
+@pytest.fixture(scope="module")
+def model(trained_folder):
+    return SAE.from_pretrained(trained_folder).load_base_model()
+
+
+@pytest.fixture
+def sae(trained_folder) -> SAE:
+    return SAE.from_pretrained(trained_folder)
+
+
+def check(sae, model):
+    return sae.self_check(model, TEXTS, max_tokens=3000)
+
+
+def test_an_sae_that_is_used_as_it_was_trained_fits(sae, model):
+    outcome = check(sae, model)
+    assert outcome.ok and outcome.causes == () and "This fits." in str(outcome)
+    assert outcome.recorded.explained_variance == sae.config.metrics["explained_variance"]
+    assert 1000 < outcome.n_tokens <= 3000
+
+
+def test_another_hook_point_is_found_out(sae, model):
+    place = sae.config.hook_point
+    sae.config.hook_point = place.replace(".1.", ".3.")
+    outcome = check(sae, model)
+    assert not outcome.ok and "does not fit" in str(outcome)
+    assert any(
+        f"Wrong hook point: it fits resid_post.1; set config.hook_point = {place!r}" in c for c in outcome.causes
+    )
+
+
+def test_a_lost_scale_is_found_out(sae, model):
+    scale = float(sae.input_scale)
+    sae.input_scale.fill_(scale / 16)
+    sae.config.metrics["protocol"].pop("weights_sha256")
+    assert any("Wrong scale: it fits activations 16 times as large" in cause for cause in check(sae, model).causes)
+
+
+def test_changed_weights_are_found_out(sae, model):
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_dec.flip(0))
+    outcome = check(sae, model)
+    assert not outcome.ok and outcome.causes[0].startswith("The weights are not those that were measured")
+
+
+def test_activations_of_processed_weights_are_found_out(sae, model):
+    """An SAE that learned from centred activations: b_dec is what it adds, so a mean is put into the model instead."""
+    sae.config.metrics["protocol"].pop("weights_sha256")
+    block = model.transformer.h[1].register_forward_hook(
+        lambda module, inputs, output: (output[0] if isinstance(output, tuple) else output) + 20.0
+    )
+    try:
+        with torch.no_grad():
+            sae.b_dec -= sae.b_dec.mean()
+        causes = check(sae, model).causes
+    finally:
+        block.remove()
+    assert any("without their mean over dimensions" in cause for cause in causes)
+
+
+def test_another_commit_of_the_language_model_is_named(sae, model):
+    sae.config.hook_point = sae.config.hook_point.replace(".1.", ".3.")
+    sae.config.base_model_revision, model.config._commit_hash = "a" * 40, "b" * 40
+    assert "at commit bbbbbbbbbbbb, the SAE was trained on aaaaaaaaaaaa" in check(sae, model).causes[0]
+    model.config._commit_hash = None
+
+
+def test_without_recorded_figures_it_must_explain_something():
+    outcome = make_sae().self_check(language_model(), batches())
+    assert not outcome.ok and outcome.recorded == Figures(None, None)
+    assert "recorded: nothing to compare with" in str(outcome)
+
+
+def test_an_sae_of_another_model_is_refused(sae):
+    with pytest.raises(ValueError, match="d_in=128: it belongs to"):
+        sae.self_check(language_model(), batches())
+
+
+@pytest.mark.parametrize(
+    "l0, explained, fits",
+    [(32, 0.93, True), (36, 0.91, True), (24, 0.99, True), (32, 0.88, False), (60, 0.93, False), (15, 0.93, False)],
+)
+def test_what_fits(l0, explained, fits):
+    assert Figures(l0, explained).fit(Figures(32, 0.93)) is fits
+    assert Figures(1.5, explained).fit(Figures(0.8, None)) is (explained >= 0.5)

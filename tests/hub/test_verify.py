@@ -1,0 +1,79 @@
+"""A card is true, or `verify` says what is not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from hfsae import SAE
+from hfsae.cli import main
+from hfsae.hub import verify, write_card
+from tests.hub_server import HubServer
+
+REPO, LM = "tester/checked", "tester/tiny-lm"
+
+
+@pytest.fixture
+def published(hub: HubServer, trained_folder) -> HubServer:
+    """The trained SAE and its language model, both on the Hub."""
+    sae = SAE.from_pretrained(trained_folder)
+    HfApi().create_repo(LM)
+    HfApi().upload_folder(repo_id=LM, folder_path=sae.config.base_model)
+    sae.config.base_model = LM
+    sae.push_to_hub(REPO, folder=trained_folder, subfolder="a")
+    return hub
+
+
+def test_a_published_sae_is_measured_again_from_the_hub_alone_and_its_card_is_true(published, capsys):
+    assert main(["verify", REPO, "--subfolder", "a"]) == 0
+    out = capsys.readouterr().out
+    assert "The card is true, measured on the text that it names." in out and "differs" not in out
+    assert "explained variance" in out
+
+
+def test_a_card_that_boasts_is_found_out(published, capsys):
+    card = published.repo(REPO).files()["a/README.md"].decode()
+    claimed = SAE.from_pretrained(REPO, subfolder="a").config.metrics["explained_variance"]
+    assert f"value: {claimed}" in card
+    boast = card.replace(f"value: {claimed}", "value: 0.99").encode()
+    HfApi().upload_file(path_or_fileobj=boast, path_in_repo="a/README.md", repo_id=REPO)
+    assert main(["verify", REPO, "--subfolder", "a"]) == 1
+    out = capsys.readouterr().out
+    assert "0.99" in out and "differs" in out and "The card is not true" in out
+    assert "The card and config.json differ in explained variance." in out
+
+
+def test_weights_that_were_changed_by_hand_are_found_out(trained_folder, tmp_path):
+    folder = shutil.copytree(trained_folder, tmp_path / "sae")
+    sae = SAE.from_pretrained(folder)
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_dec.flip(0))
+    sae.save_pretrained(folder)
+    outcome = verify(folder)
+    assert not outcome.ok and outcome.problems[0].startswith("The weights are not those that were measured")
+    write_card(folder)
+    with pytest.raises(ValueError, match="claims no figures, or calls them stale"):
+        verify(folder)
+
+
+def test_fewer_tokens_and_other_text_are_judged_with_more_patience(trained_folder, tmp_path):
+    texts = tmp_path / "other.jsonl"
+    text = "def f(x):\n    return x + 1\n" * 40
+    texts.write_text("\n".join(json.dumps({"text": text}) for _ in range(4)))
+    outcome = verify(trained_folder, dataset=str(texts), split="train", max_tokens=300)
+    assert not outcome.same_text and "another text" in str(outcome)
+    assert {claim.tolerance for claim in outcome.claims} == {0.1}
+
+
+def test_without_a_card_there_is_nothing_to_verify(trained_folder, tmp_path):
+    SAE.from_pretrained(trained_folder).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no card README.md to verify: write it with `hfsae card`"):
+        verify(tmp_path)
+
+
+def test_without_a_card_on_the_hub_neither(hub):
+    HfApi().create_repo(REPO)
+    with pytest.raises(FileNotFoundError, match="tester/checked has no card a/README.md to verify"):
+        verify(REPO, subfolder="a")
