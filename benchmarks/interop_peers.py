@@ -1,0 +1,268 @@
+"""Compares what hfsae reads and writes with the projects themselves, on the activations of a real language model.
+
+    pip install sae-lens eai-sparsify dictionary-learning      # an environment of its own, with hfsae and torch
+    python benchmarks/interop_peers.py --model examples/tiny_lm --layer 1
+
+Each project makes SAEs of its own architectures with random weights, saves them with its own code, and computes
+features and reconstructions; hfsae loads the files and computes the same. Then the other way round: hfsae's SAEs are written in
+their formats, loaded with their code and compared. Prints one row a format, architecture and direction: the largest
+difference of any feature and of any element of a reconstruction, in units of the largest of each; `--json` keeps them.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hfsae import SAE
+from hfsae.architectures import config_class_of
+from hfsae.hooks import capture, resolve_hook_point
+
+EXPANSION, K = 8, 16
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class Row(NamedTuple):
+    """One comparison: largest differences relative to the largest value."""
+
+    format: str
+    architecture: str
+    direction: str
+    features: float
+    reconstruction: float
+
+
+class Theirs(NamedTuple):
+    """An SAE as its own project runs it."""
+
+    path: Path
+    features: Encode
+    reconstruct: Encode
+
+
+def activations(model: str, layer: int, tokens: int) -> Tensor:
+    """(tokens, d_in) of the residual stream after a block."""
+    tokenizer, lm = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    ids = tokenizer(text, return_tensors="pt").input_ids[0]
+    context = min(128, getattr(lm.config, "max_position_embeddings", 128))
+    blocks = ids[: len(ids) // context * context].reshape(-1, context)
+    with torch.no_grad(), capture(lm, f"resid_post.{layer}") as read:
+        place = str(resolve_hook_point(lm, f"resid_post.{layer}"))
+        rows = [next(iter(read.run(input_ids=block[None]).values())).flatten(0, 1) for block in blocks]
+    print(f"{place} of {model}", file=sys.stderr)
+    return torch.cat(rows)[:tokens].float()
+
+
+@torch.no_grad()
+def scramble(module: nn.Module, x: Tensor, seed: int) -> None:
+    """Random weights that make features of real activations: rows of about unit norm, biases to match."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = x.std().item()
+    for name, tensor in module.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if not tensor.is_floating_point() or name in ("input_scale", "output_scale"):
+            continue
+        if name.endswith("threshold"):
+            tensor.copy_(spread * (1 + 0.2 * noise.tanh()))
+        elif tensor.ndim == 2 and "skip" in name.lower():
+            tensor.copy_(noise / tensor.shape[1])
+        elif tensor.ndim == 2:
+            tensor.copy_(noise / x.shape[1] ** 0.5)
+        elif name == "r_mag" or name == "magnitude_log_scale":
+            tensor.copy_(0.1 * noise)
+        else:
+            tensor.copy_(0.1 * spread * noise)
+
+
+# -- theirs, read by hfsae --------------------------------------------------------------------------------------------
+def sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
+    """Every architecture that SAELens saves for inference."""
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    d_in, n_features = x.shape[1], EXPANSION * x.shape[1]
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "standard": ("standard", {}),
+        "standard, layer norm": ("standard", {"normalize_activations": "layer_norm"}),
+        "topk": ("topk", {"k": K}),
+        "topk by decoder norm": ("topk", {"k": K, "rescale_acts_by_decoder_norm": True}),
+        "jumprelu": ("jumprelu", {}),
+        "gated": ("gated", {}),
+        "transcoder": ("transcoder", {"d_out": d_in, "apply_b_dec_to_input": False}),
+        "skip transcoder": ("skip_transcoder", {"d_out": d_in, "apply_b_dec_to_input": False}),
+        "jumprelu transcoder": ("jumprelu_transcoder", {"d_out": d_in, "apply_b_dec_to_input": False}),
+    }
+    for seed, (title, (architecture, options)) in enumerate(forms.items()):
+        sae_class, config_class = get_sae_class(architecture)
+        places = {"hook_name": "blocks.1.hook_resid_post"}
+        if "transcoder" in architecture:
+            places = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+        metadata = SAEMetadata(model_name="gpt2-small", **places)
+        config = config_class(d_in=d_in, d_sae=n_features, metadata=metadata, **options)
+        sae = sae_class(config)
+        scramble(sae, x, seed)
+        path = folder / title.replace(" ", "_")
+        sae.save_model(path)
+        yield title, Theirs(path, sae.encode, sae)
+
+
+def sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
+    """TopK, groupmax, and transcoders with a skip connection."""
+    from sparsify import SparseCoder
+    from sparsify.config import SparseCoderConfig
+
+    forms = {
+        "topk": {},
+        "groupmax": {"activation": "groupmax"},
+        "skip transcoder": {"transcode": True, "skip_connection": True},
+    }
+    for seed, (title, options) in enumerate(forms.items()):
+        coder = SparseCoder(x.shape[1], SparseCoderConfig(expansion_factor=EXPANSION, k=K, **options))  # type: ignore[arg-type]
+        scramble(coder, x, seed)
+        path = folder / title.replace(" ", "_") / "layers.1.mlp"
+        coder.save_to_disk(path)
+        yield title, Theirs(path, lambda x, coder=coder: _dense(coder, x), lambda x, coder=coder: coder(x).sae_out)
+
+
+def _dense(coder: Any, x: Tensor) -> Tensor:
+    encoded = coder.encode(x)
+    return torch.zeros_like(encoded.pre_acts).scatter(-1, encoded.top_indices, encoded.top_acts)
+
+
+def dictionary_learning(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
+    """All seven dictionary classes, saved as its training loop saves them."""
+    from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+    d_in, n_features = x.shape[1], EXPANSION * x.shape[1]
+    groups = [n_features // 4, n_features // 4, n_features // 2]
+    made = [
+        AutoEncoder(d_in, n_features),
+        AutoEncoderNew(d_in, n_features),
+        GatedAutoEncoder(d_in, n_features),
+        JumpReluAutoEncoder(d_in, n_features),
+        AutoEncoderTopK(d_in, n_features, K),
+        BatchTopKSAE(d_in, n_features, K),
+        MatryoshkaBatchTopKSAE(d_in, n_features, K, groups),
+    ]
+    for seed, dictionary in enumerate(made):
+        name = type(dictionary).__name__
+        scramble(dictionary, x, seed)
+        path = folder / name
+        path.mkdir()
+        torch.save(dictionary.state_dict(), path / "ae.pt")
+        trainer = {
+            "dict_class": name,
+            "lm_name": "EleutherAI/pythia-70m",
+            "layer": 1,
+            "submodule_name": "resid_post_layer_1",
+        }
+        (path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
+        yield name, Theirs(path, dictionary.encode, dictionary)
+
+
+# -- ours, read by theirs ---------------------------------------------------------------------------------------------
+def ours(architecture: str, x: Tensor, **options: Any) -> SAE:
+    """One of our SAEs with random weights and an input scale that has to be folded in."""
+    if architecture in ("topk", "batch_topk"):
+        options["k"] = K
+    config = config_class_of(architecture)(
+        d_in=x.shape[1],
+        expansion_factor=EXPANSION,
+        base_model="EleutherAI/pythia-70m",
+        hook_point="gpt_neox.layers.1.output",
+        **options,
+    )
+    sae = SAE.from_config(config)
+    scramble(sae, x, seed=17)
+    return sae.eval()
+
+
+def read_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs]]:
+    """All five, loaded with SAELens."""
+    from sae_lens import SAE as LensSAE
+
+    for architecture in ("standard", "topk", "batch_topk", "jumprelu", "gated"):
+        sae = ours(architecture, x)
+        sae.input_scale.fill_(0.7)
+        loaded = LensSAE.load_from_disk(sae.to_saelens(folder / architecture))
+        yield architecture, sae, Theirs(folder, loaded.encode, loaded)
+
+
+def read_by_sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs]]:
+    """TopK and groupmax, loaded with sparsify."""
+    from sparsify import SparseCoder
+
+    for activation in ("topk", "groupmax"):
+        sae = ours("topk", x, activation=activation)
+        sae.input_scale.fill_(0.7)
+        coder = SparseCoder.load_from_disk(sae.to_sparsify(folder / activation))
+        yield activation, sae, Theirs(folder, lambda x, coder=coder: _dense(coder, x), lambda x, c=coder: c(x).sae_out)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference in units of the largest value."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+@torch.no_grad()
+def compare(x: Tensor) -> Iterator[Row]:
+    """All rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for make in (sae_lens, sparsify, dictionary_learning):
+            folder = Path(scratch) / make.__name__
+            folder.mkdir()
+            for architecture, theirs in make(folder, x):
+                sae = SAE.from_pretrained(theirs.path, allow_pickle=True)
+                features = theirs.features(x)
+                assert 0 < float((features != 0).float().mean()) < 0.9, (
+                    f"{make.__name__} {architecture}: a poor example"
+                )
+                errors = difference(sae.encode(x), features), difference(sae(x).reconstruction, theirs.reconstruct(x))
+                yield Row(make.__name__, architecture, "read", *errors)
+        for read in (read_by_sae_lens, read_by_sparsify):
+            for architecture, sae, theirs in read(Path(scratch) / read.__name__, x):
+                errors = (
+                    difference(theirs.features(x), sae.encode(x)),
+                    difference(theirs.reconstruct(x), sae(x).reconstruction),
+                )
+                yield Row(read.__name__.removeprefix("read_by_"), architecture, "written", *errors)
+
+
+def main() -> None:
+    """Prints the table as Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="examples/tiny_lm", help="language model (default: %(default)s)")
+    parser.add_argument("--layer", type=int, default=1, help="after which block (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=1024, help="activations to compare on (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    args = parser.parse_args()
+    x = activations(args.model, args.layer, args.tokens)
+    rows = list(compare(x))
+    packages = ("sae-lens", "eai-sparsify", "dictionary-learning", "torch", "transformers")
+    versions = {package: version(package) for package in packages}
+    if args.json:
+        protocol = {"model": args.model, "layer": args.layer, "activations": list(x.shape), "versions": versions}
+        args.json.write_text(json.dumps({"protocol": protocol, "rows": [row._asdict() for row in rows]}, indent=2))
+    print(f"{len(x)} activations of size {x.shape[1]}; {', '.join(f'{name} {v}' for name, v in versions.items())}\n")
+    print("| format | architecture | direction | features | reconstructions |\n|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row.format} | {row.architecture} | {row.direction} | {row.features:.1e} | {row.reconstruction:.1e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
