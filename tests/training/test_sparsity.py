@@ -55,13 +55,19 @@ def test_the_controller_brings_l0_within_a_tenth_of_the_target(
     assert l0s[-200:].mean().item() == pytest.approx(TARGET, rel=0.1)
 
 
+def test_a_coefficient_ten_times_too_strong_is_mended_within_a_short_run():
+    plant = Plant()
+    _, l0s = steer(plant, 250, initial=10 * plant.right_coefficient)
+    assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.1)
+
+
 def test_at_the_target_the_coefficient_holds_still_for_the_last_fifth():
     lambdas, _ = steer(Plant(), 1000, initial=4.0)
     assert len(set(lambdas[-200:])) == 1 < len(set(lambdas[-400:-200]))
 
 
 def test_away_from_the_target_the_coefficient_is_moved_to_the_end():
-    lambdas, _ = steer(Plant(), 100, initial=100.0)
+    lambdas, _ = steer(Plant(), 100, initial=1000.0)
     assert all(now < before for before, now in zip(lambdas[-20:], lambdas[-19:], strict=False))
 
 
