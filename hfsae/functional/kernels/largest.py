@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# More candidates than this do not fit into a program's registers.
-_MOST_CANDIDATES = 16384
+# More candidates than this do not fit into a program's registers; a thread holds 16 of them.
+_MOST_CANDIDATES = 8192
+_CANDIDATES_OF_A_WARP = 16 * 32
 _GROUPS_AT_ONCE = 64
 
 
@@ -105,6 +106,6 @@ def _selected(rows: Tensor, k: int, groups: Tensor | None = None, group: int = 0
         GROUP=group,
         SLOTS=slots,
         BITS=16 if rows.dtype == torch.bfloat16 else 32,
-        num_warps=4 if slots <= 2048 else 8,
+        num_warps=max(4, slots // _CANDIDATES_OF_A_WARP),
     )
     return out
