@@ -10,6 +10,9 @@ down; of equal ones the first are taken. The encoder's product itself is left to
 hard to reach; a product that made the maxima on its way would save the one read.
 """
 
+# Triton annotates kernels as they are inside; what launches one passes plain numbers.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import math
 
 import torch

@@ -5,6 +5,9 @@ the decoder a segment is a token and the table the decoder; for a weight gradien
 together by one stable sort, and the table the tokens' gradients or activations.
 """
 
+# Triton annotates kernels as they are inside; what launches one passes plain numbers.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import torch
 import triton
 import triton.language as tl
