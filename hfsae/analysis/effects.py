@@ -133,7 +133,7 @@ def _attribute(
     change = SparseFeatures(leaf.pattern, -gradient * leaf.entry_values.detach(), leaf.leading_shape)
     attributions = torch.zeros(leaf.n_features)
     attributions.index_add_(0, change.indices.flatten().cpu(), change.values.flatten().float().cpu())
-    return logits.detach(), float(loss), attributions
+    return logits.detach(), float(loss.detach()), attributions
 
 
 def _loss(logits: Tensor, ids: Tensor, wanted: int | None) -> Tensor:
