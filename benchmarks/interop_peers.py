@@ -4,9 +4,10 @@
     python benchmarks/interop_peers.py --model examples/tiny_lm --layer 1
 
 Each project makes SAEs of its own architectures with random weights, saves them with its own code, and computes
-features and reconstructions; hfsae loads the files and computes the same. Then the other way round: hfsae's SAEs are written in
-their formats, loaded with their code and compared. Prints one row a format, architecture and direction: the largest
-difference of any feature and of any element of a reconstruction, in units of the largest of each; `--json` keeps them.
+features and reconstructions; hfsae loads the files and computes the same. Then the other way round: hfsae's SAEs are
+written in their formats, loaded with their code and compared. Prints one row a format, architecture and direction: the
+largest difference of any feature and of any element of a reconstruction, in units of the largest of each; `--json`
+keeps them.
 """
 
 import argparse

@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "measure a saved SAE; writes metrics.json and the card",
     "card": "write the model card of a saved SAE anew",
     "features": "show which features fire on a text",
+    "catalogue": "list well-known published SAEs",
     "convert": "convert SAEs from or to the formats of other projects, one or a whole repository",
     "push": "publish a saved SAE, or a folder of many, on the Hub",
     "verify": "measure a published SAE again and compare with its card",

@@ -28,6 +28,14 @@ class Draft:
     fields: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def complete(self, facts: dict[str, Any], input_scale: float | None) -> None:
+        """Adds what is known of the release and the files do not say."""
+        if self.fields.get("input_transform") == "none":
+            del self.fields["input_transform"]
+        self.fields |= {key: value for key, value in facts.items() if self.fields.get(key) is None}
+        if input_scale is not None:
+            self.tensors.setdefault("input_scale", torch.tensor(input_scale))
+
     def config(self, **given: Any) -> SAEConfig:
         """The config; fields that the caller gives win over what the source says.
 

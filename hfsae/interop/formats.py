@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from transformers import PreTrainedModel
 
+from hfsae.interop import catalogue
 from hfsae.interop.draft import Draft
 from hfsae.interop.source import Source
 from hfsae.loading import class_for
@@ -62,7 +63,7 @@ def load_foreign(
     """An SAE of another project as one of ours; what `SAE.from_pretrained` does where no config of ours lies.
 
     Args:
-        place: Folder, file or Hub repository.
+        place: Folder, file or Hub repository, or a release of the catalogue, whose ids `subfolder` then takes.
         wanted: The class that is asked for.
         hub: `subfolder` (folder inside it, or the file where a folder holds one SAE a file), and how the Hub is asked:
             `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
@@ -77,8 +78,10 @@ def load_foreign(
             says.
         OSError: If there is no such place.
     """
-    given = dict(given or {})
-    source = Source.open(os.fspath(place), given=given, allow_pickle=allow_pickle, **(hub or {}))
+    given, place, where = dict(given or {}), os.fspath(place), dict(hub or {})
+    if not os.path.exists(place) and (found := catalogue.resolve(place, where.get("subfolder") or "")):
+        place, where["subfolder"] = found
+    source = Source.open(place, given=given, allow_pickle=allow_pickle, **where)
     draft = read(source)
     config = draft.config(**given)
     class_for(config, wanted, source.path)
@@ -119,6 +122,9 @@ def read(source: Source) -> Draft:
     """
     name = recognise(source)
     draft = _module(name).read(source)
+    path = source.path.removeprefix(f"{source.repo_id}/")
+    if (release := catalogue.release_of(source.repo_id, path)) is not None:
+        draft.complete(release.facts(path), release.input_scales.get(path))
     draft.facts = {"converted_from": name, **draft.facts}
     return draft
 
