@@ -14,6 +14,9 @@ _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
 # Where torch's own CPU allocator puts tensors.
 _ALIGNMENT = 64
 
+# Values in the weights of SAEs whose tensors of the wrong size are named: 1 GB in float32.
+_LARGEST_NAMED = 2**28
+
 # Folders that an error message names, at most.
 _MOST_FOLDERS = 20
 
@@ -39,10 +42,18 @@ def load_sae(
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
     target = class_for(config, cls, source)
-    # What does not fit is let through here so that `_refuse_mismatch` can name it.
-    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+    # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be
+    # huge would have its claim allocated first.
+    named = config.n_features * (config.d_in + config.d_out) <= _LARGEST_NAMED
+    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": named}
     inherited: Any = super(base, target)
-    sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+    try:
+        sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+    except RuntimeError as error:
+        if named or "ignore_mismatched_sizes" not in str(error):
+            raise
+        sizes = f"d_in={config.d_in}, n_features={config.n_features}"
+        raise ValueError(f"The weights of {source} do not match its config: they are not those of {sizes}.") from error
     refuse_mismatch(source, info)
     _align(sae)
     return (sae, info) if output_loading_info else sae

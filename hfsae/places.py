@@ -22,9 +22,11 @@ def folders_among(files: Iterable[str]) -> list[str]:
         >>> folders_among(["resid_post.10/config.json", "resid_post.9/config.json", "README.md"])
         ['resid_post.9', 'resid_post.10']
     """
-    configs = [PurePosixPath(path) for path in files if path.rpartition("/")[2] == CONFIG_FILE]
-    folders = [path.parent.as_posix().removeprefix(".") for path in configs if not is_unfinished(path.parent)]
-    return sorted(folders, key=natural_order)
+    parents = [PurePosixPath(path).parent for path in files if path.rpartition("/")[2] == CONFIG_FILE]
+    # A stranger's repository may name files outside of it.
+    inside = [folder for folder in parents if not (folder.is_absolute() or ".." in folder.parts)]
+    names = ["/".join(folder.parts) for folder in inside if not is_unfinished(folder)]
+    return sorted(names, key=natural_order)
 
 
 def sae_folders(source: str | os.PathLike, revision: str | None = None, token: str | bool | None = None) -> list[str]:

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import cast
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
@@ -28,6 +30,9 @@ CARD_FILE = "README.md"
 LOG_FILE = "training_log.jsonl"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
+
+# References in a card's metadata; each can double what it stands for.
+_MOST_ALIASES = 8
 
 
 def render_card(
@@ -197,7 +202,12 @@ def read_card(path: Path, called: str = "") -> ModelCard:
         ValueError: If its metadata cannot be read.
     """
     try:
-        return ModelCard(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        block = REGEX_YAML_BLOCK.search(content)
+        events = yaml.parse(block[2], Loader=yaml.SafeLoader) if block else ()
+        if sum(isinstance(event, yaml.AliasEvent) for event in events) > _MOST_ALIASES:
+            raise ValueError("It repeats parts by reference (*name), and so can stand for more than fits a machine.")
+        return ModelCard(content)
     except Exception as error:  # YAML's own errors, and huggingface_hub's for a model-index
         raise ValueError(
             f"{called or path} has metadata that cannot be read; mend it or remove the file. {error}"

@@ -1,0 +1,32 @@
+"""Where SAEs lie, by the names of files."""
+
+import pytest
+
+from hfsae.places import folders_among, matching, sae_folders
+
+
+@pytest.mark.parametrize(
+    "files, folders",
+    [
+        (["config.json", "README.md"], [""]),
+        (["b.10/config.json", "b.9/config.json", "a/b/config.json"], ["a/b", "b.9", "b.10"]),
+        (["checkpoint-5/saes/config.json", "last-checkpoint/saes/config.json", "x/my-config.json"], []),
+        (["../config.json", "a/../../config.json", "/a/config.json"], []),
+    ],
+)
+def test_folders_with_a_config_are_those_of_saes(files, folders):
+    assert folders_among(files) == folders
+
+
+def test_folders_of_this_machine(tmp_path):
+    for name in ("b/c", "a", "a/checkpoint-3"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    assert sae_folders(tmp_path) == ["a", "b/c"]
+
+
+def test_a_star_stands_for_folders_below_too():
+    names = ["resid_post.1/topk-64-4", "resid_post.10/topk-64-4", "mlp_out.1/gated-64"]
+    assert matching(names, "resid_post.*") == names[:2]
+    assert matching(names, "*/topk-*") == names[:2]
+    assert matching(names, "resid_post.1/*") == names[:1]
