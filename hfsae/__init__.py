@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfsae.evaluation import evaluate_sae
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, load_saes, push_saes
-    from hfsae.training import SAETrainer, SAETrainingArguments
+    from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ _LAZY = {
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
     "ablate": "hfsae.analysis",
+    "cache_activations": "hfsae.training",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
     "evaluate_sae": "hfsae.evaluation",
@@ -83,6 +84,7 @@ __all__ = [
     "TopKSAE",
     "TopKSAEConfig",
     "ablate",
+    "cache_activations",
     "capture",
     "collect_features",
     "evaluate_sae",

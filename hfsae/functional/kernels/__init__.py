@@ -5,6 +5,7 @@ caller goes another way. Nothing here imports Triton before a kernel is run. Sum
 without atomics: equal inputs give equal bits.
 """
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -25,7 +26,13 @@ _UNKNOWN = "H100"
 
 def serves(*tensors: Tensor) -> bool:
     """Whether kernels may take these tensors: all on CUDA, none wider than float32, and Triton installed."""
-    return all(tensor.is_cuda and tensor.dtype in _DTYPES for tensor in tensors) and find_spec("triton") is not None
+    return all(tensor.is_cuda and tensor.dtype in _DTYPES for tensor in tensors) and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def break_even(device_name: str, product: torch.dtype, entries: torch.dtype, *, tf32: bool = False) -> float:

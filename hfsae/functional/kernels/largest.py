@@ -85,9 +85,10 @@ def largest(rows: Tensor, k: int) -> Tensor:
     if max(n_groups, k * group) > _MOST_CANDIDATES:
         return rows.topk(k, dim=-1, sorted=False).indices
     maxima = rows.new_empty(n_rows, n_groups)
-    _group_maxima[(n_rows, triton.cdiv(n_groups, _GROUPS_AT_ONCE))](
-        maxima, rows, n, n_groups, GROUP=group, GROUPS=_GROUPS_AT_ONCE
-    )
+    with torch.cuda.device_of(rows):
+        _group_maxima[(n_rows, triton.cdiv(n_groups, _GROUPS_AT_ONCE))](
+            maxima, rows, n, n_groups, GROUP=group, GROUPS=_GROUPS_AT_ONCE
+        )
     return _selected(rows, k, _selected(maxima, k), group)
 
 
@@ -100,15 +101,16 @@ def _selected(rows: Tensor, k: int, groups: Tensor | None = None, group: int = 0
     n_rows, n = rows.shape
     slots = triton.next_power_of_2(n if groups is None else k * group)
     out = torch.empty(n_rows, k, dtype=torch.int64, device=rows.device)
-    _select[(n_rows,)](
-        out,
-        rows,
-        out if groups is None else groups,
-        n,
-        k,
-        GROUP=group,
-        SLOTS=slots,
-        BITS=16 if rows.dtype == torch.bfloat16 else 32,
-        num_warps=max(4, slots // _CANDIDATES_OF_A_WARP),
-    )
+    with torch.cuda.device_of(rows):
+        _select[(n_rows,)](
+            out,
+            rows,
+            out if groups is None else groups,
+            n,
+            k,
+            GROUP=group,
+            SLOTS=slots,
+            BITS=16 if rows.dtype == torch.bfloat16 else 32,
+            num_warps=max(4, slots // _CANDIDATES_OF_A_WARP),
+        )
     return out

@@ -139,8 +139,10 @@ def inner_products(features: Tensor, offsets: Tensor, tokens: Tensor, table: Ten
         table: (n, d).
     """
     out = tokens.new_empty(len(features))
-    if len(features):
-        width = table.shape[1]
+    if not len(features):
+        return out
+    width = table.shape[1]
+    with torch.cuda.device_of(out):
         _inner_products[(len(offsets) - 1,)](
             out,
             features,
@@ -163,7 +165,8 @@ def sum_values(values: Tensor, offsets: Tensor) -> Tensor:
     """
     out = values.new_empty(len(offsets) - 1, dtype=torch.float32)
     if len(out):
-        _sum_values[(len(out),)](out, values, offsets, VALUES=_VALUES)
+        with torch.cuda.device_of(out):
+            _sum_values[(len(out),)](out, values, offsets, VALUES=_VALUES)
     return out
 
 
@@ -175,18 +178,19 @@ def _launch_sum(
         return
     columns = _columns(width)
     grid = (segments, triton.cdiv(width, columns))
-    _sum_rows[grid](
-        out,
-        values,
-        indices,
-        starts.contiguous(),
-        ends.contiguous(),
-        table.contiguous(),
-        width,
-        add=add,
-        ENTRIES=_ENTRIES,
-        COLUMNS=columns,
-    )
+    with torch.cuda.device_of(out):
+        _sum_rows[grid](
+            out,
+            values,
+            indices,
+            starts.contiguous(),
+            ends.contiguous(),
+            table.contiguous(),
+            width,
+            add=add,
+            ENTRIES=_ENTRIES,
+            COLUMNS=columns,
+        )
 
 
 def _columns(width: int) -> int:
