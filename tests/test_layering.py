@@ -41,7 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"saving", "evaluation"},
     "training": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
-    "cli": SAES | READING | {"attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "training"},
+    "dashboard": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
+    "cli": SAES
+    | READING
+    | {"attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "dashboard", "training"},
 }
 
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.

@@ -23,6 +23,8 @@ COMMANDS = {
     "convert": "convert SAEs from or to the formats of other projects, one or a whole repository",
     "push": "publish a saved SAE, or a folder of many, on the Hub",
     "verify": "measure a published SAE again and compare with its card",
+    "dashboard": "write the features of an SAE on one page, to be searched, read and labelled",
+    "space": "write the dashboard as a static Space of the Hub",
     "info": "say what a saved or published SAE is",
 }
 

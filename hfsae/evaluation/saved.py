@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBlocks, document_column, load_text, split_documents
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
@@ -101,14 +102,8 @@ def measure_again(
         sae: The SAE; with a `model` its config then names that one.
         called: What error messages call it.
     """
-    recorded = (sae.config.metrics or {}).get("protocol") or {}
-    if dataset is not None:
-        source: dict[str, Any] = {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
-    elif recorded.get("dataset"):
-        source = {name: recorded.get(name) for name in ("dataset", "dataset_config", "split", "part", "calibration")}
-        max_tokens = max_tokens or recorded.get("max_tokens")
-    else:
-        raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
+    source = text_source(sae.config, called, dataset, dataset_config, split)
+    max_tokens = max_tokens or source.get("max_tokens")
     if model is not None:
         sae.config.base_model, sae.config.base_model_revision = model, None
     lm = sae.load_base_model()
@@ -131,15 +126,49 @@ def measure_again(
     return MeasuredAgain(metrics, lm, blocks)
 
 
+def text_source(
+    config: SAEConfig, folder: str | Path, dataset: str | None, dataset_config: str | None, split: str
+) -> dict[str, Any]:
+    """A text by name, or the one that the recorded metrics were measured on.
+
+    Args:
+        config: The SAE's config.
+        folder: Where it is, for the message.
+        dataset: The text; None for the recorded one.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset.
+
+    Returns:
+        `dataset`, `dataset_config`, `split`, the `part` of its documents, and of a recorded one `calibration` and
+        `max_tokens`.
+
+    Raises:
+        ValueError: If no text is named and none was recorded.
+    """
+    if dataset is not None:
+        return {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
+    recorded = (config.metrics or {}).get("protocol") or {}
+    if not recorded.get("dataset"):
+        raise ValueError(f"no text was recorded in {folder}: name one (dataset=..., or --dataset).")
+    names = ("dataset", "dataset_config", "split", "part", "calibration", "max_tokens")
+    return {name: recorded.get(name) for name in names}
+
+
+def load_source(config: SAEConfig, source: dict[str, Any]) -> Any:
+    """The documents of what `text_source` gave."""
+    text: Any = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
+    if not source.get("part"):
+        return text
+    arguments = (config.training or {}).get("arguments", {})
+    column = document_column(text, arguments.get("text_column"), chat=arguments.get("chat", False))
+    return split_documents(text, source["part"], text_column=column)
+
+
 def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:
     """The text of a source, cut as the SAE's config says."""
-    text: Any = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
     arguments = (sae.config.training or {}).get("arguments", {})
-    if source.get("part"):
-        column = document_column(text, arguments.get("text_column"), chat=arguments.get("chat", False))
-        text = split_documents(text, source["part"], text_column=column)
     return TokenBlocks(
-        text,
+        load_source(sae.config, source),
         sae.load_tokenizer(),
         context_length=sae.config.context_length or 128,
         batch_size=batch_size,

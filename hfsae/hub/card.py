@@ -30,6 +30,8 @@ CARD_FILE = "README.md"
 LOG_FILE = "training_log.jsonl"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
+DASHBOARD_FILE = "dashboard.html"
+LABELS_FILE = "labels.json"
 
 # References in a card's metadata; each can double what it stands for.
 _MOST_ALIASES = 8
@@ -86,7 +88,7 @@ def render_card(
         license=license,
         language=language,
     )
-    values = card_values(config, repo_id, subfolder, weights, stale, _pictures(folder, config))
+    values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config))
     block = render("sae_card.md.jinja", values)
     if existing is not None:
         data = merge(cast(ModelCardData, existing.data), data)
@@ -224,7 +226,7 @@ def _draw(folder: Path, config: SAEConfig) -> None:
             plots.feature_density(density, beside / FEATURE_DENSITY)
 
 
-def _pictures(folder: Path | None, config: SAEConfig) -> set[str]:
-    """The pictures that can be shown; a histogram left by an earlier evaluation is none of them."""
-    names = {TRAINING_CURVE, FEATURE_DENSITY} if (config.metrics or {}).get("density") else {TRAINING_CURVE}
+def _beside(folder: Path | None, config: SAEConfig) -> set[str]:
+    """The files that can be shown; a histogram left by an earlier evaluation is none of them."""
+    names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if (config.metrics or {}).get("density") else set())
     return {name for name in names if folder is not None and (folder / name).is_file()}

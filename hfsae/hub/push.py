@@ -13,7 +13,16 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from hfsae.configuration import SAEConfig
-from hfsae.hub.card import CARD_FILE, FEATURE_DENSITY, LOG_FILE, TRAINING_CURVE, read_card, write_card
+from hfsae.hub.card import (
+    CARD_FILE,
+    DASHBOARD_FILE,
+    FEATURE_DENSITY,
+    LABELS_FILE,
+    LOG_FILE,
+    TRAINING_CURVE,
+    read_card,
+    write_card,
+)
 from hfsae.hub.listing import write_listing
 from hfsae.hub.metadata import without_folders
 from hfsae.hub.repository import Destination, Repository
@@ -27,7 +36,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
-_GENERATED = (_WEIGHTS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY)
+_GENERATED = (_WEIGHTS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY, DASHBOARD_FILE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, license
     sae, prefix = saved.sae, f"{name}/" if name else ""
     with quietly():
         sae.save_pretrained(place)
-    for path in (LOG_FILE, CARD_FILE):
+    for path in (LOG_FILE, CARD_FILE, LABELS_FILE, DASHBOARD_FILE):
         if saved.folder is not None and (saved.folder / path).is_file():
             shutil.copy(saved.folder / path, place / path)
     if saved.folder is None and (log := _published_log(repository, prefix, sae.config)):

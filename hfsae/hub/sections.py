@@ -86,7 +86,7 @@ def card_values(
     subfolder: str | None,
     weights: WeightFacts | None,
     stale: Stale | None,
-    pictures: set[str],
+    beside: set[str],
 ) -> dict[str, Any]:
     """Everything that the template `sae_card.md.jinja` prints.
 
@@ -96,7 +96,7 @@ def card_values(
         subfolder: Its folder there.
         weights: What is known of its weights.
         stale: Whether its figures belong to other weights.
-        pictures: File names of the pictures beside the card.
+        beside: File names of the pictures and of the dashboard, where they lie beside the card.
     """
     metrics, training = config.metrics or {}, config.training or {}
     headline, further = measured(metrics, headline=True), measured(metrics, headline=False)
@@ -125,7 +125,7 @@ def card_values(
         "trained_on": without_folders(training.get("dataset") or ""),
         "arguments": argument_rows(training),
         "versions": sorted((training.get("versions") or {}).items()),
-        "pictures": pictures,
+        "beside": beside,
     }
 
 

@@ -1,0 +1,57 @@
+"""`hfsae dashboard`: the features of a saved SAE on one page."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the SAE, the page, and what it shows."""
+    add_contents(parser)
+    parser.add_argument(
+        "--output",
+        help="a file that ends in .html, or a folder for large SAEs and the web (default: dashboard.html beside it)",
+    )
+
+
+def add_contents(parser: argparse.ArgumentParser) -> None:
+    """Declares the SAE and what its dashboard is to show."""
+    parser.add_argument("path", help="folder of the SAE, or Hub repository")
+    parser.add_argument(
+        "--text", action="append", default=[], help="a prompt, to see which features fire where; may be repeated"
+    )
+    parser.add_argument("--labels", help="labels that the page saved; they become labels.json beside the weights")
+    parser.add_argument("--model", help="language model; by default the one the SAE's config names")
+    parser.add_argument(
+        "--dataset", help="text to collect features on; by default what was collected, or the text of its metrics"
+    )
+    parser.add_argument("--dataset-config", help="configuration of that dataset")
+    parser.add_argument("--split", default="test", help="split of that dataset (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read (default: %(default)s)")
+
+
+def contents(args: argparse.Namespace) -> dict[str, Any]:
+    """What `hfsae.dashboard.gather` wants, of the arguments."""
+    return {
+        "texts": args.text,
+        "labels": args.labels,
+        "model": args.model,
+        "dataset": args.dataset,
+        "dataset_config": args.dataset_config,
+        "split": args.split,
+        "max_tokens": args.tokens,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collects what is missing and writes the page."""
+    from hfsae.dashboard import make_dashboard
+
+    page = make_dashboard(args.path, args.output, **contents(args))
+    print(f"wrote {page} ({_size(page):.1f} MB)")
+    return 0
+
+
+def _size(page: Path) -> float:
+    """Megabytes of the page and of the pieces that belong to it."""
+    return sum(path.stat().st_size for path in [page, *page.parent.glob("features-*.js")]) / 1e6

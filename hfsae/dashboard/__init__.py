@@ -1,0 +1,22 @@
+"""The dashboard: one page on which the features of an SAE are searched, read and labelled, without a network.
+
+    write_dashboard(collection, tokenizer, "dashboard.html")
+
+or, from a saved SAE alone, `make_dashboard("runs/tiny")`, which is `hfsae dashboard runs/tiny`.
+"""
+
+from hfsae.dashboard.labels import read_labels, write_labels
+from hfsae.dashboard.prompts import read_prompts
+from hfsae.dashboard.saved import gather, make_dashboard
+from hfsae.dashboard.space import write_space
+from hfsae.dashboard.write import write_dashboard
+
+__all__ = [
+    "gather",
+    "make_dashboard",
+    "read_labels",
+    "read_prompts",
+    "write_dashboard",
+    "write_labels",
+    "write_space",
+]

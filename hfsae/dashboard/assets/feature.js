@@ -1,0 +1,135 @@
+// The page of one feature.
+
+const BANDS = ["The strongest fifth", "The second fifth", "The middle fifth", "The fourth fifth", "The weakest fifth"];
+let breaksShown = false;
+
+/** A link to a feature, by its label or the tokens it fires on most. */
+function featureLink(feature) {
+  const entry = byFeature.get(feature);
+  if (!entry) return element("span", { class: "feature-link" }, element("span", { class: "number" }, String(feature)), "not collected");
+  const label = labelOf(feature);
+  const name = label || (entry.peaks.length ? entry.peaks.slice(0, 3).map(tokenSign) : "never fires");
+  return element("a", { class: "feature-link", href: `#feature/${feature}` }, element("span", { class: "number" }, String(feature)), element("span", { class: "named" }, name));
+}
+
+function featurePage(entry, data) {
+  return [heading(entry), statistics(entry, data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(data)];
+}
+
+function firingSections(entry, data) {
+  const effects = data.promoted.length
+    ? [effectList(data.promoted, "Makes likelier", "promoted"), effectList(data.suppressed, "Makes less likely", "suppressed")]
+    : [element("p", { class: "quiet" }, "What is written at this place does not reach the logits directly.")];
+  return [
+    element(
+      "div",
+      { class: "columns" },
+      element("section", { class: "activations" }, element("h2", {}, "Activations"), activationHistogram(data, entry.maximum)),
+      element("section", { class: "logits" }, element("h2", {}, "Direct effect on logits"), element("div", { class: "sides" }, effects)),
+    ),
+    element(
+      "section",
+      {},
+      element("div", { class: "section-head" }, element("h2", {}, "Strongest examples"), breaksButton()),
+      exampleList(data.top, data.texts, entry.maximum, "Strongest examples"),
+    ),
+    element(
+      "section",
+      {},
+      element("h2", {}, "Across its range"),
+      element("p", { class: "quiet" }, "A random sample of the contexts in which it fires, from strong to weak."),
+      data.bands.map((band, i) => bandSection(band, i, entry, data)),
+    ),
+  ];
+}
+
+function bandSection(band, number, entry, data) {
+  if (!band.length) return null;
+  const values = band.map((example) => example.activations[example.peak]);
+  const range = element("span", { class: "quiet" }, `${figure(values.at(-1))} to ${figure(values[0])}`);
+  return [element("h3", { class: "band" }, BANDS[number], " ", range), exampleList(band, data.texts, entry.maximum, BANDS[number])];
+}
+
+/** Line breaks as signs alone, which is short, or as breaks. */
+function breaksButton() {
+  const apply = () => document.body.classList.toggle("breaks", breaksShown);
+  apply();
+  const toggle = (event) => {
+    breaksShown = !breaksShown;
+    event.currentTarget.setAttribute("aria-pressed", String(breaksShown));
+    apply();
+  };
+  return element("button", { type: "button", class: "plain", "aria-pressed": String(breaksShown), onclick: toggle }, "Line breaks");
+}
+
+function heading(entry) {
+  const box = element("header", { class: "feature-head" });
+  const read = () => {
+    const label = labelOf(entry.feature);
+    box.replaceChildren(
+      element("p", { class: "number" }, label ? `Feature ${entry.feature}` : "Unlabelled"),
+      element("div", { class: "headline" }, element("h1", { tabindex: "-1" }, label || `Feature ${entry.feature}`), editButton(label)),
+    );
+  };
+  const editButton = (label) =>
+    element("button", { type: "button", class: "plain edit", "aria-keyshortcuts": "e", onclick: edit }, label ? "Edit label" : "Add a label");
+  const edit = () => {
+    const input = element("input", { type: "text", value: labelOf(entry.feature), "aria-label": `Label of feature ${entry.feature}`, maxlength: "200" });
+    const done = (keep) => {
+      if (keep) {
+        setLabel(entry.feature, input.value.trim());
+        list.draw();
+        say(input.value.trim() ? "Label kept; save labels to write the file" : "Label removed");
+      }
+      read();
+      box.querySelector(".edit").focus();
+    };
+    const form = element(
+      "form",
+      { class: "headline", onsubmit: (event) => (event.preventDefault(), done(true)), onkeydown: (event) => event.key === "Escape" && done(false) },
+      input,
+      element("button", { type: "submit" }, "Keep"),
+      element("button", { type: "button", class: "plain", onclick: () => done(false) }, "Cancel"),
+    );
+    box.replaceChildren(element("p", { class: "number" }, `Feature ${entry.feature}`), form);
+    input.select();
+  };
+  read();
+  return box;
+}
+
+function statistics(entry, data) {
+  if (!entry.density) {
+    return element("p", { class: "never" }, `Fires on none of the ${count(about.n_tokens)} tokens that were read.`);
+  }
+  const facts = [
+    ["Fires on", percent(entry.density), `1 token in ${count(Math.round(1 / entry.density))}`],
+    ["Largest activation", figure(entry.maximum), "over all tokens"],
+    ["Mean", figure(data.mean), "where it fires"],
+    ["Tokens", count(data.tokens_firing), `of ${count(about.n_tokens)}`],
+  ];
+  return element(
+    "dl",
+    { class: "facts-row" },
+    facts.map(([name, value, more]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, more)))),
+  );
+}
+
+function neighbourSection(data) {
+  const cosine = ([feature, value]) => [feature, value, figure(value)];
+  const columns = [
+    ["Writes alike", "cosine of decoder rows", data.decoder_neighbours.map(cosine)],
+    ["Reads alike", "cosine of encoder rows", data.encoder_neighbours.map(cosine)],
+    ["Fires together", "most telling first", data.co_firing.slice(0, 10).map(([feature, share]) => [feature, share, percent(share)])],
+  ];
+  const row = ([feature, value, shown]) =>
+    element("li", { "--share": Math.max(0, value).toFixed(3) }, featureLink(feature), element("span", { class: "value" }, shown));
+  const column = ([name, what, rows]) =>
+    element(
+      "section",
+      {},
+      element("h3", {}, name, " ", element("span", { class: "quiet" }, what)),
+      rows.length ? element("ol", {}, rows.map(row)) : element("p", { class: "quiet" }, "None."),
+    );
+  return element("section", {}, element("h2", {}, "Neighbours"), element("div", { class: "neighbours" }, columns.map(column)));
+}

@@ -1,0 +1,39 @@
+// The first page: what was collected, and how to get about.
+
+function overviewPage() {
+  const dead = features.filter((entry) => entry.density === 0).length;
+  const labelled = features.filter((entry) => labelOf(entry.feature)).length;
+  const facts = [
+    ["Features", count(features.length), features.length < about.n_features ? `of ${count(about.n_features)}` : "all of the SAE's"],
+    ["Read on", count(about.n_tokens), "tokens"],
+    ["Never fire", count(dead), percent(dead / features.length)],
+    ["Labelled", count(labelled), percent(labelled / features.length)],
+  ];
+  const origin = [
+    ["Language model", about.base_model],
+    ["Reads at", about.hook_point],
+    ["Text", about.dataset],
+    ["Context", `${about.context_length} tokens`],
+    ["Weights", `SHA-256 ${about.weights_sha256.slice(0, 12)}`],
+  ];
+  const keys = [
+    ["/", "search"],
+    ["j", "next feature"],
+    ["k", "previous feature"],
+    ["e", "edit the label"],
+    ["↑ ↓", "from example to example"],
+    ["← →", "from token to token"],
+  ];
+  const pair = ([name, value, more]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, more ? element("small", {}, more) : null));
+  return [
+    element("header", { class: "feature-head" }, element("h1", { tabindex: "-1" }, index.title)),
+    element("dl", { class: "facts-row" }, facts.map(pair)),
+    element("section", {}, element("h2", {}, "How often features fire"), densityHistogram()),
+    element(
+      "div",
+      { class: "columns even" },
+      element("section", {}, element("h2", {}, "Where they are from"), element("dl", { class: "pairs" }, origin.filter(([, value]) => value).map(pair))),
+      element("section", {}, element("h2", {}, "Keys"), element("dl", { class: "pairs keys" }, keys.map(([key, what]) => element("div", {}, element("dt", {}, key.split(" ").map((one) => element("kbd", {}, one))), element("dd", {}, what))))),
+    ),
+  ];
+}

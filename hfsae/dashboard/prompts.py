@@ -1,0 +1,49 @@
+"""Which features fire where in a few texts: the prompt page."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from hfsae.analysis import read_pieces
+from hfsae.dashboard.contents import significant
+from hfsae.modeling import SAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_prompts(
+    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The features of every token of some texts, for `write_dashboard`.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        texts: The prompts.
+
+    Returns:
+        For each prompt its `tokens` (texts), which of them are `kept` (the SAE's config leaves the others out), and
+        for each token the `features` that fire, strongest first, with their `activations`.
+
+    Raises:
+        ValueError: If a text is empty.
+        HookPointError: If the SAE does not fit the model.
+    """
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"prompt {number} is empty: there is nothing to read in it.")
+    prompts: list[dict[str, Any]] = [{"tokens": [], "kept": [], "features": [], "activations": []} for _ in texts]
+    pieces = read_pieces(sae, model, tokenizer, list(texts))
+    for piece in sorted(pieces, key=lambda piece: (piece.document, piece.positions[0])):
+        prompt = prompts[piece.document]
+        prompt["tokens"] += piece.texts
+        prompt["kept"] += piece.kept
+        for activations in piece.activations:
+            firing = activations.nonzero().squeeze(1)
+            firing = firing[activations[firing].argsort(descending=True, stable=True)]
+            prompt["features"].append(firing.tolist())
+            prompt["activations"].append([significant(value) for value in activations[firing].tolist()])
+    return prompts

@@ -1,0 +1,156 @@
+"""The dashboard of a saved SAE: what is missing is collected, what is there already is used."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from hfsae.analysis import FeatureCollection, collect_features
+from hfsae.dashboard.labels import read_labels, write_labels
+from hfsae.dashboard.prompts import read_prompts
+from hfsae.dashboard.write import write_dashboard
+from hfsae.data import document_column
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.saved import load_source, text_source
+from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE
+from hfsae.hub.sections import display_name
+from hfsae.modeling import SAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+class Material(NamedTuple):
+    """What a dashboard is written from; the arguments of `write_dashboard`, its output aside."""
+
+    collection: FeatureCollection
+    tokenizer: "PreTrainedTokenizerBase"
+    title: str
+    labels: dict[int, str]
+    prompts: list[dict[str, Any]]
+
+
+def make_dashboard(source: str | Path, output: str | Path | None = None, **options: Any) -> Path:
+    """Writes the dashboard of a saved or published SAE.
+
+    Args:
+        source: Folder of the SAE, or a Hub repository.
+        output: As `write_dashboard` takes it; None: `dashboard.html` beside the weights, or here if these are on the
+            Hub.
+        **options: As `gather` takes them.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError, OSError: As `gather`.
+
+    Example:
+        >>> make_dashboard("runs/tiny", texts=["def f(self):"])  # doctest: +SKIP
+        PosixPath('runs/tiny/dashboard.html')
+    """
+    if output is None:
+        output = Path(source) / DASHBOARD_FILE if Path(source).is_dir() else Path(DASHBOARD_FILE)
+    return write_dashboard(output=output, **gather(source, **options)._asdict())
+
+
+def gather(
+    source: str | Path,
+    *,
+    texts: Sequence[str] = (),
+    labels: str | Path | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str = "test",
+    max_tokens: int = 1_000_000,
+    disable_tqdm: bool = False,
+) -> Material:
+    """Everything that the dashboard of a saved SAE shows.
+
+    Args:
+        source: Folder of the SAE, or a Hub repository. In a folder the features that are collected are kept
+            (`features.safetensors`), and used the next time as long as they are of these weights.
+        texts: Prompts, for the page of prompts.
+        labels: A file of labels, such as the page saved it; they become those beside the weights. None takes those.
+        model: The language model; None loads the one that the config names.
+        dataset: Text to collect features on, anew. None takes the features that were collected, or else the text that
+            the SAE's recorded metrics were measured on.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset.
+        max_tokens: Tokens of it to read.
+        disable_tqdm: Whether to show no progress bar.
+
+    Raises:
+        ValueError: If labels are of other weights or no file of labels, a prompt is empty, or no text is named and
+            none was recorded.
+        OSError: If the SAE, its language model, the labels or the text is not there.
+    """
+    folder = Path(source) if Path(source).is_dir() else None
+    sae = SAE.from_pretrained(source)
+    digest = weights_sha256(sae)
+    named = _labels(folder, labels, digest)
+    if model is not None:
+        sae.config.base_model, sae.config.base_model_revision = model, None
+    tokenizer = sae.load_tokenizer()
+    collection = _collected(folder, digest) if dataset is None else None
+    lm = sae.load_base_model() if texts or collection is None else None
+    prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
+    if collection is None:
+        assert lm is not None
+        text = text_source(sae.config, source, dataset, dataset_config, split)
+        collection = _collect(sae, lm, tokenizer, text, max_tokens, disable_tqdm)
+        if folder is not None:
+            collection.save(folder)
+    if labels is not None and folder is not None:
+        write_labels(folder / LABELS_FILE, named, digest)
+    return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts)
+
+
+def _labels(folder: Path | None, given: str | Path | None, digest: str) -> dict[int, str]:
+    if given is not None:
+        return read_labels(given, digest)
+    if folder is not None and (folder / LABELS_FILE).is_file():
+        return read_labels(folder / LABELS_FILE, digest)
+    return {}
+
+
+def _collected(folder: Path | None, digest: str) -> FeatureCollection | None:
+    """The features that were collected of these weights."""
+    if folder is None:
+        return None
+    try:
+        collection = FeatureCollection.load(folder)
+    except FileNotFoundError:
+        return None
+    if collection.about.weights_sha256 != digest:
+        logger.info("the features in %s are of other weights; collecting them anew", folder)
+        return None
+    return collection
+
+
+def _collect(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    source: dict[str, Any],
+    max_tokens: int,
+    disable_tqdm: bool,
+) -> FeatureCollection:
+    text = load_source(sae.config, source)
+    column = (sae.config.training or {}).get("arguments", {}).get("text_column")
+    named = [str(source[name]) for name in ("dataset", "dataset_config", "split", "part") if source[name]]
+    return collect_features(
+        sae,
+        model,
+        tokenizer,
+        text,
+        max_tokens=max_tokens,
+        text_column=document_column(text, column),
+        dataset=", ".join(named),
+        disable_tqdm=disable_tqdm,
+    )

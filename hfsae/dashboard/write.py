@@ -1,0 +1,79 @@
+"""`write_dashboard`: a collection of features as one HTML file, or as a folder that is loaded in pieces."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfsae.analysis import FeatureCollection, TokenTexts
+from hfsae.dashboard.contents import Contents
+from hfsae.dashboard.page import render_page
+from hfsae.saving import files_at_once
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAGE = "index.html"
+
+
+def write_dashboard(
+    collection: FeatureCollection,
+    tokenizer: "PreTrainedTokenizerBase",
+    output: str | Path,
+    *,
+    title: str = "Features",
+    labels: Mapping[int, str] | None = None,
+    prompts: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
+
+    Args:
+        collection: What `collect_features` found.
+        tokenizer: The tokenizer of the language model.
+        output: A file that ends in `.html` holds everything. Anything else is a folder: `index.html`, and the features
+            in files beside it that are read when they are needed, which is better for SAEs of more than some 20,000
+            features and for pages on the web.
+        title: What the page is called.
+        labels: Labels by feature (`read_labels`).
+        prompts: What `read_prompts` found, for the page of prompts.
+
+    Returns:
+        The page's path.
+
+    Example:
+        >>> collection = collect_features(sae, model, tokenizer, load_text("data.jsonl"))  # doctest: +SKIP
+        >>> write_dashboard(collection, tokenizer, "dashboard.html")  # doctest: +SKIP
+        PosixPath('dashboard.html')
+    """
+    output = Path(output)
+    contents = Contents.of(collection, TokenTexts(tokenizer))
+    named = {str(feature): label for feature, label in (labels or {}).items() if label}
+    index = contents.index | {"title": title, "labels": named, "prompts": list(prompts)}
+    if output.suffix == ".html":
+        _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)
+        return output
+    pieces = {_file_name(number, group): _call(number, group) for number, group in enumerate(contents.groups)}
+    page = render_page(title, index | {"files": list(pieces)}, [], files_beside=True)
+    # Files appear in the order of their names, so the page comes after what it loads.
+    _write(pieces | {PAGE: page}, output)
+    for path in output.glob("features-*.js"):
+        if path.name not in pieces:
+            path.unlink()
+    return output / PAGE
+
+
+def _file_name(number: int, group: str) -> str:
+    """Named after its content, so that a page never shows a piece of another one."""
+    return f"features-{number:05}-{hashlib.sha256(group.encode()).hexdigest()[:12]}.js"
+
+
+def _call(number: int, group: str) -> str:
+    # A script and not JSON: browsers let no page that was opened from the disk read a file, but every page load one.
+    return f"receiveFeatures({number}, {json.dumps(group)});\n"
+
+
+def _write(content: Mapping[str, str], folder: Path) -> None:
+    with files_at_once(folder) as beside:
+        for name, text in content.items():
+            (beside / name).write_text(text, encoding="utf-8", newline="\n")

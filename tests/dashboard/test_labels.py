@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from hfsae.dashboard import read_labels, write_labels
+
+
+def test_labels_come_back_in_order_without_those_that_are_empty(tmp_path):
+    write_labels(tmp_path / "labels.json", {17: "inside a docstring", 3: "ä </script>", 5: ""}, "abc")
+    assert list(read_labels(tmp_path / "labels.json", "abc").items()) == [
+        (3, "ä </script>"),
+        (17, "inside a docstring"),
+    ]
+
+
+def test_labels_of_other_weights_are_refused(tmp_path):
+    write_labels(tmp_path / "labels.json", {1: "x"}, "a" * 64)
+    assert read_labels(tmp_path / "labels.json") == {1: "x"}
+    with pytest.raises(ValueError, match="other weights .*aaaaaaaaaaaa"):
+        read_labels(tmp_path / "labels.json", "b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "does not hold labels"),
+        ('{"17": "x"}', "does not hold labels"),
+        ('{"format": 1, "weights_sha256": "abc", "labels": ["x"]}', "does not hold labels"),
+        ('{"format": 1, "weights_sha256": "abc", "labels": {"17": 3}}', "feature 17 has the label 3"),
+        ('{"format": 9, "weights_sha256": "abc", "labels": {}}', "format 9"),
+    ],
+)
+def test_what_is_no_file_of_labels_is_refused(tmp_path, content, message):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "labels.json")
+
+
+def test_the_file_is_readable_json(tmp_path):
+    write_labels(tmp_path / "labels.json", {2: "x"}, "abc")
+    content = json.loads((tmp_path / "labels.json").read_text())
+    assert content == {"format": 1, "weights_sha256": "abc", "labels": {"2": "x"}}

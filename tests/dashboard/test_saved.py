@@ -1,0 +1,71 @@
+"""From a saved folder to its dashboard, with what lies in the folder already."""
+
+import copy
+import json
+
+import pytest
+
+from hfsae import SAE
+from hfsae.analysis import FeatureCollection
+from hfsae.dashboard import gather, make_dashboard, read_labels, write_labels
+from hfsae.evaluation.protocol import weights_sha256
+from tests.analysis.tiny import setting, texts
+from tests.dashboard.test_write import index_of
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with an SAE that names its language model, and a text."""
+    sae, model, tokenizer = setting()
+    model.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    saved = copy.deepcopy(sae)
+    saved.config.base_model = str(tmp_path / "lm")
+    saved.save_pretrained(tmp_path / "sae")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
+    return tmp_path
+
+
+def test_what_was_collected_is_kept_and_used_again(place):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    page = make_dashboard(place / "sae", texts=["w1 w2 w3"], **options)
+    assert page == place / "sae" / "dashboard.html"
+    (place / "text.jsonl").unlink()
+    again = index_of(make_dashboard(place / "sae", place / "again.html"))
+    assert again["features"] == index_of(page)["features"] and again["about"]["dataset"] == "text.jsonl, train"
+    assert len(index_of(page)["prompts"]) == 1 and again["prompts"] == []
+
+
+def test_features_of_other_weights_are_collected_anew(place, caplog):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    gather(place / "sae", **options)
+    sae = SAE.from_pretrained(place / "sae")
+    sae.W_dec.data.mul_(2)
+    sae.save_pretrained(place / "sae")
+    with caplog.at_level("INFO", "hfsae"), pytest.raises(ValueError, match="no text was recorded"):
+        gather(place / "sae")
+    assert "of other weights" in caplog.text
+    assert gather(place / "sae", **options).collection.about.weights_sha256 == weights_sha256(sae)
+
+
+def test_labels_of_the_page_become_those_beside_the_weights(place):
+    digest = weights_sha256(setting().sae)
+    write_labels(place / "downloaded.json", {3: "x"}, digest)
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    page = make_dashboard(place / "sae", labels=place / "downloaded.json", **options)
+    assert read_labels(place / "sae" / "labels.json", digest) == {3: "x"} and index_of(page)["labels"] == {"3": "x"}
+    assert index_of(make_dashboard(place / "sae"))["labels"] == {"3": "x"}
+
+
+def test_labels_of_other_weights_are_refused_before_anything_is_read(place):
+    write_labels(place / "downloaded.json", {3: "x"}, "0" * 64)
+    with pytest.raises(ValueError, match="other weights"):
+        make_dashboard(place / "sae", labels=place / "downloaded.json", dataset="there is no such text")
+    assert {path.name for path in (place / "sae").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_without_any_text_there_is_no_collection(place):
+    with pytest.raises(ValueError, match="--dataset"):
+        make_dashboard(place / "sae")
+    with pytest.raises(FileNotFoundError):
+        FeatureCollection.load(place / "sae")
