@@ -12,7 +12,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="name for the commit")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--dashboard", action="store_true", help="write `hfsae dashboard` of each and push it along")
+    parser.add_argument("--dashboard", action="store_true", help="push a dashboard along, made where there is none")
     parser.add_argument("--license", help="licence for cards that have none, such as apache-2.0")
     parser.add_argument("--collection", help="title of a collection to put the repository on")
     parser.add_argument("--message", help="title of the commit")
@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise ValueError(f"{folder} holds no SAE (no config.json): save one there with sae.save_pretrained.")
     if args.dashboard:
-        from hfsae.dashboard import make_dashboard
+        from hfsae.dashboard import ensure_dashboard
 
         for name in names:
-            make_dashboard(folder / name)
+            ensure_dashboard(folder / name)
     inside = {"/".join(part for part in (args.subfolder.strip("/"), name) if part): folder / name for name in names}
     info = push_saes(
         inside,

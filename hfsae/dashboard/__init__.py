@@ -7,11 +7,12 @@ or, from a saved SAE alone, `make_dashboard("runs/tiny")`, which is `hfsae dashb
 
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
-from hfsae.dashboard.saved import gather, make_dashboard
+from hfsae.dashboard.saved import ensure_dashboard, gather, make_dashboard
 from hfsae.dashboard.space import write_space
 from hfsae.dashboard.write import write_dashboard
 
 __all__ = [
+    "ensure_dashboard",
     "gather",
     "make_dashboard",
     "read_labels",

@@ -58,6 +58,24 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
     return write_dashboard(output=output, **gather(source, **options)._asdict())
 
 
+def ensure_dashboard(folder: str | Path) -> Path:
+    """Writes the dashboard of a saved SAE unless there is one of these weights, which may show more.
+
+    Args:
+        folder: Folder of the SAE.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError, OSError: As `gather`.
+    """
+    page = Path(folder) / DASHBOARD_FILE
+    if page.is_file() and weights_sha256(SAE.from_pretrained(folder)) in page.read_text(encoding="utf-8"):
+        return page
+    return make_dashboard(folder)
+
+
 def gather(
     source: str | Path,
     *,

@@ -22,6 +22,16 @@ def test_a_page_and_a_space_are_written(place, capsys):
     assert "title: My features" in (place / "space" / "README.md").read_text()
 
 
+def test_a_push_makes_and_takes_a_dashboard_along(hub, place, capsys):
+    text = ["--dataset", str(place / "text.jsonl"), "--split", "train", "--tokens", "200"]
+    assert main(["dashboard", str(place / "sae"), *text]) == 0
+    (place / "sae" / "dashboard.html").unlink()
+    assert main(["push", str(place / "sae"), "tester/small", "--dashboard"]) == 0
+    files = hub.repo("tester/small").files()
+    assert files["dashboard.html"] == (place / "sae" / "dashboard.html").read_bytes()
+    assert "](dashboard.html)" in files["README.md"].decode()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from hfsae import SAE
 from hfsae.analysis import FeatureCollection
-from hfsae.dashboard import gather, make_dashboard, read_labels, write_labels
+from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels
 from hfsae.evaluation.protocol import weights_sha256
 from tests.analysis.tiny import setting, texts
 from tests.dashboard.test_write import index_of
@@ -46,6 +46,14 @@ def test_features_of_other_weights_are_collected_anew(place, caplog):
         gather(place / "sae")
     assert "of other weights" in caplog.text
     assert gather(place / "sae", **options).collection.about.weights_sha256 == weights_sha256(sae)
+
+
+def test_a_dashboard_of_these_weights_is_kept_and_one_of_others_written_anew(place):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    page = make_dashboard(place / "sae", texts=["w1 w2 w3"], **options)
+    assert ensure_dashboard(place / "sae") == page and len(index_of(page)["prompts"]) == 1
+    page.write_text("of other weights")
+    assert index_of(ensure_dashboard(place / "sae"))["prompts"] == []
 
 
 def test_labels_of_the_page_become_those_beside_the_weights(place):
