@@ -130,7 +130,8 @@ class _EncodeAt(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         centered, weight, center = ctx.saved_tensors
-        pattern: SparsePattern = ctx.pattern
+        pattern: SparsePattern
+        pattern, grad = ctx.pattern.without_zeros(grad)
         needs_x, needs_weight, *_ = ctx.needs_input_grad
         grad_bias = pattern.feature_total(grad)
         grad_weight = pattern.feature_sum(grad, centered) if needs_weight else None

@@ -25,6 +25,10 @@ from hfsae.functional.precision import at_least_float32
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
+# Products leave zeros out where no more than this share of the values is anything else.
+_WORTH_LEAVING_OUT = 0.75
+
+
 class Pattern(Protocol):
     """What an objective may ask of the entries, however they are stored. N tokens, n features."""
 
@@ -135,6 +139,20 @@ class SparsePattern:
         ordered, order = torch.sort(self.features, stable=True)
         offsets = torch.searchsorted(ordered, torch.arange(self.n_features + 1, device=ordered.device))
         return order, self.tokens[order], offsets
+
+    def without_zeros(self, values: Tensor) -> tuple["SparsePattern", Tensor]:
+        """The entries whose value is not 0, where leaving the others out of products pays; else all of them.
+
+        A JumpReLU's pattern holds what is within reach of a threshold too, most of which is not active. On CUDA
+        counting would wait for the device.
+        """
+        if values.device.type != "cpu":
+            return self, values
+        active = values.nonzero()[:, 0]
+        if len(active) > _WORTH_LEAVING_OUT * len(values):
+            return self, values
+        per_token = torch.bincount(self.tokens[active], minlength=self.n_tokens)
+        return SparsePattern(self.features[active], per_token, self.n_features), values[active]
 
     # -- products, without autograd --------------------------------------------------------------------------------
     # On CUDA by Triton. Else in float32 at least: on a CPU torch's CSR products know nothing narrower.
@@ -276,15 +294,16 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, rows: Tensor, pattern: SparsePattern) -> Tensor:
-        ctx.save_for_backward(values, rows)
         ctx.pattern = pattern
-        return pattern.token_sum(values, rows)
+        ctx.active, kept = pattern.without_zeros(values)
+        ctx.save_for_backward(kept, rows)
+        return ctx.active.token_sum(kept, rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        values, rows = ctx.saved_tensors
+        kept, rows = ctx.saved_tensors
         needs_values, needs_rows, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         grad_values = ctx.pattern.sampled_product(grad, rows) if needs_values else None
-        grad_rows = ctx.pattern.feature_sum(values, grad) if needs_rows else None
+        grad_rows = ctx.active.feature_sum(kept, grad) if needs_rows else None
         return grad_values, grad_rows, None

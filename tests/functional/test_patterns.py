@@ -154,3 +154,14 @@ def test_a_dense_pattern_counts_tokens_of_any_number(n_tokens: int, n_features: 
     generator = torch.Generator().manual_seed(n_tokens)
     values = (torch.rand(n_tokens, n_features, generator=generator) <= density).float()
     assert torch.equal(DensePattern(values > 0).tokens_firing(values), values.long().sum(0))
+
+
+@quick
+@given(masks(), DTYPES, st.floats(0, 1))
+def test_leaving_zeros_out_changes_no_product(mask: Tensor, dtype: torch.dtype, share: float):
+    pattern = SparsePattern.from_mask(mask)
+    values = random(len(pattern.features), dtype=dtype)
+    values[torch.rand(len(values), generator=torch.Generator().manual_seed(3)) < share] = 0.0
+    active, kept = pattern.without_zeros(values)
+    assert torch.equal(active.to_dense(kept), pattern.to_dense(values))
+    assert len(kept) == torch.count_nonzero(values) or torch.count_nonzero(values) > 0.75 * len(values)
