@@ -86,8 +86,8 @@ class MatryoshkaSAE(BatchTopKSAE):
             for (pattern, values), rows in zip(entries, self.decoder_rows.split(blocks), strict=True)
         )
         errors = [squared_error(partial + self.offset(step.x), step.target) for partial in accumulate(written)]
-        shares = torch.tensor(weights, device=step.x.device) / sum(weights)
-        return {"mse": (torch.stack(errors) * shares.to(errors[0].dtype)).sum()}
+        shares = torch.tensor(weights, dtype=errors[0].dtype, device=step.x.device) / sum(weights)
+        return {"mse": (torch.stack(errors) * shares).sum()}
 
     def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
         return {**super().training_statistics(step), "squared_error": step.mse().detach()}
