@@ -1,7 +1,7 @@
 """Steers a language model with one feature and says what that changed, in probabilities and in a continuation.
 
     make train                                   # once: trains runs/tiny on the embedded language model
-    python examples/steer.py                     # the feature that fires strongest at the end of "    raise"
+    python examples/steer.py                     # the feature that fires strongest at the end of "if x is"
     python examples/steer.py runs/tiny --feature 17 --strength 2 --prompt "def main("
 
 Strengths are multiples of the feature's largest activation on the standard library's held-out files.
@@ -35,8 +35,8 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A language model steered with one feature.")
     parser.add_argument("sae", nargs="?", default="runs/tiny", help="its folder (default: %(default)s)")
     parser.add_argument("--feature", type=int, help="default: the strongest at the end of --like")
-    parser.add_argument("--like", default="        if x is None:\n            raise", help="a text that ends with it")
-    parser.add_argument("--prompt", default="    def close(self):\n        self._file =")
+    parser.add_argument("--like", default="        if x is", help="a text that ends with it")
+    parser.add_argument("--prompt", default="        if self._file")
     parser.add_argument("--strength", type=float, default=1.0, help="in multiples of its largest activation")
     parser.add_argument("--tokens", type=int, default=30, help="tokens to generate")
     args = parser.parse_args(command_line)
