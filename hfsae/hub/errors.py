@@ -76,7 +76,7 @@ def behind(error: BaseException) -> BaseException:
 
 
 def _remedy(error: HfHubHTTPError, status: int, repo_id: str, revision: str | None) -> str:
-    namespace, said = repo_id.partition("/")[0], error.server_message or ""
+    namespace, said = repo_id.partition("/")[0], _without_token(error, error.server_message or "")
     if status in (402, 403) and any(words in str(error).lower() for words in _STORAGE_WORDS):
         return f"the storage of {namespace} is full; free some or buy more, or push to another namespace."
     if isinstance(error, RevisionNotFoundError):
@@ -107,6 +107,12 @@ def _remedy(error: HfHubHTTPError, status: int, repo_id: str, revision: str | No
     if status >= 500:
         return f"the Hub is out of order (HTTP {status}); push again later, which sends nothing twice."
     return f"the Hub refuses it (HTTP {status}: {said}); mend what it names and push again."
+
+
+def _without_token(error: HfHubHTTPError, said: str) -> str:
+    """What a server says, less the token, should it repeat it."""
+    sent = error.response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return said.replace(sent, "***") if sent else said
 
 
 def usable_token(token: str | None) -> str | None:

@@ -10,20 +10,8 @@ from huggingface_hub import HfApi
 from hfsae import SAE
 from hfsae.cli import main
 from hfsae.hub import verify, write_card
-from tests.hub_server import HubServer
 
-REPO, LM = "tester/checked", "tester/tiny-lm"
-
-
-@pytest.fixture
-def published(hub: HubServer, trained_folder) -> HubServer:
-    """The trained SAE and its language model, both on the Hub."""
-    sae = SAE.from_pretrained(trained_folder)
-    HfApi().create_repo(LM)
-    HfApi().upload_folder(repo_id=LM, folder_path=sae.config.base_model)
-    sae.config.base_model = LM
-    sae.push_to_hub(REPO, folder=trained_folder, subfolder="a")
-    return hub
+REPO = "tester/checked"
 
 
 def test_a_published_sae_is_measured_again_from_the_hub_alone_and_its_card_is_true(published, capsys):
