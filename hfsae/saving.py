@@ -12,6 +12,9 @@ from transformers.utils import logging as transformers_logging
 
 from hfsae.configuration import SAEConfig
 
+# What a folder is called while its files are being written.
+BESIDE = ".saving-"
+
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON beside `path` and renames, so that a reader never sees half of it."""
@@ -27,7 +30,7 @@ def write_json(path: Path, content: Any) -> None:
 def files_at_once(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder` whose files replace those of the same name when the context ends well."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=BESIDE) as beside:
         yield Path(beside)
         for path in sorted(Path(beside).iterdir()):
             os.replace(path, folder / path.name)

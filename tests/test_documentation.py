@@ -85,7 +85,11 @@ def test_links_to_files_lead_somewhere(path):
 
 
 def test_configs_of_the_examples_hold_known_arguments_of_the_right_type():
-    from hfsae.training.config_file import read_config
+    from hfsae.training.sweep import Sweep
 
+    counts = {}
     for config in sorted((ROOT / "examples" / "configs").glob("*.yaml")):
-        assert read_config(config)["output_dir"]
+        sweep = Sweep.read(config)
+        assert sweep.args.output_dir
+        counts[config.stem] = len(sweep.saes)
+    assert counts["tiny"] == 1 and counts["sweep"] == 12

@@ -96,12 +96,13 @@ def _save_learner(folder: Path, learner: Learner) -> None:
     write_json(folder / "state.json", state["values"])
 
 
-def load_learner(folder: Path, learner: Learner) -> None:
+def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> None:
     """Puts a learner where it was when `folder` (a checkpoint) was written.
 
     Args:
         folder: The checkpoint.
         learner: A learner of the same name.
+        step_ratio: Steps now for each step then, where the number of processes is another.
 
     Raises:
         ValueError: If the SAE of that name in the checkpoint is another one; says in what.
@@ -110,6 +111,8 @@ def load_learner(folder: Path, learner: Learner) -> None:
     _refuse_other_sae(place, learner)
     learner.sae.load_state_dict(load_file(place / "model.safetensors"))
     values = json.loads((place / "state.json").read_text())
+    if values["last_resampling"] is not None:
+        values["last_resampling"] = round(values["last_resampling"] * step_ratio)
     learner.load_state_dict({"tensors": load_file(place / "state.safetensors"), "values": values})
 
 
@@ -128,8 +131,18 @@ def _refuse_other_sae(place: Path, learner: Learner) -> None:
 
 def last_checkpoint(output_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run, None if there is none."""
-    found = {int(m[1]): p for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
-    return found[max(found)] if found else None
+    return max(_checkpoints(output_dir), key=_tokens_of, default=None)
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    found = (path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+    return [path for path in found if (path / "run.json").is_file()]
+
+
+def _tokens_of(checkpoint: Path) -> tuple[int, int]:
+    """How far a checkpoint is: in tokens, since steps are larger on more processes; then in steps."""
+    stored = json.loads((checkpoint / "run.json").read_text())
+    return stored.get("tokens", 0), int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
@@ -210,8 +223,7 @@ def _publish(beside: Path, final: Path) -> None:
 
 
 def _remove_old(output_dir: Path, keep: int | None, spared: Path | None) -> None:
-    whole = sorted((int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)))
-    for _, path in whole[:-keep] if keep else []:
+    for path in sorted(_checkpoints(output_dir), key=_tokens_of)[:-keep] if keep else []:
         if path != spared:
             _remove(path)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hfsae.architectures import config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.initialisation import initialise
 from hfsae.modeling import SAE
+from hfsae.saving import BESIDE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint, load_learner
@@ -66,6 +67,12 @@ class Run:
     def tokens_per_step(self) -> int:
         args = self.args
         return args.train_batch_tokens * args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def can_share_out_anew(self) -> bool:
+        """Whether another number of processes can go on with the text: its documents can be put in another order."""
+        whole = self.texts is not None and hasattr(self.texts.train, "__len__")
+        return whole and self.args.shuffle_documents and self.args.activation_cache is None
 
     def folder_of(self, name: str) -> Path:
         """Where the trained SAE of this name is saved."""
@@ -140,7 +147,8 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
     resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
     checkpoint = last_checkpoint(folder)
     if not resuming and not args.overwrite_output_dir:
-        traces = [path for path in (checkpoint, *folder.glob("**/model.safetensors")) if path is not None]
+        saved = [path for path in folder.glob("**/model.safetensors") if not _is_half_written(path, folder)]
+        traces = [path for path in (checkpoint, *saved) if path is not None]
         if traces:
             raise FileExistsError(
                 f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "
@@ -148,13 +156,42 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
             )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        left_over = [*folder.glob(f"{UNFINISHED}*"), *([] if resuming else folder.glob("checkpoint-*"))]
-        for path in left_over:
+        half_written = [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"**/{BESIDE}*")]
+        for path in [*half_written, *([] if resuming else folder.glob("checkpoint-*"))]:
             shutil.rmtree(path, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
-def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator, *, resuming: bool) -> Run:
+def _is_half_written(path: Path, folder: Path) -> bool:
+    """Whether a file lies in what a killed process was still writing."""
+    return any(part.startswith((UNFINISHED, BESIDE)) for part in path.relative_to(folder).parts)
+
+
+def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
+    """The seed of the order of text: the run's, or another one where text is shared out among other processes anew.
+
+    What was read before cannot be told apart from what was not then; in another order, what comes next is a sample of
+    the text like any other.
+
+    Args:
+        stored: The `run.json` of the checkpoint that is resumed; None for a new run.
+        args: The run's arguments.
+        processes: Number of processes now.
+    """
+    if stored is None:
+        return args.seed
+    before = stored.get("text_seed", args.seed)
+    return before if stored["processes"] == processes else before + 1
+
+
+def prepare_run(
+    args: SAETrainingArguments,
+    inputs: Inputs,
+    accelerator: Accelerator,
+    *,
+    resuming: bool,
+    text_seed: int | None = None,
+) -> Run:
     """Loads or takes the model, the text and the SAEs, and starts fresh SAEs from the first activations.
 
     Args:
@@ -162,6 +199,7 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
         inputs: What the user brought.
         accelerator: The run's accelerator.
         resuming: Whether `resume` will follow, which makes a start from activations superfluous.
+        text_seed: Seed of the order of text and of shuffling; None for `args.seed`.
 
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
@@ -170,10 +208,11 @@ def prepare_run(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
         # A misspelt name shall not cost the loading of a language model.
         config_class_of(inputs.arguments_of(name, args).architecture)
     told, inputs = inputs, with_published(inputs, args)
-    reading = read(args, inputs, accelerator)
-    args, source, places = reading.args, reading.source, reading.places
+    text_seed = args.seed if text_seed is None else text_seed
+    reading = read(replace(args, seed=text_seed), inputs, accelerator)
+    args, source, places = replace(reading.args, seed=args.seed), reading.source, reading.places
     own = {name: told.arguments_of(name, args) for name in places}
-    stream = feed.Lookahead(feed.make_stream(args, source, accelerator))
+    stream = feed.Lookahead(feed.make_stream(replace(args, seed=text_seed), source, accelerator))
     saes = {name: _make_sae(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
     run = Run(
         args, accelerator, reading.base, reading.texts, reading.held_out, stream, places, own, {}, reading.prepend_bos
@@ -285,14 +324,15 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         The contents of its `run.json`.
 
     Raises:
-        ValueError: If it was written by another number of processes, or for other SAEs.
+        ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
+            shared out anew (only text that is shuffled as a whole can).
     """
     stored = json.loads((checkpoint / "run.json").read_text())
     processes = run.accelerator.num_processes
-    if stored["processes"] != processes:
+    if stored["processes"] != processes and not run.can_share_out_anew:
         raise ValueError(
-            f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: the text "
-            "was shared out differently. Resume with as many."
+            f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: only text "
+            "that is shuffled as a whole can be shared out anew, no stream, cache or activations. Resume with as many."
         )
     if stored["saes"] != list(run.learners):
         raise ValueError(
@@ -301,8 +341,14 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         )
     for name, before in stored.get("own_arguments", {}).items():
         run.arguments[name].refuse_difference({**stored["arguments"], **before}, f"SAE {name!r}: the")
+    ratio = stored["processes"] / processes  # a step of several processes is several steps of one
     for learner in run.learners.values():
-        load_learner(checkpoint, learner)
-    place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
-    run.stream.load_state_dict(json.loads(place.read_text()))
+        load_learner(checkpoint, learner, ratio)
+    if stored["processes"] == processes:
+        place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
+        run.stream.load_state_dict(json.loads(place.read_text()))
+    else:
+        stored["step"] = round(stored["step"] * ratio)
+        for entry in stored["log_history"]:
+            entry["step"] = round(entry["step"] * ratio)
     return stored

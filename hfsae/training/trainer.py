@@ -23,7 +23,7 @@ from hfsae.training.interruption import Interruption
 from hfsae.training.memory import freed_memory_kept
 from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
-from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator
+from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator, text_seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +137,15 @@ class SAETrainer:
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         wanted = "last" if wanted is True else (os.fspath(wanted) if wanted else None)
         checkpoint = find_checkpoint(self._output_dir, wanted) if wanted else None
-        if checkpoint is not None:
-            args.refuse_difference(json.loads((checkpoint / "run.json").read_text())["arguments"])
+        stored = json.loads((checkpoint / "run.json").read_text()) if checkpoint is not None else None
+        if stored is not None:
+            args.refuse_difference(stored["arguments"])
         accelerator = start_accelerator(args)
+        self._text_seed = text_seed_of(stored, args, accelerator.num_processes)
         claim_output_dir(args, accelerator, checkpoint)
         with Interruption() as interruption, freed_memory_kept():
-            self._run = prepare_run(args, self._inputs, accelerator, resuming=checkpoint is not None)
+            resuming = checkpoint is not None
+            self._run = prepare_run(args, self._inputs, accelerator, resuming=resuming, text_seed=self._text_seed)
             try:
                 self._begin(checkpoint)
                 self._loop(interruption)
@@ -276,7 +279,9 @@ class SAETrainer:
         stored = {
             "best": self._best.state_dict(),
             "step": self.state.global_step,
+            "tokens": self.state.global_step * run.tokens_per_step,
             "processes": run.accelerator.num_processes,
+            "text_seed": self._text_seed,
             "saes": list(run.learners),
             "seconds": self._seconds,
             "arguments": self.args.stored(),

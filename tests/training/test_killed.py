@@ -1,95 +1,59 @@
-"""A run that is killed at random moments, in the middle of writing too, and resumed until it is done."""
+"""A run that is killed at random moments, and before and after every rename, and resumed until it is done."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.data.tiny import language_model, pythia_like
-from tests.training.tiny import contents, text
+from tests.training.killed import LAST_RENAMES, RANDOM_KILLS, RENAMES, STEPS
+from tests.training.tiny import contents
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-STEPS = 400
-KILLS = 4
 
 
-@pytest.fixture
-def config(tmp_path):
-    """A run that writes a checkpoint at every step."""
-    language_model().save_pretrained(tmp_path / "lm")
-    pythia_like().save_pretrained(tmp_path / "lm")
-    text().to_json(tmp_path / "text.jsonl")
-    options = {
-        "model_name_or_path": str(tmp_path / "lm"),
-        "dataset_name": str(tmp_path / "text.jsonl"),
-        "eval_dataset_name": None,
-        "hook_point": "resid_post.1",
-        "architecture": "jumprelu",
-        "n_features": 48,
-        "k": 4,
-        "context_length": 12,
-        "lm_batch_sequences": 4,
-        "training_tokens": STEPS * 32,
-        "train_batch_tokens": 32,
-        "init_tokens": 64,
-        "dead_feature_window": 100,
-        "calibration_tokens": 100,
-        "eval_tokens": 0,
-        "save_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(json.dumps(options))
-    return path
-
-
-def start(config, folder, *options):
-    command = [sys.executable, "examples/train.py", str(config), "--output_dir", str(folder), *options]
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """The folder of `tests.training.killed`, and what stood there after every kill."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "tests.training.killed", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads((folder / "outcome.json").read_text())
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors.decode()
+def test_no_kill_leaves_half_a_checkpoint_or_costs_more_than_one_interval(outcome):
+    """`tests.training.killed` has read every file of every checkpoint after each kill."""
+    _, kills = outcome
+    assert len(kills) == 2 * RENAMES + RANDOM_KILLS + 1 + 2 * LAST_RENAMES
+    newest = [max(kill["steps"], default=0) for kill in kills]
+    assert newest == sorted(newest)
+    assert all(
+        kill["signal"] == signal.SIGKILL for kill in kills if "rename" in kill["how"] or "moment" in kill["how"]
+    )
 
 
-def newest_step(folder):
-    return max((int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*")), default=0)
+def test_a_kill_at_a_rename_loses_the_step_in_the_making_and_no_other(outcome):
+    """A run that dies before its checkpoint has its name takes that step again; one that dies after it does not."""
+    _, kills = outcome
+    before = 0
+    for kill in kills[: 2 * RENAMES]:
+        newest = max(kill["steps"], default=0)
+        published = kill["how"] in ("after rename 4", "before rename 5", "after rename 5")
+        assert newest - before == published, kill
+        before = newest
 
 
-def kill_after_a_while(process, folder, seconds):
-    """Kills a run some time after its first new checkpoint."""
-    begin = newest_step(folder)
-    while newest_step(folder) == begin:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
-
-
-def test_a_killed_run_that_is_resumed_ends_with_the_bytes_of_one_that_was_not(config, tmp_path):
-    finish(start(config, tmp_path / "whole"))
-    folder, moments = tmp_path / "killed", random.Random(0)
-    steps = []
-    for _ in range(KILLS):
-        resume = ["--resume_from_checkpoint", "last"] if steps else []
-        kill_after_a_while(start(config, folder, *resume), folder, moments.uniform(0, 0.5))
-        steps.append(newest_step(folder))
-    assert steps == sorted(set(steps)) and steps[-1] < STEPS
-    finish(start(config, folder, "--resume_from_checkpoint", "last"))
+def test_the_run_ends_with_the_bytes_of_one_that_was_not_killed(outcome):
+    folder, _ = outcome
     last = f"checkpoint-{STEPS}"
-    assert contents(folder / last) == contents(tmp_path / "whole" / last)
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert not list(folder.glob(".unfinished-*"))
+    assert contents(folder / "killed" / last) == contents(folder / "whole" / last)
+    ends = [(folder / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert ends[0] == ends[1]
+    assert not [path for path in (folder / "killed").rglob(".*")]

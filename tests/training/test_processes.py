@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from hfsae import SAE
-from tests.training.tiny import ARCHITECTURES, contents
+from tests.training.tiny import ARCHITECTURES, contents, stop_at, trainer
 from tests.training.two_processes import CASES, PER_TOKEN, STEPS, train_alike
 
 pytestmark = pytest.mark.slow
@@ -93,3 +94,11 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_with_a_checkpoin
 def test_accelerate_launch_works_too(trained, tmp_path):
     launch("accelerate", tmp_path, "alike-topk")
     assert of_both(tmp_path, "alike-topk") == of_both(trained, "alike-topk")
+
+
+def test_a_run_of_two_processes_goes_on_in_one(trained, tmp_path):
+    shutil.copytree(trained / "two-parts" / "whole", tmp_path / "run")
+    options = {"training_tokens": 20 * 64, "dead_feature_window": 100}
+    output = trainer(tmp_path / "run", callbacks=[stop_at(30)], **options).train(resume_from_checkpoint=True)
+    assert output.steps == 30 and output.sae.W_dec.isfinite().all()
+    assert json.loads((tmp_path / "run" / "checkpoint-30" / "run.json").read_text())["tokens"] == 30 * 32

@@ -1,12 +1,14 @@
 """A run that is stopped and resumed ends equal, bit for bit, to one that was not."""
 
+import json
 import random
 
 import pytest
 
-from hfsae import GatedSAEConfig, TopKSAEConfig
+from hfsae import SAE, GatedSAEConfig, TopKSAEConfig
+from hfsae.training.checkpoints import last_checkpoint
 from tests.data.tiny import pythia_like
-from tests.training.tiny import ARCHITECTURES, BATCH, contents, sparse_rows, stop_at, text, trainer
+from tests.training.tiny import ARCHITECTURES, BATCH, At, contents, sparse_rows, stop_at, text, trainer
 
 STEPS = 12
 # Stopped before its end, so that no run spends its time on a card.
@@ -151,3 +153,46 @@ def test_a_run_that_was_complete_is_finished_again_without_a_step(tmp_path):
     first = trainer(tmp_path, steps=2).train()
     again = trainer(tmp_path, steps=2).train(resume_from_checkpoint=True)
     assert again.completed and again.steps == first.steps == 2
+
+
+# -- on another number of processes (runs of two processes: test_processes.py) ----------------------------------------
+def as_if_by_two_processes(folder):
+    """Rewrites a checkpoint's run.json as two processes would have written it."""
+    path = last_checkpoint(folder) / "run.json"
+    stored = json.loads(path.read_text())
+    stored |= {"processes": 2, "tokens": 2 * stored["tokens"]}
+    for entry in stored["log_history"]:
+        entry["tokens"] *= 2
+    path.write_text(json.dumps(stored))
+
+
+def test_steps_are_converted_by_tokens_and_the_text_comes_in_another_order(tmp_path):
+    options = {**WHOLE, "save_steps": 2, "save_total_limit": 1, "logging_steps": 1}
+    trainer(tmp_path, callbacks=[stop_at(4)], **options).train()
+    weights = SAE.from_pretrained(tmp_path / "checkpoint-4" / "saes").W_dec
+    as_if_by_two_processes(tmp_path)
+    seen = {}
+    note = At(9, lambda saes, **_: seen.update(W_dec=saes[""].W_dec.detach().clone()))
+    output = trainer(tmp_path, callbacks=[note, stop_at(10)], **options).train(resume_from_checkpoint=True)
+    assert output.steps == 10 and [entry["step"] for entry in output.log_history] == [2, 4, 6, 8, 9, 10]
+    assert [entry["tokens"] for entry in output.log_history] == [BATCH * e["step"] for e in output.log_history]
+    assert 0 < (seen["W_dec"] - weights).norm() < 0.5 * weights.norm()
+    stored = json.loads((last_checkpoint(tmp_path) / "run.json").read_text())
+    assert (stored["processes"], stored["step"], stored["text_seed"]) == (1, 10, 1)
+    again = trainer(tmp_path, callbacks=[stop_at(11)], **options).train(resume_from_checkpoint=True)
+    assert again.steps == 11 and json.loads((tmp_path / "checkpoint-11" / "run.json").read_text())["text_seed"] == 1
+
+
+def test_the_newest_checkpoint_is_the_one_with_most_tokens(tmp_path):
+    for step, tokens in ((200, 6400), (101, 6464)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "run.json").write_text(json.dumps({"tokens": tokens}))
+    assert last_checkpoint(tmp_path).name == "checkpoint-101"
+
+
+def test_what_cannot_be_shared_out_anew_wants_as_many_processes(tmp_path):
+    inputs = {"activations": sparse_rows(2000)}
+    trainer(tmp_path, inputs=inputs, callbacks=[stop_at(2)], **WHOLE).train()
+    as_if_by_two_processes(tmp_path)
+    with pytest.raises(ValueError, match="written by 2 processes and this run has 1: only text"):
+        trainer(tmp_path, inputs=inputs, **WHOLE).train(resume_from_checkpoint=True)

@@ -248,7 +248,9 @@ def test_a_folder_that_holds_another_run_is_not_written_over_unless_asked(tmp_pa
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    (tmp_path / ".unfinished-checkpoint-4" / "saes").mkdir(parents=True)
+    for half_written in (tmp_path / ".unfinished-checkpoint-4" / "saes", tmp_path / ".saving-x"):
+        half_written.mkdir(parents=True)
+        (half_written / "model.safetensors").touch()
     trainer(tmp_path, callbacks=[stop_at(1)]).train()
     assert names(tmp_path) == {"checkpoint-1"}
 

@@ -88,6 +88,7 @@ def main(folder: str, *cases: str) -> None:
     for case in cases:
         output = CASES[case](Path(folder, case))
         found = {"digest": digest(output.sae), "steps": output.steps, "completed": output.completed}
+        found["metrics"] = output.metrics.get("", {})
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
