@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -48,6 +50,25 @@ def test_a_model_of_the_hub_is_loaded_and_recorded_at_one_commit(hub, tmp_path):
         args = arguments("unused", model_revision=revision)
         loaded = feed.load_base_model(args, "tester/lm", None, torch.device("cpu"))
         assert (loaded.hub_id, loaded.path, loaded.revision) == ("tester/lm", None, commit)
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "expected"),
+    [
+        ({}, "cpu", False),
+        ({"bf16": True}, "cpu", True),
+        ({}, "cuda", True),
+        ({"activation_dtype": "float32"}, "cuda", False),
+        ({"model_dtype": "float32"}, "cuda", False),
+        ({"model_dtype": "float32", "bf16": True}, "cuda", True),
+    ],
+)
+def test_products_of_the_model_run_in_bfloat16_where_a_gpu_has_it_and_no_more_was_asked_for(
+    monkeypatch, options, device, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    model = SimpleNamespace(dtype=torch.float32, device=torch.device(device))  # no GPU is needed to ask
+    assert feed._runs_in_bfloat16(arguments("unused", **options), model) is expected
 
 
 def test_a_run_without_a_model_is_refused():
