@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from hfsae.architectures import config_class_of
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
+from hfsae.hub.zoo import push_saes
 from hfsae.saving import files_at_once, write_json
 from hfsae.training.arguments import PER_SAE, SAETrainingArguments
 from hfsae.training.caching import cache_activations
@@ -166,7 +167,8 @@ def run_sweep(sweep: Sweep, *, memory_bytes: int | None = None, **inputs: Any) -
 
     Beside a folder for each SAE: `results.csv`, `results.json` (with the front at each hook point) and `pareto.png`.
     Where memory does not hold all SAEs at once, that is said first; they are then trained in groups, each in a folder
-    of its own, from a cache of the activations, so that the language model still runs once.
+    of its own, from a cache of the activations, so that the language model still runs once. With `push_to_hub` the lot
+    is published in one repository, a folder each.
 
     Args:
         sweep: The sweep.
@@ -225,7 +227,8 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
     for number, names in enumerate(groups, 1):
         place = folder / f"group-{number}"
         begun = args.resume_from_checkpoint is not None and last_checkpoint(place) is not None
-        of_group = replace(args, output_dir=str(place), resume_from_checkpoint="last" if begun else None)
+        resume = "last" if begun else None
+        of_group = replace(args, output_dir=str(place), resume_from_checkpoint=resume, push_to_hub=False)
         output = SAETrainer(args=of_group, saes={name: sweep.saes[name] for name in names}, **inputs).train()
         if whole is not None:
             output.saes, output.metrics = {**whole.saes, **output.saes}, {**whole.metrics, **output.metrics}
@@ -234,6 +237,15 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
         if not output.completed:
             break
     assert whole is not None
+    if whole.completed and args.push_to_hub and PartialState().is_main_process:
+        folders = {name: folder / f"group-{n}" / name for n, names in enumerate(groups, 1) for name in names}
+        push_saes(
+            folders,
+            args.hub_model_id or folder.resolve().name,
+            revision=args.hub_revision,
+            private=args.hub_private_repo,
+            token=args.hub_token,
+        )
     return whole
 
 

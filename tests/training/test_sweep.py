@@ -170,9 +170,10 @@ def test_a_sweep_that_is_stopped_goes_on_and_refuses_other_arguments(tmp_path):
     assert len(json.loads((tmp_path / "results.json").read_text())["saes"]) == 3
 
 
-def test_a_sweep_that_does_not_fit_says_so_and_is_trained_in_groups_from_a_cache(tmp_path, caplog, swept):
-    """Each SAE ends with the bits that it ends with beside all the others."""
-    sweep = sweep_of(tmp_path, SAES, steps=20, eval_tokens=150, learning_rate=0.003)
+def test_a_sweep_that_does_not_fit_says_so_and_is_trained_in_groups_from_a_cache(hub, tmp_path, caplog, swept):
+    """Each SAE ends with the bits that it ends with beside all the others, and all are pushed to one repository."""
+    push = {"push_to_hub": True, "hub_model_id": "tester/sweep"}
+    sweep = sweep_of(tmp_path, SAES, steps=20, eval_tokens=150, learning_rate=0.003, **push)
     needs = estimate(sweep.args, sweep.saes, model=language_model())
     three = needs.peak_bytes - 2 * max(sae.state_bytes for sae in needs.saes.values())
     output = run_sweep(sweep, memory_bytes=three, **inputs())
@@ -184,6 +185,8 @@ def test_a_sweep_that_does_not_fit_says_so_and_is_trained_in_groups_from_a_cache
     stored = json.loads((tmp_path / "results.json").read_text())
     assert {row["name"] for row in stored["saes"] if row["part_of"] is None} == set(sweep.saes)
     assert (tmp_path / "group-2").is_dir() and (tmp_path / "activations").is_dir()
+    pushed = {path.split("/")[0] for path in hub.repo("tester/sweep").files() if path.endswith("model.safetensors")}
+    assert pushed == set(sweep.saes)
 
 
 def test_an_sae_that_cannot_fit_ends_the_sweep_before_it_begins(tmp_path):
