@@ -561,6 +561,7 @@ class SAE(PreTrainedModel):
         folder: str | os.PathLike | None = None,
         subfolder: str | None = None,
         license: str | None = None,
+        language: str | list[str] | None = None,
         **destination: Any,
     ) -> "CommitInfo":
         """Publishes the SAE with its card, in one atomic commit; the repository and the branch are made when missing.
@@ -572,7 +573,8 @@ class SAE(PreTrainedModel):
             repo_id: `"org/gpt2-l8-16x"`.
             folder: What training saved, whose log and card go along.
             subfolder: Folder in the repository, whose root card then lists all that are there.
-            license: For the card, such as `"apache-2.0"`; one that stands there already is kept.
+            license: For the card, such as `"apache-2.0"`; without it one that stands there already stays.
+            language: ISO 639 codes of the text, such as `"en"`; likewise.
             **destination: `revision` (a branch), `create_pr`, `private`, `token` (not kept anywhere), `tag`,
                 `commit_message`, `retries`: see `hfsae.hub.repository.Destination`.
 
@@ -585,7 +587,8 @@ class SAE(PreTrainedModel):
         """
         from hfsae.hub import push_sae
 
-        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, license=license, **destination)
+        about = {"license": license, "language": language}
+        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
 
     def to_saelens(self, folder: str | os.PathLike) -> "pathlib.Path":
         """Writes the SAE as SAELens 6 loads it (`cfg.json`, `sae_weights.safetensors`); scales are folded in.

@@ -26,14 +26,21 @@ logger = logging.getLogger(__name__)
 _LARGEST_CONFIG = 4 * 2**20
 
 
-def write_listing(place: Path, saes: Mapping[str, SAE], repository: Repository, license: str | None) -> None:
+def write_listing(
+    place: Path,
+    saes: Mapping[str, SAE],
+    repository: Repository,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> None:
     """Adds the index file and the root card to what a push is about to commit, where it concerns many SAEs.
 
     Args:
         place: The files of the push, the SAEs already among them.
         saes: The SAEs of the push by folder.
         repository: Where they go; the other SAEs there stay listed.
-        license: For a root card that has none yet.
+        license: For the root card.
+        language: Likewise.
     """
     if set(saes) == {""} and INDEX_FILE not in repository.files:
         return
@@ -46,7 +53,9 @@ def write_listing(place: Path, saes: Mapping[str, SAE], repository: Repository, 
         published = repository.download(CARD_FILE)
         existing = read_card(published, f"{CARD_FILE} of {repository.repo_id}") if published else None
         entries = [entry for entry, _ in listed.values()]
-        card = render_listing(entries, repo_id=repository.repo_id, existing=existing, license=license)
+        card = render_listing(
+            entries, repo_id=repository.repo_id, existing=existing, license=license, language=language
+        )
         (place / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
 
 
@@ -87,7 +96,12 @@ def entry_from(source: Path | str, name: str, repo_id: str, **hub: Any) -> SAEEn
 
 
 def render_listing(
-    entries: Iterable[SAEEntry], *, repo_id: str, existing: ModelCard | None = None, license: str | None = None
+    entries: Iterable[SAEEntry],
+    *,
+    repo_id: str,
+    existing: ModelCard | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
 ) -> ModelCard:
     """The root card of a repository with many SAEs.
 
@@ -96,12 +110,13 @@ def render_listing(
         repo_id: The repository.
         existing: The card to refresh, whose own text, metadata and licence stay.
         license: A licence id of the Hub.
+        language: ISO 639 codes of the text.
 
     Returns:
         The card, with one row for every SAE in natural order of their names.
     """
     rows = sorted(entries, key=lambda entry: natural_order(entry.name))
-    data = _front_matter(rows, license)
+    data = _front_matter(rows, license, language)
     titles = {metric.name: metric.title for metric in METRICS}
     values = {
         "repo_id": repo_id,
@@ -125,7 +140,7 @@ def render_listing(
     return assemble(data, render("listing_card.md.jinja", values), existing)
 
 
-def _front_matter(entries: list[SAEEntry], license: str | None) -> ModelCardData:
+def _front_matter(entries: list[SAEEntry], license: str | None, language: str | list[str] | None) -> ModelCardData:
     """The metadata by which the repository is found for each of its SAEs."""
     base_models = sorted({entry.base_model for entry in entries if entry.base_model})
     return ModelCardData(
@@ -136,4 +151,5 @@ def _front_matter(entries: list[SAEEntry], license: str | None) -> ModelCardData
         base_model_relation="adapter" if base_models else None,
         datasets=sorted({entry.dataset for entry in entries if entry.dataset}) or None,
         license=license,
+        language=language,
     )

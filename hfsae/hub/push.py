@@ -47,15 +47,32 @@ class Saved:
     folder: Path | None = None
 
 
+@dataclass(frozen=True)
+class CardFields:
+    """What a card's metadata say that no config knows.
+
+    Args:
+        license: A licence id of the Hub, such as `"apache-2.0"`.
+        language: ISO 639 codes of the text, such as `"en"`.
+    """
+
+    license: str | None = None
+    language: str | list[str] | None = None
+
+
 def publish(
-    saes: Mapping[str, Saved], destination: Destination, *, license: str | None = None, beside: Path | None = None
+    saes: Mapping[str, Saved],
+    destination: Destination,
+    *,
+    card: CardFields = CardFields(),
+    beside: Path | None = None,
 ) -> CommitInfo:
     """Puts SAEs into a repository, each into the folder of its name, with their cards and the table of them all.
 
     Args:
         saes: What to publish, by folder; `""` is the root of the repository.
         destination: Where to.
-        license: For cards that have none yet.
+        card: For the metadata of cards.
         beside: A folder that becomes the repository's `last-checkpoint`.
 
     Returns:
@@ -72,8 +89,10 @@ def publish(
         place = Path(temporary)
         for name, saved in saes.items():
             with _fit_for_publication(saved.sae.config):
-                _write(place / name, name, saved, repository, license)
-        write_listing(place, {name: saved.sae for name, saved in saes.items()}, repository, license)
+                _write(place / name, name, saved, repository, card)
+        write_listing(
+            place, {name: saved.sae for name, saved in saes.items()}, repository, card.license, card.language
+        )
         gone = [path for name in saes for path in _left_over(repository, place, name)]
         if beside is not None:
             shutil.copytree(beside, place / LAST_CHECKPOINT)
@@ -93,7 +112,7 @@ def _check_name(name: str) -> None:
         raise ValueError(f"{name!r} is kept for other things: choose another folder.")
 
 
-def _write(place: Path, name: str, saved: Saved, repository: Repository, license: str | None) -> None:
+def _write(place: Path, name: str, saved: Saved, repository: Repository, fields: CardFields) -> None:
     """Everything that is published of one SAE."""
     sae, prefix = saved.sae, f"{name}/" if name else ""
     with quietly():
@@ -107,7 +126,15 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, license
         write_json(place / METRICS_FILE, sae.config.metrics)
     published = repository.download(prefix + CARD_FILE)
     card = read_card(published, f"{prefix}{CARD_FILE} of {repository.repo_id}") if published else None
-    write_card(place, sae, repo_id=repository.repo_id, subfolder=name or None, existing=card, license=license)
+    write_card(
+        place,
+        sae,
+        repo_id=repository.repo_id,
+        subfolder=name or None,
+        existing=card,
+        license=fields.license,
+        language=fields.language,
+    )
 
 
 def _published_log(repository: Repository, prefix: str, config: SAEConfig) -> Path | None:

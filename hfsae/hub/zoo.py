@@ -12,7 +12,7 @@ from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
 from hfsae.hub.errors import explained, reachable, usable_token
 from hfsae.hub.listing import config_blobs, entry_from
 from hfsae.hub.metadata import LIBRARY, place_tags
-from hfsae.hub.push import Saved, publish
+from hfsae.hub.push import CardFields, Saved, publish
 from hfsae.hub.repository import Destination
 from hfsae.modeling import SAE
 from hfsae.places import matching, natural_order, sae_folders
@@ -30,12 +30,13 @@ def push_sae(
     folder: str | os.PathLike | None = None,
     subfolder: str | None = None,
     license: str | None = None,
+    language: str | list[str] | None = None,
     **destination: Any,
 ) -> CommitInfo:
     """Publishes one SAE; see `SAE.push_to_hub`, whose arguments these are."""
     saved = Saved(sae, None if folder is None else Path(folder))
     name = (subfolder or "").strip("/")
-    return publish({name: saved}, Destination(repo_id, **destination), license=license)
+    return publish({name: saved}, Destination(repo_id, **destination), card=CardFields(license, language))
 
 
 def push_saes(
@@ -43,6 +44,7 @@ def push_saes(
     repo_id: str,
     *,
     license: str | None = None,
+    language: str | list[str] | None = None,
     collection: str | None = None,
     **destination: Any,
 ) -> CommitInfo:
@@ -54,7 +56,8 @@ def push_saes(
         saes: SAEs, or folders that training saved them in, whose logs go along. By name: the folder each shall have
             in the repository. Without names each is called `{place}/{architecture}-{n_features}-{k or L0}`.
         repo_id: `"org/gpt2-saes"`.
-        license: For cards that have none yet.
+        license: For the cards, such as `"apache-2.0"`; without it one that stands there already stays.
+        language: ISO 639 codes of the text, such as `"en"`; likewise.
         collection: Title of a collection on the Hub that the repository is added to; made when missing.
         **destination: As for `SAE.push_to_hub`.
 
@@ -73,7 +76,7 @@ def push_saes(
         raise ValueError("there is no SAE to push.")
     loaded = {name.strip("/"): _saved(item) for name, item in named.items()}
     to = Destination(repo_id, **destination)
-    info = publish(loaded, to, license=license)
+    info = publish(loaded, to, card=CardFields(license, language))
     if collection is not None:
         add_to_collection(info.repo_url.repo_id, collection, token=to.token)
     return info

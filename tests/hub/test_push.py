@@ -193,13 +193,14 @@ def test_pushing_what_is_there_already_makes_no_commit(hub, sae):
 
 
 def test_what_a_person_wrote_into_the_card_survives_the_next_push(hub, sae):
-    sae.push_to_hub(REPO, license="mit")
+    sae.push_to_hub(REPO, license="mit", language="en")
     card = hub.repo(REPO).files()["README.md"].decode().replace("license: mit", "license: mit\nthumbnail: a.png")
     HfApi().upload_file(path_or_fileobj=(card + "\n## My notes\n").encode(), path_in_repo="README.md", repo_id=REPO)
     sae.b_dec.data += 1
-    sae.push_to_hub(REPO, license="apache-2.0")
+    sae.push_to_hub(REPO)
     card = hub.repo(REPO).files()["README.md"].decode()
-    assert "## My notes" in card and "thumbnail: a.png" in card
+    assert "## My notes" in card
+    assert all(line in card.split("---")[1] for line in ("thumbnail: a.png", "license: mit", "language: en"))
 
 
 def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push(hub, sae):
