@@ -17,7 +17,7 @@ from hfsae.analysis.leaders import Fields, rank
 from hfsae.analysis.pieces import Documents, PieceReader, Pieces
 from hfsae.analysis.reading import FeatureReader, Firings
 from hfsae.analysis.records import About, Example, Examples, Statistics
-from hfsae.analysis.weights import chosen_features, logit_effects, neighbours
+from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.modeling import SAE
 
@@ -89,7 +89,7 @@ def collect_features(
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
-        The collection.
+        The collection; without effects on logits where the SAE does not write into the residual stream.
 
     Raises:
         ValueError, HookPointError: If the SAE does not fit the model, or an option is impossible (before anything
@@ -138,7 +138,7 @@ def collect_features(
         sums.statistics(),
         Examples(**examples.top.fields),
         Examples(**examples.sample.fields),
-        logit_effects(sae, model, chosen, k=n_tokens_promoted),
+        logit_effects(sae, model, chosen, k=n_tokens_promoted) if has_logit_effects(sae, model) else None,
         neighbours(sae, chosen, k=n_neighbours),
     )
     return _of_all_processes(collection) if all_processes else collection

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.activations import read_pieces
 from hfsae.analysis.token_text import TokenTexts
-from hfsae.analysis.weights import chosen_features, logit_effects
+from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -105,9 +105,8 @@ def _promoted(
     sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", features: Sequence[int]
 ) -> list[str]:
     """What each feature promotes, in words; nothing where it does not write into the residual stream."""
-    try:
-        effects = logit_effects(sae, model, features, k=5)
-    except ValueError:
+    if not has_logit_effects(sae, model):
         return [""] * len(features)
+    effects = logit_effects(sae, model, features, k=5)
     texts = TokenTexts(tokenizer)
     return [f", promotes {' '.join(repr(texts([i])[0]) for i in row)}" for row in effects.promoted.tolist()]

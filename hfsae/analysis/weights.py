@@ -1,6 +1,6 @@
 """What the weights alone tell of a feature: the tokens it promotes and suppresses, and the features it is close to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from hfsae.attach import hook_points_of
 from hfsae.evaluation.measure import evaluating
 from hfsae.hooks import splice
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.points import HookPoint
 from hfsae.hooks.width import input_device
 from hfsae.modeling import SAE
 
@@ -97,23 +96,33 @@ def logit_effects(
 @torch.no_grad()
 def stream_directions(sae: SAE, model: PreTrainedModel, features: Tensor) -> Tensor:
     """The directions (n, hidden_size) along which features change the residual stream, in the model's dtype."""
+    into_stream = _into_stream(sae, model)
+    if into_stream is None:
+        place = sae.config.target_hook_point or sae.config.hook_point
+        raise ValueError(
+            f"what is written at {place} does not go into the residual stream by itself, so its features have no "
+            "direct effect on logits; feature_effects measures the whole effect."
+        )
+    return into_stream(sae.feature_directions[features.to(sae.W_dec.device)].to(input_device(model), model.dtype))
+
+
+def has_logit_effects(sae: SAE, model: PreTrainedModel) -> bool:
+    """Whether what features write goes into the residual stream, so that `logit_effects` can say where to."""
+    return _into_stream(sae, model) is not None
+
+
+def _into_stream(sae: SAE, model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """What brings directions (n, d_out) into the residual stream; None where nothing does."""
     point = hook_points_of(sae.config, model)[1]
     layout = DecoderLayout.find(model)
-    roles = layout.roles(point) if layout is not None else set()
-    directions = sae.feature_directions[features.to(sae.W_dec.device)].to(input_device(model), model.dtype)
-    module = model.get_submodule(point.path)
-    if roles & _IN_THE_STREAM or _is_embedding(module, point):
-        return directions
+    if layout is None:
+        return None
+    roles, module = layout.roles(point), model.get_submodule(point.path)
+    if roles & _IN_THE_STREAM or (isinstance(module, nn.Embedding) and point.side == "output"):
+        return lambda directions: directions
     if roles & _BEFORE_A_MATRIX and isinstance(module, nn.Linear | Conv1D):
-        return module(directions) - module(torch.zeros_like(directions[:1]))
-    raise ValueError(
-        f"what is written at {point} does not go into the residual stream by itself, so its features have no direct "
-        "effect on logits; feature_effects measures the whole effect."
-    )
-
-
-def _is_embedding(module: nn.Module, point: HookPoint) -> bool:
-    return isinstance(module, nn.Embedding) and point.side == "output"
+        return lambda directions: module(directions) - module(torch.zeros_like(directions[:1]))
+    return None
 
 
 def _logits(model: PreTrainedModel, directions: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
         base.tokenizer,
         text,
         features=chosen,
-        max_tokens=min(_TOKENS, run.args.eval_tokens),
+        max_tokens=min(_TOKENS, run.args.eval_tokens or _TOKENS),
         n_top=_CONTEXTS,
         n_sample=1,
         before=_BEFORE,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection, collect_features, find_max_activating_examples
 from hfsae.analysis.contexts import NO_TOKEN
 from tests.analysis.tiny import N_FEATURES, read_longhand, setting, texts
@@ -184,3 +185,12 @@ def test_windows_are_padded_on_both_sides(collection):
     inside = collection.top.tokens != NO_TOKEN
     filled = collection.top.document >= 0
     assert inside[filled][:, BEFORE].all() and not inside[~filled].any()
+
+
+def test_an_sae_that_does_not_write_into_the_stream_is_collected_without_effects_on_logits():
+    _, model, tokenizer = setting()
+    torch.manual_seed(0)
+    config = TopKSAEConfig(d_in=16, n_features=20, k=3, hook_point="transformer.h.1.mlp.input", context_length=12)
+    collection = collect_features(SAE.from_config(config).eval(), model, tokenizer, texts(), **OPTIONS)
+    assert collection.logits is None and collection[0].promoted == []
+    assert any(feature.top for feature in collection)

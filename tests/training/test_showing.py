@@ -9,6 +9,12 @@ def test_a_run_without_a_tracker_ends_with_a_page_that_shows_features(tmp_path):
     assert "explained variance" in page and "feature " in page and "background: rgba" in page
 
 
+def test_a_run_that_is_not_evaluated_has_its_page_too(tmp_path):
+    inputs = {"model": language_model(), "train_dataset": text(2000), "eval_dataset": text(200)}
+    trainer(tmp_path, steps=10, eval_tokens=0, html_report=True, inputs=inputs).train()
+    assert "background: rgba" in (tmp_path / "report.html").read_text()
+
+
 def test_it_is_left_out_where_it_is_not_wanted_or_a_tracker_watches(tmp_path):
     trainer(tmp_path / "no", steps=1).train()
     trainer(tmp_path / "tracked", steps=1, html_report=None, report_to="tensorboard").train()
