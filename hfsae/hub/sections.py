@@ -49,7 +49,7 @@ _BASELINES = {
     "pca": ("PCA", "the first principal components of the activations, all of them active on every token"),
 }
 # Shown elsewhere on the card, or in no table at all.
-_NOT_ROWS = {"arguments", "versions", "portable_name"}
+_NOT_ROWS = {"arguments", "versions", "portable_name", "calibration", "max_tokens"}
 # Where a run was kept and what it printed: nothing about the SAE.
 HOUSEKEEPING = {
     "output_dir",
