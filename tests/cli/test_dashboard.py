@@ -3,10 +3,12 @@
 import pytest
 
 from hfsae.cli import main
-from tests.dashboard.test_saved import place
-from tests.dashboard.test_write import index_of
+from tests.dashboard.tiny import index_of, saved_sae
 
-__all__ = ["place"]  # a fixture
+
+@pytest.fixture
+def place(tmp_path):
+    return saved_sae(tmp_path)
 
 
 def test_a_page_and_a_space_are_written(place, capsys):

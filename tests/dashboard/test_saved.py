@@ -1,29 +1,18 @@
 """From a saved folder to its dashboard, with what lies in the folder already."""
 
-import copy
-import json
-
 import pytest
 
 from hfsae import SAE
 from hfsae.analysis import FeatureCollection
 from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels
 from hfsae.evaluation.protocol import weights_sha256
-from tests.analysis.tiny import setting, texts
-from tests.dashboard.test_write import index_of
+from tests.analysis.tiny import setting
+from tests.dashboard.tiny import index_of, saved_sae
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with an SAE that names its language model, and a text."""
-    sae, model, tokenizer = setting()
-    model.save_pretrained(tmp_path / "lm")
-    tokenizer.save_pretrained(tmp_path / "lm")
-    saved = copy.deepcopy(sae)
-    saved.config.base_model = str(tmp_path / "lm")
-    saved.save_pretrained(tmp_path / "sae")
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
-    return tmp_path
+    return saved_sae(tmp_path)
 
 
 def test_what_was_collected_is_kept_and_used_again(place):

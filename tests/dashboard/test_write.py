@@ -1,18 +1,10 @@
-import json
 import re
-from pathlib import Path
 
 from hfsae.dashboard import write_dashboard
 from hfsae.dashboard.contents import unpack
-from tests.dashboard.tiny import collection, tokenizer
+from tests.dashboard.tiny import collection, index_of, tokenizer
 
 PROMPT = {"tokens": ["w1", " w2"], "kept": [False, True], "features": [[], [3]], "activations": [[], [1.5]]}
-
-
-def index_of(page: Path) -> dict:
-    found = re.search(r'<script type="application/json" id="index">(.*?)</script>', page.read_text("utf-8"), re.S)
-    assert found
-    return json.loads(found[1])
 
 
 def test_one_file_holds_everything(tmp_path):

@@ -1,13 +1,17 @@
 """A collection whose tokens, labels and names are as hostile as text from strangers can be."""
 
+import copy
+import json
 import random
+import re
 from functools import cache
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfsae.analysis import FeatureCollection, collect_features
-from tests.analysis.tiny import Setting, setting
+from tests.analysis.tiny import Setting, setting, texts
 
 ATTACK = "</script><script>window.hacked=1</script>"
 HOSTILE = (
@@ -50,3 +54,22 @@ def documents(n: int = 40) -> list[str]:
 @cache
 def collection() -> FeatureCollection:
     return collect_features(*hostile(), documents(), n_top=4, n_sample=12, dataset=ATTACK, disable_tqdm=True)
+
+
+def index_of(page: Path) -> dict:
+    """The index of a page that was written."""
+    found = re.search(r'<script type="application/json" id="index">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def saved_sae(place: Path) -> Path:
+    """A folder with an SAE (`sae`), the language model that it names (`lm`) and a text (`text.jsonl`)."""
+    sae, model, words = setting()
+    model.save_pretrained(place / "lm")
+    words.save_pretrained(place / "lm")
+    saved = copy.deepcopy(sae)
+    saved.config.base_model = str(place / "lm")
+    saved.save_pretrained(place / "sae")
+    (place / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()))
+    return place

@@ -1,0 +1,297 @@
+"""The page in headless Chromium, opened from the disk as a user opens it."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from hfsae.dashboard import read_labels, read_prompts, write_dashboard
+from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path"),
+]
+
+WITHOUT_FILE_ACCESS = "delete window.showSaveFilePicker"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> Path:
+    """The same hostile dashboard as a file and as a folder."""
+    place = tmp_path_factory.mktemp("pages")
+    prompts = read_prompts(*hostile(), [" ".join(HOSTILE), "w1 w2 w3 w1"])
+    shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, 5: "zebra"}, "prompts": prompts}
+    write_dashboard(collection(), tokenizer(), place / "one.html", **shown)
+    write_dashboard(collection(), tokenizer(), place / "folder", **shown)
+    return place
+
+
+@pytest.fixture(params=["one.html", "folder/index.html"])
+def page(request, browser, pages) -> Iterator[Any]:
+    """The page, watched: no error, no request that leaves the folder, nothing hostile that ran."""
+    context = browser.new_context()
+    context.add_init_script(WITHOUT_FILE_ACCESS)
+    opened, errors, requests = context.new_page(), [], []
+    opened.set_default_timeout(20_000)
+    opened.on("pageerror", lambda error: errors.append(error))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda made: requests.append(made.url))
+    opened.goto((pages / request.param).as_uri())
+    opened.wait_for_selector("h1")
+    yield opened
+    own = (pages.as_uri(), "data:", "blob:")
+    assert errors == [] and [url for url in requests if not url.startswith(own)] == []
+    assert opened.evaluate("window.hacked") is None
+    context.close()
+
+
+def rows(page) -> list[str]:
+    """The numbers of the features in view."""
+    return [
+        row.removeprefix("option-") for row in page.eval_on_selector_all(".row", "rows => rows.map(row => row.id)")
+    ]
+
+
+def heading(page) -> str:
+    return page.text_content("h1")
+
+
+def test_hostile_text_is_shown_as_text(page):
+    assert heading(page) == page.title() == ATTACK
+    page.fill("#search", "3")
+    page.click("#option-3")
+    page.wait_for_selector(".example")
+    assert heading(page) == ATTACK
+    shown = "".join(page.eval_on_selector_all(".example .text", "all => all.map(one => one.textContent)"))
+    assert sum(word in shown for word in HOSTILE[:3]) >= 1 and page.locator("img, main svg script").count() == 0
+    for feature in (7, 12, 21):
+        page.evaluate(f"location.hash = 'feature/{feature}'")
+        expect(page.locator("h1")).to_have_text(f"Feature {feature}")
+
+
+def test_search_finds_by_number_label_and_token_and_the_order_can_be_chosen(page):
+    assert page.text_content("#count") == "40 features"
+    densities = collection().densities
+    page.select_option("#order", "frequent")
+    assert rows(page)[0] == str(int(densities.argmax()))
+    page.select_option("#order", "maximum")
+    assert rows(page)[0] == str(int(collection().statistics.maxima.argmax()))
+    page.select_option("#order", "label")
+    assert rows(page)[:2] == ["3", "5"]
+    page.fill("#search", "ZEB")
+    assert rows(page) == ["5"] and page.text_content("#count") == "1 of 40 features"
+    page.fill("#search", "<img")
+    texts = tokenizer()
+    fires = {
+        str(feature.index)
+        for feature in collection()
+        if any("<img" in texts.decode([example.token_ids[example.peak]]) for example in feature.top)
+    }
+    assert set(rows(page)) == fires and fires
+
+
+def test_a_feature_shows_what_was_collected(page):
+    feature = max(collection(), key=lambda feature: feature.tokens_firing)
+    page.evaluate(f"location.hash = 'feature/{feature.index}'")
+    page.wait_for_selector(".example")
+    assert f"{feature.tokens_firing:,}of" in page.text_content(".facts-row")
+    examples = page.locator("ol[aria-label='Strongest examples'] .example")
+    assert examples.count() == len(feature.top)
+    value = float(examples.nth(0).locator(".value").text_content())
+    assert value == pytest.approx(feature.maximum, rel=5e-3)
+    assert page.locator(".effects.promoted li").count() == len(feature.promoted)
+    peak = examples.nth(0).locator(".peak")
+    peak.hover()
+    assert float(page.text_content("#hint b")) == pytest.approx(feature.maximum, rel=5e-3)
+    near = page.locator(".neighbours a").first
+    target = near.get_attribute("href")
+    near.click()
+    expect(page).to_have_url(re.compile(f"{target}$"))
+    expect(page.locator("h1")).to_be_focused()
+
+
+def test_everything_can_be_done_with_the_keyboard(page):
+    page.keyboard.press("/")
+    page.keyboard.type("w")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector(".facts-row >> text=Fires on")
+    first, second = rows(page)[:2]
+    assert page.url.endswith(f"#feature/{first}")
+    assert page.get_attribute("#list", "aria-activedescendant") == f"option-{first}"
+    page.keyboard.press("ArrowDown")
+    expect(page).to_have_url(re.compile(f"#feature/{second}$"))
+    assert page.get_attribute(f"#option-{second}", "aria-selected") == "true"
+    page.keyboard.press("End")
+    last = page.get_attribute("[role=option] >> nth=0", "aria-setsize")
+    expect(page.locator("[aria-selected=true]")).to_have_attribute("aria-posinset", last)
+    page.keyboard.press("Home")
+    expect(page).to_have_url(re.compile(f"#feature/{first}$"))
+    page.wait_for_selector(".example")
+
+    page.focus(".example")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert page.evaluate("[...document.querySelectorAll('.example')].indexOf(document.activeElement)") == 2
+    page.keyboard.press("ArrowRight")
+    said = page.text_content("#said")
+    assert said and page.is_visible("#hint")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".example .current").count() == 1
+
+
+def test_labels_are_edited_kept_and_saved(page, tmp_path):
+    page.evaluate("location.hash = 'feature/7'")
+    expect(page.locator("h1")).to_have_text("Feature 7")
+    page.keyboard.press("e")
+    page.keyboard.type("ends a sentence </script>")
+    page.keyboard.press("Enter")
+    assert heading(page) == "ends a sentence </script>" and page.text_content("#unsaved") == "1 unsaved label"
+
+    page.reload()
+    expect(page.locator("h1")).to_have_text("ends a sentence </script>")
+    page.keyboard.press("e")
+    page.keyboard.type("discarded")
+    page.keyboard.press("Escape")
+    assert heading(page) == "ends a sentence </script>"
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    labels = read_labels(tmp_path / "labels.json", collection().about.weights_sha256)
+    assert labels == {3: ATTACK, 5: "zebra", 7: "ends a sentence </script>"}
+    assert page.text_content("#unsaved") == ""
+
+
+@pytest.fixture
+def served(pages) -> Iterator[str]:
+    """The folder on a web server, as a static Space has it; a file system there needs a secure origin."""
+    handler = partial(QuietHandler, directory=pages / "folder")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_labels_are_written_to_a_file_where_the_browser_may(browser, served, tmp_path):
+    """The dialogue cannot be answered without a screen, so a file of the browser's own file system stands for it."""
+    context = browser.new_context()
+    file = "(await navigator.storage.getDirectory()).getFileHandle('labels.json', {create: true})"
+    context.add_init_script(f"window.showSaveFilePicker = async () => {file}")
+    page = context.new_page()
+    page.goto(f"{served}#feature/9")
+    expect(page.locator("h1")).to_have_text("Feature 9")
+    page.keyboard.press("e")
+    page.keyboard.type("a name")
+    page.keyboard.press("Enter")
+    page.click("#save")
+    expect(page.locator("#said")).to_have_text("Labels saved")
+    written = page.evaluate(f"async () => (await (await {file}).getFile()).text()")
+    (tmp_path / "labels.json").write_text(written)
+    assert read_labels(tmp_path / "labels.json", collection().about.weights_sha256)[9] == "a name"
+    context.close()
+
+
+def test_the_prompt_page_says_which_features_fire_where(page):
+    page.click("#pages >> text=Prompts")
+    page.wait_for_selector(".ranking")
+    (prompt, _) = read_prompts(*hostile(), [" ".join(HOSTILE), "w1 w2 w3 w1"])
+    assert page.text_content(".prompt-text") == "".join(prompt["tokens"])
+    page.click("#token-3")
+    page.select_option("#ranking", "strongest")
+    shown = page.eval_on_selector_all(".ranking .swatch", "all => all.map(one => Number(one.dataset.feature))")
+    assert shown == prompt["features"][3]
+    page.click(f".swatch[data-feature='{shown[0]}']")
+    shaded = page.eval_on_selector_all(".prompt-text .shaded", "all => all.map(one => Number(one.id.slice(6)))")
+    assert shaded == [token for token, features in enumerate(prompt["features"]) if shown[0] in features]
+    assert page.get_attribute(f".swatch[data-feature='{shown[0]}']", "aria-pressed") == "true"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(browser, pages, scheme):
+    """The contrast of text with what is behind it is at least 4.5 (WCAG 2.2, 1.4.3), on the deepest shade too."""
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto((pages / "one.html").as_uri())
+    colours = page.evaluate(
+        """() => {
+            const style = getComputedStyle(document.documentElement);
+            return Object.fromEntries(["ink", "muted", "accent", "ground", "surface", "heat", "accent-soft"].map(
+                (name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+        }"""
+    )
+    pairs = [(text, behind) for text in ("ink", "muted", "accent") for behind in ("ground", "surface")]
+    for text, behind in [*pairs, ("ink", "heat"), ("ink", "accent-soft"), ("accent", "accent-soft")]:
+        assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == rgb_text(colours["ground"])
+    context.close()
+
+
+def test_twelve_thousand_features_open_and_are_searched_at_once(browser, tmp_path):
+    """The list holds the rows in view alone, and a search takes well under a second."""
+    n = 12_288
+    source = write_dashboard(collection(), tokenizer(), tmp_path / "small.html").read_text()
+    found = re.search(r'id="index">(.*?)</script>', source, re.S)
+    assert found
+    index = json.loads(found[1])
+    columns = index["features"]
+    many = {name: [column[i % 40] for i in range(n)] for name, column in columns.items()} | {"index": list(range(n))}
+    large = source.replace(found[1], json.dumps(index | {"features": many}).replace("<", "\\u003c"))
+    (tmp_path / "large.html").write_text(large)
+    page = browser.new_page()
+    page.goto((tmp_path / "large.html").as_uri())
+    page.wait_for_selector(".row")
+    assert page.text_content("#count") == "12,288 features" and page.locator(".row").count() < 60
+    assert page.get_attribute(".row >> nth=0", "aria-setsize") == str(n)
+    took = page.evaluate(
+        """() => {
+            const search = document.getElementById("search"), start = performance.now();
+            search.value = "12287";
+            search.dispatchEvent(new Event("input"));
+            return performance.now() - start;
+        }"""
+    )
+    assert rows(page) == ["12287"] and took < 1000
+    page.close()
+
+
+def linear(colour: str) -> list[float]:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2.2 defines it."""
+    light, dark = sorted(
+        (sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear(colour), strict=True)) for colour in (one, other)),
+        reverse=True,
+    )
+    return (light + 0.05) / (dark + 0.05)
+
+
+def rgb_text(colour: str) -> str:
+    return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
