@@ -13,9 +13,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and prints the table with its fronts; 130 where the run was interrupted."""
+    import json
     from pathlib import Path
 
-    from hfsae.training.sweep import Sweep, result_rows, results_table, run_sweep
+    from accelerate import PartialState
+
+    from hfsae.training.sweep import Sweep, run_sweep
+    from hfsae.training.sweep_results import RESULTS_JSON, results_table
 
     if args.config is None:
         raise ValueError("a sweep needs a YAML file.")
@@ -26,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
     output = run_sweep(sweep)
     if not output.completed:
         return 130
-    print(results_table(result_rows(sweep, output)))
-    print(f"wrote {Path(sweep.args.output_dir)}")
+    if not PartialState().is_main_process:
+        return 0
+    folder = Path(sweep.args.output_dir)
+    print(results_table(json.loads((folder / RESULTS_JSON).read_text())["saes"]))
+    print(f"wrote {folder}")
     return 0

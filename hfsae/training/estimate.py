@@ -32,6 +32,8 @@ _STREAMS_IN_A_BLOCK = 14
 _STREAMS_IN_A_STEP = 10
 # Dense tensors of tokens × features that a step on the dense path holds at once.
 _DENSE_IN_A_STEP = 5
+# Such tensors that auxk holds where all features are dead; of them, the dead ones' share.
+_DENSE_IN_AUXK = 2.5
 # Work of a step in encoder products (2·d·n a token): what is measured on a CPU.
 _SPARSE_PRODUCTS, _DENSE_PRODUCTS = 1.4, 5.6
 # Share of the speed of one large matrix product that a whole language model, and a whole step, reach.
@@ -261,6 +263,7 @@ def _needs(args: SAETrainingArguments, d_in: int, device_type: str) -> SAENeeds:
     config = config_from_arguments(args, d_in)
     with torch.device("meta"):
         sae = SAE.from_config(config)
+    revival = sae.default_revival if args.revival == "auto" else args.revival
     parameters = sum(parameter.numel() for parameter in sae.parameters())
     tokens, n = args.train_batch_tokens, config.n_features
     active = getattr(config, "k", None) or args.target_l0 or args.k
@@ -268,6 +271,7 @@ def _needs(args: SAETrainingArguments, d_in: int, device_type: str) -> SAENeeds:
     dense_bytes = 4 * tokens * n
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
+    wide += _DENSE_IN_AUXK * dense_bytes if revival == "auxk" else 0
     return SAENeeds(
         parameters=parameters,
         state_bytes=4 * 4 * parameters,

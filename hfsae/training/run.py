@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import BESIDE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.checkpoints import UNFINISHED, last_checkpoint, load_learner
+from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
 from hfsae.training.learner import Learner
 from hfsae.training.reading import Inputs, config_of, read, with_published
 
@@ -167,23 +166,6 @@ def _is_half_written(path: Path, folder: Path) -> bool:
     return any(part.startswith((UNFINISHED, BESIDE)) for part in path.relative_to(folder).parts)
 
 
-def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
-    """The seed of the order of text: the run's, or another one where text is shared out among other processes anew.
-
-    What was read before cannot be told apart from what was not then; in another order, what comes next is a sample of
-    the text like any other.
-
-    Args:
-        stored: The `run.json` of the checkpoint that is resumed; None for a new run.
-        args: The run's arguments.
-        processes: Number of processes now.
-    """
-    if stored is None:
-        return args.seed
-    before = stored.get("text_seed", args.seed)
-    return before if stored["processes"] == processes else before + 1
-
-
 def prepare_run(
     args: SAETrainingArguments,
     inputs: Inputs,
@@ -311,44 +293,3 @@ def _check_disk(run: Run, saes: list[SAE]) -> None:
             f"{run.args.output_dir} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed for its "
             "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
         )
-
-
-def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
-    """Puts every learner and the stream where they were when the checkpoint was written.
-
-    Args:
-        run: A run prepared with the same arguments.
-        checkpoint: The checkpoint's folder.
-
-    Returns:
-        The contents of its `run.json`.
-
-    Raises:
-        ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
-            shared out anew (only text that is shuffled as a whole can).
-    """
-    stored = json.loads((checkpoint / "run.json").read_text())
-    processes = run.accelerator.num_processes
-    if stored["processes"] != processes and not run.can_share_out_anew:
-        raise ValueError(
-            f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: only text "
-            "that is shuffled as a whole can be shared out anew, no stream, cache or activations. Resume with as many."
-        )
-    if stored["saes"] != list(run.learners):
-        raise ValueError(
-            f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.learners)}. "
-            "Resume with the same, in the same order."
-        )
-    for name, before in stored.get("own_arguments", {}).items():
-        run.arguments[name].refuse_difference({**stored["arguments"], **before}, f"SAE {name!r}: the")
-    ratio = stored["processes"] / processes  # a step of several processes is several steps of one
-    for learner in run.learners.values():
-        load_learner(checkpoint, learner, ratio)
-    if stored["processes"] == processes:
-        place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
-        run.stream.load_state_dict(json.loads(place.read_text()))
-    else:
-        stored["step"] = round(stored["step"] * ratio)
-        for entry in stored["log_history"]:
-            entry["step"] = round(entry["step"] * ratio)
-    return stored

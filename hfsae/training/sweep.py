@@ -9,7 +9,6 @@ Everything else is a training argument. One pass of the language model feeds all
 measures them; each ends as it would have ended alone.
 """
 
-import csv
 import itertools
 import logging
 import re
@@ -23,19 +22,16 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from hfsae.architectures import config_class_of
-from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.hub.zoo import push_saes
-from hfsae.saving import files_at_once, write_json
 from hfsae.training.arguments import PER_SAE, SAETrainingArguments
 from hfsae.training.caching import cache_activations
 from hfsae.training.checkpoints import last_checkpoint
 from hfsae.training.config_file import coerce, read_mapping, read_yaml, refuse_unknown
 from hfsae.training.estimate import estimate, free_memory
+from hfsae.training.sweep_results import result_rows, write_results
 from hfsae.training.trainer import SAETrainer, TrainOutput
 
 logger = logging.getLogger(__name__)
-
-RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
 
 # How an argument that varies is written into a name, in this order; others as `name-value`.
 _SPELLED = {
@@ -48,9 +44,6 @@ _SPELLED = {
     "learning_rate": "lr{}",
     "seed": "seed{}",
 }
-_FIGURES = (
-    "l0", "explained_variance", "loss_recovered", "ce_increase", "kl", "dead_fraction", "mse", "cosine", "l2_ratio",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,8 @@ def run_sweep(sweep: Sweep, *, memory_bytes: int | None = None, **inputs: Any) -
     else:
         output = _train_in_groups(sweep, groups, inputs)
     if output.completed and PartialState().is_main_process:
-        write_results(result_rows(sweep, output), Path(sweep.args.output_dir))
+        rows = result_rows(output, {name: sweep.args.of_sae(own) for name, own in sweep.saes.items()})
+        write_results(rows, Path(sweep.args.output_dir))
     return output
 
 
@@ -247,87 +241,3 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
             token=args.hub_token,
         )
     return whole
-
-
-def result_rows(sweep: Sweep, output: TrainOutput) -> list[dict[str, Any]]:
-    """One row for each SAE, and for each smaller one inside of it: what it is and what was measured."""
-    rows = []
-    for name, sae in output.saes.items():
-        own = sweep.args.of_sae(sweep.saes[name])
-        metrics = output.metrics.get(name, {})
-        row = {
-            "name": name,
-            "architecture": own.architecture,
-            "hook_point": sae.config.hook_point or own.hook_point,
-            "setting": _without_seed(name, own.seed),
-            "n_features": sae.config.n_features,
-            "expansion_factor": sae.config.expansion_factor,
-            "sparsity": _asked_for(sae.config, own),
-            "learning_rate": own.learning_rate,
-            "seed": own.seed,
-            "part_of": None,
-        }
-        baselines = metrics.get("baselines", {})
-        untrained = {"untrained_loss_recovered": baselines.get("untrained", {}).get("loss_recovered")}
-        rows.append({**row, **_figures(metrics), **untrained, "n_tokens": metrics.get("n_tokens")})
-        for part, figures in metrics.get("parts", {}).items():
-            called = {"name": f"{name}, {part}", "setting": f"{row['setting']}, {part}", "part_of": name}
-            width = figures["n_features"]
-            size = {"n_features": width, "expansion_factor": width / sae.config.d_in}
-            rows.append({**row, **called, **size, **_figures(figures), "n_tokens": metrics.get("n_tokens")})
-    return rows
-
-
-def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: metrics.get(name) for name in _FIGURES}
-
-
-def _asked_for(config: Any, own: SAETrainingArguments) -> str:
-    if hasattr(config, "k"):
-        return f"k={config.k}"
-    if own.sparsity_coefficient is not None:
-        return f"lambda={own.sparsity_coefficient:g}"
-    return f"target_l0={own.target_l0 if own.target_l0 is not None else own.k:g}"
-
-
-def _without_seed(name: str, seed: int) -> str:
-    return name.removesuffix(f"-seed{seed}")
-
-
-def _whole(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The SAEs that were trained, without the smaller ones inside of them."""
-    return [row for row in rows if row["part_of"] is None]
-
-
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A sweep's results for a terminal, in the order of L0; `*` marks who is on the front by loss recovered."""
-    front = {name for of_place in fronts(_whole(rows)).values() for name in of_place[FRONT_METRICS[0]]}
-    columns = {
-        "L0": ("l0", 2),
-        "expl. var.": ("explained_variance", 3),
-        "loss rec.": ("loss_recovered", 3),
-        "CE incr.": ("ce_increase", 3),
-        "dead": ("dead_fraction", 3),
-    }
-    wide = max(len(row["name"]) for row in rows)
-    lines = [" ".join([f"{'':<{wide}}", *(f"{title:>10}" for title in columns)])]
-    for row in sorted(rows, key=lambda row: (row["hook_point"], row["l0"] or 0)):
-        figures = ["–" if row[name] is None else f"{row[name]:.{digits}f}" for name, digits in columns.values()]
-        mark = [" *"] if row["name"] in front else []
-        lines.append(" ".join([f"{row['name']:<{wide}}", *(f"{figure:>10}" for figure in figures), *mark]))
-    return "\n".join(lines)
-
-
-def write_results(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Writes a sweep's table as CSV and JSON, and its picture where anything was measured; each appears whole."""
-    whole = _whole(rows)
-    write_json(folder / RESULTS_JSON, {"front": fronts(whole), "saes": rows})
-    with files_at_once(folder) as beside:
-        with (beside / RESULTS_CSV).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-        if any(row[metric] is not None for row in whole for metric in FRONT_METRICS):
-            from hfsae.hub.pareto_plot import pareto_plot  # matplotlib takes a while to import
-
-            pareto_plot(whole, beside / PARETO_PLOT)

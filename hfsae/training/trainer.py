@@ -23,7 +23,8 @@ from hfsae.training.interruption import Interruption
 from hfsae.training.memory import freed_memory_kept
 from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
-from hfsae.training.run import claim_output_dir, prepare_run, resume, start_accelerator, text_seed_of
+from hfsae.training.resuming import resume, text_seed_of
+from hfsae.training.run import claim_output_dir, prepare_run, start_accelerator
 
 logger = logging.getLogger(__name__)
 

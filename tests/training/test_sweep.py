@@ -8,7 +8,8 @@ import torch
 
 from hfsae import SAE
 from hfsae.training.estimate import estimate
-from hfsae.training.sweep import Sweep, results_table, run_sweep
+from hfsae.training.sweep import Sweep, run_sweep
+from hfsae.training.sweep_results import results_table
 from tests.data.tiny import language_model, pythia_like
 from tests.hub.test_plots import share_of_ink
 from tests.training.tiny import arguments, stop_at, text, trainer
