@@ -26,12 +26,12 @@ class Peer:
 
     Args:
         step: Takes one optimiser step on (N, d) activations.
-        encode_decode: Gives the reconstruction of (N, d) activations and their mean number of active features.
+        read_and_write: Gives the reconstruction of (N, d) activations, and which features are active: (N, n) bool.
         input_scale: What the library itself would multiply activations by, given some of them.
     """
 
     step: Callable[[Tensor], object]
-    encode_decode: Callable[[Tensor], tuple[Tensor, float]]
+    read_and_write: Callable[[Tensor], tuple[Tensor, Tensor]]
     input_scale: Callable[[Tensor], float]
 
 
@@ -47,10 +47,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _count(features: Tensor) -> float:
-    return (features.to_dense() != 0).float().sum(-1).mean().item()
 
 
 def sae_lens(architecture: str, d_in: int, n_features: int, k: int, *, steps: int, batch: int) -> Peer | None:
@@ -88,11 +84,11 @@ def sae_lens(architecture: str, d_in: int, n_features: int, k: int, *, steps: in
         trainer.n_training_steps += 1
 
     @torch.no_grad()
-    def encode_decode(x: Tensor) -> tuple[Tensor, float]:
+    def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
         features = sae.eval().encode(x)
-        return sae.decode(features), _count(features)
+        return sae.decode(features), features.to_dense() != 0
 
-    return Peer(step, encode_decode, lambda x: (d_in**0.5 / x.norm(dim=1).mean()).item())
+    return Peer(step, read_and_write, lambda x: (d_in**0.5 / x.norm(dim=1).mean()).item())
 
 
 def dictionary_learning(
@@ -126,12 +122,12 @@ def dictionary_learning(
     taken = iter(range(10**9))
 
     @torch.no_grad()
-    def encode_decode(x: Tensor) -> tuple[Tensor, float]:
+    def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
         features = trainer.ae.encode(x)
-        return trainer.ae.decode(features), _count(features)
+        return trainer.ae.decode(features), features != 0
 
     return Peer(
-        lambda x: trainer.update(next(taken), x), encode_decode, lambda x: (1 / x.pow(2).sum(1).mean().sqrt()).item()
+        lambda x: trainer.update(next(taken), x), read_and_write, lambda x: (1 / x.pow(2).sum(1).mean().sqrt()).item()
     )
 
 
@@ -164,11 +160,12 @@ def sparsify(architecture: str, d_in: int, n_features: int, k: int, *, steps: in
         since_fired[output.latent_indices.flatten()] = 0
 
     @torch.no_grad()
-    def encode_decode(x: Tensor) -> tuple[Tensor, float]:
+    def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
         output = sae(x)
-        return output.sae_out, (output.latent_acts != 0).float().sum(-1).mean().item()
+        active = torch.zeros(len(x), n_features, dtype=torch.bool)
+        return output.sae_out, active.scatter_(1, output.latent_indices, output.latent_acts != 0)
 
-    return Peer(step, encode_decode, lambda x: 1.0)
+    return Peer(step, read_and_write, lambda x: 1.0)
 
 
 PEERS = {"sae_lens": sae_lens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}

@@ -218,7 +218,7 @@ def measure_peers(architecture: str, rows: Tensor, shape: Shape, k: int, repeats
         torch.manual_seed(0)
         peer = make(architecture, shape.d_in, shape.n_features, k, steps=repeats + 3, batch=shape.tokens)
         if peer is not None:
-            l0 = peer.encode_decode(rows)[1]
+            l0 = peer.read_and_write(rows)[1].sum(1).float().mean().item()
             rows_of_peers.append(
                 measure(
                     name, architecture, l0, lambda p=peer: p.step(rows.clone()), rows, shape.n_features, repeats
@@ -254,7 +254,7 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--active", type=int, nargs="+", default=[32], help="active features a token")
+    parser.add_argument("--active", type=int, nargs="*", default=[32], help="active features a token")
     parser.add_argument("--dense", action="store_true", help="also with half of all features active")
     parser.add_argument("--dead", type=float, default=0.0, help="share of dead features, which auxk revives")
     parser.add_argument("--bf16", action="store_true", help="our encoder product in bfloat16")
