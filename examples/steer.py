@@ -8,6 +8,7 @@ Strengths are multiples of the feature's largest activation on the standard libr
 """
 
 import argparse
+from typing import Any
 
 import torch
 from analyze import load_sae
@@ -41,7 +42,8 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=30, help="tokens to generate")
     args = parser.parse_args(command_line)
     sae = load_sae(args.sae)
-    model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+    model: Any = sae.load_base_model()
+    tokenizer = sae.load_tokenizer()
     feature = args.feature if args.feature is not None else strongest_at_end(sae, model, tokenizer, args.like)
     held_out = load_text("python-stdlib", split="held_out")
     maxima = collect_features(sae, model, tokenizer, held_out, features=[feature], max_tokens=20_000)
