@@ -45,6 +45,7 @@ def test_another_hook_point_is_found_out(sae, model):
     )
 
 
+@pytest.mark.slow
 def test_a_lost_scale_is_found_out(sae, model):
     scale = float(sae.input_scale)
     sae.input_scale.fill_(scale / 16)
@@ -59,6 +60,7 @@ def test_changed_weights_are_found_out(sae, model):
     assert not outcome.ok and outcome.causes[0].startswith("The weights are not those that were measured")
 
 
+@pytest.mark.slow
 def test_activations_of_processed_weights_are_found_out(sae, model):
     """An SAE that learned from centred activations: b_dec is what it adds, so a mean is put into the model instead."""
     sae.config.metrics["protocol"].pop("weights_sha256")
@@ -74,6 +76,7 @@ def test_activations_of_processed_weights_are_found_out(sae, model):
     assert any("without their mean over dimensions" in cause for cause in causes)
 
 
+@pytest.mark.slow
 def test_another_commit_of_the_language_model_is_named(sae, model):
     sae.config.hook_point = sae.config.hook_point.replace(".1.", ".3.")
     sae.config.base_model_revision, model.config._commit_hash = "a" * 40, "b" * 40

@@ -40,7 +40,9 @@ def state(hub: HubServer) -> dict[str, dict[str, bytes]]:
     return {ref: repo.files(ref) for ref in refs if repo and ref.startswith("refs/heads/")}
 
 
-@pytest.mark.parametrize("push, before", [(push_one, "nothing"), (push_two, "an older SAE")])
+@pytest.mark.parametrize(
+    "push, before", [(push_one, "nothing"), pytest.param(push_two, "an older SAE", marks=pytest.mark.slow)]
+)
 def test_a_push_that_is_refused_at_any_request_is_whole_or_not_there(hub, push, before):
     older, sae = make(seed=1), make()
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.hub.samples import snippet
 
 
@@ -11,6 +13,7 @@ def run(card: bytes) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_snippet_of_a_published_sae_reads_features_in_its_language_model(published):
     names = run(published.repo("tester/checked").files()["a/README.md"])
     features = names["features"]

@@ -14,6 +14,7 @@ from hfsae.hub import verify, write_card
 REPO = "tester/checked"
 
 
+@pytest.mark.slow
 def test_a_published_sae_is_measured_again_from_the_hub_alone_and_its_card_is_true(published, capsys):
     assert main(["verify", REPO, "--subfolder", "a"]) == 0
     out = capsys.readouterr().out
@@ -21,6 +22,7 @@ def test_a_published_sae_is_measured_again_from_the_hub_alone_and_its_card_is_tr
     assert "explained variance" in out
 
 
+@pytest.mark.slow
 def test_a_card_that_boasts_is_found_out(published, capsys):
     card = published.repo(REPO).files()["a/README.md"].decode()
     claimed = SAE.from_pretrained(REPO, subfolder="a").config.metrics["explained_variance"]
@@ -33,6 +35,7 @@ def test_a_card_that_boasts_is_found_out(published, capsys):
     assert "The card and config.json differ in explained variance." in out
 
 
+@pytest.mark.slow
 def test_weights_that_were_changed_by_hand_are_found_out(trained_folder, tmp_path):
     folder = shutil.copytree(trained_folder, tmp_path / "sae")
     sae = SAE.from_pretrained(folder)
