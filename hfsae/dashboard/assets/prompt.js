@@ -48,16 +48,15 @@ function promptPage(number) {
 
   const draw = () => {
     const shown = firing.get(promptState.feature);
-    const most = Math.max(...prompt.activations.map((values) => values.reduce((sum, value) => sum + value, 0)));
     text.replaceChildren(
       ...prompt.tokens.map((token, i) => {
         const value = shown ? shown.values.get(i) ?? 0 : 0;
-        const total = prompt.activations[i].reduce((sum, activation) => sum + activation, 0);
-        const node = shadedToken(token, shown ? value : total, shown ? value / shown.maximum : (total / most) ** 2 * 0.7);
+        const node = shadedToken(token, value, shown ? value / shown.maximum : 0);
         const chosen = promptState.token === i;
         node.classList.toggle("current", chosen);
         node.classList.toggle("left-out", !prompt.kept[i]);
         const spoken = shown ? figure(value) : `${prompt.features[i].length} features`;
+        node.hintSaid = spoken;
         const attributes = { role: "option", id: `token-${i}`, "aria-selected": String(chosen), "aria-label": `${tokenName(token)} ${spoken}` };
         return filled(node, { ...attributes, onclick: () => chooseToken(chosen ? null : i) }, []);
       }),

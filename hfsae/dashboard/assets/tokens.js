@@ -11,12 +11,12 @@ function shadedToken(text, value, strength, peak = false) {
   const parts = shown.map((part) => (SIGNS[part] ? element("i", { class: part === "\n" ? "break" : null }, SIGNS[part]) : part));
   const token = element("span", { class: peak ? "shaded peak" : value ? "shaded" : null }, parts);
   if (value) token.style.setProperty("--strength", strength.toFixed(3));
-  Object.assign(token, { hintText: text, hintValue: value });
+  Object.assign(token, { hintText: text, hintSaid: figure(value) });
   return token;
 }
 
 function showHint(token) {
-  hint.replaceChildren(tokenSign(token.hintText), element("b", {}, token.hintValue ? figure(token.hintValue) : "0"));
+  hint.replaceChildren(tokenSign(token.hintText), element("b", {}, token.hintSaid));
   hint.hidden = false;
   const place = token.getBoundingClientRect();
   const left = Math.min(Math.max(8, place.left), innerWidth - hint.offsetWidth - 8);
@@ -93,5 +93,5 @@ function step(row, by) {
   const token = tokens[Math.min(Math.max(start + by, 0), tokens.length - 1)];
   tokens.forEach((other) => other.classList.toggle("current", other === token));
   showHint(token);
-  say(`${tokenName(token.hintText)} ${token.hintValue ? figure(token.hintValue) : 0}`);
+  say(`${tokenName(token.hintText)} ${token.hintSaid}`);
 }
