@@ -8,6 +8,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="Hub repository or folder")
     parser.add_argument("--subfolder", default="", help="folder inside the repository")
     parser.add_argument("--revision", help="branch, tag or commit")
+    parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights of other projects")
     parser.add_argument("--model", help="language model; by default the one its config names")
     parser.add_argument("--dataset", help="text to measure on; by default the one its metrics name")
     parser.add_argument("--dataset-config", help="configuration of that dataset")
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
         args.path,
         subfolder=args.subfolder,
         revision=args.revision,
+        allow_pickle=args.allow_pickle,
         model=args.model,
         dataset=args.dataset,
         dataset_config=args.dataset_config,

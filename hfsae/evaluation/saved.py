@@ -12,6 +12,7 @@ from hfsae.data import TokenBlocks, document_column, load_text, split_documents
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
+from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 from hfsae.saving import write_config, write_json
 
@@ -45,13 +46,16 @@ def evaluate_saved(
         The metrics, as `evaluate_saes` describes them.
 
     Raises:
-        ValueError: If no text is named and none was recorded.
+        ValueError: If no text is named and none was recorded, or `write` would put metrics into a folder in another
+            project's format.
         OSError: If the folder, the model or the text is not there.
 
     Example:
         >>> evaluate_saved("runs/tiny")["loss_recovered"]  # doctest: +SKIP
         0.9637
     """
+    if write and not holds_config(folder, {}):
+        raise ValueError(f"{folder} is in another project's format, which holds no metrics: convert it first.")
     sae = SAE.from_pretrained(folder)
     again = measure_again(
         sae,

@@ -16,6 +16,7 @@ from hfsae.hub.card import CARD_FILE, read_card
 from hfsae.hub.errors import reachable, usable_token
 from hfsae.hub.markdown import figure
 from hfsae.hub.metadata import is_ours, number
+from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 
 # What a card claims first of all.
@@ -51,11 +52,13 @@ class Verification:
         claims: The figures compared.
         problems: What is wrong beside figures, and what may have caused wrong ones.
         same_text: Whether it was measured on the text that the card names, as much of it.
+        project: Whose format the SAE is in, where it is not hfsae's: what counts is what that project reports of it.
     """
 
     claims: tuple[Claim, ...]
     problems: tuple[str, ...]
     same_text: bool
+    project: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -69,7 +72,8 @@ class Verification:
             lines.append(f"{claim.title:<20} {figure(claim.claimed):>10} {figure(claim.measured):>10}{mark}")
         lines += [f"- {problem}" for problem in self.problems]
         text = "the text that it names" if self.same_text else "another text, where figures may differ by a tenth"
-        verdict = "The card is true" if self.ok else "The card is not true"
+        said = "The card" if self.project is None else f"What {self.project} says of it"
+        verdict = f"{said} is {'' if self.ok else 'not '}true"
         return "\n".join([*lines, f"{verdict}, measured on {text}."])
 
 
@@ -79,6 +83,7 @@ def verify(
     subfolder: str = "",
     revision: str | None = None,
     token: str | None = None,
+    allow_pickle: bool = False,
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
@@ -88,11 +93,15 @@ def verify(
 ) -> Verification:
     """Loads an SAE, measures it again and compares with its card.
 
+    An SAE of another project has no card of ours: it is compared with the L0 that its project reports, where it does,
+    and `self_check` looks whether it reconstructs what it is fed.
+
     Args:
-        source: A Hub repository, or a folder.
+        source: A Hub repository, a folder or a file.
         subfolder: The SAE's folder in it.
         revision: Branch, tag or commit.
         token: A token, instead of the one that `hf auth login` stored.
+        allow_pickle: Whether weights of other projects may be pickles.
         model: The language model; None loads the one that the config names.
         dataset: The text; None takes the one that was recorded.
         dataset_config: Configuration of that dataset.
@@ -109,11 +118,15 @@ def verify(
     """
     token = usable_token(token)
     with reachable():
-        at_hub: dict[str, Any] = {} if Path(source).is_dir() else {"token": token}
+        at_hub: dict[str, Any] = {} if Path(source).exists() else {"token": token}
         if at_hub:
             at_hub["revision"] = HfApi(token=token).model_info(str(source), revision=revision).sha
-        claimed = _claims(source, subfolder, at_hub)
-        sae = SAE.from_pretrained(source, subfolder=subfolder, **at_hub)
+        ours = holds_config(source, {"subfolder": subfolder, **at_hub})
+        claimed = _claims(source, subfolder, at_hub) if ours else {}
+        sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
+    project = None if ours else str((sae.config.training or {}).get("converted_from"))
+    if not ours and (reported := number((sae.config.training or {}).get("reported_l0"))) is not None:
+        claimed["l0"] = reported
     recorded, digest = dict(sae.config.metrics or {}), measured_digest(sae.config)
     again = measure_again(
         sae,
@@ -134,11 +147,14 @@ def verify(
     problems = []
     if digest is not None and digest != weights_sha256(sae):
         problems.append("The weights are not those that were measured: they were changed since.")
-    if different := [titles[name] for name in claimed if number(recorded.get(name)) != claimed[name]]:
+    if different := [titles[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
         problems.append(f"The card and config.json differ in {', '.join(different)}.")
-    if not all(claim.holds for claim in claims):
-        problems += [cause for cause in self_check(sae, again.model, again.blocks).causes if cause not in problems]
-    return Verification(claims, tuple(problems), same_text)
+    if not ours or not all(claim.holds for claim in claims):
+        check = self_check(sae, again.model, again.blocks)
+        problems += [cause for cause in check.causes if cause not in problems]
+        if not ours and not check.ok:
+            problems.append(f"It does not reconstruct what it is fed here: {check.measured}.")
+    return Verification(claims, tuple(problems), same_text, project)
 
 
 def _claims(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 
 from hfsae import SAE
 from hfsae.cli import main
+from hfsae.evaluation.saved import evaluate_saved
 from hfsae.hub import verify, write_card
 
 REPO = "tester/checked"
@@ -68,3 +69,20 @@ def test_without_a_card_on_the_hub_neither(hub):
     HfApi().create_repo(REPO)
     with pytest.raises(FileNotFoundError, match="tester/checked has no card a/README.md to verify"):
         verify(REPO, subfolder="a")
+
+
+def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(trained_folder, tmp_path, capsys):
+    sae = SAE.from_pretrained(trained_folder)
+    protocol = sae.config.metrics["protocol"]
+    text = ["--dataset", protocol["dataset"], "--split", protocol["split"], "--tokens", "2000"]
+    folder = sae.to_saelens(tmp_path / "theirs")
+    assert main(["verify", str(folder), *text]) == 0
+    assert "What SAELens says of it is true, measured on another text" in capsys.readouterr().out
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_dec.flip(0))
+    sae.to_saelens(folder)
+    assert main(["verify", str(folder), *text]) == 1
+    out = capsys.readouterr().out
+    assert "It does not reconstruct what it is fed here: L0" in out and "What SAELens says of it is not true" in out
+    with pytest.raises(ValueError, match="which holds no metrics: convert it first"):
+        evaluate_saved(folder, dataset="x")

@@ -45,7 +45,8 @@ def test_the_wheel_holds_every_module_and_template_and_nothing_else(wheel: Path)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae").rglob("*.py")}
     templates = {f"hfsae/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.jinja")}
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/dashboard/assets").iterdir()}
-    assert modules | templates | assets | {"hfsae/py.typed"} <= packed
+    data = {"hfsae/py.typed", "hfsae/interop/catalogue.json"}
+    assert modules | templates | assets | data <= packed
     assert {name.split("/")[0] for name in packed if not name.startswith("hfsae-")} == {"hfsae"}
 
 
