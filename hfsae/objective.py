@@ -67,7 +67,7 @@ def auxk_loss(step: TrainingStep, encoder_input: Tensor, weight: Tensor, bias: T
     residual = (step.target - step.reconstruction).detach()
     pre = torch.relu(torch.nn.functional.linear(encoder_input, weight[dead], bias[dead]))
     if len(dead) > k_aux:
-        smallest = pre.detach().topk(k_aux, dim=-1, sorted=True).values[:, -1:]
+        smallest = pre.detach().topk(k_aux, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         pre = pre * (pre >= smallest)
     error = (residual - pre @ rows[dead]).pow(2).sum()
     target = at_least_float32(step.target).detach()
