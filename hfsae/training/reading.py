@@ -3,10 +3,12 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -99,7 +101,18 @@ def _published(args: SAETrainingArguments) -> SAE:
     if "hook_point" in given or config.hook_point is None:
         config.hook_point = args.hook_point
     config.metrics = config.training = None  # they are of the weights that it starts from
+    config._commit_hash = _cached_commit(place, subfolder, revision)
     return sae
+
+
+def _cached_commit(place: str, subfolder: str, revision: str) -> str | None:
+    """The commit of what was just loaded from the Hub, as the cache knows it; None for a local folder."""
+    if os.path.isdir(place):
+        return None
+    name = f"{subfolder}/config.json".lstrip("/")
+    found = try_to_load_from_cache(place, name, revision=revision or None)
+    # .../snapshots/<commit>/<name>
+    return Path(found).parents[name.count("/")].name if isinstance(found, str) else None
 
 
 class Reading(NamedTuple):

@@ -114,6 +114,16 @@ def test_training_goes_on_from_a_published_sae(tmp_path, published):
     assert sae.config.training["steps"] == 2
 
 
+def test_it_can_lie_in_a_folder_of_a_repository_at_a_commit(hub, tmp_path, published):
+    before = SAE.from_pretrained(published)
+    commit = before.push_to_hub("tester/zoo", subfolder="deep/one").oid
+    before.push_to_hub("tester/zoo", subfolder="deep/one", commit_message="Later")
+    options = {"init_from": f"tester/zoo/deep/one@{commit}", "learning_rate": 1e-9}
+    sae = trainer(tmp_path, steps=1, **options).train().sae
+    torch.testing.assert_close(sae.W_dec, before.W_dec, atol=1e-6, rtol=0)
+    assert sae.config.training["init_commit"] == commit
+
+
 def test_saes_of_a_sweep_can_start_from_one_each(tmp_path, published):
     saes = {"on": {"init_from": str(published), "learning_rate": 1e-9}, "anew": {"architecture": "batch_topk"}}
     output = trainer(tmp_path, steps=2, inputs={"saes": saes}).train()
