@@ -1,0 +1,52 @@
+"""Every architecture on real small language models of another family, where they are at hand.
+
+They are looked for in the folder that HFSAE_ASSETS names, or in `shared/assets` beside the repository.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.architectures import train
+from hfsae import SAETrainingArguments
+
+ASSETS = Path(os.environ.get("HFSAE_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
+STORIES = str(ASSETS / "text" / "tinystories_1000.jsonl")
+
+# Llamas that read children's stories: of 64 dimensions and words, of 128 dimensions and characters.
+ACTIVE = [
+    ("stories260K-llama", 32),
+    ("stories260K-llama", 4),
+    ("babyllama-char105-llama", 32),
+    ("babyllama-char105-llama", 8),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(("model", "active"), ACTIVE)
+def test_every_architecture_beats_its_untrained_self_and_pca_on_a_real_model(model, active, tmp_path):
+    if not (ASSETS / "models" / model).is_dir():
+        pytest.skip(f"the language model {model} is not in {ASSETS}; set HFSAE_ASSETS to a folder that has it")
+    args = SAETrainingArguments(
+        model_name_or_path=str(ASSETS / "models" / model),
+        hook_point="resid_post.2",
+        dataset_name=STORIES,
+        dataset_split="train[:80%]",
+        eval_dataset_name=STORIES,
+        eval_dataset_split="train[80%:]",
+        eval_tokens=50_000,
+        training_tokens=1_500_000,
+        output_dir=str(tmp_path),
+        save_steps=0,
+        disable_tqdm=True,
+    )
+    for architecture, metrics in train(args, active, "auto").items():
+        untrained, pca = metrics["baselines"]["untrained"], metrics["baselines"]["pca"]
+        assert metrics["l0"] == pytest.approx(active, rel=0.1), architecture
+        assert metrics["explained_variance"] > untrained["explained_variance"] + 0.03, architecture
+        assert metrics["explained_variance"] > pca["explained_variance"] + 0.03, architecture
+        left = 0.35 if "topk" in architecture else 0.5
+        assert 1 - metrics["loss_recovered"] <= left * (1 - untrained["loss_recovered"]), architecture
+        assert metrics["dead_over_a_million"] < 0.1, architecture
