@@ -82,7 +82,7 @@ def write_cards(folder: Path, cards: Path, repo_id: str) -> None:
 
 def main(command_line: list[str] | None = None) -> None:
     """Makes the zoo, and does with it what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains, measures and shares a small zoo of SAEs.")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/zoo"), help="where the zoo is saved")
     parser.add_argument("--training_tokens", type=int, default=TRAINING_TOKENS, help="tokens to train on")
     parser.add_argument("--eval_tokens", type=int, default=EVAL_TOKENS, help="tokens to measure on")

@@ -69,8 +69,8 @@ def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
 def matryoshka(x: Tensor, w: Weights, *, k: int, prefixes: list[int], weights: list[float]) -> tuple[Tensor, Tensor]:
     """The features of `batch_topk`; the weighted mean of the squared errors from the first m features alone."""
     z, _ = batch_topk(x, w, k=k)
-    errors = [squared_error(z[:, :m] @ w.W_dec[:m] + w.b_dec, x) for m in prefixes]
-    return z, sum(weight * error for weight, error in zip(weights, errors, strict=True)) / sum(weights)
+    errors = torch.stack([squared_error(z[:, :m] @ w.W_dec[:m] + w.b_dec, x) for m in prefixes])
+    return z, (errors.new_tensor(weights) * errors).sum() / sum(weights)
 
 
 def jumprelu(

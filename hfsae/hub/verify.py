@@ -170,9 +170,8 @@ def _claims(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -
     elif not path.is_file():
         raise FileNotFoundError(f"{source} has no card {name} to verify: write it with `hfsae card`.")
     card = read_card(path, f"{name} of {source}")
-    figures = {
-        result.metric_type: number(result.metric_value) for result in card.data.eval_results or () if is_ours(result)
-    }
+    results = getattr(card.data, "eval_results", None) or ()
+    figures = {result.metric_type: number(result.metric_value) for result in results if is_ours(result)}
     claims = {metric: value for metric, value in figures.items() if value is not None}
     if not claims:
         raise ValueError(f"the card {name} of {source} claims no figures, or calls them stale: `hfsae eval` measures.")

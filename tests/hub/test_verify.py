@@ -65,8 +65,9 @@ def test_without_a_card_there_is_nothing_to_verify(trained_folder, tmp_path):
         verify(tmp_path)
 
 
-def test_without_a_card_on_the_hub_neither(hub):
+def test_without_a_card_on_the_hub_neither(hub, trained_folder):
     HfApi().create_repo(REPO)
+    HfApi().upload_file(path_or_fileobj=trained_folder / "config.json", path_in_repo="a/config.json", repo_id=REPO)
     with pytest.raises(FileNotFoundError, match="tester/checked has no card a/README.md to verify"):
         verify(REPO, subfolder="a")
 
