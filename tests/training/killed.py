@@ -95,7 +95,9 @@ def die_at_rename(folder: Path, number: int, *, after: bool) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    started = time.monotonic()
     wait(fork(lambda: train(folder / "whole", resume=False)))
+    seconds = time.monotonic() - started
     killed, outcome, moments = folder / "killed", [], random.Random(0)
 
     def note(how: str, child: int) -> None:
@@ -110,7 +112,8 @@ def main(folder: Path) -> None:
     for number in range(RANDOM_KILLS):
         child = fork(lambda: train(killed, resume=bool(steps_of(killed))))
         begin = steps_of(killed)
-        time.sleep(moments.uniform(0.05, 0.8))
+        # Three quarters of a run's time in all: the run is not done before the last of these kills.
+        time.sleep(moments.uniform(0, 1.5 * seconds / RANDOM_KILLS))
         os.kill(child, signal.SIGKILL)
         note(f"at moment {number} after {begin}", child)
     child = fork(lambda: train(killed, resume=True))

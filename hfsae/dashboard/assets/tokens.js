@@ -4,6 +4,7 @@
 // token, whose values are then said.
 
 const hint = byId("hint");
+let hinted = null; // the token whose value is shown
 
 /** A token of running text. `strength` from 0 to 1 is how deep its shade is. */
 function shadedToken(text, value, strength, peak = false) {
@@ -16,15 +17,22 @@ function shadedToken(text, value, strength, peak = false) {
 }
 
 function showHint(token) {
+  hinted = token;
   hint.replaceChildren(tokenSign(token.hintText), element("b", {}, token.hintSaid));
   hint.hidden = false;
-  const place = token.getBoundingClientRect();
+  placeHint();
+}
+
+function placeHint() {
+  if (!hinted) return;
+  const place = hinted.getBoundingClientRect();
   const left = Math.min(Math.max(8, place.left), innerWidth - hint.offsetWidth - 8);
   const above = place.top - hint.offsetHeight - 6;
   hint.style.transform = `translate(${left}px, ${above > 4 ? above : place.bottom + 6}px)`;
 }
 
 function hideHint() {
+  hinted = null;
   hint.hidden = true;
 }
 
@@ -39,7 +47,8 @@ function withHints(node) {
   return node;
 }
 
-addEventListener("scroll", hideHint, { capture: true, passive: true });
+// Going to an example scrolls to it, which is told late: the value of its token must not vanish.
+addEventListener("scroll", placeHint, { capture: true, passive: true });
 
 /** A list of examples of a feature. */
 function exampleList(examples, texts, maximum, name) {
