@@ -7,8 +7,7 @@ values are, and what training minimises.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +16,17 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from hfsae.configuration import SAEConfig
+from hfsae.doors import Doors
 from hfsae.functional import Pattern, Selection, SparseFeatures, at_least_float32, encode
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
-if TYPE_CHECKING:
-    import pathlib
-
-    from huggingface_hub import CommitInfo
-    from transformers import PreTrainedTokenizerBase
-
-    from hfsae.attach import AttachedSAE, FeatureEdit
-    from hfsae.evaluation.self_check import SelfCheck
-    from hfsae.interop.saebench import SAEBenchView
-
 _LAYER_NORM_EPS = 1e-5
 
 
-class SAE(PreTrainedModel):
+class SAE(Doors, PreTrainedModel):
     """A sparse autoencoder: `z = activation(W_e (s·x − b_dec) + b_e)`, `x̂ = (Σ z_i W_dec[i] + b_dec) / s`.
 
     It takes raw activations and returns raw reconstructions: the scale s is part of the model. Use a class of an
@@ -478,146 +468,6 @@ class SAE(PreTrainedModel):
             OSError: If there is nothing to load.
         """
         return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[return-value]
-
-    # -- doors to upper floors --------------------------------------------------------------------------------------
-    def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
-        """The language model this SAE reads, at the commit it was trained on.
-
-        Args:
-            **kwargs: For `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
-
-        Raises:
-            ValueError: If the config names no base model.
-        """
-        from hfsae.attach import load_base_model
-
-        return load_base_model(self.config, **kwargs)
-
-    def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
-        """The tokenizer of `load_base_model()`, at the same commit."""
-        from hfsae.attach import load_tokenizer
-
-        return load_tokenizer(self.config, **kwargs)
-
-    def attach(
-        self,
-        model: PreTrainedModel,
-        *,
-        splice: bool = False,
-        keep_error: bool = False,
-        edit: "FeatureEdit | None" = None,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
-    ) -> "AbstractContextManager[AttachedSAE]":
-        """Runs a language model with this SAE reading, or spliced in.
-
-        Args:
-            model: Any Hugging Face causal LM that has the config's `hook_point`.
-            splice: Whether the activations are replaced by the reconstruction; otherwise they are only read.
-            keep_error: With `splice`, whether the error x − x̂ is added back, so that the model's output stays as it is
-                until features are edited.
-            edit: With `splice`, gets the features and returns those to be spliced in instead.
-            tokenizer: Says which tokens are special; without it the model's config does.
-
-        Returns:
-            A context manager that gives a run whose `features` are those of the model's last forward.
-
-        Example:
-            >>> with sae.attach(model) as run:  # doctest: +SKIP
-            ...     model(**tokenizer("Hello", return_tensors="pt"))
-            >>> run.features  # doctest: +SKIP
-            SparseFeatures(shape=(1, 1, 12288), active=32)
-        """
-        from hfsae.attach import attach
-
-        return attach(self, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
-
-    def self_check(self, model: PreTrainedModel, texts: Any, tokenizer: Any = None, **kwargs: Any) -> "SelfCheck":
-        """Says whether this SAE does on a language model what its config says, and if not, what may be wrong.
-
-        Args:
-            model: The language model.
-            texts: A few texts (a list of strings, some thousand tokens), or what `evaluate_sae` takes.
-            tokenizer: For texts; None loads the one of the SAE's language model.
-            **kwargs: `max_tokens`, `batch_size`: see `hfsae.evaluation.self_check`.
-
-        Returns:
-            An object whose `ok` is the verdict and which prints as an explanation.
-
-        Example:
-            >>> print(sae.self_check(model, texts))  # doctest: +SKIP
-            measured on 5,120 tokens: L0 32, explained variance 0.4127
-            recorded: L0 32, explained variance 0.9351
-            This does not fit.
-            - Wrong hook point: it fits resid_post.1; set config.hook_point = ... (L0 32, explained variance 0.9332).
-        """
-        from hfsae.evaluation.self_check import self_check
-
-        return self_check(self, model, texts, tokenizer, **kwargs)
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        folder: str | os.PathLike | None = None,
-        subfolder: str | None = None,
-        license: str | None = None,
-        language: str | list[str] | None = None,
-        **destination: Any,
-    ) -> "CommitInfo":
-        """Publishes the SAE with its card, in one atomic commit; the repository and the branch are made when missing.
-
-        What fails for a passing reason is tried again; pushing once more after a failure sends nothing twice. Figures
-        that were measured on other weights are marked as stale.
-
-        Args:
-            repo_id: `"org/gpt2-l8-16x"`.
-            folder: What training saved, whose log and card go along.
-            subfolder: Folder in the repository, whose root card then lists all that are there.
-            license: For the card, such as `"apache-2.0"`; without it one that stands there already stays.
-            language: ISO 639 codes of the text, such as `"en"`; likewise.
-            **destination: `revision` (a branch), `create_pr`, `private`, `token` (not kept anywhere), `tag`,
-                `commit_message`, `retries`: see `hfsae.hub.repository.Destination`.
-
-        Returns:
-            What `huggingface_hub` says of the commit.
-
-        Raises:
-            ValueError: If the arguments contradict each other, or the card on the Hub cannot be read.
-            hfsae.hub.PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
-        """
-        from hfsae.hub import push_sae
-
-        about = {"license": license, "language": language}
-        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
-
-    def to_saelens(self, folder: str | os.PathLike) -> "pathlib.Path":
-        """Writes the SAE as SAELens 6 loads it (`cfg.json`, `sae_weights.safetensors`); scales are folded in.
-
-        Raises:
-            ValueError: If SAELens has nothing that computes the same, such as TopK transcoders.
-        """
-        from hfsae.interop.saelens_writer import write
-
-        return write(self, folder)
-
-    def to_sparsify(self, folder: str | os.PathLike) -> "pathlib.Path":
-        """Writes a TopK SAE as sparsify and delphi load it, into a subfolder called after the hooked module.
-
-        Returns:
-            That subfolder, such as `folder/layers.3.mlp`.
-
-        Raises:
-            ValueError: If sparsify has nothing that computes the same, or calls the place by no name.
-        """
-        from hfsae.interop.sparsify_writer import write
-
-        return write(self, folder)
-
-    def to_saebench(self) -> "SAEBenchView":
-        """A view of the SAE with the interface that SAEBench evaluates: tensors in and out, unit decoder rows."""
-        from hfsae.interop.saebench import SAEBenchView
-
-        return SAEBenchView(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.
