@@ -14,7 +14,8 @@ def auto_learning_rate(n_features: int, total_steps: int) -> float:
     """The peak learning rate for a width and a length of run.
 
     The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
-    ones. The dependence on the number of steps was fitted, see `benchmarks/learning_rate.py` and docs/training.md.
+    ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
+    docs/training.md; `benchmarks/learning_rate.py` measures more.
 
     Args:
         n_features: Width of the SAE.
