@@ -369,6 +369,9 @@ class SAE(Doors, PreTrainedModel):
     def fold_input_scale(self, keep: Literal["features", "unit_rows"] = "features") -> "SAE":
         """Folds `input_scale` (and `output_scale`) into the weights, exactly; the scales become 1.
 
+        A transcoder that subtracts `b_dec` does so at its input's scale and adds it at its output's: the subtraction
+        moves into the biases, and `config.subtract_b_dec` becomes False.
+
         Args:
             keep: `"features"` leaves every feature value unchanged and rows of `W_dec` become 1/s as long;
                 `"unit_rows"` leaves `W_e` and `W_dec` unchanged and feature values become z/s.
@@ -385,6 +388,8 @@ class SAE(Doors, PreTrainedModel):
         if keep == "unit_rows" and self.config.is_transcoder:
             raise ValueError("keep='unit_rows' needs one scale for input and output; use keep='features'.")
         self._fold_decoder_norm()
+        if self.config.is_transcoder:
+            self._subtract_b_dec(False)
         s_in, s_out = self.input_scale.clone(), self._scale_out.clone()
         if keep == "features":
             self.encoder.weight.mul_(s_in)
@@ -399,6 +404,18 @@ class SAE(Doors, PreTrainedModel):
         self._scale_out.fill_(1.0)
         self.config.scale_inputs = False
         return self
+
+    def _subtract_b_dec(self, subtract: bool) -> None:
+        """Sets `config.subtract_b_dec`; its effect moves into or out of the biases, so that features stay the same."""
+        if subtract != self.config.subtract_b_dec:
+            shift = self.encoder_rows @ self.b_dec
+            self._shift_pre_activations(shift if subtract else -shift)
+            self.config.subtract_b_dec = subtract
+
+    def _shift_pre_activations(self, shift: Tensor) -> None:
+        """Adds to every feature's pre-activation, through the biases."""
+        norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
+        self.encoder.bias.add_(shift / norm)
 
     def _fold_decoder_norm(self) -> None:
         """Writes `rescale_by_decoder_norm` into the weights: rows of `W_dec` at unit norm, the encoder scaled up."""

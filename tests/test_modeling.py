@@ -297,6 +297,18 @@ def test_a_transcoder_says_what_target_it_needs(target: Tensor | None, message: 
 
 
 @every_architecture
+def test_folding_a_transcoder_that_subtracts_b_dec_moves_the_subtraction_into_the_biases(name: str):
+    places = {"hook_point": "layers.3.mlp.input", "target_hook_point": "layers.3.mlp.output"}
+    sae, x = VARIANTS[name].make(subtract_b_dec=True, **places), activations(20)
+    before = sae(x)
+    assert sae.input_scale != sae.output_scale
+    after = sae.fold_input_scale("features")(x)
+    assert not sae.config.subtract_b_dec
+    torch.testing.assert_close(after.features.to_dense(), before.features.to_dense())
+    torch.testing.assert_close(after.reconstruction, before.reconstruction)
+
+
+@every_architecture
 @pytest.mark.parametrize("skip", [False, True])
 def test_folding_both_scales_of_a_transcoder_is_exact(name: str, skip: bool):
     sae, x = transcoder(name, d_out=4, skip=skip), activations(20)

@@ -26,26 +26,14 @@ def plain_copy(sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_nor
         keep_decoder_norm: Whether `rescale_by_decoder_norm` may stay where no scale has to be folded.
     """
     plain = copy.deepcopy(sae)
-    # Before scales are folded: a transcoder's two would pull the two uses of b_dec apart.
-    if subtract_b_dec is not None and subtract_b_dec != plain.config.subtract_b_dec:
-        shift = plain.encoder_rows @ plain.b_dec
-        _shift_pre_activations(plain, shift if subtract_b_dec else -shift)
-        plain.config.subtract_b_dec = subtract_b_dec
+    if subtract_b_dec is not None:
+        plain._subtract_b_dec(subtract_b_dec)
     scales = [float(plain.get_tensor(name)) for name, _ in plain.named_buffers() if name in SAE._float32_tensors]
     if any(scale != 1 for scale in scales):
         plain.fold_input_scale(keep="features")
     elif not keep_decoder_norm:
         plain._fold_decoder_norm()
     return plain
-
-
-def _shift_pre_activations(sae: SAE, shift: Tensor) -> None:
-    """Adds to every pre-activation, and to what a gated SAE makes a magnitude of."""
-    norm = sae.W_dec.norm(dim=1) if sae.config.rescale_by_decoder_norm else 1.0
-    sae.encoder.bias.add_(shift / norm)
-    if hasattr(sae, "magnitude_bias"):
-        log_scale = sae.get_tensor("magnitude_log_scale")
-        sae.get_tensor("magnitude_bias").add_(shift * log_scale.exp())
 
 
 def theirs(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
