@@ -6,7 +6,7 @@ Each imports what it leads to when it is called, so that an SAE alone stays ligh
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedModel
 
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 class Doors:
     """What every `SAE` can also do beside computing."""
 
-    def load_base_model(self: "SAE", **kwargs: Any) -> PreTrainedModel:
+    @property
+    def _sae(self) -> "SAE":
+        """Itself, as what this class is a part of."""
+        return cast("SAE", self)
+
+    def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
         """The language model this SAE reads, at the commit it was trained on.
 
         Args:
@@ -34,16 +39,16 @@ class Doors:
         """
         from hfsae.attach import load_base_model
 
-        return load_base_model(self.config, **kwargs)
+        return load_base_model(self._sae.config, **kwargs)
 
-    def load_tokenizer(self: "SAE", **kwargs: Any) -> "PreTrainedTokenizerBase":
+    def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
         """The tokenizer of `load_base_model()`, at the same commit."""
         from hfsae.attach import load_tokenizer
 
-        return load_tokenizer(self.config, **kwargs)
+        return load_tokenizer(self._sae.config, **kwargs)
 
     def attach(
-        self: "SAE",
+        self,
         model: PreTrainedModel,
         *,
         splice: bool = False,
@@ -72,11 +77,9 @@ class Doors:
         """
         from hfsae.attach import attach
 
-        return attach(self, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
+        return attach(self._sae, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
 
-    def self_check(
-        self: "SAE", model: PreTrainedModel, texts: Any, tokenizer: Any = None, **kwargs: Any
-    ) -> "SelfCheck":
+    def self_check(self, model: PreTrainedModel, texts: Any, tokenizer: Any = None, **kwargs: Any) -> "SelfCheck":
         """Says whether this SAE does on a language model what its config says, and if not, what may be wrong.
 
         Args:
@@ -97,10 +100,10 @@ class Doors:
         """
         from hfsae.evaluation.self_check import self_check
 
-        return self_check(self, model, texts, tokenizer, **kwargs)
+        return self_check(self._sae, model, texts, tokenizer, **kwargs)
 
     def push_to_hub(
-        self: "SAE",
+        self,
         repo_id: str,
         *,
         folder: str | os.PathLike | None = None,
@@ -133,9 +136,9 @@ class Doors:
         from hfsae.hub import push_sae
 
         about = {"license": license, "language": language}
-        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
+        return push_sae(self._sae, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
 
-    def to_saelens(self: "SAE", folder: str | os.PathLike) -> Path:
+    def to_saelens(self, folder: str | os.PathLike) -> Path:
         """Writes the SAE as SAELens 6 loads it (`cfg.json`, `sae_weights.safetensors`); scales are folded in.
 
         Raises:
@@ -143,9 +146,9 @@ class Doors:
         """
         from hfsae.interop.saelens_writer import write
 
-        return write(self, folder)
+        return write(self._sae, folder)
 
-    def to_sparsify(self: "SAE", folder: str | os.PathLike) -> Path:
+    def to_sparsify(self, folder: str | os.PathLike) -> Path:
         """Writes a TopK SAE as sparsify and delphi load it, into a subfolder called after the hooked module.
 
         Returns:
@@ -156,10 +159,10 @@ class Doors:
         """
         from hfsae.interop.sparsify_writer import write
 
-        return write(self, folder)
+        return write(self._sae, folder)
 
-    def to_saebench(self: "SAE") -> "SAEBenchView":
+    def to_saebench(self) -> "SAEBenchView":
         """A view of the SAE with the interface that SAEBench evaluates: tensors in and out, unit decoder rows."""
         from hfsae.interop.saebench import SAEBenchView
 
-        return SAEBenchView(self)
+        return SAEBenchView(self._sae)
