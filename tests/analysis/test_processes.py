@@ -1,36 +1,22 @@
 """Several processes, each with its share of the documents, collect what one process collects."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 
 from hfsae.analysis import FeatureCollection, collect_features
 from tests.analysis.tiny import setting, texts
+from tests.processes import PROCESSES, in_two_processes
 
-PROCESSES = 2
 
-
-def _in_process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
-    try:
-        collect_features(*setting(), texts(), all_processes=True, disable_tqdm=True).save(folder / str(rank))
-    finally:
-        distributed.destroy_process_group()
+def _collect(rank: int, folder: Path) -> None:
+    collect_features(*setting(), texts(), all_processes=True, disable_tqdm=True).save(folder / str(rank))
 
 
 @pytest.mark.slow
 def test_two_processes_collect_together_what_one_collects_alone(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_in_process, args=(rank, tmp_path)) for rank in range(PROCESSES)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=120)
-        assert worker.exitcode == 0
+    in_two_processes(_collect, tmp_path)
     alone = collect_features(*setting(), texts(), disable_tqdm=True)
     for rank in range(PROCESSES):
         together = FeatureCollection.load(tmp_path / str(rank))
