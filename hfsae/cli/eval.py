@@ -3,16 +3,14 @@
 import argparse
 from pathlib import Path
 
+from hfsae.cli.measuring import add_measuring_options, measuring_options
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the folder and the text to measure on."""
     parser.add_argument("path", help="folder of the SAE")
-    parser.add_argument("--model", help="language model to measure it in; by default the one its config names")
-    parser.add_argument("--dataset", help="text to measure on; by default that of its recorded metrics")
-    parser.add_argument("--dataset-config", help="configuration of that dataset")
-    parser.add_argument("--split", default="test", help="split of that dataset (default: %(default)s)")
+    add_measuring_options(parser)
     parser.add_argument("--tokens", type=int, default=200_000, help="tokens to measure on (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="blocks of text per pass (default: %(default)s)")
     parser.add_argument("--baselines", action="store_true", help="measure the untrained SAE and PCA too")
 
 
@@ -24,12 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
     metrics = evaluate_saved(
         args.path,
-        model=args.model,
-        dataset=args.dataset,
-        dataset_config=args.dataset_config,
-        split=args.split,
-        max_tokens=args.tokens,
-        batch_size=args.batch_size,
+        **measuring_options(args),
         baselines=args.baselines,
     )
     print(report(metrics))

@@ -2,6 +2,8 @@
 
 import argparse
 
+from hfsae.cli.measuring import add_measuring_options, measuring_options
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the SAE, and what to measure it with."""
@@ -9,12 +11,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subfolder", default="", help="folder inside the repository")
     parser.add_argument("--revision", help="branch, tag or commit")
     parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights of other projects")
-    parser.add_argument("--model", help="language model; by default the one its config names")
-    parser.add_argument("--dataset", help="text to measure on; by default the one its metrics name")
-    parser.add_argument("--dataset-config", help="configuration of that dataset")
-    parser.add_argument("--split", default="test", help="split of that dataset (default: %(default)s)")
+    add_measuring_options(parser)
     parser.add_argument("--tokens", type=int, help="tokens to measure on; by default as many as were recorded")
-    parser.add_argument("--batch-size", type=int, default=16, help="blocks of text per pass (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,12 +24,7 @@ def run(args: argparse.Namespace) -> int:
         subfolder=args.subfolder,
         revision=args.revision,
         allow_pickle=args.allow_pickle,
-        model=args.model,
-        dataset=args.dataset,
-        dataset_config=args.dataset_config,
-        split=args.split,
-        max_tokens=args.tokens,
-        batch_size=args.batch_size,
+        **measuring_options(args),
     )
     print(outcome)
     return 0 if outcome.ok else 1
