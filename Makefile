@@ -20,11 +20,13 @@ train: setup
 	$(BIN)/python examples/evaluate.py $(RUN_DIR)
 
 # Two workers, one thread each: with more threads than cores torch spends its time waiting.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow --durations 10
 
 lint: setup
 	$(BIN)/ruff check .

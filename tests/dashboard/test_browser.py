@@ -17,6 +17,7 @@ from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -77,6 +78,13 @@ def heading(page) -> str:
     return page.text_content("h1")
 
 
+def arrives(page, feature: int | str) -> None:
+    """Waits until a feature's page is there: its address comes first, the list and the page when its data are read."""
+    expect(page).to_have_url(re.compile(f"#feature/{feature}$"))
+    expect(page.locator(f"#option-{feature}")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("h1")).to_have_text({3: ATTACK, 5: "zebra"}.get(int(feature), f"Feature {feature}"))
+
+
 def test_hostile_text_is_shown_as_text(page):
     assert heading(page) == page.title() == ATTACK
     page.fill("#search", "3")
@@ -123,6 +131,7 @@ def test_a_feature_shows_what_was_collected(page):
     assert page.locator(".effects.promoted li").count() == len(feature.promoted)
     peak = examples.nth(0).locator(".peak")
     peak.hover()
+    page.wait_for_selector("#hint b")
     assert float(page.text_content("#hint b")) == pytest.approx(feature.maximum, rel=5e-3)
     near = page.locator(".neighbours a").first
     target = near.get_attribute("href")
@@ -137,27 +146,26 @@ def test_everything_can_be_done_with_the_keyboard(page):
     page.keyboard.press("ArrowDown")
     page.wait_for_selector(".facts-row >> text=Fires on")
     first, second = rows(page)[:2]
-    assert page.url.endswith(f"#feature/{first}")
-    assert page.get_attribute("#list", "aria-activedescendant") == f"option-{first}"
+    arrives(page, first)
+    expect(page.locator("#list")).to_have_attribute("aria-activedescendant", f"option-{first}")
     page.keyboard.press("ArrowDown")
-    expect(page).to_have_url(re.compile(f"#feature/{second}$"))
-    assert page.get_attribute(f"#option-{second}", "aria-selected") == "true"
+    arrives(page, second)
     page.keyboard.press("End")
     last = page.get_attribute("[role=option] >> nth=0", "aria-setsize")
-    expect(page.locator("[aria-selected=true]")).to_have_attribute("aria-posinset", last)
+    expect(page.locator("#list [aria-selected=true]")).to_have_attribute("aria-posinset", last)
     page.keyboard.press("Home")
-    expect(page).to_have_url(re.compile(f"#feature/{first}$"))
+    arrives(page, first)
     page.wait_for_selector(".example")
 
     page.focus(".example")
     for _ in range(2):
         page.keyboard.press("ArrowDown")
-    assert page.evaluate("[...document.querySelectorAll('.example')].indexOf(document.activeElement)") == 2
+    expect(page.locator(".example").nth(2)).to_be_focused()
     page.keyboard.press("ArrowRight")
-    said = page.text_content("#said")
-    assert said and page.is_visible("#hint")
+    expect(page.locator("#said")).not_to_be_empty()
+    expect(page.locator("#hint")).to_be_visible()
     page.keyboard.press("ArrowLeft")
-    assert page.locator(".example .current").count() == 1
+    expect(page.locator(".example .current")).to_have_count(1)
 
 
 def test_labels_are_edited_kept_and_saved(page, tmp_path):
@@ -166,20 +174,21 @@ def test_labels_are_edited_kept_and_saved(page, tmp_path):
     page.keyboard.press("e")
     page.keyboard.type("ends a sentence </script>")
     page.keyboard.press("Enter")
-    assert heading(page) == "ends a sentence </script>" and page.text_content("#unsaved") == "1 unsaved label"
+    expect(page.locator("h1")).to_have_text("ends a sentence </script>")
+    expect(page.locator("#unsaved")).to_have_text("1 unsaved label")
 
     page.reload()
     expect(page.locator("h1")).to_have_text("ends a sentence </script>")
     page.keyboard.press("e")
     page.keyboard.type("discarded")
     page.keyboard.press("Escape")
-    assert heading(page) == "ends a sentence </script>"
+    expect(page.locator("h1")).to_have_text("ends a sentence </script>")
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(tmp_path / download.value.suggested_filename)
     labels = read_labels(tmp_path / "labels.json", collection().about.weights_sha256)
     assert labels == {3: ATTACK, 5: "zebra", 7: "ends a sentence </script>"}
-    assert page.text_content("#unsaved") == ""
+    expect(page.locator("#unsaved")).to_have_text("")
 
 
 @pytest.fixture
