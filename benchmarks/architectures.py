@@ -3,19 +3,18 @@
     python benchmarks/architectures.py [CONFIG.yaml] [--active 32 8] [--without_revival] [any option of `hfsae train`]
 
 The config is `examples/configs/tiny.yaml` unless another is given. Writes results.json to output_dir and prints a
-table. All architectures of one number of active features are trained in one run, on the same activations; an SAE ends
-the same alone or in company.
+table. All are trained in one run, on the same activations; an SAE ends the same alone or in company.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from hfsae import SAE, SAETrainer
-from hfsae.architectures import architectures, config_class_of
+from hfsae.architectures import architectures
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.saving import write_json
 from hfsae.training.arguments import SAETrainingArguments
@@ -24,27 +23,24 @@ from hfsae.training.config_file import add_training_options, arguments_from
 A_MILLION = 1_048_576
 
 
-def train(args: SAETrainingArguments, active: int, revival: str) -> dict[str, dict]:
-    """Trains every architecture with so many active features; their metrics by name."""
-    d_in = AutoConfig.from_pretrained(args.model_name_or_path).hidden_size
-    saes = {}
-    for name in architectures():
-        config_class = config_class_of(name)
-        size = {"k": active} if "k" in config_class.__dataclass_fields__ else {}
-        saes[name] = config_class(d_in=d_in, expansion_factor=args.expansion_factor, **size)
-    folder = Path(args.output_dir) / (f"{active}" if revival == "auto" else f"{active}-without-revival")
+def train(args: SAETrainingArguments, actives: Sequence[int], revival: str) -> dict[int, dict[str, dict]]:
+    """Trains every architecture with each number of active features; their metrics by that number and by name."""
+    wanted = [(active, architecture) for active in actives for architecture in architectures()]
     args = replace(
         args,
-        output_dir=str(folder),
-        k=active,
+        output_dir=str(Path(args.output_dir) / revival),
         revival=revival,
         # Without revival only the dead features are of interest.
         eval_tokens=args.eval_tokens if revival == "auto" else 0,
     )
+    saes = {f"{architecture}-{active}": {"architecture": architecture, "k": active} for active, architecture in wanted}
     output = SAETrainer(args=args, saes=saes).train()
     # The evaluated tokens are too few to tell a dead feature from a rare one.
     dead = dead_shares(output.saes, args)
-    return {name: {**output.metrics.get(name, {}), "dead_over_a_million": dead[name]} for name in output.saes}
+    metrics: dict[int, dict[str, dict]] = {active: {} for active in actives}
+    for (active, architecture), name in zip(wanted, saes, strict=True):
+        metrics[active][architecture] = {**output.metrics.get(name, {}), "dead_over_a_million": dead[name]}
+    return metrics
 
 
 @torch.no_grad()
@@ -99,13 +95,10 @@ def main() -> None:
     parser.add_argument("--without_revival", action="store_true", help="train each once more without revival")
     parsed = parser.parse_args()
     args = arguments_from(vars(parsed), overwrite_output_dir=True, save_steps=0)
-    results, lines = {}, []
-    for active in parsed.active:
-        revived = train(args, active, "auto")
-        plain = train(args, active, "none") if parsed.without_revival else {}
-        results[active] = {"auto": revived, "none": plain}
-        lines += rows(active, revived, plain)
-        write_json(Path(args.output_dir) / "results.json", results)
+    revived = train(args, parsed.active, "auto")
+    plain = train(args, parsed.active, "none") if parsed.without_revival else {}
+    write_json(Path(args.output_dir) / "results.json", {"auto": revived, "none": plain})
+    lines = [line for active in parsed.active for line in rows(active, revived[active], plain.get(active, {}))]
     print("| active | | L0 | explained variance | loss recovered | gap closed | dead | without revival |")
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(lines))
