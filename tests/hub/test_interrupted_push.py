@@ -85,6 +85,23 @@ def test_a_push_whose_answers_get_lost_one_after_the_other_heals_itself(hub, sae
     assert len(hub.requests.matching("PUT", origin="storage")) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["lose", "drop"])
+def test_a_push_that_loses_its_connection_at_any_request_succeeds_by_itself_with_one_commit(hub, sae, how):
+    """Weights are sent again only where it is not known whether they arrived."""
+    n_requests = requests_of(hub, push_one, lambda: None, sae)
+    whole = state(hub)["refs/heads/wide"]
+    for i in range(n_requests):
+        hub.reset()
+        hub.fail(skip=i, how=how)
+        sae.push_to_hub(REPO, tag="v1", revision="wide")
+        repo = hub.repo(REPO)
+        assert state(hub)["refs/heads/wide"] == whole and len(repo.commits) == 2, f"after request {i}"
+        assert repo.resolve("v1").oid == repo.resolve("wide").oid
+        (struck,) = [entry for entry in hub.requests if entry.status is None]
+        assert len(hub.requests.matching("PUT", origin="storage")) == 1 + (struck.method == "PUT")
+
+
 def test_weights_that_arrived_are_not_sent_again(hub, sae):
     hub.fail(("POST", "/commit/"), status=418)
     with pytest.raises(PushError):
