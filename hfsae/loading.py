@@ -10,6 +10,7 @@ from hfsae.places import sae_folders
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
+_PLACEMENT_KEYS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
 
 # Where torch's own CPU allocator puts tensors.
 _ALIGNMENT = 64
@@ -97,19 +98,31 @@ def _load_foreign(source: str | os.PathLike, wanted: Any, kwargs: dict[str, Any]
     if weights.get("quantization_config") is not None:
         raise ValueError("quantisation is for SAEs in hfsae's own format: convert it first (hfsae convert).")
     rest.pop("use_safetensors", None)
+    placement = {key: rest.pop(key, None) for key in _PLACEMENT_KEYS}
     try:
         return load_foreign(
             source,
             wanted,
             hub=hub,
             dtype=weights.get("dtype", weights.get("torch_dtype")),
-            device_map=rest.pop("device_map", None),
+            placement={key: value for key, value in placement.items() if value is not None},
             allow_pickle=allow_pickle,
             given=rest,
         )
     except (OSError, UnknownFormatError) as error:
         _name_the_folders(source, hub, error)
         raise
+
+
+def located(source: str | os.PathLike, subfolder: str = "") -> tuple[str, str]:
+    """Folder or repository, and the path in it, of an SAE that may be called by a release of the catalogue.
+
+    Raises:
+        ValueError: If the release has no such SAE, or is not on the Hub.
+    """
+    from hfsae.interop import catalogue
+
+    return catalogue.located(source, subfolder)
 
 
 def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -7,10 +7,12 @@ from typing import Any
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what is converted, where to, and what the files do not say."""
-    parser.add_argument("source", help="folder, file or Hub repository, with one SAE or many")
+    parser.add_argument("source", help="folder, file, Hub repository or release of the catalogue")
     parser.add_argument("destination", help="folder to write into; of many SAEs each keeps its place in it")
     parser.add_argument("--to", choices=("hfsae", "saelens", "sparsify"), default="hfsae", help="format to write")
-    parser.add_argument("--subfolder", default="", help="only this folder of the source, or this file")
+    parser.add_argument(
+        "--subfolder", default="", help="only this folder or file of the source, or this SAE of the release"
+    )
     parser.add_argument("--revision", help="branch, tag or commit")
     parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights, as plain data alone")
     parser.add_argument(
@@ -55,13 +57,12 @@ def _fields(settings: list[str]) -> dict[str, Any]:
 
 
 def _write_cards(root: Path, written: list[Path]) -> None:
-    """A card for every SAE, and the table of them all where there are several."""
-    from hfsae.hub.card import CARD_FILE, write_card
-    from hfsae.hub.listing import render_listing
+    """A card for every SAE; the index and the table of them all where there are several."""
+    from hfsae.hub.card import write_card
+    from hfsae.hub.listing import write_listing_beside
     from hfsae.hub.zoo import list_saes
 
     for folder in written:
         write_card(folder)
     if len(written) > 1:
-        listing = render_listing(list_saes(root), repo_id=root.resolve().name)
-        (root / CARD_FILE).write_text(str(listing), encoding="utf-8", newline="\n")
+        write_listing_beside(root, list_saes(root))

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hfsae.cli.measuring import add_hub_options, add_measuring_options, hub_options, measuring_options
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the SAE, the page, and what it shows."""
@@ -16,31 +18,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_contents(parser: argparse.ArgumentParser) -> None:
     """Declares the SAE and what its dashboard is to show."""
-    parser.add_argument("path", help="folder of the SAE, or Hub repository")
+    parser.add_argument("path", help="folder of the SAE, Hub repository, or release of the catalogue")
+    add_hub_options(parser)
     parser.add_argument(
         "--text", action="append", default=[], help="a prompt, to see which features fire where; may be repeated"
     )
     parser.add_argument("--labels", help="labels that the page saved; they become labels.json beside the weights")
-    parser.add_argument("--model", help="language model; by default the one the SAE's config names")
-    parser.add_argument(
-        "--dataset", help="text to collect features on; by default what was collected, or the text of its metrics"
-    )
-    parser.add_argument("--dataset-config", help="configuration of that dataset")
-    parser.add_argument("--split", default="test", help="split of that dataset (default: %(default)s)")
+    add_measuring_options(parser)
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read (default: %(default)s)")
 
 
 def contents(args: argparse.Namespace) -> dict[str, Any]:
     """What `hfsae.dashboard.gather` wants, of the arguments."""
-    return {
-        "texts": args.text,
-        "labels": args.labels,
-        "model": args.model,
-        "dataset": args.dataset,
-        "dataset_config": args.dataset_config,
-        "split": args.split,
-        "max_tokens": args.tokens,
-    }
+    return {"texts": args.text, "labels": args.labels, **hub_options(args), **measuring_options(args)}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,13 +3,14 @@
 import argparse
 import sys
 
+from hfsae.cli.measuring import add_hub_options, hub_options
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares the SAE, the text and what is shown of it."""
     parser.add_argument("path", help="folder or Hub repository of the SAE")
     parser.add_argument("--text", required=True, help="the text; - reads it from standard input")
-    parser.add_argument("--subfolder", default="", help="folder inside the repository")
-    parser.add_argument("--revision", help="branch, tag or commit")
+    add_hub_options(parser)
     parser.add_argument("--model", help="language model to read the text with; by default the one the config names")
     parser.add_argument(
         "--features", type=int, nargs="+", metavar="I", help="these features, instead of the strongest"
@@ -28,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from hfsae.analysis.shading import shaded_features
     from hfsae.modeling import SAE
 
-    hub = {"subfolder": args.subfolder, "revision": args.revision}
-    sae = SAE.from_pretrained(args.path, **{name: value for name, value in hub.items() if value})
+    sae = SAE.from_pretrained(args.path, **hub_options(args))
     if args.model is not None:
         sae.config.base_model, sae.config.base_model_revision = args.model, None
     text = sys.stdin.read() if args.text == "-" else args.text

@@ -2,13 +2,13 @@
 
 import argparse
 
+from hfsae.cli.measuring import add_hub_options, hub_options
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares where the SAE is."""
-    parser.add_argument("path", help="folder or Hub repository")
-    parser.add_argument("--subfolder", default="", help="folder inside the repository")
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights of other projects")
+    parser.add_argument("path", help="folder, Hub repository, or release of the catalogue")
+    add_hub_options(parser)
     parser.add_argument("--json", action="store_true", help="print the whole config as JSON")
 
 
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     from hfsae.info import describe
     from hfsae.loading import load_config
 
-    where = {"subfolder": args.subfolder, "revision": args.revision, "allow_pickle": args.allow_pickle}
+    where = hub_options(args)
     if args.json:
         print(load_config(args.path, fetch_weights=True, **where).to_json_string(use_diff=False))
     else:

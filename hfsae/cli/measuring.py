@@ -1,7 +1,20 @@
-"""What `hfsae eval` and `hfsae verify` are both told: the language model and the text to measure an SAE on."""
+"""What several commands are told: where an SAE lies, and the language model and the text to measure it on."""
 
 import argparse
 from typing import Any
+
+
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """Declares which SAE of a place is meant, and how it may be read."""
+    parser.add_argument("--subfolder", default="", help="folder inside the repository, or id of the release")
+    parser.add_argument("--revision", help="branch, tag or commit")
+    parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights of other projects")
+
+
+def hub_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that were given, as `SAE.from_pretrained` and others call them."""
+    names = ("subfolder", "revision", "allow_pickle")
+    return {name: getattr(args, name) for name in names if getattr(args, name)}
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,8 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
         PosixPath('runs/tiny/dashboard.html')
     """
     if output is None:
-        output = Path(source) / DASHBOARD_FILE if Path(source).is_dir() else Path(DASHBOARD_FILE)
+        folder = _folder(source, options.get("subfolder", ""))
+        output = folder / DASHBOARD_FILE if folder is not None else Path(DASHBOARD_FILE)
     return write_dashboard(output=output, **gather(source, **options)._asdict())
 
 
@@ -79,6 +80,9 @@ def ensure_dashboard(folder: str | Path) -> Path:
 def gather(
     source: str | Path,
     *,
+    subfolder: str = "",
+    revision: str | None = None,
+    allow_pickle: bool = False,
     texts: Sequence[str] = (),
     labels: str | Path | None = None,
     model: str | None = None,
@@ -86,6 +90,7 @@ def gather(
     dataset_config: str | None = None,
     split: str = "test",
     max_tokens: int = 1_000_000,
+    batch_size: int = 16,
     disable_tqdm: bool = False,
 ) -> Material:
     """Everything that the dashboard of a saved SAE shows.
@@ -93,6 +98,9 @@ def gather(
     Args:
         source: Folder of the SAE, or a Hub repository. In a folder the features that are collected are kept
             (`features.safetensors`), and used the next time as long as they are of these weights.
+        subfolder: The SAE's folder in it.
+        revision: Branch, tag or commit of the repository.
+        allow_pickle: Whether weights of other projects may be pickles.
         texts: Prompts, for the page of prompts.
         labels: A file of labels, such as the page saved it; they become those beside the weights. None takes those.
         model: The language model; None loads the one that the config names.
@@ -101,6 +109,7 @@ def gather(
         dataset_config: Configuration of that dataset.
         split: Split of that dataset.
         max_tokens: Tokens of it to read.
+        batch_size: Pieces of text per run of the language model.
         disable_tqdm: Whether to show no progress bar.
 
     Raises:
@@ -108,8 +117,9 @@ def gather(
             none was recorded.
         OSError: If the SAE, its language model, the labels or the text is not there.
     """
-    folder = Path(source) if Path(source).is_dir() else None
-    sae = SAE.from_pretrained(source)
+    folder = _folder(source, subfolder)
+    hub = {"revision": revision} if revision else {}
+    sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
     digest = weights_sha256(sae)
     named = _labels(folder, labels, digest)
     if model is not None:
@@ -121,12 +131,20 @@ def gather(
     if collection is None:
         assert lm is not None
         text = text_source(sae.config, source, dataset, dataset_config, split)
-        collection = _collect(sae, lm, tokenizer, text, max_tokens, disable_tqdm)
+        collection = _collect(
+            sae, lm, tokenizer, text, max_tokens=max_tokens, batch_size=batch_size, disable_tqdm=disable_tqdm
+        )
         if folder is not None:
             collection.save(folder)
     if labels is not None and folder is not None:
         write_labels(folder / LABELS_FILE, named, digest)
     return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts)
+
+
+def _folder(source: str | Path, subfolder: str) -> Path | None:
+    """Where the SAE lies on this machine; None if that is the Hub's cache."""
+    place = Path(source) / subfolder
+    return place if place.is_dir() else None
 
 
 def _labels(folder: Path | None, given: str | Path | None, digest: str) -> dict[int, str]:
@@ -156,8 +174,7 @@ def _collect(
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     source: dict[str, Any],
-    max_tokens: int,
-    disable_tqdm: bool,
+    **options: Any,
 ) -> FeatureCollection:
     text = load_source(sae.config, source)
     column = (sae.config.training or {}).get("arguments", {}).get("text_column")
@@ -167,8 +184,7 @@ def _collect(
         model,
         tokenizer,
         text,
-        max_tokens=max_tokens,
         text_column=document_column(text, column),
         dataset=", ".join(named),
-        disable_tqdm=disable_tqdm,
+        **options,
     )

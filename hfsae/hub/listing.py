@@ -19,6 +19,7 @@ from hfsae.hub.repository import Repository, git_blob_id
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, folders_among, natural_order
+from hfsae.saving import files_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,23 @@ def write_listing(
             entries, repo_id=repository.repo_id, existing=existing, license=license, language=language
         )
         (place / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def write_listing_beside(root: Path, entries: Iterable[SAEEntry]) -> None:
+    """Writes the index file and the root card of a folder with many SAEs, as a push of them would.
+
+    Args:
+        root: The folder.
+        entries: Its SAEs, as `hfsae.hub.list_saes` gives them.
+    """
+    entries = list(entries)
+    listed = {entry.name: (entry, git_blob_id((root / entry.name / CONFIG_FILE).read_bytes())) for entry in entries}
+    existing = read_card(root / CARD_FILE) if (root / CARD_FILE).is_file() else None
+    with files_at_once(root) as beside:
+        (beside / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
+        if "" not in listed:
+            card = render_listing(entries, repo_id=root.resolve().name, existing=existing)
+            (beside / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
 
 
 def _others(repository: Repository, pushed: Iterable[str]) -> dict[str, tuple[SAEEntry, str]]:

@@ -16,7 +16,7 @@ from hfsae.hub.card import CARD_FILE, read_card
 from hfsae.hub.errors import reachable, usable_token
 from hfsae.hub.markdown import figure
 from hfsae.hub.metadata import is_ours, number
-from hfsae.loading import holds_config
+from hfsae.loading import holds_config, located
 from hfsae.modeling import SAE
 
 # What a card claims first of all.
@@ -97,8 +97,8 @@ def verify(
     and `self_check` looks whether it reconstructs what it is fed.
 
     Args:
-        source: A Hub repository, a folder or a file.
-        subfolder: The SAE's folder in it.
+        source: A Hub repository, a folder or a file, or a release of the catalogue.
+        subfolder: The SAE's folder in it, or its id in the release.
         revision: Branch, tag or commit.
         token: A token, instead of the one that `hf auth login` stored.
         allow_pickle: Whether weights of other projects may be pickles.
@@ -117,10 +117,11 @@ def verify(
         OSError: If the SAE, its card, the model or the text is not there.
     """
     token = usable_token(token)
+    source, subfolder = located(source, subfolder)
     with reachable():
         at_hub: dict[str, Any] = {} if Path(source).exists() else {"token": token}
         if at_hub:
-            at_hub["revision"] = HfApi(token=token).model_info(str(source), revision=revision).sha
+            at_hub["revision"] = HfApi(token=token).model_info(source, revision=revision).sha
         ours = holds_config(source, {"subfolder": subfolder, **at_hub})
         claimed = _claims(source, subfolder, at_hub) if ours else {}
         sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
@@ -130,7 +131,7 @@ def verify(
     recorded, digest = dict(sae.config.metrics or {}), measured_digest(sae.config)
     again = measure_again(
         sae,
-        str(source),
+        source,
         model=model,
         dataset=dataset,
         dataset_config=dataset_config,

@@ -5,6 +5,7 @@ names of releases and of the SAEs in them are SAELens' own; `SAE.from_pretrained
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -127,6 +128,18 @@ def resolve(name: str, sae_id: str) -> tuple[str, str] | None:
     if release.repo is None:
         raise ValueError(f"{name} is not on the Hub: download it from where {release.source} says, and load the file.")
     return release.repo, release.path_of(sae_id)
+
+
+def located(place: str | os.PathLike, sae_id: str) -> tuple[str, str]:
+    """Where an SAE lies: repository and path if a release is named, else folder or repository and path as they are.
+
+    A folder of a release's name comes before the release.
+
+    Raises:
+        ValueError: As `resolve`.
+    """
+    place = os.fspath(place)
+    return (None if os.path.exists(place) else resolve(place, sae_id)) or (place, sae_id)
 
 
 def release_of(repo: str | None, path: str) -> Release | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from tqdm.auto import tqdm
 
-from hfsae.interop import sparsify_writer
+from hfsae.interop import catalogue, sparsify_writer
 from hfsae.interop.formats import UnknownFormatError, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
@@ -32,10 +32,10 @@ def convert(
     """Converts every SAE that lies at a place and keeps the layout of folders.
 
     Args:
-        source: Folder, file or Hub repository, of any format that `SAE.from_pretrained` reads.
+        source: Folder, file, Hub repository or release of the catalogue; any format that `SAE.from_pretrained` reads.
         destination: Folder to write into; made if missing. A single SAE is written right there.
         to: `"hfsae"`, `"saelens"`, or `"sparsify"`, whose folders are called after the hooked module.
-        subfolder: Only what lies in this folder of the source, or this file.
+        subfolder: Only what lies in this folder of the source, or this file; of a release, an id of its SAEs.
         allow_pickle: Whether pickles may be opened.
         given: Config fields that the source does not say, such as `hook_point`.
         **hub: `revision`, `token`, `cache_dir`.
@@ -53,9 +53,10 @@ def convert(
     """
     if to not in get_args(Target):
         raise ValueError(f"to must be one of {', '.join(get_args(Target))}, got {to!r}.")
+    source, subfolder = catalogue.located(source, subfolder)
     places = list(find(source, subfolder, **hub))
     if not places:
-        raise UnknownFormatError(f"no SAE of a known format lies in {posixpath.join(os.fspath(source), subfolder)}.")
+        raise UnknownFormatError(f"no SAE of a known format lies in {posixpath.join(source, subfolder)}.")
     written = []
     for place in tqdm(places, desc="converting", disable=len(places) == 1):
         with quietly():

@@ -57,7 +57,7 @@ def load_foreign(
     hub: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
     dtype: torch.dtype | str | None = None,
-    device_map: Any = None,
+    placement: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
 ) -> SAE:
     """An SAE of another project as one of ours; what `SAE.from_pretrained` does where no config of ours lies.
@@ -69,7 +69,7 @@ def load_foreign(
             `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
         given: Config fields to override.
         dtype: Of the weights; None keeps the source's.
-        device_map: A device, or `{"": device}`.
+        placement: `device_map` and what belongs to it (`max_memory`, `offload_folder`, ...), as transformers has them.
         allow_pickle: Whether pickles may be opened.
 
     Raises:
@@ -78,16 +78,22 @@ def load_foreign(
             says.
         OSError: If there is no such place.
     """
-    given, place, where = dict(given or {}), os.fspath(place), dict(hub or {})
-    if not os.path.exists(place) and (found := catalogue.resolve(place, where.get("subfolder") or "")):
-        place, where["subfolder"] = found
+    given, where = dict(given or {}), dict(hub or {})
+    place, where["subfolder"] = catalogue.located(place, where.get("subfolder") or "")
     source = Source.open(place, given=given, allow_pickle=allow_pickle, **where)
     draft = read(source)
     config = draft.config(**given)
     class_for(config, wanted, source.path)
     sae = draft.build(config, source.path, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    device = device_map.get("") if isinstance(device_map, dict) else device_map
-    return sae if device in (None, "auto") else cast(SAE, sae.to(device))
+    return _placed(sae, placement) if placement else sae
+
+
+def _placed(sae: SAE, placement: Mapping[str, Any]) -> SAE:
+    """The SAE where transformers puts a model that it loads with the same arguments."""
+    inherited: Any = super(SAE, type(sae))
+    return inherited.from_pretrained(
+        None, config=sae.config, state_dict=sae.state_dict(), dtype=sae.W_dec.dtype, **placement
+    )
 
 
 def recognise(source: Source) -> str:

@@ -1,6 +1,9 @@
 """`hfsae dashboard` and `hfsae space`."""
 
+from pathlib import Path
+
 import pytest
+from huggingface_hub import HfApi
 
 from hfsae.cli import main
 from tests.dashboard.tiny import index_of, saved_sae
@@ -22,6 +25,22 @@ def test_a_page_and_a_space_are_written(place, capsys):
     assert "hf upload ORG/NAME" in capsys.readouterr().out
     assert index_of(place / "space" / "index.html")["title"] == "My features"
     assert "title: My features" in (place / "space" / "README.md").read_text()
+
+
+def test_one_of_many_is_shown_from_a_folder_and_from_a_revision_on_the_hub(hub, place, monkeypatch):
+    text = ["--dataset", str(place / "text.jsonl"), "--split", "train", "--tokens", "200", "--batch-size", "4"]
+    assert main(["dashboard", str(place), "--subfolder", "sae", *text]) == 0
+    here = index_of(place / "sae" / "dashboard.html")
+
+    HfApi().create_repo("tester/many")
+    HfApi().upload_folder(repo_id="tester/many", folder_path=place / "sae", path_in_repo="deep/one")
+    HfApi().create_tag("tester/many", tag="v1")
+    HfApi().delete_folder("deep", "tester/many")
+    monkeypatch.chdir(place)
+    where = ["tester/many", "--subfolder", "deep/one"]
+    assert main(["dashboard", *where, "--revision", "v1", *text]) == 0
+    assert index_of(place / "dashboard.html") == here
+    assert main(["dashboard", *where, *text, "--output", "gone.html"]) == 1 and not Path("gone.html").exists()
 
 
 def test_a_push_makes_and_takes_a_dashboard_along(hub, place, capsys):

@@ -11,6 +11,7 @@ from hfsae import SAE
 from hfsae.cli import main
 from hfsae.evaluation.saved import evaluate_saved
 from hfsae.hub import verify, write_card
+from hfsae.interop.catalogue import Release, releases
 
 REPO = "tester/checked"
 
@@ -87,3 +88,31 @@ def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(tra
     assert "It does not reconstruct what it is fed here: L0" in out and "What SAELens says of it is not true" in out
     with pytest.raises(ValueError, match="which holds no metrics: convert it first"):
         evaluate_saved(folder, dataset="x")
+
+
+def test_a_release_of_the_catalogue_is_checked_by_its_name(published, trained_folder, tmp_path, monkeypatch, capsys):
+    sae = SAE.from_pretrained(trained_folder)
+    sae.config.base_model, sae.config.hook_point = "tester/tiny-lm", None
+    sae.to_saelens(tmp_path / "deep" / "layer_1")
+    HfApi().create_repo("tester/theirs")
+    HfApi().upload_folder(repo_id="tester/theirs", folder_path=tmp_path)
+    release = Release(
+        name="a-release",
+        repo="tester/theirs",
+        base_model="tester/tiny-lm",
+        format="SAELens",
+        architecture="topk",
+        places=["resid_post"],
+        n_saes=1,
+        licence=None,
+        source="this test",
+        tried=True,
+        patterns=[["blocks.{0}.post", "deep/layer_{0}"]],
+    )
+    monkeypatch.setitem(releases(), "a-release", release)
+    protocol = sae.config.metrics["protocol"]
+    text = ["--dataset", protocol["dataset"], "--split", protocol["split"], "--tokens", "2000"]
+    assert main(["verify", "a-release", "--subfolder", "blocks.1.post", *text]) == 0
+    assert "What SAELens says of it is true" in capsys.readouterr().out
+    assert main(["verify", "a-release", "--subfolder", "blocks.1.pre", *text]) == 1
+    assert "a-release has no SAE 'blocks.1.pre'; its ids are such as blocks.N.post" in capsys.readouterr().err

@@ -132,6 +132,16 @@ def test_a_release_is_loaded_by_its_name_with_what_its_files_leave_out(own_relea
     torch.testing.assert_close(sae.encode(X), own_release.features(0.5 * (X - X.mean(1, keepdim=True))))
 
 
+def test_a_release_is_converted_and_described_by_its_name(own_release, tmp_path: Path, capsys):
+    place = ["a-release", "--subfolder", "blocks.3.pre"]
+    assert main(["info", *place]) == 0 and "transformer.h.3.input" in capsys.readouterr().out
+    assert main(["convert", "a-release", str(tmp_path / "out"), *place[1:]]) == 0
+    sae = SAE.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(sae.encode(X), own_release.features(0.5 * (X - X.mean(1, keepdim=True))))
+    assert main(["convert", "a-release", str(tmp_path / "all")]) == 1
+    assert "its ids are such as blocks.N.pre" in capsys.readouterr().err
+
+
 def test_the_command_lists_and_filters(capsys: pytest.CaptureFixture[str]):
     assert main(["catalogue", "llama", "scope", "--architecture", "jumprelu"]) == 0
     said = capsys.readouterr().out

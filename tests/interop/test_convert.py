@@ -1,6 +1,7 @@
 """One SAE or a whole repository, from any format into three."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from huggingface_hub import HfApi
 
 from hfsae import SAE
 from hfsae.cli import main
+from hfsae.hub import list_saes
 from hfsae.interop.convert import convert, find
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D, Foreign
@@ -109,10 +111,23 @@ def test_the_command_writes_cards_and_the_table_of_them_all(
     source, out = str(tmp_path / "zoo"), tmp_path / "out"
     assert main(["convert", source, str(out), "--allow-pickle", "--set", "context_length=99"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(out / name) for name in sorted(zoo)]
+    assert [entry.name for entry in list_saes(out)] == sorted(zoo)
     table = (out / "README.md").read_text()
     for name in zoo:
         assert f"({name}/README.md)" in table and (out / name / "README.md").is_file()
         assert SAE.from_pretrained(out / name).config.context_length == 99
+
+
+def test_what_was_converted_is_listed_on_the_hub_without_reading_each_config(
+    hub: HubServer, zoo: dict[str, Foreign], tmp_path: Path
+):
+    assert main(["convert", str(tmp_path / "zoo"), str(tmp_path / "out"), "--allow-pickle"]) == 0
+    HfApi().create_repo("tester/converted")
+    HfApi().upload_folder(repo_id="tester/converted", folder_path=tmp_path / "out")
+    hub.requests.clear()
+    listed, here = list_saes("tester/converted"), list_saes(tmp_path / "out")
+    assert [replace(entry, repo_id=str(tmp_path / "out")) for entry in listed] == here and len(here) == len(zoo)
+    assert not hub.requests.matching(path="config.json")
 
 
 def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

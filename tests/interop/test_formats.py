@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,10 +80,34 @@ def test_a_class_takes_only_its_own(tmp_path: Path):
         TopKSAE.from_pretrained(FOREIGN["saelens_standard"](tmp_path / "b").path)
 
 
-def test_a_device_and_a_loading_report_on_request(tmp_path: Path):
-    foreign = sparsify_topk(tmp_path)
-    sae, info = SAE.from_pretrained(foreign.path, device_map={"": "cpu"}, output_loading_info=True)
-    assert sae.W_dec.device.type == "cpu" and not info
+@pytest.mark.parametrize("name", ["sparsify_topk", "saelens_jumprelu"])
+@pytest.mark.parametrize("device_map", ["cpu", "auto", "meta", torch.device("cpu"), {"": "cpu"}, {"": "meta"}, None])
+def test_it_lies_where_transformers_puts_one_of_ours(name: str, device_map: Any, tmp_path: Path):
+    foreign = FOREIGN[name](tmp_path / "theirs")
+    load(foreign).save_pretrained(tmp_path / "ours")
+    theirs, ours = (
+        load(foreign, device_map=device_map),
+        SAE.from_pretrained(tmp_path / "ours", device_map=device_map),
+    )
+    devices = {key: tensor.device for key, tensor in ours.state_dict().items()}
+    assert {key: tensor.device for key, tensor in theirs.state_dict().items()} == devices
+    if "meta" not in str(device_map):
+        torch.testing.assert_close(theirs.encode(X), foreign.features(X), rtol=0, atol=1e-5)
+
+
+def test_auto_spreads_by_the_memory_that_there_is(tmp_path: Path):
+    sae = load(sparsify_topk(tmp_path), device_map="auto", max_memory={"cpu": "1GB"}, dtype="bfloat16")
+    assert {(tensor.device.type, tensor.dtype) for tensor in (sae.W_dec, sae.encoder.weight)} == {
+        ("cpu", torch.bfloat16)
+    }
+    assert sae.input_scale.dtype == torch.float32
+    with pytest.raises(ValueError, match="device_map"):
+        load(sparsify_topk(tmp_path), device_map="everywhere")
+
+
+def test_a_loading_report_on_request(tmp_path: Path):
+    _, info = SAE.from_pretrained(sparsify_topk(tmp_path).path, output_loading_info=True)
+    assert not info
 
 
 # -- what cannot be read ----------------------------------------------------------------------------------------------
