@@ -242,9 +242,13 @@ class SAE(Doors, PreTrainedModel):
         index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
         return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
 
+    @property
+    def _encoder_center(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
+
     def encoder_input(self, scaled: Tensor) -> Tensor:
         """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
-        return scaled - self.b_dec if self.config.subtract_b_dec else scaled
+        return scaled if self._encoder_center is None else scaled - self._encoder_center
 
     def encode(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
         """Dense feature activations, by the inference rule.
@@ -270,8 +274,7 @@ class SAE(Doors, PreTrainedModel):
         return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
 
     def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
-        center = self.b_dec if self.config.subtract_b_dec else None
-        return encode(x, self.encoder_rows, self.encoder_bias, center, selection, path)
+        return encode(x, self.encoder_rows, self.encoder_bias, self._encoder_center, selection, path)
 
     def decode(self, features: Tensor | SparseFeatures, activations: Tensor | None = None) -> Tensor:
         """Activations (..., d_out) that the features stand for.
@@ -341,7 +344,7 @@ class SAE(Doors, PreTrainedModel):
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
             losses["auxk"] = auxk_loss(
-                step, self.encoder_input(x), self.encoder_rows, self.encoder_bias, self.decoder_rows
+                step, self.encoder_rows, self.encoder_bias, self._encoder_center, self.decoder_rows
             )
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfsae.functional import Pattern, at_least_float32
+from hfsae.functional import Pattern, TopK, at_least_float32, encode
 from hfsae.outputs import StepState
 
 
@@ -46,30 +46,28 @@ def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     return error.pow(2).sum() / max(len(target), 1)
 
 
-def auxk_loss(step: TrainingStep, encoder_input: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+def auxk_loss(step: TrainingStep, weight: Tensor, bias: Tensor, center: Tensor | None, rows: Tensor) -> Tensor:
     """Lets the strongest dead features reconstruct what the living ones missed.
 
     `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / max(‖e − ē‖², 1e-6 ‖s·x‖²)`, with k_aux = d/2, e the detached residual
     and V the batch's summed variance, which puts the term in the units of the mean squared error (Gao et al. 2024,
-    arXiv:2406.04093, A.2, in the centred form of dictionary_learning's code). The dead rows are gathered first and
-    then worked on densely: the cost is n_dead/n of a dense pass.
+    arXiv:2406.04093, A.2, in the centred form of dictionary_learning's code). It is a TopK SAE of the dead rows, which
+    are gathered first: the cost is at most n_dead/n of a dense pass.
 
     Args:
         step: The step; `step.state.dead` must hold at least one dead feature.
-        encoder_input: (N, d_in) what the encoder sees (`b_dec` subtracted where it is).
         weight: (n, d_in) encoder rows.
         bias: (n,).
+        center: (d_in,) what the encoder subtracts (`b_dec`), or None.
         rows: (n, d_out) decoder rows.
     """
     assert step.state.dead is not None
     dead = step.state.dead.nonzero()[:, 0]
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
-    pre = torch.relu(torch.nn.functional.linear(encoder_input, weight[dead], bias[dead]))
-    if len(dead) > k_aux:
-        smallest = pre.detach().topk(k_aux, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        pre = pre * (pre >= smallest)
-    error = (residual - pre @ rows[dead]).pow(2).sum()
+    strongest = TopK(min(k_aux, len(dead)))
+    pattern, pre = encode(step.x, weight[dead], bias[dead], center, strongest, step.state.path)
+    error = (residual - pattern.decode(pattern.keep(torch.relu(pre)), rows[dead])).pow(2).sum()
     target = at_least_float32(step.target).detach()
     variance = (target - target.mean(0)).pow(2).sum() / max(len(target), 1)
     spread = (residual - residual.mean(0)).pow(2).sum()

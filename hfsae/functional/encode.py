@@ -3,6 +3,7 @@
 The one place that chooses between the two.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -107,9 +108,10 @@ def _product_in_chunks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tens
     tokens = CHUNK_BYTES // (4 * n_features)
     if x.device.type == "cpu":
         tokens = min(tokens, max(_EFFICIENT_TOKENS, _CACHE_BYTES // (4 * n_features)))
-    tokens = max(1, tokens)
-    made = x.new_empty(min(tokens, len(x)), n_features)
-    for part in x.split(tokens):
+    # Chunks of one size: a short one at the end reads the weights for hardly any tokens.
+    chunks = x.tensor_split(max(1, math.ceil(len(x) / max(1, tokens))))
+    made = x.new_empty(len(chunks[0]), n_features)
+    for part in chunks:
         yield torch.addmm(bias, part, weight.T, out=made[: len(part)])
 
 

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from hfsae.modeling import SAE
 
+_ROWS_IN_CACHE = 512
+
 
 def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
     """Fused Adam over an SAE's parameters, thresholds in a group of their own."""
@@ -21,9 +23,13 @@ def remove_parallel_gradient(rows: nn.Parameter) -> None:
     Args:
         rows: (n, d) parameter whose rows have unit norm and which has a gradient.
     """
-    if rows.grad is not None:
-        along = torch.einsum("nd,nd->n", rows.grad, rows)
-        rows.grad.addcmul_(rows, along[:, None], value=-1)
+    if rows.grad is None:
+        return
+    # On a CPU, blocks that stay in its cache between the two lines.
+    block = _ROWS_IN_CACHE if rows.device.type == "cpu" else len(rows)
+    for grad, row in zip(rows.grad.split(block), rows.split(block), strict=True):
+        along = (grad * row).sum(1, keepdim=True)
+        grad.addcmul_(row, along, value=-1)
 
 
 @torch.no_grad()
