@@ -14,7 +14,7 @@ from hfsae.dashboard.write import write_dashboard
 from hfsae.data import document_column
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved import load_source, text_source
-from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE
+from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
 from hfsae.modeling import SAE
 
@@ -72,7 +72,7 @@ def ensure_dashboard(folder: str | Path) -> Path:
         ValueError, OSError: As `gather`.
     """
     page = Path(folder) / DASHBOARD_FILE
-    if page.is_file() and weights_sha256(SAE.from_pretrained(folder)) in page.read_text(encoding="utf-8"):
+    if page.is_file() and is_dashboard_of(page, SAE.from_pretrained(folder)):
         return page
     return make_dashboard(folder)
 

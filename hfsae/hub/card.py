@@ -88,7 +88,7 @@ def render_card(
         license=license,
         language=language,
     )
-    values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config))
+    values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
     block = render("sae_card.md.jinja", values)
     if existing is not None:
         data = merge(cast(ModelCardData, existing.data), data)
@@ -226,7 +226,17 @@ def _draw(folder: Path, config: SAEConfig) -> None:
             plots.feature_density(density, beside / FEATURE_DENSITY)
 
 
-def _beside(folder: Path | None, config: SAEConfig) -> set[str]:
-    """The files that can be shown; a histogram left by an earlier evaluation is none of them."""
+def is_dashboard_of(page: Path, sae: SAE) -> bool:
+    """Whether a dashboard shows the features of these weights, whose digest every page holds."""
+    return weights_sha256(sae) in page.read_text(encoding="utf-8", errors="replace")
+
+
+def _beside(folder: Path | None, config: SAEConfig, sae: SAE | None) -> set[str]:
+    """The files that can be shown: no histogram of an earlier evaluation, no dashboard of other weights."""
+    if folder is None:
+        return set()
     names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if (config.metrics or {}).get("density") else set())
-    return {name for name in names if folder is not None and (folder / name).is_file()}
+    found = {name for name in names if (folder / name).is_file()}
+    if sae is not None and DASHBOARD_FILE in found and not is_dashboard_of(folder / DASHBOARD_FILE, sae):
+        found.remove(DASHBOARD_FILE)
+    return found

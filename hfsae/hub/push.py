@@ -20,6 +20,7 @@ from hfsae.hub.card import (
     LABELS_FILE,
     LOG_FILE,
     TRAINING_CURVE,
+    is_dashboard_of,
     read_card,
     write_card,
 )
@@ -117,11 +118,13 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, fields:
     sae, prefix = saved.sae, f"{name}/" if name else ""
     with quietly():
         sae.save_pretrained(place)
-    for path in (LOG_FILE, CARD_FILE, LABELS_FILE, DASHBOARD_FILE):
+    for path in (LOG_FILE, CARD_FILE, LABELS_FILE):
         if saved.folder is not None and (saved.folder / path).is_file():
             shutil.copy(saved.folder / path, place / path)
     if saved.folder is None and (log := _published_log(repository, prefix, sae.config)):
         shutil.copy(log, place / LOG_FILE)
+    if page := _dashboard(repository, prefix, saved):
+        shutil.copy(page, place / DASHBOARD_FILE)
     if sae.config.metrics is not None:
         write_json(place / METRICS_FILE, sae.config.metrics)
     published = repository.download(prefix + CARD_FILE)
@@ -145,6 +148,17 @@ def _published_log(repository: Repository, prefix: str, config: SAEConfig) -> Pa
     published = json.loads(config_file.read_text(encoding="utf-8"))
     same = isinstance(published, dict) and published.get("training") == json.loads(json.dumps(config.training))
     return repository.download(prefix + LOG_FILE) if same else None
+
+
+def _dashboard(repository: Repository, prefix: str, saved: Saved) -> Path | None:
+    """The dashboard of these very weights, where there is one: the folder's, or else the one that is published."""
+    page = None if saved.folder is None else saved.folder / DASHBOARD_FILE
+    if page is not None and page.is_file():
+        if is_dashboard_of(page, saved.sae):
+            return page
+        logger.warning("%s shows other weights and is not pushed; `hfsae dashboard` makes it anew", page)
+    published = repository.download(prefix + DASHBOARD_FILE)
+    return published if published is not None and is_dashboard_of(published, saved.sae) else None
 
 
 def _left_over(repository: Repository, place: Path, name: str) -> list[str]:

@@ -192,6 +192,15 @@ def test_a_histogram_of_an_earlier_evaluation_is_not_shown(pictured: Path):
     assert "feature_density.png" not in write_card(pictured, sae).read_text(encoding="utf-8")
 
 
+def test_a_dashboard_is_linked_while_it_shows_these_weights(folder: Path):
+    sae = SAE.from_pretrained(folder)
+    (folder / "dashboard.html").write_text(weights_sha256(sae))
+    assert "](dashboard.html)" in write_card(folder).read_text(encoding="utf-8")
+    with torch.no_grad():
+        sae.b_dec += 1
+    assert "](dashboard.html)" not in write_card(folder, sae).read_text(encoding="utf-8")
+
+
 def test_writing_twice_gives_the_same_bytes(pictured: Path):
     def written() -> dict[str, bytes]:
         write_card(pictured)

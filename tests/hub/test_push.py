@@ -53,18 +53,25 @@ def test_what_training_left_in_the_folder_goes_along(hub, tmp_path):
     assert "](training_curve.png)" in files["README.md"].decode()
 
 
-def test_the_dashboard_and_labels_go_along_and_a_dashboard_of_other_weights_does_not_stay(hub, sae, tmp_path):
+def test_the_dashboard_of_the_weights_and_labels_go_along_and_stay(hub, sae, tmp_path):
     sae.save_pretrained(tmp_path)
-    (tmp_path / "dashboard.html").write_text("<!doctype html>")
+    (tmp_path / "dashboard.html").write_text(f"<!doctype html>{weights_sha256(sae)}")
     (tmp_path / "labels.json").write_text("{}")
     sae.push_to_hub(REPO, folder=tmp_path)
+    sae.push_to_hub(REPO, license="mit")
     files = hub.repo(REPO).files()
-    assert {"dashboard.html", "labels.json"} <= files.keys()
+    assert {"dashboard.html", "labels.json"} <= files.keys() and commits(hub) == 2
     assert "](dashboard.html)" in files["README.md"].decode()
-    sae.push_to_hub(REPO)
+
+
+def test_a_dashboard_of_other_weights_neither_goes_along_nor_stays(hub, sae, other, tmp_path, caplog):
+    (tmp_path / "dashboard.html").write_text(f"<!doctype html>{weights_sha256(sae)}")
+    sae.push_to_hub(REPO, folder=tmp_path)
+    assert "dashboard.html" in hub.repo(REPO).files()
+    other.push_to_hub(REPO, folder=tmp_path)
     files = hub.repo(REPO).files()
-    assert "labels.json" in files and "dashboard.html" not in files
-    assert "](dashboard.html)" not in files["README.md"].decode()
+    assert "dashboard.html" not in files and "](dashboard.html)" not in files["README.md"].decode()
+    assert "dashboard.html shows other weights and is not pushed; `hfsae dashboard` makes it anew" in caplog.text
 
 
 def test_an_sae_from_the_hub_keeps_its_curve_when_it_is_pushed_again_and_one_of_another_training_does_not(

@@ -56,6 +56,15 @@ def test_the_root_card_has_a_row_for_each(zoo):
         assert link in zoo.repo(ZOO).files()
 
 
+def test_figures_for_programs_are_on_the_card_of_each_and_in_the_index_not_on_the_root_card(zoo):
+    """The client would give the figures of all entries of a `model-index` to the name of the last."""
+    cards = {name: ModelCard(zoo.repo(ZOO).files()[f"{name}README.md"].decode()) for name in ("", f"{NAMES[1]}/")}
+    assert not cards[""].data.eval_results and "model-index" not in cards[""].data.to_dict()
+    results = {result.metric_type: result.metric_value for result in cards[f"{NAMES[1]}/"].data.eval_results}
+    index = json.loads(zoo.repo(ZOO).files()["saes.json"])["saes"][NAMES[1]]
+    assert index["metrics"].items() <= results.items() and results["l0"] == 8.0
+
+
 def test_a_further_push_adds_a_row_and_keeps_the_others_and_what_people_wrote(zoo):
     api = HfApi()
     card = zoo.repo(ZOO).files()["README.md"].decode().replace("license: mit", "license: mit\nthumbnail: a.png")
