@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 LAYERS = (1, 2)
 SPARSITIES = (8, 32)
 N_FEATURES = 512
-TRAINING_TOKENS, EVAL_TOKENS = 200_000, 8_000
+TRAINING_TOKENS, EVAL_TOKENS = 500_000, 8_000
 SEED = 0
 REPO_ID, LICENSE = "hfsae/tiny-lm-zoo", "apache-2.0"
 
@@ -58,7 +58,7 @@ def arguments(
         eval_tokens=eval_tokens,
         n_features=N_FEATURES,
         training_tokens=training_tokens,
-        train_batch_tokens=2048,
+        train_batch_tokens=1024,
         calibration_tokens=16_384,
         save_steps=0,
         seed=SEED,

@@ -37,7 +37,7 @@ def test_the_table_in_the_docs_is_that_of_the_root_card():
 def test_a_card_of_the_zoo_says_on_how_many_tokens_it_was_trained():
     for name in members():
         text = (CARDS / name / "README.md").read_text()
-        assert "| tokens | 200,704 |" in text and f"{N_FEATURES} features" in text and "](training_curve.png)" in text
+        assert "| tokens | 499,712 |" in text and f"{N_FEATURES} features" in text and "](training_curve.png)" in text
 
 
 @pytest.mark.slow
