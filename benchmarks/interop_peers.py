@@ -6,8 +6,8 @@
 Each project makes SAEs of its own architectures with random weights, saves them with its own code, and computes
 features and reconstructions; hfsae loads the files and computes the same. Then the other way round: hfsae's SAEs are
 written in their formats, loaded with their code and compared. Prints one row a format, architecture and direction: the
-largest difference of any feature and of any element of a reconstruction, in units of the largest of each; `--json`
-keeps them.
+largest difference of any feature and of any element of a reconstruction, in units of the largest of each, and how many
+tokens were left out because rounding decides there which features are active; `--json` keeps them.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from hfsae.architectures import config_class_of
 from hfsae.hooks import capture, resolve_hook_point
 
 EXPANSION, K = 8, 16
+# How near a pre-activation is to a threshold or to the next one, in units of the largest feature, to count as a tie.
+TIE = 1e-6
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     direction: str
     features: float
     reconstruction: float
+    ties: int
 
 
 class Theirs(NamedTuple):
@@ -87,7 +90,7 @@ def scramble(module: nn.Module, x: Tensor, seed: int) -> None:
 
 # -- theirs, read by hfsae --------------------------------------------------------------------------------------------
 def sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
-    """Every architecture that SAELens saves for inference."""
+    """Every architecture that SAELens saves for inference, and those it saves as JumpReLU after training."""
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
@@ -115,6 +118,31 @@ def sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
         path = folder / title.replace(" ", "_")
         sae.save_model(path)
         yield title, Theirs(path, sae.encode, sae)
+    yield from _trained_by_sae_lens(folder, x)
+
+
+def _trained_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
+    """BatchTopK and Matryoshka: their trainers' SAEs, compared with what SAELens loads of what these save."""
+    from sae_lens import SAE as LensSAE
+    from sae_lens.registry import get_sae_training_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    d_in, n_features = x.shape[1], EXPANSION * x.shape[1]
+    nested = {"matryoshka_widths": [n_features // 4, n_features // 2, n_features]}
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "batchtopk": ("batchtopk", {}),
+        "batchtopk, no decoder norm": ("batchtopk", {"rescale_acts_by_decoder_norm": False}),
+        "matryoshka": ("matryoshka_batchtopk", nested),
+    }
+    for seed, (title, (architecture, options)) in enumerate(forms.items()):
+        sae_class, config_class = get_sae_training_class(architecture)
+        metadata = SAEMetadata(model_name="gpt2-small", hook_name="blocks.1.hook_resid_post")
+        sae = sae_class(config_class(d_in=d_in, d_sae=n_features, k=K, metadata=metadata, **options))
+        scramble(sae, x, seed)
+        path = folder / title.replace(" ", "_")
+        sae.save_inference_model(path)
+        loaded = LensSAE.load_from_disk(path)
+        yield title, Theirs(path, loaded.encode, loaded)
 
 
 def sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:
@@ -177,40 +205,62 @@ def dictionary_learning(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]
 # -- ours, read by theirs ---------------------------------------------------------------------------------------------
 def ours(architecture: str, x: Tensor, **options: Any) -> SAE:
     """One of our SAEs with random weights and an input scale that has to be folded in."""
-    if architecture in ("topk", "batch_topk"):
+    if architecture in ("topk", "batch_topk", "matryoshka"):
         options["k"] = K
-    config = config_class_of(architecture)(
-        d_in=x.shape[1],
-        expansion_factor=EXPANSION,
-        base_model="EleutherAI/pythia-70m",
-        hook_point="gpt_neox.layers.1.output",
-        **options,
-    )
-    sae = SAE.from_config(config)
+    fields = {"base_model": "EleutherAI/pythia-70m", "hook_point": "gpt_neox.layers.1.output", **options}
+    sae = SAE.from_config(config_class_of(architecture)(d_in=x.shape[1], expansion_factor=EXPANSION, **fields))
     scramble(sae, x, seed=17)
+    sae.input_scale.fill_(0.7)
+    if sae.config.is_transcoder:
+        sae.output_scale.fill_(1.3)
     return sae.eval()
 
 
+# Where a transcoder of ours leads from and to.
+TRANSCODER = {"hook_point": "gpt_neox.layers.1.mlp.input", "target_hook_point": "gpt_neox.layers.1.mlp.output"}
+SKIP = {"skip": True}
+
+
 def read_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs]]:
-    """All five, loaded with SAELens."""
+    """All that it has a class for, loaded with SAELens."""
     from sae_lens import SAE as LensSAE
 
-    for architecture in ("standard", "topk", "batch_topk", "jumprelu", "gated"):
-        sae = ours(architecture, x)
-        sae.input_scale.fill_(0.7)
-        loaded = LensSAE.load_from_disk(sae.to_saelens(folder / architecture))
-        yield architecture, sae, Theirs(folder, loaded.encode, loaded)
+    forms = {name: (name, {}) for name in ("standard", "topk", "batch_topk", "matryoshka", "jumprelu", "gated")}
+    for name in ("standard", "jumprelu", "batch_topk"):
+        forms |= {f"{name} transcoder": (name, TRANSCODER), f"{name} skip transcoder": (name, TRANSCODER | SKIP)}
+    for title, (architecture, options) in forms.items():
+        sae = ours(architecture, x, **options)
+        loaded = LensSAE.load_from_disk(sae.to_saelens(folder / title.replace(" ", "_")))
+        yield title, sae, Theirs(folder, loaded.encode, loaded)
 
 
 def read_by_sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs]]:
-    """TopK and groupmax, loaded with sparsify."""
+    """All that it holds, loaded with sparsify."""
     from sparsify import SparseCoder
 
-    for activation in ("topk", "groupmax"):
-        sae = ours("topk", x, activation=activation)
-        sae.input_scale.fill_(0.7)
-        coder = SparseCoder.load_from_disk(sae.to_sparsify(folder / activation))
-        yield activation, sae, Theirs(folder, lambda x, coder=coder: _dense(coder, x), lambda x, c=coder: c(x).sae_out)
+    forms: dict[str, dict[str, Any]] = {
+        "topk": {},
+        "groupmax": {"activation": "groupmax"},
+        "topk transcoder": TRANSCODER,
+        "topk skip transcoder": TRANSCODER | SKIP,
+    }
+    for title, options in forms.items():
+        sae = ours("topk", x, **options)
+        coder = SparseCoder.load_from_disk(sae.to_sparsify(folder / title.replace(" ", "_")))
+        yield title, sae, Theirs(folder, lambda x, coder=coder: _dense(coder, x), lambda x, c=coder: c(x).sae_out)
+
+
+def tied(sae: SAE, x: Tensor, theirs: Tensor) -> Tensor:
+    """(tokens,) bool: where another feature is active, and a pre-activation all but equals what selects it."""
+    features, pre = sae.encode(x), sae.pre_activations(x)
+    if (threshold := getattr(sae, "threshold", None)) is not None:
+        gap = (pre - threshold).abs().amin(1)
+    elif (k := getattr(sae.config, "k", None)) is not None:
+        last, next_one = pre.topk(k + 1).values[:, -2:].unbind(1)
+        gap = last - next_one
+    else:
+        return torch.zeros(len(x), dtype=torch.bool)
+    return ((features != 0) != (theirs != 0)).any(1) & (gap < TIE * features.max())
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -218,28 +268,35 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
+def row(name: str, architecture: str, direction: str, sae: SAE, theirs: Theirs, x: Tensor) -> Row:
+    """The comparison of our SAE with theirs."""
+    features = theirs.features(x)
+    assert 0 < float((features != 0).float().mean()) < 0.9, f"{name} {architecture}: a poor example"
+    ties = tied(sae, x, features)
+    errors = (
+        difference(sae.encode(x)[~ties], features[~ties]),
+        difference(sae(x).reconstruction[~ties], theirs.reconstruct(x)[~ties]),
+    )
+    return Row(name, architecture, direction, *errors, int(ties.sum()))
+
+
 @torch.no_grad()
 def compare(x: Tensor) -> Iterator[Row]:
     """All rows."""
     with tempfile.TemporaryDirectory() as scratch:
-        for make in (sae_lens, sparsify, dictionary_learning):
-            folder = Path(scratch) / make.__name__
+        for name, make in {
+            "SAELens": sae_lens,
+            "sparsify": sparsify,
+            "dictionary_learning": dictionary_learning,
+        }.items():
+            folder = Path(scratch) / name
             folder.mkdir()
             for architecture, theirs in make(folder, x):
                 sae = SAE.from_pretrained(theirs.path, allow_pickle=True)
-                features = theirs.features(x)
-                assert 0 < float((features != 0).float().mean()) < 0.9, (
-                    f"{make.__name__} {architecture}: a poor example"
-                )
-                errors = difference(sae.encode(x), features), difference(sae(x).reconstruction, theirs.reconstruct(x))
-                yield Row(make.__name__, architecture, "read", *errors)
-        for read in (read_by_sae_lens, read_by_sparsify):
-            for architecture, sae, theirs in read(Path(scratch) / read.__name__, x):
-                errors = (
-                    difference(theirs.features(x), sae.encode(x)),
-                    difference(theirs.reconstruct(x), sae(x).reconstruction),
-                )
-                yield Row(read.__name__.removeprefix("read_by_"), architecture, "written", *errors)
+                yield row(name, architecture, "read", sae, theirs, x)
+        for name, read in {"SAELens": read_by_sae_lens, "sparsify": read_by_sparsify}.items():
+            for architecture, sae, theirs in read(Path(scratch) / f"our {name}", x):
+                yield row(name, architecture, "written", sae, theirs, x)
 
 
 def main() -> None:
@@ -256,13 +313,12 @@ def main() -> None:
     versions = {package: version(package) for package in packages}
     if args.json:
         protocol = {"model": args.model, "layer": args.layer, "activations": list(x.shape), "versions": versions}
-        args.json.write_text(json.dumps({"protocol": protocol, "rows": [row._asdict() for row in rows]}, indent=2))
+        args.json.write_text(json.dumps({"protocol": protocol, "rows": [one._asdict() for one in rows]}, indent=2))
     print(f"{len(x)} activations of size {x.shape[1]}; {', '.join(f'{name} {v}' for name, v in versions.items())}\n")
-    print("| format | architecture | direction | features | reconstructions |\n|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row.format} | {row.architecture} | {row.direction} | {row.features:.1e} | {row.reconstruction:.1e} |"
-        )
+    print("| format | architecture | direction | features | reconstructions | ties |\n|---|---|---|---|---|---|")
+    for one in rows:
+        errors = " | ".join("0" if error == 0 else f"{error:.1e}" for error in (one.features, one.reconstruction))
+        print(f"| {one.format} | {one.architecture} | {one.direction} | {errors} | {one.ties} |")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 Most facts are in the list of releases that SAELens ships (`sae_lens/pretrained_saes.yaml`, MIT licence): repository,
 base model, loader, and which id means which path. Long lists of ids and paths become patterns wherever one does; ids
 that no pattern covers stay as they are. Further releases and licences are written below with where they were read.
+What a format's reader knows of all its SAEs (context length, BOS, special tokens) stands there, with the source.
 """
 
 import importlib.util
@@ -46,10 +47,22 @@ ROLES = (
     (r"hook_resid_pre", ["resid_pre"]),
     (r"resid|res\b|-res-|lxr|r1_distill|goodfire|qwen_scope", ["resid_post"]),
 )
-LICENCES = {  # by the beginning of the repository's name; read in the READMEs of the repositories named behind
-    "google/gemma-scope-2b-": "cc-by-4.0",  # google/gemma-scope-2b-pt-res
+# The licence that the Hub shows, by repository or the beginning of several names; which were looked at stands behind.
+LICENCES = {
+    "google/gemma-scope-2b-pt-": "cc-by-4.0",  # google/gemma-scope-2b-pt-res, -att, -mlp, -transcoders
+    "google/gemma-scope-9b-pt-res": "cc-by-4.0",  # itself, as those that follow
+    "google/gemma-scope-9b-pt-att": "cc-by-4.0",
+    "google/gemma-scope-27b-pt-res": "cc-by-4.0",
     "fnlp/Llama3_1-8B-Base-": "apache-2.0",  # fnlp/Llama-Scope
-    "EleutherAI/sae-llama-3.1-8b-": "mit",  # EleutherAI/sae-llama-3.1-8b-64x
+    "fnlp/Llama-Scope-R1-Distill": "apache-2.0",
+    "EleutherAI/sae-llama-3-8b-32x": "mit",
+    "EleutherAI/sae-llama-3.1-8b-": "mit",  # EleutherAI/sae-llama-3.1-8b-64x, -32x
+    "Goodfire/Llama-3.1-8B-Instruct-SAE-l19": "llama3.1",
+    "Goodfire/Llama-3.3-70B-Instruct-SAE-l50": "llama3.3",
+    "jbloom/GPT2-Small-SAEs-Reformatted": "mit",
+    "jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs": "mit",
+    "mwhanna/qwen3-4b-transcoders": "mit",
+    "mwhanna/qwen3-14b-transcoders": "mit",
 }
 # What SAELens' list has not: name, repository, base model, and where it was read.
 SPARSIFY = "https://pypi.org/project/eai-sparsify/"
@@ -116,7 +129,7 @@ def release(name: str, said: dict[str, Any], source: str) -> dict[str, Any] | No
         "places": next((roles for pattern, roles in ROLES if re.search(pattern, told)), []),
         "n_saes": len(saes),
         "patterns": patterns,
-        "licence": next((licence for start, licence in LICENCES.items() if said["repo_id"].startswith(start)), None),
+        "licence": licence(said["repo_id"]),
         "source": source,
         "tried": False,
     }
@@ -132,6 +145,12 @@ def release(name: str, said: dict[str, Any], source: str) -> dict[str, Any] | No
         if scales:
             entry["input_scales"] = scales
     return entry
+
+
+def licence(repo: str) -> str | None:
+    """What is known of a repository's licence."""
+    named = (name for name in LICENCES if repo == name or (name.endswith("-") and repo.startswith(name)))
+    return next((LICENCES[name] for name in named), None)
 
 
 def shortened(saes: list[tuple[str, str]]) -> tuple[list[list[str]], dict[str, str]]:
@@ -169,7 +188,7 @@ def further(repo: str, base_model: str, places: list[str], source: str) -> dict[
         "architecture": "topk",
         "places": places,
         "n_saes": None,
-        "licence": next((licence for start, licence in LICENCES.items() if repo.startswith(start)), None),
+        "licence": licence(repo),
         "source": source,
         "tried": False,
     }

@@ -5,7 +5,8 @@
 The embedded language model reads the train split of python-stdlib; the SAE (TopK, k = 32, residual stream after block
 1) has random weights: how many features fire is what costs, not which. Prints one JSON object: times in seconds of the
 pass by the clock and of the processor (and of the reading alone: language model and encoder on the first tokens,
-scaled to all), memory in MiB.
+scaled to all), memory in MiB: before, after a pass over a tenth of the tokens, and after the whole one, which shows
+whether memory grows with the text.
 """
 
 import argparse
@@ -63,6 +64,8 @@ def main() -> None:
     dataset = load_text("python-stdlib", split="train")
     reading = reading_seconds(sae, model, tokenizer, dataset, min(args.tokens, 20_000)) * args.tokens
     before = peak_mib()
+    collect_features(sae, model, tokenizer, dataset, max_tokens=max(1, args.tokens // 10))
+    tenth = peak_mib()
     start, cpu_start = time.perf_counter(), time.process_time()
     collection = collect_features(sae, model, tokenizer, dataset, max_tokens=args.tokens)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -78,6 +81,7 @@ def main() -> None:
         "cpu_seconds_reading_alone": round(reading, 1),
         "peak_mib": round(peak_mib()),
         "peak_mib_before": round(before),
+        "peak_mib_of_a_tenth": round(tenth),
         "collection_mib": round(saved / 2**20),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

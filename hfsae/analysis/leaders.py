@@ -32,26 +32,38 @@ class Leaders:
         n_features: Number of features.
         size: Entries kept of each.
         fields: The columns by name, each with one row (1, ...) of what an empty place holds.
-
-    Attributes:
-        fields: The columns, (n_features, size, ...); an empty place has the score −inf.
     """
 
     def __init__(self, n_features: int, size: int, fields: Fields):
         self.size = size
-        self._blank = {"score": torch.tensor([_EMPTY], dtype=torch.float64)}
-        self._blank |= {name: torch.tensor([-1]) for name in ("document", "position", "context")} | fields
-        self.fields: Fields = {
+        blank = {"score": torch.tensor([_EMPTY], dtype=torch.float64)}
+        blank |= {name: torch.tensor([-1]) for name in ("document", "position", "context")}
+        self._blank: Fields = blank | fields
+        columns = {
             name: row.unsqueeze(0).repeat(n_features, size, *[1] * (row.dim() - 1))
             for name, row in self._blank.items()
         }
+        # What entries are compared by is kept in order. The rest, which is large, stays where it was put.
+        self._keys = {name: columns.pop(name) for name in blank}
+        self._rest, self._slots = columns, torch.arange(size).repeat(n_features, 1)
+
+    @property
+    def fields(self) -> Fields:
+        """The columns, (n_features, size, ...); an empty place has the score −inf."""
+        empty, rows = self._keys["score"] == _EMPTY, torch.arange(len(self._slots))[:, None]
+        rest = {name: column[rows, self._slots] for name, column in self._rest.items()}
+        for name, column in rest.items():
+            column[empty] = self._blank[name]
+        return self._keys | rest
 
     def may_enter(self, features: Tensor, scores: Tensor) -> Tensor:
         """(entries,) bool, False where all places of the feature are taken by higher scores."""
-        return scores >= self.fields["score"][:, -1][features]
+        return scores >= self._keys["score"][:, -1][features]
 
     def offer(self, features: Tensor, entries: Fields) -> None:
         """Lets entries take the places that are theirs.
+
+        What is kept is in order already: newcomers are compared with it, and nothing else is sorted or moved.
 
         Args:
             features: int64 (entries,).
@@ -59,22 +71,50 @@ class Leaders:
         """
         if not len(features):
             return
-        touched = features.unique()
-        kept = {name: column[touched].flatten(0, 1) for name, column in self.fields.items()}
-        taken = kept["score"] > _EMPTY
-        all_features = torch.cat([touched.repeat_interleave(self.size)[taken], features])
-        both = {name: torch.cat([column[taken], entries[name]]) for name, column in kept.items()}
-        best = rank(all_features, both, self.size)
-        places = all_features[best.rows], best.ranks
-        for name, column in self.fields.items():
+        new = rank(features, entries, self.size).rows
+        touched, row = features[new].unique_consecutive(return_inverse=True)
+        kept = {name: column[touched] for name, column in self._keys.items()}
+        is_better, is_same = _compare(kept, row, entries, new)
+        # Of the same context the better one stays.
+        wanted = ~(is_better & is_same).any(1)
+        new, row, is_better, is_same = new[wanted], row[wanted], is_better[wanted], is_same[wanted]
+        alive = kept["score"] > _EMPTY
+        replaced = is_same.nonzero()
+        alive[row[replaced[:, 0]], replaced[:, 1]] = False
+
+        new_ranks = (is_better & alive[row]).sum(1) + _count_within(row)
+        newcomers_before = torch.zeros_like(kept["context"]).index_add_(0, row, (~is_better).long())
+        kept_ranks = alive.cumsum(1) - 1 + newcomers_before
+        stays, enters = (alive & (kept_ranks < self.size)).nonzero(as_tuple=True), new_ranks < self.size
+        new, row, new_ranks = new[enters], row[enters], new_ranks[enters]
+
+        slots = self._slots[touched]
+        free = torch.ones_like(alive).index_put_((stays[0], slots[stays]), torch.tensor(False))
+        entered = torch.argsort(free.byte(), dim=1, descending=True, stable=True)[row, _count_within(row)]
+        for name, column in self._rest.items():
+            column[touched[row], entered] = entries[name][new]
+        self._slots[touched[stays[0]], kept_ranks[stays]] = slots[stays]
+        self._slots[touched[row], new_ranks] = entered
+        for name, column in self._keys.items():
             column[touched] = self._blank[name]
-            column[places] = both[name][best.rows]
+            column[touched[stays[0]], kept_ranks[stays]] = kept[name][stays]
+            column[touched[row], new_ranks] = entries[name][new]
 
     def merge(self, other: "Leaders | Fields") -> None:
         """Takes in what was kept of another part of the text."""
         columns = other.fields if isinstance(other, Leaders) else other
         features, places = (columns["score"] > _EMPTY).nonzero(as_tuple=True)
         self.offer(features, {name: column[features, places] for name, column in columns.items()})
+
+
+def _compare(kept: Fields, row: Tensor, entries: Fields, new: Tensor) -> tuple[Tensor, Tensor]:
+    """(new, size) bool: which of the kept entries of its feature are better than each new one, and of its context."""
+    score, document, position, context = (
+        (kept[name][row], entries[name][new, None]) for name in ("score", "document", "position", "context")
+    )
+    is_earlier = (document[0] < document[1]) | ((document[0] == document[1]) & (position[0] <= position[1]))
+    is_better = (score[0] > score[1]) | ((score[0] == score[1]) & is_earlier)
+    return is_better, (context[0] == context[1]) & (score[0] > _EMPTY)
 
 
 def rank(features: Tensor, entries: Fields, size: int) -> Ranked:

@@ -33,6 +33,7 @@ def read(source: Source) -> Draft:
         tensors["encoder.weight"], tensors["W_dec"] = tensors["encoder.weight"] / root, tensors["W_dec"] * root
     fields = {
         "subtract_b_dec": False,
+        # The paper measures on sequences of 1,024 tokens with padding, start and end of sequence left out (section 4).
         "context_length": 1024,
         "prepend_bos": True,
         "exclude_special_tokens": True,

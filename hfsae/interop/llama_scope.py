@@ -34,6 +34,7 @@ def read(source: Source) -> Draft:
     threshold = torch.full((len(tensors["encoder.bias"]),), float(config["jump_relu_threshold"]))
     fields = {
         **where(config, base_model),
+        # Context and BOS as SAELens' loader for these SAEs has them (sae-lens 6.54.12).
         "context_length": 1024,
         "prepend_bos": True,
         "exclude_special_tokens": False,

@@ -37,6 +37,7 @@ def read(source: Source) -> Draft:
     activation, state = stored.get("activation", "ReLU"), stored.get("activation_state_dict") or {}
     if activation not in ("TopK", "ReLU") or state.get("postact_fn", "ReLU") != "ReLU":
         raise ValueError(f"{source.path} has the activation {activation!r} {state}; expected TopK with ReLU, or ReLU.")
+    # "a context length of 64 tokens for all experiments" (section 2.1); nothing is said of BOS.
     fields: dict[str, Any] = {"subtract_b_dec": True, "context_length": 64, **_where(source)}
     if activation == "TopK":
         fields |= {"k": int(state["k"]), "input_transform": "layer_norm"}

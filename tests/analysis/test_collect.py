@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection, collect_features, find_max_activating_examples
+from hfsae.analysis.collect import _ExampleKeeper
 from hfsae.analysis.contexts import NO_TOKEN
 from tests.analysis.tiny import N_FEATURES, read_longhand, setting, texts
 from tests.hooks.witness import count_hooks
@@ -194,3 +195,20 @@ def test_an_sae_that_does_not_write_into_the_stream_is_collected_without_effects
     collection = collect_features(SAE.from_config(config).eval(), model, tokenizer, texts(), **OPTIONS)
     assert collection.logits is None and collection[0].promoted == []
     assert any(feature.top for feature in collection)
+
+
+def test_what_is_kept_does_not_grow_with_the_text(monkeypatch):
+    sizes = []
+
+    def measured(keeper: _ExampleKeeper, *batch) -> None:
+        add(keeper, *batch)
+        leaders = [vars(kept).values() for kept in (keeper.top, keeper.sample)]
+        columns = [value for values in leaders for value in values if isinstance(value, dict)]
+        held = [tensor for column in columns for tensor in column.values()]
+        held += [value for values in leaders for value in values if isinstance(value, torch.Tensor)]
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in held))
+
+    add = _ExampleKeeper.add
+    monkeypatch.setattr(_ExampleKeeper, "add", measured)
+    collect_features(*setting(), texts() * 3, batch_size=4, **OPTIONS)
+    assert len(sizes) > 10 and sizes[0] > 0 and set(sizes) == {sizes[0]}
