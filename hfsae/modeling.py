@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from hfsae.configuration import SAEConfig
 from hfsae.doors import Doors
-from hfsae.functional import Pattern, Selection, SparseFeatures, at_least_float32, encode
+from hfsae.functional import Pattern, Selection, SparseFeatures, TopK, at_least_float32, encode
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
@@ -122,6 +122,19 @@ class SAE(Doors, PreTrainedModel):
     def parts(self) -> "dict[str, SAE]":
         """Smaller SAEs inside of this one that are measured beside it, by name."""
         return {}
+
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether its features can lie in several processes: a token's k largest count, and only their error."""
+        return False
+
+    def strongest(self, k: int) -> Selection:
+        """The rule that picks the k largest of a token; where features lie in several processes, the k of all."""
+        return TopK(k)
+
+    def combined(self, written: Tensor) -> Tensor:
+        """(N, d_out) that the features write together, from what those of this process do."""
+        return written
 
     @property
     def unit_decoder_rows(self) -> bool:
@@ -339,13 +352,13 @@ class SAE(Doors, PreTrainedModel):
         goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
         pattern, pre = self._encode(x, self.training_selection(), state.path)
         values = self.activation(pattern, pre)
-        reconstruction = pattern.decode(values, self.decoder_rows) + self.offset(x)
+        reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
         step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
-            losses["auxk"] = auxk_loss(
-                step, self.encoder_rows, self.encoder_bias, self._encoder_center, self.decoder_rows
-            )
+            encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
+            between = {"strongest": self.strongest, "combined": self.combined}
+            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, **between)
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
@@ -498,6 +511,10 @@ class SAE(Doors, PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
         super().save_pretrained(save_directory, **kwargs)
+
+    def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""
+        return is_main_process
 
 
 def _describe(value: Any) -> str:

@@ -1,11 +1,12 @@
 """What a training step knows, and the loss terms that architectures share. All in scaled space."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hfsae.functional import Pattern, TopK, at_least_float32, encode
+from hfsae.functional import Pattern, Selection, at_least_float32, encode
 from hfsae.outputs import StepState
 
 
@@ -46,7 +47,16 @@ def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     return error.pow(2).sum() / max(len(target), 1)
 
 
-def auxk_loss(step: TrainingStep, weight: Tensor, bias: Tensor, center: Tensor | None, rows: Tensor) -> Tensor:
+def auxk_loss(
+    step: TrainingStep,
+    weight: Tensor,
+    bias: Tensor,
+    center: Tensor | None,
+    rows: Tensor,
+    *,
+    strongest: Callable[[int], Selection],
+    combined: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Lets the strongest dead features reconstruct what the living ones missed.
 
     `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / max(‖e − ē‖², 1e-6 ‖s·x‖²)`, with k_aux = d/2, e the detached residual
@@ -60,14 +70,17 @@ def auxk_loss(step: TrainingStep, weight: Tensor, bias: Tensor, center: Tensor |
         bias: (n,).
         center: (d_in,) what the encoder subtracts (`b_dec`), or None.
         rows: (n, d_out) decoder rows.
+        strongest: `SAE.strongest`.
+        combined: `SAE.combined`.
     """
     assert step.state.dead is not None
     dead = step.state.dead.nonzero()[:, 0]
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
-    strongest = TopK(min(k_aux, len(dead)))
-    pattern, pre = encode(step.x, weight[dead], bias[dead], center, strongest, step.state.path)
-    error = (residual - pattern.decode(pattern.keep(torch.relu(pre)), rows[dead])).pow(2).sum()
+    selection = strongest(min(k_aux, step.state.n_dead))
+    pattern, pre = encode(step.x, weight[dead], bias[dead], center, selection, step.state.path)
+    written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows[dead]))
+    error = (residual - written).pow(2).sum()
     target = at_least_float32(step.target).detach()
     variance = (target - target.mean(0)).pow(2).sum() / max(len(target), 1)
     spread = (residual - residual.mean(0)).pow(2).sum()

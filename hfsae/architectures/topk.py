@@ -56,6 +56,10 @@ class TopKSAE(SAE):
     config: TopKSAEConfig
     default_revival = "auxk"
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return self.config.activation == "topk" and not self.config.multi_topk
+
     def selection(self) -> Selection:
         return GroupMax(self.config.k) if self.config.activation == "groupmax" else TopK(self.config.k)
 

@@ -174,6 +174,11 @@ class SAETrainingArguments:
     adam_beta2: float = _option(0.999, "Adam's β2.")
     adam_epsilon: float = _option(1e-8, "Adam's ε.")
     max_grad_norm: float = _option(1.0, "Norm each SAE's gradient is clipped to; 0 switches clipping off.")
+    sae_placement: Literal["replicate", "spread", "shard"] = _option(
+        "replicate",
+        "Of several processes: 'replicate' has every SAE in each and averages gradients, 'spread' gives each process "
+        "SAEs of its own, 'shard' some features of every SAE (topk); these two exchange activations.",
+    )
     bf16: bool = _option(False, "Whether matrix products run in bfloat16 (autocast); parameters stay float32.")
     use_cpu: bool = _option(False, "Whether to stay on the CPU where there is an accelerator.")
     seed: int = _option(0, "Seed of initial weights, of text order and of shuffling.")

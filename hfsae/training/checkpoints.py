@@ -42,6 +42,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     keep: int | None,
     *,
+    owners: Mapping[str, int] | None = None,
     spared: Path | None = None,
 ) -> Path:
     """Writes a checkpoint, then removes the oldest beyond `keep`. Called by every process.
@@ -49,11 +50,12 @@ def save_checkpoint(
     Args:
         output_dir: Folder of the run.
         step: Optimiser steps taken.
-        learners: Everything that is trained.
+        learners: Everything that this process trains.
         stream_state: This process's place in the text.
         run: What else is to be stored, JSON-able.
         accelerator: The run's accelerator.
         keep: Number of checkpoints that stay; None for all.
+        owners: The rank of the process that writes each of them by name; None for the main one.
         spared: One that stays whatever its age.
 
     Returns:
@@ -70,9 +72,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         write_json(beside / f"stream-rank-{accelerator.process_index}.json", stream_state)
+        for name, learner in learners.items():
+            writes = (owners[name] if owners else 0) == accelerator.process_index
+            _save_learner(beside / "saes" / name, learner, writes=writes)
         if accelerator.is_main_process:
-            for name, learner in learners.items():
-                _save_learner(beside / "saes" / name, learner)
             write_json(beside / "run.json", run)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -87,10 +90,12 @@ def save_checkpoint(
     return final
 
 
-def _save_learner(folder: Path, learner: Learner) -> None:
+def _save_learner(folder: Path, learner: Learner, *, writes: bool) -> None:
+    weights, state = learner.weights(), learner.state_dict()  # every process has its part in these
+    if not writes:
+        return
     with quietly():
-        learner.sae.save_pretrained(folder)
-    state = learner.state_dict()
+        learner.sae.save_pretrained(folder, state_dict=weights)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
     save_file(tensors, folder / "state.safetensors")
     write_json(folder / "state.json", state["values"])
@@ -109,11 +114,11 @@ def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> Non
     """
     place = folder / "saes" / learner.name
     _refuse_other_sae(place, learner)
-    learner.sae.load_state_dict(load_file(place / "model.safetensors"))
     values = json.loads((place / "state.json").read_text())
     if values["last_resampling"] is not None:
         values["last_resampling"] = round(values["last_resampling"] * step_ratio)
-    learner.load_state_dict({"tensors": load_file(place / "state.safetensors"), "values": values})
+    state = {"tensors": load_file(place / "state.safetensors"), "values": values}
+    learner.load_state_dict(load_file(place / "model.safetensors"), state)
 
 
 def _refuse_other_sae(place: Path, learner: Learner) -> None:

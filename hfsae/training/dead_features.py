@@ -83,6 +83,7 @@ def resample(
     dead: Tensor,
     starts: dict[str, float],
     seed: int,
+    replicated: bool = True,
 ) -> Tensor:
     """Gives dead features a new start from tokens that are reconstructed badly.
 
@@ -94,16 +95,18 @@ def resample(
     Args:
         sae: The SAE, edited in place.
         optimiser: Its Adam.
-        activations: (N, d_in) tokens of this process; those of process 0 are used by all.
-        dead: (n_features,) bool, the same on all processes.
+        activations: (N, d_in) tokens of this process.
+        dead: (n_features,) bool.
         starts: Per-feature parameters by name and the value each started from.
         seed: Of the draw.
+        replicated: Whether all processes hold this SAE and call this, with the same `dead`: the tokens of process 0
+            are then used by all.
 
     Returns:
         The features that were revived: (m,) with m at most the number of tokens whose error is not 0.
     """
     scaled = sae.scaled(activations)
-    chosen = _draw(scaled, sae, int(dead.sum()), seed)
+    chosen = _draw(scaled, sae, int(dead.sum()), seed, replicated)
     features = dead.nonzero()[: len(chosen), 0]
     directions = torch.nn.functional.normalize(chosen - sae.b_dec, dim=1)
     living = ~dead
@@ -124,15 +127,15 @@ def resample(
     return features
 
 
-def _draw(scaled: Tensor, sae: SAE, wanted: int, seed: int) -> Tensor:
-    """(m, d) rows of `scaled`, the same on every process."""
+def _draw(scaled: Tensor, sae: SAE, wanted: int, seed: int, replicated: bool) -> Tensor:
+    """(m, d) rows of `scaled`, the same on every process that holds the SAE."""
     error = (sae.scaled_reconstruction(scaled) - scaled).float().square().sum(1).square()
     available = int(torch.count_nonzero(error))
     generator = torch.Generator().manual_seed(seed)
     count = min(wanted, available)
     rows = torch.multinomial(error.double().cpu(), count, generator=generator) if count else torch.zeros(0).long()
     chosen = scaled[rows.to(scaled.device)].contiguous()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if replicated and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         # Processes see different tokens: the first one's draw is everyone's, its length included.
         length = torch.tensor(len(chosen), device=chosen.device)
         dist.broadcast(length, 0)

@@ -23,6 +23,7 @@ from hfsae.hooks.width import width
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.placement import deal
 from hfsae.training.run import config_from_arguments
 
 # Tensors of tokens × hidden size that a block of the language model holds at once: the stream, its norm, queries,
@@ -43,13 +44,13 @@ _PROBE_SIZE = 1024
 
 @dataclass(frozen=True)
 class SAENeeds:
-    """What one SAE of a run needs.
+    """What one SAE of a run needs in a process that trains it.
 
     Args:
-        parameters: Numbers that are trained.
+        parameters: Numbers that are trained, in all processes together.
         state_bytes: Weights, gradients and Adam's two moments, in float32.
         workspace_bytes: Of one step, at most.
-        flops_per_token: Of one step.
+        flops_per_token: Of one step, in all processes together.
     """
 
     parameters: int
@@ -71,6 +72,7 @@ class Estimate:
         saes: By name.
         training_tokens: Tokens trained on, over all processes.
         processes: Number of processes.
+        spread: Whether each of them trains SAEs of its own.
     """
 
     model_parameters: int
@@ -81,6 +83,16 @@ class Estimate:
     saes: dict[str, SAENeeds]
     training_tokens: int
     processes: int = 1
+    spread: bool = False
+
+    @property
+    def held_together(self) -> list[SAENeeds]:
+        """What one process trains: all SAEs, or of those that are spread what the fullest process owns."""
+        if not self.spread:
+            return list(self.saes.values())
+        owners = deal({name: needs.parameters for name, needs in self.saes.items()}, self.processes)
+        shares = [[self.saes[name] for name in owners if owners[name] == rank] for rank in range(self.processes)]
+        return max(shares, key=lambda share: sum(needs.state_bytes for needs in share))
 
     @property
     def fixed_bytes(self) -> int:
@@ -90,7 +102,7 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         """Memory of a device at its fullest moment."""
-        return self.fixed_bytes + _held(list(self.saes.values()), self.model_workspace_bytes)
+        return self.fixed_bytes + _held(self.held_together, self.model_workspace_bytes)
 
     def seconds(self, flops_per_second: float) -> float:
         """A guess at the time of the training, evaluation aside.
@@ -106,8 +118,15 @@ class Estimate:
         """The SAEs in groups, in their order, each of which fits into a memory beside all else.
 
         Raises:
-            MemoryError: If one does not fit by itself.
+            MemoryError: If one does not fit by itself, or they are spread over processes and do not fit.
         """
+        if self.spread:
+            if self.peak_bytes <= memory_bytes:
+                return [list(self.saes)]
+            raise MemoryError(
+                f"{len(self.saes)} SAEs spread over {self.processes} processes need {_gb(self.peak_bytes)} in one of "
+                f"them, and {_gb(memory_bytes)} are free: launch more processes, or train fewer SAEs at a time."
+            )
         groups: list[list[str]] = []
         room = memory_bytes - self.fixed_bytes
         for name, needs in self.saes.items():
@@ -131,7 +150,7 @@ class Estimate:
             memory_bytes: What the device has to give.
             flops_per_second: What a large matrix product reaches on it.
         """
-        saes = list(self.saes.values())
+        saes = self.held_together
         seconds = self.seconds(flops_per_second)
         rate = self.training_tokens / seconds
         state = sum(sae.state_bytes for sae in saes)
@@ -139,7 +158,7 @@ class Estimate:
             "language model": f"{_count(self.model_parameters)} parameters, {_gb(self.model_bytes)}",
             "one pass of it": f"at most {_gb(self.model_workspace_bytes)}",
             "shuffled window": _gb(self.window_bytes),
-            "SAEs": f"{len(saes)}, {_count(sum(sae.parameters for sae in saes))} parameters",
+            "SAEs": f"{len(self.saes)}, {_count(sum(sae.parameters for sae in self.saes.values()))} parameters",
             "weights": _gb(state // 4),
             "gradients": _gb(state // 4),
             "optimiser state": _gb(state // 2),
@@ -200,7 +219,9 @@ def estimate(
     }
     widths = {place: width(skeleton, place) for found in places.values() for place in found}
     needs = {
-        name if len(found) == 1 else f"{name} {place}".strip(): _needs(arguments[name], widths[place], device_type)
+        name if len(found) == 1 else f"{name} {place}".strip(): _needs(
+            arguments[name], widths[place], device_type, processes
+        )
         for name, found in places.items()
         for place in found
     }
@@ -211,6 +232,7 @@ def estimate(
         "saes": needs,
         "training_tokens": args.training_tokens,
         "processes": processes,
+        "spread": args.sae_placement == "spread",
     }
     if args.activation_cache is not None:
         return Estimate(0, 0, 0, 0.0, **common)
@@ -259,13 +281,15 @@ def _model_flops(model: PreTrainedModel, places: list[HookPoint], context_length
     return 2.0 * matrices + attention
 
 
-def _needs(args: SAETrainingArguments, d_in: int, device_type: str) -> SAENeeds:
+def _needs(args: SAETrainingArguments, d_in: int, device_type: str, processes: int) -> SAENeeds:
     config = config_from_arguments(args, d_in)
     with torch.device("meta"):
         sae = SAE.from_config(config)
     revival = sae.default_revival if args.revival == "auto" else args.revival
     parameters = sum(parameter.numel() for parameter in sae.parameters())
-    tokens, n = args.train_batch_tokens, config.n_features
+    parts = processes if args.sae_placement == "shard" else 1
+    tokens = args.train_batch_tokens * (1 if args.sae_placement == "replicate" else processes)
+    n = config.n_features // parts
     active = getattr(config, "k", None) or args.target_l0 or args.k
     sparse = device_type == "cpu" and active <= n * CPU_BREAK_EVEN
     dense_bytes = 4 * tokens * n
@@ -274,9 +298,9 @@ def _needs(args: SAETrainingArguments, d_in: int, device_type: str) -> SAENeeds:
     wide += _DENSE_IN_AUXK * dense_bytes if revival == "auxk" else 0
     return SAENeeds(
         parameters=parameters,
-        state_bytes=4 * 4 * parameters,
+        state_bytes=4 * 4 * (parameters // parts),
         workspace_bytes=int(wide + 4 * tokens * d_in * _STREAMS_IN_A_STEP + 48 * tokens * active),
-        flops_per_token=2 * d_in * n * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
+        flops_per_token=2 * d_in * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
     )
 
 

@@ -266,7 +266,7 @@ def calibration_rows(
     """
     blocks = token_blocks(args, texts.calibration, base, repeat=False)
     batches = list(take(blocks, args.calibration_tokens))
-    points = {place: HookPoint.parse(place) for place in set(places)}
+    points = {place: HookPoint.parse(place) for place in dict.fromkeys(places)}  # in the same order everywhere
     rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}
 

@@ -44,11 +44,12 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     for name, sae in saes.items():
         if (rows := calibration.get(run.places[name])) is not None:
             _calibrate(sae, rows)
-        for buffer in sae.buffers():  # devices of another kind may round otherwise
-            buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
-    metrics = _evaluate(run, saes, calibration)
-    if run.accelerator.is_main_process:
-        for name, sae in saes.items():
+        if not run.is_spread:
+            for buffer in sae.buffers():  # devices of another kind may round otherwise
+                buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
+    metrics = run.of_all(_evaluate(run, saes, calibration))
+    for name, sae in saes.items():
+        if run.is_written_here(name):
             sae.config.training = _summary(run, name, state, seconds)
             sae.config.metrics = metrics.get(name)
             save_trained(sae, run.folder_of(name), _log_of(name, run, state))
@@ -75,7 +76,8 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
     if not args.eval_tokens or run.base is None or run.texts is None:
         return {}
     feed.move_base_model(run.base, run.accelerator.device)
-    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    # A process whose SAEs are its own measures them on the whole of the text.
+    rank, processes = (0, 1) if run.is_spread else (run.accelerator.process_index, run.accelerator.num_processes)
     blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
     return evaluate_saes(
         saes,
@@ -85,7 +87,7 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
         calibration=calibration,
         baselines=True,
         all_processes=processes > 1,
-        disable_tqdm=args.disable_tqdm or rank > 0,
+        disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
         protocol=_protocol(args) | ({"processes": processes} if processes > 1 else {}),
     )
 

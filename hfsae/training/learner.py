@@ -18,6 +18,7 @@ from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.dead_features import FiringCounter, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise
 from hfsae.training.schedules import auto_learning_rate, learning_rate_at, warmup_factor
+from hfsae.training.sharding import ShardedSAE, load_whole, placed_like, whole
 from hfsae.training.sparsity import SparsityCoefficient
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
@@ -107,7 +108,12 @@ class Learner:
         self.plan = Plan.make(args, sae, accelerator.num_processes)
         self._accelerator = accelerator
         device = accelerator.device
-        self._wrapped = accelerator.prepare_model(sae)
+        # Else this process steps on the rows of all.
+        self._replicated = args.sae_placement == "replicate"
+        if args.sae_placement == "shard" and accelerator.num_processes > 1:
+            self._wrapped = ShardedSAE(sae, accelerator)
+        else:
+            self._wrapped = accelerator.prepare_model(sae) if self._replicated else sae
         self.optimiser = build_optimiser(
             sae, lr=self.plan.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
         )
@@ -125,7 +131,7 @@ class Learner:
             device=device,
         )
         self.starts = {
-            parameter: tensor.float().mean().item()
+            parameter: whole(tensor).float().mean().item()
             for parameter, tensor in sae.named_parameters()
             if parameter != "b_dec" and tensor.shape == (sae.config.n_features,)
         }
@@ -150,7 +156,7 @@ class Learner:
             n_dead=self._n_dead,
             auxk_alpha=self.args.auxk_alpha if self.plan.revival == "auxk" else 0.0,
             target_l0=self.plan.target_l0,
-            world_size=self._accelerator.num_processes,
+            world_size=self._accelerator.num_processes if self._replicated else 1,
         )
         outputs = [self._forward_backward(x, state, i, len(batches)) for i, x in enumerate(batches)]
         if self.sae.unit_decoder_rows:
@@ -188,7 +194,7 @@ class Learner:
         self._sums.add(outputs, [self.sae.scaled(x) for x in batches], l0)
 
     def _reduce(self, tensor: Tensor, reduction: str) -> Tensor:
-        if self._accelerator.num_processes == 1:
+        if self._accelerator.num_processes == 1 or not self._replicated:
             return tensor
         return self._accelerator.reduce(tensor, reduction)  # type: ignore[return-value]
 
@@ -220,7 +226,10 @@ class Learner:
         dead = self.firing.dead
         if not dead.any():
             return
-        revived = resample(self.sae, self.optimiser, activations, dead, self.starts, seed=self.args.seed + step)
+        seed = self.args.seed + step
+        revived = resample(
+            self.sae, self.optimiser, activations, dead, self.starts, seed=seed, replicated=self._replicated
+        )
         self.firing.revive(revived)
         self._last_resampling = step
 
@@ -238,13 +247,22 @@ class Learner:
             log["sparsity_coefficient"] = float(self.coefficient.at(step))
         return log
 
+    def end(self) -> None:
+        """Makes the SAE whole again, where it was cut for training; every process must call this."""
+        if isinstance(self._wrapped, ShardedSAE):
+            self._wrapped.join()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The SAE's tensors, whole; where it is cut every process must call this, as for `state_dict`."""
+        return {name: whole(tensor.detach()) for name, tensor in self.sae.state_dict().items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights: tensors, and plain values under `"values"`."""
         tensors = {f"firing.{k}": v for k, v in self.firing.state_dict().items() if isinstance(v, Tensor)}
         names = {id(p): name for name, p in self.sae.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
             for moment, tensor in moments.items():
-                tensors[f"optimiser.{names[id(parameter)]}.{moment}"] = tensor
+                tensors[f"optimiser.{names[id(parameter)]}.{moment}"] = whole(tensor)
         values = {
             "firing": {k: v for k, v in self.firing.state_dict().items() if not isinstance(v, Tensor)},
             "coefficient": self.coefficient.state_dict(),
@@ -253,8 +271,9 @@ class Learner:
         }
         return {"tensors": tensors, "values": values}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state; the SAE's weights must have been loaded before."""
+    def load_state_dict(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Goes back to what `weights` and `state_dict` gave."""
+        load_whole(self.sae, weights)
         tensors, values = state["tensors"], state["values"]
         counters = {k.removeprefix("firing."): v for k, v in tensors.items() if k.startswith("firing.")}
         self.firing.load_state_dict({**counters, **values["firing"]})
@@ -267,7 +286,7 @@ class Learner:
             if moments:
                 self.optimiser.state[parameter] = {
                     # Adam's step count stays where fused Adam wants it: on the parameter's device, in float32.
-                    k: v.to(parameter.device).clone()
+                    k: placed_like(v, parameter).clone()
                     for k, v in moments.items()
                 }
 

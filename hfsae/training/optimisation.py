@@ -1,9 +1,10 @@
 """One optimiser step of an SAE: decoder rows kept at unit norm, gradients clipped, Adam."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfsae.modeling import SAE
+from hfsae.training.sharding import own_part
 
 _ROWS_IN_CACHE = 512
 
@@ -17,7 +18,7 @@ def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: flo
 
 
 @torch.no_grad()
-def remove_parallel_gradient(rows: nn.Parameter) -> None:
+def remove_parallel_gradient(rows: Tensor) -> None:
     """Takes from each row's gradient the part along the row, which renormalising would undo but Adam would remember.
 
     Args:
@@ -25,9 +26,10 @@ def remove_parallel_gradient(rows: nn.Parameter) -> None:
     """
     if rows.grad is None:
         return
+    grads, rows = own_part(rows.grad), own_part(rows)
     # On a CPU, blocks that stay in its cache between the two lines.
     block = _ROWS_IN_CACHE if rows.device.type == "cpu" else len(rows)
-    for grad, row in zip(rows.grad.split(block), rows.split(block), strict=True):
+    for grad, row in zip(grads.split(block), rows.split(block), strict=True):
         along = (grad * row).sum(1, keepdim=True)
         grad.addcmul_(row, along, value=-1)
 
@@ -35,6 +37,7 @@ def remove_parallel_gradient(rows: nn.Parameter) -> None:
 @torch.no_grad()
 def renormalise(rows: Tensor) -> None:
     """Brings every row back to unit norm."""
+    rows = own_part(rows)
     rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 

@@ -4,6 +4,7 @@ A push that fails costs the run nothing: what it trained is on the disk, and the
 """
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ class PushToHub(TrainerCallback):
 
     Args:
         args: The run's arguments.
+        names: Of all its SAEs.
 
     Raises:
         ValueError: If the destination cannot be one.
     """
 
-    def __init__(self, args: SAETrainingArguments) -> None:
+    def __init__(self, args: SAETrainingArguments, names: Sequence[str]) -> None:
+        self._names = names
         self._strategy = args.hub_strategy
         self._folder = Path(args.output_dir)
         self._to = Destination(
@@ -60,7 +63,7 @@ class PushToHub(TrainerCallback):
         if checkpoint is None:
             return
         # Read now: the checkpoint may be removed before the thread gets there.
-        saes = {name: _load(checkpoint / "saes" / name) for name in kwargs["model"]}
+        saes = {name: _load(checkpoint / "saes" / name) for name in self._names}
         whole = checkpoint if self._strategy == "checkpoint" else None
         title = f"Training in progress, step {state.global_step:,}"
         self._pushing = self._thread.submit(
@@ -72,11 +75,11 @@ class PushToHub(TrainerCallback):
         if self._thread is None:
             return
         if state.global_step == state.max_steps:
-            self._thread.submit(self._unharmed, lambda: self._publish_trained(list(kwargs["model"])), "")
+            self._thread.submit(self._unharmed, lambda: self._publish_trained(), "")
         self._thread.shutdown(wait=True)
 
-    def _publish_trained(self, names: list[str]) -> None:
-        saes = {name: _load(self._folder / name) for name in names}
+    def _publish_trained(self) -> None:
+        saes = {name: _load(self._folder / name) for name in self._names}
         checkpoint = last_checkpoint(self._folder) if self._strategy == "checkpoint" else None
         self._publish(saes, "End of training", checkpoint)
 

@@ -47,9 +47,9 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
             f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: only text "
             "that is shuffled as a whole can be shared out anew, no stream, cache or activations. Resume with as many."
         )
-    if stored["saes"] != list(run.learners):
+    if stored["saes"] != list(run.places):
         raise ValueError(
-            f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.learners)}. "
+            f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.places)}. "
             "Resume with the same, in the same order."
         )
     for name, before in stored.get("own_arguments", {}).items():

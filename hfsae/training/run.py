@@ -2,15 +2,12 @@
 
 import copy
 import dataclasses
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import psutil
 import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
@@ -25,7 +22,11 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
 from hfsae.training.learner import Learner
+from hfsae.training.placement import deal, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
+from hfsae.training.sharding import refuse_unfit
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,7 +44,8 @@ class Run:
         stream: Batches of activations by hook point.
         places: The hook point of each SAE by name.
         arguments: The arguments of each SAE by name: those of the run, but for what is its own.
-        learners: The SAEs in training by name.
+        owners: The rank of the process that writes each SAE by name; it alone trains it where SAEs are spread.
+        learners: The SAEs that this process trains, by name.
         prepend_bos: Whether blocks of text start with BOS; None without text.
     """
 
@@ -55,6 +57,7 @@ class Run:
     stream: feed.Lookahead
     places: dict[str, str]
     arguments: dict[str, SAETrainingArguments]
+    owners: dict[str, int]
     learners: dict[str, Learner]
     prepend_bos: bool | None
 
@@ -73,62 +76,33 @@ class Run:
         whole = self.texts is not None and hasattr(self.texts.train, "__len__")
         return whole and self.args.shuffle_documents and self.args.activation_cache is None
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether each process trains SAEs of its own."""
+        return self.args.sae_placement == "spread"
+
+    def is_written_here(self, name: str) -> bool:
+        """Whether this process writes the files of an SAE."""
+        return self.owners[name] == self.accelerator.process_index
+
+    def next_batch(self) -> dict[str, Tensor]:
+        """What the SAEs of this process are to step on, by hook point: rows of its own, or those of all processes.
+
+        Raises:
+            StopIteration: If there is no more.
+        """
+        batch = next(self.stream)
+        if self.args.sae_placement == "replicate":
+            return batch
+        return rows_of_all(batch, self.accelerator, getattr(torch, self.args.activation_dtype))
+
+    def of_all(self, mine: dict[str, T]) -> dict[str, T]:
+        """Plain values by SAE, with those of the SAEs of other processes, in the order of the run."""
+        return from_owners(mine, self.places) if self.is_spread else mine
+
     def folder_of(self, name: str) -> Path:
         """Where the trained SAE of this name is saved."""
         return Path(self.args.output_dir) / name
-
-
-def start_accelerator(args: SAETrainingArguments) -> Accelerator:
-    """Devices, processes and trackers.
-
-    Raises:
-        ValueError: If a tracker is unknown or not installed.
-        RuntimeError: If more processes were launched than Accelerate joined.
-    """
-    trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
-    accelerator = Accelerator(
-        # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
-        # own; told to use the CPU, it joins them.
-        cpu=args.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision="no",  # autocast is the learner's affair
-        log_with=trackers or None,  # type: ignore[arg-type]
-        project_dir=args.output_dir if trackers else None,
-    )
-    launched = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_accelerate())
-    if launched != accelerator.num_processes:
-        raise RuntimeError(
-            f"{launched} processes were asked for, but Accelerate sees {accelerator.num_processes}: each "
-            "process would train the whole run. `accelerate launch --cpu` starts one whatever it is asked for; "
-            "on CPUs launch with `torchrun --nproc_per_node N`, or with `accelerate launch --multi_gpu "
-            "--num_processes N`, and pass use_cpu."
-        )
-    # Accelerate leaves out what is not installed without a word.
-    missing = {*trackers} - {"all"} - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise ValueError(
-            f"report_to names {', '.join(missing)}, which is not installed: `pip install {' '.join(missing)}`."
-        )
-    if trackers:
-        config = {name: str(value) for name, value in args.given().items()}
-        accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
-    return accelerator
-
-
-def _asked_of_accelerate() -> int:
-    """The `--num_processes` of the `accelerate launch` that started this process; 1 where there is none.
-
-    On a CPU it starts one process and tells it nothing of the others that were asked for, so its own command line is
-    the only place to look.
-    """
-    try:
-        parent = psutil.Process().parent()
-        command = parent.cmdline() if parent is not None else []
-    except psutil.Error:
-        return 1
-    if not any("accelerate" in part for part in command):
-        return 1
-    found = re.search(r" --num[_-]processes[ =](\d+) ", f" {' '.join(command)} ")
-    return int(found[1]) if found else 1
 
 
 def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
@@ -189,17 +163,29 @@ def prepare_run(
     for name in inputs.by_name or [""]:
         # A misspelt name shall not cost the loading of a language model.
         config_class_of(inputs.arguments_of(name, args).architecture)
+    if args.sae_placement == "spread" and inputs.by_name:
+        refuse_idle(len(inputs.by_name), accelerator.num_processes)
     told, inputs = inputs, with_published(inputs, args)
     text_seed = args.seed if text_seed is None else text_seed
     reading = read(replace(args, seed=text_seed), inputs, accelerator)
     args, source, places = replace(reading.args, seed=args.seed), reading.source, reading.places
     own = {name: told.arguments_of(name, args) for name in places}
     stream = feed.Lookahead(feed.make_stream(replace(args, seed=text_seed), source, accelerator))
-    saes = {name: _make_sae(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
+    items = {name: _item(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
+    skeletons = {name: _skeleton(config_of(item)) for name, item in items.items()}
+    sizes = {name: sum(p.numel() for p in skeleton.parameters()) for name, skeleton in skeletons.items()}
+    spread = args.sae_placement == "spread"
+    owners = deal(sizes, accelerator.num_processes) if spread else dict.fromkeys(places, 0)
     run = Run(
-        args, accelerator, reading.base, reading.texts, reading.held_out, stream, places, own, {}, reading.prepend_bos
+        *(args, accelerator, reading.base, reading.texts, reading.held_out, stream),
+        *(places, own, owners, {}, reading.prepend_bos),
     )
-    _check_disk(run, list(saes.values()))
+    if args.sae_placement == "shard":
+        for name, skeleton in skeletons.items():
+            refuse_unfit(skeleton, own[name].revival, accelerator.num_processes)
+    _check_disk(run, sum(sizes.values()))
+    mine = [name for name in places if run.is_written_here(name) or not spread]
+    saes = {name: _make_sae(own[name], items[name]) for name in mine}
     for name, sae in saes.items():
         _describe_origin(run, sae.config, places[name])
         sae.to(accelerator.device, torch.float32)  # type: ignore[arg-type]
@@ -209,7 +195,8 @@ def prepare_run(
     return run
 
 
-def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE:
+def _item(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE | SAEConfig:
+    """What an SAE is made of: itself or its config, fit for the activations."""
     item = inputs.by_name.get(name)
     if item is None or isinstance(item, Mapping):
         item = config_from_arguments(args, d_in)
@@ -219,12 +206,22 @@ def _make_sae(args: SAETrainingArguments, inputs: Inputs, name: str, place: str,
         raise ValueError(f"{label} has d_in={config.d_in}, but the activations at {place} have {d_in} dimensions.")
     if config.is_transcoder:
         raise ValueError(f"{label} writes at {config.target_hook_point}: transcoders can be used, not yet trained.")
+    return item
+
+
+def _skeleton(config: SAEConfig) -> SAE:
+    """An SAE of this config without weights."""
+    with torch.device("meta"):
+        return SAE.from_config(copy.deepcopy(config))
+
+
+def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
     if isinstance(item, SAE):
         return item
     with torch.random.fork_rng(devices=[]):
         # Every SAE draws its weights from the same seed, alone or in company.
         torch.manual_seed(args.seed)
-        return SAE.from_config(copy.deepcopy(config))  # what training writes into a config is not the user's
+        return SAE.from_config(copy.deepcopy(item))  # what training writes into a config is not the user's
 
 
 def config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
@@ -264,7 +261,7 @@ def _describe_origin(run: Run, config: SAEConfig, place: str) -> None:
 
 def _initialise(run: Run, saes: dict[str, SAE]) -> None:
     """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too."""
-    if not saes:
+    if not run.of_all(dict.fromkeys(saes, True)):
         return
     args = run.args
     mine = max(1, args.init_tokens // run.accelerator.num_processes)
@@ -274,17 +271,17 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
             f"there are fewer activations than one batch of {args.train_batch_tokens} tokens: "
             "give more text or a smaller train_batch_tokens."
         )
-    for name, sae in saes.items():
-        rows = run.accelerator.gather(torch.cat([batch[run.places[name]] for batch in batches])[:mine])
+    for place in dict.fromkeys(run.places.values()):  # the same on every process, whatever SAEs it trains
+        rows = run.accelerator.gather(torch.cat([batch[place] for batch in batches])[:mine])
         assert isinstance(rows, Tensor)
-        args = run.arguments[name]
-        initialise(sae, rows, args.decoder_center)
+        for name, sae in saes.items():
+            if run.places[name] == place:
+                initialise(sae, rows, run.arguments[name].decoder_center)
 
 
-def _check_disk(run: Run, saes: list[SAE]) -> None:
+def _check_disk(run: Run, parameters: int) -> None:
     """Raises before training where its checkpoints cannot fit."""
-    # Weights and two Adam moments.
-    size = 3 * sum(p.numel() * p.element_size() for sae in saes for p in sae.parameters())
+    size = 3 * 4 * parameters  # weights and two Adam moments in float32
     # A new checkpoint stands beside those that are kept until it is whole.
     needed = size * ((run.args.save_total_limit or 1) + 1)
     free = shutil.disk_usage(run.args.output_dir).free

@@ -28,6 +28,7 @@ from hfsae.training.caching import cache_activations
 from hfsae.training.checkpoints import last_checkpoint
 from hfsae.training.config_file import coerce, read_mapping, read_yaml, refuse_unknown
 from hfsae.training.estimate import estimate, free_memory
+from hfsae.training.launching import launched
 from hfsae.training.sweep_results import result_rows, write_results
 from hfsae.training.trainer import SAETrainer, TrainOutput
 
@@ -196,7 +197,7 @@ def _groups(sweep: Sweep, memory_bytes: int | None, inputs: Mapping[str, Any]) -
     model = inputs.get("model")
     args = replace(sweep.args, model_name_or_path=model) if isinstance(model, str) else sweep.args
     skeleton = model if isinstance(model, PreTrainedModel) else None
-    needs = estimate(args, sweep.saes, model=skeleton, device_type=device.type)
+    needs = estimate(args, sweep.saes, model=skeleton, device_type=device.type, processes=launched())
     memory = free_memory(device) if memory_bytes is None else memory_bytes
     if needs.peak_bytes <= memory:
         return [list(sweep.saes)]
@@ -226,6 +227,7 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
         output = SAETrainer(args=of_group, saes={name: sweep.saes[name] for name in names}, **inputs).train()
         if whole is not None:
             output.saes, output.metrics = {**whole.saes, **output.saes}, {**whole.metrics, **output.metrics}
+            output.configs = {**whole.configs, **output.configs}
             output.log_history = [*whole.log_history, *output.log_history]
         whole = output
         if not output.completed:

@@ -26,17 +26,17 @@ def result_rows(output: TrainOutput, arguments: Mapping[str, SAETrainingArgument
         arguments: The arguments of each SAE by name.
     """
     rows = []
-    for name, sae in output.saes.items():
+    for name, config in output.configs.items():
         own = arguments[name]
         metrics = output.metrics.get(name, {})
         row = {
             "name": name,
-            "architecture": architecture_name(sae.config),
-            "hook_point": sae.config.hook_point or own.hook_point,
+            "architecture": architecture_name(config),
+            "hook_point": config.hook_point or own.hook_point,
             "setting": _without_seed(name, own.seed),
-            "n_features": sae.config.n_features,
-            "expansion_factor": sae.config.expansion_factor,
-            "sparsity": _asked_for(sae.config, own),
+            "n_features": config.n_features,
+            "expansion_factor": config.expansion_factor,
+            "sparsity": _asked_for(config, own),
             "learning_rate": own.learning_rate,
             "seed": own.seed,
             "part_of": None,
@@ -47,7 +47,7 @@ def result_rows(output: TrainOutput, arguments: Mapping[str, SAETrainingArgument
         for part, figures in metrics.get("parts", {}).items():
             called = {"name": f"{name}, {part}", "setting": f"{row['setting']}, {part}", "part_of": name}
             width = figures["n_features"]
-            size = {"n_features": width, "expansion_factor": width / sae.config.d_in}
+            size = {"n_features": width, "expansion_factor": width / config.d_in}
             rows.append({**row, **called, **size, **_figures(figures), "n_tokens": metrics.get("n_tokens")})
     return rows
 

@@ -20,11 +20,12 @@ from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressB
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
+from hfsae.training.launching import start_accelerator
 from hfsae.training.memory import freed_memory_kept
 from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.resuming import resume, text_seed_of
-from hfsae.training.run import claim_output_dir, prepare_run, start_accelerator
+from hfsae.training.run import claim_output_dir, prepare_run
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ class TrainOutput:
     """What `SAETrainer.train` returns.
 
     Args:
-        saes: The trained SAEs by name; a single one has the name `""`.
+        saes: The trained SAEs by name, a single one by the name `""`; where they are spread over processes, those of
+            this process.
         metrics: What was measured on held-out text, by the same names; empty where evaluation was off.
         log_history: One entry per logged step, as in `transformers.TrainerState`.
         steps: Optimiser steps taken.
         completed: False if the run was interrupted; its last checkpoint is the place to resume from.
+        configs: Of all SAEs by name.
         best_checkpoint: The checkpoint of the best `metric_for_best_model`, where one was named.
     """
 
@@ -50,6 +53,7 @@ class TrainOutput:
     log_history: list[dict[str, float]]
     steps: int
     completed: bool
+    configs: dict[str, SAEConfig]
     best_checkpoint: Path | None = None
 
     @property
@@ -153,13 +157,15 @@ class SAETrainer:
             finally:
                 self._run.stream.close()
         # The last checkpoint is written: from here on a signal may end the process as it always does.
+        for learner in self._run.learners.values():
+            learner.end()
         completed = self.state.global_step == self.state.max_steps
         metrics = finish(self._run, self.state, self._seconds) if completed else {}
         self._call("on_train_end")
         saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
-        return TrainOutput(
-            saes, metrics, self.state.log_history, self.state.global_step, completed, self._best.checkpoint
-        )  # type: ignore
+        configs = self._run.of_all({name: sae.config for name, sae in saes.items()})
+        state, best = self.state, self._best.checkpoint
+        return TrainOutput(saes, metrics, state.log_history, state.global_step, completed, configs, best)
 
     def _begin(self, checkpoint: Path | None) -> None:
         run = self._run
@@ -167,7 +173,7 @@ class SAETrainer:
         self.state = TrainerState(max_steps=run.total_steps, is_world_process_zero=main, is_local_process_zero=main)
         self.control = TrainerControl()
         trackers = [Trackers(run.accelerator)] if run.accelerator.trackers else []
-        publishing = [PushToHub(self.args)] if self.args.push_to_hub else []
+        publishing = [PushToHub(self.args, list(run.places))] if self.args.push_to_hub else []
         ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers, *publishing]
         self._callbacks = Callbacks([*ours, *self._own_callbacks])
         self._seconds = 0.0
@@ -232,7 +238,7 @@ class SAETrainer:
 
     def _next_batch(self) -> dict[str, Any]:
         try:
-            return next(self._run.stream)
+            return self._run.next_batch()
         except NonFiniteActivationsError as error:
             message = f"step {self.state.global_step}: {error}. {self._what_is_left()}"
             raise NonFiniteActivationsError(message) from error
@@ -263,7 +269,8 @@ class SAETrainer:
         self._refuse_non_finite()
         run, state = self._run, self.state
         # Of the step just done, whose index is one less than the number of steps done.
-        saes_log = {name: learner.pop_log(state.global_step - 1) for name, learner in run.learners.items()}
+        mine = {name: learner.pop_log(state.global_step - 1) for name, learner in run.learners.items()}
+        saes_log = run.of_all(mine)
         tokens = state.global_step * run.tokens_per_step
         flat = {
             f"{name}/{key}" if name else key: value for name, log in saes_log.items() for key, value in log.items()
@@ -276,14 +283,14 @@ class SAETrainer:
     def _save(self) -> None:
         self._refuse_non_finite()
         run = self._run
-        self._best.observe(self.state.global_step, self.state.log_history, list(run.learners))
+        self._best.observe(self.state.global_step, self.state.log_history, list(run.places))
         stored = {
             "best": self._best.state_dict(),
             "step": self.state.global_step,
             "tokens": self.state.global_step * run.tokens_per_step,
             "processes": run.accelerator.num_processes,
             "text_seed": self._text_seed,
-            "saes": list(run.learners),
+            "saes": list(run.places),
             "seconds": self._seconds,
             "arguments": self.args.stored(),
             "own_arguments": {name: own.differing_from(self.args) for name, own in run.arguments.items()},
@@ -297,6 +304,7 @@ class SAETrainer:
             stored,
             run.accelerator,
             self.args.save_total_limit,
+            owners=run.owners,
             spared=self._best.checkpoint,
         )
         self._saved_at = time.perf_counter()

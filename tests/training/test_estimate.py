@@ -65,6 +65,22 @@ def test_groups_keep_the_order_and_fit():
     assert isinstance(found.saes["1"], SAENeeds)
 
 
+def test_a_process_holds_its_own_saes_or_its_part_of_each():
+    own = {str(n): {"n_features": 32 * n, "k": 2} for n in (1, 2, 3)}
+    alone, spread, shard = (
+        estimate(arguments("unused", sae_placement=placement), own, model=language_model(), processes=2)
+        for placement in ("replicate", "spread", "shard")
+    )
+    assert len(spread.held_together) == 2
+    state = sum(needs.state_bytes for needs in alone.held_together)
+    assert sum(needs.state_bytes for needs in spread.held_together) == pytest.approx(state / 2, rel=0.01)
+    assert sum(needs.state_bytes for needs in shard.held_together) == pytest.approx(state / 2, rel=0.01)
+    assert shard.saes["3"].flops_per_token == alone.saes["3"].flops_per_token
+    assert spread.groups(spread.peak_bytes) == [["1", "2", "3"]]
+    with pytest.raises(MemoryError, match="spread over 2 processes need"):
+        spread.groups(spread.peak_bytes - 1)
+
+
 def test_the_report_says_whether_it_fits():
     found = needs_of()
     assert "too much" not in found.report(10**9, 1e9) and "too much" in found.report(1000, 1e9)

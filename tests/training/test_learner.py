@@ -254,6 +254,5 @@ def test_a_learner_goes_on_from_its_saved_state_bit_by_bit(architecture, stop):
     weights, state = save(before.sae.state_dict()), before.state_dict()
     stored = {"tensors": load(save(state["tensors"])), "values": json.loads(json.dumps(state["values"]))}
     after = make_learner(make_sae(architecture, rows=sparse_rows(100, seed=5)), **options)
-    after.sae.load_state_dict(load(weights))
-    after.load_state_dict(stored)
+    after.load_state_dict(load(weights), stored)
     assert_equal(train(after, 12 - stop, begin=stop), whole)

@@ -9,10 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hfsae import SAE
-from tests.training.tiny import ARCHITECTURES, contents, stop_at, trainer
-from tests.training.two_processes import CASES, PER_TOKEN, STEPS, train_alike
+from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer
+from tests.training.two_processes import (
+    CASES,
+    PER_TOKEN,
+    SEVERAL,
+    SPREAD,
+    STEPS,
+    train_alike,
+    train_several_alike,
+    train_wide,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +46,7 @@ def launch(launcher: str, folder: Path, *cases: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which two processes have trained every case."""
-    return launch("torchrun", tmp_path_factory.mktemp("torchrun"), *CASES)
+    return launch("torchrun", tmp_path_factory.mktemp("torchrun"), *CASES, *SPREAD)
 
 
 def of_both(folder, case):
@@ -51,16 +61,16 @@ def test_both_processes_hold_the_same_weights_at_the_end(trained, case):
 
 @pytest.mark.parametrize("architecture", PER_TOKEN)
 def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(trained, tmp_path, architecture):
-    alone = train_alike(tmp_path, architecture, processes=1).sae.state_dict()
+    alone = train_alike(tmp_path, make_sae(architecture), processes=1).sae.state_dict()
     together = SAE.from_pretrained(trained / f"alike-{architecture}" / f"checkpoint-{STEPS}" / "saes").state_dict()
     for name, tensor in alone.items():
         assert torch.allclose(together[name], tensor, rtol=0, atol=1e-5), name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, architecture):
-    folder = trained / f"text-{architecture}"
-    assert all(found["completed"] and found["steps"] == 12 for found in of_both(trained, f"text-{architecture}"))
+@pytest.mark.parametrize("case", [*(f"text-{name}" for name in ARCHITECTURES), "text-shard"])
+def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, case):
+    folder = trained / case
+    assert all(found["completed"] and found["steps"] == 12 for found in of_both(trained, case))
     sae = SAE.from_pretrained(folder)
     assert sae.config.metrics["n_tokens"] > 0 and sae.config.training["n_tokens"] == 12 * 128
     assert sae.config.training["hardware"].startswith("2 × ")
@@ -73,14 +83,61 @@ def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, architec
     assert not list(folder.glob(".*"))
 
 
+def test_each_process_trains_its_own_as_one_process_trains_all(trained, tmp_path):
+    train_several_alike(tmp_path, processes=1)
+    first, second = (set(found["digests"]) for found in of_both(trained, "several-spread"))
+    assert first == {"topk"} and second == {"jumprelu", "batch_topk"}  # the widest against the two others
+    for name in SEVERAL:
+        alone, found = (
+            SAE.from_pretrained(folder / f"checkpoint-{STEPS}" / "saes" / name).state_dict()
+            for folder in (tmp_path, trained / "several-spread")
+        )
+        for tensor, weights in alone.items():
+            assert torch.allclose(found[tensor], weights, rtol=0, atol=1e-5), (name, tensor)
+
+
+def test_an_sae_cut_over_two_processes_takes_the_steps_of_a_whole_one(trained, tmp_path):
+    """Clipped, in two batches a step, with dead features; weights, moments and counts, half-way and at the end."""
+    alone = train_wide(tmp_path, processes=1)
+    for step in (STEPS // 2, STEPS):
+        folders = [folder / f"checkpoint-{step}" / "saes" for folder in (tmp_path, trained / "wide-shard")]
+        assert SAE.from_pretrained(folders[1]).config.n_features == alone.sae.config.n_features
+        for file in ("model.safetensors", "state.safetensors"):
+            whole, cut = (load_file(folder / file) for folder in folders)
+            assert whole.keys() == cut.keys()
+            for name, tensor in whole.items():
+                assert torch.allclose(cut[name], tensor, rtol=0, atol=1e-5), (step, name)
+    last = json.loads((trained / "wide-shard" / "checkpoint-20" / "run.json").read_text())["log_history"][-1]
+    assert last["auxk"] == pytest.approx(alone.log_history[-1]["auxk"], rel=1e-4) and last["auxk"] > 0
+    assert last["dead_fraction"] == alone.log_history[-1]["dead_fraction"] > 70 / 160
+
+
+def test_a_run_that_is_spread_writes_everything_about_all_its_saes_once(trained):
+    folder = trained / "text-spread"
+    first, second = of_both(trained, "text-spread")
+    assert first["metrics"] == second["metrics"] and list(first["metrics"]) == ["wide", "resampled", "narrow"]
+    for name, metrics in first["metrics"].items():
+        sae = SAE.from_pretrained(folder / name)
+        assert sae.config.metrics["explained_variance"] == metrics["explained_variance"]
+        assert sae.config.training["n_tokens"] == 12 * 128 and (folder / name / "README.md").is_file()
+        log = [json.loads(line) for line in (folder / name / "training_log.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in log] == [4, 8, 12] and all("explained_variance" in entry for entry in log)
+    checkpoint = folder / "checkpoint-12"
+    assert {path.name for path in (checkpoint / "saes").iterdir()} == set(first["metrics"])
+    assert json.loads((checkpoint / "run.json").read_text())["saes"] == list(first["metrics"])
+    state = json.loads((checkpoint / "saes" / "resampled" / "state.json").read_text())
+    assert state["last_resampling"] == 6
+
+
 def test_features_were_revived_in_these_runs(trained):
     state = json.loads((trained / "resampled" / "checkpoint-12" / "saes" / "state.json").read_text())
     assert state["last_resampling"] == 6
     assert "auxk" in json.loads((trained / "text-topk" / "training_log.jsonl").read_text().splitlines()[-1])
 
 
-def test_a_run_of_two_processes_goes_on_bit_by_bit(trained):
-    whole, broken = (contents(trained / "two-parts" / name / "checkpoint-12") for name in ("whole", "broken"))
+@pytest.mark.parametrize("case", ["two-parts", "two-parts-spread", "two-parts-shard"])
+def test_a_run_of_two_processes_goes_on_bit_by_bit(trained, case):
+    whole, broken = (contents(trained / case / name / "checkpoint-12") for name in ("whole", "broken"))
     assert whole == broken and "stream-rank-1.json" in whole
 
 
@@ -96,9 +153,18 @@ def test_accelerate_launch_works_too(trained, tmp_path):
     assert of_both(tmp_path, "alike-topk") == of_both(trained, "alike-topk")
 
 
-def test_a_run_of_two_processes_goes_on_in_one(trained, tmp_path):
-    shutil.copytree(trained / "two-parts" / "whole", tmp_path / "run")
-    options = {"training_tokens": 20 * 64, "dead_feature_window": 100}
-    output = trainer(tmp_path / "run", callbacks=[stop_at(30)], **options).train(resume_from_checkpoint=True)
-    assert output.steps == 30 and output.sae.W_dec.isfinite().all()
+@pytest.mark.parametrize(
+    "case, saes, placement",
+    [
+        ("two-parts", None, "replicate"),
+        ("two-parts-spread", {"a": {"k": 2}, "b": {"k": 4}}, "spread"),
+        ("two-parts-shard", None, "shard"),
+    ],
+)
+def test_a_run_of_two_processes_goes_on_in_one(trained, tmp_path, case, saes, placement):
+    shutil.copytree(trained / case / "whole", tmp_path / "run")
+    options = {"training_tokens": 20 * 64, "dead_feature_window": 100, "sae_placement": placement}
+    going_on = trainer(tmp_path / "run", inputs={"saes": saes}, callbacks=[stop_at(30)], **options)
+    output = going_on.train(resume_from_checkpoint=True)
+    assert output.steps == 30 and all(sae.W_dec.isfinite().all() for sae in output.saes.values())
     assert json.loads((tmp_path / "run" / "checkpoint-30" / "run.json").read_text())["tokens"] == 30 * 32

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,10 @@ ROWS = 64
 PER_TOKEN = ("standard", "topk", "gated")
 
 
-def train_alike(folder: Path, architecture: str, processes: int) -> TrainOutput:
+SEVERAL = {"topk": 96, "jumprelu": 64, "batch_topk": 32}
+
+
+def train_alike(folder: Path, saes: SAE | dict[str, SAE], processes: int, **more: Any) -> TrainOutput:
     """A run that does the same work in any number of processes: fixed rows, in order, in full precision."""
     options = {
         "steps": STEPS,
@@ -35,27 +39,70 @@ def train_alike(folder: Path, architecture: str, processes: int) -> TrainOutput:
         "learning_rate": 0.003,
         "adam_epsilon": 1e-4,  # where a gradient is next to nothing, Adam would turn its rounding into a whole step
         "revival": "none",
-        **({} if architecture == "topk" else {"sparsity_coefficient": 0.3}),
+        "sparsity_coefficient": 0.3,
+        **more,
     }
-    inputs = {"activations": sparse_rows(2000), "saes": make_sae(architecture)}
+    inputs = {"activations": sparse_rows(2000), "saes": saes}
     return trainer(folder, inputs=inputs, callbacks=[stop_at(STEPS)], **options).train()
 
 
-def train_text(folder: Path, **options: str) -> TrainOutput:
+def train_several_alike(folder: Path, processes: int, **options: str) -> TrainOutput:
+    """The same for three SAEs of different widths at once; what those of a batch share is spent over all rows."""
+    saes = {name: make_sae(name, n_features=width) for name, width in SEVERAL.items()}
+    return train_alike(folder, saes, processes, **options)
+
+
+def train_text(folder: Path, inputs: dict[str, Any] | None = None, **options: str) -> TrainOutput:
     """A whole run on text, in which features die and come back."""
     tiny = {"dead_feature_window": 100, "resample_every": 200, "gradient_accumulation_steps": 2, "eval_tokens": 100}
-    return trainer(folder, training_tokens=12 * 128, logging_steps=4, **tiny, **options).train()
+    return trainer(folder, inputs=inputs, training_tokens=12 * 128, logging_steps=4, **tiny, **options).train()
 
 
-def train_in_two_parts(folder: Path) -> TrainOutput:
+def train_in_two_parts(folder: Path, inputs: dict[str, Any] | None = None, **options: str) -> TrainOutput:
     """A run that is stopped and resumed, and the same without a break beside it."""
 
     def part(name: str, stop: int) -> SAETrainer:
-        return trainer(folder / name, callbacks=[stop_at(stop)], training_tokens=20 * 64, dead_feature_window=100)
+        tiny = {"training_tokens": 20 * 64, "dead_feature_window": 100, **options}
+        return trainer(folder / name, inputs=inputs, callbacks=[stop_at(stop)], **tiny)
 
     part("whole", 12).train()
     part("broken", 5).train()
     return part("broken", 12).train(resume_from_checkpoint=True)
+
+
+def spread_over_text(folder: Path) -> TrainOutput:
+    """A whole run of three SAEs at two places, each in one of the processes; features die, the LM is read in both."""
+    saes: dict[str, Any] = {
+        "wide": {"n_features": 96, "hook_point": "resid_post.0"},
+        "resampled": {"architecture": "gated", "revival": "resample"},
+        "narrow": {"n_features": 32},
+    }
+    return train_text(folder, {"saes": saes}, sae_placement="spread")
+
+
+def train_wide(folder: Path, processes: int, **options: str) -> TrainOutput:
+    """As `train_alike`, an SAE in which features die and the gradient is clipped, in two batches a step."""
+    sae = make_sae("topk", n_features=160)
+    with torch.no_grad():  # dead from the start, in the first process alone, and more than auxk asks for
+        sae.encoder.bias[:70] -= 100
+    revival = {"revival": "auxk", "dead_feature_window": ROWS, "gradient_accumulation_steps": 2}
+    more = {**revival, "max_grad_norm": 0.1, "train_batch_tokens": ROWS // processes // 2, "save_steps": 10}
+    return train_alike(folder, sae, processes, **more, **options)
+
+
+def shard_over_text(folder: Path) -> TrainOutput:
+    """A whole run of an SAE whose features lie in both processes."""
+    return train_text(folder, sae_placement="shard")
+
+
+def shard_in_two_parts(folder: Path) -> TrainOutput:
+    """As `train_in_two_parts`, of an SAE whose features lie in both processes."""
+    return train_in_two_parts(folder, sae_placement="shard")
+
+
+def spread_in_two_parts(folder: Path) -> TrainOutput:
+    """As `train_in_two_parts`, each SAE in one of the processes."""
+    return train_in_two_parts(folder, {"saes": {"a": {"k": 2}, "b": {"k": 4}}}, sae_placement="spread")
 
 
 def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
@@ -66,11 +113,21 @@ def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
 
 
 CASES = {
-    **{f"alike-{name}": lambda folder, name=name: train_alike(folder, name, 2) for name in PER_TOKEN},
+    **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
     "resampled": lambda folder: train_text(folder, revival="resample"),
     "two-parts": train_in_two_parts,
     "told-to-stop": train_until_one_is_told_to_stop,
+    "wide-shard": lambda folder: train_wide(folder, 2, sae_placement="shard"),
+    "text-shard": shard_over_text,
+    "two-parts-shard": shard_in_two_parts,
+}
+
+# Of which each process ends with SAEs of its own.
+SPREAD = {
+    "several-spread": lambda folder: train_several_alike(folder, 2, sae_placement="spread"),
+    "text-spread": spread_over_text,
+    "two-parts-spread": spread_in_two_parts,
 }
 
 
@@ -86,9 +143,9 @@ def main(folder: str, *cases: str) -> None:
     """Trains the cases one after the other and writes down what this process holds at the end of each."""
     torch.set_num_threads(1)
     for case in cases:
-        output = CASES[case](Path(folder, case))
-        found = {"digest": digest(output.sae), "steps": output.steps, "completed": output.completed}
-        found["metrics"] = output.metrics.get("", {})
+        output = {**CASES, **SPREAD}[case](Path(folder, case))
+        digests = {name: digest(sae) for name, sae in output.saes.items()}
+        found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

@@ -1,0 +1,69 @@
+"""The processes of a run, and a word where they are fewer than were asked for."""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from hfsae.training.arguments import SAETrainingArguments
+
+
+def start_accelerator(args: SAETrainingArguments) -> Accelerator:
+    """Devices, processes and trackers.
+
+    Raises:
+        ValueError: If a tracker is unknown or not installed.
+        RuntimeError: If more processes were launched than Accelerate joined.
+    """
+    trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
+    accelerator = Accelerator(
+        # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
+        # own; told to use the CPU, it joins them.
+        cpu=args.use_cpu or not torch.accelerator.is_available(),
+        mixed_precision="no",  # autocast is the learner's affair
+        log_with=trackers or None,  # type: ignore[arg-type]
+        project_dir=args.output_dir if trackers else None,
+    )
+    asked_for = max(launched(), _asked_of_accelerate())
+    if asked_for != accelerator.num_processes:
+        raise RuntimeError(
+            f"{asked_for} processes were asked for, but Accelerate sees {accelerator.num_processes}: each "
+            "process would train the whole run. `accelerate launch --cpu` starts one whatever it is asked for; "
+            "on CPUs launch with `torchrun --nproc_per_node N`, or with `accelerate launch --multi_gpu "
+            "--num_processes N`, and pass use_cpu."
+        )
+    # Accelerate leaves out what is not installed without a word.
+    missing = {*trackers} - {"all"} - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise ValueError(
+            f"report_to names {', '.join(missing)}, which is not installed: `pip install {' '.join(missing)}`."
+        )
+    if trackers:
+        config = {name: str(value) for name, value in args.given().items()}
+        accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
+    return accelerator
+
+
+def launched() -> int:
+    """How many processes the launcher of this one has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _asked_of_accelerate() -> int:
+    """The `--num_processes` of the `accelerate launch` that started this process; 1 where there is none.
+
+    On a CPU it starts one process and tells it nothing of the others that were asked for, so its own command line is
+    the only place to look.
+    """
+    try:
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return 1
+    if not any("accelerate" in part for part in command):
+        return 1
+    found = re.search(r" --num[_-]processes[ =](\d+) ", f" {' '.join(command)} ")
+    return int(found[1]) if found else 1

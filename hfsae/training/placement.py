@@ -1,0 +1,87 @@
+"""Where SAEs are trained when there are several processes.
+
+* `"replicate"`: every process holds every SAE and steps on rows of its own; gradients are averaged.
+* `"spread"`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes.
+* `"shard"`: each process holds some of the features of every SAE (`hfsae.training.sharding`), and steps on all rows.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def deal(costs: Mapping[str, int], processes: int) -> dict[str, int]:
+    """Which process owns each SAE: the costliest is dealt first, each to the process that has least by then.
+
+    Args:
+        costs: Parameters of each SAE by name.
+        processes: The number of processes.
+
+    Returns:
+        The owner's rank by name.
+
+    Raises:
+        ValueError: If a process would have none.
+
+    Example:
+        >>> deal({"wide": 400, "narrow": 100, "middle": 200}, processes=2)
+        {'wide': 0, 'narrow': 1, 'middle': 1}
+    """
+    refuse_idle(len(costs), processes)
+    held = [0] * processes
+    owners = {}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        owners[name] = held.index(min(held))
+        held[owners[name]] += costs[name]
+    for rank, cost in enumerate(held):
+        names = [name for name, owner in owners.items() if owner == rank]
+        logger.info("process %d trains %s (%.3g parameters)", rank, ", ".join(names), cost)
+    return {name: owners[name] for name in costs}
+
+
+def refuse_idle(saes: int, processes: int) -> None:
+    """Raises where there are fewer SAEs to spread than processes.
+
+    Raises:
+        ValueError: Says how many there are, and what to do.
+    """
+    if saes < processes:
+        raise ValueError(
+            f"sae_placement='spread' gives each process SAEs of its own, but there are {saes} for {processes} "
+            f"processes: launch at most {saes}, or use sae_placement='replicate' (or 'shard')."
+        )
+
+
+def rows_of_all(batch: Mapping[str, Tensor], accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batches of all processes one after another, the same on each.
+
+    Args:
+        batch: This process's rows (N, d) by hook point.
+        accelerator: The run's accelerator.
+        dtype: What the rows were kept in, and travel as.
+
+    Returns:
+        (processes · N, d) rows by hook point, in the batch's dtype.
+    """
+    gathered = {name: accelerator.gather(rows.to(dtype)) for name, rows in batch.items()}
+    return {name: rows.to(batch[name].dtype) for name, rows in gathered.items()}  # type: ignore[union-attr]
+
+
+def from_owners(mine: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    """What each process has of the SAEs that it owns, put together on all of them.
+
+    Args:
+        mine: By name of the SAE, plain values.
+        names: All names, in their order.
+    """
+    whole = dict(item for part in gather_object([mine]) for item in part.items())
+    return {name: whole[name] for name in names if name in whole}
