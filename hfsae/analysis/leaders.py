@@ -86,19 +86,25 @@ class Leaders:
         newcomers_before = torch.zeros_like(kept["context"]).index_add_(0, row, (~is_better).long())
         kept_ranks = alive.cumsum(1) - 1 + newcomers_before
         stays, enters = (alive & (kept_ranks < self.size)).nonzero(as_tuple=True), new_ranks < self.size
-        new, row, new_ranks = new[enters], row[enters], new_ranks[enters]
-
-        slots = self._slots[touched]
-        free = torch.ones_like(alive).index_put_((stays[0], slots[stays]), torch.tensor(False))
-        entered = torch.argsort(free.byte(), dim=1, descending=True, stable=True)[row, _count_within(row)]
-        for name, column in self._rest.items():
-            column[touched[row], entered] = entries[name][new]
-        self._slots[touched[stays[0]], kept_ranks[stays]] = slots[stays]
-        self._slots[touched[row], new_ranks] = entered
+        staying = {name: column[stays] for name, column in kept.items()}
+        entering = {name: column[new[enters]] for name, column in entries.items()}
+        slots = self._slots[touched][stays]
+        free = torch.ones_like(alive).index_put_((stays[0], slots), torch.tensor(False))
+        row = row[enters]
+        taken = torch.argsort(free.byte(), dim=1, descending=True, stable=True)[row, _count_within(row)]
         for name, column in self._keys.items():
             column[touched] = self._blank[name]
-            column[touched[stays[0]], kept_ranks[stays]] = kept[name][stays]
-            column[touched[row], new_ranks] = entries[name][new]
+        self._write(touched[stays[0]], kept_ranks[stays], slots, staying)
+        self._write(touched[row], new_ranks[enters], taken, entering)
+
+    def _write(self, features: Tensor, ranks: Tensor, slots: Tensor, entries: Fields) -> None:
+        """Puts entries at their ranks; those that bring all columns into their slots too."""
+        self._slots[features, ranks] = slots
+        for name, column in entries.items():
+            if name in self._keys:
+                self._keys[name][features, ranks] = column
+            else:
+                self._rest[name][features, slots] = column
 
     def merge(self, other: "Leaders | Fields") -> None:
         """Takes in what was kept of another part of the text."""
