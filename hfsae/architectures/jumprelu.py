@@ -92,7 +92,7 @@ class JumpReLUSAE(SAE):
 
     def training_selection(self) -> Selection:
         """Everything within reach of the kernel too: the entries just below a threshold move it as well."""
-        return Above(self.threshold.detach() - self.config.bandwidth / 2)
+        return Above(self.threshold.detach(), margin=self.config.bandwidth / 2)
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
         return jump_relu(pre, pattern.gather(self.threshold), self.config.bandwidth)

@@ -30,6 +30,10 @@ _EFFICIENT_TOKENS = 256
 # n = 12288, N = 4096, float32: a sparse product handles about 17 times fewer entries per second than a dense one).
 CPU_BREAK_EVEN = 1 / 17
 
+# Below this share they take less memory: an entry of the sparse path needs three to four times the bytes of one of the
+# dense path.
+_SMALLER_BELOW = 1 / 4
+
 # Where a rule cannot say how much will be active, so many tokens of the batch are looked at first.
 _PROBE_TOKENS = 32
 
@@ -54,8 +58,8 @@ def encode(
         center: (d,) subtracted from every token first (`b_dec`), or None.
         selection: Which entries are kept.
         path: `"dense"` keeps all N × n, `"sparse"` only the active entries, `"auto"` decides by device, density and
-            size: sparse below the break-even share of active entries (`CPU_BREAK_EVEN`; on CUDA that of the GPU), or,
-            on a CPU, where N × n would pass `CHUNK_BYTES`.
+            size: sparse below the break-even share of active entries (`CPU_BREAK_EVEN`; on CUDA that of the GPU);
+            on a CPU, where N × n would pass `CHUNK_BYTES`, wherever it takes less memory.
 
     Returns:
         The pattern, and the pre-activations at its entries: (entries,) or (N, n). Differentiable in `x`, `weight`,
@@ -84,14 +88,10 @@ def _sparse_pays(x: Tensor, weight: Tensor, bias: Tensor, selection: Selection) 
     share = _break_even(x)
     if share == 0:
         return False
-    per_token = selection.expected_per_token(n_features)
-    if per_token is None:
-        if x.device.type == "cpu" and x.shape[0] * n_features * 4 > CHUNK_BYTES:
-            return True
-        probe = x[:: max(1, len(x) // _PROBE_TOKENS)]
-        active = torch.count_nonzero(selection.mask(F.linear(probe, weight, bias)))
-        per_token = int(active) / max(1, len(probe))
-    return per_token <= n_features * share
+    if x.device.type == "cpu" and len(x) * n_features * 4 > CHUNK_BYTES:
+        share = max(share, _SMALLER_BELOW)
+    probe = x[:: max(1, len(x) // _PROBE_TOKENS)]
+    return selection.load(lambda: F.linear(probe, weight, bias)) <= n_features * share
 
 
 def _break_even(x: Tensor) -> float:

@@ -29,8 +29,8 @@ _SLACK = 2
 class Selection(Protocol):
     """A rule that turns pre-activations into a pattern."""
 
-    def expected_per_token(self, n_features: int) -> int | None:
-        """Entries per token where that is known before looking, else None."""
+    def load(self, look: Callable[[], Tensor]) -> float:
+        """Entries a token that the sparse products work on; `look()` gives the pre-activations of some tokens."""
         ...
 
     def mask(self, pre: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class TopK:
 
     k: int
 
-    def expected_per_token(self, n_features: int) -> int | None:
+    def load(self, look: Callable[[], Tensor]) -> float:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class GroupMax:
 
     k: int
 
-    def expected_per_token(self, n_features: int) -> int | None:
+    def load(self, look: Callable[[], Tensor]) -> float:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
@@ -132,15 +132,25 @@ class GroupMax:
 
 @dataclass(frozen=True)
 class Above:
-    """Every pre-activation above a threshold: a number, or a tensor () or (n,)."""
+    """Every pre-activation above a threshold (a number, or a tensor () or (n,)), or less than `margin` below it.
+
+    Those within the margin have the value 0; their gradient is what a step wants of them.
+    """
 
     threshold: Tensor | float
+    margin: float = 0.0
 
-    def expected_per_token(self, n_features: int) -> int | None:
-        return None
+    def load(self, look: Callable[[], Tensor]) -> float:
+        pre = look()
+        kept = torch.count_nonzero(self.mask(pre)).item() / max(1, len(pre))
+        if not self.margin or pre.device.type != "cpu":
+            return kept
+        # Of the four sparse products three leave zeros out.
+        active = torch.count_nonzero(pre > self.threshold).item() / max(1, len(pre))
+        return (3 * active + kept) / 4
 
     def mask(self, pre: Tensor) -> Tensor:
-        return pre > self.threshold
+        return pre > self.threshold - self.margin
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return _Entries.joined([_Entries.where(self.mask(pre), pre) for pre in chunks()]).pattern(n_features)
@@ -152,7 +162,7 @@ class BatchTopK:
 
     k: int
 
-    def expected_per_token(self, n_features: int) -> int | None:
+    def load(self, look: Callable[[], Tensor]) -> float:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:

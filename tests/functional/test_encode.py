@@ -196,9 +196,24 @@ def test_the_density_that_decides_is_the_one_found_in_the_batch():
         assert type(encode(*leaves, Above(threshold), "auto")[0]) is expected
 
 
-def test_auto_is_sparse_where_the_dense_product_would_not_fit(monkeypatch):
+def test_entries_within_the_margin_weigh_a_quarter():
+    """A tenth of all is kept, but hardly anything of it is active: sparse, where a tenth active would be dense."""
+    leaves = problem(N_TOKENS, N_FEATURES, D_IN)
+    pre = plain(*leaves).detach()
+    kept, active = pre.quantile(0.9), pre.quantile(0.99)
+    rule = Above(active, margin=(active - kept).item())
+    pattern, at_entries = encode(*leaves, rule, "auto")
+    assert isinstance(pattern, SparsePattern)
+    assert len(at_entries) == torch.count_nonzero(rule.mask(pre)) > 0.09 * pre.numel()
+    assert type(encode(*leaves, Above(kept), "auto")[0]) is DensePattern
+
+
+@pytest.mark.parametrize("share, expected", [(0.2, SparsePattern), (0.3, DensePattern)])
+def test_where_the_dense_product_would_not_fit_auto_takes_what_needs_less_memory(monkeypatch, share, expected):
     monkeypatch.setattr(encode_module, "CHUNK_BYTES", N_TOKENS * N_FEATURES * 4 - 1)
-    assert type(encode(*problem(N_TOKENS, N_FEATURES, D_IN), Above(-100.0), "auto")[0]) is SparsePattern
+    leaves = problem(N_TOKENS, N_FEATURES, D_IN)
+    threshold = plain(*leaves).detach().quantile(1 - share)
+    assert type(encode(*leaves, Above(threshold), "auto")[0]) is expected
 
 
 # -- precision --------------------------------------------------------------------------------------------------------

@@ -127,9 +127,19 @@ def test_groupmax_keeps_the_largest_of_each_group_of_neighbours(pre: Tensor, dat
             assert torch.equal(pre[:, members][mask[:, members]], pre[:, members].amax(1))
 
 
-RULES = [(TopK(3), 3), (GroupMax(4), 4), (BatchTopK(3), 3), (Above(0.0), None)]
+PRE = torch.tensor([[0.5, 1.5, 2.5, 3.5], [1.5, 2.5, 3.5, 4.5]])
 
 
-@pytest.mark.parametrize("rule, expected", RULES)
-def test_a_rule_says_how_many_entries_to_expect_where_it_knows(rule: Selection, expected: int | None):
-    assert rule.expected_per_token(100) == expected
+@pytest.mark.parametrize(
+    "rule, load",
+    [
+        (TopK(3), 3),
+        (GroupMax(4), 4),
+        (BatchTopK(3), 3),
+        (Above(0.0), 4),
+        (Above(2.0), 2.5),
+        (Above(3.0, margin=1.0), (3 * 1.5 + 2.5) / 4),
+    ],
+)
+def test_a_rule_says_how_many_entries_the_products_work_on(rule: Selection, load: float):
+    assert rule.load(lambda: PRE) == load
