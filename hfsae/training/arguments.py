@@ -96,6 +96,11 @@ class SAETrainingArguments:
         "Precision of the language model; 'auto' is that of its checkpoint, its products being made in bfloat16 on a "
         "GPU that has it unless activation_dtype is float32.",
     )
+    model_device_map: str | None = _option(
+        None,
+        "How the language model is spread over the devices of one process: auto, balanced, sequential, or names of "
+        "modules with devices as JSON; None puts it where the SAEs are.",
+    )
     hook_point: str = _option(
         "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."
     )

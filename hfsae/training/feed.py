@@ -1,5 +1,6 @@
 """What a run reads: the language model, its text split into disjoint parts, and the stream of shuffled activations."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class BaseModel:
         hub_id: Its Hub id; None for a local folder or an object that came without a name.
         path: The local folder it came from, as the user wrote it; None for a Hub model.
         revision: Commit sha on the Hub.
+        stays: Whether it lies where a device map put it, and is not moved.
     """
 
     model: PreTrainedModel
@@ -55,6 +57,7 @@ class BaseModel:
     hub_id: str | None
     path: str | None
     revision: str | None
+    stays: bool = False
 
 
 def load_base_model(
@@ -78,7 +81,8 @@ def load_base_model(
         dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
         # Resolved once, so that weights, tokenizer and record are of one commit even while the branch moves on.
         revision = commit_of(name, revision) or revision
-        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+        spread = {} if args.model_device_map is None else {"device_map": _device_map(args.model_device_map)}
+        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, **spread)
     if tokenizer is None and name is not None:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     local = name is not None and os.path.isdir(name)
@@ -88,14 +92,25 @@ def load_base_model(
         hub_id=None if local else name,
         path=as_written(name) if local and name else None,
         revision=None if local or name is None else commit_of(name, revision),
+        stays=hasattr(lm, "hf_device_map") or args.model_device_map is not None,
     )
     move_base_model(base, device)
     return base
 
 
+def _device_map(given: str) -> str | dict[str, Any]:
+    """What transformers takes for a device map: a word, or module names with devices."""
+    if not given.lstrip().startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_device_map must be a word such as 'auto' or JSON, got {given!r}: {error}.") from error
+
+
 def move_base_model(base: BaseModel, device: torch.device) -> None:
     """Puts the language model on a device, unless it was spread over several."""
-    if not hasattr(base.model, "hf_device_map"):
+    if not base.stays:
         base.model.to(device)  # type: ignore[arg-type]
 
 
