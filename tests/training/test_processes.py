@@ -15,10 +15,12 @@ from hfsae import SAE
 from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer
 from tests.training.two_processes import (
     CASES,
+    HALF,
     PER_TOKEN,
     SEVERAL,
     SPREAD,
     STEPS,
+    go_on_with_more,
     train_alike,
     train_several_alike,
     train_wide,
@@ -46,7 +48,9 @@ def launch(launcher: str, folder: Path, *cases: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which two processes have trained every case."""
-    return launch("torchrun", tmp_path_factory.mktemp("torchrun"), *CASES, *SPREAD)
+    folder = tmp_path_factory.mktemp("torchrun")
+    go_on_with_more(folder / "begun-alone")
+    return launch("torchrun", folder, *CASES, *SPREAD)
 
 
 def of_both(folder, case):
@@ -168,3 +172,15 @@ def test_a_run_of_two_processes_goes_on_in_one(trained, tmp_path, case, saes, pl
     output = going_on.train(resume_from_checkpoint=True)
     assert output.steps == 30 and all(sae.W_dec.isfinite().all() for sae in output.saes.values())
     assert json.loads((tmp_path / "run" / "checkpoint-30" / "run.json").read_text())["tokens"] == 30 * 32
+
+
+def test_a_run_of_one_process_goes_on_in_two_and_ends_about_the_same(trained, tmp_path):
+    alone = go_on_with_more(tmp_path / "alone", stop=2 * HALF)
+    first, second = of_both(trained, "begun-alone")
+    assert first == second and first["completed"] and first["steps"] == HALF  # each as large as two of before
+    stored = json.loads((trained / "begun-alone" / f"checkpoint-{HALF}" / "run.json").read_text())
+    assert stored["tokens"] == 2 * HALF * 32 and stored["processes"] == 2
+    for metric in ("explained_variance", "l0"):
+        assert first["metrics"][""][metric] == pytest.approx(alone.metrics[""][metric], abs=0.1), metric
+    log = (trained / "begun-alone" / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [HALF // 2, HALF]

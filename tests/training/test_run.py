@@ -115,6 +115,24 @@ def test_training_goes_on_from_a_published_sae(tmp_path, published):
     assert sae.config.training["steps"] == 2
 
 
+def test_training_goes_on_with_a_fine_tuned_model(tmp_path, published):
+    model, tokens = language_model(), torch.randint(1, 40, (4, 12), generator=torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(5):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    tuned = str(tmp_path / "tuned")
+    model.save_pretrained(tuned)
+    options = {"init_from": str(published), "eval_tokens": 100, "learning_rate": 1e-9}
+    sae = trainer(tmp_path / "run", steps=2, inputs={"model": tuned}, **options).train().sae
+    torch.testing.assert_close(sae.W_dec, SAE.from_pretrained(published).W_dec, atol=1e-6, rtol=0)
+    assert sae.config.base_model == tuned and sae.config.training["init_from"] == str(published)
+    measured, before = sae.config.metrics, SAE.from_pretrained(published).config.metrics
+    assert measured["explained_variance"] != before["explained_variance"]  # of the activations of the tuned model
+    assert SAE.from_pretrained(tmp_path / "run").config.base_model == tuned
+
+
 def test_it_can_lie_in_a_folder_of_a_repository_at_a_commit(hub, tmp_path, published):
     before = SAE.from_pretrained(published)
     commit = before.push_to_hub("tester/zoo", subfolder="deep/one").oid

@@ -21,6 +21,9 @@ STEPS = 20
 ROWS = 64
 """Rows of a step over all processes."""
 
+HALF = 60
+"""Steps of one process, of half as many rows, after which a run goes on elsewhere."""
+
 # Whose features and loss are chosen token by token, so that it does not matter which process sees which.
 PER_TOKEN = ("standard", "topk", "gated")
 
@@ -105,6 +108,12 @@ def spread_in_two_parts(folder: Path) -> TrainOutput:
     return train_in_two_parts(folder, {"saes": {"a": {"k": 2}, "b": {"k": 4}}}, sae_placement="spread")
 
 
+def go_on_with_more(folder: Path, stop: int = HALF, **options: Any) -> TrainOutput:
+    """A run that is begun in one process, in steps half as large, and goes on in however many call this."""
+    tiny = {"training_tokens": 2 * HALF * ROWS // 2, "dead_feature_window": 200, "eval_tokens": 200, **options}
+    return trainer(folder, callbacks=[stop_at(stop)], **tiny).train(resume_from_checkpoint=folder.exists())
+
+
 def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
     """A run of which the last process alone gets a signal, in its third step."""
     last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
@@ -121,6 +130,7 @@ CASES = {
     "wide-shard": lambda folder: train_wide(folder, 2, sae_placement="shard"),
     "text-shard": shard_over_text,
     "two-parts-shard": shard_in_two_parts,
+    "begun-alone": lambda folder: go_on_with_more(folder),
 }
 
 # Of which each process ends with SAEs of its own.
