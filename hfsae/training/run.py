@@ -281,7 +281,8 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
         assert isinstance(rows, Tensor)
         for name, sae in saes.items():
             if run.places[name] == place:
-                initialise(sae, rows, run.arguments[name].decoder_center)
+                args = run.arguments[name]
+                initialise(sae, rows, args.decoder_center)
 
 
 def _check_disk(run: Run, parameters: int) -> None:
