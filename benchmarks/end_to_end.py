@@ -3,7 +3,8 @@
     python benchmarks/end_to_end.py --model MODEL --text FILE [--hook_point resid_post.2] [--output FILE.json]
 
 Same model, text, width, batch, context and precision, and shuffle buffers of the same size. Timed from the call of
-the trainer to the trained SAE, without evaluation and without saving checkpoints on the way; start-up is included.
+the trainer to the trained SAE, without evaluation and without saving checkpoints on the way; start-up is included. The
+two take turns; the figures are medians.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from datasets import Dataset
 from peers import installed, versions
@@ -51,10 +53,8 @@ def ours(args: argparse.Namespace, text: Dataset) -> float:
         return time.perf_counter() - begin
 
 
-def sae_lens(args: argparse.Namespace, text: Dataset) -> float | None:
-    """Seconds that SAELens' `LanguageModelSAETrainingRunner` takes; None where it is not installed."""
-    if not installed("sae_lens"):
-        return None
+def sae_lens(args: argparse.Namespace, text: Dataset) -> float:
+    """Seconds that SAELens' `LanguageModelSAETrainingRunner` takes."""
     from sae_lens import (
         LanguageModelSAERunnerConfig,
         LanguageModelSAETrainingRunner,
@@ -99,15 +99,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1 << 18)
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--context_length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/end_to_end.json"))
     args = parser.parse_args()
     text = load_text(args.text)
     assert isinstance(text, Dataset)
-    seconds = {"hfsae": ours(args, text), "sae_lens": sae_lens(args, text)}
+    runners = {"hfsae": ours} | ({"sae_lens": sae_lens} if installed("sae_lens") else {})
+    seconds: dict[str, list[float]] = {who: [] for who in runners}
+    for _ in range(args.repeats):
+        for who, run in runners.items():
+            seconds[who].append(run(args, text))
     for who, taken in seconds.items():
-        print(
-            f"{who}: " + ("not installed" if taken is None else f"{taken:.1f} s, {args.tokens / taken:.0f} tokens/s")
-        )
+        print(f"{who}: {median(taken):.1f} s, {args.tokens / median(taken):.0f} tokens/s")
     told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({"seconds": seconds, "arguments": told, "versions": versions()}, indent=2))

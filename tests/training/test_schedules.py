@@ -69,6 +69,7 @@ def test_auto_is_the_reference_rate_at_the_reference_and_less_for_wider_and_long
     assert auto_learning_rate(2**14, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE)
     assert auto_learning_rate(2**16, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE / 2)
     assert auto_learning_rate(2**14, 10 * REFERENCE_STEPS) < REFERENCE_RATE
+    assert auto_learning_rate(2**8, 10) == 0.02 > auto_learning_rate(2**10, 30)
 
 
 def test_a_penalty_rises_in_equal_steps():
