@@ -16,8 +16,8 @@ def auto_learning_rate(n_features: int, total_steps: int) -> float:
 
     The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
     ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
-    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02: of 256 features in 10 steps the rule
-    alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
+    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02: of 256 features in 10 steps the
+    rule alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
 
     Args:
         n_features: Width of the SAE.
