@@ -1,6 +1,7 @@
 """The usual mistakes in the use of an SAE, each undone in turn: what it does then tells whether that was it."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -172,25 +173,39 @@ def _other_scale(subject: Subject, source: Tensor, target: Tensor) -> Trial:
 
 def _processed_weights(subject: Subject, source: HookPoint, x: Tensor, target: Tensor) -> Iterator[Trial]:
     """Activations as libraries have them that process a language model's weights (TransformerLens)."""
-    for path, bare in _without_affine_norms(subject.model, source, x):
-        yield Trial(
-            subject.figures(bare, target if subject.sae.config.is_transcoder else bare),
-            f"Processed weights: it fits what {path} gives without its weight and bias, which were folded into the "
-            "layers after it (fold_ln of TransformerLens); fold them into the SAE's encoder, or the model's",
+    folded = [
+        (
+            bare,
+            f"what {path} gives without its weight and bias, which fold_ln of TransformerLens folds into the layers "
+            "after it; fold them in this model too",
         )
+        for path, bare in _without_affine_norms(subject.model, source, x)
+    ]
     if subject.sae.config.is_transcoder:
+        centred = (
+            _centred(target),
+            "a target without its mean over dimensions, which center_writing_weights of TransformerLens takes off the "
+            "weights and biases of the layers that write it; take it off in this model too",
+        )
+        for (read, reads), (written, writes) in itertools.product([(x, ""), *folded], [(target, ""), centred]):
+            if it_fits := ", and ".join(filter(None, (reads, writes))):
+                yield Trial(subject.figures(read, written), f"Processed weights: it fits {it_fits}")
         return
-    centred = x - x.mean(-1, keepdim=True)
-    yield Trial(
-        subject.figures(centred, centred),
-        "Processed weights: it fits activations without their mean over dimensions, as centred weights "
-        "(center_writing_weights of TransformerLens) give; set config.input_transform = 'center'",
+    centred = (
+        _centred(x),
+        "activations without their mean over dimensions, as centred weights (center_writing_weights of "
+        "TransformerLens) give; set config.input_transform = 'center'",
     )
-    normed = centred / x.std(-1, keepdim=True)
-    yield Trial(
-        subject.figures(normed, normed),
-        "Processed weights: it fits activations after a layer norm; set config.input_transform = 'layer_norm'",
+    normed = (
+        _centred(x) / x.std(-1, keepdim=True),
+        "activations after a layer norm; set config.input_transform = 'layer_norm'",
     )
+    for rows, it_fits in [*folded, centred, normed]:
+        yield Trial(subject.figures(rows, rows), f"Processed weights: it fits {it_fits}")
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True)
 
 
 def _without_affine_norms(model: PreTrainedModel, place: HookPoint, x: Tensor) -> Iterator[tuple[str, Tensor]]:

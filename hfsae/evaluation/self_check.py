@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 8192
 _NO_CAUSE = "None of the usual causes explains it; text of another kind than it was trained on may."
-# A trial that brings so much of the missing explained variance back has found something; the best are told.
-_SHARE_BROUGHT_BACK, _MOST_CAUSES = 0.7, 3
+# A trial that brings so much of the missing explained variance back has found something, or less where it then fits;
+# the best are told.
+_SHARE_BROUGHT_BACK, _SHARE_IF_IT_FITS, _MOST_CAUSES = 0.7, 0.5, 3
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,16 @@ def _causes(subject: Subject, measured: Figures, recorded: Figures) -> Iterator[
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."
     helping = [trial for trial in trials(subject) if _helps(trial.figures, measured, recorded)]
-    helping.sort(key=lambda trial: -(trial.figures.explained_variance or 0.0))
+    # Where two do as well, up to rounding, what undoes less comes first: `trials` gives it first.
+    helping.sort(key=lambda trial: -round(trial.figures.explained_variance or 0.0, 3))
     yield from (f"{trial.cause} ({trial.figures})." for trial in helping[:_MOST_CAUSES])
 
 
 def _helps(trial: Figures, measured: Figures, recorded: Figures) -> bool:
+    """Whether it brings back what is missing; a little more than measured may fit by chance, and says nothing."""
+    if recorded.explained_variance is None or measured.fit(Figures(None, recorded.explained_variance)):
+        return trial.fit(recorded)  # nothing to bring back: there is no figure, or only L0 is off
     assert trial.explained_variance is not None and measured.explained_variance is not None
-    gained = trial.explained_variance - measured.explained_variance
-    if recorded.explained_variance is None:
-        return gained > 0 and trial.fit(recorded)
     missing = recorded.explained_variance - measured.explained_variance
-    return gained > 0 and (trial.fit(recorded) or gained >= _SHARE_BROUGHT_BACK * missing)
+    share = _SHARE_IF_IT_FITS if trial.fit(recorded) else _SHARE_BROUGHT_BACK
+    return trial.explained_variance - measured.explained_variance >= share * missing

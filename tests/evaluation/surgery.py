@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments
 
@@ -44,14 +46,26 @@ def processed() -> PreTrainedModel:
     model.transformer.wpe.weight -= model.transformer.wpe.weight.mean(-1, keepdim=True)
     for block in model.transformer.h:
         for writer in (block.attn.c_proj, block.mlp.c_proj):
-            writer.weight -= writer.weight.mean(-1, keepdim=True)
-            writer.bias -= writer.bias.mean()
+            centre(writer)
         for norm, reader in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc)):
-            reader.bias += norm.bias @ reader.weight
-            reader.weight *= norm.weight[:, None]
-            norm.weight.fill_(1)
-            norm.bias.fill_(0)
+            fold(norm, reader)
     return model
+
+
+@torch.no_grad()
+def fold(norm: nn.LayerNorm, reader: Conv1D) -> None:
+    """Moves a norm's weight and bias into the linear layer that reads it (fold_ln of TransformerLens)."""
+    reader.bias += norm.bias @ reader.weight
+    reader.weight *= norm.weight[:, None]
+    norm.weight.fill_(1)
+    norm.bias.fill_(0)
+
+
+@torch.no_grad()
+def centre(writer: Conv1D) -> None:
+    """Takes the mean over dimensions off what a linear layer writes (center_writing_weights of TransformerLens)."""
+    writer.weight -= writer.weight.mean(-1, keepdim=True)
+    writer.bias -= writer.bias.mean()
 
 
 @torch.no_grad()
@@ -81,8 +95,8 @@ def with_a_massive_first_position() -> PreTrainedModel:
     return model
 
 
-def train(model: PreTrainedModel, folder: Path, *places: str, **fields) -> dict[str, SAE]:
-    """SAEs of a language model, by place, with their figures; as in `trained_folder`."""
+def train(model: PreTrainedModel, folder: Path, place: str, training_tokens: int = 32_768, **fields) -> SAE:
+    """An SAE of a language model, with its figures; as in `trained_folder`."""
     model.save_pretrained(folder / "lm")
     AutoTokenizer.from_pretrained(TINY_LM).save_pretrained(folder / "lm")
     args = SAETrainingArguments(
@@ -92,7 +106,8 @@ def train(model: PreTrainedModel, folder: Path, *places: str, **fields) -> dict[
         architecture="topk",
         n_features=256,
         k=8,
-        training_tokens=32_768,
+        hook_point=place,
+        training_tokens=training_tokens,
         train_batch_tokens=1024,
         init_tokens=2048,
         calibration_tokens=2048,
@@ -101,5 +116,5 @@ def train(model: PreTrainedModel, folder: Path, *places: str, **fields) -> dict[
         disable_tqdm=True,
         **fields,
     )
-    SAETrainer(args=args, saes={place: {"hook_point": place} for place in places}).train()
-    return {place: SAE.from_pretrained(folder / "saes" / place) for place in places}
+    SAETrainer(args=args).train()
+    return SAE.from_pretrained(folder / "saes")

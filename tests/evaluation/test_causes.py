@@ -1,5 +1,6 @@
 """Each usual mistake, really made with a trained SAE and a language model, is the first cause that is named."""
 
+import copy
 import inspect
 import logging
 import re
@@ -33,20 +34,20 @@ def first_cause(sae: SAE, model) -> str:
     return outcome.causes[0]
 
 
-@pytest.fixture
-def sae(trained_folder) -> SAE:
-    """Trained at resid_post.1 of the embedded model, without BOS, position 0 left out."""
-    return SAE.from_pretrained(trained_folder)
-
-
 @pytest.fixture(scope="module")
 def tiny_lm():
     return surgery.tiny_lm()
 
 
 @pytest.fixture(scope="module")
-def of_processed_weights(tmp_path_factory) -> dict[str, SAE]:
-    return surgery.train(surgery.processed(), tmp_path_factory.mktemp("processed"), "resid_post.1")
+def trained(tmp_path_factory, tiny_lm) -> SAE:
+    """At resid_post.1 of the embedded model, without BOS, position 0 left out; so long that layers are told apart."""
+    return surgery.train(tiny_lm, tmp_path_factory.mktemp("trained"), "resid_post.1", training_tokens=131_072)
+
+
+@pytest.fixture
+def sae(trained) -> SAE:
+    return copy.deepcopy(trained)
 
 
 # -- wrong hook point -------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def test_another_layer_and_another_part_of_the_layer(sae, tiny_lm, wrong):
 @pytest.mark.parametrize("trained_with, how", [(True, "with"), (False, "without")])
 def test_text_with_bos_for_an_sae_that_never_saw_it_and_the_reverse(tmp_path, trained_with, how):
     model = surgery.leaning_on_bos()
-    sae = surgery.train(model, tmp_path, "resid_post.1", prepend_bos=trained_with)["resid_post.1"]
+    sae = surgery.train(model, tmp_path, "resid_post.1", prepend_bos=trained_with)
     assert check(sae, model).ok
     sae.config.prepend_bos = not trained_with
     cause = first_cause(sae, model)
@@ -71,7 +72,7 @@ def test_text_with_bos_for_an_sae_that_never_saw_it_and_the_reverse(tmp_path, tr
 
 def test_position_0_counted_in_a_model_that_keeps_its_largest_activation_there(tmp_path):
     model = surgery.with_a_massive_first_position()
-    sae = surgery.train(model, tmp_path, "resid_post.1")["resid_post.1"]
+    sae = surgery.train(model, tmp_path, "resid_post.1")
     assert check(sae, model).ok
     sae.config.exclude_positions = []
     assert "Position 0 counts" in (cause := first_cause(sae, model)) and "exclude_positions = [0]" in cause
@@ -89,19 +90,31 @@ def test_a_lost_input_scale_is_named_with_its_value(sae, tiny_lm, factor):
 
 
 # -- processed weights ------------------------------------------------------------------------------------------------
-def test_processing_changes_activations_and_no_prediction(of_processed_weights):
+def test_processing_changes_activations_and_no_prediction():
     ids = torch.arange(5, 65)[None]
     with torch.no_grad():
         raw, processed = surgery.unprocessed()(ids).logits, surgery.processed()(ids).logits
     torch.testing.assert_close(raw, processed, rtol=0, atol=2e-3)
-    assert check(of_processed_weights["resid_post.1"], surgery.processed()).ok
 
 
-def test_centred_weights_and_the_advice_that_is_given_mends_it(of_processed_weights):
-    sae, model = of_processed_weights["resid_post.1"], surgery.unprocessed()
+def test_centred_weights_and_the_advice_that_is_given_mends_it(tmp_path):
+    sae, model = surgery.train(surgery.processed(), tmp_path, "resid_post.1"), surgery.unprocessed()
+    assert check(sae, surgery.processed()).ok
     cause = first_cause(sae, model)
     assert "as centred weights (center_writing_weights of TransformerLens) give" in cause
     sae.config.input_transform = "center"
+    assert check(sae, model).ok
+
+
+def test_folded_norms_and_the_advice_that_is_given_mends_it(tmp_path):
+    """What an MLP reads is a norm's output, which in a model with folded norms lacks the norm's weight and bias."""
+    sae = surgery.train(surgery.processed(), tmp_path, "mlp_in.2", training_tokens=131_072)
+    model = surgery.unprocessed()
+    assert check(sae, surgery.processed()).ok
+    cause = first_cause(sae, model)
+    assert "it fits what transformer.h.2.ln_2 gives without its weight and bias" in cause
+    assert "into the layers after it; fold them in this model too" in cause
+    surgery.fold(model.transformer.h[2].ln_2, model.transformer.h[2].mlp.c_fc)
     assert check(sae, model).ok
 
 
@@ -150,3 +163,33 @@ def test_either_place_of_a_transcoder(transcoder, field, right):
     setattr(transcoder.config, field, right.replace("2", "1"))
     cause = first_cause(transcoder, surgery.processed())
     assert f"it fits {right}; set config.{field} = 'transformer.h.2.mlp." in cause
+
+
+def test_folded_norms_before_a_transcoder_and_the_advice_that_is_given_mends_it(transcoder):
+    model = surgery.unprocessed()
+    block = model.transformer.h[2]
+    surgery.centre(block.mlp.c_proj)
+    cause = first_cause(transcoder, model)
+    assert "transformer.h.2.ln_2 gives without its weight" in cause and "a target without" not in cause
+    surgery.fold(block.ln_2, block.mlp.c_fc)
+    assert check(transcoder, model).ok
+
+
+def test_centred_weights_behind_a_transcoder_and_the_advice_that_is_given_mends_it(transcoder):
+    model = surgery.unprocessed()
+    block = model.transformer.h[2]
+    surgery.fold(block.ln_2, block.mlp.c_fc)
+    cause = first_cause(transcoder, model)
+    assert cause.startswith("Processed weights: it fits a target without its mean over dimensions")
+    surgery.centre(block.mlp.c_proj)
+    assert check(transcoder, model).ok
+
+
+def test_a_transcoder_of_weights_that_were_processed_in_both_ways(transcoder):
+    cause = first_cause(transcoder, surgery.unprocessed())
+    assert "transformer.h.2.ln_2 gives without its weight" in cause and "and a target without its mean" in cause
+
+
+def test_a_lost_input_scale_of_a_transcoder(transcoder):
+    transcoder.input_scale.mul_(1 / 8)
+    assert first_cause(transcoder, surgery.processed()).startswith("Wrong scale: it fits activations 8 times as large")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfsae import SAE
-from hfsae.evaluation.self_check import Figures
+from hfsae.evaluation.self_check import Figures, _helps
 from tests.evaluation.tiny import batches, language_model, make_sae
 
 TEXTS = [inspect.getsource(logging)[:8_000]]
@@ -78,3 +78,19 @@ def test_an_sae_of_another_model_is_refused(sae):
 def test_what_fits(l0, explained, fits):
     assert Figures(l0, explained).fit(Figures(32, 0.93)) is fits
     assert Figures(1.5, explained).fit(Figures(0.8, None)) is (explained >= 0.5)
+
+
+@pytest.mark.parametrize(
+    "measured, trial, helps",
+    [
+        ((8, 0.31), (8, 0.39), False),  # fits a recorded 0.48, but by hardly more than what was measured
+        ((8, 0.31), (8, 0.41), True),
+        ((8, -0.90), (8, 0.0), False),
+        ((8, -0.90), (8, 0.1), True),
+        ((8, 0.31), (8, 0.30), False),
+        ((30, 0.50), (8, 0.47), True),  # too many features explain enough: what brings their number back helps
+        ((30, 0.50), (20, 0.50), False),
+    ],
+)
+def test_what_helps(measured, trial, helps):
+    assert _helps(Figures(*trial), Figures(*measured), Figures(8, 0.48)) is helps
