@@ -21,9 +21,9 @@ Path = Literal["auto", "dense", "sparse"]
 # No more than this many bytes of the encoder's N × n pre-activations are ever alive.
 CHUNK_BYTES = 1 << 30
 
-# The sparse path makes them in chunks on a CPU, of as many tokens as the product needs to run at full speed: each chunk
-# reads the weights anew (measured with two threads at d = 768, n = 12288: chunks of 341 tokens cost 1.19 times the
-# product as a whole, of 512 1.03, of 2048 0.94).
+# The sparse path makes them in chunks, on a CPU of as many tokens as the product needs to run at full speed: each
+# reads the weights anew (two threads, d = 768, n = 12288: in chunks of 341 tokens the product cost 1.19 times what it
+# costs as a whole, in chunks of 512 1.03, of 2048 0.94).
 _EFFICIENT_TOKENS = 2048
 
 # Below this share of active entries the sparse products are cheaper than dense ones on a CPU (measured at d = 768,
