@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hfsae import SAE
+from hfsae.training.checkpoints import last_checkpoint
 from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer
 from tests.training.two_processes import (
     CASES,
@@ -37,10 +38,14 @@ LAUNCHERS = {
 }
 
 
-def launch(launcher: str, folder: Path, *cases: str) -> Path:
+def ended(launcher: str, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *LAUNCHERS[launcher], "-m", "tests.training.two_processes", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+
+
+def launch(launcher: str, folder: Path, *cases: str) -> Path:
+    done = ended(launcher, folder, *cases)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -184,3 +189,11 @@ def test_a_run_of_one_process_goes_on_in_two_and_ends_about_the_same(trained, tm
         assert first["metrics"][""][metric] == pytest.approx(alone.metrics[""][metric], abs=0.1), metric
     log = (trained / "begun-alone" / "training_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [HALF // 2, HALF]
+
+
+def test_a_process_that_dies_ends_the_run_and_leaves_the_last_checkpoint_whole(tmp_path):
+    done = ended("torchrun", tmp_path, "one-dies")
+    assert done.returncode != 0 and "Signal 9 (SIGKILL)" in done.stderr
+    folder = tmp_path / "one-dies"
+    assert last_checkpoint(folder) == folder / "checkpoint-4"
+    assert trainer(folder, save_steps=4, training_tokens=20 * 64).train(resume_from_checkpoint=True).completed

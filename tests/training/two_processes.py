@@ -121,6 +121,13 @@ def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
     return trainer(folder, callbacks=[told], training_tokens=100 * 64).train()
 
 
+def train_until_one_dies(folder: Path) -> TrainOutput:
+    """A run whose last process is killed in its sixth step, after the checkpoint of the fourth."""
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    killed = At(6, lambda **_: os.kill(os.getpid(), signal.SIGKILL) if last else None)
+    return trainer(folder, callbacks=[killed], save_steps=4, training_tokens=20 * 64).train()
+
+
 CASES = {
     **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
@@ -140,6 +147,9 @@ SPREAD = {
     "two-parts-spread": spread_in_two_parts,
 }
 
+# Which never ends well.
+BROKEN = {"one-dies": train_until_one_dies}
+
 
 def digest(sae: SAE) -> str:
     """Of every tensor of an SAE."""
@@ -153,7 +163,7 @@ def main(folder: str, *cases: str) -> None:
     """Trains the cases one after the other and writes down what this process holds at the end of each."""
     torch.set_num_threads(1)
     for case in cases:
-        output = {**CASES, **SPREAD}[case](Path(folder, case))
+        output = {**CASES, **SPREAD, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
