@@ -77,7 +77,7 @@ def spread_over_text(folder: Path) -> TrainOutput:
     """A whole run of three SAEs at two places, each in one of the processes; features die, the LM is read in both."""
     saes: dict[str, Any] = {
         "wide": {"n_features": 96, "hook_point": "resid_post.0"},
-        "resampled": {"architecture": "gated", "revival": "resample"},
+        "resampled": {"architecture": "gated", "revival": "resample", "learning_rate": 0.1},  # at which features die
         "narrow": {"n_features": 32},
     }
     return train_text(folder, {"saes": saes}, sae_placement="spread")
