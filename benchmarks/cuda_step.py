@@ -53,8 +53,8 @@ def kernel_times(rows: Tensor, n: int, k: int, repeats: int) -> list[dict]:
     per_token = torch.full((n_tokens,), k, device=DEVICE)
     pattern = SparsePattern(features.flatten(), per_token, n)
     values = pre.gather(1, features).float().flatten()
-    order, token_of, by_feature = pattern._feature_major
-    shuffled, entries = values[order], n_tokens * k
+    order, token_of, _ = pattern._feature_major
+    shuffled, parts, entries = values[order], pattern._feature_parts, n_tokens * k
     gather = 4 * entries * d
     pairs: dict[str, tuple[Callable, Callable, int]] = {
         "top-k": (lambda: largest(pre, k), lambda: pre.topk(k, sorted=False), 2 * n_tokens * n),
@@ -69,7 +69,7 @@ def kernel_times(rows: Tensor, n: int, k: int, repeats: int) -> list[dict]:
             gather + 4 * n_tokens * d,
         ),
         "weight gradient": (
-            lambda: products.sum_long_rows(shuffled, token_of, by_feature, rows),
+            lambda: products.sum_long_rows(shuffled, token_of, parts, rows),
             lambda: torch.zeros_like(table).index_add_(0, pattern.features, values[:, None] * rows[pattern.tokens]),
             gather + 4 * n * d,
         ),

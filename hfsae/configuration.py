@@ -74,6 +74,8 @@ class SAEConfig(PreTrainedConfig):
     """
 
     model_type = "hfsae"
+    # Sizes have no default that is valid: asked by the versions of transformers that make an empty config when saving.
+    has_no_defaults_at_init = True
 
     d_in: int = 0
     n_features: int = 0

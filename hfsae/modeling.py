@@ -7,6 +7,7 @@ values are, and what training minimises.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -20,7 +21,7 @@ from hfsae.doors import Doors
 from hfsae.functional import Pattern, Selection, SparseFeatures, TopK, at_least_float32, encode
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
-from hfsae.objective import TrainingStep, auxk_loss
+from hfsae.objective import TrainingStep, auxk_loss, mean_variance
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
 _LAYER_NORM_EPS = 1e-5
@@ -226,8 +227,7 @@ class SAE(Doors, PreTrainedModel):
         return (at_least_float32(x) * self.input_scale).to(x.dtype)
 
     def _scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
-        if not self.config.is_transcoder:
-            return self.scaled(activations)
+        """What a transcoder is to write at `activations`, in its scaled space."""
         if target is None:
             raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
         expected = (*activations.shape[:-1], self.config.d_out)
@@ -349,7 +349,9 @@ class SAE(Doors, PreTrainedModel):
 
     def _training_step(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
         x = self.scaled(activations).reshape(-1, self.config.d_in)
-        goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
+        goal = x
+        if self.config.is_transcoder:
+            goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
         pattern, pre = self._encode(x, self.training_selection(), state.path)
         values = self.activation(pattern, pre)
         reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
@@ -363,9 +365,12 @@ class SAE(Doors, PreTrainedModel):
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
         statistics = StepStatistics(
-            tokens_firing=firing, l0=firing.sum() / max(pattern.n_tokens, 1), **self.training_statistics(step)
+            tokens_firing=firing,
+            l0=firing.sum() / max(pattern.n_tokens, 1),
+            variance=mean_variance(goal),
+            **self.training_statistics(step),
         )
-        total = torch.stack([at_least_float32(term) for term in losses.values()]).sum()
+        total = reduce(torch.add, [at_least_float32(term) for term in losses.values()])
         return SAEOutput(
             loss=total,  # type: ignore[arg-type]
             losses={name: term.detach() for name, term in losses.items()},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.functional import Pattern, Selection, at_least_float32, encode
@@ -43,8 +44,15 @@ class TrainingStep:
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean over tokens of Σ over dimensions of the squared error; 0 for no tokens."""
-    error = at_least_float32(reconstruction) - at_least_float32(target)
-    return error.pow(2).sum() / max(len(target), 1)
+    total = F.mse_loss(at_least_float32(reconstruction), at_least_float32(target), reduction="sum")
+    return total / max(len(target), 1)
+
+
+@torch.no_grad()
+def mean_variance(target: Tensor) -> Tensor:
+    """Mean over tokens of the squared distance from the mean of all (N, d); 0 for no tokens."""
+    wide = at_least_float32(target)
+    return torch.linalg.vector_norm(wide - wide.mean(0)).square() / max(len(target), 1)
 
 
 def auxk_loss(
@@ -82,7 +90,7 @@ def auxk_loss(
     written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows[dead]))
     error = (residual - written).pow(2).sum()
     target = at_least_float32(step.target).detach()
-    variance = (target - target.mean(0)).pow(2).sum() / max(len(target), 1)
+    variance = mean_variance(target)
     spread = (residual - residual.mean(0)).pow(2).sum()
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
     floor = (1e-6 * target.pow(2).sum()).clamp(min=torch.finfo(target.dtype).tiny)

@@ -42,6 +42,8 @@ class StepStatistics:
     Args:
         tokens_firing: (n_features,) int64, on how many tokens of the batch each feature fired.
         l0: () mean number of active features per token.
+        variance: () mean over tokens of the squared distance of what is reconstructed from the batch's mean, in scaled
+            space.
         smallest_kept: () the smallest activation that a batch-wide selection kept, where there is one.
         squared_error: () mean over tokens of the reconstruction's squared error, in scaled space, where the loss has
             no term `mse` that says it.
@@ -49,6 +51,7 @@ class StepStatistics:
 
     tokens_firing: Tensor
     l0: Tensor
+    variance: Tensor
     smallest_kept: Tensor | None = None
     squared_error: Tensor | None = None
 

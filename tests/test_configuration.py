@@ -219,3 +219,10 @@ def test_only_topk_style_configs_have_k():
         StandardSAEConfig(d_in=8, n_features=32, k=4)
     with pytest.raises(ValueError, match="GatedSAEConfig has no field 'k'"):
         GatedSAEConfig(d_in=8, n_features=32, k=4)
+
+
+def test_no_version_of_transformers_makes_a_config_without_sizes():
+    """Some versions compare with an empty config when they save, unless the class says that there is none."""
+    assert TopKSAEConfig.has_no_defaults_at_init
+    with pytest.raises(ValueError, match="d_in"):
+        TopKSAEConfig()

@@ -8,13 +8,14 @@ from hfsae.functional.encode import encode
 from hfsae.functional.features import SparseFeatures
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
-from hfsae.functional.selection import Above, BatchTopK, GroupMax, Selection, TopK
+from hfsae.functional.selection import Above, BatchTopK, Elementwise, GroupMax, Selection, TopK
 from hfsae.functional.straight_through import jump_relu, step
 
 __all__ = [
     "Above",
     "BatchTopK",
     "DensePattern",
+    "Elementwise",
     "GroupMax",
     "Pattern",
     "Selection",

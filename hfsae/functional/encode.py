@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfsae.functional.kernels import break_even_here
+from hfsae.functional.kernels import break_even_here, serves
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
+from hfsae.functional.precision import narrowed
 from hfsae.functional.selection import Selection
 
 Path = Literal["auto", "dense", "sparse"]
@@ -48,8 +49,9 @@ def encode(
 ) -> tuple[Pattern, Tensor]:
     """Pre-activations `h = weight (x − center) + bias` at the entries that `selection` picks.
 
-    Under autocast the product that decides which entries are active runs in low precision; the sparse path then
-    recomputes their values in the precision of `x`.
+    Under autocast the product that decides which entries are active runs in low precision. On a CPU, whose sparse
+    products are in float32, the sparse path then recomputes the values in the precision of `x`; on CUDA all products
+    read the narrow type, as on the dense path, and the values are those of the product.
 
     Args:
         x: (N, d) activations.
@@ -68,18 +70,21 @@ def encode(
     with torch.no_grad():
         centered = x if center is None else x - center
         sparse = path == "sparse" or (path == "auto" and _sparse_pays(centered, weight, bias, selection))
+        read = centered, weight
         if sparse:
-            chunks = partial(_product_in_chunks, centered, weight, bias)
-            pattern, pre = selection.select(chunks, weight.shape[0])
-            if pre.dtype != x.dtype:
-                pre = pattern.sampled_product(centered, weight) + bias[pattern.features]
+            product = narrowed(centered), narrowed(weight)
+            pattern, pre = selection.select(partial(_product_in_chunks, *product, narrowed(bias)), weight.shape[0])
+            if serves(*product):
+                read, pre = product, pre.to(x.dtype)
+            elif pre.dtype != x.dtype:
+                pre = (pattern.sampled_product(centered, weight) + bias[pattern.features]).to(x.dtype)
         else:
             pre = F.linear(centered, weight, bias)
             pattern = DensePattern(selection.mask(pre))
     # The product is already there: autograd only needs to be told what made it.
     if isinstance(pattern, DensePattern):
         return pattern, _Linear.apply(x, weight, bias, center, centered, pre)  # type: ignore[return-value]
-    return pattern, _EncodeAt.apply(x, weight, bias, center, centered, pattern, pre)  # type: ignore[return-value]
+    return pattern, _EncodeAt.apply(x, weight, bias, center, *read, pattern, pre)  # type: ignore[return-value]
 
 
 def _sparse_pays(x: Tensor, weight: Tensor, bias: Tensor, selection: Selection) -> bool:
@@ -101,11 +106,8 @@ def _break_even(x: Tensor) -> float:
 
 def _product_in_chunks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
     """`F.linear(x, weight, bias)` for some tokens after others, each chunk in the memory of the one before."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        low = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(low), weight.to(low), bias.to(low)
     n_features = weight.shape[0]
-    tokens = CHUNK_BYTES // (4 * n_features)
+    tokens = CHUNK_BYTES // (x.itemsize * n_features)
     if x.device.type == "cpu":
         tokens = min(tokens, _EFFICIENT_TOKENS)
     # Chunks of one size: a short one at the end reads the weights for hardly any tokens.
@@ -121,24 +123,28 @@ def _center_gradient(grad_bias: Tensor, weight: Tensor, center: Tensor | None) -
 
 
 class _EncodeAt(torch.autograd.Function):
-    """Pre-activations that were found at the entries, with the gradients of the product that made them."""
+    """Pre-activations that were found at the entries, with the gradients of the product that made them.
+
+    `x_read` and `weight_read` are what the sparse products read: `x − center` and `weight`, perhaps narrower.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, center, centered: Tensor, pattern: SparsePattern, pre: Tensor) -> Tensor:
+    def forward(ctx, x, weight, bias, center, x_read, weight_read, pattern: SparsePattern, pre: Tensor) -> Tensor:
         ctx.pattern = pattern
-        ctx.save_for_backward(centered, weight, center)
+        ctx.save_for_backward(x_read, weight_read, weight, center)
         return pre
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        centered, weight, center = ctx.saved_tensors
+        x_read, weight_read, weight, center = ctx.saved_tensors
         pattern: SparsePattern
         pattern, grad = ctx.pattern.without_zeros(grad)
         needs_x, needs_weight, *_ = ctx.needs_input_grad
         grad_bias = pattern.feature_total(grad)
-        grad_weight = pattern.feature_sum(grad, centered) if needs_weight else None
-        grad_x = pattern.token_sum(grad, weight) if needs_x else None
-        return grad_x, grad_weight, grad_bias, _center_gradient(grad_bias, weight, center), None, None, None
+        grad_weight = pattern.feature_sum(grad, x_read) if needs_weight else None
+        grad_x = pattern.token_sum(grad, weight_read) if needs_x else None
+        grad_center = _center_gradient(grad_bias, weight, center)
+        return grad_x, grad_weight, grad_bias, grad_center, None, None, None, None
 
 
 class _Linear(torch.autograd.Function):

@@ -12,14 +12,17 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.functional.kernels import serves
-from hfsae.functional.precision import at_least_float32
+from hfsae.functional.precision import at_least_float32, narrowed
+
+if TYPE_CHECKING:
+    from hfsae.functional.kernels.products import Parts
 
 # Said once per process by torch, of the CSR products used here since 2021; of no use to whoever trains an SAE.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -136,9 +139,19 @@ class SparsePattern:
     @cached_property
     def _feature_major(self) -> tuple[Tensor, Tensor, Tensor]:
         """Entry order, token of each entry in it, and feature offsets: one sort serves every weight gradient."""
-        ordered, order = torch.sort(self.features, stable=True)
-        offsets = torch.searchsorted(ordered, torch.arange(self.n_features + 1, device=ordered.device))
+        # A GPU sorts digit by digit: half the digits, half the time.
+        keys = self.features.int() if self.features.is_cuda else self.features
+        ordered, order = torch.sort(keys, stable=True)
+        bounds = torch.arange(self.n_features + 1, device=ordered.device, dtype=ordered.dtype)
+        offsets = torch.searchsorted(ordered, bounds)
         return order, self.tokens[order], offsets
+
+    @cached_property
+    def _feature_parts(self) -> "Parts":
+        """The features' entries, shared out among the programs of a kernel; serves both weight gradients."""
+        from hfsae.functional.kernels.products import cut
+
+        return cut(self._feature_major[2], len(self.features))
 
     def without_zeros(self, values: Tensor) -> tuple["SparsePattern", Tensor]:
         """The entries whose value is not 0, where leaving the others out of products pays; else all of them.
@@ -155,7 +168,8 @@ class SparsePattern:
         return SparsePattern(self.features[active], per_token, self.n_features), values[active]
 
     # -- products, without autograd --------------------------------------------------------------------------------
-    # On CUDA by Triton. Else in float32 at least: on a CPU torch's CSR products know nothing narrower.
+    # On CUDA by Triton, which reads narrow floats and sums in float32. Else in float32 at least: on a CPU torch's CSR
+    # products know nothing narrower.
     def token_sum(self, values: Tensor, rows: Tensor) -> Tensor:
         """(N, d): for each token Σ value × rows[feature]."""
         if not len(values):
@@ -174,7 +188,7 @@ class SparsePattern:
         if serves(values, tokens):
             from hfsae.functional.kernels.products import sum_long_rows
 
-            return sum_long_rows(values[order], token_of, offsets, tokens)
+            return sum_long_rows(values[order], token_of, self._feature_parts, tokens)
         matrix = torch.sparse_csr_tensor(
             offsets,
             token_of,
@@ -199,7 +213,7 @@ class SparsePattern:
         return wide.new_zeros(self.n_features).index_add_(0, self.features, wide).to(values.dtype)
 
     def sampled_product(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """(entries,): ⟨tokens[token], rows[feature]⟩ for each entry, without the N × n product."""
+        """(entries,) at least float32: ⟨tokens[token], rows[feature]⟩ for each entry, without the N × n product."""
         if serves(tokens, rows):
             from hfsae.functional.kernels.products import inner_products
 
@@ -212,7 +226,7 @@ class SparsePattern:
             (self.n_tokens, self.n_features),
             check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pattern, wide, wide_rows.T, beta=0.0).values().to(tokens.dtype)
+        return torch.sparse.sampled_addmm(pattern, wide, wide_rows.T, beta=0.0).values()
 
     # -- what objectives use ---------------------------------------------------------------------------------------
     def gather(self, parameter: Tensor) -> Tensor:
@@ -296,14 +310,18 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values: Tensor, rows: Tensor, pattern: SparsePattern) -> Tensor:
         ctx.pattern = pattern
         ctx.active, kept = pattern.without_zeros(values)
-        ctx.save_for_backward(kept, rows)
-        return ctx.active.token_sum(kept, rows)
+        # On CUDA the sparse products read what dense ones would read under autocast: half the bytes of float32 rows.
+        read = narrowed(rows) if serves(rows) else rows
+        ctx.save_for_backward(kept, read)
+        ctx.dtypes = values.dtype, rows.dtype
+        return ctx.active.token_sum(kept, read)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        kept, rows = ctx.saved_tensors
+        kept, read = ctx.saved_tensors
         needs_values, needs_rows, _ = ctx.needs_input_grad
-        grad = grad.contiguous()
-        grad_values = ctx.pattern.sampled_product(grad, rows) if needs_values else None
-        grad_rows = ctx.active.feature_sum(kept, grad) if needs_rows else None
+        values_dtype, rows_dtype = ctx.dtypes
+        grad = grad.to(read.dtype).contiguous()
+        grad_values = ctx.pattern.sampled_product(grad, read).to(values_dtype) if needs_values else None
+        grad_rows = ctx.active.feature_sum(kept, grad).to(rows_dtype) if needs_rows else None
         return grad_values, grad_rows, None

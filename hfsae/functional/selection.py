@@ -57,6 +57,15 @@ class _Entries:
         return cls(torch.bincount(tokens, minlength=len(pre)), features, pre[tokens, features])
 
     @classmethod
+    def above(cls, cut: Tensor | float, pre: Tensor) -> "_Entries":
+        """The entries whose pre-activations exceed a cut: a number, or a tensor () or (n,)."""
+        if serves(pre):
+            from hfsae.functional.kernels.above import above
+
+            return cls(*above(pre, cut))
+        return cls.where(pre > cut, pre)
+
+    @classmethod
     def as_many_each(cls, features: Tensor, pre: Tensor) -> "_Entries":
         """From (tokens, k) features and their pre-activations."""
         per_token = torch.full((len(features),), features.shape[1], device=features.device)
@@ -64,6 +73,8 @@ class _Entries:
 
     @classmethod
     def joined(cls, parts: list["_Entries"]) -> "_Entries":
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("per_token", "features", "pre")))
 
     def kept(self, keep: Tensor) -> "_Entries":
@@ -130,8 +141,25 @@ class GroupMax:
         return first + pre.unflatten(-1, (self.k, -1)).argmax(-1)
 
 
+class Elementwise:
+    """A rule that looks at every pre-activation alone: a subclass says by `mask` which are entries."""
+
+    def load(self, look: Callable[[], Tensor]) -> float:
+        pre = look()
+        return torch.count_nonzero(self.mask(pre)).item() / max(1, len(pre))
+
+    def mask(self, pre: Tensor) -> Tensor:
+        raise NotImplementedError("abstract: a rule says which pre-activations are entries")
+
+    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
+        return _Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+
+    def _entries(self, pre: Tensor) -> _Entries:
+        return _Entries.where(self.mask(pre), pre)
+
+
 @dataclass(frozen=True)
-class Above:
+class Above(Elementwise):
     """Every pre-activation above a threshold (a number, or a tensor () or (n,)), or less than `margin` below it.
 
     Those within the margin have the value 0; their gradient is what a step wants of them.
@@ -142,18 +170,22 @@ class Above:
 
     def load(self, look: Callable[[], Tensor]) -> float:
         pre = look()
-        kept = torch.count_nonzero(self.mask(pre)).item() / max(1, len(pre))
+        kept = super().load(lambda: pre)
         if not self.margin or pre.device.type != "cpu":
             return kept
         # Of the four sparse products three leave zeros out.
         active = torch.count_nonzero(pre > self.threshold).item() / max(1, len(pre))
         return (3 * active + kept) / 4
 
-    def mask(self, pre: Tensor) -> Tensor:
-        return pre > self.threshold - self.margin
+    @property
+    def _cut(self) -> Tensor | float:
+        return self.threshold - self.margin
 
-    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return _Entries.joined([_Entries.where(self.mask(pre), pre) for pre in chunks()]).pattern(n_features)
+    def mask(self, pre: Tensor) -> Tensor:
+        return pre > self._cut
+
+    def _entries(self, pre: Tensor) -> _Entries:
+        return _Entries.above(self._cut, pre)
 
 
 @dataclass(frozen=True)
@@ -180,7 +212,7 @@ class BatchTopK:
             for pre in chunks():
                 if bound is None:
                     bound = _exceeded_by(wanted, pre).clamp(min=0)
-                parts.append(_Entries.where(pre > bound, pre))
+                parts.append(_Entries.above(bound, pre))
             found = _Entries.joined(parts)
             budget = self.k * len(found.per_token)
             if len(found.pre) > budget:

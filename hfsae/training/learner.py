@@ -4,8 +4,10 @@ A run is a set of learners fed from one stream. Nothing is shared between them, 
 trained alone or beside others.
 """
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -138,7 +140,7 @@ class Learner:
         self._last_resampling: int | None = None
         self._dead: Tensor | None = None
         self._n_dead = 0
-        self._sums = _LogSums(device)
+        self._sums = _LogSums()
 
     def step(self, batches: list[Tensor], step: int) -> None:
         """One optimiser step over the batches of gradient accumulation, each (N, d_in)."""
@@ -166,7 +168,7 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         if self.sae.unit_decoder_rows:
             renormalise(self.sae.W_dec)
-        self._after(outputs, batches, state)
+        self._after(outputs, state)
 
     def _forward_backward(self, x: Tensor, state: StepState, index: int, count: int) -> SAEOutput:
         """Adds the gradient of batch `index` of `count`, as its share of the mean over all of them."""
@@ -176,12 +178,13 @@ class Learner:
             # Not Accelerate's own autocast: it would replace the `forward` of an SAE that the user keeps.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.bf16):
                 output = self._wrapped(x, state=state)
-            self._accelerator.backward(output.loss / count)
+            assert output.loss is not None
+            self._accelerator.backward(output.loss / count if count > 1 else output.loss)
         return output
 
-    def _after(self, outputs: list[SAEOutput], batches: list[Tensor], state: StepState) -> None:
+    def _after(self, outputs: list[SAEOutput], state: StepState) -> None:
         statistics = [output.statistics for output in outputs if output.statistics is not None]
-        firing = self._reduce(torch.stack([s.tokens_firing for s in statistics]).sum(0), "sum")
+        firing = self._reduce(reduce(torch.add, [s.tokens_firing for s in statistics]), "sum")
         l0 = firing.sum() / self.plan.tokens_per_step
         merged = statistics[-1]
         merged.tokens_firing, merged.l0 = firing, l0
@@ -191,7 +194,7 @@ class Learner:
         self.sae.after_step(merged, state)
         self.coefficient.observe(l0, state.step)
         self.firing.count(firing, self.plan.tokens_per_step)
-        self._sums.add(outputs, [self.sae.scaled(x) for x in batches], l0)
+        self._sums.add(outputs, l0)
 
     def _reduce(self, tensor: Tensor, reduction: str) -> Tensor:
         if self._accelerator.num_processes == 1 or not self._replicated:
@@ -234,8 +237,8 @@ class Learner:
         self._last_resampling = step
 
     def is_finite(self) -> bool:
-        """Whether every loss so far was a number; waits for the device."""
-        return bool(self._sums.finite)
+        """Whether every loss since `pop_log` was a number; waits for the device."""
+        return self._sums.finite
 
     def pop_log(self, step: int) -> dict[str, float]:
         """The metrics of the steps since the last call, averaged. Reads back from the device."""
@@ -294,36 +297,43 @@ class Learner:
 class _LogSums:
     """What is logged, added up on the device so that a step never waits for it."""
 
-    def __init__(self, device: torch.device):
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
-        self._device = device
+    def __init__(self) -> None:
         self._start()
 
     def _start(self) -> None:
-        self._terms: dict[str, Tensor] = {}
-        self._error = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._variance = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._l0 = torch.zeros((), dtype=torch.float64, device=self._device)
+        # By the names of the figures: a step has further terms while features are dead.
+        self._totals: dict[tuple[str, ...], Tensor] = {}
         self._steps = 0
 
+    @property
+    def finite(self) -> bool:
+        """Whether every loss since the last `pop` was a number; waits for the device."""
+        return all(bool(total[0].isfinite()) for total in self._totals.values())
+
     @torch.no_grad()
-    def add(self, outputs: list[SAEOutput], scaled: list[Tensor], l0: Tensor) -> None:
-        for output, x in zip(outputs, scaled, strict=True):
-            assert output.loss is not None and output.losses is not None
-            self.finite &= output.loss.detach().isfinite()
-            for name, term in {"loss": output.loss.detach(), **output.losses}.items():
-                self._terms[name] = self._terms.get(name, 0) + term.double() / len(outputs)
-            assert output.statistics is not None
-            error = output.statistics.squared_error
-            self._error += (output.losses["mse"] if error is None else error).double() * len(x)
-            self._variance += (x - x.mean(0)).float().square().sum()
-        self._l0 += l0
+    def add(self, outputs: list[SAEOutput], l0: Tensor) -> None:
+        for output in outputs:
+            assert output.loss is not None and output.losses is not None and output.statistics is not None
+            error, variance = output.statistics.squared_error, output.statistics.variance
+            figures = {
+                "loss": output.loss.detach(),
+                **output.losses,
+                "l0": l0,
+                "error": output.losses["mse"] if error is None else error,
+                "variance": variance,
+            }
+            # One sum for all of them: on a GPU each by itself would be a launch of its own.
+            row = torch.stack([figure.to(output.loss.dtype) for figure in figures.values()]).double() / len(outputs)
+            names = tuple(figures)
+            self._totals[names] = self._totals[names] + row if names in self._totals else row
         self._steps += 1
 
     def pop(self) -> dict[str, float]:
-        steps = max(self._steps, 1)
-        log = {name: (total / steps).item() for name, total in self._terms.items()}
-        log["l0"] = (self._l0 / steps).item()
-        log["explained_variance"] = 1 - (self._error / self._variance).item() if self._steps else float("nan")
+        log = {"l0": 0.0, "error": 0.0, "variance": 0.0}
+        for names, total in self._totals.items():
+            for name, value in zip(names, total.tolist(), strict=True):
+                log[name] = log.get(name, 0.0) + value / self._steps
+        error, variance = log.pop("error"), log.pop("variance")
+        log["explained_variance"] = 1 - error / variance if variance else math.nan
         self._start()
         return log

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from hfsae.functional.kernels import serves
 from hfsae.modeling import SAE
 from hfsae.training.sharding import own_part
 
 _ROWS_IN_CACHE = 512
+_LEAST_NORM = 1e-12
 
 
 def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
@@ -27,9 +29,12 @@ def remove_parallel_gradient(rows: Tensor) -> None:
     if rows.grad is None:
         return
     grads, rows = own_part(rows.grad), own_part(rows)
-    # On a CPU, blocks that stay in its cache between the two lines.
-    block = _ROWS_IN_CACHE if rows.device.type == "cpu" else len(rows)
-    for grad, row in zip(grads.split(block), rows.split(block), strict=True):
+    if _by_kernel(grads, rows):
+        from hfsae.functional.kernels import rows as kernel
+
+        return kernel.remove_parallel(grads, rows)
+    # Blocks that stay in a CPU's cache between the two lines.
+    for grad, row in zip(grads.split(_ROWS_IN_CACHE), rows.split(_ROWS_IN_CACHE), strict=True):
         along = (grad * row).sum(1, keepdim=True)
         grad.addcmul_(row, along, value=-1)
 
@@ -38,7 +43,15 @@ def remove_parallel_gradient(rows: Tensor) -> None:
 def renormalise(rows: Tensor) -> None:
     """Brings every row back to unit norm."""
     rows = own_part(rows)
-    rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    if _by_kernel(rows):
+        from hfsae.functional.kernels import rows as kernel
+
+        return kernel.renormalise(rows, _LEAST_NORM)
+    rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM))
+
+
+def _by_kernel(*tensors: Tensor) -> bool:
+    return serves(*tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def clip(sae: SAE, max_norm: float) -> None:

@@ -15,7 +15,7 @@ def make(**options):
 
 
 def after(sae, kept: float, step: int) -> Tensor:
-    statistics = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0), torch.tensor(kept))
+    statistics = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0), torch.tensor(1.0), torch.tensor(kept))
     sae.after_step(statistics, StepState(step=step))
     return sae.threshold.clone()
 

@@ -12,7 +12,7 @@ from hfsae.initialisation import initialise
 from hfsae.outputs import StepState, StepStatistics
 from tests.architectures.variants import BANDWIDTH, D_IN, N_FEATURES, TARGET_L0, VARIANTS, activations, state
 
-NOTHING = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0))
+NOTHING = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0), torch.tensor(1.0))
 
 
 def make(name: str = "jumprelu", **options):

@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hfsae import SAE, SAEConfig, TopKSAE, TopKSAEConfig
 from hfsae.architectures import architecture_name, architectures, config_class_of, register, registry
-from hfsae.functional import Above, Pattern, Selection
+from hfsae.functional import Elementwise, Pattern, Selection
 from hfsae.initialisation import initialise
 from hfsae.objective import TrainingStep
 from hfsae.outputs import StepState
@@ -61,9 +61,12 @@ def signed() -> Iterator[type[SAE]]:
         model_type = "hfsae_signed"
         margin: float = 0.5
 
-    class OutsideOf(Above):
+    class OutsideOf(Elementwise):
+        def __init__(self, margin: float):
+            self.margin = margin
+
         def mask(self, pre: Tensor) -> Tensor:
-            return pre.abs() > self.threshold
+            return pre.abs() > self.margin
 
     @register
     class SignedSAE(SAE):

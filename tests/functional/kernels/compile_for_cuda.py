@@ -10,20 +10,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hfsae.functional.kernels import largest, products
+from hfsae.functional.kernels import above, largest, products, rows
 
-INTEGERS = {"indices", "starts", "ends", "features", "offsets", "groups"}
-SIZES = {"width", "n", "n_groups", "k"}
-BLOCKS = {"ENTRIES": 16, "COLUMNS": 256}
+INTEGERS = {"indices", "starts", "ends", "further", "features", "offsets", "groups"}
+SIZES = {"width", "n", "n_groups", "k", "blocks"}
+FLOATS = {"cut": "*fp32", "least": "fp32", "parts": "*fp32"}
+BLOCKS = {"ENTRIES": 8, "COLUMNS": 256}
 # Each kernel with its constants as `hfsae` launches it, and what it writes where that is not what it reads.
 KERNELS = [
-    (products._sum_rows, {**BLOCKS, "add": True}, "fp32"),
-    (products._sum_rows, {**BLOCKS, "add": False}, None),
-    (products._inner_products, BLOCKS, None),
+    (products._sum_rows, BLOCKS, "fp32"),
+    (products._join, {"COLUMNS": 256}, "fp32"),
+    (products._inner_products, BLOCKS, "fp32"),
     (products._sum_values, {"VALUES": 256}, "fp32"),
     (largest._group_maxima, {"GROUP": 32, "GROUPS": 64}, None),
     (largest._select, {"GROUP": 0, "SLOTS": 1024}, "i64"),
     (largest._select, {"GROUP": 32, "SLOTS": 1024}, "i64"),
+    (above._count, {"EACH": True, "BLOCK": 2048}, "i64"),
+    (above._write, {"EACH": False, "BLOCK": 2048}, None),
+    (rows._remove_parallel, {"COLUMNS": 1024}, None),
+    (rows._renormalise, {"COLUMNS": 1024}, None),
 ]
 
 
@@ -37,6 +42,8 @@ def assembly(kernel, constants: dict, read: str, written: str | None, capability
             return "constexpr"
         if name in SIZES:
             return "i32"
+        if name in FLOATS:
+            return FLOATS[name]
         return "*i64" if name in INTEGERS else f"*{written or read}" if name == "out" else f"*{read}"
 
     signature = {name: type_of(name) for name in kernel.arg_names}

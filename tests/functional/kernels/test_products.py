@@ -43,12 +43,13 @@ def test_products_at_the_entries_are_those_of_the_dense_product(mask: Tensor, wi
     dense = torch.zeros(mask.shape, dtype=torch.float64, device=DEVICE)
     dense[mask] = values.double()
     decoded = products.sum_rows(values, pattern.features, pattern.offsets, rows)
-    grad_rows = products.sum_long_rows(values[order], token_of, by_feature, tokens)
+    grad_rows = products.sum_long_rows(values[order], token_of, products.cut(by_feature, len(order)), tokens)
     grad_values = products.inner_products(pattern.features, pattern.offsets, tokens, rows)
     total = products.sum_values(values[order], by_feature)
     expected = dense @ rows.double(), dense.T @ tokens.double(), (tokens.double() @ rows.double().T)[mask]
-    for found, plain in zip((decoded, grad_rows, grad_values), expected, strict=True):
-        assert found.dtype == dtype
+    dtypes = dtype, dtype, torch.float32
+    for found, plain, kept in zip((decoded, grad_rows, grad_values), expected, dtypes, strict=True):
+        assert found.dtype == kept
         torch.testing.assert_close(found.double(), plain, **TOLERANCE[dtype])
     torch.testing.assert_close(total.double(), dense.sum(0), rtol=1e-5, atol=1e-5)
 
@@ -62,17 +63,8 @@ def test_long_segments_are_added_up_in_parts(lengths: list[int], longest: int):
     indices = torch.arange(entries, device=DEVICE) % 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_LONGEST_SEGMENT", longest)
-        found = products.sum_long_rows(values, indices, offsets, table)
+        found = products.sum_long_rows(values, indices, products.cut(offsets, entries), table)
     torch.testing.assert_close(found, products.sum_rows(values, indices, offsets, table))
-
-
-def test_a_sum_can_be_written_where_one_wants_it():
-    pattern = SparsePattern.from_mask(torch.ones(4, 3, dtype=torch.bool, device=DEVICE))
-    order, token_of, offsets = pattern._feature_major
-    values, tokens = random(12, dtype=torch.float32), random(4, 6, dtype=torch.float32, seed=1)
-    out = torch.full((3, 6), torch.nan, device=DEVICE)
-    assert products.sum_long_rows(values[order], token_of, offsets, tokens, out) is out
-    torch.testing.assert_close(out, values.view(4, 3).T @ tokens)
 
 
 def test_narrow_floats_are_summed_in_float32():
@@ -83,14 +75,25 @@ def test_narrow_floats_are_summed_in_float32():
     table = torch.ones(1, 2, dtype=torch.bfloat16, device=DEVICE)
     assert products.sum_values(ones, offsets).item() == 1024
     assert products.sum_rows(ones, indices, offsets, table).tolist() == [[1024, 1024]]
-    assert products.sum_long_rows(ones, indices, offsets, table).tolist() == [[1024, 1024]]
+    assert products.sum_long_rows(ones, indices, products.cut(offsets, 1024), table).tolist() == [[1024, 1024]]
     row = ones[None]
     assert products.inner_products(indices[:1], offsets // 1024, row, row).item() == 1024
+
+
+def test_values_that_are_wider_than_the_table_keep_their_width():
+    pattern = SparsePattern.from_mask(torch.ones(2, 3, dtype=torch.bool, device=DEVICE))
+    values, table = random(6, dtype=torch.float32), random(3, 4, dtype=torch.bfloat16, seed=1)
+    for found in (
+        products.sum_rows(values, pattern.features, pattern.offsets, table),
+        products.sum_long_rows(values, pattern.features, products.cut(pattern.offsets, 6), table),
+    ):
+        torch.testing.assert_close(found, values.view(2, 3) @ table.float())
 
 
 def test_sums_have_the_same_bits_every_time():
     pattern = SparsePattern.from_mask(torch.rand(40, 3, device=DEVICE) < 0.7)
     order, token_of, offsets = pattern._feature_major
     values, tokens = random(len(order), dtype=torch.float32), random(40, 8, dtype=torch.float32, seed=1)
-    first, second = (products.sum_long_rows(values[order], token_of, offsets, tokens) for _ in range(2))
+    parts = products.cut(offsets, len(order))
+    first, second = (products.sum_long_rows(values[order], token_of, parts, tokens) for _ in range(2))
     assert torch.equal(first, second)

@@ -30,7 +30,7 @@ quick = settings(max_examples=10, deadline=None, derandomize=True)
 @pytest.fixture(autouse=True)
 def always_served(monkeypatch):
     """On a CPU too, where the kernels are interpreted."""
-    for module in (patterns, selection):
+    for module in (importlib.import_module("hfsae.functional.encode"), patterns, selection):
         monkeypatch.setattr(module, "serves", lambda *_: True)
 
 
