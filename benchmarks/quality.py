@@ -94,7 +94,8 @@ def train_ours(architecture: str, rows: Tensor, seed: int, args: argparse.Namesp
     )
     repeats = -(-(args.tokens + training.calibration_tokens + training.train_batch_tokens) // len(rows))
     config = config_class(d_in=d_in, expansion_factor=args.expansion_factor, **size)
-    sae = SAETrainer(args=training, saes={"": config}, activations=rows.repeat(repeats, 1)).train().saes[""]
+    trainer = SAETrainer(args=training, saes={"": config}, activations=rows.repeat(repeats, 1))
+    sae = trainer.train().sae.to(args.device)
 
     def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
         features = sae.encode_sparse(x)
