@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+import torch
 from datasets import Dataset
 from peers import installed, versions
 from transformers import AutoConfig
@@ -45,7 +46,7 @@ def ours(args: argparse.Namespace, text: Dataset) -> float:
             shuffle_window_tokens=_BUFFER_TOKENS,
             save_steps=0,
             eval_tokens=0,
-            use_cpu=True,
+            use_cpu=args.device == "cpu",
             disable_tqdm=True,
         )
         begin = time.perf_counter()
@@ -76,7 +77,7 @@ def sae_lens(args: argparse.Namespace, text: Dataset) -> float:
         store_batch_size_prompts=_SEQUENCES,
         n_batches_in_buffer=_BUFFER_TOKENS // (_SEQUENCES * args.context_length),
         train_batch_size_tokens=args.batch_tokens,
-        device="cpu",
+        device=args.device,
         logger=LoggingConfig(log_to_wandb=False),
         checkpoint_path=None,
         output_path=None,
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--context_length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/end_to_end.json"))
     args = parser.parse_args()
     text = load_text(args.text)

@@ -2,7 +2,11 @@
 
 A peer that is not installed, or lacks an architecture, is left out: `PEERS[name](...)` gives None. They belong in a
 virtual environment of their own: `pip install --no-deps sae-lens eai-sparsify dictionary-learning` beside torch and
-transformers (their own requirements would replace both). All get their own defaults but for size, sparsity and steps.
+transformers (their own requirements would replace both).
+
+All get their own defaults but for size, sparsity and what they count in steps of far longer runs: the warm-ups of
+dictionary_learning take 2 % of the run for the learning rate and 5 % for the penalty. On a GPU sparsify multiplies in
+bfloat16, as it does for its own users; the others in float32.
 """
 
 import contextlib
@@ -13,9 +17,12 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from hfsae import MatryoshkaSAEConfig
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 
@@ -27,12 +34,46 @@ class Peer:
     Args:
         step: Takes one optimiser step on (N, d) activations.
         read_and_write: Gives the reconstruction of (N, d) activations, and which features are active: (N, n) bool.
+            BatchTopK selects among the rows that are given, k for each on average: thresholds, which the libraries
+            follow through longer runs, would give each another L0.
         input_scale: What the library itself would multiply activations by, given some of them.
+        coefficient: Of the penalty that L0 follows from; None where k or L0 itself is given.
     """
 
     step: Callable[[Tensor], object]
     read_and_write: Callable[[Tensor], tuple[Tensor, Tensor]]
     input_scale: Callable[[Tensor], float]
+    coefficient: float | None = None
+
+
+@dataclass
+class Task:
+    """What a peer is to train.
+
+    Args:
+        architecture: By our name.
+        d_in: Width of the activations.
+        n_features: Width of the SAE.
+        k: Active features a token, where that can be said.
+        steps: Optimiser steps of the run.
+        batch: Activations in a step.
+        device: Where.
+        coefficient: Of the penalty where there is one; None takes one to begin with.
+    """
+
+    architecture: str
+    d_in: int
+    n_features: int
+    k: int
+    steps: int
+    batch: int
+    device: str = "cpu"
+    coefficient: float | None = None
+
+    @property
+    def prefixes(self) -> list[int]:
+        """Widths of the nested SAEs of matryoshka: those of ours."""
+        return MatryoshkaSAEConfig(d_in=self.d_in, n_features=self.n_features, k=self.k).prefixes
 
 
 def installed(module: str) -> bool:
@@ -49,7 +90,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def sae_lens(architecture: str, d_in: int, n_features: int, k: int, *, steps: int, batch: int) -> Peer | None:
+def sae_lens(task: Task) -> Peer | None:
     """SAELens' `SAETrainer` without its activation store."""
     if not installed("sae_lens"):
         return None
@@ -57,25 +98,28 @@ def sae_lens(architecture: str, d_in: int, n_features: int, k: int, *, steps: in
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    name, options = {
-        "topk": ("TopK", {"k": k}),
-        "batch_topk": ("BatchTopK", {"k": k}),
-        "standard": ("Standard", {"l1_coefficient": 5.0}),
-        "jumprelu": ("JumpReLU", {"l0_coefficient": 5.0}),
-        "gated": ("Gated", {"l1_coefficient": 5.0}),
-    }.get(architecture, (None, {}))
+    name, options, penalty, coefficient = {
+        "topk": ("TopK", {"k": task.k}, None, None),
+        "batch_topk": ("BatchTopK", {"k": task.k}, None, None),
+        "matryoshka": ("MatryoshkaBatchTopK", {"k": task.k, "matryoshka_widths": task.prefixes}, None, None),
+        "standard": ("Standard", {}, "l1_coefficient", 5.0),
+        "jumprelu": ("JumpReLU", {}, "l0_coefficient", 5.0),
+        "gated": ("Gated", {}, "l1_coefficient", 5.0),
+    }.get(task.architecture, (None, {}, None, None))
     if name is None:
         return None
-    config = getattr(library, f"{name}TrainingSAEConfig")(d_in=d_in, d_sae=n_features, **options)
+    if penalty is not None:
+        coefficient = coefficient if task.coefficient is None else task.coefficient
+        options = {**options, penalty: coefficient}
+    config = getattr(library, f"{name}TrainingSAEConfig")(
+        d_in=task.d_in, d_sae=task.n_features, device=task.device, **options
+    )
     sae = getattr(library, f"{name}TrainingSAE")(config)
     run = SAETrainerConfig(
-        total_training_samples=batch * steps,
-        train_batch_size_samples=batch,
-        device="cpu",
-        autocast=False,
-        lr=3e-4,
-        lr_end=3e-5,
-        lr_scheduler_name="constant",
+        total_training_samples=task.batch * task.steps,
+        train_batch_size_samples=task.batch,
+        device=task.device,
+        lr_end=3e-5,  # a tenth of the rate, as its runner's config has it
     )
     trainer = SAETrainer(cfg=run, sae=sae, data_provider=iter(()))
 
@@ -85,37 +129,47 @@ def sae_lens(architecture: str, d_in: int, n_features: int, k: int, *, steps: in
 
     @torch.no_grad()
     def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
-        features = sae.eval().encode(x)
+        features = sae.encode(x)
         return sae.decode(features), features.to_dense() != 0
 
-    return Peer(step, read_and_write, lambda x: (d_in**0.5 / x.norm(dim=1).mean()).item())
+    return Peer(step, read_and_write, lambda x: (task.d_in**0.5 / x.norm(dim=1).mean()).item(), coefficient)
 
 
-def dictionary_learning(
-    architecture: str, d_in: int, n_features: int, k: int, *, steps: int, batch: int
-) -> Peer | None:
+def dictionary_learning(task: Task) -> Peer | None:
     """dictionary_learning's trainers."""
     if not installed("dictionary_learning"):
         return None
-    module, name, options = {
-        "topk": ("top_k", "TopKTrainer", {"k": k}),
-        "batch_topk": ("batch_top_k", "BatchTopKTrainer", {"k": k}),
-        "standard": ("standard", "StandardTrainer", {"lr": 3e-4, "l1_penalty": 0.04}),
-        "jumprelu": ("jumprelu", "JumpReluTrainer", {"target_l0": k}),
-        "gated": ("gdm", "GatedSAETrainer", {"lr": 3e-4}),
-    }.get(architecture, (None, None, {}))
+    prefixes = [0, *task.prefixes]
+    groups = [(wider - m) / task.n_features for m, wider in pairwise(prefixes)]
+    module, name, options, coefficient = {
+        "topk": ("top_k", "TopKTrainer", {"k": task.k}, None),
+        "batch_topk": ("batch_top_k", "BatchTopKTrainer", {"k": task.k}, None),
+        "matryoshka": (
+            "matryoshka_batch_top_k",
+            "MatryoshkaBatchTopKTrainer",
+            {"k": task.k, "group_fractions": groups},
+            None,
+        ),
+        "standard": ("standard", "StandardTrainer", {}, 0.1),
+        "jumprelu": ("jumprelu", "JumpReluTrainer", {"target_l0": task.k}, None),
+        "gated": ("gdm", "GatedSAETrainer", {}, 0.1),
+    }.get(task.architecture, (None, None, {}, None))
     if name is None:
         return None
-    if architecture not in ("topk", "batch_topk"):
-        options = {**options, "sparsity_warmup_steps": max(2, steps // 20)}
+    by_batch = task.architecture in ("batch_topk", "matryoshka")
+    if "k" not in options:
+        options = {**options, "sparsity_warmup_steps": max(2, task.steps // 20)}
+    if coefficient is not None:
+        coefficient = coefficient if task.coefficient is None else task.coefficient
+        options = {**options, "l1_penalty": coefficient}
     trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(
-        steps=steps + 10,
-        activation_dim=d_in,
-        dict_size=n_features,
+        steps=task.steps + 10,
+        activation_dim=task.d_in,
+        dict_size=task.n_features,
         layer=0,
         lm_name="",
-        device="cpu",
-        warmup_steps=max(1, steps // 50),
+        device=task.device,
+        warmup_steps=max(1, task.steps // 50),
         decay_start=None,
         **options,
     )
@@ -123,27 +177,31 @@ def dictionary_learning(
 
     @torch.no_grad()
     def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
-        features = trainer.ae.encode(x)
+        features = trainer.ae.encode(x, use_threshold=False) if by_batch else trainer.ae.encode(x)
         return trainer.ae.decode(features), features != 0
 
     return Peer(
-        lambda x: trainer.update(next(taken), x), read_and_write, lambda x: (1 / x.pow(2).sum(1).mean().sqrt()).item()
+        lambda x: trainer.update(next(taken), x),
+        read_and_write,
+        lambda x: (1 / x.pow(2).sum(1).mean().sqrt()).item(),
+        coefficient,
     )
 
 
-def sparsify(architecture: str, d_in: int, n_features: int, k: int, *, steps: int, batch: int) -> Peer | None:
+def sparsify(task: Task) -> Peer | None:
     """sparsify's `SparseCoder` with the optimiser and bookkeeping of its own trainer, which needs a language model."""
-    if not installed("sparsify") or architecture != "topk":
+    if not installed("sparsify") or task.architecture != "topk":
         return None
     with contextlib.redirect_stdout(io.StringIO()):
         from schedulefree import ScheduleFreeWrapper
         from sparsify import SparseCoder, SparseCoderConfig
         from sparsify.sign_sgd import SignSGD
-    sae = SparseCoder(d_in, SparseCoderConfig(num_latents=n_features, k=k), dtype=torch.float32)
-    rate = 5e-3 / (n_features / 2**14) ** 0.5
+    config = SparseCoderConfig(num_latents=task.n_features, k=task.k)
+    sae = SparseCoder(task.d_in, config, device=task.device, dtype=torch.float32)
+    rate = 5e-3 / (task.n_features / 2**14) ** 0.5
     optimiser = ScheduleFreeWrapper(SignSGD([{"params": sae.parameters(), "lr": rate}]), momentum=0.95)
     optimiser.train()
-    since_fired = torch.zeros(n_features, dtype=torch.long)
+    since_fired = torch.zeros(task.n_features, dtype=torch.long, device=task.device)
     started = []
 
     def step(x: Tensor) -> None:
@@ -161,9 +219,11 @@ def sparsify(architecture: str, d_in: int, n_features: int, k: int, *, steps: in
 
     @torch.no_grad()
     def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
+        optimiser.eval()  # the averaged weights, which its trainer saves
         output = sae(x)
-        active = torch.zeros(len(x), n_features, dtype=torch.bool)
-        return output.sae_out, active.scatter_(1, output.latent_indices, output.latent_acts != 0)
+        optimiser.train()
+        active = torch.zeros(len(x), task.n_features, dtype=torch.bool, device=x.device)
+        return output.sae_out.float(), active.scatter_(1, output.latent_indices, output.latent_acts != 0)
 
     return Peer(step, read_and_write, lambda x: 1.0)
 

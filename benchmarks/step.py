@@ -22,7 +22,7 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
-from peers import PEERS, versions
+from peers import PEERS, Task, versions
 from torch import Tensor
 
 from hfsae import SAE, SAETrainingArguments
@@ -214,9 +214,12 @@ def measure_ours(
 def measure_peers(architecture: str, rows: Tensor, shape: Shape, k: int, repeats: int) -> list[Timing]:
     """Rows of the table for every peer that is installed and has this architecture."""
     rows_of_peers = []
+    task = Task(
+        architecture, shape.d_in, shape.n_features, k, steps=repeats + 3, batch=shape.tokens, device=rows.device.type
+    )
     for name, make in PEERS.items():
         torch.manual_seed(0)
-        peer = make(architecture, shape.d_in, shape.n_features, k, steps=repeats + 3, batch=shape.tokens)
+        peer = make(task)
         if peer is not None:
             l0 = peer.read_and_write(rows)[1].sum(1).float().mean().item()
             rows_of_peers.append(
