@@ -34,6 +34,10 @@ from hfsae.training.memory import freed_memory_kept
 ARCHITECTURES = ("topk", "batch_topk", "standard", "jumprelu", "gated")
 # Where the number of active features is a result and not a setting, a "dense" step has half of them active.
 CHOSEN_BY_PENALTY = ("standard", "jumprelu", "gated")
+# A jumprelu step works on what is within half a bandwidth below a threshold too. Pre-activations of an untrained SAE
+# crowd there; of a trained one so many times the active features lie within reach (embedded language model, 16x,
+# target 20: 18 times at the start, 4.0 after 60 steps, 2.1 from step 150 on).
+WITHIN_REACH = 2.1
 
 
 @dataclass
@@ -125,11 +129,21 @@ def make_learner(
 def _activate(sae: SAE, rows: Tensor, active: int) -> None:
     """Moves the biases, or the thresholds, to where so many features a token of `rows` are active."""
     pre = sae.pre_activations(rows[:256])
-    level = pre.flatten().kthvalue(pre.numel() - active * len(pre)).values
-    if hasattr(sae, "threshold"):
-        sae.threshold.fill_(max(level.item(), 0.0))
-    else:
+    level = _exceeded_by(active, pre)
+    if not hasattr(sae, "threshold"):
         sae.encoder.bias.sub_(level)
+        return
+    spread = 1.0
+    if WITHIN_REACH * active < sae.config.n_features:
+        spread = sae.config.bandwidth / 2 / (level - _exceeded_by(round(WITHIN_REACH * active), pre)).item()
+    sae.encoder.weight.mul_(spread)
+    sae.encoder.bias.mul_(spread)
+    sae.threshold.fill_(max(spread * level.item(), 0.0))
+
+
+def _exceeded_by(active: int, pre: Tensor) -> Tensor:
+    """What so many pre-activations a token exceed."""
+    return pre.flatten().kthvalue(pre.numel() - active * len(pre)).values
 
 
 def time_in_turn(step: Callable[[], object], product: Callable[[], object], repeats: int) -> tuple[list, list]:

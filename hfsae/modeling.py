@@ -21,7 +21,7 @@ from hfsae.doors import Doors
 from hfsae.functional import Pattern, Selection, SparseFeatures, TopK, at_least_float32, encode
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
-from hfsae.objective import TrainingStep, auxk_loss, mean_variance
+from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 
 _LAYER_NORM_EPS = 1e-5
@@ -367,7 +367,7 @@ class SAE(Doors, PreTrainedModel):
         statistics = StepStatistics(
             tokens_firing=firing,
             l0=firing.sum() / max(pattern.n_tokens, 1),
-            variance=mean_variance(goal),
+            variance=step.variance,
             **self.training_statistics(step),
         )
         total = reduce(torch.add, [at_least_float32(term) for term in losses.values()])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class TrainingStep:
     reconstruction: Tensor
     state: StepState
 
+    @cached_property
+    def variance(self) -> Tensor:
+        """Mean over tokens of the squared distance of the target from its mean over the batch; 0 for no tokens."""
+        return _summed_variance(at_least_float32(self.target).detach()) / max(len(self.target), 1)
+
     def mse(self) -> Tensor:
         """Mean over tokens of Σ over dimensions of the squared error."""
         return squared_error(self.reconstruction, self.target)
@@ -41,6 +47,10 @@ class TrainingStep:
         """Sum over entries, mean over tokens."""
         return at_least_float32(values).sum() / max(self.pattern.n_tokens, 1)
 
+    def mean_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Sum over entries of value × the weight (n,) of its feature, mean over tokens."""
+        return (self.pattern.total(values) * weights).sum() / max(self.pattern.n_tokens, 1)
+
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean over tokens of Σ over dimensions of the squared error; 0 for no tokens."""
@@ -48,11 +58,9 @@ def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
     return total / max(len(target), 1)
 
 
-@torch.no_grad()
-def mean_variance(target: Tensor) -> Tensor:
-    """Mean over tokens of the squared distance from the mean of all (N, d); 0 for no tokens."""
-    wide = at_least_float32(target)
-    return torch.linalg.vector_norm(wide - wide.mean(0)).square() / max(len(target), 1)
+def _summed_variance(rows: Tensor) -> Tensor:
+    """Σ over tokens of the squared distance from the mean of all (N, d)."""
+    return torch.linalg.vector_norm(rows - rows.mean(0)).square()
 
 
 def auxk_loss(
@@ -88,11 +96,10 @@ def auxk_loss(
     selection = strongest(min(k_aux, step.state.n_dead))
     pattern, pre = encode(step.x, weight[dead], bias[dead], center, selection, step.state.path)
     written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows[dead]))
-    error = (residual - written).pow(2).sum()
-    target = at_least_float32(step.target).detach()
-    variance = mean_variance(target)
-    spread = (residual - residual.mean(0)).pow(2).sum()
+    error = F.mse_loss(at_least_float32(written), residual, reduction="sum")
+    spread = _summed_variance(residual)
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
-    floor = (1e-6 * target.pow(2).sum()).clamp(min=torch.finfo(target.dtype).tiny)
+    floor = 1e-6 * torch.linalg.vector_norm(at_least_float32(step.target).detach()).square()
+    floor = floor.clamp(min=torch.finfo(floor.dtype).tiny)
     share = min(step.state.n_dead / k_aux, 1.0)
-    return step.state.auxk_alpha * share * variance * error / torch.maximum(spread, floor)
+    return step.state.auxk_alpha * share * step.variance * error / torch.maximum(spread, floor)

@@ -36,7 +36,7 @@ def test_narrow_activations_are_compared_in_float32():
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_a_mean_per_token_counts_tokens_without_entries_too(kind: str):
     mask = torch.tensor([[True, True], [False, False], [False, True], [False, False]])
-    pattern: Pattern = DensePattern(mask) if kind == "dense" else SparsePattern.from_mask(mask)
+    pattern: Pattern = DensePattern.from_mask(mask) if kind == "dense" else SparsePattern.from_mask(mask)
     values = mask * 2.0 if kind == "dense" else torch.full((3,), 2.0)
     step = TrainingStep(torch.zeros(4, 1), torch.zeros(4, 1), pattern, values, values, torch.zeros(4, 1), StepState())
     assert step.mean_per_token(values) == 1.5 and step.mse() == 0

@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from hfsae.architectures.registry import register
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, Pattern, Selection
+from hfsae.functional import Above, Pattern, Selection, gated_magnitude
 from hfsae.modeling import SAE
 from hfsae.objective import TrainingStep, squared_error
 
@@ -59,13 +59,12 @@ class GatedSAE(SAE):
         return Above(0.0)
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
-        projection = pre - pattern.gather(self.encoder_bias)
-        magnitude = projection * pattern.gather(self.magnitude_log_scale.exp()) + pattern.gather(self.magnitude_bias)
-        return pattern.keep(torch.relu(magnitude))
+        parameters = self.encoder_bias, self.magnitude_log_scale.exp(), self.magnitude_bias
+        return gated_magnitude(pre, *(pattern.gather(parameter) for parameter in parameters))
 
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        gate = step.pattern.keep(torch.relu(step.pre))
-        penalty = step.mean_per_token(gate * step.pattern.gather(self.decoder_rows.norm(dim=1)))
+        gate = torch.relu(step.pre)
+        penalty = step.mean_weighted(gate, self.decoder_rows.norm(dim=1))
         from_gate = step.pattern.decode(gate, self.decoder_rows.detach()) + self.offset(step.x).detach()
         return {
             "mse": step.mse(),

@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from hfsae.architectures.registry import register
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, Pattern, Selection, jump_relu, step
+from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
 from hfsae.modeling import SAE
 from hfsae.objective import TrainingStep
 from hfsae.outputs import StepState, StepStatistics
@@ -108,8 +108,8 @@ class JumpReLUSAE(SAE):
         if self.config.sparsity == "tanh":
             magnitudes = training.values * pattern.gather(self.decoder_rows.norm(dim=1))
             return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
-        active = step(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
-        l0 = training.mean_per_token(active)
+        active = count_active(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
+        l0 = active / max(pattern.n_tokens, 1)
         if self.config.sparsity == "l0":
             return weight * l0
         if training.state.target_l0 is None:

@@ -61,10 +61,11 @@ class StandardSAE(SAE):
         return torch.relu(pre)
 
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        magnitudes = step.values
         if self.config.penalty == "decoder_norm":
-            magnitudes = magnitudes * step.pattern.gather(self.decoder_rows.norm(dim=1))
-        return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * step.mean_per_token(magnitudes)}
+            penalty = step.mean_weighted(step.values, self.decoder_rows.norm(dim=1))
+        else:
+            penalty = step.mean_per_token(step.values)
+        return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * penalty}
 
 
 def l1_coefficient_from_mean_squared(l1: float, d_in: int, input_scale: float) -> float:

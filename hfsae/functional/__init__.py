@@ -6,10 +6,11 @@ formulas that both are tested against.
 
 from hfsae.functional.encode import encode
 from hfsae.functional.features import SparseFeatures
+from hfsae.functional.gate import gated_magnitude
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
 from hfsae.functional.selection import Above, BatchTopK, Elementwise, GroupMax, Selection, TopK
-from hfsae.functional.straight_through import jump_relu, step
+from hfsae.functional.straight_through import count_active, jump_relu
 
 __all__ = [
     "Above",
@@ -23,7 +24,8 @@ __all__ = [
     "SparsePattern",
     "TopK",
     "at_least_float32",
+    "count_active",
     "encode",
+    "gated_magnitude",
     "jump_relu",
-    "step",
 ]

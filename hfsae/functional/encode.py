@@ -80,7 +80,7 @@ def encode(
                 pre = (pattern.sampled_product(centered, weight) + bias[pattern.features]).to(x.dtype)
         else:
             pre = F.linear(centered, weight, bias)
-            pattern = DensePattern(selection.mask(pre))
+            pattern = DensePattern(pre, selection.mask)
     # The product is already there: autograd only needs to be told what made it.
     if isinstance(pattern, DensePattern):
         return pattern, _Linear.apply(x, weight, bias, center, centered, pre)  # type: ignore[return-value]

@@ -6,34 +6,47 @@ The kernel K(u) = 1[|u| < ½] of width ε looks at the pre-activation itself, ne
 import torch
 from torch import Tensor
 
+from hfsae.functional.blocks import SumLike, in_blocks, where_positive, where_within
+from hfsae.functional.precision import at_least_float32
+
 
 class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
-        return pre * (pre > threshold)
+        values = torch.empty_like(pre)
+        for made, h, at in in_blocks(values, pre, threshold):
+            where_positive(h, (h - at).to(h.dtype), out=made)
+        return values
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        grad_threshold = -(threshold / ctx.bandwidth) * near * grad
-        return grad * (pre > threshold), grad_threshold.sum_to_size(threshold.shape), None
+        grad_pre, jumps = torch.empty_like(pre), SumLike(threshold)
+        for made, h, g, at in in_blocks(grad_pre, pre, grad, threshold):
+            margin = (h - at).to(h.dtype)
+            where_positive(g, margin, out=made)
+            jumps.add(where_within(g, margin, ctx.bandwidth / 2))
+        return grad_pre, jumps.total.mul_(-1 / ctx.bandwidth).mul_(threshold), None
 
 
-class _Step(torch.autograd.Function):
+class _CountActive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
-        return (pre > threshold).to(pre.dtype)
+        count = sum(torch.count_nonzero(h > at) for h, at in in_blocks(pre, threshold))
+        return torch.as_tensor(count, device=pre.device).to(at_least_float32(pre[:0]).dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        return None, (-(1 / ctx.bandwidth) * near * grad).sum_to_size(threshold.shape), None
+        one, within = torch.ones((), dtype=threshold.dtype, device=pre.device), SumLike(threshold)
+        for h, at in in_blocks(pre, threshold):
+            margin = (h - at).to(one.dtype)
+            within.add(where_within(one.expand_as(margin), margin, ctx.bandwidth / 2))
+        return None, within.total.mul_(grad * (-1 / ctx.bandwidth)), None
 
 
 def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -41,18 +54,21 @@ def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
     Args:
         pre: Pre-activations.
-        threshold: Broadcasts against `pre`.
+        threshold: Of the same shape, or of fewer dimensions and broadcasting against `pre`.
         bandwidth: ε, in the units of `pre`.
     """
     return _JumpReLU.apply(pre, threshold, bandwidth)  # type: ignore[return-value]
 
 
-def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """`1[pre > threshold]`, with ∂/∂threshold = −(1/ε) K((pre − threshold)/ε) and no gradient to `pre`.
+def count_active(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Σ 1[pre > threshold], with ∂/∂threshold = −(1/ε) K((pre − threshold)/ε) at each and no gradient to `pre`.
 
     Args:
         pre: Pre-activations.
-        threshold: Broadcasts against `pre`.
+        threshold: Of the same shape, or of fewer dimensions and broadcasting against `pre`.
         bandwidth: ε, in the units of `pre`.
+
+    Returns:
+        ().
     """
-    return _Step.apply(pre, threshold, bandwidth)  # type: ignore[return-value]
+    return _CountActive.apply(pre, threshold, bandwidth)  # type: ignore[return-value]

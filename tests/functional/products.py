@@ -22,7 +22,7 @@ def masks(draw: st.DrawFn) -> Tensor:
 
 def both(mask: Tensor, values: Tensor) -> list[tuple[SparsePattern | DensePattern, Tensor]]:
     """The same entries and values (N, n) as either pattern stores them; the values are new leaves."""
-    sparse, dense = SparsePattern.from_mask(mask), DensePattern(mask)
+    sparse, dense = SparsePattern.from_mask(mask), DensePattern.from_mask(mask)
     kept = values * mask
     return [
         (sparse, kept[sparse.tokens, sparse.features].detach().requires_grad_()),

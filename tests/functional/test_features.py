@@ -83,6 +83,6 @@ def test_gradients_flow_through_padded_values_and_the_dense_form():
 def test_repr_says_shape_and_number_of_active_features(dense: bool):
     mask = torch.tensor([[True, True, False]])
     values = torch.tensor([[1.0, 0.0, 0.0]])
-    pattern = DensePattern(mask) if dense else SparsePattern.from_mask(mask)
+    pattern = DensePattern.from_mask(mask) if dense else SparsePattern.from_mask(mask)
     features = SparseFeatures(pattern, values if dense else values[mask], torch.Size([1]))
     assert repr(features) == "SparseFeatures(shape=(1, 3), active=1)"

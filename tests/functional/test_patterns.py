@@ -49,6 +49,18 @@ def test_gather_gives_each_entry_its_features_parameter_and_adds_up_its_gradient
 
 @quick
 @given(masks(), DTYPES)
+def test_total_adds_up_each_features_values_and_gives_its_gradient_to_all_of_them(mask: Tensor, dtype: torch.dtype):
+    values, weight = random(*mask.shape, dtype=dtype) * mask, random(mask.shape[1], dtype=dtype, seed=1)
+    for pattern, entries in both(mask, values):
+        (pattern.total(entries) @ weight).backward()
+        torch.testing.assert_close(pattern.total(entries), values.sum(0), **TOLERANCE[dtype])
+        assert entries.grad is not None
+        grad = entries.grad if isinstance(pattern, DensePattern) else pattern.to_dense(entries.grad)
+        torch.testing.assert_close(grad * mask, weight * mask, **TOLERANCE[dtype])
+
+
+@quick
+@given(masks(), DTYPES)
 def test_the_four_sparse_products(mask: Tensor, dtype: torch.dtype):
     pattern = SparsePattern.from_mask(mask)
     dense = random(*mask.shape, dtype=dtype) * mask
@@ -153,7 +165,7 @@ def test_a_dense_pattern_counts_tokens_of_any_number(n_tokens: int, n_features: 
     """Past 255 tokens a byte would overflow."""
     generator = torch.Generator().manual_seed(n_tokens)
     values = (torch.rand(n_tokens, n_features, generator=generator) <= density).float()
-    assert torch.equal(DensePattern(values > 0).tokens_firing(values), values.long().sum(0))
+    assert torch.equal(DensePattern.from_mask(values > 0).tokens_firing(values), values.long().sum(0))
 
 
 @quick

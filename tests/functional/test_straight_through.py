@@ -1,10 +1,11 @@
 """The closed forms of Rajamanoharan et al. 2024b (arXiv:2407.14435), equations 10 to 12, with the rectangle kernel."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfsae.functional import jump_relu, step
+from hfsae.functional import blocks, count_active, jump_relu
 
 # h around the threshold 1 with ε = 0.5: the kernel reaches from 0.75 to 1.25, open at both ends.
 PRE = torch.tensor([[-1.0, 0.75, 0.8, 1.0, 1.2, 1.25, 3.0]], dtype=torch.float64)
@@ -42,12 +43,12 @@ def test_jump_relu_gradient_to_h_is_that_of_the_identity_where_active_and_0_else
     torch.testing.assert_close(pre.grad, (PRE > THRESHOLD).double())
 
 
-def test_step_counts_and_moves_the_threshold_by_minus_one_over_epsilon_and_h_not_at_all():
+def test_counting_moves_the_threshold_by_minus_one_over_epsilon_and_h_not_at_all():
     pre, threshold = leaves()
-    active = step(pre, threshold, BANDWIDTH)
-    torch.testing.assert_close(active, (PRE > THRESHOLD).double())
-    active.sum().backward()
-    torch.testing.assert_close(threshold.grad, -NEAR[0] / BANDWIDTH)
+    count = count_active(pre, threshold, BANDWIDTH)
+    assert count == 3 and count.dtype == pre.dtype
+    (2 * count).backward()
+    torch.testing.assert_close(threshold.grad, -2 * NEAR[0] / BANDWIDTH)
     assert pre.grad is None
 
 
@@ -62,3 +63,16 @@ def test_gradients_are_summed_to_the_shape_of_the_threshold(n_tokens: int, n_fea
     (jump_relu(pre, each, 0.7) * weight).sum().backward()
     torch.testing.assert_close(shared.grad, each.grad.sum())
     assert shared.grad.shape == ()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_blocks_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch):
+    pre, weight = torch.randn(2, 7, 3, dtype=torch.float64)
+    whole, in_parts = torch.full((2, 3), 0.3, dtype=torch.float64).unbind()
+    gradients = []
+    for threshold in (whole.clone().requires_grad_(), in_parts.clone().requires_grad_()):
+        leaf = pre.clone().requires_grad_()
+        ((jump_relu(leaf, threshold, 0.7) * weight).sum() + count_active(leaf, threshold, 0.7)).backward()
+        gradients.append((leaf.grad, threshold.grad))
+        monkeypatch.setattr(blocks, "_BLOCK", 3 * rows)
+    torch.testing.assert_close(gradients[0], gradients[1])
