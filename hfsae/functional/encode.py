@@ -27,9 +27,9 @@ CHUNK_BYTES = 1 << 30
 # costs as a whole, in chunks of 512 1.03, of 2048 0.94).
 _EFFICIENT_TOKENS = 2048
 
-# Below this share of active entries the sparse products are cheaper than dense ones on a CPU (measured at d = 768,
-# n = 12288, N = 4096, float32: a sparse product handles about 17 times fewer entries per second than a dense one).
-CPU_BREAK_EVEN = 1 / 17
+# Below this share of active entries a sparse step is cheaper than a dense one on a CPU (whole steps of 4,096 tokens in
+# float32, standard, topk and gated: 1/7 at d = 768 and n = 12288, 1/7 at 256 and 4096, 1/9 at 128 and 2048).
+CPU_BREAK_EVEN = 1 / 8
 
 # Below this share they take less memory: an entry of the sparse path needs three to four times the bytes of one of the
 # dense path.

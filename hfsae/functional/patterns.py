@@ -140,6 +140,8 @@ class SparsePattern:
         self.per_token = per_token
         self.n_tokens = per_token.shape[0]
         self.n_features = n_features
+        # What `without_zeros` left last, and its pattern: a step asks for the same once forward and once backward.
+        self._last_left: tuple[Tensor, SparsePattern] | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "SparsePattern":
@@ -165,7 +167,7 @@ class SparsePattern:
         ordered, order = torch.sort(self.features.int(), stable=True)
         bounds = torch.arange(self.n_features + 1, device=ordered.device, dtype=ordered.dtype)
         offsets = torch.searchsorted(ordered, bounds)
-        return order, self.tokens[order], offsets
+        return order, self.tokens.index_select(0, order), offsets
 
     @cached_property
     def _feature_parts(self) -> "Parts":
@@ -182,11 +184,14 @@ class SparsePattern:
         """
         if values.device.type != "cpu":
             return self, values
-        active = values.nonzero()[:, 0]
+        active = (values != 0).nonzero()[:, 0]
         if len(active) > _WORTH_LEAVING_OUT * len(values):
             return self, values
-        per_token = torch.bincount(self.tokens[active], minlength=self.n_tokens)
-        return SparsePattern(self.features[active], per_token, self.n_features), values[active]
+        if self._last_left is None or not torch.equal(self._last_left[0], active):
+            per_token = torch.bincount(self.tokens.index_select(0, active), minlength=self.n_tokens)
+            pattern = SparsePattern(self.features.index_select(0, active), per_token, self.n_features)
+            self._last_left = active, pattern
+        return self._last_left[1], values.index_select(0, active)
 
     # -- products, without autograd --------------------------------------------------------------------------------
     # On CUDA by Triton, which reads narrow floats and sums in float32. Else in float32 at least: on a CPU torch's CSR
@@ -210,7 +215,7 @@ class SparsePattern:
             return sum_long_rows(values[order], token_of, self._feature_parts, tokens)
         if not len(values):
             return tokens.new_zeros(self.n_features, tokens.shape[1])
-        return _sum_of_rows(at_least_float32(values)[order], token_of, offsets, tokens)
+        return _sum_of_rows(at_least_float32(values).index_select(0, order), token_of, offsets, tokens)
 
     def feature_total(self, values: Tensor) -> Tensor:
         """(n,): for each feature the sum of its entries' values."""
@@ -325,7 +330,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parameter: Tensor, pattern: SparsePattern) -> Tensor:
         ctx.pattern = pattern
-        return parameter[pattern.features]
+        return parameter.index_select(0, pattern.features)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
@@ -342,7 +347,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad[ctx.pattern.features].to(ctx.dtype), None
+        return grad.index_select(0, ctx.pattern.features).to(ctx.dtype), None
 
 
 class _Decode(torch.autograd.Function):

@@ -138,7 +138,7 @@ PRE = torch.tensor([[0.5, 1.5, 2.5, 3.5], [1.5, 2.5, 3.5, 4.5]])
         (BatchTopK(3), 3),
         (Above(0.0), 4),
         (Above(2.0), 2.5),
-        (Above(3.0, margin=1.0), (3 * 1.5 + 2.5) / 4),
+        (Above(3.0, margin=1.0), (1.5 + 2.5) / 2),
     ],
 )
 def test_a_rule_says_how_many_entries_the_products_work_on(rule: Selection, load: float):
