@@ -76,6 +76,19 @@ def rows_of_all(batch: Mapping[str, Tensor], accelerator: Accelerator, dtype: to
     return {name: rows.to(batch[name].dtype) for name, rows in gathered.items()}  # type: ignore[union-attr]
 
 
+def from_all(mine: list[str], accelerator: Accelerator) -> list[str]:
+    """The names that each process has found, together on all of them; mostly nobody has, which costs one number.
+
+    Args:
+        mine: What this process has found.
+        accelerator: The run's accelerator.
+    """
+    if accelerator.num_processes == 1:
+        return mine
+    found = accelerator.reduce(torch.tensor(len(mine), device=accelerator.device))
+    return gather_object(mine) if found else []
+
+
 def from_owners(mine: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
     """What each process has of the SAEs that it owns, put together on all of them.
 

@@ -22,6 +22,7 @@ from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
 from hfsae.training.launching import start_accelerator
 from hfsae.training.memory import freed_memory_kept
+from hfsae.training.placement import from_all
 from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.resuming import resume, text_seed_of
@@ -253,13 +254,15 @@ class SAETrainer:
             ) from None
 
     def _refuse_non_finite(self) -> None:
-        for name, learner in self._run.learners.items():
-            if not learner.is_finite():
-                called = f"SAE {name!r}" if name else "the SAE"
-                raise FloatingPointError(
-                    f"the loss of {called} at {self._run.places[name]} is not a number, found after step "
-                    f"{self.state.global_step}. Try a lower learning_rate. {self._what_is_left()}"
-                )
+        run = self._run
+        found = [name for name, learner in run.learners.items() if not learner.is_finite()]
+        # A process that ended alone would leave the others waiting for it.
+        for name in from_all(found, run.accelerator):
+            called = f"SAE {name!r}" if name else "the SAE"
+            raise FloatingPointError(
+                f"the loss of {called} at {run.places[name]} is not a number, found after step "
+                f"{self.state.global_step}. Try a lower learning_rate. {self._what_is_left()}"
+            )
 
     def _what_is_left(self) -> str:
         newest = last_checkpoint(self._output_dir)

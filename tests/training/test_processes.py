@@ -197,3 +197,13 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_last_checkpoint_whole(t
     folder = tmp_path / "one-dies"
     assert last_checkpoint(folder) == folder / "checkpoint-4"
     assert trainer(folder, save_steps=4, training_tokens=20 * 64).train(resume_from_checkpoint=True).completed
+
+
+@pytest.mark.parametrize("placement", ["spread", "replicate"])
+def test_a_loss_that_is_not_a_number_in_one_process_ends_all_with_its_name(tmp_path, placement):
+    done = ended("torchrun", tmp_path, f"nan-{placement}")
+    assert done.returncode != 0
+    first, second = ((tmp_path / f"nan-{placement}-rank-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "the loss of SAE 'topk' at activations is not a number, found after step 7" in first
+    assert last_checkpoint(tmp_path / f"nan-{placement}") == tmp_path / f"nan-{placement}" / "checkpoint-4"

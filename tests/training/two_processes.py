@@ -128,6 +128,20 @@ def train_until_one_dies(folder: Path) -> TrainOutput:
     return trainer(folder, callbacks=[killed], save_steps=4, training_tokens=20 * 64).train()
 
 
+def train_until_one_is_not_a_number(folder: Path, **options: str) -> TrainOutput:
+    """A run that spoils the weights of an SAE in the first process in its sixth step, after a checkpoint."""
+    saes = {name: make_sae(name, n_features=width) for name, width in SEVERAL.items()}
+    first = int(os.environ["RANK"]) == 0
+    spoilt = At(6, lambda **_: saes["topk"].encoder.weight.data.fill_(torch.nan) if first else None)
+    inputs = {"activations": sparse_rows(2000), "saes": saes}
+    run = trainer(folder, inputs=inputs, callbacks=[spoilt], save_steps=4, training_tokens=20 * 64, **options)
+    try:
+        return run.train()
+    except FloatingPointError as error:
+        Path(f"{folder}-rank-{os.environ['RANK']}.txt").write_text(str(error))
+        raise
+
+
 CASES = {
     **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
@@ -148,7 +162,11 @@ SPREAD = {
 }
 
 # Which never ends well.
-BROKEN = {"one-dies": train_until_one_dies}
+BROKEN = {
+    "one-dies": train_until_one_dies,
+    "nan-spread": lambda folder: train_until_one_is_not_a_number(folder, sae_placement="spread"),
+    "nan-replicate": train_until_one_is_not_a_number,
+}
 
 
 def digest(sae: SAE) -> str:
