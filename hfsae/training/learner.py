@@ -109,7 +109,7 @@ class Learner:
         self.sae = sae
         self.plan = Plan.make(args, sae, accelerator.num_processes)
         self._accelerator = accelerator
-        device = accelerator.device
+        device = self._device = sae.device
         # Else this process steps on the rows of all.
         self._replicated = args.sae_placement == "replicate"
         if args.sae_placement == "shard" and accelerator.num_processes > 1:
@@ -144,6 +144,7 @@ class Learner:
 
     def step(self, batches: list[Tensor], step: int) -> None:
         """One optimiser step over the batches of gradient accumulation, each (N, d_in)."""
+        batches = [batch.to(self._device, non_blocking=True) for batch in batches]
         if step in self.plan.resample_steps:
             self._resample(batches[0], step)
         self.sae.train()
@@ -251,9 +252,10 @@ class Learner:
         return log
 
     def end(self) -> None:
-        """Makes the SAE whole again, where it was cut for training; every process must call this."""
+        """Brings the SAE to the run's device, and makes it whole where it was cut; every process must call this."""
         if isinstance(self._wrapped, ShardedSAE):
             self._wrapped.join()
+        self.sae.to(self._accelerator.device)  # type: ignore[arg-type]
 
     def weights(self) -> dict[str, Tensor]:
         """The SAE's tensors, whole; where it is cut every process must call this, as for `state_dict`."""

@@ -1,12 +1,13 @@
-"""Where SAEs are trained when there are several processes.
+"""Where SAEs are trained when there are several processes or devices.
 
 * `"replicate"`: every process holds every SAE and steps on rows of its own; gradients are averaged.
-* `"spread"`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes.
+* `"spread"`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes;
+  where there is one process with several devices, each device has some of them.
 * `"shard"`: each process holds some of the features of every SAE (`hfsae.training.sharding`), and steps on all rows.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -19,12 +20,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def deal(costs: Mapping[str, int], processes: int) -> dict[str, int]:
+def deal(costs: Mapping[str, int], processes: int, called: str = "process") -> dict[str, int]:
     """Which process owns each SAE: the costliest is dealt first, each to the process that has least by then.
 
     Args:
         costs: Parameters of each SAE by name.
         processes: The number of processes.
+        called: What the log calls them.
 
     Returns:
         The owner's rank by name.
@@ -44,7 +46,7 @@ def deal(costs: Mapping[str, int], processes: int) -> dict[str, int]:
         held[owners[name]] += costs[name]
     for rank, cost in enumerate(held):
         names = [name for name, owner in owners.items() if owner == rank]
-        logger.info("process %d trains %s (%.3g parameters)", rank, ", ".join(names), cost)
+        logger.info("%s %d trains %s (%.3g parameters)", called, rank, ", ".join(names), cost)
     return {name: owners[name] for name in costs}
 
 
@@ -59,6 +61,31 @@ def refuse_idle(saes: int, processes: int) -> None:
             f"sae_placement='spread' gives each process SAEs of its own, but there are {saes} for {processes} "
             f"processes: launch at most {saes}, or use sae_placement='replicate' (or 'shard')."
         )
+
+
+def deal_devices(costs: Mapping[str, int], devices: Sequence[torch.device]) -> dict[str, torch.device]:
+    """Which of its devices a process trains each of its SAEs on, dealt as `deal` does; some may get none.
+
+    Args:
+        costs: Parameters of each SAE by name.
+        devices: At least one.
+
+    Example:
+        >>> deal_devices({"wide": 400, "narrow": 100}, [torch.device("cuda:0"), torch.device("cuda:1")])
+        {'wide': device(type='cuda', index=0), 'narrow': device(type='cuda', index=1)}
+    """
+    if len(devices) == 1 or not costs:
+        return dict.fromkeys(costs, devices[0])
+    dealt = deal(costs, min(len(costs), len(devices)), called=devices[0].type)
+    return {name: devices[index] for name, index in dealt.items()}
+
+
+def devices_here(accelerator: Accelerator) -> list[torch.device]:
+    """The devices that a process may train SAEs on: where there are several processes, each has one of its own."""
+    kind = accelerator.device.type
+    if accelerator.num_processes > 1 or kind == "cpu":
+        return [accelerator.device]
+    return [torch.device(kind, index) for index in range(torch.accelerator.device_count())]
 
 
 def rows_of_all(batch: Mapping[str, Tensor], accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
 from hfsae.training.learner import Learner
-from hfsae.training.placement import deal, from_owners, refuse_idle, rows_of_all
+from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
 from hfsae.training.sharding import refuse_unfit
 
@@ -191,9 +191,12 @@ def prepare_run(
     _check_disk(run, sum(sizes.values()))
     mine = [name for name in places if run.is_written_here(name) or not spread]
     saes = {name: _make_sae(own[name], items[name]) for name in mine}
+    devices = deal_devices(
+        {name: sizes[name] for name in mine}, devices_here(accelerator) if spread else [accelerator.device]
+    )
     for name, sae in saes.items():
         _describe_origin(run, sae.config, places[name])
-        sae.to(accelerator.device, torch.float32)  # type: ignore[arg-type]
+        sae.to(devices[name], torch.float32)  # type: ignore[arg-type]
     fresh = {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)}
     _initialise(run, {} if resuming else fresh)
     run.learners = {name: Learner(name, sae, own[name], accelerator) for name, sae in saes.items()}
@@ -282,7 +285,7 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
         for name, sae in saes.items():
             if run.places[name] == place:
                 args = run.arguments[name]
-                initialise(sae, rows, args.decoder_center)
+                initialise(sae, rows.to(sae.device), args.decoder_center)
 
 
 def _check_disk(run: Run, parameters: int) -> None:

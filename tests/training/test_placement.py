@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.training.placement import deal, from_owners, rows_of_all
+from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, rows_of_all
 from tests.training.tiny import trainer
 
 
@@ -31,6 +31,15 @@ def test_the_log_says_who_owns_which(caplog):
     assert "process 0 trains wide" in caplog.text and "process 1 trains a, b" in caplog.text
 
 
+def test_a_process_deals_its_saes_to_its_devices(caplog):
+    first, second, third = (torch.device("cuda", index) for index in range(3))
+    with caplog.at_level(logging.INFO, "hfsae"):
+        dealt = deal_devices({"a": 100, "wide": 300, "b": 100}, [first, second])
+    assert dealt == {"a": second, "wide": first, "b": second} and "cuda 0 trains wide" in caplog.text
+    assert deal_devices({"alone": 1}, [first, second, third]) == {"alone": first}
+    assert deal_devices({}, [first]) == {} and devices_here(Accelerator(cpu=True)) == [torch.device("cpu")]
+
+
 def test_one_process_has_everything():
     rows = {"resid_post.1": torch.arange(6.0).view(3, 2)}
     gathered = rows_of_all(rows, Accelerator(cpu=True), torch.bfloat16)
@@ -38,7 +47,9 @@ def test_one_process_has_everything():
     assert from_owners({"b": 1, "a": 2}, ["a", "b"]) == {"a": 2, "b": 1}
 
 
-def test_a_run_that_is_spread_over_one_process_is_the_same_run(tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_is_spread_over_one_process_is_the_same_run(tmp_path, monkeypatch, devices):
+    monkeypatch.setattr("hfsae.training.run.devices_here", lambda _: [torch.device("cpu")] * devices)
     saes = {"a": {"k": 2}, "b": {"architecture": "gated"}}
     ends = [
         trainer(tmp_path / placement, inputs={"saes": saes}, sae_placement=placement, steps=4).train().saes
