@@ -44,12 +44,12 @@ class TrainingStep:
         return squared_error(self.reconstruction, self.target)
 
     def mean_per_token(self, values: Tensor) -> Tensor:
-        """Sum over entries, mean over tokens."""
+        """The sum of values at the entries, or of sums over tokens, divided by the number of tokens."""
         return at_least_float32(values).sum() / max(self.pattern.n_tokens, 1)
 
     def mean_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
         """Sum over entries of value × the weight (n,) of its feature, mean over tokens."""
-        return (self.pattern.total(values) * weights).sum() / max(self.pattern.n_tokens, 1)
+        return self.mean_per_token(self.pattern.total(values) * weights)
 
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class JumpReLUSAE(SAE):
             magnitudes = training.values * pattern.gather(self.decoder_rows.norm(dim=1))
             return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
         active = count_active(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
-        l0 = active / max(pattern.n_tokens, 1)
+        l0 = training.mean_per_token(active)
         if self.config.sparsity == "l0":
             return weight * l0
         if training.state.target_l0 is None:

@@ -43,7 +43,7 @@ class StoredRows:
 
     def _read(self, rows: range) -> dict[str, Tensor]:
         """The rows of these numbers, for each hook point (rows, d)."""
-        raise NotImplementedError
+        raise NotImplementedError("abstract: a kind of store says how its rows are read")
 
     @property
     def widths(self) -> dict[str, int]:

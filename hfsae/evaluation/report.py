@@ -62,7 +62,11 @@ def _figure(metric: Metric, value: float | None) -> str:
     if value is None:
         return "–"
     magnitude = abs(value)
-    return f"{value:.4g}" if magnitude >= 100 or 0 < magnitude < 1e-3 else f"{value:.{2 if magnitude >= 10 else 3}f}"
+    if magnitude >= 100:
+        return f"{value:.4g}"
+    if 0 < magnitude < 1e-3:
+        return f"{value:.3g}"
+    return f"{value:.{2 if magnitude >= 10 else 3}f}"
 
 
 def _text(metrics: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Values in a block (d = 768, n = 12288, N = 4096, two threads: the same from 2 ** 16 to 2 ** 19).
+# Values in a block. The elementwise chains of a JumpReLU's step (n = 12288, N = 4096, two threads) take 152, 90 and
+# 125 ms in blocks of 2 ** 16, 2 ** 18 and 2 ** 20 values: too small to be worth a call, too large for the cache.
 _BLOCK = 1 << 18
 
 

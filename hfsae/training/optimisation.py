@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from hfsae.functional.blocks import in_blocks
 from hfsae.functional.kernels import serves
 from hfsae.modeling import SAE
 from hfsae.training.sharding import own_part
 
-_ROWS_IN_CACHE = 512
 _LEAST_NORM = 1e-12
 
 
@@ -33,8 +33,7 @@ def remove_parallel_gradient(rows: Tensor) -> None:
         from hfsae.functional.kernels import rows as kernel
 
         return kernel.remove_parallel(grads, rows)
-    # Blocks that stay in a CPU's cache between the two lines.
-    for grad, row in zip(grads.split(_ROWS_IN_CACHE), rows.split(_ROWS_IN_CACHE), strict=True):
+    for grad, row in in_blocks(grads, rows):
         along = (grad * row).sum(1, keepdim=True)
         grad.addcmul_(row, along, value=-1)
 

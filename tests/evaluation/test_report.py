@@ -5,7 +5,7 @@ from tests.evaluation.tiny import batches, language_model, make_sae
 
 METRICS = {
     "l0": 312.0,
-    "mse": 0.00012,
+    "mse": 0.000123456,
     "explained_variance": 0.9,
     "loss_recovered": None,
     "dead_fraction": 0.01,
@@ -26,7 +26,7 @@ def test_values_stand_beside_their_ranges_and_baselines_with_a_mark_where_they_l
     assert rows["explained variance"] == ["0.900", "~", ">", "0.95", "0.400", "0.300"]
     assert rows["dead features"] == ["0.010", "<", "0.05", "–", "–"]
     assert rows["loss recovered"] == ["–", "near", "1", "–", "–"]
-    assert rows["MSE"][0] == "0.00012"
+    assert rows["MSE"][0] == "0.000123"
 
 
 def test_warnings_reasons_and_the_text_follow_in_words():

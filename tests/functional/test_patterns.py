@@ -165,7 +165,10 @@ def test_a_dense_pattern_counts_tokens_of_any_number(n_tokens: int, n_features: 
     """Past 255 tokens a byte would overflow."""
     generator = torch.Generator().manual_seed(n_tokens)
     values = (torch.rand(n_tokens, n_features, generator=generator) <= density).float()
-    assert torch.equal(DensePattern.from_mask(values > 0).tokens_firing(values), values.long().sum(0))
+    expected = values.long().sum(0)
+    pattern = DensePattern.from_mask(values > 0)
+    assert torch.equal(pattern.tokens_firing(values), expected)
+    assert torch.equal(pattern.tokens_firing(values.T.contiguous().T), expected), "column by column in memory"
 
 
 @quick
