@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.functional import Pattern, Selection, at_least_float32, encode
+from hfsae.functional.rows import rows_at
 from hfsae.outputs import StepState
+
+# Products run at full speed where a row is a multiple of 64 bytes: 4096 × 768 times 768 × 1229 float32 numbers take a
+# CPU 57 ms, times 768 × 1232 40 ms.
+_EVEN_WIDTH = 16
 
 
 @dataclass
@@ -93,9 +98,13 @@ def auxk_loss(
     dead = step.state.dead.nonzero()[:, 0]
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
+    # Features that never fire fill up the width.
+    spare = -len(dead) % _EVEN_WIDTH
+    weight, rows = (F.pad(rows_at(part, dead), (0, 0, 0, spare)) for part in (weight, rows))
+    bias = F.pad(bias.index_select(0, dead), (0, spare), value=-torch.inf)
     selection = strongest(min(k_aux, step.state.n_dead))
-    pattern, pre = encode(step.x, weight[dead], bias[dead], center, selection, step.state.path)
-    written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows[dead]))
+    pattern, pre = encode(step.x, weight, bias, center, selection, step.state.path)
+    written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows))
     error = F.mse_loss(at_least_float32(written), residual, reduction="sum")
     spread = _summed_variance(residual)
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.

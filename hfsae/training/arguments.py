@@ -194,7 +194,7 @@ class SAETrainingArguments:
         "auto", "How dead features come back; 'auto': resample for standard and gated, auxk for the others."
     )
     dead_feature_window: int = _option(
-        10_000_000, "Tokens without firing after which a feature is dead; at most 1/64 of the run or four steps."
+        10_000_000, "Tokens without firing after which a feature is dead; shorter in a run of under 640 M."
     )
     auxk_alpha: float = _option(1 / 32, "Weight of the auxk loss.")
     resample_every: int | None = _option(None, "Tokens between resamplings; None: a tenth of the run.")

@@ -25,10 +25,15 @@ from hfsae.training.sparsity import SparsityCoefficient
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
 _REWARM_STEPS = 50
-# No dead-feature window is longer than this part of a run, or than some steps of a short one. Of 2 M tokens with 4,096
-# features and auxk, windows of a tenth, 1/34 and 1/68 of the run left 8.5, 1.1 and 0.15 % that never fired on 65,536
-# held-out tokens (topk, k = 32), and explained 0.924, 0.924 and 0.925 of the variance.
-_DEAD_WINDOWS = 64
+# The longest dead-feature window is the first part of a run, or the tokens on which the average feature fires so many
+# times if those are more, but no more than the second part, or than some steps of a short run.
+#
+# Too long a window leaves no time to come back: of 2 M tokens with 4,096 features and auxk, windows of a tenth, 1/34
+# and 1/68 of the run left 8.5, 1.1 and 0.15 % that never fired on 65,536 held-out tokens (topk, k = 32), and explained
+# 0.924, 0.924 and 0.925 of the variance. Too short a one takes rare features for dead ones: of 1.4 M tokens with 2,048
+# features at k = 8, windows of 1/10, 1/23 and 1/64 left 12, 5 and 24 % (matryoshka), 3.9, 1.1 and 3.1 % (topk).
+_DEAD_WINDOW_PART, _LONGEST_DEAD_WINDOW_PART = 64, 10
+_DEAD_WINDOW_FIRINGS = 256
 _DEAD_WINDOW_STEPS = 4
 # A feature that fires on a smaller share of the tokens of a sampling window is logged as rare.
 _RARE = 1e-5
@@ -64,6 +69,7 @@ class Plan:
         warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
         lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
         coefficient, target = _sparsity(args, sae)
+        density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
         revival = sae.default_revival if args.revival == "auto" else args.revival
         return cls(
             total_steps=total,
@@ -73,7 +79,7 @@ class Plan:
             decay_steps=round(args.lr_decay_fraction * total),
             lr_end=lr_end,
             revival=revival,
-            dead_window=min(args.dead_feature_window, _longest_dead_window(total, tokens_per_step)),
+            dead_window=min(args.dead_feature_window, _longest_dead_window(total, tokens_per_step, density)),
             resample_steps=_resample_steps(args, total, tokens_per_step) if revival == "resample" else frozenset(),
             sparsity_coefficient=coefficient,
             sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
@@ -91,9 +97,11 @@ def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None
     return default, args.target_l0 if args.target_l0 is not None else float(args.k)
 
 
-def _longest_dead_window(total_steps: int, tokens_per_step: int) -> int:
-    """A share of the run: a feature that is found dead late has no time left to come back."""
-    return max(total_steps * tokens_per_step // _DEAD_WINDOWS, _DEAD_WINDOW_STEPS * tokens_per_step)
+def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float) -> int:
+    """Tokens without firing that are too many in this run, where the average feature fires on such a share of them."""
+    run = total_steps * tokens_per_step
+    enough = max(run // _DEAD_WINDOW_PART, round(_DEAD_WINDOW_FIRINGS / density))
+    return max(min(enough, run // _LONGEST_DEAD_WINDOW_PART), _DEAD_WINDOW_STEPS * tokens_per_step)
 
 
 def _resample_steps(args: SAETrainingArguments, total: int, tokens_per_step: int) -> frozenset[int]:

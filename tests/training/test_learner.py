@@ -158,13 +158,24 @@ def test_features_are_revived_in_the_way_of_the_architecture_unless_told_otherwi
     assert make_learner(make_sae(architecture), revival="none").plan.revival == "none"
 
 
-def test_resampling_ends_by_half_time_and_the_window_is_a_small_part_of_the_run():
+def test_resampling_ends_by_half_time():
     plan = make_learner(make_sae("standard"), steps=100).plan
     assert sorted(plan.resample_steps) == [10, 20, 30, 40, 50]
-    assert plan.dead_window == 4 * BATCH
-    assert make_learner(make_sae("standard"), steps=640).plan.dead_window == 10 * BATCH
     own = make_learner(make_sae("standard"), steps=100, resample_every=15 * BATCH, dead_feature_window=50).plan
     assert sorted(own.resample_steps) == [15, 30, 45] and own.dead_window == 50
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "why"),
+    [
+        (20, 4 * BATCH, "four steps of a short run"),
+        (100, 10 * BATCH, "a tenth of a run in which features fire seldom"),
+        (2000, 256 * 48 // 4, "256 firings of the average feature"),
+        (100_000, 100_000 * BATCH // 64, "1/64 of a long run"),
+    ],
+)
+def test_the_dead_feature_window_fits_the_run(steps: int, window: int, why: str):
+    assert make_learner(make_sae("topk"), steps=steps).plan.dead_window == window, why
 
 
 # -- dead features ----------------------------------------------------------------------------------------------------
