@@ -16,6 +16,7 @@ from transformers import initialization as init
 from hfsae.architectures.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
+from hfsae.functional.rows import rows_at
 from hfsae.modeling import SAE
 from hfsae.objective import TrainingStep
 from hfsae.outputs import StepState, StepStatistics
@@ -119,9 +120,9 @@ class JumpReLUSAE(SAE):
     def _pre_act_loss(self, training: TrainingStep) -> Tensor:
         assert training.state.dead is not None
         dead = training.state.dead.nonzero()[:, 0]
-        weight, bias = self.encoder_rows[dead], self.encoder_bias[dead]
+        weight, bias = rows_at(self.encoder_rows, dead), self.encoder_bias[dead]
         pre = nn.functional.linear(self.encoder_input(training.x), weight, bias)
-        below = torch.relu(self.threshold[dead] - pre) * self.decoder_rows[dead].norm(dim=1)
+        below = torch.relu(self.threshold[dead] - pre) * rows_at(self.decoder_rows, dead).norm(dim=1)
         return training.mean_per_token(below)
 
     @torch.no_grad()
