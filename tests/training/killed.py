@@ -77,8 +77,8 @@ def steps_of_names(folder: Path) -> list[int]:
     return sorted(int(checkpoint.name.removeprefix("checkpoint-")) for checkpoint in folder.glob("checkpoint-*"))
 
 
-def die_at_rename(folder: Path, number: int, *, after: bool) -> None:
-    """Goes on with the run and dies at a rename, counted from the first."""
+def kill_at_rename(number: int, *, after: bool) -> None:
+    """Has this process die before or after a rename, counted from the next one."""
     rename, counted = os.replace, itertools.count(1)
 
     def replace(source, target):
@@ -90,6 +90,11 @@ def die_at_rename(folder: Path, number: int, *, after: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace
+
+
+def die_at_rename(folder: Path, number: int, *, after: bool) -> None:
+    """Goes on with the run and dies at a rename."""
+    kill_at_rename(number, after=after)
     train(folder, resume=bool(steps_of(folder)))
 
 

@@ -3,11 +3,9 @@
 import json
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -207,29 +205,29 @@ def test_a_cache_whose_writer_is_killed_again_and_again_ends_with_the_same_bytes
     write = (
         "import sys\nfrom hfsae.training.caching import cache_activations\n"
         "from hfsae.training.config_file import parse_training_arguments\n"
-        "cache_activations(parse_training_arguments(sys.argv[1:]), shard_rows=20)\n"
+        "from tests.training.killed import kill_at_rename\n"
+        "number, after = map(int, sys.argv[1:3])\n"
+        "kill_at_rename(number, after=bool(after))\n"
+        "cache_activations(parse_training_arguments(sys.argv[3:]), shard_rows=20)\n"
     )
 
-    def start(folder):
-        command = [sys.executable, "-c", write, str(tmp_path / "config.yaml"), "--output_dir", str(folder)]
+    def run(folder, *, dies_at_rename=0, after=False):
+        """The writer's exit code; renames are counted from 1."""
+        moment = [str(dies_at_rename), str(int(after))]
+        command = [sys.executable, "-c", write, *moment, str(tmp_path / "config.yaml"), "--output_dir", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        return subprocess.run(command, env=environment, timeout=300).returncode
 
     def shards(folder):
         return len(list(folder.glob("rows-*.safetensors")))
 
-    whole, killed, moments = tmp_path / "whole", tmp_path / "killed", random.Random(0)
-    assert start(whole).wait(timeout=300) == 0
-    for _ in range(2):
-        before, process = shards(killed), start(killed)
-        while shards(killed) <= before and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the cache was whole before its writer could be killed"
-    assert 2 <= shards(killed) < shards(whole)
-    assert start(killed).wait(timeout=300) == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole) == 0
+    assert run(killed, dies_at_rename=5, after=False) == -signal.SIGKILL
+    before = shards(killed)
+    assert run(killed, dies_at_rename=4, after=True) == -signal.SIGKILL
+    assert 0 < before < shards(killed) < shards(whole)
+    assert run(killed) == 0
     left = {path.name for path in killed.iterdir()} - {path.name for path in whole.iterdir()}
     assert all(name.endswith(".part") for name in left)
     assert all((killed / path.name).read_bytes() == path.read_bytes() for path in whole.iterdir())
