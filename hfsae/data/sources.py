@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hfsae.data.blocks import TokenBatch, TokenBlocks
 from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
+from hfsae.hooks.gelu import fused_gelu
 from hfsae.hooks.width import input_device
 
 _ADVICE = "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
@@ -135,7 +136,7 @@ class LMActivations:
             inputs["attention_mask"] = _send(batch.attention_mask, self._device)
         autocast = torch.autocast(self._device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
         with capture(self._model, list(self._hook_points.values())) as activations:
-            with torch.inference_mode(), autocast:
+            with torch.inference_mode(), autocast, fused_gelu(self._model):
                 activations.run(**inputs)
             # Found on the CPU: a boolean mask on an accelerator would wait for the model to count its rows.
             kept = batch.keep.flatten().nonzero().squeeze(1)

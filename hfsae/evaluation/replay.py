@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
 from hfsae.hooks import HookPoint, capture, splice
+from hfsae.hooks.gelu import fused_gelu
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import input_device
 
@@ -102,10 +103,11 @@ class Replay:
         return None if self.shortcuts else max(1, _LOGIT_BYTES // (4 * length * self.vocabulary * runs))
 
     def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        if not self.shortcuts:
-            return self._model(**inputs, **self._options).logits
-        with capture(self._model, self._end) as end:
-            return end.run(**inputs)[self._end]
+        with fused_gelu(self._model):
+            if not self.shortcuts:
+                return self._model(**inputs, **self._options).logits
+            with capture(self._model, self._end) as end:
+                return end.run(**inputs)[self._end]
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.hooks import resolve_hook_point
+from hfsae.hooks.gelu import fused_gelu
 from tests.evaluation.tiny import batches, language_model
 from tests.hooks.families import FAMILIES, LAYERS, build, input_ids
 from tests.hooks.witness import count_hooks, recorded, replaced
@@ -100,11 +101,13 @@ def test_a_model_that_does_not_stand_shortcuts_is_run_in_full(model_class):
     replay = Replay(model, [place], [place], inputs)
     assert not replay.shortcuts
     activations, final = replay.read(inputs)
-    assert torch.equal(replay.logits(final), model(**inputs, use_cache=False).logits)
     other = activations[place] * 2
-    with replaced(model, str(place), lambda _: other):
-        expected = model(**inputs, use_cache=False).logits
-    assert torch.equal(replay.write(inputs, place, other), expected)
+    with fused_gelu(model):
+        clean = model(**inputs, use_cache=False).logits
+        with replaced(model, str(place), lambda _: other):
+            changed = model(**inputs, use_cache=False).logits
+    assert torch.equal(replay.logits(final), clean)
+    assert torch.equal(replay.write(inputs, place, other), changed)
 
 
 class InPlaceBlock(GPT2Block):
