@@ -1,16 +1,22 @@
 """The training step of topk on a GPU against the dense PyTorch step under torch.compile, and each kernel by itself.
 
-    python benchmarks/cuda_step.py [--widths 4096 12288 32768 131072] [--tokens 16384] [--k 32] [--output FILE]
+    python benchmarks/cuda_step.py [--widths 4096 12288 32768 131072] [--tokens 16384 65536] [--k 32] [--output FILE]
 
 Both steps run in bfloat16 (autocast) with float32 parameters on activations that are on the device. Ours is all that
-`Learner.step` does: loss, backward, projection, clipping, Adam, renormalisation, dead-feature counts, log sums. The
-dense one is forward, loss, backward, clipping and fused Adam. Times are medians over the repeats, between CUDA events.
-Every kernel is first held against its plain counterpart. Writes JSON, prints a table; needs a CUDA GPU with Triton.
+`Learner.step` does: loss, backward, projection, clipping, Adam, renormalisation, dead-feature counts, log sums; as it
+is, without CUDA graphs, and with a hundredth of the features dead (auxk). The dense one is forward, loss, backward,
+clipping and fused Adam. Times are medians over the repeats, between CUDA events. Every kernel is first held
+against its plain counterpart. Last the way from token ids to an SAE, the language model of GPT-2's size with random
+weights: speed does not depend on them. Writes JSON, prints tables; needs a CUDA GPU with Triton.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, product
 from pathlib import Path
 from statistics import median
 
@@ -18,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from hfsae import SAE, SAETrainingArguments, TopKSAEConfig
+from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
 from hfsae.functional import SparsePattern, kernels
 from hfsae.initialisation import initialise
 from hfsae.training.learner import Learner
@@ -93,19 +100,34 @@ def kernel_times(rows: Tensor, n: int, k: int, repeats: int) -> list[dict]:
     return found
 
 
-def our_step(rows: Tensor, n: int, k: int) -> Callable[[], object]:
-    """A step of the trainer."""
+class Unrecorded(Learner):
+    """A learner that launches the kernels of every step one by one."""
+
+    @property
+    def _can_replay(self) -> bool:
+        return False
+
+
+def our_step(
+    rows: Tensor, n: int, k: int, learner_class: type[Learner] = Learner, dead: float = 0.0
+) -> Callable[[], object]:
+    """A step of the trainer, with a share of the features dead throughout."""
     torch.manual_seed(0)
-    sae = initialise(SAE.from_config(TopKSAEConfig(d_in=rows.shape[1], n_features=n, k=k)).to(DEVICE), rows[:8192])
+    sae = initialise(SAE.from_config(TopKSAEConfig(d_in=rows.shape[1], n_features=n, k=k)).to(DEVICE), rows[:8192])  # type: ignore[arg-type]
     args = SAETrainingArguments(
         training_tokens=100_000 * len(rows),
         train_batch_tokens=len(rows),
         learning_rate=1e-5,
-        revival="none",
+        revival="auxk" if dead else "none",
         bf16=True,
     )
-    learner, steps = Learner("", sae, args, Accelerator()), iter(range(100_000))
-    return lambda: learner.step([rows], next(steps))
+    learner, steps = learner_class("", sae, args, Accelerator()), count()
+
+    def step() -> None:
+        learner.firing.tokens_since_fired[: round(dead * n)] = learner.plan.dead_window
+        learner.step([rows], next(steps))
+
+    return step
 
 
 def dense_step(rows: Tensor, n: int, k: int) -> Callable[[], object]:
@@ -136,43 +158,111 @@ def dense_step(rows: Tensor, n: int, k: int) -> Callable[[], object]:
     return step
 
 
+class Clock(TrainerCallback):
+    """Notes when the device has done a quarter of the steps, and all."""
+
+    def __init__(self, steps: int):
+        self.first, self.last = steps // 4, steps
+        self.times: dict[int, float] = {}
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step in (self.first, self.last):
+            torch.cuda.synchronize()
+            self.times[state.global_step] = time.perf_counter()
+
+    @property
+    def seconds_a_step(self) -> float:
+        return (self.times[self.last] - self.times[self.first]) / (self.last - self.first)
+
+
+def end_to_end(n: int, k: int, batch: int, steps: int = 240, context: int = 128) -> float:
+    """Tokens a second from token ids through eight blocks of a GPT-2 into an SAE, the first quarter not counted."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config())
+    ids = torch.randint(model.config.vocab_size, (2 * steps * batch // context, context))
+    clock = Clock(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        args = SAETrainingArguments(
+            output_dir=folder,
+            hook_point="resid_post.7",
+            architecture="topk",
+            n_features=n,
+            k=k,
+            bf16=True,
+            context_length=context,
+            lm_batch_sequences=batch // context,
+            train_batch_tokens=batch,
+            training_tokens=steps * batch,
+            exclude_special_tokens=False,
+            save_steps=0,
+            eval_tokens=0,
+            disable_tqdm=True,
+        )
+        SAETrainer(args=args, model=model, train_dataset=ids, callbacks=[clock]).train()
+    return batch / clock.seconds_a_step
+
+
+def steps_of(tokens: int, args: argparse.Namespace) -> Iterator[dict]:
+    """The whole step for every width with batches of so many tokens."""
+    rows = torch.randn(tokens, args.d_in, device=DEVICE)
+    for n in args.widths:
+        makers: dict[str, Callable[[], Callable[[], object]]] = {
+            "step_ms": partial(our_step, rows, n, args.k),
+            "unrecorded_ms": partial(our_step, rows, n, args.k, Unrecorded),
+            "hundredth_dead_ms": partial(our_step, rows, n, args.k, dead=0.01),
+            "dense_compiled_ms": partial(dense_step, rows, n, args.k),
+        }
+        found: dict = {"n_features": n, "tokens": tokens}
+        for name, make in makers.items():
+            found[name] = milliseconds(make(), args.repeats) if _fits(name, tokens, n) else None
+            torch.cuda.empty_cache()  # each leaves its memory to the next
+        yield found
+
+
+def _fits(name: str, tokens: int, n: int) -> bool:
+    """Whether the dense step's three or four (N, n) tensors leave room for the rest."""
+    return name != "dense_compiled_ms" or 12 * tokens * n < torch.cuda.get_device_properties(0).total_memory / 2
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description="The topk step on a GPU against dense PyTorch.")
-    parser.add_argument("--widths", type=int, nargs="+", default=[4096, 12288, 32768, 131072])
-    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--widths", type=int, nargs="*", default=[4096, 12288, 32768, 131072])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536])
     parser.add_argument("--d_in", type=int, default=768)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--widths_from_text", type=int, nargs="*", default=[12288, 32768])
+    parser.add_argument("--batches_from_text", type=int, nargs="*", default=[16384, 32768, 65536])
     parser.add_argument("--output", type=Path, default=Path("runs/cuda_step.json"))
     args = parser.parse_args()
     if not torch.cuda.is_available() or not kernels.serves(torch.zeros(1, device=DEVICE)):
         raise SystemExit("no CUDA GPU with Triton was found: these figures can only be measured on one")
-    rows = torch.randn(args.tokens, args.d_in, device=DEVICE)
-    results = []
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, N = {args.tokens}, d = {args.d_in}, k = {args.k}"
-    )
-    print("| n | our step, ms | dense compiled, ms | ratio | ours, M tokens/s | kernels: ms (PyTorch's) |")
-    print("|---|---|---|---|---|---|")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, d = {args.d_in}, k = {args.k}")
+    results: dict[str, list] = {"kernels": [], "steps": [], "end_to_end": []}
+    rows = torch.randn(args.tokens[0], args.d_in, device=DEVICE)
     for n in args.widths:
-        found = kernel_times(rows, n, args.k, args.repeats)
-        ours = milliseconds(our_step(rows, n, args.k), args.repeats)
-        torch.cuda.empty_cache()
-        dense = milliseconds(dense_step(rows, n, args.k), args.repeats)
-        torch.cuda.empty_cache()
-        results.append({"n_features": n, "step_ms": ours, "dense_compiled_ms": dense, "kernels": found})
-        each = ", ".join(
-            f"{row['kernel']} {row['ms']:.2f} ({row['plain_ms']:.2f}){'' if row['equals_plain'] else ' DIFFERS'}"
-            for row in found
-        )
-        speed = args.tokens / ours / 1e3
-        print(f"| {n} | {ours:.2f} | {dense:.2f} | {dense / ours:.2f} | {speed:.2f} | {each} |", flush=True)
+        for row in kernel_times(rows, n, args.k, args.repeats):
+            results["kernels"].append({"n_features": n, "tokens": len(rows), **row})
+            differs = "" if row["equals_plain"] else " DIFFERS"
+            print(f"n {n}: {row['kernel']} {row['ms']:.2f} ms, PyTorch's {row['plain_ms']:.2f}{differs}", flush=True)
+    print("| N | n | step, ms | M tokens/s | launch by launch | a hundredth dead | dense compiled | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for tokens in args.tokens:
+        for row in steps_of(tokens, args):
+            results["steps"].append(row)
+            ours, dense = row["step_ms"], row["dense_compiled_ms"]
+            against = f"{dense:.2f} | {dense / ours:.2f}" if dense else "not run |"
+            others = f"{row['unrecorded_ms']:.2f} | {row['hundredth_dead_ms']:.2f}"
+            speed = tokens / ours / 1e3
+            print(f"| {tokens} | {row['n_features']} | {ours:.2f} | {speed:.2f} | {others} | {against} |", flush=True)
+    for n, batch in product(args.widths_from_text, args.batches_from_text):
+        speed = end_to_end(n, args.k, batch)
+        results["end_to_end"].append({"n_features": n, "batch": batch, "tokens_per_second": speed})
+        print(f"token ids to SAE, n {n}, batches of {batch}: {speed / 1e6:.2f} M tokens/s", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    args.output.write_text(
-        json.dumps({**machine, **vars(args), "output": str(args.output), "results": results}, indent=2)
-    )
+    args.output.write_text(json.dumps({**machine, **vars(args), "output": str(args.output), **results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,12 @@ class SAE(Doors, PreTrainedModel):
         return {}
 
     @property
+    def steps_alike(self) -> bool:
+        """Whether a training step runs the same operations on tensors of the same shapes, whatever the batch holds and
+        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed."""
+        return False
+
+    @property
     def can_be_sharded(self) -> bool:
         """Whether its features can lie in several processes: a token's k largest count, and only their error."""
         return False

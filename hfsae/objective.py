@@ -12,9 +12,8 @@ from hfsae.functional import Pattern, Selection, at_least_float32, encode
 from hfsae.functional.rows import rows_at
 from hfsae.outputs import StepState
 
-# Products run at full speed where a row is a multiple of 64 bytes: 4096 × 768 times 768 × 1229 float32 numbers take a
-# CPU 57 ms, times 768 × 1232 40 ms.
-_EVEN_WIDTH = 16
+# The bias of a feature that is to be active nowhere: far below any pre-activation, and finite in bfloat16 too.
+_NEVER = -1e30
 
 
 @dataclass
@@ -86,7 +85,7 @@ def auxk_loss(
     are gathered first: the cost is at most n_dead/n of a dense pass.
 
     Args:
-        step: The step; `step.state.dead` must hold at least one dead feature.
+        step: The step; its state must have dead features.
         weight: (n, d_in) encoder rows.
         bias: (n,).
         center: (d_in,) what the encoder subtracts (`b_dec`), or None.
@@ -94,14 +93,11 @@ def auxk_loss(
         strongest: `SAE.strongest`.
         combined: `SAE.combined`.
     """
-    assert step.state.dead is not None
-    dead = step.state.dead.nonzero()[:, 0]
+    chosen, is_dead = dead_features(step.state)
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
-    # Features that never fire fill up the width.
-    spare = -len(dead) % _EVEN_WIDTH
-    weight, rows = (F.pad(rows_at(part, dead), (0, 0, 0, spare)) for part in (weight, rows))
-    bias = F.pad(bias.index_select(0, dead), (0, spare), value=-torch.inf)
+    weight, rows = rows_at(weight, chosen), rows_at(rows, chosen)
+    bias = torch.where(is_dead, bias.index_select(0, chosen), _NEVER)
     selection = strongest(min(k_aux, step.state.n_dead))
     pattern, pre = encode(step.x, weight, bias, center, selection, step.state.path)
     written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows))
@@ -110,5 +106,18 @@ def auxk_loss(
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
     floor = 1e-6 * torch.linalg.vector_norm(at_least_float32(step.target).detach()).square()
     floor = floor.clamp(min=torch.finfo(floor.dtype).tiny)
-    share = min(step.state.n_dead / k_aux, 1.0)
+    n_dead = combined(is_dead.sum().to(spread.dtype))
+    share = (n_dead / k_aux).clamp(max=1.0)
     return step.state.auxk_alpha * share * step.variance * error / torch.maximum(spread, floor)
+
+
+def dead_features(state: StepState) -> tuple[Tensor, Tensor]:
+    """The dead features, filled up with others to as many as the state says, which no device need be asked for.
+
+    Returns:
+        (m,) int64 indices, ascending, and (m,) bool, which of them are dead.
+    """
+    assert state.dead is not None
+    first = state.dead.byte().sort(descending=True, stable=True).indices[: state.n_dead]
+    chosen = first.sort().values
+    return chosen, state.dead[chosen]

@@ -18,7 +18,7 @@ class StepState:
         step: Number of optimiser steps taken before this one.
         sparsity_coefficient: λ now, a number or a () tensor, after warm-up and the `target_l0` controller.
         dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
-        n_dead: Number of True in `dead`.
+        n_dead: Number of True in `dead`, or somewhat more: so many features are worked on. 0 while none is dead.
         auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
         target_l0: The number of active features aimed at, where one was given.
         world_size: Number of processes whose batches make up this step.

@@ -64,6 +64,21 @@ def test_auxk_moves_dead_rows_alone_and_no_living_one(path: str):
         assert not changed[~dead].any() and changed[dead].any()
 
 
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+@pytest.mark.parametrize("others", [1, 5, 1000])
+def test_features_that_fill_up_the_dead_ones_change_nothing(architecture: str, path: str, others: int):
+    x, dead = activations(30), some_dead()
+    found = []
+    for n_dead in (6, min(6 + others, N_FEATURES)):
+        sae = VARIANTS[architecture].make(**({"pre_act_coefficient": 0.5} if architecture == "jumprelu" else {}))
+        out = sae(x, state=state(path, dead=dead, n_dead=n_dead, auxk_alpha=ALPHA))
+        out.loss.backward()
+        found.append([out.loss.detach(), *(parameter.grad for parameter in sae.parameters())])
+    for exact, filled_up in zip(*found, strict=True):
+        torch.testing.assert_close(filled_up, exact, rtol=1e-12, atol=1e-14)
+
+
 def test_auxk_does_not_add_b_dec_to_what_dead_features_write():
     """With dead features that write nothing, what is missed is the residual itself, wherever b_dec stands."""
     sae, x, dead = VARIANTS["topk"].make(subtract_b_dec=False), activations(30), some_dead(1)

@@ -18,7 +18,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
 from hfsae.functional.rows import rows_at
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep
+from hfsae.objective import TrainingStep, dead_features
 from hfsae.outputs import StepState, StepStatistics
 
 
@@ -118,11 +118,11 @@ class JumpReLUSAE(SAE):
         return weight * _squared_miss(l0, training.state)
 
     def _pre_act_loss(self, training: TrainingStep) -> Tensor:
-        assert training.state.dead is not None
-        dead = training.state.dead.nonzero()[:, 0]
-        weight, bias = rows_at(self.encoder_rows, dead), self.encoder_bias[dead]
+        chosen, is_dead = dead_features(training.state)
+        weight, bias = rows_at(self.encoder_rows, chosen), self.encoder_bias[chosen]
         pre = nn.functional.linear(self.encoder_input(training.x), weight, bias)
-        below = torch.relu(self.threshold[dead] - pre) * rows_at(self.decoder_rows, dead).norm(dim=1)
+        norms = rows_at(self.decoder_rows, chosen).norm(dim=1) * is_dead
+        below = torch.relu(self.threshold[chosen] - pre) * norms
         return training.mean_per_token(below)
 
     @torch.no_grad()

@@ -57,6 +57,10 @@ class TopKSAE(SAE):
     default_revival = "auxk"
 
     @property
+    def steps_alike(self) -> bool:
+        return True
+
+    @property
     def can_be_sharded(self) -> bool:
         return self.config.activation == "topk" and not self.config.multi_topk
 

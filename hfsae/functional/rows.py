@@ -36,5 +36,9 @@ class _RowsAt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        rows = torch.sparse_coo_tensor(ctx.chosen[None], grad, ctx.shape, is_coalesced=True, check_invariants=False)
+        # Said twice: torch 2.11 warns where only the argument says it.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            rows = torch.sparse_coo_tensor(
+                ctx.chosen[None], grad, ctx.shape, is_coalesced=True, check_invariants=False
+            )
         return rows, None

@@ -16,7 +16,20 @@ def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: flo
     thresholds = [p for name, p in sae.named_parameters() if name == "threshold"]
     others = [p for name, p in sae.named_parameters() if name != "threshold"]
     groups = [{"params": others}] + ([{"params": thresholds}] if thresholds else [])
-    return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if sae.device.type != "cuda":
+        return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    # A learning rate that lies on the device may change between the replays of a recorded step.
+    rate = torch.tensor(lr, device=sae.device)
+    return torch.optim.Adam(groups, lr=rate, betas=betas, eps=eps, fused=True, capturable=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of all groups, in place where it lies on a device."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @torch.no_grad()
