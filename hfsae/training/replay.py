@@ -30,17 +30,16 @@ class Replay(Generic[T]):
 
     What it does must not depend on anything but the tensors and a key: the same kernels with the same shapes at every
     call, no number of the host that changes, nothing read back. Tensors that it changes in place are changed by a
-    replay too. There is a record for each key; all are made anew where the shapes or types of the inputs change.
+    replay too. There is a record for each key and for inputs of each kind, that is their shapes and types.
     """
 
     def __init__(self) -> None:
-        self._kind: list[tuple] = []
         self.forget()
 
     def forget(self) -> None:
         """Drops all records, after tensors that the function uses were replaced by others."""
         self._records: dict[Hashable, _Record[T]] = {}
-        self._inputs: list[Tensor] = []
+        self._inputs: dict[Hashable, list[Tensor]] = {}
 
     def __call__(self, run: Callable[[list[Tensor]], T], inputs: Sequence[Tensor], key: Hashable = None) -> T:
         """Runs the function.
@@ -53,20 +52,18 @@ class Replay(Generic[T]):
         Returns:
             What it returned; tensors in it are written over by the next call.
         """
-        kind = [(x.shape, x.dtype, x.device) for x in inputs]
-        if kind != self._kind:
-            self._kind = kind
-            self.forget()
-        record = self._records.setdefault(key, _Record())
+        kind = tuple((x.shape, x.dtype, x.device) for x in inputs)
+        record = self._records.setdefault((kind, key), _Record())
         record.calls += 1
         if record.calls <= _CALLS_BEFORE:
             return run(list(inputs))
-        if not self._inputs:
-            self._inputs = [torch.empty_like(x) for x in inputs]
-        for kept, given in zip(self._inputs, inputs, strict=True):
-            kept.copy_(given)
+        if kind not in self._inputs:
+            self._inputs[kind] = [torch.empty_like(x) for x in inputs]
+        kept = self._inputs[kind]
+        for place, given in zip(kept, inputs, strict=True):
+            place.copy_(given)
         if record.graph is None:
-            record.graph, record.result = _recorded(lambda: run(self._inputs), inputs[0].device)
+            record.graph, record.result = _recorded(lambda: run(kept), inputs[0].device)
         record.graph.replay()
         assert record.result is not None
         return record.result
