@@ -7,7 +7,7 @@ them. A step that does the same at every batch is recorded once and replayed in 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -69,17 +69,17 @@ class Replay(Generic[T]):
         return record.result
 
 
-# The graphs in use, which take the memory of their device in turn: none needs what another left in it.
-_graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+# The graphs in use and their devices, whose memory they take in turn: none needs what another left in it.
+_graphs: WeakKeyDictionary[torch.cuda.CUDAGraph, torch.device] = WeakKeyDictionary()
 
 
 def _recorded(run: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of a call that is recorded and not run, and what the call returned."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        pool = next((other.pool() for other in _graphs), None)
+        pool = next((other.pool() for other, place in _graphs.items() if place == device), None)
         # Other threads, such as the one that pins text, may go on with what a recording forbids.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = run()
-    _graphs.add(graph)
+    _graphs[graph] = device
     return graph, result
