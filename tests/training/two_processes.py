@@ -185,7 +185,12 @@ def main(folder: str, *cases: str) -> None:
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    # Everything is written. Where torch, gloo and pyarrow are taken down by the interpreter, an idle thread of theirs
+    # now and then aborts a process that has done all its work (two of some twenty launches on busy machines).
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
