@@ -102,7 +102,9 @@ class Trackers(TrainerCallback):
         self._accelerator.log(kwargs["logs"], step=state.global_step)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._accelerator.end_training()
+        # Not `end_training`, which also parts the processes: what runs after this may still need them together.
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 class Clock:

@@ -68,6 +68,11 @@ def test_both_processes_hold_the_same_weights_at_the_end(trained, case):
     assert first == second
 
 
+def test_the_processes_part_before_their_interpreters_end(trained):
+    """A gloo thread that lets go of a tensor meanwhile would abort a run whose work is done, now and then."""
+    assert [(trained / f"exit-rank-{rank}.txt").read_text() for rank in range(2)] == ["left", "left"]
+
+
 @pytest.mark.parametrize("architecture", PER_TOKEN)
 def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(trained, tmp_path, architecture):
     alone = train_alike(tmp_path, make_sae(architecture), processes=1).sae.state_dict()

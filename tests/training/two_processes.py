@@ -3,6 +3,7 @@
 torchrun --nproc_per_node 2 -m tests.training.two_processes FOLDER CASE...
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -143,6 +144,8 @@ def train_until_one_is_not_a_number(folder: Path, **options: str) -> TrainOutput
 
 
 CASES = {
+    # The first, so that the others find out whether the end of a tracker leaves the processes joined.
+    "tracked": lambda folder: train_text(folder, report_to="tensorboard"),
     **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
     "resampled": lambda folder: train_text(folder, revival="resample"),
@@ -180,17 +183,17 @@ def digest(sae: SAE) -> str:
 def main(folder: str, *cases: str) -> None:
     """Trains the cases one after the other and writes down what this process holds at the end of each."""
     torch.set_num_threads(1)
+    atexit.register(write_down_whether_still_joined, folder)  # last of all: what is registered later runs before
     for case in cases:
         output = {**CASES, **SPREAD, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
-    # Everything is written. Where torch, gloo and pyarrow are taken down by the interpreter, an idle thread of theirs
-    # now and then aborts a process that has done all its work (two of some twenty launches on busy machines).
-    torch.distributed.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+
+
+def write_down_whether_still_joined(folder: str) -> None:
+    joined = torch.distributed.is_initialized()
+    Path(folder, f"exit-rank-{os.environ['RANK']}.txt").write_text("joined" if joined else "left")
 
 
 if __name__ == "__main__":
