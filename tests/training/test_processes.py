@@ -17,6 +17,7 @@ from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trai
 from tests.training.two_processes import (
     CASES,
     HALF,
+    ON_GPUS,
     PER_TOKEN,
     SEVERAL,
     SPREAD,
@@ -38,14 +39,15 @@ LAUNCHERS = {
 }
 
 
-def ended(launcher: str, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
+def ended(launcher: str, folder: Path, *cases: str, on_gpus: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *LAUNCHERS[launcher], "-m", "tests.training.two_processes", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment |= {ON_GPUS: "1"} if on_gpus else {}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
 
 
-def launch(launcher: str, folder: Path, *cases: str) -> Path:
-    done = ended(launcher, folder, *cases)
+def launch(launcher: str, folder: Path, *cases: str, on_gpus: bool = False) -> Path:
+    done = ended(launcher, folder, *cases, on_gpus=on_gpus)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -25,6 +25,9 @@ ROWS = 64
 HALF = 60
 """Steps of one process, of half as many rows, after which a run goes on elsewhere."""
 
+ON_GPUS = "HFSAE_TEST_ON_GPUS"
+"""Set in the environment of processes that are to train on a GPU each."""
+
 # Whose features and loss are chosen token by token, so that it does not matter which process sees which.
 PER_TOKEN = ("standard", "topk", "gated")
 
@@ -44,6 +47,7 @@ def train_alike(folder: Path, saes: SAE | dict[str, SAE], processes: int, **more
         "adam_epsilon": 1e-4,  # where a gradient is next to nothing, Adam would turn its rounding into a whole step
         "revival": "none",
         "sparsity_coefficient": 0.3,
+        "use_cpu": ON_GPUS not in os.environ,
         **more,
     }
     inputs = {"activations": sparse_rows(2000), "saes": saes}
@@ -59,6 +63,7 @@ def train_several_alike(folder: Path, processes: int, **options: str) -> TrainOu
 def train_text(folder: Path, inputs: dict[str, Any] | None = None, **options: str) -> TrainOutput:
     """A whole run on text, in which features die and come back."""
     tiny = {"dead_feature_window": 100, "resample_every": 200, "gradient_accumulation_steps": 2, "eval_tokens": 100}
+    tiny["use_cpu"] = ON_GPUS not in os.environ
     return trainer(folder, inputs=inputs, training_tokens=12 * 128, logging_steps=4, **tiny, **options).train()
 
 
