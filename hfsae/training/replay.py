@@ -6,6 +6,7 @@ them. A step that does the same at every batch is recorded once and replayed in 
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -79,7 +80,13 @@ def _recorded(run: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CU
     with torch.cuda.device(device):
         pool = next((other.pool() for other, place in _graphs.items() if place == device), None)
         # Other threads, such as the one that pins text, may go on with what a recording forbids.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local"):
             result = run()
     _graphs[graph] = device
     return graph, result
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a device's graphs are recorded; left to itself torch would record all on that of the first device."""
+    return torch.cuda.Stream(device)
