@@ -31,6 +31,8 @@ from hfsae.training.learner import Learner
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What a folder is called until it is whole, and again while it is being removed.
 UNFINISHED = ".unfinished-"
+# A checkpoint's weights lie in one file, however large: transformers would begin another after 50 GB.
+_ANY_SIZE = "1000TB"
 
 
 def save_checkpoint(
@@ -95,7 +97,7 @@ def _save_learner(folder: Path, learner: Learner, *, writes: bool) -> None:
     if not writes:
         return
     with quietly():
-        learner.sae.save_pretrained(folder, state_dict=weights)
+        learner.sae.save_pretrained(folder, state_dict=weights, max_shard_size=_ANY_SIZE)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
     save_file(tensors, folder / "state.safetensors")
     write_json(folder / "state.json", state["values"])

@@ -120,7 +120,7 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
     resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
     checkpoint = last_checkpoint(folder)
     if not resuming and not args.overwrite_output_dir:
-        saved = [path for path in folder.glob("**/model.safetensors") if not _is_half_written(path, folder)]
+        saved = [path for path in folder.glob("**/model*.safetensors") if not _is_half_written(path, folder)]
         traces = [path for path in (checkpoint, *saved) if path is not None]
         if traces:
             raise FileExistsError(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAE
 from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, load_learner, save_checkpoint
@@ -62,6 +63,20 @@ def test_a_learner_comes_back_from_a_checkpoint_bit_by_bit(tmp_path, architectur
     fresh = make_learner(make_sae(architecture, rows=sparse_rows(100, seed=5)))
     load_learner(folder, fresh)
     assert contents(save(tmp_path / "again", 2, {"": fresh})) == contents(folder)
+
+
+def test_an_sae_too_large_for_one_file_of_transformers_comes_back_too(tmp_path, monkeypatch):
+    """Which cuts weights into several from 50 GB on."""
+
+    def save_in_pieces(sae, *args, max_shard_size="1KB", **kwargs):
+        return save_whole(sae, *args, max_shard_size=max_shard_size, **kwargs)
+
+    save_whole = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_in_pieces)
+    learner = trained()
+    fresh = make_learner(make_sae("topk", rows=sparse_rows(100, seed=5)))
+    load_learner(save(tmp_path, 2, {"": learner}), fresh)
+    assert all(torch.equal(tensor, fresh.weights()[name]) for name, tensor in learner.weights().items())
 
 
 def test_the_sae_of_a_checkpoint_can_be_used(tmp_path):
