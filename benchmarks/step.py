@@ -31,7 +31,7 @@ from hfsae.initialisation import initialise
 from hfsae.training.learner import Learner
 from hfsae.training.memory import freed_memory_kept
 
-ARCHITECTURES = ("topk", "batch_topk", "standard", "jumprelu", "gated")
+ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
 # Where the number of active features is a result and not a setting, a "dense" step has half of them active.
 CHOSEN_BY_PENALTY = ("standard", "jumprelu", "gated")
 # A jumprelu step works on what is within half a bandwidth below a threshold too. Pre-activations of an untrained SAE
