@@ -232,8 +232,16 @@ class SAE(Doors, PreTrainedModel):
         x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
         return (at_least_float32(x) * self.input_scale).to(x.dtype)
 
-    def _scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
-        """What a transcoder is to write at `activations`, in its scaled space."""
+    def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
+        """What a transcoder is to write, as it leaves the decoder: times `output_scale`.
+
+        Args:
+            activations: (..., d_in), what it reads.
+            target: (..., d_out).
+
+        Raises:
+            ValueError: If there is no target, or not one row for each activation.
+        """
         if target is None:
             raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
         expected = (*activations.shape[:-1], self.config.d_out)
@@ -357,7 +365,7 @@ class SAE(Doors, PreTrainedModel):
         x = self.scaled(activations).reshape(-1, self.config.d_in)
         goal = x
         if self.config.is_transcoder:
-            goal = self._scaled_target(activations, target).reshape(-1, self.config.d_out)
+            goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
         pattern, pre = self._encode(x, self.training_selection(), state.path)
         values = self.activation(pattern, pre)
         reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
@@ -436,10 +444,10 @@ class SAE(Doors, PreTrainedModel):
         """Sets `config.subtract_b_dec`; its effect moves into or out of the biases, so that features stay the same."""
         if subtract != self.config.subtract_b_dec:
             shift = self.encoder_rows @ self.b_dec
-            self._shift_pre_activations(shift if subtract else -shift)
+            self.shift_pre_activations(shift if subtract else -shift)
             self.config.subtract_b_dec = subtract
 
-    def _shift_pre_activations(self, shift: Tensor) -> None:
+    def shift_pre_activations(self, shift: Tensor) -> None:
         """Adds to every feature's pre-activation, through the biases."""
         norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
         self.encoder.bias.add_(shift / norm)

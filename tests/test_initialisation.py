@@ -124,9 +124,52 @@ def test_what_cannot_be_started_is_refused():
     for bad in (torch.zeros(10, D_IN), torch.full((10, D_IN), torch.nan), torch.full((10, D_IN), torch.inf)):
         with pytest.raises(ValueError, match="needs finite activations, not all of them 0: their mean norm is"):
             initialise(fresh(), bad)
-    transcoder = fresh(subtract_b_dec=False, target_hook_point="layers.3.mlp.output")
-    with pytest.raises(ValueError, match="starts autoencoders; this SAE writes at layers.3.mlp.output"):
-        initialise(transcoder, raw())
+    with pytest.raises(ValueError, match="writes at layers.3.mlp.output: pass that activation as `target`"):
+        initialise(transcoder("topk"), raw())
+    with pytest.raises(ValueError, match="needs finite activations, not all of them 0"):
+        initialise(transcoder("topk"), raw(), target=torch.zeros(1024, D_OUT))
+
+
+# -- transcoders ------------------------------------------------------------------------------------------------------
+D_OUT = 6
+
+
+def transcoder(name: str) -> SAE:
+    return fresh(name, d_out=D_OUT, subtract_b_dec=False, target_hook_point="layers.3.mlp.output")
+
+
+def target() -> Tensor:
+    """What a small network makes of the activations, far from the origin too."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(D_IN, 32, generator=generator), torch.randn(32, D_OUT, generator=generator)
+    return torch.relu((raw() - 10) @ weights[0]) @ weights[1] - 30
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_transcoder_starts_at_the_scales_and_centres_of_what_it_reads_and_writes(name: str):
+    sae = initialise(transcoder(name), raw(), target=target())
+    goal = sae.scaled_target(raw(), target())
+    assert sae.scaled(raw()).norm(dim=1).mean().item() == pytest.approx(D_IN**0.5, rel=1e-5)
+    assert goal.norm(dim=1).mean().item() == pytest.approx(D_OUT**0.5, rel=1e-5)
+    torch.testing.assert_close(sae.b_dec.data, geometric_median(goal))
+    center = geometric_median(sae.scaled(raw()))
+    assert (sae.encoder_rows @ center + sae.encoder_bias).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_transcoder_starts_by_writing_next_to_nothing(name: str):
+    sae = initialise(transcoder(name), raw(), target=target())
+    written = sae.scaled_reconstruction(sae.scaled(raw())) - sae.b_dec
+    spread = sae.scaled_target(raw(), target()) - sae.b_dec
+    assert (written.norm() / spread.norm()).item() == pytest.approx(0.03, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_starting_a_transcoder_again_changes_nothing_more(name: str):
+    sae = initialise(transcoder(name), raw(), target=target())
+    before = {n: t.clone() for n, t in sae.state_dict().items()}
+    initialise(sae, raw(), target=target())
+    torch.testing.assert_close(dict(sae.state_dict()), before, rtol=1e-3, atol=1e-4)
 
 
 # -- the geometric median ---------------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class GatedSAE(SAE):
             init.zeros_(self.magnitude_bias)
             init.zeros_(self.magnitude_log_scale)
 
-    def _shift_pre_activations(self, shift: Tensor) -> None:
-        super()._shift_pre_activations(shift)
+    def shift_pre_activations(self, shift: Tensor) -> None:
+        super().shift_pre_activations(shift)
         self.magnitude_bias.add_(shift * self.magnitude_log_scale.exp())
 
     def selection(self) -> Selection:

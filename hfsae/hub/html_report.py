@@ -73,6 +73,7 @@ def write_report(folder: Path, config: SAEConfig, features: Sequence[ShownFeatur
     values = {
         "title": f"{architecture_name(config)} SAE, {config.n_features:,} features",
         "about": f"reads {config.hook_point or 'activations of one’s own'}"
+        + (f", writes {config.target_hook_point}" if config.is_transcoder else "")
         + (f" of {config.base_model}" if config.base_model else ""),
         "remarks": sections.remarks(metrics),
         "measured": [*sections.measured(metrics, headline=True), *sections.measured(metrics, headline=False)],

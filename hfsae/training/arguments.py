@@ -41,11 +41,11 @@ _SECRET = {"hub_token"}
 
 # What may differ between the SAEs of a run; everything else is of the stream that they share.
 PER_SAE = {
-    "hook_point", "architecture", "expansion_factor", "n_features", "k", "target_l0", "sparsity_coefficient",
-    "sparsity_warmup_fraction", "architecture_options", "init_from", "decoder_center", "learning_rate", "lr_start",
-    "lr_end", "lr_scheduler_type", "warmup_steps", "lr_decay_fraction", "adam_beta1", "adam_beta2", "adam_epsilon",
-    "max_grad_norm", "seed", "revival", "dead_feature_window", "auxk_alpha", "resample_every",
-    "feature_sampling_window",
+    "hook_point", "target_hook_point", "architecture", "expansion_factor", "n_features", "k", "target_l0",
+    "sparsity_coefficient", "sparsity_warmup_fraction", "architecture_options", "init_from", "decoder_center",
+    "learning_rate", "lr_start", "lr_end", "lr_scheduler_type", "warmup_steps", "lr_decay_fraction",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "revival", "dead_feature_window",
+    "auxk_alpha", "resample_every", "feature_sampling_window",
 }  # fmt: skip
 
 # What values may be; None, where an argument allows it, is not looked at.
@@ -103,6 +103,11 @@ class SAETrainingArguments:
     )
     hook_point: str = _option(
         "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."
+    )
+    target_hook_point: str | None = _option(
+        None,
+        "Where a transcoder writes, which predicts activations there (mlp_out.8) from those at hook_point (mlp_in.8); "
+        "for several hook points one each, in their order, or one for all.",
     )
 
     # -- the SAE ------------------------------------------------------------------------------------------------------

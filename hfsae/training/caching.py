@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def cache_activations(
     if accelerator.num_processes > 1:
         raise ValueError("a cache is written by one process; several can read it.")
     base = feed.load_base_model(args, model, processing_class, accelerator.device)
-    places = feed.hook_points(args, base.model)
+    places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
     texts = feed.load_texts(args, train_dataset, None)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
     source = feed.model_source(args, base, blocks, places)

@@ -17,12 +17,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
-from hfsae.hooks import HookPoint, resolve_hook_points
+from hfsae.hooks import HookPoint
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.learner import revival_of
 from hfsae.training.placement import deal
 from hfsae.training.run import config_from_arguments
 
@@ -213,17 +214,15 @@ def estimate(
     """
     skeleton = _skeleton(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
-    places = {
-        name: resolve_hook_points(skeleton, [part.strip() for part in own.hook_point.split(",")])
-        for name, own in arguments.items()
-    }
-    widths = {place: width(skeleton, place) for found in places.values() for place in found}
+    places = {name: feed.hook_points(own, skeleton) for name, own in arguments.items()}
+    named = [place for found in places.values() for pair in found for place in pair if place is not None]
+    widths = {place: width(skeleton, place) for place in named}
     needs = {
-        name if len(found) == 1 else f"{name} {place}".strip(): _needs(
-            arguments[name], widths[place], device_type, processes
+        name if len(found) == 1 else f"{name} {source}".strip(): _needs(
+            arguments[name], widths[source], target and (str(target), widths[target]), device_type, processes
         )
         for name, found in places.items()
-        for place in found
+        for source, target in found
     }
     window = feed.window_tokens(args, processes) or args.train_batch_tokens
     row_bytes = sum(widths.values()) * getattr(torch, args.activation_dtype).itemsize
@@ -281,11 +280,13 @@ def _model_flops(model: PreTrainedModel, places: list[HookPoint], context_length
     return 2.0 * matrices + attention
 
 
-def _needs(args: SAETrainingArguments, d_in: int, device_type: str, processes: int) -> SAENeeds:
-    config = config_from_arguments(args, d_in)
+def _needs(
+    args: SAETrainingArguments, d_in: int, target: tuple[str, int] | None, device_type: str, processes: int
+) -> SAENeeds:
+    config = config_from_arguments(args, d_in, target)
     with torch.device("meta"):
         sae = SAE.from_config(config)
-    revival = sae.default_revival if args.revival == "auto" else args.revival
+    revival = revival_of(sae, args.revival)
     parameters = sum(parameter.numel() for parameter in sae.parameters())
     parts = processes if args.sae_placement == "shard" else 1
     tokens = args.train_batch_tokens * (1 if args.sae_placement == "replicate" else processes)
@@ -299,8 +300,8 @@ def _needs(args: SAETrainingArguments, d_in: int, device_type: str, processes: i
     return SAENeeds(
         parameters=parameters,
         state_bytes=4 * 4 * (parameters // parts),
-        workspace_bytes=int(wide + 4 * tokens * d_in * _STREAMS_IN_A_STEP + 48 * tokens * active),
-        flops_per_token=2 * d_in * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
+        workspace_bytes=int(wide + 4 * tokens * max(d_in, config.d_out) * _STREAMS_IN_A_STEP + 48 * tokens * active),
+        flops_per_token=(d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
     )
 
 

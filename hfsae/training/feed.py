@@ -243,14 +243,28 @@ def training_blocks(
     )
 
 
-def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[str]:
-    """The canonical names of the places that the arguments name.
+def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tuple[HookPoint, HookPoint | None]]:
+    """Where the SAEs that the arguments describe read, each with where it writes if that is elsewhere.
 
     Raises:
         HookPointError: If the model lacks one.
+        ValueError: If there are neither as many targets as places to read, nor one.
     """
-    names = [name.strip() for name in args.hook_point.split(",") if name.strip()]
-    return [str(point) for point in resolve_hook_points(model, names)]
+    sources = _resolved(model, args.hook_point)
+    if args.target_hook_point is None:
+        return [(source, None) for source in sources]
+    targets = _resolved(model, args.target_hook_point)
+    targets = targets * len(sources) if len(targets) == 1 else targets
+    if len(targets) != len(sources):
+        raise ValueError(
+            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a transcoder reads at one "
+            "and writes at one. Name as many, in the same order, or one target for all."
+        )
+    return [(source, target if target != source else None) for source, target in zip(sources, targets, strict=True)]
+
+
+def _resolved(model: PreTrainedModel, names: str) -> list[HookPoint]:
+    return resolve_hook_points(model, [name.strip() for name in names.split(",") if name.strip()])
 
 
 def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:

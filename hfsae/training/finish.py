@@ -68,7 +68,8 @@ def _calibration_rows(run: Run) -> dict[str, Tensor]:
     if run.held_out or run.base is None or run.texts is None:
         return run.held_out
     several = run.accelerator.num_processes > 1
-    return feed.calibration_rows(run.args, run.base, run.texts, run.places.values(), of_first_process=several)
+    places = [*run.places.values(), *run.targets.values()]
+    return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several)
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

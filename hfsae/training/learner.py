@@ -5,9 +5,11 @@ trained alone or beside others.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +78,7 @@ class Plan:
         lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
         coefficient, target = _sparsity(args, sae)
         density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
-        revival = sae.default_revival if args.revival == "auto" else args.revival
+        revival = revival_of(sae, args.revival)
         return cls(
             total_steps=total,
             tokens_per_step=tokens_per_step,
@@ -91,6 +93,22 @@ class Plan:
             sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
             target_l0=target,
         )
+
+
+def revival_of(sae: SAE, wanted: str) -> str:
+    """How an SAE's dead features come back, where `"auto"` may be wanted.
+
+    Raises:
+        ValueError: If a transcoder's are to be resampled.
+    """
+    if sae.config.is_transcoder and wanted == "resample":
+        raise ValueError(
+            "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
+            "others than it reads. Use revival='auxk'."
+        )
+    if wanted != "auto":
+        return wanted
+    return "auxk" if sae.config.is_transcoder else sae.default_revival
 
 
 def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:
@@ -176,11 +194,17 @@ class Learner:
         self._sums = _LogSums()
         self._replay: Replay[_Done] = Replay()
 
-    def step(self, batches: list[Tensor], step: int) -> None:
-        """One optimiser step over the batches of gradient accumulation, each (N, d_in)."""
-        batches = [batch.to(self._device, non_blocking=True) for batch in batches]
+    def step(self, batches: list[Tensor], step: int, targets: Sequence[Tensor] = ()) -> None:
+        """One optimiser step over the batches of gradient accumulation.
+
+        Args:
+            batches: Each (N, d_in).
+            step: Steps taken before.
+            targets: Of a transcoder, what it is to write at each of them, (N, d_out).
+        """
+        rows = [tensor.to(self._device, non_blocking=True) for tensor in (*batches, *targets)]
         if step in self.plan.resample_steps:
-            self._resample(batches[0], step)
+            self._resample(rows[0], step)
         self.sae.train()
         set_learning_rate(self.optimiser, self.learning_rate(step))
         self._refresh_dead(step)
@@ -193,7 +217,7 @@ class Learner:
             target_l0=self.plan.target_l0,
             world_size=self._accelerator.num_processes if self._replicated else 1,
         )
-        done = self._replayed(batches, state) if self._can_replay else self._update(batches, state)
+        done = self._replayed(rows, state) if self._can_replay else self._update(rows, state)
         self.coefficient.observe(done.l0, step)
         self.firing.count(done.tokens_firing, self.plan.tokens_per_step)
         self._sums.add(done.names, done.figures)
@@ -203,20 +227,22 @@ class Learner:
         alone = self._accelerator.num_processes == 1 and self._device.type == "cuda"
         return alone and self.sae.steps_alike
 
-    def _replayed(self, batches: list[Tensor], state: StepState) -> "_Done":
+    def _replayed(self, rows: list[Tensor], state: StepState) -> "_Done":
         """`_update` as a replay of an earlier one that worked on as many dead features."""
         if state.dead is None or not state.n_dead:
-            return self._replay(partial(self._update, state=state), batches)
+            return self._replay(partial(self._update, state=state), rows)
 
         def update(inputs: list[Tensor]) -> _Done:
-            *batches, dead = inputs
-            return self._update(batches, replace(state, dead=dead))
+            *rows, dead = inputs
+            return self._update(rows, replace(state, dead=dead))
 
-        return self._replay(update, [*batches, state.dead], key=state.n_dead)
+        return self._replay(update, [*rows, state.dead], key=state.n_dead)
 
-    def _update(self, batches: list[Tensor], state: StepState) -> "_Done":
-        """What a step does on its device."""
-        outputs = [self._forward_backward(x, state, i, len(batches)) for i, x in enumerate(batches)]
+    def _update(self, rows: list[Tensor], state: StepState) -> "_Done":
+        """What a step does on its device, with the activations of every batch and, behind them, the targets."""
+        count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
+        pairs = zip_longest(rows[:count], rows[count:])
+        outputs = [self._forward_backward(x, target, state, i, count) for i, (x, target) in enumerate(pairs)]
         if self.sae.unit_decoder_rows:
             remove_parallel_gradient(self.sae.W_dec)
         clip(self.sae, self.args.max_grad_norm)
@@ -228,14 +254,16 @@ class Learner:
         self.sae.after_step(statistics, state)
         return _done(outputs, statistics)
 
-    def _forward_backward(self, x: Tensor, state: StepState, index: int, count: int) -> SAEOutput:
+    def _forward_backward(
+        self, x: Tensor, target: Tensor | None, state: StepState, index: int, count: int
+    ) -> SAEOutput:
         """Adds the gradient of batch `index` of `count`, as its share of the mean over all of them."""
         # Gradients of all but the last batch are only added up here; the last one's backward exchanges the sum.
         alone = index < count - 1 and hasattr(self._wrapped, "no_sync")
         with self._accelerator.no_sync(self._wrapped) if alone else nullcontext():
             # Not Accelerate's own autocast: it would replace the `forward` of an SAE that the user keeps.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.bf16):
-                output = self._wrapped(x, state=state)
+                output = self._wrapped(x, target, state=state)
             assert output.loss is not None
             self._accelerator.backward(output.loss / count if count > 1 else output.loss)
         return output

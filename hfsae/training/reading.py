@@ -100,6 +100,8 @@ def _published(args: SAETrainingArguments) -> SAE:
         config.k = args.k  # type: ignore[attr-defined]
     if "hook_point" in given or config.hook_point is None:
         config.hook_point = args.hook_point
+    if "target_hook_point" in given:
+        config.target_hook_point = args.target_hook_point
     config.metrics = config.training = None  # they are of the weights that it starts from
     config._commit_hash = _cached_commit(place, subfolder, revision)
     return sae
@@ -122,12 +124,14 @@ class Reading(NamedTuple):
         args: The run's arguments, what they leave open taken from the cache.
         source: The rows.
         places: The hook point of each SAE by name.
+        targets: Where each transcoder writes, by name.
         base: See `Run`, like the others.
     """
 
     args: SAETrainingArguments
     source: RowSource
     places: dict[str, str]
+    targets: dict[str, str]
     base: feed.BaseModel | None
     texts: feed.Texts | None
     held_out: dict[str, Tensor]
@@ -148,55 +152,71 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
     if inputs.activations is not None:
         brought, held_out = feed.hold_out(inputs.activations, args)
         source = feed.own_source(brought, accelerator)
-        return Reading(args, source, _own_places(inputs, list(source.widths)), None, None, held_out, None)
+        places, targets = _own_places(args, inputs, list(source.widths))
+        return Reading(args, source, places, targets, None, None, held_out, None)
     if args.activation_cache is not None:
         return _read_cache(args, inputs, accelerator)
     base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
-    places = _model_places(args, inputs, base)
+    places, targets = _model_places(args, inputs, base)
     texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
-    source = feed.model_source(args, base, blocks, sorted(set(places.values())))
-    return Reading(args, source, places, base, texts, {}, blocks.prepend_bos)
+    source = feed.model_source(args, base, blocks, sorted({*places.values(), *targets.values()}))
+    return Reading(args, source, places, targets, base, texts, {}, blocks.prepend_bos)
 
 
 def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Reading:
     cache = Cache(args)
     args = cache.args
     base, texts = cache.skeleton(), None
-    places = _model_places(args, inputs, base)
-    source = cache.source(sorted(set(places.values())), accelerator)
+    places, targets = _model_places(args, inputs, base)
+    source = cache.source(sorted({*places.values(), *targets.values()}), accelerator)
     if args.eval_tokens:
         # On the CPU until the end, when it is needed.
         base = feed.load_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
         texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
         cache.refuse_other(base, texts)
-    return Reading(args, source, places, base, texts, source.held_out(), cache.prepend_bos)
+    return Reading(args, source, places, targets, base, texts, source.held_out(), cache.prepend_bos)
 
 
-def _model_places(args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel) -> dict[str, str]:
-    """The canonical hook point of every SAE by name."""
-    if not inputs.by_name:
+def _model_places(
+    args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The canonical hook point of every SAE by name, and where those write that write elsewhere."""
+    if inputs.by_name:
+        pairs = {}
+        for name, item in inputs.by_name.items():
+            named = _named_target(item, args)
+            source = resolve_hook_point(base.model, _named_place(item) or args.hook_point)
+            target = resolve_hook_point(base.model, named) if named is not None else None
+            pairs[name] = (source, target if target != source else None)
+    else:
         points = feed.hook_points(args, base.model)
-        if len(points) == 1:
-            return {"": points[0]}
-        return {portable_name(base.model, point) or point: point for point in points}
-    return {
-        name: str(resolve_hook_point(base.model, _named_place(item) or args.hook_point))
-        for name, item in inputs.by_name.items()
-    }
+        alone = len(points) == 1
+        pairs = {"" if alone else portable_name(base.model, pair[0]) or str(pair[0]): pair for pair in points}
+    places = {name: str(source) for name, (source, _) in pairs.items()}
+    return places, {name: str(target) for name, (_, target) in pairs.items() if target is not None}
 
 
-def _own_places(inputs: Inputs, available: list[str]) -> dict[str, str]:
-    """Which of the activations that were brought each SAE reads."""
-    if not inputs.by_name:
-        return {"": available[0]} if len(available) == 1 else {name: name for name in available}
-    places = {}
-    for name, item in inputs.by_name.items():
-        place = available[0] if len(available) == 1 else _named_place(item)
-        if place not in available:
-            raise ValueError(f"SAE {name!r} reads {place!r}, but the activations given are of {', '.join(available)}.")
-        places[name] = place
-    return places
+def _own_places(
+    args: SAETrainingArguments, inputs: Inputs, available: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Which of the activations that were brought each SAE reads, and which those write that write others."""
+    if inputs.by_name:
+        pairs = {name: (_named_place(item), _named_target(item, args)) for name, item in inputs.by_name.items()}
+    elif args.target_hook_point is not None:
+        pairs = {"": (args.hook_point, args.target_hook_point)}
+    else:
+        pairs = {"" if len(available) == 1 else name: (name, None) for name in available}
+    places, targets = {}, {}
+    for name, (read, written) in pairs.items():
+        places[name] = read if len(available) > 1 else available[0]
+        if written is not None and written != read:
+            targets[name] = written
+        for does, place in (("reads", places[name]), ("writes", targets.get(name, available[0]))):
+            if place not in available:
+                given = ", ".join(available)
+                raise ValueError(f"SAE {name!r} {does} {place!r}, but the activations given are of {given}.")
+    return places, targets
 
 
 def _named_place(item: SAEInput) -> str | None:
@@ -204,6 +224,13 @@ def _named_place(item: SAEInput) -> str | None:
     if isinstance(item, Mapping):
         return item.get("hook_point")
     return config_of(item).hook_point
+
+
+def _named_target(item: SAEInput, args: SAETrainingArguments) -> str | None:
+    """Where an SAE says that it writes, in its own words; None where it says nothing of that."""
+    if isinstance(item, Mapping):
+        return item.get("target_hook_point", args.target_hook_point)
+    return config_of(item).target_hook_point
 
 
 def config_of(item: SAE | SAEConfig) -> SAEConfig:

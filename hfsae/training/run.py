@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -43,6 +43,7 @@ class Run:
             empty where the language model will read them from the text.
         stream: Batches of activations by hook point.
         places: The hook point of each SAE by name.
+        targets: Where each transcoder writes, by name.
         arguments: The arguments of each SAE by name: those of the run, but for what is its own.
         owners: The rank of the process that writes each SAE by name; it alone trains it where SAEs are spread.
         learners: The SAEs that this process trains, by name.
@@ -56,6 +57,7 @@ class Run:
     held_out: dict[str, Tensor]
     stream: feed.Lookahead
     places: dict[str, str]
+    targets: dict[str, str]
     arguments: dict[str, SAETrainingArguments]
     owners: dict[str, int]
     learners: dict[str, Learner]
@@ -174,16 +176,20 @@ def prepare_run(
     text_seed = args.seed if text_seed is None else text_seed
     reading = read(replace(args, seed=text_seed), inputs, accelerator)
     args, source, places = replace(reading.args, seed=args.seed), reading.source, reading.places
+    targets = reading.targets
     own = {name: told.arguments_of(name, args) for name in places}
     stream = feed.Lookahead(feed.make_stream(replace(args, seed=text_seed), source, accelerator))
-    items = {name: _item(own[name], inputs, name, place, source.widths[place]) for name, place in places.items()}
+    items = {
+        name: _item(own[name], inputs, name, (place, targets.get(name)), source.widths)
+        for name, place in places.items()
+    }
     skeletons = {name: _skeleton(config_of(item)) for name, item in items.items()}
     sizes = {name: sum(p.numel() for p in skeleton.parameters()) for name, skeleton in skeletons.items()}
     spread = args.sae_placement == "spread"
     owners = deal(sizes, accelerator.num_processes) if spread else dict.fromkeys(places, 0)
     run = Run(
         *(args, accelerator, reading.base, reading.texts, reading.held_out, stream),
-        *(places, own, owners, {}, reading.prepend_bos),
+        *(places, targets, own, owners, {}, reading.prepend_bos),
     )
     if args.sae_placement == "shard":
         for name, skeleton in skeletons.items():
@@ -195,7 +201,7 @@ def prepare_run(
         {name: sizes[name] for name in mine}, devices_here(accelerator) if spread else [accelerator.device]
     )
     for name, sae in saes.items():
-        _describe_origin(run, sae.config, places[name])
+        _describe_origin(run, sae.config, name)
         sae.to(devices[name], torch.float32)  # type: ignore[arg-type]
     fresh = {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)}
     _initialise(run, {} if resuming else fresh)
@@ -203,17 +209,21 @@ def prepare_run(
     return run
 
 
-def _item(args: SAETrainingArguments, inputs: Inputs, name: str, place: str, d_in: int) -> SAE | SAEConfig:
-    """What an SAE is made of: itself or its config, fit for the activations."""
+def _item(
+    args: SAETrainingArguments, inputs: Inputs, name: str, places: tuple[str, str | None], widths: Mapping[str, int]
+) -> SAE | SAEConfig:
+    """What an SAE is made of: itself or its config, fit for the activations that it reads and writes."""
     item = inputs.by_name.get(name)
+    source, target = places
     if item is None or isinstance(item, Mapping):
-        item = config_from_arguments(args, d_in)
+        item = config_from_arguments(args, widths[source], None if target is None else (target, widths[target]))
     config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
-    if config.d_in != d_in:
-        raise ValueError(f"{label} has d_in={config.d_in}, but the activations at {place} have {d_in} dimensions.")
-    if config.is_transcoder:
-        raise ValueError(f"{label} writes at {config.target_hook_point}: transcoders can be used, not yet trained.")
+    for field, place in (("d_in", source), ("d_out", target or source)):
+        if (size := getattr(config, field)) != widths[place]:
+            raise ValueError(
+                f"{label} has {field}={size}, but the activations at {place} have {widths[place]} dimensions."
+            )
     return item
 
 
@@ -232,8 +242,13 @@ def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
         return SAE.from_config(copy.deepcopy(item))  # what training writes into a config is not the user's
 
 
-def config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
-    """The config of the SAE that the arguments describe, for activations of `d_in` dimensions.
+def config_from_arguments(args: SAETrainingArguments, d_in: int, target: tuple[str, int] | None = None) -> SAEConfig:
+    """The config of the SAE that the arguments describe.
+
+    Args:
+        args: The arguments.
+        d_in: Size of the activations that it reads.
+        target: Of a transcoder, where it writes and the size of the activations there.
 
     Raises:
         ValueError: If they describe none.
@@ -247,6 +262,10 @@ def config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
         options["n_features"] = args.n_features
     else:
         options["expansion_factor"] = args.expansion_factor
+    if target is not None:
+        # What it writes lies elsewhere: its centre has nothing to do with what is read.
+        options |= {"hook_point": args.hook_point, "target_hook_point": target[0], "d_out": target[1]}
+        options["subtract_b_dec"] = False
     assert isinstance(args.architecture_options, dict)
     try:
         return config_class(**{**options, **args.architecture_options})
@@ -254,11 +273,11 @@ def config_from_arguments(args: SAETrainingArguments, d_in: int) -> SAEConfig:
         raise ValueError(f"these options make no {args.architecture} SAE: {error.__cause__ or error}") from error
 
 
-def _describe_origin(run: Run, config: SAEConfig, place: str) -> None:
+def _describe_origin(run: Run, config: SAEConfig, name: str) -> None:
     """Writes into the config what its user will have to know."""
     if run.base is None:
         return
-    config.hook_point = place
+    config.hook_point, config.target_hook_point = run.places[name], run.targets.get(name)
     config.base_model = run.base.hub_id or run.base.path
     config.base_model_revision = run.base.revision
     config.context_length = run.args.context_length
@@ -279,13 +298,14 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
             f"there are fewer activations than one batch of {args.train_batch_tokens} tokens: "
             "give more text or a smaller train_batch_tokens."
         )
-    for place in dict.fromkeys(run.places.values()):  # the same on every process, whatever SAEs it trains
-        rows = run.accelerator.gather(torch.cat([batch[place] for batch in batches])[:mine])
-        assert isinstance(rows, Tensor)
+    pairs = {name: (place, run.targets.get(name)) for name, place in run.places.items()}
+    for pair in dict.fromkeys(pairs.values()):  # the same on every process, whatever SAEs it trains
+        read = [torch.cat([batch[place] for batch in batches])[:mine] for place in pair if place is not None]
+        rows, *target = (cast(Tensor, run.accelerator.gather(part)) for part in read)
         for name, sae in saes.items():
-            if run.places[name] == place:
+            if pairs[name] == pair:
                 args = run.arguments[name]
-                initialise(sae, rows.to(sae.device), args.decoder_center)
+                initialise(sae, rows, args.decoder_center, *target)
 
 
 def _check_disk(run: Run, parameters: int) -> None:

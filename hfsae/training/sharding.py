@@ -76,11 +76,12 @@ class ShardedSAE(nn.Module):
         self.sae = sae
         self._part = _part(sae, self._mesh)
 
-    def forward(self, activations: Tensor, state: StepState) -> SAEOutput:
+    def forward(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
         """A training step's loss of the whole SAE.
 
         Args:
             activations: (N, d_in), the same on every process.
+            target: (N, d_out) likewise, where it is a transcoder.
             state: The trainer's view of the step, of all features.
         """
         if state.dead is not None:
@@ -89,7 +90,7 @@ class ShardedSAE(nn.Module):
             )
         tensors = {name: _local(parameter) for name, parameter in self.sae.named_parameters()}
         output: SAEOutput = functional_call(
-            self._part, {**tensors, **dict(self.sae.named_buffers())}, (activations,), {"state": state}
+            self._part, {**tensors, **dict(self.sae.named_buffers())}, (activations, target), {"state": state}
         )
         assert output.statistics is not None
         firing = DTensor.from_local(output.statistics.tokens_firing, self._mesh, [Shard(0)]).full_tensor()

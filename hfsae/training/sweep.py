@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # How an argument that varies is written into a name, in this order; others as `name-value`.
 _SPELLED = {
     "hook_point": "{}",
+    "target_hook_point": "to-{}",
     "expansion_factor": "{:g}x",
     "n_features": "n{}",
     "k": "k{}",
@@ -213,8 +214,11 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
     """One group after the other from one cache; goes on where it was interrupted, with `resume_from_checkpoint`."""
     folder, args = Path(sweep.args.output_dir), sweep.args
     if args.activation_cache is None:
-        places = dict.fromkeys(args.of_sae(own).hook_point for own in sweep.saes.values())
-        cached = replace(args, output_dir=str(folder / "activations"), hook_point=",".join(places))
+        each = [args.of_sae(own) for own in sweep.saes.values()]
+        places = dict.fromkeys(place for own in each for place in (own.hook_point, own.target_hook_point) if place)
+        cached = replace(
+            args, output_dir=str(folder / "activations"), hook_point=",".join(places), target_hook_point=None
+        )
         of_text = {name: inputs[name] for name in ("model", "train_dataset", "processing_class") if name in inputs}
         cache_activations(cached, **of_text)
         args = replace(args, activation_cache=cached.output_dir)

@@ -29,10 +29,12 @@ def result_rows(output: TrainOutput, arguments: Mapping[str, SAETrainingArgument
     for name, config in output.configs.items():
         own = arguments[name]
         metrics = output.metrics.get(name, {})
+        place = config.hook_point or own.hook_point
         row = {
             "name": name,
             "architecture": architecture_name(config),
-            "hook_point": config.hook_point or own.hook_point,
+            # Who writes elsewhere is compared with those alone who do the same.
+            "hook_point": f"{place} to {config.target_hook_point}" if config.is_transcoder else place,
             "setting": _without_seed(name, own.seed),
             "n_features": config.n_features,
             "expansion_factor": config.expansion_factor,

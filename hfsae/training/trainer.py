@@ -232,7 +232,9 @@ class SAETrainer:
         run, step = self._run, self.state.global_step
         batches = [self._next_batch() for _ in range(self.args.gradient_accumulation_steps)]
         for name, learner in run.learners.items():
-            learner.step([batch[run.places[name]] for batch in batches], step)
+            read, written = run.places[name], run.targets.get(name)
+            targets = [batch[written] for batch in batches] if written is not None else []
+            learner.step([batch[read] for batch in batches], step, targets)
         self.state.global_step = step + 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
             self._refuse_non_finite()

@@ -87,7 +87,7 @@ def test_a_run_without_a_model_is_refused():
 )
 def test_hook_points_are_names_commas_ranges_and_wildcards(written, places):
     found = feed.hook_points(arguments("unused", hook_point=written), language_model())
-    assert found == [f"transformer.h.{place}" for place in places]
+    assert [(str(read), written) for read, written in found] == [(f"transformer.h.{place}", None) for place in places]
 
 
 def test_a_hook_point_that_is_not_there_is_refused_with_those_that_are():

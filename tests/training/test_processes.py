@@ -25,6 +25,7 @@ from tests.training.two_processes import (
     go_on_with_more,
     train_alike,
     train_several_alike,
+    train_transcoder,
     train_wide,
 )
 
@@ -83,7 +84,7 @@ def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(trained
         assert torch.allclose(together[name], tensor, rtol=0, atol=1e-5), name
 
 
-@pytest.mark.parametrize("case", [*(f"text-{name}" for name in ARCHITECTURES), "text-shard"])
+@pytest.mark.parametrize("case", [*(f"text-{name}" for name in ARCHITECTURES), "text-shard", "text-transcoder"])
 def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, case):
     folder = trained / case
     assert all(found["completed"] and found["steps"] == 12 for found in of_both(trained, case))
@@ -126,6 +127,17 @@ def test_an_sae_cut_over_two_processes_takes_the_steps_of_a_whole_one(trained, t
     last = json.loads((trained / "wide-shard" / "checkpoint-20" / "run.json").read_text())["log_history"][-1]
     assert last["auxk"] == pytest.approx(alone.log_history[-1]["auxk"], rel=1e-4) and last["auxk"] > 0
     assert last["dead_fraction"] == alone.log_history[-1]["dead_fraction"] > 70 / 160
+
+
+def test_a_transcoder_cut_over_two_processes_takes_the_steps_of_a_whole_one(trained, tmp_path):
+    train_transcoder(tmp_path, processes=1)
+    alone, cut = (
+        SAE.from_pretrained(folder / f"checkpoint-{STEPS}" / "saes")
+        for folder in (tmp_path, trained / "transcoder-shard")
+    )
+    assert cut.config.is_transcoder
+    for name, tensor in alone.state_dict().items():
+        assert torch.allclose(cut.state_dict()[name], tensor, rtol=0, atol=1e-5), name
 
 
 def test_a_run_that_is_spread_writes_everything_about_all_its_saes_once(trained):

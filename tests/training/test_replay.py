@@ -73,6 +73,23 @@ def test_replayed_steps_give_the_bits_of_steps_launched_one_by_one(monkeypatch, 
 
 
 @needs_gpu
+def test_what_a_transcoder_is_to_write_is_replayed_with_what_it_reads(monkeypatch):
+    config = TopKSAEConfig(d_in=D_IN, n_features=N_FEATURES, k=8, target_hook_point="b", subtract_b_dec=False)
+    ends = []
+    for can_replay in (True, False):
+        monkeypatch.setattr(Learner, "_can_replay", property(lambda _, can=can_replay: can))
+        torch.manual_seed(0)
+        sae = SAE.from_config(config).cuda()
+        sizes = {"train_batch_tokens": BATCH, "training_tokens": 1000 * BATCH}
+        learner = Learner("", sae, arguments("unused", learning_rate=1e-3, **sizes), Accelerator())
+        for step in range(8):
+            learner.step(batches(step), step, batches(100 + step))
+        assert bool(learner._replay._records) == can_replay
+        ends.append(learner.weights())
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+@needs_gpu
 def test_a_loaded_state_is_trained_on_and_not_the_tensors_of_before():
     learner = on_gpu(revival="none")
     for step in range(5):

@@ -212,14 +212,6 @@ def test_a_model_and_activations_together_are_refused():
         ({"report_to": "comet_ml"}, "report_to names comet_ml, which is not installed"),
         ({"inputs": {"saes": TopKSAEConfig(d_in=8, n_features=16, k=2)}}, "d_in=8, but .* have 16 dimensions"),
         ({"inputs": {"saes": {"a": TopKSAEConfig(d_in=8, n_features=16, k=2)}}}, "SAE 'a' has d_in=8"),
-        (
-            {
-                "inputs": {
-                    "saes": TopKSAEConfig(d_in=16, n_features=48, k=2, hook_point=MLP, target_hook_point=RESIDUAL)
-                }
-            },
-            "writes at transformer.h.1.output: transcoders can be used, not yet trained",
-        ),
         ({"inputs": {"train_dataset": None}}, "no text to train on: give dataset_name"),
         ({"inputs": {"model": None}}, "no language model"),
     ],

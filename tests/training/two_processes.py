@@ -35,7 +35,7 @@ PER_TOKEN = ("standard", "topk", "gated")
 SEVERAL = {"topk": 96, "jumprelu": 64, "batch_topk": 32}
 
 
-def train_alike(folder: Path, saes: SAE | dict[str, SAE], processes: int, **more: Any) -> TrainOutput:
+def train_alike(folder: Path, saes: SAE | dict[str, SAE] | None, processes: int, **more: Any) -> TrainOutput:
     """A run that does the same work in any number of processes: fixed rows, in order, in full precision."""
     options = {
         "steps": STEPS,
@@ -50,7 +50,7 @@ def train_alike(folder: Path, saes: SAE | dict[str, SAE], processes: int, **more
         "use_cpu": ON_GPUS not in os.environ,
         **more,
     }
-    inputs = {"activations": sparse_rows(2000), "saes": saes}
+    inputs = {"activations": sparse_rows(2000), "saes": saes, **options.pop("inputs", {})}
     return trainer(folder, inputs=inputs, callbacks=[stop_at(STEPS)], **options).train()
 
 
@@ -97,6 +97,15 @@ def train_wide(folder: Path, processes: int, **options: str) -> TrainOutput:
     revival = {"revival": "auxk", "dead_feature_window": ROWS, "gradient_accumulation_steps": 2}
     more = {**revival, "max_grad_norm": 0.1, "train_batch_tokens": ROWS // processes // 2, "save_steps": 10}
     return train_alike(folder, sae, processes, **more, **options)
+
+
+def train_transcoder(folder: Path, processes: int, **options: str) -> TrainOutput:
+    """As `train_alike`, an SAE that writes what stands beside the rows that it reads."""
+    rows = sparse_rows(2000)
+    beside = torch.relu(rows @ torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    inputs = {"activations": {"before": rows, "after": beside}}
+    places = {"hook_point": "before", "target_hook_point": "after", "init_tokens": 4 * ROWS}
+    return train_alike(folder, None, processes, inputs=inputs, **places, **options)
 
 
 def shard_over_text(folder: Path) -> TrainOutput:
@@ -156,6 +165,8 @@ CASES = {
     "resampled": lambda folder: train_text(folder, revival="resample"),
     "two-parts": train_in_two_parts,
     "told-to-stop": train_until_one_is_told_to_stop,
+    "text-transcoder": lambda folder: train_text(folder, hook_point="mlp_in.1", target_hook_point="mlp_out.1"),
+    "transcoder-shard": lambda folder: train_transcoder(folder, 2, sae_placement="shard"),
     "wide-shard": lambda folder: train_wide(folder, 2, sae_placement="shard"),
     "text-shard": shard_over_text,
     "two-parts-shard": shard_in_two_parts,
