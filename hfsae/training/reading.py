@@ -202,7 +202,10 @@ def _own_places(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Which of the activations that were brought each SAE reads, and which those write that write others."""
     if inputs.by_name:
-        pairs = {name: (_named_place(item), _named_target(item, args)) for name, item in inputs.by_name.items()}
+        pairs = {
+            name: (_named_place(item) or args.hook_point, _named_target(item, args))
+            for name, item in inputs.by_name.items()
+        }
     elif args.target_hook_point is not None:
         pairs = {"": (args.hook_point, args.target_hook_point)}
     else:

@@ -76,6 +76,12 @@ def test_each_of_several_places_has_a_target_of_its_own_or_all_have_one(tmp_path
         trainer(tmp_path / "none", **both).train()
 
 
+def test_several_on_activations_of_ones_own_share_the_places_of_the_run(tmp_path):
+    inputs = {"activations": planted(400), "saes": {"narrow": {"n_features": 32}, "wide": {"n_features": 64}}}
+    saes = trainer(tmp_path, inputs=inputs, hook_point="before", target_hook_point="after", steps=2).train().saes
+    assert {(sae.config.hook_point, sae.config.target_hook_point) for sae in saes.values()} == {("before", "after")}
+
+
 def test_autoencoders_and_transcoders_share_a_stream(tmp_path):
     saes = {
         "config": TopKSAEConfig(
