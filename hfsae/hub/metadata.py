@@ -91,11 +91,12 @@ def front_matter(
         Plain values only: a NumPy or torch scalar would be dumped into YAML as a pickle.
     """
     results = eval_results(metrics)
+    tags = [*TAGS, architecture_name(config), *(["transcoder"] if config.is_transcoder else [])]
     base_model, dataset = hub_id(config.base_model), dataset_id((config.training or {}).get("dataset"))
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag="feature-extraction",
-        tags=[*TAGS, architecture_name(config), *place_tags(portable_name(config), config.hook_point)],
+        tags=[*tags, *place_tags(portable_name(config), config.hook_point)],
         base_model=base_model,
         base_model_relation="adapter" if base_model else None,
         datasets=[dataset] if dataset else None,

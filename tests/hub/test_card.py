@@ -107,6 +107,7 @@ def test_a_transcoder_names_both_places_and_both_scales():
     text = render_card(sae).text
     assert "A transcoder" in text and "predicts those at `transformer.h.9.output`" in text
     assert "divided by `output_scale` = 1" in text
+    assert ["transcoder" in render_card(of).data.tags for of in (sae, config())] == [True, False]
 
 
 def test_where_the_run_was_kept_is_not_published():
