@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--without_revival", action="store_true", help="train each once more without revival")
     parsed = parser.parse_args()
     args = arguments_from(vars(parsed), overwrite_output_dir=True, save_steps=0)
+    if args.target_hook_point is not None:
+        parser.error("transcoders have no untrained baseline to stand beside: compare them with `hfsae sweep`.")
     revived = train(args, parsed.active, "auto")
     plain = train(args, parsed.active, "none") if parsed.without_revival else {}
     write_json(Path(args.output_dir) / "results.json", {"auto": revived, "none": plain})
