@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
@@ -13,20 +12,13 @@ from hfsae.training.learner import Learner
 from hfsae.training.replay import Replay
 from tests.training.tiny import arguments, make_learner
 
+pytestmark = pytest.mark.usefixtures("accelerate_starts_anew")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 D_IN, N_FEATURES, BATCH = 64, 512, 256
 # Some at a time, so that one step after another works on 0, 64, 128 and again 64 dead features.
 DEAD = (0, 40, 100, 60)
 STEPS_WITH_EACH = 5
-
-
-@pytest.fixture(autouse=True)
-def accelerate_starts_anew():
-    """Accelerate remembers the device of its first accelerator, a CPU in other tests."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def topk() -> SAE:

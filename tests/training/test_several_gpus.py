@@ -14,19 +14,15 @@ from tests.training.test_processes import launch, of_both
 from tests.training.tiny import make_sae, trainer
 from tests.training.two_processes import SEVERAL, STEPS, train_alike, train_several_alike, train_wide
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+    pytest.mark.usefixtures("accelerate_starts_anew"),
+]
 
 ALIKE = ("topk", "standard")
 TOLERANCE = 1e-4
 """Of weights after 20 steps on a GPU and on a CPU."""
-
-
-@pytest.fixture(autouse=True)
-def accelerate_starts_anew():
-    """Accelerate remembers the device of its first accelerator."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
