@@ -337,6 +337,7 @@ class Learner:
         self._replay.forget()
         if isinstance(self._wrapped, ShardedSAE):
             self._wrapped.join()
+        self._wrapped = self.sae  # what wrapped it holds on to the processes' group
         self.sae.to(self._accelerator.device)  # type: ignore[arg-type]
 
     def weights(self) -> dict[str, Tensor]:

@@ -160,6 +160,8 @@ class SAETrainer:
         # The last checkpoint is written: from here on a signal may end the process as it always does.
         for learner in self._run.learners.values():
             learner.end()
+        if accelerator.num_processes > 1:
+            accelerator.free_memory()  # its models are wrapped in what holds on to the processes' group
         completed = self.state.global_step == self.state.max_steps
         metrics = finish(self._run, self.state, self._seconds) if completed else {}
         self._call("on_train_end")

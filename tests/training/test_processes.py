@@ -62,6 +62,7 @@ def trained(tmp_path_factory):
 
 
 def of_both(folder, case):
+    """What the processes have written down about a case, or of what was left at their `exit`."""
     return [json.loads((folder / f"{case}-rank-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -71,9 +72,11 @@ def test_both_processes_hold_the_same_weights_at_the_end(trained, case):
     assert first == second
 
 
-def test_the_processes_part_before_their_interpreters_end(trained):
+def test_the_processes_part_before_their_interpreters_end(trained, tmp_path):
     """A gloo thread that lets go of a tensor meanwhile would abort a run whose work is done, now and then."""
-    assert [(trained / f"exit-rank-{rank}.txt").read_text() for rank in range(2)] == ["left", "left"]
+    assert [left["joined"] for left in of_both(trained, "exit")] == [False, False]
+    launch("torchrun", tmp_path, "text-topk", "alike-topk", "several-spread")
+    assert of_both(tmp_path, "exit") == [{"joined": False, "gloo": []}] * 2
 
 
 @pytest.mark.parametrize("architecture", PER_TOKEN)

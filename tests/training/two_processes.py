@@ -199,7 +199,7 @@ def digest(sae: SAE) -> str:
 def main(folder: str, *cases: str) -> None:
     """Trains the cases one after the other and writes down what this process holds at the end of each."""
     torch.set_num_threads(1)
-    atexit.register(write_down_whether_still_joined, folder)  # last of all: what is registered later runs before
+    atexit.register(write_down_what_is_left, folder)  # last of all: what is registered later runs before
     for case in cases:
         output = {**CASES, **SPREAD, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
@@ -207,9 +207,11 @@ def main(folder: str, *cases: str) -> None:
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
-def write_down_whether_still_joined(folder: str) -> None:
-    joined = torch.distributed.is_initialized()
-    Path(folder, f"exit-rank-{os.environ['RANK']}.txt").write_text("joined" if joined else "left")
+def write_down_what_is_left(folder: str) -> None:
+    """Whether the processes' group is still there, and the threads of gloo's."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    left = {"joined": torch.distributed.is_initialized(), "gloo": [name for name in names if "gloo" in name]}
+    Path(folder, f"exit-rank-{os.environ['RANK']}.json").write_text(json.dumps(left))
 
 
 if __name__ == "__main__":
