@@ -23,11 +23,11 @@ from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments
 from hfsae.architectures import config_class_of
-from hfsae.attach import load_base_model, load_tokenizer
 from hfsae.configuration import SAEConfig
 from hfsae.data import LMActivations, TokenBlocks, load_text
 from hfsae.evaluation.metrics import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
+from hfsae.language_model import load_base_model, load_tokenizer
 from hfsae.training.schedules import auto_learning_rate
 
 TINY_LM = Path(__file__).resolve().parent.parent / "examples" / "tiny_lm"

@@ -37,13 +37,13 @@ class Doors:
         Raises:
             ValueError: If the config names no base model.
         """
-        from hfsae.attach import load_base_model
+        from hfsae.language_model import load_base_model
 
         return load_base_model(self._sae.config, **kwargs)
 
     def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
         """The tokenizer of `load_base_model()`, at the same commit."""
-        from hfsae.attach import load_tokenizer
+        from hfsae.language_model import load_tokenizer
 
         return load_tokenizer(self._sae.config, **kwargs)
 

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "initialisation": MODEL,
     "hooks": set(),
     "data": {"hooks"},
+    "language_model": SAES | {"hooks"},
     "attach": SAES | READING,
     "saving": SAES,
     "info": SAES,
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": SAES | READING | {"attach", "saving"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"saving", "evaluation"},
-    "training": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
+    "training": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "dashboard": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES
     | READING
@@ -55,6 +56,7 @@ DOORS = {
     ("hfsae/doors.py", "evaluation"),
     ("hfsae/doors.py", "hub"),
     ("hfsae/doors.py", "interop"),
+    ("hfsae/doors.py", "language_model"),
     ("hfsae/doors.py", "modeling"),
 }
 
