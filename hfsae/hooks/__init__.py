@@ -11,6 +11,7 @@ Places have portable names (`resid_post.8`), TransformerLens names (`blocks.8.ho
 """
 
 from hfsae.hooks.capture import Capture, capture
+from hfsae.hooks.inner import inner_model
 from hfsae.hooks.names import (
     available_hook_points,
     portable_name,
@@ -29,6 +30,7 @@ __all__ = [
     "add_vector",
     "available_hook_points",
     "capture",
+    "inner_model",
     "portable_name",
     "resolve_hook_point",
     "resolve_hook_points",

@@ -1,0 +1,68 @@
+"""The Hugging Face model inside what others wrap around it.
+
+Wrappers pass calls on in ways of their own: `PeftModel.generate`, `DistributedDataParallel.module.generate` and a compiled
+model never run the wrapper's `forward`. What really runs, whatever is called, is the `PreTrainedModel` inside.
+"""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+_INSIDE = ("module", "_orig_mod", "original_model", "_module", "base_model", "model")
+"""Where wrappers keep what they wrap: DDP, FSDP, DeepSpeed and averaged models; compiled models; TransformerLens' bridge;
+nnsight's language model; PEFT's models; PEFT's tuners."""
+
+
+def inner_model(model: Any) -> PreTrainedModel:
+    """Finds the Hugging Face model that really runs when a wrapper is called.
+
+    Args:
+        model: A `PreTrainedModel`, which is returned as it is, or a wrapper around one, or around another wrapper: a
+            `PeftModel`, `DistributedDataParallel`, FSDP, what Accelerate prepared, what `torch.compile` returned,
+            TransformerLens' `TransformerBridge`, nnsight's `LanguageModel`.
+
+    Returns:
+        The model inside, not a copy.
+
+    Raises:
+        ValueError: For `DataParallel`, which runs copies, and for a model of nnsight that is not loaded yet.
+        TypeError: If there is no `PreTrainedModel` inside.
+
+    Example:
+        >>> inner_model(torch.compile(gpt2)) is gpt2
+        True
+    """
+    seen: list[Any] = []
+    waiting = [model]
+    while waiting:  # the outermost first: an Envoy of nnsight also has the parts of its model under their names
+        wrapper = waiting.pop(0)
+        if isinstance(wrapper, PreTrainedModel):
+            return wrapper
+        if isinstance(wrapper, nn.DataParallel):
+            raise ValueError(
+                "DataParallel runs copies of the language model, which hooks do not reach: pass the model inside, "
+                "model.module."
+            )
+        if getattr(wrapper, "dispatched", True) is False:
+            raise ValueError(
+                f"this {type(wrapper).__name__} has not loaded its weights yet, and will put another model in the "
+                "place of this one when it does: call its dispatch() first."
+            )
+        if not any(wrapper is other for other in seen):
+            seen.append(wrapper)
+            waiting += [inside for name in _INSIDE if (inside := _kept(wrapper, name)) is not None]
+    raise TypeError(
+        f"expected a Hugging Face language model (a transformers.PreTrainedModel) or a wrapper around one, got "
+        f"{_called(model)}: there is none inside."
+    )
+
+
+def _kept(wrapper: Any, name: str) -> Any:
+    """What an object itself keeps under a name; properties and what it looks up elsewhere are not asked."""
+    own = getattr(wrapper, "__dict__", {})
+    return own.get(name, own.get("_modules", {}).get(name))
+
+
+def _called(model: Any) -> str:
+    return f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
