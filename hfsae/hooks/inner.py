@@ -1,7 +1,7 @@
 """The Hugging Face model inside what others wrap around it.
 
-Wrappers pass calls on in ways of their own: `PeftModel.generate`, `DistributedDataParallel.module.generate` and a compiled
-model never run the wrapper's `forward`. What really runs, whatever is called, is the `PreTrainedModel` inside.
+Wrappers pass calls on in ways of their own: `PeftModel.generate` and the `generate` of a compiled model never run the
+wrapper's `forward`. What really runs, whatever is called, is the `PreTrainedModel` inside.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 _INSIDE = ("module", "_orig_mod", "original_model", "_module", "base_model", "model")
-"""Where wrappers keep what they wrap: DDP, FSDP, DeepSpeed and averaged models; compiled models; TransformerLens' bridge;
-nnsight's language model; PEFT's models; PEFT's tuners."""
+"""Where wrappers keep what they wrap: DDP, FSDP, DeepSpeed and averaged models; compiled models; the bridge of
+TransformerLens; the language model of nnsight; PEFT's models; PEFT's tuners."""
 
 
 def inner_model(model: Any) -> PreTrainedModel:
