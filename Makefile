@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/tiny
 
-.PHONY: setup train test test-slow lint clean
+.PHONY: setup train test test-slow lint resolve clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# What a user's pip finds, not what lies on this machine.
+resolve: setup
+	.ci/resolve $(BIN)
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -35,7 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(path, source / name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
-    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    said = subprocess.run(build, check=True, capture_output=True, text=True, timeout=300)
+    assert "Package would be ignored" not in said.stdout + said.stderr
     return next(built.glob("hfsae-*.whl"))
 
 

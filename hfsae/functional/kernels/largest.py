@@ -52,7 +52,7 @@ def _select(out, rows, groups, n, k, GROUP: tl.constexpr, SLOTS: tl.constexpr, B
     value = tl.load(rows + row * n + column, mask=live, other=0.0).to(tl.float32)
     # Bits that are ordered as the numbers are: of negative ones all are turned round, of others the sign.
     bits = value.to(tl.uint32, bitcast=True)
-    key = tl.where((bits >> 31) > 0, ~bits, bits | 0x80000000)
+    key = tl.where((bits >> 31) > 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     key = tl.where(live, key, 0) >> (32 - BITS)
     cut = tl.zeros([1], tl.uint32)
     for bit in tl.static_range(BITS):
