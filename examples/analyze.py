@@ -2,7 +2,7 @@
 
     make train                                   # once: trains runs/tiny on the embedded language model
     python examples/analyze.py                   # its features on the standard library's held-out files
-    python examples/analyze.py runs/tiny --features 17 42 --dataset my.jsonl --split train
+    python examples/analyze.py runs/tiny --features 17 42 --dataset my.jsonl
 
 The collection is saved beside the SAE (`features.safetensors`, `features.json`), where
 `hfsae.FeatureCollection.load` finds it.
@@ -18,7 +18,7 @@ import torch
 from hfsae import SAE, FeatureCollection, collect_features
 from hfsae.analysis import Example, Feature, TokenTexts
 from hfsae.analysis.shading import shaded
-from hfsae.data import load_text
+from hfsae.data import TextSource
 
 SHOWN_EXAMPLES = 4
 
@@ -66,17 +66,15 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What the features of an SAE do on a text.")
     parser.add_argument("sae", nargs="?", default="runs/tiny", help="its folder (default: %(default)s)")
     parser.add_argument("--dataset", default="python-stdlib")
-    parser.add_argument("--split", default="held_out")
+    parser.add_argument("--split", help="of the dataset (default: the only one, or the one for measuring)")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--features", type=int, nargs="+", help="default: three that fire strongly and rarely")
     args = parser.parse_args(command_line)
     logging.basicConfig(format="%(message)s")
     sae = load_sae(args.sae)
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-    text = load_text(args.dataset, split=args.split)
-    collection = collect_features(
-        sae, model, tokenizer, text, max_tokens=args.tokens, dataset=f"{args.dataset}, {args.split}"
-    )
+    source = TextSource(dataset=args.dataset, split=args.split).resolved()
+    collection = collect_features(sae, model, tokenizer, source.load(), max_tokens=args.tokens, dataset=str(source))
     collection.save(args.sae)
     texts = TokenTexts(tokenizer)
     for index in args.features or most_telling(collection, 3):

@@ -4,7 +4,7 @@
 
     make train                                   # once: trains runs/tiny on the embedded language model
     python examples/dashboard.py                 # writes runs/tiny/dashboard.html: open it in a browser
-    python examples/dashboard.py runs/tiny --dataset my.jsonl --split train --tokens 500000
+    python examples/dashboard.py runs/tiny --dataset my.jsonl --tokens 500000
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hfsae import SAE, collect_features
 from hfsae.dashboard import read_prompts, write_dashboard
-from hfsae.data import load_text
+from hfsae.data import TextSource
 
 PROMPTS = [
     'class Reader:\n    def __init__(self, path):\n        """Opens the file."""\n        self.path = path\n',
@@ -27,7 +27,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Writes the dashboard of an SAE.")
     parser.add_argument("sae", nargs="?", default="runs/tiny", help="its folder (default: %(default)s)")
     parser.add_argument("--dataset", default="python-stdlib")
-    parser.add_argument("--split", default="held_out")
+    parser.add_argument("--split", help="of the dataset (default: the only one, or the one for measuring)")
     parser.add_argument("--tokens", type=int, default=200_000)
     args = parser.parse_args(command_line)
     logging.basicConfig(format="%(message)s")
@@ -36,13 +36,14 @@ def main(command_line: list[str] | None = None) -> None:
         sys.exit(f"no SAE in {folder}: make one on the embedded language model with `make train`, or name its folder.")
     sae = SAE.from_pretrained(folder)
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+    source = TextSource(dataset=args.dataset, split=args.split).resolved()
     collection = collect_features(
         sae,
         model,
         tokenizer,
-        load_text(args.dataset, split=args.split),
+        source.load(),
         max_tokens=args.tokens,
-        dataset=f"{args.dataset}, {args.split}",
+        dataset=str(source),
     )
     collection.save(folder)
     prompts = read_prompts(sae, model, tokenizer, PROMPTS)

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interop": SAES | {"hooks", "saving"},
     "evaluation": SAES | READING | {"attach", "saving"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
-    "hub": SAES | {"saving", "evaluation"},
+    "hub": SAES | {"data", "saving", "evaluation"},
     "training": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "dashboard": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES

@@ -22,7 +22,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="language model to measure it in; by default the one its config names")
     parser.add_argument("--dataset", help="text to measure on; by default that of its recorded metrics")
     parser.add_argument("--dataset-config", help="configuration of that dataset")
-    parser.add_argument("--split", default="test", help="split of that dataset (default: %(default)s)")
+    parser.add_argument("--split", help="split of that dataset (default: the only one, or test)")
     parser.add_argument("--batch-size", type=int, default=16, help="blocks of text per pass (default: %(default)s)")
 
 

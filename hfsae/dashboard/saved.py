@@ -11,9 +11,9 @@ from hfsae.analysis import FeatureCollection, collect_features
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
-from hfsae.data import document_column
+from hfsae.data import TextSource, document_column
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.evaluation.saved import load_source, text_source
+from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
 from hfsae.modeling import SAE
@@ -88,7 +88,7 @@ def gather(
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     max_tokens: int = 1_000_000,
     batch_size: int = 16,
     disable_tqdm: bool = False,
@@ -107,7 +107,7 @@ def gather(
         dataset: Text to collect features on, anew. None takes the features that were collected, or else the text that
             the SAE's recorded metrics were measured on.
         dataset_config: Configuration of that dataset.
-        split: Split of that dataset.
+        split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens of it to read.
         batch_size: Pieces of text per run of the language model.
         disable_tqdm: Whether to show no progress bar.
@@ -130,7 +130,7 @@ def gather(
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
         assert lm is not None
-        text = text_source(sae.config, source, dataset, dataset_config, split)
+        text = text_to_measure(sae.config, source, dataset, dataset_config, split).source
         collection = _collect(
             sae, lm, tokenizer, text, max_tokens=max_tokens, batch_size=batch_size, disable_tqdm=disable_tqdm
         )
@@ -173,18 +173,9 @@ def _collect(
     sae: SAE,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
-    source: dict[str, Any],
+    source: TextSource,
     **options: Any,
 ) -> FeatureCollection:
-    text = load_source(sae.config, source)
-    column = (sae.config.training or {}).get("arguments", {}).get("text_column")
-    named = [str(source[name]) for name in ("dataset", "dataset_config", "split", "part") if source[name]]
-    return collect_features(
-        sae,
-        model,
-        tokenizer,
-        text,
-        text_column=document_column(text, column),
-        dataset=", ".join(named),
-        **options,
-    )
+    text = source.documents()
+    column = document_column(text, source.text_column)
+    return collect_features(sae, model, tokenizer, text, text_column=column, dataset=str(source), **options)

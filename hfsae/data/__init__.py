@@ -18,6 +18,7 @@ from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documen
 from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorActivations
 from hfsae.data.stream import ActivationStream, default_window_tokens
 from hfsae.data.text import DEFAULT_SHARES, document_column, load_text, split_documents
+from hfsae.data.text_source import TextSource
 
 __all__ = [
     "ActivationStream",
@@ -33,6 +34,7 @@ __all__ = [
     "RowSource",
     "StatefulIterator",
     "TensorActivations",
+    "TextSource",
     "TokenBatch",
     "TokenBlocks",
     "default_window_tokens",

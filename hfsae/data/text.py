@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -34,7 +35,7 @@ def load_text(
     name: str | Path,
     *,
     config: str | None = None,
-    split: str = "train",
+    split: str | None = "train",
     streaming: bool = False,
     data_files: str | Sequence[str] | None = None,
     revision: str | None = None,
@@ -48,7 +49,7 @@ def load_text(
             of the Python that runs, with the splits `"train"` and `"held_out"`.
         config: The dataset's configuration (`"wikitext-2-raw-v1"`), where it has several.
         split: The split to load. Local files without split names in them are `"train"`; slices (`"train[:1000]"`)
-            work when `streaming` is False.
+            work when `streaming` is False. None takes the only split there is, or `"test"` where there are several.
         streaming: Read while iterating instead of preparing the whole dataset first.
         data_files: Which files of a Hub dataset or of a local folder to take, as paths or glob patterns inside it.
         revision: The Hub dataset's branch, tag or commit.
@@ -70,6 +71,8 @@ def load_text(
     """
     if sample_by is not None and sample_by not in get_args(SampleBy):
         raise ValueError(f"sample_by is {sample_by!r}, expected one of {', '.join(map(repr, get_args(SampleBy)))}")
+    if split is None:
+        split = only_split(str(name), config=config, data_files=data_files, revision=revision)
     if name == _STDLIB:
         dataset = stdlib_dataset(cast(StdlibSplit, split))
         return dataset.to_iterable_dataset() if streaming else dataset
@@ -85,6 +88,70 @@ def load_text(
     return _load_from_hub(
         str(name), sample_by, name=config, split=split, streaming=streaming, data_files=data_files, revision=revision
     )
+
+
+def only_split(
+    name: str | Path,
+    *,
+    config: str | None = None,
+    data_files: str | Sequence[str] | None = None,
+    revision: str | None = None,
+) -> str:
+    """The split of a text of which none is named: the only one, or that for measuring where there are several.
+
+    Args:
+        name: As `load_text` takes it, like the others.
+        config: The dataset's configuration.
+        data_files: Which of its files.
+        revision: The Hub dataset's branch, tag or commit.
+
+    Raises:
+        FileNotFoundError: If there is no such text.
+        ValueError: If it has several splits and none is called `"test"`.
+
+    Example:
+        >>> only_split("python-stdlib")
+        'held_out'
+    """
+    from datasets import get_dataset_split_names
+
+    path = Path(name).expanduser()
+    if name == _STDLIB:
+        return "held_out"
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    elif path.is_file() or (path / "dataset_info.json").is_file():
+        splits = ["train"]
+    else:
+        with _explained(str(name)):
+            splits = get_dataset_split_names(
+                str(path if path.is_dir() else name), config, data_files=data_files, revision=revision
+            )
+    if len(splits) == 1:
+        return splits[0]
+    if "test" not in splits:
+        raise ValueError(f"{name} has the splits {', '.join(map(repr, splits))}: name one (--split, or split=...).")
+    return "test"
+
+
+def text_commit(name: str | Path, revision: str | None = None) -> str | None:
+    """The commit of a dataset on the Hub; None for a local one, and where the Hub cannot be asked.
+
+    Args:
+        name: As `load_text` takes it.
+        revision: Branch, tag or commit.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if name == _STDLIB or Path(name).expanduser().exists():
+        return None
+    # What every error of the transport derives from: httpx's or httpx2's, whichever huggingface_hub was built on.
+    transport: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
+    try:
+        return HfApi().dataset_info(str(name), revision=revision).sha
+    except (OSError, HFValidationError, transport):
+        return None  # loading says what is wrong, in full
 
 
 def _load_saved(folder: Path, split: str, streaming: bool) -> "Dataset | IterableDataset":
@@ -153,17 +220,32 @@ def _gather_passages(lines: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 def _load_from_hub(source: str, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
-    path = Path(source).expanduser()
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in _BUILDERS:
-        raise FileNotFoundError(f"no file or folder {path.absolute()}")
     if sample_by is not None:
         if sample_by == "passage":
             raise ValueError("sample_by='passage' is for local .txt files")
         options["sample_by"] = sample_by
-    try:
+    with _explained(source):
         return load_dataset(source, **options)
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Says where a text was looked for that is not a local file or folder.
+
+    Raises:
+        FileNotFoundError: If it cannot be on the Hub, or is not.
+    """
+    from datasets.exceptions import DatasetNotFoundError
+
+    path = Path(source).expanduser()
+    if path.exists():
+        yield
+        return
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in _BUILDERS:
+        raise FileNotFoundError(f"no file or folder {path.absolute()}")
+    try:
+        yield
     except (DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"no text {source!r}: there is no file or folder {path.absolute()}, and the Hub gave no dataset of that "
@@ -230,6 +312,7 @@ def split_documents(
     *,
     shares: Mapping[str, float] | None = None,
     text_column: str | None = None,
+    chat: bool = False,
 ) -> AnyDataset:
     """One part of a dataset; the parts share no document, however often a document is repeated.
 
@@ -241,8 +324,8 @@ def split_documents(
         part: The part to keep.
         shares: The expected share of the documents of each part; by default `DEFAULT_SHARES` (96 % train, 2 %
             calibration, 2 % evaluation). They must add up to at most 1; what is left over belongs to no part.
-        text_column: The column that holds the documents (text, token ids or messages). None takes `"text"`, or else
-            the only column of strings.
+        text_column: The column that holds the documents (text, token ids or messages). None finds it.
+        chat: Whether documents are conversations.
 
     Returns:
         A dataset of the same kind.
@@ -260,7 +343,7 @@ def split_documents(
     # Always in the same order, so that the order in which the shares were written does not move documents.
     names = [name for name in get_args(Part) if name in shares]
     ends = dict(zip(names, accumulate(shares[name] for name in names), strict=True))
-    column = find_text_column(dataset, text_column)
+    column = find_text_column(dataset, document_column(dataset, text_column, chat=chat))
     inside = partial(_is_between, start=ends[part] - shares[part], end=ends[part])
     kept = dataset.filter(inside, input_columns=[column])
     if hasattr(kept, "__len__") and len(cast("Dataset", kept)) == 0:

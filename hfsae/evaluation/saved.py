@@ -1,6 +1,6 @@
 """Measuring an SAE from its saved folder alone: on the text its metrics name, or on another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,17 @@ from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
 from hfsae.configuration import SAEConfig
-from hfsae.data import TokenBlocks, document_column, load_text, split_documents
+from hfsae.data import TextSource, TokenBlocks
+from hfsae.data.text import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
 from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 from hfsae.saving import write_config, write_json
+
+# Where neither the caller nor a record says how much.
+_DEFAULT_TOKENS = 200_000
 
 
 def evaluate_saved(
@@ -23,7 +27,7 @@ def evaluate_saved(
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     max_tokens: int | None = None,
     batch_size: int = 16,
     baselines: bool = False,
@@ -36,7 +40,7 @@ def evaluate_saved(
         model: The language model; None loads the one that the config names.
         dataset: The text; None measures on the text that the recorded metrics were measured on, as it was then.
         dataset_config: Configuration of that dataset.
-        split: Split of that dataset.
+        split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens to measure on; None: as many as were recorded, or 200,000.
         batch_size: Blocks of text per pass.
         baselines: Whether the untrained SAE and PCA are measured too.
@@ -95,7 +99,7 @@ def measure_again(
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     max_tokens: int | None = None,
     batch_size: int = 16,
     baselines: bool = False,
@@ -106,89 +110,105 @@ def measure_again(
         sae: The SAE; with a `model` its config then names that one.
         called: What error messages call it.
     """
-    source = text_source(sae.config, called, dataset, dataset_config, split)
-    max_tokens = max_tokens or source.get("max_tokens")
+    text = text_to_measure(sae.config, called, dataset, dataset_config, split)
+    max_tokens = max_tokens or text.max_tokens or _DEFAULT_TOKENS
     if model is not None:
         sae.config.base_model, sae.config.base_model_revision = model, None
     lm = sae.load_base_model()
-    calibration = None
-    if source.get("calibration"):
-        calibration = _calibration(sae, lm, source["calibration"], batch_size)
-    max_tokens = max_tokens or 200_000
-    blocks = _blocks(sae, source, batch_size)
+    blocks = _blocks(sae, text.source, batch_size)
     metrics = evaluate_sae(
         sae,
         lm,
         blocks,
         max_tokens=max_tokens,
-        calibration=calibration,
+        calibration=_calibration(sae, lm, text, batch_size),
         baselines=baselines,
-        protocol={**source, "max_tokens": max_tokens},
+        protocol=text.protocol(max_tokens),
     )
     if not baselines and dataset is None and "baselines" in (sae.config.metrics or {}):
         metrics["baselines"] = sae.config.metrics["baselines"]  # type: ignore[index]
     return MeasuredAgain(metrics, lm, blocks)
 
 
-def text_source(
-    config: SAEConfig, folder: str | Path, dataset: str | None, dataset_config: str | None, split: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TextToMeasure:
+    """What an SAE is measured on.
+
+    Args:
+        source: The text.
+        calibration: The text that the mean activation is taken over; None for the beginning of the text itself.
+        calibration_tokens: How much of it.
+        max_tokens: Tokens that were measured on; None where nothing was.
+    """
+
+    source: TextSource
+    calibration: TextSource | None = None
+    calibration_tokens: int = 0
+    max_tokens: int | None = None
+
+    def protocol(self, max_tokens: int) -> dict[str, Any]:
+        """What finds the text again: a part of `config.metrics["protocol"]`."""
+        calibration = None
+        if self.calibration is not None:
+            calibration = {**self.calibration.recorded(), "max_tokens": self.calibration_tokens}
+        return {**self.source.recorded(), "max_tokens": max_tokens, "calibration": calibration}
+
+
+def text_to_measure(
+    config: SAEConfig, called: str | Path, dataset: str | None, dataset_config: str | None, split: str | None
+) -> TextToMeasure:
     """A text by name, or the one that the recorded metrics were measured on.
 
     Args:
         config: The SAE's config.
-        folder: Where it is, for the message.
+        called: What the message calls the SAE.
         dataset: The text; None for the recorded one.
         dataset_config: Configuration of that dataset.
-        split: Split of that dataset.
-
-    Returns:
-        `dataset`, `dataset_config`, `split`, the `part` of its documents, and of a recorded one `calibration` and
-        `max_tokens`.
+        split: Split of that dataset; None: the only one, or `"test"`.
 
     Raises:
         ValueError: If no text is named and none was recorded.
+        FileNotFoundError: If there is no text of that name.
     """
+    arguments = (config.training or {}).get("arguments", {})
     if dataset is not None:
-        return {"dataset": dataset, "dataset_config": dataset_config, "split": split, "part": None}
+        reading = TextSource.of_arguments(arguments).reading
+        named = TextSource(dataset=dataset, dataset_config=dataset_config, split=split, **reading).resolved()
+        if named.text_column not in column_names(named.load()):
+            named = replace(named, text_column=None)  # that of the text that it was trained on
+        return TextToMeasure(named)
     recorded = (config.metrics or {}).get("protocol") or {}
     if not recorded.get("dataset"):
-        raise ValueError(f"no text was recorded in {folder}: name one (dataset=..., or --dataset).")
-    names = ("dataset", "dataset_config", "split", "part", "calibration", "max_tokens")
-    return {name: recorded.get(name) for name in names}
-
-
-def load_source(config: SAEConfig, source: dict[str, Any]) -> Any:
-    """The documents of what `text_source` gave."""
-    text: Any = load_text(source["dataset"], config=source.get("dataset_config"), split=source["split"])
-    if not source.get("part"):
-        return text
-    arguments = (config.training or {}).get("arguments", {})
-    column = document_column(text, arguments.get("text_column"), chat=arguments.get("chat", False))
-    return split_documents(text, source["part"], text_column=column)
-
-
-def _blocks(sae: SAE, source: dict[str, Any], batch_size: int) -> TokenBlocks:
-    """The text of a source, cut as the SAE's config says."""
-    arguments = (sae.config.training or {}).get("arguments", {})
-    return TokenBlocks(
-        load_source(sae.config, source),
-        sae.load_tokenizer(),
-        context_length=sae.config.context_length or 128,
-        batch_size=batch_size,
-        text_column=arguments.get("text_column"),
-        prepend_bos=sae.config.prepend_bos,
-        mix_documents=arguments.get("mix_documents", True),
-        exclude_special_tokens=sae.config.exclude_special_tokens,
-        exclude_positions=sae.config.exclude_positions,
-        chat=arguments.get("chat", False),
-        repeat=False,
+        raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
+    calibration = recorded.get("calibration")
+    return TextToMeasure(
+        TextSource.of_record(recorded, arguments),
+        None if not calibration else TextSource.of_record(calibration, arguments),
+        (calibration or {}).get("max_tokens", 0),
+        recorded.get("max_tokens"),
     )
 
 
-def _calibration(sae: SAE, lm: PreTrainedModel, source: dict[str, Any], batch_size: int) -> Calibration:
+def _blocks(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
+    """A text, cut as the SAE's config says."""
+    return TokenBlocks(
+        source.documents(),
+        sae.load_tokenizer(),
+        context_length=sae.config.context_length or 128,
+        batch_size=batch_size,
+        prepend_bos=sae.config.prepend_bos,
+        exclude_special_tokens=sae.config.exclude_special_tokens,
+        exclude_positions=sae.config.exclude_positions,
+        repeat=False,
+        **source.reading,
+    )
+
+
+def _calibration(sae: SAE, lm: PreTrainedModel, text: TextToMeasure, batch_size: int) -> Calibration | None:
     """The activations that the recorded mean was taken over."""
-    batches = list(take(_blocks(sae, source, batch_size), source["max_tokens"]))
+    if text.calibration is None:
+        return None
+    batches = list(take(_blocks(sae, text.calibration, batch_size), text.calibration_tokens))
     places = dict.fromkeys(hook_points_of(sae.config, lm))
     rows = read_rows(lm, batches, places, of_first_process=False)
     return {str(place): read for place, read in rows.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from hfsae.architectures import architecture_name, architectures
 from hfsae.configuration import SAEConfig
+from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS
 from hfsae.hub.markdown import duration, figure
 from hfsae.hub.metadata import hub_id, number, without_folders
@@ -16,10 +17,7 @@ from hfsae.hub.weights import WeightFacts
 Rows = list[tuple[str, str]]
 
 _PROTOCOL = {
-    "dataset": "text",
-    "dataset_config": "configuration",
-    "dataset_revision": "revision of the text",
-    "split": "split",
+    **TITLES,
     "n_tokens": "tokens",
     "n_sequences": "sequences",
     "context_length": "context length",
@@ -216,7 +214,8 @@ def remarks(metrics: Mapping[str, Any]) -> list[str]:
 
 def protocol_rows(protocol: Mapping[str, Any]) -> Rows:
     """How the figures were measured; keys that this version does not know keep their names."""
-    return _rows(protocol, _PROTOCOL)
+    told = {name: value for name, value in protocol.items() if name not in DEFAULTS or value != DEFAULTS[name]}
+    return _rows(told, _PROTOCOL)
 
 
 def training_rows(training: Mapping[str, Any]) -> Rows:
@@ -247,4 +246,6 @@ def _shown(name: str, value: Any) -> str:
         return duration(seconds)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if name == "seed" else f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(name, part) for part in value)
     return without_folders(value) if isinstance(value, str) else str(value)

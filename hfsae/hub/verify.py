@@ -87,7 +87,7 @@ def verify(
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     max_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Verification:
@@ -105,7 +105,7 @@ def verify(
         model: The language model; None loads the one that the config names.
         dataset: The text; None takes the one that was recorded.
         dataset_config: Configuration of that dataset.
-        split: Split of that dataset.
+        split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens to measure on; None: as many as were recorded.
         batch_size: Blocks of text per pass.
 

@@ -59,6 +59,7 @@ _NOT_NEGATIVE = (
     "warmup_steps", "max_grad_norm", "auxk_alpha", "save_steps", "seed",
 )  # fmt: skip
 _SHARES = ("sparsity_warmup_fraction", "lr_decay_fraction")
+_PARTS = ("calibration_share", "evaluation_share")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
@@ -143,7 +144,10 @@ class SAETrainingArguments:
     )
     streaming: bool = _option(False, "Whether the dataset is read while training instead of prepared first.")
     text_column: str | None = _option(None, "Column of the text, where there are several.")
-    chat: bool = _option(False, "Whether documents are conversations, of which only the assistant's part is kept.")
+    chat: bool = _option(False, "Whether documents are conversations, rendered by the tokenizer's chat template.")
+    assistant_only: bool = _option(
+        True, "Whether of conversations only what the assistant says is trained on, as the chat template marks it."
+    )
     context_length: int = _option(128, "Tokens per block of text.")
     prepend_bos: bool | None = _option(None, "Whether blocks start with BOS; None does as the tokenizer does.")
     mix_documents: bool = _option(True, "Whether documents are joined to fill blocks; else each has its own.")
@@ -161,7 +165,9 @@ class SAETrainingArguments:
     # -- evaluation ---------------------------------------------------------------------------------------------------
     eval_dataset_name: str | None = _option(None, "Text to evaluate on; None holds documents of the dataset out.")
     eval_dataset_config: str | None = _option(None, "Configuration of that dataset.")
-    eval_dataset_split: str = _option("test", "Split of that dataset.")
+    eval_dataset_split: str | None = _option(None, "Split of that dataset; None: the only one, or 'test'.")
+    calibration_share: float = _option(0.02, "Share of the documents that is kept for calibration.")
+    evaluation_share: float = _option(0.02, "Share of the documents that is kept to evaluate on.")
     eval_tokens: int = _option(200_000, "Tokens to evaluate on at the end; 0 skips evaluation.")
     calibration_tokens: int = _option(
         65536, "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines."
@@ -261,6 +267,7 @@ class SAETrainingArguments:
             (_POSITIVE, lambda value: value > 0, "must be positive"),
             (_NOT_NEGATIVE, lambda value: value >= 0, "must be 0 or more"),
             (_SHARES, lambda value: 0 <= value <= 1, "is a share of the run, between 0 and 1"),
+            (_PARTS, lambda value: 0 < value < 1, "is a share of the documents, more than 0 and less than 1"),
             (_BELOW_ONE, lambda value: 0 <= value < 1, "must be at least 0 and less than 1"),
         ):
             for name in names:
@@ -273,6 +280,11 @@ class SAETrainingArguments:
     def _check_together(self) -> None:
         if self.target_l0 is not None and self.sparsity_coefficient is not None:
             raise ValueError("target_l0 steers the sparsity coefficient: give one of the two, not both.")
+        if self.calibration_share + self.evaluation_share >= 1:
+            raise ValueError(
+                f"calibration_share={self.calibration_share} and evaluation_share={self.evaluation_share} leave no "
+                "documents to train on: they must add up to less than 1."
+            )
         if self.training_tokens < self.train_batch_tokens * self.gradient_accumulation_steps:
             raise ValueError(
                 f"training_tokens={self.training_tokens} is less than one step of "

@@ -15,16 +15,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from hfsae.data import CachedActivations, CacheDescription, document_column, remove_cache, write_cache
 from hfsae.data.text import find_text_column
+from hfsae.data.text_source import ARGUMENTS
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.texts import Texts, load_texts
 
 logger = logging.getLogger(__name__)
 
 # Arguments that decide which rows a cache holds and what they mean: whoever trains from it must ask for the same.
 _DECISIVE = (
-    "model_name_or_path", "model_revision", "dataset_name", "dataset_config", "dataset_split", "dataset_revision",
-    "dataset_data_files", "text_column", "chat", "context_length", "prepend_bos", "mix_documents",
-    "exclude_special_tokens", "exclude_positions", "activation_dtype", "calibration_tokens",
+    "model_name_or_path", "model_revision", *(name for name in ARGUMENTS.values() if name != "streaming"),
+    "context_length", "prepend_bos", "exclude_special_tokens", "exclude_positions", "activation_dtype",
+    "calibration_tokens",
 )  # fmt: skip
 # Those that change their order or their last digits: written down, and free for whoever trains.
 _RECORDED = ("hook_point", "streaming", "shuffle_documents", "seed", "lm_batch_sequences", "model_dtype", "bf16")
@@ -78,7 +80,7 @@ def cache_activations(
         raise ValueError("a cache is written by one process; several can read it.")
     base = feed.load_base_model(args, model, processing_class, accelerator.device)
     places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
-    texts = feed.load_texts(args, train_dataset, None)
+    texts = load_texts(args, train_dataset, None)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
     source = feed.model_source(args, base, blocks, places)
     if args.overwrite_output_dir:
@@ -108,9 +110,7 @@ def _rows_read(args: SAETrainingArguments) -> int:
     return -(-trained // window) * window
 
 
-def _described(
-    args: SAETrainingArguments, base: feed.BaseModel, texts: feed.Texts, prepend_bos: bool
-) -> dict[str, Any]:
+def _described(args: SAETrainingArguments, base: feed.BaseModel, texts: Texts, prepend_bos: bool) -> dict[str, Any]:
     """What the rows are made from: arguments, the model's commit and config, the text's digest."""
     arguments = {name: getattr(args, name) for name in (*_DECISIVE, *_RECORDED)}
     arguments["model_name_or_path"] = base.hub_id or base.path
@@ -170,7 +170,12 @@ class Cache:
         assert args.activation_cache is not None
         self._folder = Path(args.activation_cache)
         self._description = CacheDescription.read(self._folder)
-        self._made_with: dict[str, Any] = self._description.made_from["arguments"]
+        # What an earlier version's cache does not tell had one value alone, which is today's default.
+        defaults = {option.name: option.default for option in dataclasses.fields(args)}
+        self._made_with: dict[str, Any] = {
+            **{name: defaults[name] for name in ARGUMENTS.values()},
+            **self._description.made_from["arguments"],
+        }
         self.args = self._adopt(args)
 
     def _adopt(self, args: SAETrainingArguments) -> SAETrainingArguments:
@@ -216,7 +221,7 @@ class Cache:
             self._folder, places, rank=accelerator.process_index, world_size=accelerator.num_processes
         )
 
-    def refuse_other(self, base: feed.BaseModel, texts: feed.Texts) -> None:
+    def refuse_other(self, base: feed.BaseModel, texts: Texts) -> None:
         """Raises if the SAE would be measured on another model or another text than it was trained on.
 
         Raises:

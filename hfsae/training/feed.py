@@ -1,11 +1,11 @@
-"""What a run reads: the language model, its text split into disjoint parts, and the stream of shuffled activations."""
+"""What a run reads: the language model, blocks of its text, and the stream of shuffled activations."""
 
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,24 +19,21 @@ from hfsae.data import (
     LMActivations,
     RowSource,
     TensorActivations,
+    TextSource,
     TokenBlocks,
     default_window_tokens,
-    document_column,
-    load_text,
-    split_documents,
-    stdlib_digest,
 )
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.text import take
 from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.texts import Texts
 
 # The key of activations that a user brings without naming hook points.
 OWN_ACTIVATIONS = "activations"
 _CHUNK_ROWS = 8192
 # One row in so many of activations that were brought is kept for calibration.
 _HELD_OUT_SHARE = 50
-_STDLIB = "python-stdlib"
 
 
 @dataclass
@@ -134,82 +131,6 @@ def commit_of(name: str, revision: str | None) -> str | None:
     return config.parent.name
 
 
-@dataclass
-class Texts:
-    """Three disjoint parts of text.
-
-    Args:
-        train: What is trained on.
-        calibration: For thresholds, the mean activation and baselines.
-        evaluation: What is measured on; None where evaluation is off.
-        digest: Of the training text, where it is made on the spot.
-    """
-
-    train: Any
-    calibration: Any
-    evaluation: Any
-    digest: str | None = None
-
-
-def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any) -> Texts:
-    """The text of a run: datasets given as objects, or those the arguments name.
-
-    Documents are dealt to the parts by a hash of their content, so equal documents never stand on both sides.
-
-    Raises:
-        ValueError: If no dataset is given or named.
-    """
-    digest = None
-    if train_dataset is None:
-        if args.dataset_name is None:
-            raise ValueError("no text to train on: give dataset_name (a Hub dataset, a file, 'python-stdlib').")
-        train_dataset = load_text(
-            args.dataset_name,
-            config=args.dataset_config,
-            split=args.dataset_split,
-            streaming=args.streaming,
-            data_files=args.dataset_data_files,
-            revision=args.dataset_revision,
-        )
-        digest = stdlib_digest(args.dataset_split) if args.dataset_name == _STDLIB else None  # type: ignore[arg-type]
-    if eval_dataset is None and args.eval_dataset_name is not None:
-        eval_dataset = load_text(
-            args.eval_dataset_name, config=args.eval_dataset_config, split=args.eval_dataset_split
-        )
-    if isinstance(train_dataset, Tensor):
-        return _deal_tensor(train_dataset, eval_dataset)
-    if not hasattr(train_dataset, "select_columns"):
-        raise TypeError(
-            f"train_dataset is a {type(train_dataset).__name__}: expected a Dataset, an IterableDataset or a tensor "
-            "of token ids; make a dataset of a list with Dataset.from_dict({'text': texts})."
-        )
-    if args.eval_tokens and eval_dataset is None:
-        eval_dataset = _part(args, train_dataset, "evaluation")
-    return Texts(
-        train=_part(args, train_dataset, "train"),
-        calibration=_part(args, train_dataset, "calibration"),
-        evaluation=eval_dataset,
-        digest=digest,
-    )
-
-
-def _part(args: SAETrainingArguments, dataset: Any, part: Literal["train", "calibration", "evaluation"]) -> Any:
-    """One part of a dataset, its documents in the column that `TokenBlocks` reads them from."""
-    return split_documents(dataset, part, text_column=document_column(dataset, args.text_column, chat=args.chat))
-
-
-def _deal_tensor(ids: Tensor, eval_dataset: Any) -> Texts:
-    """Token ids (rows, length) have no documents to hash: the last rows are held out."""
-    held_out = max(1, len(ids) // _HELD_OUT_SHARE)
-    if len(ids) < 2 * held_out + 1:
-        raise ValueError(f"{len(ids)} rows of token ids are too few to hold some out for calibration and evaluation.")
-    return Texts(
-        train=ids[: -2 * held_out],
-        calibration=ids[-2 * held_out : -held_out],
-        evaluation=ids[-held_out:] if eval_dataset is None else eval_dataset,
-    )
-
-
 def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **options: Any) -> TokenBlocks:
     """Blocks of a part of the text, cut as the arguments say."""
     return TokenBlocks(
@@ -217,12 +138,10 @@ def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **op
         base.tokenizer,
         context_length=args.context_length,
         batch_size=args.lm_batch_sequences,
-        text_column=args.text_column,
         prepend_bos=args.prepend_bos,
-        mix_documents=args.mix_documents,
         exclude_special_tokens=args.exclude_special_tokens,
         exclude_positions=args.exclude_positions,
-        chat=args.chat,
+        **TextSource.of_arguments(vars(args)).reading,
         **options,
     )
 

@@ -89,24 +89,8 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
         baselines=True,
         all_processes=processes > 1,
         disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
-        protocol=_protocol(args) | ({"processes": processes} if processes > 1 else {}),
+        protocol=run.texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
     )
-
-
-def _protocol(args: SAETrainingArguments) -> dict[str, Any]:
-    """Which text the metrics come from, so that `hfsae eval` finds it again."""
-    trained = {"dataset": args.dataset_name, "dataset_config": args.dataset_config, "split": args.dataset_split}
-    if args.eval_dataset_name is None:
-        measured = {**trained, "part": "evaluation"}
-    else:
-        measured = {
-            "dataset": args.eval_dataset_name,
-            "dataset_config": args.eval_dataset_config,
-            "split": args.eval_dataset_split,
-            "part": None,
-        }
-    calibration = {**trained, "part": "calibration", "max_tokens": args.calibration_tokens}
-    return {**measured, "max_tokens": args.eval_tokens, "calibration": calibration if args.dataset_name else None}
 
 
 def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.caching import Cache
+from hfsae.training.texts import Texts, load_texts
 
 SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
 """What one SAE of many is made of: itself, its config, or training arguments that are its own."""
@@ -133,7 +134,7 @@ class Reading(NamedTuple):
     places: dict[str, str]
     targets: dict[str, str]
     base: feed.BaseModel | None
-    texts: feed.Texts | None
+    texts: Texts | None
     held_out: dict[str, Tensor]
     prepend_bos: bool | None
 
@@ -158,7 +159,7 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
         return _read_cache(args, inputs, accelerator)
     base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
     places, targets = _model_places(args, inputs, base)
-    texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+    texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
     source = feed.model_source(args, base, blocks, sorted({*places.values(), *targets.values()}))
     return Reading(args, source, places, targets, base, texts, {}, blocks.prepend_bos)
@@ -173,7 +174,7 @@ def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     if args.eval_tokens:
         # On the CPU until the end, when it is needed.
         base = feed.load_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
-        texts = feed.load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+        texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
         cache.refuse_other(base, texts)
     return Reading(args, source, places, targets, base, texts, source.held_out(), cache.prepend_bos)
 

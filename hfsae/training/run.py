@@ -25,6 +25,7 @@ from hfsae.training.learner import Learner
 from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
 from hfsae.training.sharding import refuse_unfit
+from hfsae.training.texts import Texts
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ class Run:
     args: SAETrainingArguments
     accelerator: Accelerator
     base: feed.BaseModel | None
-    texts: feed.Texts | None
+    texts: Texts | None
     held_out: dict[str, Tensor]
     stream: feed.Lookahead
     places: dict[str, str]

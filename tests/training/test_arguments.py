@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 from dataclasses import asdict, fields
@@ -7,7 +8,8 @@ import pytest
 
 import hfsae
 from hfsae import SAETrainingArguments
-from hfsae.data import default_window_tokens
+from hfsae.data import TokenBlocks, default_window_tokens
+from hfsae.data.text_source import ARGUMENTS, READING
 
 NAMES = [option.name for option in fields(SAETrainingArguments)]
 
@@ -19,7 +21,11 @@ def source_of_the_package() -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_is_read_somewhere_and_explained(name):
-    assert re.search(rf"\bargs\.{name}\b", source_of_the_package()), f"nothing reads {name}"
+    # Arguments that name a text are fields of one value, which reads them or hands them to whoever cuts blocks.
+    field = next((field for field, argument in ARGUMENTS.items() if argument == name), name)
+    handed_on = field in READING and field in inspect.signature(TokenBlocks).parameters
+    read = re.search(rf"\bargs\.{name}\b|\bself\.{field}\b", source_of_the_package())
+    assert handed_on or read, f"nothing reads {name}"
     option = next(option for option in fields(SAETrainingArguments) if option.name == name)
     assert option.metadata["help"].endswith(".")
 
@@ -34,6 +40,7 @@ def test_every_argument_is_read_somewhere_and_explained(name):
         ("sparsity_coefficient", -1.0), ("shuffle_window_tokens", -1), ("prefetch_batches", -1), ("eval_tokens", -1),
         ("lr_start", -1.0), ("lr_end", -1.0), ("warmup_steps", -1), ("max_grad_norm", -1.0), ("auxk_alpha", -1.0),
         ("save_steps", -1), ("seed", -1), ("sparsity_warmup_fraction", 1.5), ("lr_decay_fraction", -0.1),
+        ("calibration_share", 0.0), ("evaluation_share", 1.0),
         ("adam_beta1", 1.0), ("adam_beta2", -0.1), ("context_length", 1), ("learning_rate", 0.0),
         ("learning_rate", float("nan")), ("learning_rate", float("inf")), ("learning_rate", "quick"),
         ("lr_scheduler_type", "cosin"), ("revival", "auxkk"), ("decoder_center", "median"), ("model_dtype", "int8"),
