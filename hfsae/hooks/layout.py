@@ -1,22 +1,20 @@
 """Where the well-known places of a decoder lie in its module tree, found from the tree's structure.
 
-Model classes are not listed here. The blocks are the `ModuleList` that has one entry a layer, and what a block offers
-follows from the names and number of its children. `attn_out`, `mlp_out` and `resid_mid` are offered only in blocks
-whose every child is understood, because there a wrong guess would look right:
-
-    resid_pre + attn_out = resid_mid        resid_mid + mlp_out = resid_post
-
-holds wherever both sides are offered. In anything else the places are still there under their canonical names.
+Model classes are not listed here. The blocks are those of the list of modules that the model itself treats as its
+blocks, however many its config says there are; `hfsae.hooks.blocks` says what each of them offers. Whatever has no
+portable name is still there under its canonical name.
 """
 
 import inspect
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hfsae.hooks.points import HookPoint, HookPointError, Side
+from hfsae.hooks.blocks import Place, after_the_branches, block_places, transformer_lens_places
+from hfsae.hooks.inner import inner_model
+from hfsae.hooks.points import HookPoint, HookPointError
 
 LAYER_ROLES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_act", "mlp_out")
 """What a portable name can say of a layer, in the order in which a model's places are listed."""
@@ -24,82 +22,16 @@ LAYER_ROLES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "ml
 EMBED = "embed"
 """The portable name of the token embedding's output."""
 
-_ATTENTION = ("attn", "attention", "self_attn", "self_attention")
-_OTHER_MIXERS = ("mamba", "linear_attn", "conv", "temporal_block")
-_ATTENTION_PROJECTION = ("c_proj", "o_proj", "out_proj", "dense", "Wo")
-_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "mlp_block")
-_MLP_PROJECTION = ("c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "Wo")
+FINAL_NORM = "final_norm"
+"""The portable name of the output of the norm after the last block, which the LM head reads."""
 
-# Model types whose blocks bear the names of one of the wirings below but add up otherwise.
-_UNLIKE_THEIR_NAMES = ("beam", "gpt_neox_japanese", "minimax", "openai-gpt")
-
-
-@dataclass(frozen=True)
-class _Wiring:
-    """How one kind of block joins its two branches to the residual stream.
-
-    Attributes:
-        norms: Names of all the normalisations that the block holds.
-        attn_end: The norm that ends the attention's branch; empty where the attention's own output is added.
-        mlp_end: The same for the MLP's branch.
-        mid: The norm that takes the residual stream between the branches; empty where no module takes it alone.
-    """
-
-    norms: frozenset[str]
-    attn_end: str = ""
-    mlp_end: str = ""
-    mid: str = ""
-
-
-def _pre_norm(first: str, second: str) -> _Wiring:
-    return _Wiring(frozenset({first, second}), mid=second)
-
-
-_WIRINGS = (
-    # Pre-norm, one branch after the other.
-    _pre_norm("ln_1", "ln_2"),
-    _pre_norm("norm_1", "norm_2"),
-    _pre_norm("attn_norm", "mlp_norm"),
-    _pre_norm("input_layernorm", "post_attention_layernorm"),
-    _pre_norm("input_layernorm", "pre_feedforward_layernorm"),
-    _pre_norm("input_layernorm", "pre_ff_layernorm"),
-    _pre_norm("attention_layernorm", "feedforward_layernorm"),
-    _pre_norm("self_attn_layer_norm", "final_layer_norm"),
-    _pre_norm("operator_norm", "ffn_norm"),
-    _pre_norm("temporal_pre_norm", "channel_pre_norm"),
-    # Both branches read the block's input.
-    _Wiring(frozenset({"ln_1"})),
-    _Wiring(frozenset({"input_layernorm"})),
-    _Wiring(frozenset({"ln_attn", "ln_mlp"})),
-    # A norm before and a norm after each branch (Gemma 2 and 3; AFMoE; GLM-4).
-    _Wiring(
-        frozenset(
-            {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-        ),
-        attn_end="post_attention_layernorm",
-        mlp_end="post_feedforward_layernorm",
-        mid="pre_feedforward_layernorm",
-    ),
-    _Wiring(
-        frozenset({"input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"}),
-        attn_end="post_attention_layernorm",
-        mlp_end="post_mlp_layernorm",
-        mid="pre_mlp_layernorm",
-    ),
-    _Wiring(
-        frozenset({"input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"}),
-        attn_end="post_self_attn_layernorm",
-        mlp_end="post_mlp_layernorm",
-        mid="post_attention_layernorm",
-    ),
-    # A norm only after each branch (OLMo 2 and 3, EXAONE 4). The stream between them enters the MLP itself, where
-    # reading and writing mean `mlp_in`, so there is no `resid_mid`.
-    _Wiring(
-        frozenset({"post_attention_layernorm", "post_feedforward_layernorm"}),
-        attn_end="post_attention_layernorm",
-        mlp_end="post_feedforward_layernorm",
-    ),
+# The norm after the last block, by its name beside the list of blocks.
+_FINAL_NORMS = (
+    *("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm", "ln_out"),
+    *("embedding_norm", "out_norm", "output_layernorm", "layernorm", "ln"),
 )
+_COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers", "n_layer", "n_layers")
+"""What configs call the number of layers; some of these count an encoder's, or cache slots."""
 
 
 class DecoderLayout:
@@ -109,20 +41,17 @@ class DecoderLayout:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
 
     Raises:
-        HookPointError: If the model has no decoder whose layers can be told from other lists of modules.
+        HookPointError: If the model has no decoder whose blocks can be told from other lists of modules, or its blocks
+            pass more than the residual stream from one to the next.
     """
 
     def __init__(self, model: nn.Module):
         config: Any = getattr(model, "config", None)
+        if not hasattr(config, "get_text_config"):
+            raise HookPointError(_without_config(model))
         self.model = model
-        self.config: Any = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
-        n_layers = getattr(self.config, "num_hidden_layers", None)
-        if n_layers is None:
-            raise HookPointError(
-                f"{type(model).__name__} carries no transformers config that counts its layers; name the place by its "
-                f"module path and side, such as 'layers.3.output'"
-            )
-        self.layers_path, self.blocks = _find_blocks(model, n_layers)
+        self.config: Any = config.get_text_config(decoder=True)
+        self.layers_path, self.blocks = _find_blocks(model, self.config)
 
     @classmethod
     def find(cls, model: nn.Module) -> "DecoderLayout | None":
@@ -145,13 +74,33 @@ class DecoderLayout:
         except (AttributeError, NotImplementedError):
             return None
         path = next((path for path, module in self.model.named_modules() if module is embedding), None)
-        return HookPoint(path, "output") if path else None
+        return HookPoint(path, "output") if path and is_called(embedding) else None
+
+    @cached_property
+    def final_norm(self) -> HookPoint | None:
+        """Output of the norm after the last block; None where there is none beside the list of blocks."""
+        around = self.model.get_submodule(self.decoder_path)
+        children = [name for name, _ in around.named_children()]
+        name = next((name for name in _FINAL_NORMS if name in children), None)
+        return HookPoint(f"{self.decoder_path}.{name}".lstrip("."), "output") if name else None
 
     def places(self, layer: int) -> dict[str, HookPoint]:
         """What one layer offers, by role (`"resid_pre"`, `"attn_out"`, ...)."""
-        block = self.block_path(layer)
-        found = _block_places(self.blocks[layer], self.config)
-        return {role: _below(block, *found[role]) for role in LAYER_ROLES if role in found}
+        found = block_places(self.blocks[layer], self.config)
+        return {role: self._below(layer, found[role]) for role in LAYER_ROLES if role in found}
+
+    def transformer_lens_places(self, layer: int) -> dict[str, HookPoint]:
+        """What one layer offers beside that, by TransformerLens' names (`"mlp.hook_out"`, `"attn.hook_q"`, ...)."""
+        found = transformer_lens_places(self.blocks[layer], self.config)
+        return {name: self._below(layer, place) for name, place in found.items()}
+
+    def after_the_branches(self, layer: int) -> tuple[str, ...]:
+        """What turns `resid_mid + mlp_out` of a layer into its `resid_post`; empty where the two are equal."""
+        return after_the_branches(self.blocks[layer])
+
+    def _below(self, layer: int, place: Place) -> HookPoint:
+        path, side = place
+        return HookPoint(f"{self.block_path(layer)}.{path}" if path else self.block_path(layer), side)
 
     def block_path(self, layer: int) -> str:
         """Path of one layer's block."""
@@ -171,7 +120,9 @@ class DecoderLayout:
     def roles(self, hook_point: HookPoint) -> set[str]:
         """What portable names say of a place in a layer; empty for one that has no portable name."""
         layer = self.layer_of(hook_point.path)
-        return set() if layer is None else {role for role, place in self.places(layer).items() if place == hook_point}
+        places = {} if layer is None else self.places(layer)
+        asked = (hook_point.path, hook_point.side)
+        return {role for role, place in places.items() if (place.path, place.side) == asked}
 
     def has_plain_stream(self, hook_point: HookPoint) -> bool:
         """Whether the residual stream around a place in a layer is known to be a single one, `hidden_size` wide."""
@@ -179,100 +130,74 @@ class DecoderLayout:
         return layer is not None and not {"resid_mid", "mlp_out"}.isdisjoint(self.places(layer))
 
 
-def _find_blocks(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    """The shallowest `ModuleList` of the right length: in the model's decoder, else anywhere in it."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # pyright: ignore[reportCallIssue]
-    prefix = next((path for path, module in model.named_modules() if module is decoder), "")
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+def is_called(module: nn.Module | None) -> bool:
+    """Whether a module can have an input and an output; lists of modules are only looked into."""
+    return module is not None and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _find_blocks(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    """The shallowest list of blocks: in the model's decoder, else anywhere in it.
+
+    Where several lie equally deep it is the one that is as long as the config says.
+    """
+    counts = [count for name in _COUNTS if isinstance(count := getattr(config, name, None), int)]
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and module]
+    declared = [(path, module) for path, module in lists if _are_blocks(model, module)]
+    # Older code does not say what its blocks are: any list that is as long as the config says may be theirs.
+    known = declared or [
+        (path, module) for path, module in lists if len(module) in counts and any(module[0].children())
     ]
-    inside = [(path, module) for path, module in lists if not prefix or path.startswith(f"{prefix}.")]
-    candidates = inside or lists
+    prefix = _decoder_path(model)
+    candidates = [(path, module) for path, module in known if path.startswith(f"{prefix}.")] or known
     depth = min((path.count(".") for path, _ in candidates), default=0)
     shallowest = [(path, module) for path, module in candidates if path.count(".") == depth]
-    if len(shallowest) != 1:
-        found = ", ".join(path for path, _ in shallowest) or "none"
+    fitting = [(path, module) for path, module in shallowest if len(module) in counts[:1]]
+    found = shallowest if len(shallowest) == 1 else fitting
+    if len(found) != 1:
+        raise HookPointError(_ambiguous(model, counts, shallowest or lists))
+    path, blocks = found[0]
+    _check_one_stream(blocks[0])
+    return path, blocks
+
+
+def _decoder_path(model: nn.Module) -> str:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # pyright: ignore[reportCallIssue]
+    return next((path for path, module in model.named_modules() if module is decoder), "")
+
+
+def _are_blocks(model: nn.Module, modules: nn.ModuleList) -> bool:
+    """Whether every entry is what the model's own code treats as a block."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return all(isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names for module in modules)
+
+
+def _check_one_stream(block: nn.Module) -> None:
+    """Refuses blocks that take something before the residual stream (Reformer's take two streams)."""
+    parameters = list(inspect.signature(block.forward).parameters)
+    if "hidden_states" in parameters[1:]:
         raise HookPointError(
-            f"cannot tell the decoder layers of {type(model).__name__}: its config says {n_layers} layers, and the "
-            f"lists of {n_layers} modules are: {found}. Name the place by its module path and side instead"
+            f"{type(block).__name__} takes {parameters[0]!r} beside 'hidden_states': more than one stream goes from "
+            f"block to block, and no portable name says which. Name the place by its module path and side instead"
         )
-    return shallowest[0]
 
 
-def _below(block: str, path: str, side: Side) -> HookPoint:
-    return HookPoint(f"{block}.{path}" if path else block, side)
+def _ambiguous(model: nn.Module, counts: list[int], lists: list[tuple[str, nn.ModuleList]]) -> str:
+    said = f"its config says {counts[0]} layers" if counts else "its config counts no layers"
+    found = ", ".join(f"{path} ({len(modules)})" for path, modules in lists) or "none"
+    example = f"{lists[0][0]}.0.output" if lists else "decoder.3.output"
+    return (
+        f"cannot tell the decoder layers of {type(model).__name__}: {said}, and the lists of modules that may be them "
+        f"are: {found}. Name the place by its module path and side instead, such as '{example}'"
+    )
 
 
-def _block_places(block: nn.Module, config: Any) -> dict[str, tuple[str, Side]]:
-    """What a block offers: role to (path below the block, side)."""
-    children = dict(block.named_children())
-    places: dict[str, tuple[str, Side]] = {"resid_pre": ("", "input"), "resid_post": ("", "output")}
-
-    attention = next((name for name in _ATTENTION if name in children), "")
-    attention_projection = _projection(children, attention, _ATTENTION_PROJECTION)
-    if attention_projection:
-        places["attn_z"] = (attention_projection, "input")
-
-    mlp = next((name for name in _MLP if name in children), "")
-    mlp_projection = _projection(children, mlp, _MLP_PROJECTION)
-    if mlp:
-        places["mlp_in"] = (mlp, "input")
-    elif {"fc1", "fc2"} <= children.keys():  # OPT's blocks hold the MLP's two matrices themselves.
-        mlp = mlp_projection = "fc2"
-        places["mlp_in"] = ("fc1", "input")
-    if mlp_projection:
-        places["mlp_act"] = (mlp_projection, "input")
-
-    wiring = _wiring(children, config)
-    if wiring is None or not mlp:
-        return places
-    if wiring.mid:
-        places["resid_mid"] = (wiring.mid, "input")
-    if _adds_plainly(block):
-        if attention:
-            branch = attention_projection if _takes_residual(children[attention]) else attention
-            places["attn_out"] = (wiring.attn_end or branch, "output")
-        branch = mlp_projection if _takes_residual(children[mlp]) else mlp
-        places["mlp_out"] = (wiring.mlp_end or branch, "output")
-    return places
-
-
-def _projection(children: dict[str, nn.Module], branch: str, names: tuple[str, ...]) -> str:
-    """Path of a branch's last matrix; empty where there is none, as in a mixture of fused experts."""
-    if not branch:
-        return ""
-    inner = dict(children[branch].named_children())
-    if set(inner) == {"attention"}:  # GPT-Neo wraps its attention once more.
-        return _projection(children | {f"{branch}.attention": inner["attention"]}, f"{branch}.attention", names)
-    return next((f"{branch}.{name}" for name in names if name in inner), "")
-
-
-def _wiring(children: dict[str, nn.Module], config: Any) -> _Wiring | None:
-    """The block's wiring, or None unless every child is accounted for and there is exactly one token mixer."""
-    if sum(name in children for name in _ATTENTION + _OTHER_MIXERS) != 1:
-        return None
-    if config.model_type in _UNLIKE_THEIR_NAMES:
-        return None
-    if not getattr(config, "do_layer_norm_before", True):
-        return None  # The stream itself is normalised after each addition (OPT's option).
-    if getattr(config, "apply_residual_connection_post_layernorm", False):
-        return None  # The stream restarts from the norm's output (Bloom's option).
-    known = {*_ATTENTION, *_OTHER_MIXERS, *_MLP, "fc1", "fc2", "activation_fn"}
-    norms = {name for name in children if name not in known and "dropout" not in name}
-    if getattr(config, "use_parallel_residual", False):  # GPT-NeoX and StableLM, where it is an option.
-        return _Wiring(frozenset(norms))
-    return next((wiring for wiring in _WIRINGS if wiring.norms == norms), None)
-
-
-def _adds_plainly(block: nn.Module) -> bool:
-    """False where the block scales what its modules return, or the sum (Granite, MiniCPM 3; Doge, Gemma 4)."""
-    own_tensors = [*block.parameters(recurse=False), *block.buffers(recurse=False)]
-    own_numbers = [value for name, value in vars(block).items() if isinstance(value, float) and "dropout" not in name]
-    return not own_tensors and all(number == 1 for number in own_numbers)
-
-
-def _takes_residual(branch: nn.Module) -> bool:
-    """Whether a branch is handed the residual stream and returns the sum (Bloom, MPT's MLP)."""
-    return "residual" in inspect.signature(branch.forward).parameters
+def _without_config(model: nn.Module) -> str:
+    name = type(model).__name__
+    try:
+        inside = inner_model(model)
+    except (TypeError, ValueError):
+        return (
+            f"{name} carries no transformers config, so its layers cannot be told; name the place by its module path "
+            f"and side, such as 'layers.3.output'"
+        )
+    return f"{name} is a wrapper: pass the {type(inside).__name__} inside, which hfsae.hooks.inner_model finds"

@@ -2,11 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from hfsae.hooks.layout import EMBED, LAYER_ROLES, DecoderLayout
+from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
+from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
 from hfsae.hooks.points import HookPoint, HookPointError
 
 _TRANSFORMER_LENS = {
@@ -19,8 +20,23 @@ _TRANSFORMER_LENS = {
     "mlp_act": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }
-_TRANSFORMER_LENS_EMBED = "hook_embed"
 _ROLE_OF_TRANSFORMER_LENS = {name: role for role, name in _TRANSFORMER_LENS.items()}
+_ROLE_OF_TRANSFORMER_LENS |= {"hook_in": "resid_pre", "hook_out": "resid_post"}
+_MODEL_WIDE = {
+    EMBED: EMBED,
+    "hook_embed": EMBED,
+    "embed.hook_out": EMBED,
+    FINAL_NORM: FINAL_NORM,
+    "ln_final": FINAL_NORM,
+    "ln_final.hook_out": FINAL_NORM,
+}
+"""Names of places that lie in no layer, ours and TransformerLens', and what they mean."""
+_MODEL_WIDE_TRANSFORMER_LENS = {EMBED: "hook_embed", FINAL_NORM: "ln_final.hook_out"}
+
+_HOOK_NORMALIZED = (
+    "TransformerLens' hook_normalized is what a norm computes before it multiplies by its weight, and no module of a "
+    "Hugging Face model returns that; ln2.hook_out is what it returns"
+)
 
 _WRAPPERS = ("model", "language_model", "text_model", "decoder", "base_model")
 """What the modules around a decoder's list of layers are called, beside the model class's own `base_model_prefix`."""
@@ -35,8 +51,9 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
 
     Args:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
-        name: A portable name (`"resid_post.8"`, `"attn_out.-1"`, `"embed"`; `"layers.8"` means `"resid_post.8"`), a
-            TransformerLens name (`"blocks.8.hook_resid_pre"`), or a canonical name (`"transformer.h.8.output"`).
+        name: A portable name (`"resid_post.8"`, `"attn_out.-1"`, `"embed"`, `"final_norm"`; `"layers.8"` means
+            `"resid_post.8"`), a TransformerLens name (`"blocks.8.hook_resid_pre"`, `"blocks.8.mlp.hook_out"`,
+            `"ln_final.hook_out"`), or a canonical name (`"transformer.h.8.output"`).
             Negative layers count from the end. A canonical name of the same decoder in another wrapping is found
             too: `"model.layers.3.output"` in a base model, where it is `layers.3.output`, or in a multimodal model,
             where it is `model.language_model.layers.3.output`.
@@ -93,11 +110,28 @@ def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str |
     asked = [names] if isinstance(names, str | HookPoint) else list(names)
     if not asked:
         raise HookPointError("no hook point was named")
-    layout = DecoderLayout.find(model)
+    layout, reason = _layout(model)
     points: dict[str, HookPoint] = {}
     for name in asked:
-        points |= _expand(model, layout, str(name))
+        try:
+            points |= _expand(model, layout, str(name))
+        except HookPointError as error:
+            if layout is None:
+                raise HookPointError(f"{error}. Only module paths can name its places, because {reason}") from error
+            raise
     return points
+
+
+def _layout(model: nn.Module) -> tuple[DecoderLayout | None, str]:
+    """The model's layout; where it has none, why."""
+    if isinstance(model, nn.DataParallel):
+        raise HookPointError(
+            "DataParallel runs copies of the model, which hooks do not reach: pass the model inside, model.module"
+        )
+    try:
+        return DecoderLayout(model), ""
+    except HookPointError as error:
+        return None, str(error)
 
 
 def available_hook_points(model: nn.Module) -> dict[str, HookPoint]:
@@ -141,19 +175,27 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
         HookPointError: If the model has no such place.
     """
     name = portable_name(model, hook_point)
-    return None if name is None else _to_transformer_lens(name)
+    if name is not None:
+        return _to_transformer_lens(name)
+    point = resolve_hook_point(model, hook_point)
+    layout = DecoderLayout.find(model)
+    layer = layout.layer_of(point.path) if layout is not None else None
+    if layout is None or layer is None:
+        return None
+    places = layout.transformer_lens_places(layer)
+    return next((f"blocks.{layer}.{tail}" for tail, place in places.items() if place == point), None)
 
 
 def _to_transformer_lens(portable: str) -> str:
     role, _, layer = portable.partition(".")
-    return _TRANSFORMER_LENS_EMBED if role == EMBED else f"blocks.{layer}.{_TRANSFORMER_LENS[role]}"
+    return _MODEL_WIDE_TRANSFORMER_LENS.get(role) or f"blocks.{layer}.{_TRANSFORMER_LENS[role]}"
 
 
 def _available(layout: DecoderLayout) -> dict[str, HookPoint]:
     available = {EMBED: layout.embed} if layout.embed is not None else {}
     for layer in range(len(layout.blocks)):
         available |= {f"{role}.{layer}": point for role, point in layout.places(layer).items()}
-    return available
+    return available | ({FINAL_NORM: layout.final_norm} if layout.final_norm is not None else {})
 
 
 def _names_several(name: str) -> bool:
@@ -161,28 +203,37 @@ def _names_several(name: str) -> bool:
 
 
 def _expand(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
-    if name in (EMBED, _TRANSFORMER_LENS_EMBED):
-        if layout is None or layout.embed is None:
+    if name in _MODEL_WIDE:
+        point = None if layout is None else layout.embed if _MODEL_WIDE[name] == EMBED else layout.final_norm
+        if point is None:
             raise _unknown(model, layout, name)
-        return {name: layout.embed}
+        return {name: point}
     if layout is not None and (match := _TRANSFORMER_LENS_NAME.fullmatch(name)):
-        role = _ROLE_OF_TRANSFORMER_LENS.get(match["tail"])
-        if role is not None:
-            return _expand_layers(layout, name, role, match["selector"], f"blocks.{{}}.{match['tail']}")
+        role = _ROLE_OF_TRANSFORMER_LENS.get(match["tail"], match["tail"])
+        places = layout.places if role in LAYER_ROLES else layout.transformer_lens_places
+        if role in LAYER_ROLES or role in TRANSFORMER_LENS_ONLY:
+            return _expand_layers(layout, name, role, match["selector"], f"blocks.{{}}.{match['tail']}", places)
     if layout is not None and (match := _PORTABLE_NAME.fullmatch(name)):
         role = "resid_post" if match["role"] == "layers" else match["role"]
         if role in LAYER_ROLES:
-            return _expand_layers(layout, name, role, match["selector"], f"{match['role']}.{{}}")
+            return _expand_layers(layout, name, role, match["selector"], f"{match['role']}.{{}}", layout.places)
     return _expand_canonical(model, layout, name)
 
 
-def _expand_layers(layout: DecoderLayout, name: str, role: str, selector: str, template: str) -> dict[str, HookPoint]:
+def _expand_layers(
+    layout: DecoderLayout,
+    name: str,
+    role: str,
+    selector: str,
+    template: str,
+    places: Callable[[int], dict[str, HookPoint]],
+) -> dict[str, HookPoint]:
     """The places of one role in the selected layers, each under the name that `template` gives it."""
     layers = _select(layout, selector, name)
-    found = {layer: places[role] for layer in layers if role in (places := layout.places(layer))}
+    found = {layer: place for layer in layers if (place := places(layer).get(role)) is not None}
     lacking = [layer for layer in layers if layer not in found]
     if not found or (lacking and selector != "*"):
-        raise _lacks_role(layout, role, lacking[0])
+        raise _lacks_role(layout, role, lacking[0], places)
     if not _names_several(name):
         return {name: found[layers[0]]}
     return {template.format(layer): point for layer, point in found.items()}
@@ -236,7 +287,7 @@ def _select(layout: DecoderLayout, selector: str, name: str) -> list[int]:
 
 def _locate(model: nn.Module, layout: DecoderLayout | None, path: str) -> str | None:
     """The path of a module in this model; also of one that is named as in another wrapping of the same decoder."""
-    if _is_called(_module_at(model, path)):
+    if is_called(_module_at(model, path)):
         return path
     if layout is None:
         return None
@@ -244,7 +295,7 @@ def _locate(model: nn.Module, layout: DecoderLayout | None, path: str) -> str | 
     parts = path.split(".")
     while parts:
         moved = ".".join([layout.decoder_path, *parts]).strip(".")
-        if _is_called(_module_at(model, moved)):
+        if is_called(_module_at(model, moved)):
             return moved
         if parts.pop(0) not in wrappers:
             return None
@@ -258,11 +309,6 @@ def _module_at(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _is_called(module: nn.Module | None) -> bool:
-    """Whether a module can have an input and an output; lists of modules are only looked into."""
-    return module is not None and not isinstance(module, nn.ModuleList | nn.ModuleDict)
-
-
 def _out_of_range(layout: DecoderLayout, layer: int, name: str) -> HookPointError:
     n_layers = len(layout.blocks)
     return HookPointError(
@@ -271,12 +317,15 @@ def _out_of_range(layout: DecoderLayout, layer: int, name: str) -> HookPointErro
     )
 
 
-def _lacks_role(layout: DecoderLayout, role: str, layer: int) -> HookPointError:
+def _lacks_role(
+    layout: DecoderLayout, role: str, layer: int, places: Callable[[int], dict[str, HookPoint]]
+) -> HookPointError:
     block = type(layout.blocks[layer]).__name__
-    having = [str(i) for i in range(len(layout.blocks)) if role in layout.places(i)]
+    having = [str(i) for i in range(len(layout.blocks)) if role in places(i)]
     elsewhere = f"layers that have it: {', '.join(having)}" if having else "no layer of this model has it"
+    why = f". {_HOOK_NORMALIZED}" if role == "ln2.hook_normalized" else ""
     return HookPointError(
-        f"layer {layer}, a {block}, has no {role}; it offers {', '.join(layout.places(layer))} ({elsewhere}). Any "
+        f"layer {layer}, a {block}, has no {role}; it offers {', '.join(places(layer))} ({elsewhere}){why}. Any "
         f"other place can be named by its module path and side, such as '{layout.block_path(layer)}.output'"
     )
 
@@ -291,7 +340,7 @@ def _unknown(model: nn.Module, layout: DecoderLayout | None, name: str) -> HookP
     prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
     parent = next((prefix for prefix in prefixes if _module_at(model, prefix) is not None), "")
     below = [f"{parent}.{child}".strip(".") for child, _ in model.get_submodule(parent).named_children()]
-    around = [place for place in (parent, *below) if place and _is_called(model.get_submodule(place))]
+    around = [place for place in (parent, *below) if place and is_called(model.get_submodule(place))]
     portable = _available(layout) if layout is not None else {}
     if name.startswith("blocks."):
         portable = [_to_transformer_lens(place) for place in portable]

@@ -23,6 +23,7 @@ class Family:
         blocks: Path of the list of blocks.
         embed: Path of the token embedding.
         places: A block's places beside its own input and output: role to path below the block, with the side.
+        norm: Path of the norm after the last block, beside the list of blocks; empty where there is none.
         last_places: The same for the last block, where it is of another kind.
         model_class: Where it is not what `AutoModelForCausalLM` picks.
     """
@@ -32,7 +33,14 @@ class Family:
     embed: str
     places: Places
     last_places: Places | None = None
+    norm: str = "norm"
     model_class: type[PreTrainedModel] | None = None
+
+    @property
+    def around(self) -> Places:
+        """Places in no layer: portable name to canonical name."""
+        norm = f"{self.blocks.rpartition('.')[0]}.{self.norm}.output"
+        return {"embed": f"{self.embed}.output"} | ({"final_norm": norm} if self.norm else {})
 
     def expected(self, layer: int) -> Places:
         """All places of a layer: role to canonical name."""
@@ -127,8 +135,10 @@ OPT = {
 }
 
 
-def _llama_like(config: Callable[..., PreTrainedConfig], places: Places = LLAMA, /, **settings) -> Family:
-    return Family(lambda: config(**HEADS_OF_8 | settings), "model.layers", "model.embed_tokens", places)
+def _llama_like(
+    config: Callable[..., PreTrainedConfig], places: Places = LLAMA, /, *, norm: str = "norm", **settings
+) -> Family:
+    return Family(lambda: config(**HEADS_OF_8 | settings), "model.layers", "model.embed_tokens", places, norm=norm)
 
 
 def _gemma_3_with_vision() -> PreTrainedConfig:
@@ -157,24 +167,30 @@ def _falcon(places: Places, **settings) -> Family:
         "vocab_size": VOCABULARY,
     }
     config = lambda: hf.FalconConfig(**sizes, bos_token_id=1, eos_token_id=2, **settings)  # noqa: E731
-    return Family(config, "transformer.h", "transformer.word_embeddings", places)
+    return Family(config, "transformer.h", "transformer.word_embeddings", places, norm="ln_f")
 
 
 def _bloom(places: Places, **settings) -> Family:
     sizes: dict[str, Any] = {"hidden_size": 16, "n_layer": LAYERS, "n_head": 2, "vocab_size": VOCABULARY}
-    return Family(lambda: hf.BloomConfig(**sizes, **settings), "transformer.h", "transformer.word_embeddings", places)
+    return Family(
+        lambda: hf.BloomConfig(**sizes, **settings),
+        "transformer.h",
+        "transformer.word_embeddings",
+        places,
+        norm="ln_f",
+    )
 
 
 def _opt(places: Places, **settings) -> Family:
     sizes = without(SMALL, "intermediate_size", "num_key_value_heads") | {"ffn_dim": 24, "word_embed_proj_dim": 16}
-    return Family(
-        lambda: hf.OPTConfig(**sizes | settings), "model.decoder.layers", "model.decoder.embed_tokens", places
-    )
+    norm = "final_layer_norm" if settings.get("do_layer_norm_before", True) else ""
+    config = lambda: hf.OPTConfig(**sizes | settings)  # noqa: E731
+    return Family(config, "model.decoder.layers", "model.decoder.embed_tokens", places, norm=norm)
 
 
 def _gpt_neox(places: Places, **settings) -> Family:
     config = lambda: hf.GPTNeoXConfig(**without(SMALL, "num_key_value_heads"), **settings)  # noqa: E731
-    return Family(config, "gpt_neox.layers", "gpt_neox.embed_in", places)
+    return Family(config, "gpt_neox.layers", "gpt_neox.embed_in", places, norm="final_layer_norm")
 
 
 def _mamba() -> PreTrainedConfig:
@@ -205,6 +221,21 @@ def _jamba() -> PreTrainedConfig:
     return hf.JambaConfig(**SMALL, **attention, **experts, **mamba)
 
 
+def _gemma_4(**settings) -> PreTrainedConfig:
+    sizes: dict[str, Any] = HEADS_OF_8 | {"global_head_dim": 8, "vocab_size_per_layer_input": VOCABULARY}
+    return hf.Gemma4TextConfig(**sizes, hidden_size_per_layer_input=4, num_kv_shared_layers=0, **settings)
+
+
+MBART: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 3,  # which its config calls num_hidden_layers
+    "decoder_layers": LAYERS,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 24,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
 _JAMBA = {"resid_mid": "pre_ff_layernorm.input", "mlp_in": "feed_forward.input", "mlp_out": "feed_forward.output"}
 _JAMBA_ATTENTION = {"attn_out": "self_attn.output", "attn_z": "self_attn.o_proj.input"}
 _PARALLEL = without(LLAMA, "resid_mid")
@@ -230,24 +261,38 @@ FAMILIES = {
         GEMMA_2,
         model_class=hf.Gemma3ForConditionalGeneration,
     ),
+    "gemma4": Family(_gemma_4, "model.layers", "model.embed_tokens", GEMMA_2),
+    "gemma4-experts": Family(
+        lambda: _gemma_4(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=8),
+        "model.layers",
+        "model.embed_tokens",
+        without(GEMMA_2, "mlp_in", "mlp_act"),
+    ),
     "glm4": _llama_like(
         hf.Glm4Config, LLAMA | {"attn_out": "post_self_attn_layernorm.output", "mlp_out": "post_mlp_layernorm.output"}
     ),
     "gpt-neo": Family(
-        _gpt_neo, "transformer.h", "transformer.wte", GPT_2 | {"attn_z": "attn.attention.out_proj.input"}
+        _gpt_neo, "transformer.h", "transformer.wte", GPT_2 | {"attn_z": "attn.attention.out_proj.input"}, norm="ln_f"
     ),
     "gpt-neox": _gpt_neox(without(GPT_NEOX, "resid_mid")),
     "gpt-neox-sequential": _gpt_neox(GPT_NEOX, use_parallel_residual=False),
     "gpt-oss": _llama_like(hf.GptOssConfig, _FUSED_EXPERTS, **EXPERTS),
-    "gpt2": Family(lambda: hf.GPT2Config(**SMALL_GPT), "transformer.h", "transformer.wte", GPT_2),
+    "gpt2": Family(lambda: hf.GPT2Config(**SMALL_GPT), "transformer.h", "transformer.wte", GPT_2, norm="ln_f"),
     "gptj": Family(
         lambda: hf.GPTJConfig(**SMALL_GPT, rotary_dim=4),
         "transformer.h",
         "transformer.wte",
         without(GPT_2, "resid_mid") | {"attn_z": "attn.out_proj.input", "mlp_act": "mlp.fc_out.input"},
+        norm="ln_f",
     ),
     "granite": _llama_like(
         hf.GraniteConfig, without(LLAMA, "attn_out", "mlp_out"), residual_multiplier=0.25, embedding_multiplier=3.0
+    ),
+    "granite-shared-experts": _llama_like(
+        hf.GraniteMoeSharedConfig,
+        without(_FUSED_EXPERTS, "mlp_out") | {"mlp_in": "post_attention_layernorm.output"},
+        shared_intermediate_size=12,
+        **EXPERTS,
     ),
     "jamba": Family(
         _jamba,
@@ -255,18 +300,34 @@ FAMILIES = {
         "model.embed_tokens",
         _JAMBA | {"mlp_act": "feed_forward.down_proj.input"},
         _JAMBA | _JAMBA_ATTENTION,
+        norm="final_layernorm",
     ),
     "llama": _llama_like(hf.LlamaConfig, num_key_value_heads=1),
-    "mamba": Family(_mamba, "backbone.layers", "backbone.embeddings", {}),
+    "mamba": Family(_mamba, "backbone.layers", "backbone.embeddings", {}, norm="norm_f"),
+    "mbart": Family(
+        lambda: hf.MBartConfig(**MBART), "model.decoder.layers", "model.decoder.embed_tokens", OPT, norm="layer_norm"
+    ),
     "mistral": _llama_like(hf.MistralConfig, num_key_value_heads=1),
     "mixtral": _llama_like(hf.MixtralConfig, _FUSED_EXPERTS, **EXPERTS),
+    "nemotron-h": Family(
+        lambda: hf.NemotronHConfig(**HEADS_OF_8 | {"layers_block_type": ["attention", "mlp"]}),
+        "model.layers",
+        "model.embeddings",
+        {"attn_out": "mixer.output", "attn_z": "mixer.o_proj.input"},
+        {"mlp_in": "mixer.input", "mlp_act": "mixer.down_proj.input", "mlp_out": "mixer.output"},
+        norm="norm_f",
+    ),
     "olmo2": _llama_like(hf.Olmo2Config, without(GEMMA_2, "resid_mid")),
     "olmoe": _llama_like(hf.OlmoeConfig, _FUSED_EXPERTS, **EXPERTS),
     "opt": _opt(OPT),
     "opt-post-norm": _opt(
         without(OPT, "resid_mid", "attn_out", "mlp_out"), do_layer_norm_before=False, word_embed_proj_dim=8
     ),
-    "phi": _llama_like(hf.PhiConfig, _PARALLEL | {"attn_z": "self_attn.dense.input", "mlp_act": "mlp.fc2.input"}),
+    "phi": _llama_like(
+        hf.PhiConfig,
+        _PARALLEL | {"attn_z": "self_attn.dense.input", "mlp_act": "mlp.fc2.input"},
+        norm="final_layernorm",
+    ),
     "phi3": _llama_like(hf.Phi3Config),
     "qwen2": _llama_like(hf.Qwen2Config, num_key_value_heads=1),
     "qwen3": _llama_like(hf.Qwen3Config),

@@ -1,12 +1,23 @@
 """Each family's well-known places: which are offered, where they lie, and that they are what their names say."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    ReformerConfig,
+    ReformerModelWithLMHead,
+)
 
 from hfsae.hooks import HookPointError, available_hook_points, capture, resolve_hook_point
-from tests.hooks.families import FAMILIES, LAYERS, build, input_ids
+from hfsae.hooks.layout import DecoderLayout
+from tests.hooks.families import FAMILIES, LAYERS, MBART, build, input_ids
 from tests.hooks.witness import first, recorded
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -28,7 +39,7 @@ def close(left: torch.Tensor, right: torch.Tensor) -> None:
 @every_family
 def test_the_names_on_offer_are_the_family_s_places_and_no_others(name):
     family = FAMILIES[name]
-    expected = {"embed": f"{family.embed}.output"}
+    expected = dict(family.around)
     for layer in range(LAYERS):
         expected |= {f"{role}.{layer}": place for role, place in family.expected(layer).items()}
     offered = available_hook_points(build(name))
@@ -64,7 +75,7 @@ def test_each_layer_hands_its_output_to_the_next(name, activations):
     assert torch.equal(activations["resid_post.0"], activations["resid_pre.1"])
 
 
-@every_family
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("gemma4")])
 def test_the_branches_add_up_to_the_residual_stream_wherever_they_are_offered(name, activations):
     for layer in range(LAYERS):
         here = {key.split(".")[0]: value for key, value in activations.items() if key.endswith(f".{layer}")}
@@ -74,6 +85,49 @@ def test_the_branches_add_up_to_the_residual_stream_wherever_they_are_offered(na
             close(here["resid_pre"] + here["attn_out"], here["resid_mid"])
         if {"mlp_out", "resid_mid"} <= here.keys():
             close(here["resid_mid"] + here["mlp_out"], here["resid_post"])
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4-experts"])
+def test_gemma_4_adds_what_the_token_says_and_scales_the_stream_after_its_branches(name):
+    model = build(name)
+    for layer in range(LAYERS):
+        assert DecoderLayout(model).after_the_branches(layer) == ("post_per_layer_input_norm", "layer_scalar")
+        block = model.get_submodule(f"model.layers.{layer}")
+        added = f"model.layers.{layer}.post_per_layer_input_norm.output"
+        roles = [f"{role}.{layer}" for role in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")]
+        block.layer_scalar.fill_(0.75)
+        try:
+            with capture(model, [*roles, added]) as found:
+                found.run(input_ids=input_ids())
+        finally:
+            block.layer_scalar.fill_(1.0)
+        pre, attn, mid, mlp, post = (found[role] for role in roles)
+        close(pre + attn, mid)
+        close((mid + mlp + found[added]) * 0.75, post)
+
+
+def test_blocks_with_one_branch_each_offer_it_by_its_kind():
+    with capture(build("nemotron-h"), ["resid_pre.*", "attn_out.0", "mlp_out.1", "resid_post.*"]) as found:
+        found.run(input_ids=input_ids())
+    close(found["resid_pre.0"] + found["attn_out.0"], found["resid_post.0"])
+    close(found["resid_pre.1"] + found["mlp_out.1"], found["resid_post.1"])
+
+
+def test_layers_are_counted_from_the_modules_whatever_the_config_says():
+    config = FAMILIES["mbart"].config()
+    assert config.num_hidden_layers == 3 and config.decoder_layers == LAYERS
+    assert len(DecoderLayout(build("mbart")).blocks) == LAYERS
+    model = AutoModelForCausalLM.from_config(FAMILIES["llama"].config())
+    model.config.num_hidden_layers = 7
+    assert len(DecoderLayout(model).blocks) == LAYERS
+
+
+def test_a_model_that_uses_its_cross_attention_does_not_offer_the_attention_alone():
+    sizes = {"encoder_attention_heads": 2, "encoder_ffn_dim": 24, "bos_token_id": 1, "eos_token_id": 2}
+    model = MBartForConditionalGeneration(MBartConfig(**MBART | sizes))
+    offered = available_hook_points(model)
+    assert str(offered["mlp_out.1"]) == "model.decoder.layers.1.fc2.output" and "attn_out.1" not in offered
+    assert f"resid_post.{LAYERS}" not in offered
 
 
 @every_family
@@ -138,6 +192,14 @@ def test_a_model_without_a_config_has_canonical_names_only():
 
 def test_layers_that_cannot_be_told_from_other_lists_are_an_error_that_names_the_lists():
     model = AutoModelForCausalLM.from_config(FAMILIES["llama"].config())
-    model.model.shadows = nn.ModuleList(nn.Identity() for _ in range(LAYERS))
-    with pytest.raises(HookPointError, match="model.layers, model.shadows"):
+    model.model.others = nn.ModuleList(nn.Identity() for _ in range(LAYERS))
+    assert resolve_hook_point(model, "resid_post.1").path == "model.layers.1"
+    model.model.shadows = copy.deepcopy(model.model.layers)
+    with pytest.raises(HookPointError, match=r"model.layers \(2\), model.shadows \(2\)"):
         available_hook_points(model)
+
+
+def test_blocks_that_pass_two_streams_have_no_portable_names():
+    config = ReformerConfig(is_decoder=True, attn_layers=["local", "local"], axial_pos_embds=False)
+    with pytest.raises(HookPointError, match="takes 'prev_attn_output' beside 'hidden_states'"):
+        available_hook_points(ReformerModelWithLMHead(config))

@@ -2,6 +2,8 @@
 
 import pytest
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import AutoModelForCausalLM, OlmoConfig, XLMConfig, XLMWithLMHeadModel
 
 from hfsae.hooks import (
     HookPoint,
@@ -12,7 +14,7 @@ from hfsae.hooks import (
     resolve_hook_points,
     transformer_lens_name,
 )
-from tests.hooks.families import FAMILIES, build
+from tests.hooks.families import FAMILIES, SMALL, build
 
 
 def resolved(model: nn.Module, *names: str | HookPoint) -> list[str]:
@@ -34,6 +36,15 @@ def resolved(model: nn.Module, *names: str | HookPoint) -> list[str]:
         ("blocks.0.attn.hook_z", "transformer.h.0.attn.c_proj.input"),
         ("blocks.-1.mlp.hook_post", "transformer.h.1.mlp.c_proj.input"),
         ("blocks.1.mlp.hook_in", "transformer.h.1.mlp.input"),
+        ("blocks.1.mlp.hook_out", "transformer.h.1.mlp.output"),
+        ("blocks.1.attn.hook_out", "transformer.h.1.attn.output"),
+        ("blocks.0.ln2.hook_out", "transformer.h.0.ln_2.output"),
+        ("blocks.0.hook_in", "transformer.h.0.input"),
+        ("blocks.0.hook_out", "transformer.h.0.output"),
+        ("embed.hook_out", "transformer.wte.output"),
+        ("final_norm", "transformer.ln_f.output"),
+        ("ln_final", "transformer.ln_f.output"),
+        ("ln_final.hook_out", "transformer.ln_f.output"),
         ("transformer.h.1.mlp.act.output", "transformer.h.1.mlp.act.output"),
         ("transformer.h.-1.mlp.output", "transformer.h.1.mlp.output"),
         ("transformer.ln_f.input", "transformer.ln_f.input"),
@@ -70,14 +81,61 @@ def test_portable_and_transformer_lens_names_lead_back_to_where_they_came_from(n
         assert portable_name(model, point) == portable
         assert resolve_hook_point(model, portable) == point
         lens = transformer_lens_name(model, point)
-        assert lens is not None and lens.startswith(("blocks.", "hook_embed"))
+        assert lens is not None and lens.startswith(("blocks.", "hook_embed", "ln_final"))
         assert resolve_hook_point(model, lens) == point
 
 
 def test_a_place_without_a_well_known_name_has_none():
     model = build("gpt2")
-    assert portable_name(model, "transformer.ln_f.output") is None
-    assert transformer_lens_name(model, "transformer.ln_f.output") is None
+    assert portable_name(model, "transformer.ln_f.input") is None
+    assert transformer_lens_name(model, "transformer.ln_f.input") is None
+
+
+def test_where_a_norm_follows_the_branches_transformer_lens_names_both_their_ends():
+    model = build("gemma2")
+    ends = {name: str(resolve_hook_point(model, f"blocks.1.{name}")) for name in ("mlp.hook_out", "hook_mlp_out")}
+    assert ends == {
+        "mlp.hook_out": "model.layers.1.mlp.output",
+        "hook_mlp_out": "model.layers.1.post_feedforward_layernorm.output",
+    }
+    assert str(resolve_hook_point(model, "blocks.1.attn.hook_out")) == "model.layers.1.self_attn.output"
+    assert transformer_lens_name(model, "model.layers.1.mlp.output") == "blocks.1.mlp.hook_out"
+    assert transformer_lens_name(build("llama"), "model.layers.1.mlp.output") == "blocks.1.hook_mlp_out"
+
+
+def test_queries_keys_and_values_are_what_their_matrices_return():
+    expected = [f"model.layers.{layer}.self_attn.q_proj.output" for layer in (0, 1)]
+    assert resolved(build("llama"), "blocks.*.attn.hook_q") == expected
+    assert resolved(build("llama"), "blocks.1.attn.hook_v") == ["model.layers.1.self_attn.v_proj.output"]
+    assert transformer_lens_name(build("llama"), "model.layers.1.self_attn.k_proj.output") == "blocks.1.attn.hook_k"
+    with pytest.raises(HookPointError, match=r"layer 1, a GPT2Block, has no attn.hook_q"):
+        resolve_hook_point(build("gpt2"), "blocks.1.attn.hook_q")  # one matrix for all three
+    with pytest.raises(HookPointError, match=r"has no attn.hook_q"):
+        resolve_hook_point(build("qwen3-next"), "blocks.1.attn.hook_q")  # a gate comes with the queries
+
+
+def test_what_a_norm_computes_before_its_weight_is_no_place():
+    with pytest.raises(HookPointError, match="before it multiplies by its weight.*ln2.hook_out is what it returns"):
+        resolve_hook_point(build("llama"), "blocks.1.ln2.hook_normalized")
+    model = AutoModelForCausalLM.from_config(OlmoConfig(**SMALL))  # its norms have no weight
+    point = resolve_hook_point(model, "blocks.1.ln2.hook_normalized")
+    assert str(point) == "model.layers.1.post_attention_layernorm.output"
+
+
+def test_a_portable_name_in_a_model_without_recognisable_blocks_says_why():
+    with pytest.raises(HookPointError, match=r"config says 2 layers.*transformer.attentions \(2\), transformer.ffns"):
+        resolve_hook_point(
+            XLMWithLMHeadModel(XLMConfig(emb_dim=16, n_layers=2, n_heads=2, n_words=64)), "resid_post.1"
+        )
+
+
+def test_wrappers_are_told_to_pass_the_model_inside():
+    with pytest.raises(HookPointError, match="pass the model inside, model.module"):
+        resolve_hook_point(nn.DataParallel(build("gpt2")), "resid_post.1")
+    averaged = AveragedModel(build("gpt2"))
+    with pytest.raises(HookPointError, match="AveragedModel is a wrapper: pass the GPT2LMHeadModel inside"):
+        resolve_hook_point(averaged, "resid_post.1")
+    assert str(resolve_hook_point(averaged, "module.transformer.h.1.output")) == "module.transformer.h.1.output"
 
 
 @pytest.mark.parametrize(

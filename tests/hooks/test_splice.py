@@ -74,7 +74,12 @@ def test_a_replacement_acts_as_one_made_by_a_plain_torch_hook(name):
         assert not torch.allclose(spliced, plain, rtol=1e-5, atol=1e-6), place
 
 
-WITH_RESID_MID = [name for name, family in FAMILIES.items() if {"resid_mid", "mlp_out"} <= family.places.keys()]
+WITH_RESID_MID = [
+    name
+    for name, family in FAMILIES.items()
+    if {"resid_mid", "mlp_out"} <= family.places.keys()
+    and not name.startswith("gemma4")  # its blocks go on after them
+]
 
 
 @pytest.mark.parametrize("name", WITH_RESID_MID)
