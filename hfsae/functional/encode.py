@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.functional.kernels import break_even_here, serves
+from hfsae.functional.not_a_number import apart_from_nan
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import narrowed
 from hfsae.functional.selection import Selection
@@ -73,7 +74,7 @@ def encode(
         read = centered, weight
         if sparse:
             product = narrowed(centered), narrowed(weight)
-            pattern, pre = selection.select(partial(_product_in_chunks, *product, narrowed(bias)), weight.shape[0])
+            pattern, pre = apart_from_nan(product[0], partial(_selected, product[1], narrowed(bias), selection))
             if serves(*product):
                 read, pre = product, pre.to(x.dtype)
             elif pre.dtype != x.dtype:
@@ -85,6 +86,11 @@ def encode(
     if isinstance(pattern, DensePattern):
         return pattern, _Linear.apply(x, weight, bias, center, centered, pre)  # type: ignore[return-value]
     return pattern, _EncodeAt.apply(x, weight, bias, center, *read, pattern, pre)  # type: ignore[return-value]
+
+
+def _selected(weight: Tensor, bias: Tensor, selection: Selection, x: Tensor) -> tuple[SparsePattern, Tensor]:
+    """What a rule picks for tokens (N, d), and its pre-activations."""
+    return selection.select(partial(_product_in_chunks, x, weight, bias), weight.shape[0])
 
 
 def _sparse_pays(x: Tensor, weight: Tensor, bias: Tensor, selection: Selection) -> bool:

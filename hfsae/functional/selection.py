@@ -198,7 +198,7 @@ class BatchTopK:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
-        positive = pre.clamp(min=0).flatten()
+        positive = pre.fmax(pre.new_zeros(())).flatten()  # NaN is 0 here: it takes no place from others
         chosen = positive.topk(min(self.k * pre.shape[0], positive.numel()), sorted=False).indices
         mask = torch.zeros_like(positive, dtype=torch.bool)
         mask[chosen] = True

@@ -42,6 +42,28 @@ def test_nothing_registered_is_left_out_here():
     assert set(ARCHITECTURES) == set(architectures())
 
 
+# -- NaN in, NaN out --------------------------------------------------------------------------------------------------
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_an_activation_that_is_nan_has_no_finite_reconstruction(name: str, dtype: torch.dtype):
+    sae, x = VARIANTS[name].make().to(dtype), activations(7).to(dtype)
+    x[2, 1] = torch.nan
+    out = sae(x)
+    others = [token for token in range(7) if token != 2]
+    assert out.reconstruction[2].isnan().all() and out.reconstruction[others].isfinite().all()
+    assert sae.encode(x)[2].isnan().any() and sae.encode(x)[others].isfinite().all()
+    assert sae.decode(sae.encode_sparse(x), x)[2].isnan().all()
+    torch.testing.assert_close(out.reconstruction[others], sae(x[others]).reconstruction)
+
+
+@every_variant
+@PATHS
+def test_the_loss_of_a_batch_with_nan_is_nan(name: str, path: str):
+    sae, x = VARIANTS[name].make(), activations(7)
+    x[2, 1] = torch.nan
+    assert sae(x, state=state(path)).loss.isnan()
+
+
 # -- shapes and layouts -----------------------------------------------------------------------------------------------
 @every_architecture
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3), (2, 1, 3), (0,), (2, 0, 3)])

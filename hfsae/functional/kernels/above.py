@@ -17,11 +17,15 @@ _BLOCK = 2048
 
 @triton.jit
 def _exceeding(rows, cut, row, columns, n, EACH: tl.constexpr):
-    """The row's numbers in these columns, and which of them exceed the cut; there is one cut, or one EACH column."""
+    """The row's numbers in these columns, and which of them exceed the cut; there is one cut, or one EACH column.
+
+    A row that holds NaN keeps its first column, which is NaN in every product of what is not a number.
+    """
     inside = columns < n
     value = tl.load(rows + row * n + columns, mask=inside, other=float("-inf"))
     bound = tl.load(cut + columns, mask=inside, other=float("inf")) if EACH else tl.load(cut)
-    return value, inside & (value.to(tl.float32) > bound)
+    wide = value.to(tl.float32)
+    return value, inside & ((wide > bound) | ((wide != wide) & (columns == 0)))
 
 
 @triton.jit
@@ -52,7 +56,7 @@ def above(rows: Tensor, cut: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """What exceeds a cut. Waits for the device, which alone knows how much that is.
 
     Args:
-        rows: (N, n) of bfloat16, float16 or float32; NaN exceeds nothing.
+        rows: (N, n) of bfloat16, float16 or float32; NaN exceeds every cut in column 0, and none elsewhere.
         cut: A number, or a tensor () or (n,), compared in float32.
 
     Returns:

@@ -43,8 +43,15 @@ def test_rows_of_several_blocks(monkeypatch):
     check(torch.randn(2, 30), torch.randn(30))
 
 
-def test_what_is_not_a_number_exceeds_nothing_and_neither_does_what_is_equal():
-    check(torch.tensor([[torch.nan, 1.0, torch.inf, -torch.inf]]), -1.0)
+def test_what_is_not_a_number_exceeds_a_cut_in_the_first_column_alone():
+    rows = torch.tensor([[torch.nan, 1.0], [1.0, torch.nan], [-1.0, torch.nan]], device=DEVICE)
+    per_row, columns, values = above(rows, 0.0)
+    assert per_row.tolist() == [2, 1, 0] and columns.tolist() == [0, 1, 0]
+    torch.testing.assert_close(values.cpu(), torch.tensor([torch.nan, 1.0, 1.0]), equal_nan=True)
+
+
+def test_what_is_equal_exceeds_nothing():
+    check(torch.tensor([[torch.inf, 1.0, -torch.inf]]), -1.0)
     check(torch.ones(2, 3), 1.0)
     check(torch.ones(2, 3), -torch.inf)
 

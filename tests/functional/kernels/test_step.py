@@ -87,6 +87,18 @@ def test_a_step_full_of_ties(rule: Selection):
     compare(rule, 4, 8, shift=5.0, repeated=True)
 
 
+@pytest.mark.parametrize("rule", [TopK(3), BatchTopK(3), Above(0.0), Above(torch.zeros(40))], ids=str)
+@pytest.mark.parametrize("negative", [False, True], ids=["nan", "-nan"])
+def test_a_token_that_holds_nan_writes_nan_and_leaves_the_others_alone(rule: Selection, negative: bool):
+    x, w = leaves(5, 40, shift=0.0)
+    x[3, 2] = torch.tensor([-4194304 if negative else 2143289344], dtype=torch.int32).view(torch.float32)
+    with torch.no_grad():
+        pattern, pre = encode(x, w.W_e, w.b_e, w.b_dec, rule, "sparse")
+        written = pattern.decode(pre.relu(), w.W_dec)
+    assert written[3].isnan().all() and written[[0, 1, 2, 4]].isfinite().all()
+    assert pattern.to_dense(pre.relu())[[0, 1, 2, 4]].count_nonzero() > 0
+
+
 def test_a_step_on_one_token_with_every_feature():
     compare(TopK(7), 1, 7, shift=0.0)
 

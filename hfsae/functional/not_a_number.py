@@ -1,0 +1,37 @@
+"""NaN in, NaN out, on the sparse path.
+
+A rule asks which pre-activations exceed something, and NaN exceeds nothing: a token that holds NaN would have no
+feature, and its reconstruction would be the offset, a finite one. Such a token has one entry, the first feature, whose
+value is NaN; so all that is computed from its entries is NaN, as on the dense path. The kernels have that rule
+themselves; here it is for all other devices, whatever the rule of selection.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hfsae.functional.kernels import serves
+from hfsae.functional.patterns import SparsePattern
+
+
+def apart_from_nan(
+    x: Tensor, select: Callable[[Tensor], tuple[SparsePattern, Tensor]]
+) -> tuple[SparsePattern, Tensor]:
+    """What `select` finds for tokens (N, d) without NaN, and an entry that is NaN for each of the others.
+
+    The others are no part of what `select` sees: they take no feature of a batch's budget away from it.
+    """
+    # A sum is NaN where one of its terms is: of x itself, so n_features times less is looked at than of its product.
+    if serves(x) or not (lost := x.sum(1).isnan()).any():
+        return select(x)
+    whole = ~lost
+    found, found_pre = select(x[whole])
+    per_token = torch.ones_like(lost, dtype=torch.int64)
+    per_token[whole] = found.per_token
+    from_whole = whole.repeat_interleave(per_token)
+    features = found.features.new_zeros(len(from_whole))
+    features[from_whole] = found.features
+    pre = found_pre.new_full((len(from_whole),), torch.nan)
+    pre[from_whole] = found_pre
+    return SparsePattern(features, per_token, found.n_features), pre
