@@ -138,15 +138,27 @@ class Doors:
         about = {"license": license, "language": language}
         return push_sae(self._sae, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
 
-    def to_saelens(self, folder: str | os.PathLike) -> Path:
+    def to_saelens(
+        self, folder: str | os.PathLike, *, hook_name: str | None = None, hook_name_out: str | None = None
+    ) -> Path:
         """Writes the SAE as SAELens 6 loads it (`cfg.json`, `sae_weights.safetensors`); scales are folded in.
 
+        TopK is written as SAELens makes it, with unit decoder rows: one unit of a feature then adds a vector of length
+        1 to the language model's activations. All others keep the values of their features.
+
+        Args:
+            folder: Where to; made if missing.
+            hook_name: TransformerLens' name of the hook point, such as `"blocks.8.hook_resid_post"`; None asks the
+                language model's config, or what training recorded.
+            hook_name_out: Likewise of the place that a transcoder writes to.
+
         Raises:
-            ValueError: If SAELens has nothing that computes the same, such as TopK transcoders.
+            ValueError: If SAELens has nothing that computes the same, such as TopK transcoders, or a hook point has no
+                name there.
         """
         from hfsae.interop.saelens_writer import write
 
-        return write(self._sae, folder)
+        return write(self._sae, folder, hook_name=hook_name, hook_name_out=hook_name_out)
 
     def to_sparsify(self, folder: str | os.PathLike) -> Path:
         """Writes a TopK SAE as sparsify and delphi load it, into a subfolder called after the hooked module.
@@ -161,8 +173,17 @@ class Doors:
 
         return write(self._sae, folder)
 
-    def to_saebench(self) -> "SAEBenchView":
-        """A view of the SAE with the interface that SAEBench evaluates: tensors in and out, unit decoder rows."""
+    def to_saebench(self, *, hook_name: str | None = None) -> "SAEBenchView":
+        """A view of the SAE with the interface that SAEBench evaluates: tensors in and out, unit decoder rows.
+
+        Args:
+            hook_name: TransformerLens' name of the hook point; None asks the language model's config, or what training
+                recorded.
+
+        Raises:
+            ValueError: If decoding takes more than features, or what SAEBench asks of the text and the place is not
+                known.
+        """
         from hfsae.interop.saebench import SAEBenchView
 
-        return SAEBenchView(self._sae)
+        return SAEBenchView(self._sae, hook_name=hook_name)

@@ -176,7 +176,7 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
     """
     name = portable_name(model, hook_point)
     if name is not None:
-        return _to_transformer_lens(name)
+        return portable_to_transformer_lens(name)
     point = resolve_hook_point(model, hook_point)
     layout = DecoderLayout.find(model)
     layer = layout.layer_of(point.path) if layout is not None else None
@@ -186,9 +186,18 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
     return next((f"blocks.{layer}.{tail}" for tail, place in places.items() if place == point), None)
 
 
-def _to_transformer_lens(portable: str) -> str:
+def portable_to_transformer_lens(portable: str) -> str | None:
+    """The TransformerLens name of a place that is called portably, or None where it has none.
+
+    Example:
+        >>> from hfsae.hooks.names import portable_to_transformer_lens
+        >>> portable_to_transformer_lens("resid_post.8")
+        'blocks.8.hook_resid_post'
+    """
     role, _, layer = portable.partition(".")
-    return _MODEL_WIDE_TRANSFORMER_LENS.get(role) or f"blocks.{layer}.{_TRANSFORMER_LENS[role]}"
+    if role in _MODEL_WIDE_TRANSFORMER_LENS:
+        return _MODEL_WIDE_TRANSFORMER_LENS[role]
+    return f"blocks.{layer}.{_TRANSFORMER_LENS[role]}" if role in _TRANSFORMER_LENS and layer.isdecimal() else None
 
 
 def _available(layout: DecoderLayout) -> dict[str, HookPoint]:
@@ -343,7 +352,7 @@ def _unknown(model: nn.Module, layout: DecoderLayout | None, name: str) -> HookP
     around = [place for place in (parent, *below) if place and is_called(model.get_submodule(place))]
     portable = _available(layout) if layout is not None else {}
     if name.startswith("blocks."):
-        portable = [_to_transformer_lens(place) for place in portable]
+        portable = [lens for place in portable if (lens := portable_to_transformer_lens(place)) is not None]
     known = [*portable, *(f"{place}.{side}" for place in around for side in ("input", "output"))]
     nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
     return HookPointError(f"{type(model).__name__} has no hook point {name!r}; the nearest are: {', '.join(nearest)}")

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from tqdm.auto import tqdm
 
 from hfsae.interop import catalogue, sparsify_writer
-from hfsae.interop.formats import UnknownFormatError, is_known_by_files
+from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
 from hfsae.modeling import SAE
@@ -85,9 +85,9 @@ def find(source: str | os.PathLike, subfolder: str = "", **hub: Any) -> Iterator
         if is_unfinished(folder.folder):
             continue
         if folder.is_ours or is_known_by_files(folder):
-            files = folder.matching("layer_*.safetensors")  # transcoders of Qwen3: one a file
+            files = folder.matching("layer_*.safetensors")  # transcoders of circuit-tracer: one a file
         else:
-            files = folder.matching(*(f"*{suffix}" for suffix in PICKLES))
+            files = folder.safetensors(is_bare) + folder.matching(*(f"*{suffix}" for suffix in PICKLES))
             if not files:
                 continue
         yield from [posixpath.join(folder.folder, name) for name in files] or [folder.folder]

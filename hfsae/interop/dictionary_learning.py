@@ -7,6 +7,7 @@ import torch
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -34,7 +35,8 @@ _SUBMODULES = {"resid_post": "resid_post", "attention": "attn_out", "mlp": "mlp_
 
 def recognises(source: Source) -> bool:
     """A config with a trainer's section that names a dictionary class."""
-    return CONFIG in source.listing and "dict_class" in (source.json(CONFIG).get("trainer") or {})
+    trainer = source.json(CONFIG).get("trainer") if CONFIG in source.listing else None
+    return isinstance(trainer, dict) and "dict_class" in trainer
 
 
 def read(source: Source) -> Draft:
@@ -44,34 +46,51 @@ def read(source: Source) -> Draft:
     unit decoder columns unless `normalize_decoder=False`.
     """
     config = source.json(CONFIG)
-    trainer, buffer = config["trainer"], config.get("buffer") or {}
-    if trainer["dict_class"] not in CLASSES:
-        known = ", ".join(CLASSES)
-        raise ValueError(f"{source.path} holds a {trainer['dict_class']}, which is not known; known are {known}.")
-    architecture, names, subtracts = CLASSES[trainer["dict_class"]]
+    trainer, buffer = config.section("trainer"), config.section("buffer")
+    architecture, names, subtracts = CLASSES[trainer.one_of("dict_class", {name: name for name in CLASSES}, "none")]
     stored = source.tensors(WEIGHTS)
-    tensors = renamed(stored, names, source)
-    base_model = hub_id(trainer.get("lm_name"))
+    # TopK's threshold is for another way of encoding, which its own files do not choose.
+    known = {"topk": ["k", "threshold"], "batch_topk": ["k"], "matryoshka": ["k", "group_sizes"]}
+    tensors = renamed(stored, names, source, known=known.get(architecture, ()))
+    base_model = hub_id(trainer.text("lm_name"))
     fields: dict[str, Any] = {
         "subtract_b_dec": subtracts,
         "base_model": base_model,
         "hook_point": canonical(_place(trainer, buffer), base_model),
-        "context_length": buffer.get("ctx_len"),
-        "exclude_special_tokens": bool(buffer.get("remove_bos")),
+        "context_length": buffer.whole("ctx_len"),
+        "exclude_special_tokens": buffer.flag("remove_bos"),
     }
     if "threshold" in tensors:
-        tensors["threshold"] = torch.as_tensor(tensors["threshold"]).clamp(min=0)  # theirs takes a ReLU besides
-    if architecture in ("topk", "batch_topk", "matryoshka"):
-        fields["k"] = int(stored["k"] if "k" in stored else trainer["k"])
-    if "group_sizes" in stored:
-        fields["prefix_sizes"] = stored["group_sizes"].cumsum(0).tolist()
-    return Draft(architecture, tensors, fields)
+        tensors["threshold"] = tensors["threshold"].clamp(min=0)  # theirs takes a ReLU besides
+    if architecture in known:
+        fields["k"] = _k(stored, trainer, source)
+    if architecture == "matryoshka" and "group_sizes" in stored:
+        fields["prefix_sizes"] = torch.as_tensor(stored["group_sizes"]).cumsum(0).tolist()
+    sizes = {"d_in": trainer.whole("activation_dim"), "n_features": trainer.whole("dict_size")}
+    return Draft(architecture, tensors, fields, sizes=sizes)
 
 
-def _place(trainer: dict[str, Any], buffer: dict[str, Any]) -> str | None:
+def _k(stored: dict[str, Any], trainer: Settings, source: Source) -> int:
+    """How many features are active.
+
+    Raises:
+        ValueError: If config and weights disagree, or neither says it.
+    """
+    said = trainer.whole("k")
+    if "k" not in stored:
+        return trainer.having("k").whole("k") or 0
+    k = int(stored["k"])
+    if said not in (None, k) and "k" not in source.given:
+        raise ValueError(
+            f"{CONFIG} of {source.path} says k = {said}, its weights say k = {k}. Pass the right one: k=...."
+        )
+    return k
+
+
+def _place(trainer: Settings, buffer: Settings) -> str | None:
     """The submodule that the trainer names, else the residual stream at its layer."""
     side = "pre" if buffer.get("io") == "in" else "post"
-    if match := re.fullmatch(r"([a-z_]+)_layer_?(\d+)", trainer.get("submodule_name") or ""):
+    if match := re.fullmatch(r"([a-z_]+)_layer_?(\d+)", trainer.text("submodule_name") or ""):
         role = _SUBMODULES.get(match[1], match[1])
         return f"{f'resid_{side}' if role == 'resid_post' else role}.{match[2]}"
-    return None if trainer.get("layer") is None else f"resid_{side}.{trainer['layer']}"
+    return None if trainer.whole("layer") is None else f"resid_{side}.{trainer['layer']}"

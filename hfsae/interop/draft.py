@@ -1,9 +1,11 @@
 """`Draft`: an SAE in our own terms before it is one, as a reader of a foreign format hands it over."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfsae.architectures import architectures, config_class_of
@@ -21,12 +23,18 @@ class Draft:
         tensors: Our stored tensors by name. Scales that are not given are 1, biases 0.
         fields: Config fields; sizes are read off the tensors.
         facts: What else the source says of itself, for `config.training`: `dataset`, `reported_l0`, ...
+        sizes: What the source's config says of `d_in`, `d_out` and `n_features`; None where it says nothing.
+        dtype: What the source's config says of the weights, such as `"torch.bfloat16"`; None keeps the decoder's.
+        transcodes: Whether the source says that it writes elsewhere than it reads.
     """
 
     architecture: str
     tensors: dict[str, Tensor]
     fields: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int | None] = field(default_factory=dict)
+    dtype: str | None = None
+    transcodes: bool = False
 
     def complete(self, facts: dict[str, Any], input_scale: float | None) -> None:
         """Adds what is known of the release and the files do not say."""
@@ -36,19 +44,47 @@ class Draft:
         if input_scale is not None:
             self.tensors.setdefault("input_scale", torch.tensor(input_scale))
 
-    def config(self, **given: Any) -> SAEConfig:
-        """The config; fields that the caller gives win over what the source says.
+    def config(self, source: str, given: Mapping[str, Any]) -> SAEConfig:
+        """The config.
+
+        Args:
+            source: What errors call the SAE.
+            given: Fields that the caller sets; they win over what the source says.
 
         Raises:
-            ValueError: If there is no such field.
-            huggingface_hub.errors.StrictDataclassError: If a value cannot be.
+            ValueError: If there is no such field, sizes contradict the source's config, a transcoder's target is not
+                known, or the source has a value that cannot be.
+            huggingface_hub.errors.StrictDataclassError: If a given value cannot be.
         """
-        n_features, d_in = self.tensors["encoder.weight"].shape
-        sizes = {"d_in": d_in, "n_features": n_features, "d_out": self.tensors["W_dec"].shape[-1]}
+        sizes = self._sizes(source)
         facts = {key: value for key, value in self.facts.items() if value is not None}
         policy = {"exclude_special_tokens": False, "exclude_positions": [], "scale_inputs": False}
         fields = {**policy, **sizes, "training": facts or None, **self.fields, **given}
-        return config_class_of(self.architecture)(**fields)
+        if self.transcodes and fields.get("target_hook_point") is None:
+            raise ValueError(
+                f"{source} is a transcoder and does not say where it writes: pass target_hook_point=..., "
+                "such as 'mlp_out.8'."
+            )
+        try:
+            return config_class_of(self.architecture)(**fields)
+        except StrictDataclassError as error:
+            if given:
+                raise
+            raise ValueError(f"the config of {source} cannot be: {' '.join(str(error).split())}") from error
+
+    def _sizes(self, source: str) -> dict[str, int]:
+        """Sizes as the tensors have them."""
+        encoder, decoder = self.tensors["encoder.weight"], self.tensors["W_dec"]
+        if encoder.ndim != 2 or decoder.ndim != 2:
+            raise ValueError(
+                f"the weights of {source} have an encoder of shape {tuple(encoder.shape)} and a decoder of shape "
+                f"{tuple(decoder.shape)}, expected matrices."
+            )
+        sizes = {"d_in": encoder.shape[1], "n_features": encoder.shape[0], "d_out": decoder.shape[1]}
+        for name, said in self.sizes.items():
+            if said is not None and said != sizes[name]:
+                raise ValueError(f"the config of {source} says {name} = {said}, its weights say {sizes[name]}.")
+        return sizes
 
     def build(self, config: SAEConfig, source: str, dtype: torch.dtype | None = None) -> SAE:
         """The SAE, in evaluation mode.
@@ -56,7 +92,7 @@ class Draft:
         Args:
             config: Its config.
             source: What errors call it.
-            dtype: Of the weights; None keeps that of the source's decoder.
+            dtype: Of the weights; None takes what the source's config says, or keeps that of the source's decoder.
 
         Raises:
             ValueError: If tensors are missing, unexpected or of the wrong size, naming them.
@@ -78,7 +114,7 @@ class Draft:
                 "error_msgs": [],
             },
         )
-        dtype = dtype or tensors["W_dec"].dtype
+        dtype = dtype or _dtype(self.dtype, source) or tensors["W_dec"].dtype
         exact = sae._float32_tensors
         state = {
             name: tensor.detach().to(torch.float32 if name in exact else dtype).contiguous()
@@ -86,6 +122,16 @@ class Draft:
         }
         sae.load_state_dict(state, assign=True)
         return sae.eval()
+
+
+def _dtype(name: str | None, source: str) -> torch.dtype | None:
+    """The dtype that a config calls `"float32"` or `"torch.float32"`."""
+    if name is None:
+        return None
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"the config of {source} has dtype = {name!r}, expected one such as 'float32'.")
+    return dtype
 
 
 def _defaults(expected: dict[str, Tensor]) -> dict[str, Tensor]:

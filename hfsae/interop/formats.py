@@ -1,7 +1,7 @@
 """The table of foreign formats, and loading whatever of them lies at a place."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -38,8 +38,9 @@ BY_FILES = {
     "Llama Scope R1": "hfsae.interop.llama_scope_r1",
     "Llamascopium": "hfsae.interop.llamascopium",
     "Qwen3 transcoders": "hfsae.interop.qwen3_transcoders",
+    "circuit-tracer": "hfsae.interop.circuit_tracer",
 }
-# Pickles without a config, told apart by the tensors inside: looked into only if none of the above is there.
+# Weights without a config, told apart by the tensors inside: looked into only if none of the above is there.
 BY_TENSORS = {
     "OpenAI": "hfsae.interop.openai",
     "bare weights": "hfsae.interop.bare",
@@ -67,8 +68,8 @@ def load_foreign(
         wanted: The class that is asked for.
         hub: `subfolder` (folder inside it, or the file where a folder holds one SAE a file), and how the Hub is asked:
             `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-        given: Config fields to override.
-        dtype: Of the weights; None keeps the source's.
+        given: Config fields to override; for bare weights also `architecture`, which they do not say.
+        dtype: Of the weights; None takes what the source's config says, or keeps what the file holds.
         placement: `device_map` and what belongs to it (`max_memory`, `offload_folder`, ...), as transformers has them.
         allow_pickle: Whether pickles may be opened.
 
@@ -82,9 +83,11 @@ def load_foreign(
     place, where["subfolder"] = catalogue.located(place, where.get("subfolder") or "")
     source = Source.open(place, given=given, allow_pickle=allow_pickle, **where)
     draft = read(source)
-    config = draft.config(**given)
+    config = draft.config(source.path, {key: value for key, value in given.items() if key != "architecture"})
     class_for(config, wanted, source.path)
-    sae = draft.build(config, source.path, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if isinstance(dtype, str):
+        draft.dtype, dtype = draft.dtype if dtype == "auto" else dtype, None
+    sae = draft.build(config, source.path, dtype)
     return _placed(sae, placement) if placement else sae
 
 
@@ -115,6 +118,11 @@ def recognise(source: Source) -> str:
     )
 
 
+def is_bare(names: Collection[str]) -> bool:
+    """Whether names of tensors alone tell a format."""
+    return any(import_module(module).fits(names) for module in BY_TENSORS.values())
+
+
 def is_known_by_files(source: Source) -> bool:
     """Whether configs and file names alone tell a format."""
     return any(_module(name).recognises(source) for name in BY_FILES)
@@ -127,6 +135,8 @@ def read(source: Source) -> Draft:
         ValueError: As `recognise`, or if its files do not hold what the format says.
     """
     name = recognise(source)
+    if "architecture" in source.given and name not in BY_TENSORS:
+        raise ValueError(f"{source.path} is of {name}, which says its architecture itself: leave architecture= out.")
     draft = _module(name).read(source)
     path = source.path.removeprefix(f"{source.repo_id}/")
     if (release := catalogue.release_of(source.repo_id, path)) is not None:

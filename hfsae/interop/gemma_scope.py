@@ -22,10 +22,14 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> Draft:
-    """See `hfsae.interop.formats.Format`; older files call their tensors `w_enc` and `w_dec`."""
+    """See `hfsae.interop.formats.Format`; older files call their tensors `w_enc` and `w_dec`.
+
+    A skip connection is stored as (d_in, d_out).
+    """
     stored = {re.sub("^w_", "W_", name): tensor for name, tensor in source.tensors(WEIGHTS).items()}
     names = {"encoder.weight": "W_enc.T", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-    tensors = renamed(stored, {**names, "threshold": "threshold"}, source)
+    optional = {"W_skip": "affine_skip_connection.T"}
+    tensors = renamed(stored, {**names, "threshold": "threshold"}, source, optional=optional)
     tensors["threshold"] = tensors["threshold"].clamp(min=0)
     if "/embedding/" in source.path:
         # It was trained on rows of the embedding, which transformers gives out times √d.
@@ -33,6 +37,7 @@ def read(source: Source) -> Draft:
         tensors["encoder.weight"], tensors["W_dec"] = tensors["encoder.weight"] / root, tensors["W_dec"] * root
     fields = {
         "subtract_b_dec": False,
+        "skip": "W_skip" in tensors,
         # The paper measures on sequences of 1,024 tokens with padding, start and end of sequence left out (section 4).
         "context_length": 1024,
         "prepend_bos": True,
@@ -40,7 +45,7 @@ def read(source: Source) -> Draft:
         **_where(source),
     }
     facts = {"dataset": None, "reported_l0": source.number_after("average_l0_")}
-    return Draft("jumprelu", tensors, fields, facts)
+    return Draft("jumprelu", tensors, fields, facts, transcodes="W_skip" in tensors or "-transcoders" in source.path)
 
 
 def _where(source: Source) -> dict[str, Any]:

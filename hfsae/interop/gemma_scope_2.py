@@ -17,32 +17,35 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`. Its affine connection is stored as (d_in, d_out)."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
-    if config.get("architecture") != "jump_relu":
-        raise ValueError(f"{source.path} has architecture = {config.get('architecture')!r}, expected 'jump_relu'.")
-    if stored["w_dec"].ndim != 2:
+    config.one_of("architecture", {"jump_relu": "jumprelu"}, "none")
+    if "w_dec" in stored and stored["w_dec"].ndim != 2:
         raise ValueError(
             f"{source.path} writes at several layers: a cross-layer transcoder, for which there is no class."
         )
     names = {"encoder.weight": "w_enc.T", "encoder.bias": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
     names["threshold"] = "threshold"
-    if "affine_skip_connection" in stored:
-        names["W_skip"] = "affine_skip_connection.T"
-    tensors = renamed(stored, names, source)
+    tensors = renamed(stored, names, source, optional={"W_skip": "affine_skip_connection.T"})
     tensors["threshold"] = tensors["threshold"].clamp(min=0)
-    base_model = _hub_id(config.get("model_name"))
-    reads, writes = config["hf_hook_point_in"], config.get("hf_hook_point_out")
+    base_model = _hub_id(config.text("model_name"))
+    reads, writes = config.having("hf_hook_point_in").text("hf_hook_point_in"), config.text("hf_hook_point_out")
+    target = canonical(writes, base_model) if writes != reads else None
     fields: dict[str, Any] = {
         "subtract_b_dec": False,
         "skip": "W_skip" in tensors,
         "base_model": base_model,
         "hook_point": canonical(reads, base_model),
-        "target_hook_point": canonical(writes, base_model) if writes and writes != reads else None,
+        "target_hook_point": target,
         # Measured as Gemma Scope was, says the technical paper: 1,024 tokens, special ones left out (section 4).
         "context_length": 1024,
         "prepend_bos": True,
         "exclude_special_tokens": True,
     }
-    return Draft("jumprelu", tensors, fields, {"reported_l0": config.get("l0") or config.get("average_l0")})
+    if target is not None and base_model is not None and base_model.endswith("-it"):
+        # "transcoders for gemma-3 instruct models were not trained on" them (circuit-tracer 0.5.0 leaves them out).
+        fields["exclude_positions"] = [0, 1, 2, 3]
+    facts = {"reported_l0": config.number("l0") or config.number("average_l0")}
+    transcodes = "W_skip" in tensors or config.flag("affine_connection")
+    return Draft("jumprelu", tensors, fields, facts, transcodes=transcodes)
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -1,11 +1,13 @@
 """Llama Scope R1: `config.json` and `sae_weights.safetensors`, thresholds stored as logarithms."""
 
 from hfsae.interop.draft import Draft
-from hfsae.interop.llama_scope import LINEAR, dataset_scales, where
+from hfsae.interop.llama_scope import LINEAR, dataset_scales, said, where
 from hfsae.interop.places import hub_id
+from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
+_NORM = "dataset_average_activation_norm"
 _BASE_MODEL = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 
 
@@ -20,23 +22,23 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
-    tensors = renamed(stored, {**LINEAR, "threshold": "log_jumprelu_threshold"}, source)
+    tensors = renamed(stored, {**LINEAR, "threshold": "log_jumprelu_threshold"}, source, known=[f"{_NORM}.*"])
     tensors["threshold"] = tensors["threshold"].float().exp()
-    base_model = hub_id(config.get("model_name")) or (_BASE_MODEL if "R1-Distill" in source.path else None)
+    base_model = hub_id(config.text("model_name")) or (_BASE_MODEL if "R1-Distill" in source.path else None)
     fields = {
         **where(config, base_model),
         "context_length": 1024,
         "prepend_bos": True,
         "exclude_special_tokens": False,
     }
-    return Draft("jumprelu", {**tensors, **dataset_scales(_norms(config, stored), config, fields)}, fields)
+    scales = dataset_scales(_norms(config, stored), config, fields)
+    return Draft("jumprelu", {**tensors, **scales}, fields, **said(config))
 
 
-def _norms(config: dict, stored: dict) -> dict[str, float] | None:
+def _norms(config: Settings, stored: dict) -> dict[str, float | None]:
     """Mean norms of the activations: from the config, or from tensors named after the hooks."""
-    if recorded := config.get("dataset_average_activation_norm"):
-        return recorded
-    name = "dataset_average_activation_norm."
-    if (reads := stored.get(name + config["hook_point_in"])) is None:
-        return None
-    return {"in": float(reads), "out": float(stored.get(name + (config.get("hook_point_out") or ""), reads))}
+    if recorded := config.section(_NORM):
+        return {side: recorded.number(side) for side in recorded}
+    if (reads := stored.get(f"{_NORM}.{config['hook_point_in']}")) is None:
+        return {}
+    return {"in": float(reads), "out": float(stored.get(f"{_NORM}.{config.get('hook_point_out')}", reads))}

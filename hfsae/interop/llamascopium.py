@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from hfsae.interop.draft import Draft
-from hfsae.interop.llama_scope import dataset_scales, where
+from hfsae.interop.llama_scope import dataset_scales, said, where
 from hfsae.interop.places import hub_id
+from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+_NORM = "dataset_average_activation_norm"
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
 
 
@@ -24,31 +26,28 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
-    if config["sae_type"] not in ("sae", "transcoder"):
-        raise ValueError(f"{source.path} has sae_type = {config['sae_type']!r}; known are 'sae' and 'transcoder'.")
-    activation = str(config.get("act_fn", "")).lower()
-    if activation not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise ValueError(
-            f"{source.path} has act_fn = {config.get('act_fn')!r}, which has no counterpart; known: {known}."
-        )
-    if config.get("use_glu_encoder"):
+    config.one_of("sae_type", {"sae": "sae", "transcoder": "transcoder"}, "none")
+    activation = (config.text("act_fn") or "none").lower()
+    lowered = Settings({**config, "act_fn": activation}, config.called)
+    architecture = lowered.one_of("act_fn", _ARCHITECTURES, "none")
+    if config.flag("use_glu_encoder"):
         raise ValueError(f"{source.path} has a gated linear encoder, which has no counterpart here.")
     fields: dict[str, Any] = {
-        **where(config, hub_id(config.get("model_name"))),
-        "context_length": config.get("context_size"),
+        **where(config, hub_id(config.text("model_name"))),
+        "context_length": config.whole("context_size"),
     }
     names = {"encoder.weight": "W_E.T", "encoder.bias": "b_E", "W_dec": "W_D"}
-    if "b_D" in stored:
-        names["b_dec"] = "b_D"
-    tensors = renamed(stored, names, source)
-    if activation == "topk":
-        fields["k"] = int(config["top_k"])
     if activation == "jumprelu":
-        tensors["threshold"] = renamed(stored, {"threshold": _THRESHOLD}, source)["threshold"].float().exp()
-    if config.get("sparsity_include_decoder_norm"):
+        names["threshold"] = _THRESHOLD
+    tensors = renamed(stored, names, source, optional={"b_dec": "b_D"}, known=[f"{_NORM}.*"])
+    if activation == "topk":
+        fields["k"] = config.having("top_k").whole("top_k")
+    if activation == "jumprelu":
+        tensors["threshold"] = tensors["threshold"].float().exp()
+    if config.flag("sparsity_include_decoder_norm"):
         _select_by_norm(activation, tensors, source)
-    return Draft(_ARCHITECTURES[activation], {**tensors, **_scales(config, stored, fields, source)}, fields)
+    tensors |= _scales(config, stored, fields, source)
+    return Draft(architecture, tensors, fields, **said(config))
 
 
 def _select_by_norm(activation: str, tensors: dict[str, Tensor], source: Source) -> None:
@@ -63,9 +62,7 @@ def _select_by_norm(activation: str, tensors: dict[str, Tensor], source: Source)
         )
 
 
-def _scales(
-    config: dict[str, Any], stored: dict[str, Tensor], fields: dict[str, Any], source: Source
-) -> dict[str, Tensor]:
+def _scales(config: Settings, stored: dict[str, Tensor], fields: dict[str, Any], source: Source) -> dict[str, Tensor]:
     """What `norm_activation` does to activations."""
     kind = config.get("norm_activation", "inference")
     if kind in ("inference", "none", None):
@@ -76,6 +73,5 @@ def _scales(
     if kind != "dataset-wise":
         raise ValueError(f"{source.path} has norm_activation = {kind!r}, which depends on the batch.")
     hooks = {"in": config["hook_point_in"], "out": config.get("hook_point_out") or config["hook_point_in"]}
-    names = {side: f"dataset_average_activation_norm.{hook}" for side, hook in hooks.items()}
-    norms = renamed(stored, names, source)
+    norms = renamed(stored, {side: f"{_NORM}.{hook}" for side, hook in hooks.items()}, source, known=["*"])
     return dataset_scales({side: float(norm) for side, norm in norms.items()}, config, fields)

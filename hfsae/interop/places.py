@@ -1,17 +1,21 @@
 """Language models and places in them as other projects call them, in our names.
 
-A place becomes canonical (`transformer.h.8.output`) without the language model: a skeleton of its family, made from
-the family's config and without weights, is asked where the place is.
+A place becomes canonical (`transformer.h.8.output`) without the language model: a skeleton without weights is asked
+where the place is. It is made from the model's own config where that lies on this machine (a folder, or the Hub's
+cache), else from that of the family that the model's name tells.
 """
 
+import json
 import re
 from functools import lru_cache
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from hfsae.configuration import SAEConfig
 from hfsae.hooks import HookPoint, HookPointError, resolve_hook_point, transformer_lens_name
+from hfsae.hooks.names import portable_to_transformer_lens
 
 # TransformerLens' short names; those that a rule below covers are left out.
 _HUB_IDS = {
@@ -58,6 +62,8 @@ _FAMILIES = (
     (r"opt-", "opt"),
     (r"gpt-j", "gptj"),
 )
+# What TransformerLens calls a place.
+_LENS_NAME = re.compile(r"(?:\w+\.)*hook_\w+")
 # Places that only some projects name, in portable names.
 _SYNONYMS = {r"blocks\.(\d+)\.attn\.hook_z_concat": "attn_z", r"blocks\.(\d+)\.hook_z": "attn_z"}
 
@@ -107,13 +113,54 @@ def canonical(place: str | None, base_model: str | None) -> str | None:
 
 def transformer_lens(place: str | None, base_model: str | None) -> str | None:
     """The TransformerLens name of a place, or None where there is none or the model's family is not known."""
-    skeleton = _skeleton_for(base_model, place) if place else None
-    if skeleton is None or place is None:
+    if place is None or _LENS_NAME.fullmatch(place):
+        return place
+    skeleton = _skeleton_for(base_model, place)
+    if skeleton is None:
         return None
     try:
         return transformer_lens_name(skeleton, place)
     except HookPointError:
         return None
+
+
+def transformer_lens_names(
+    config: SAEConfig, hook_name: str | None = None, hook_name_out: str | None = None
+) -> tuple[str | None, str | None]:
+    """Where an SAE reads and where a transcoder writes, in TransformerLens' names; None where the config says nothing.
+
+    Args:
+        config: An SAE's config.
+        hook_name: The first name, where it is known already.
+        hook_name_out: The second.
+
+    Raises:
+        ValueError: If a place has no TransformerLens name, or the language model is not known well enough to tell.
+            Under another name SAELens would run the model without the SAE and say nothing.
+    """
+    target = config.target_hook_point if config.is_transcoder else None
+    portable = (config.training or {}).get("portable_name")
+    found = []
+    for argument, given, place, recorded in (
+        ("hook_name", hook_name, config.hook_point, portable),
+        ("hook_name_out", hook_name_out, target, None),
+    ):
+        name = given or transformer_lens(place, config.base_model) or _of_portable(recorded, place)
+        if name is None and place is not None:
+            model = config.base_model or "a model without a name"
+            raise ValueError(
+                f"it is not known what TransformerLens calls {place} of {model}: pass {argument}=..., such as "
+                "'blocks.8.hook_resid_post'."
+            )
+        found.append(name)
+    return found[0], found[1]
+
+
+def _of_portable(name: str | None, place: str | None) -> str | None:
+    """The TransformerLens name of a place whose portable name was recorded in training, if that is still its own."""
+    if not isinstance(name, str) or place is None or layer_of(place) != layer_of(f".{name}"):
+        return None
+    return portable_to_transformer_lens(name)
 
 
 def module_path(place: str | None, base_model: str | None) -> str | None:
@@ -143,9 +190,31 @@ def layer_of(place: str | None) -> int | None:
 
 
 def _skeleton_for(base_model: str | None, place: str) -> nn.Module | None:
+    """A model without weights that has its modules where the base model has them; None if neither is known."""
+    if base_model and (config := _own_config(base_model)) is not None:
+        return _skeleton_of(config.to_json_string(use_diff=False), type(config))
     name = (base_model or "").split("/")[-1].lower()
     family = next((family for pattern, family in _FAMILIES if re.search(pattern, name)), None)
     return _skeleton(family, (layer_of(place) or 0) + 1) if family else None
+
+
+def _own_config(base_model: str) -> PreTrainedConfig | None:
+    """The decoder's config, of a model in a folder or in the Hub's cache; the Hub itself is not asked."""
+    try:
+        config = AutoConfig.from_pretrained(base_model, local_files_only=True, trust_remote_code=False)
+        return config.get_text_config()
+    except Exception:  # whatever a stranger's config does, it then says nothing of places
+        return None
+
+
+@lru_cache(maxsize=16)
+def _skeleton_of(config: str, kind: type[PreTrainedConfig]) -> nn.Module | None:
+    """A model of a config, given as JSON so that equal ones are made once; None if there is no such class."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(kind.from_dict(json.loads(config)))
+    except Exception:  # no causal LM, or a config that cannot be
+        return None
 
 
 @lru_cache(maxsize=64)

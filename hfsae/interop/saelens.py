@@ -11,13 +11,16 @@ from torch import Tensor
 
 from hfsae.interop.draft import Draft
 from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.positions import excluded_positions
+from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
-# What SAELens calls an architecture, and what it is here. BatchTopK and Matryoshka are saved as JumpReLU.
+# What SAELens calls an architecture, and what it is here. BatchTopK and Matryoshka are saved as JumpReLU;
+# checkpoints of their training say what they are.
 _ARCHITECTURES = {
     "standard": "standard",
     "topk": "topk",
@@ -27,6 +30,8 @@ _ARCHITECTURES = {
     "skip_transcoder": "standard",
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
+    "batchtopk": "batch_topk",
+    "matryoshka_batchtopk": "matryoshka",
 }
 _INPUT_TRANSFORMS = {
     "none": "none",
@@ -36,6 +41,17 @@ _INPUT_TRANSFORMS = {
 }
 # Where a TransformerLens model with centred writing weights carries activations of mean 0.
 _CENTRED = ("hook_resid", "hook_attn_out", "hook_mlp_out", "hook_embed")
+
+# What it says of language model and text that has no field here; it is kept, and written again.
+KEPT = (
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "disable_concat_sequences",
+    "sequence_separator_token",
+    "dataset_trust_remote_code",
+    "neuronpedia_id",
+    "sae_lens_training_version",
+)
 
 TENSORS = {"encoder.weight": "W_enc.T", "W_dec": "W_dec", "b_dec": "b_dec"}
 GATED = {"encoder.bias": "b_gate", "magnitude_bias": "b_mag", "magnitude_log_scale": "r_mag"}
@@ -51,68 +67,119 @@ def read(source: Source) -> Draft:
     config = source.json(CONFIG)
     if "metadata" not in config:
         config = _modern(config)
-    metadata = config["metadata"]
-    architecture = _known(config, "architecture", _ARCHITECTURES, source)
-    transform = _known(config, "normalize_activations", _INPUT_TRANSFORMS, source)
+    metadata = config.section("metadata")
+    architecture = config.one_of("architecture", _ARCHITECTURES, "none")
     if metadata.get("hook_head_index") is not None:
         raise ValueError(f"{source.path} reads a single attention head, which has no hook point of its own here.")
+    base_model = hub_id(metadata.text("model_name"))
+    target = metadata.text("hf_hook_name_out") or metadata.text("hook_name_out")
+    context_length = metadata.whole("context_size")
+    transform = _transform(config, metadata, source)
+    tensors = _tensors(architecture, config, source)
+    fields: dict[str, Any] = {
+        "subtract_b_dec": config.flag("apply_b_dec_to_input", True),
+        "input_transform": transform,
+        "base_model": base_model,
+        "hook_point": canonical(metadata.text("hf_hook_name") or metadata.text("hook_name"), base_model),
+        "target_hook_point": canonical(target, base_model),
+        "context_length": context_length,
+        "prepend_bos": metadata.flag("prepend_bos") if metadata.get("prepend_bos") is not None else None,
+        "exclude_special_tokens": bool(_special_tokens(metadata)),
+        "exclude_positions": excluded_positions(metadata, source.given.get("context_length") or context_length),
+        "skip": "W_skip" in tensors,
+    }
+    if architecture in ("topk", "batch_topk", "matryoshka"):
+        rescale = config.flag("rescale_acts_by_decoder_norm")
+        fields |= {"k": _k(config, architecture), "rescale_by_decoder_norm": rescale}
+    if architecture == "matryoshka":
+        fields["prefix_sizes"] = config.wholes("matryoshka_widths")
+    sizes = {"d_in": config.whole("d_in"), "n_features": config.whole("d_sae"), "d_out": config.whole("d_out")}
+    return Draft(
+        architecture,
+        tensors,
+        fields,
+        _facts(metadata),
+        sizes=sizes,
+        dtype=config.text("dtype"),
+        transcodes="transcoder" in config["architecture"],
+    )
+
+
+def _transform(config: Settings, metadata: Settings, source: Source) -> str:
+    """What happens to activations first."""
+    transform = config.one_of("normalize_activations", _INPUT_TRANSFORMS, "none")
     if config.get("normalize_activations") == "expected_average_only_in":
         logger.warning(
             "%s was trained on scaled activations and does not say by which factor. It is read as SAELens reads it: "
             "with a factor of 1. If features look wrong, set sae.input_scale.",
             source.path,
         )
-    base_model = hub_id(metadata.get("model_name"))
-    hook_name = metadata.get("hook_name") or ""
-    kwargs = metadata.get("model_from_pretrained_kwargs") or {}
-    if transform == "none" and kwargs.get("center_writing_weights") and _is_centred(hook_name):
-        transform = "center"
-    tensors = source.tensors(WEIGHTS)
-    fields: dict[str, Any] = {
-        "subtract_b_dec": bool(config.get("apply_b_dec_to_input", True)),
-        "input_transform": transform,
-        "base_model": base_model,
-        "hook_point": canonical(metadata.get("hf_hook_name") or hook_name, base_model),
-        "target_hook_point": canonical(metadata.get("hf_hook_name_out") or metadata.get("hook_name_out"), base_model),
-        "context_length": metadata.get("context_size"),
-        "prepend_bos": metadata.get("prepend_bos"),
-        "exclude_special_tokens": bool(metadata.get("exclude_special_tokens")),
-        "skip": "W_skip" in tensors,
-    }
+    centred = metadata.section("model_from_pretrained_kwargs").flag("center_writing_weights")
+    return "center" if transform == "none" and centred and _is_centred(metadata.text("hook_name") or "") else transform
+
+
+def _special_tokens(metadata: Settings) -> bool | list[int] | None:
+    """Whether special tokens were left out, or the ids of those that were."""
+    said = metadata.get("exclude_special_tokens")
+    return (
+        metadata.wholes("exclude_special_tokens")
+        if isinstance(said, list)
+        else metadata.flag("exclude_special_tokens")
+    )
+
+
+def _facts(metadata: Settings) -> dict[str, Any]:
+    """What a config here has no field for: where the text came from, and policies that are written again."""
+    kept = {key: metadata[key] for key in KEPT if metadata.get(key) is not None}
+    if isinstance(metadata.get("exclude_special_tokens"), list):
+        kept["exclude_special_tokens"] = metadata["exclude_special_tokens"]
+    said = {"dataset": metadata.text("dataset_path"), "sae_lens_version": metadata.text("sae_lens_version")}
+    return {**said, "sae_lens_metadata": kept or None}
+
+
+def _k(config: Settings, architecture: str) -> int:
+    """How many features are active; an average, which need not be whole, where a batch shares them."""
     if architecture == "topk":
-        fields |= {"k": int(config["k"]), "rescale_by_decoder_norm": bool(config.get("rescale_acts_by_decoder_norm"))}
-    facts = {"dataset": metadata.get("dataset_path"), "sae_lens_version": metadata.get("sae_lens_version")}
-    return Draft(architecture, _tensors(architecture, tensors, source), fields, facts)
+        return config.having("k").whole("k") or 0
+    return max(1, round(config.having("k").number("k") or 0))
 
 
-def _tensors(architecture: str, stored: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+def _tensors(architecture: str, config: Settings, source: Source) -> dict[str, Tensor]:
+    stored = source.tensors(WEIGHTS)
     names = {**TENSORS, **(GATED if architecture == "gated" else {"encoder.bias": "b_enc"})}
     if architecture == "jumprelu":
         names["threshold"] = "threshold"
-    if "W_skip" in stored:
-        names["W_skip"] = "W_skip"
-    tensors = renamed(stored, names, source)
-    if architecture == "jumprelu":
+    if architecture in ("batch_topk", "matryoshka"):
+        names["threshold"] = "topk_threshold"
+    optional = {"W_skip": "W_skip"} if "skip" in config["architecture"] else {}
+    tensors = renamed(stored, names, source, optional=optional, known=["scaling_factor"])
+    if "threshold" in tensors:
         tensors["threshold"] = tensors["threshold"].clamp(min=0)  # SAELens takes a ReLU besides
     if "scaling_factor" in stored:
-        tensors["W_dec"] = tensors["W_dec"] * stored["scaling_factor"][:, None]
+        factor = renamed(stored, {"factor": "scaling_factor"}, source, known=["*"])["factor"]
+        if config.get("finetuning_scaling_factor") is False and (factor != 1).any():
+            raise ValueError(
+                f"{source.path} holds a scaling_factor that is not 1, and its {CONFIG} says that it has none "
+                "(finetuning_scaling_factor is false)."
+            )
+        tensors["W_dec"] = tensors["W_dec"] * factor.reshape(-1, 1)
     return tensors
 
 
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
+def _modern(config: Settings) -> Settings:
     """A config of before version 6 in the form of version 6."""
-    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    activation = config.text("activation_fn_str") or config.text("activation_fn") or "relu"
     architecture = config.get("architecture") or "standard"
     if activation == "topk":
         architecture = "topk"
     elif activation != "relu":
         raise ValueError(f"an SAE of SAELens with the activation function {activation!r} has no counterpart here.")
     normalisation = config.get("normalize_activations") or "none"
-    return {
-        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
+    modern = {
+        **config,
         "architecture": architecture,
         "normalize_activations": "expected_average_only_in" if normalisation is True else normalisation,
-        "k": (config.get("activation_fn_kwargs") or {}).get("k"),
+        "k": config.section("activation_fn_kwargs").whole("k"),
         "metadata": {
             "prepend_bos": True,
             **config,
@@ -120,14 +187,7 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
             "hook_head_index": config.get("hook_head_index", config.get("hook_point_head_index")),
         },
     }
-
-
-def _known(config: dict[str, Any], key: str, table: dict[str, str], source: Source) -> str:
-    value = config.get(key) or "none"
-    if value not in table:
-        known = ", ".join(name for name in table)
-        raise ValueError(f"{source.path} has {key} = {value!r}, which has no counterpart here; known are {known}.")
-    return table[value]
+    return Settings(modern, config.called)
 
 
 def _is_centred(hook_name: str) -> bool:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.architectures import architecture_name
-from hfsae.interop.places import transformer_lens
+from hfsae.configuration import SAEConfig
+from hfsae.interop.places import transformer_lens_names
+from hfsae.interop.positions import kept_slice
 from hfsae.interop.saelens import GATED, TENSORS, WEIGHTS
-from hfsae.interop.writing import plain_copy, theirs, write_files
+from hfsae.interop.writing import plain_copy, rows_of_one_norm, theirs, write_files
 from hfsae.modeling import SAE
 
 # The oldest version that reads this form; SAELens takes a config that names none for one of before version 6.
@@ -31,22 +33,26 @@ _NORMALISATIONS = {
 }
 
 
-def write(sae: SAE, folder: str | os.PathLike) -> Path:
+def write(
+    sae: SAE, folder: str | os.PathLike, *, hook_name: str | None = None, hook_name_out: str | None = None
+) -> Path:
     """Writes `cfg.json` and `sae_weights.safetensors`; see `SAE.to_saelens`.
 
     Args:
         sae: The SAE; it is not changed. Its scales are folded into the written weights.
         folder: Where to; made if missing.
+        hook_name: What TransformerLens calls the place; None asks the config.
+        hook_name_out: What it calls the place that a transcoder writes to.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If SAELens has nothing that computes the same; nothing is written then.
+        ValueError: If SAELens has nothing that computes the same, or no name for a place; nothing is written then.
     """
     architecture = _architecture(sae)
-    transcoder = sae.config.is_transcoder
-    plain = plain_copy(sae, subtract_b_dec=False if transcoder else None, keep_decoder_norm=architecture == "topk")
+    metadata = _metadata(sae.config, *transformer_lens_names(sae.config, hook_name, hook_name_out))
+    plain = _plain(sae, architecture)
     names = {**TENSORS, **(GATED if architecture == "gated" else {"encoder.bias": "b_enc"})}
     tensors = dict(plain.state_dict())
     if architecture.startswith("jumprelu"):
@@ -54,7 +60,23 @@ def write(sae: SAE, folder: str | os.PathLike) -> Path:
         tensors["threshold"] = tensors["threshold"].clamp(min=0).expand(plain.config.n_features)
     if plain.config.skip:
         names["W_skip"] = "W_skip"
-    return write_files(folder, WEIGHTS, theirs(tensors, names), _config(plain, architecture))
+    return write_files(folder, WEIGHTS, theirs(tensors, names), _config(plain, architecture, metadata))
+
+
+def _plain(sae: SAE, architecture: str) -> SAE:
+    """A copy without scales.
+
+    TopK gets unit rows and selects by their norms, as SAELens makes it: its tools refuse another. That changes no
+    selection where all rows are of one norm; elsewhere a TopK stays as it is.
+    """
+    subtract = False if sae.config.is_transcoder else None
+    if architecture != "topk":
+        return plain_copy(sae, subtract_b_dec=subtract)
+    if sae.config.rescale_by_decoder_norm or not rows_of_one_norm(sae):
+        return plain_copy(sae, subtract_b_dec=subtract, keep_decoder_norm=True)
+    unit = plain_copy(sae, subtract_b_dec=subtract, unit_rows=True)
+    unit.config.rescale_by_decoder_norm = True
+    return unit
 
 
 def _architecture(sae: SAE) -> str:
@@ -70,7 +92,7 @@ def _architecture(sae: SAE) -> str:
     return there
 
 
-def _config(plain: SAE, architecture: str) -> dict[str, Any]:
+def _config(plain: SAE, architecture: str, metadata: dict[str, Any]) -> dict[str, Any]:
     config = plain.config
     settings: dict[str, Any] = {
         "architecture": architecture,
@@ -81,7 +103,7 @@ def _config(plain: SAE, architecture: str) -> dict[str, Any]:
         "apply_b_dec_to_input": config.subtract_b_dec,
         "normalize_activations": _NORMALISATIONS[config.input_transform],
         "reshape_activations": "none",
-        "metadata": _metadata(plain),
+        "metadata": metadata,
     }
     if architecture == "topk":
         settings |= {
@@ -93,21 +115,25 @@ def _config(plain: SAE, architecture: str) -> dict[str, Any]:
     return settings
 
 
-def _metadata(plain: SAE) -> dict[str, Any]:
-    config = plain.config
+def _metadata(config: SAEConfig, hook_name: str | None, hook_name_out: str | None) -> dict[str, Any]:
+    """What concerns the language model and its text, with what SAELens said itself of an SAE that was read."""
+    training = config.training or {}
+    kept = dict(training.get("sae_lens_metadata") or {})
+    tokens = kept.pop("exclude_special_tokens", True)
     known = {
         "sae_lens_version": _FORMAT_VERSION,
         "model_name": config.base_model,
-        "hook_name": transformer_lens(config.hook_point, config.base_model) or config.hook_point,
+        "hook_name": hook_name,
         "hf_hook_name": config.hook_point,
         "context_size": config.context_length,
         "prepend_bos": config.prepend_bos,
-        "exclude_special_tokens": config.exclude_special_tokens,
-        "dataset_path": (config.training or {}).get("dataset"),
+        "exclude_special_tokens": tokens if config.exclude_special_tokens else False,
+        "seqpos_slice": kept_slice(config.exclude_positions, config.context_length),
+        "dataset_path": training.get("dataset"),
     }
     if config.is_transcoder:
-        target = config.target_hook_point
-        known |= {"hook_name_out": transformer_lens(target, config.base_model) or target, "hf_hook_name_out": target}
+        known |= {"hook_name_out": hook_name_out, "hf_hook_name_out": config.target_hook_point}
     if config.input_transform == "center":
-        known["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
-    return {key: value for key, value in known.items() if value is not None}
+        options = kept.get("model_from_pretrained_kwargs") or {}
+        known["model_from_pretrained_kwargs"] = {**options, "center_writing_weights": True}
+    return {key: value for key, value in {**kept, **known}.items() if value is not None}

@@ -4,22 +4,24 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from torch import Tensor
 
-from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, read_tensors
+from hfsae.interop.settings import Settings
+from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_tensors
 from hfsae.places import natural_order
 
 # Keyword arguments of `from_pretrained` that say how the Hub is asked.
 _DOWNLOAD_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_PICKLED = tuple(f"*{suffix}" for suffix in PICKLES)
 
 
 class Source:
@@ -30,6 +32,7 @@ class Source:
             formats without a config read facts from.
         listing: Names of files and folders that lie there.
         fetch: Brings one file, named relative to the folder, onto this machine; `FileNotFoundError` if there is none.
+        peek: Names of the tensors in a safetensors file, from its header; None fetches the file.
         chosen: The file that was asked for by name, if one was.
         repo_id: Repository, None for a local folder.
         folder: Folder inside the repository.
@@ -43,6 +46,7 @@ class Source:
         listing: list[str],
         fetch: Callable[[str], Path],
         *,
+        peek: Callable[[str], set[str]] | None = None,
         chosen: str | None = None,
         repo_id: str | None = None,
         folder: str = "",
@@ -54,6 +58,8 @@ class Source:
         self.given = dict(given or {})
         self.allow_pickle = allow_pickle
         self._fetch = fetch
+        self._peek = peek or (lambda name: names_of_tensors(fetch(name)))
+        self._read: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def open(
@@ -127,8 +133,12 @@ class Source:
             except EntryNotFoundError as error:
                 raise FileNotFoundError(f"there is no {name} in {repo_id}/{folder}.") from error
 
+        def peek(name: str) -> set[str]:
+            inside = posixpath.join(folder, name)
+            return set(api.parse_safetensors_file_metadata(repo_id, inside, revision=revision).tensors)
+
         path = posixpath.join(repo_id, place).rstrip("/")
-        return cls(path, listing, fetch, chosen=chosen, repo_id=repo_id, folder=folder, **options)
+        return cls(path, listing, fetch, peek=peek, chosen=chosen, repo_id=repo_id, folder=folder, **options)
 
     @classmethod
     def folders(cls, place: str, subfolder: str = "", **hub: Any) -> Iterator["Source"]:
@@ -171,10 +181,31 @@ class Source:
         """
         found = self.matching(*patterns)
         if not found:
-            raise ValueError(f"{self.path} lacks {' or '.join(patterns)}; found {_some(self.listing)}.")
+            raise ValueError(f"{self.path} lacks {' or '.join(patterns)}; found {some(self.listing)}.")
+        return self._only(found)
+
+    def bare_file(self, fits: Callable[[Collection[str]], bool]) -> str | None:
+        """The weights file that a format without a config is told by: the names of its tensors fit.
+
+        Safetensors come first, of which the headers alone are read; a pickle is opened only where that was allowed.
+
+        Raises:
+            ValueError: If several fit, naming them, or there is only a pickle and that was not allowed.
+        """
+        found = self.safetensors(fits)
+        if not found and self.matching(*_PICKLED):
+            pickled = self.the_one(*_PICKLED)
+            found = [pickled] if fits(self.tensors(pickled).keys()) else []
+        return self._only(found) if found else None
+
+    def safetensors(self, fits: Callable[[Collection[str]], bool]) -> list[str]:
+        """The safetensors that hold tensors of fitting names; their headers alone are read."""
+        return [name for name in self.matching("*.safetensors") if fits(self._peek(name))]
+
+    def _only(self, found: list[str]) -> str:
         if len(found) > 1:
             raise ValueError(
-                f"{self.path} holds {len(found)} files that may be meant: {_some(found)}. Name one: "
+                f"{self.path} holds {len(found)} files that may be meant: {some(found)}. Name one: "
                 f"subfolder={posixpath.join(self.folder, found[0])!r}."
             )
         return found[0]
@@ -185,31 +216,42 @@ class Source:
         return int(found[-1]) if found else None
 
     def __str__(self) -> str:
-        return f"{self.path} ({_some(self.candidates)})"
+        return f"{self.path} ({some(self.candidates)})"
 
     # -- reading --------------------------------------------------------------------------------------------------
     def fetch(self, name: str) -> Path:
         """Brings a file onto this machine; its name is relative to the folder and may start with `../`."""
         return self._fetch(name)
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> Settings:
         """A JSON file that lies here; empty if there is none, or it holds no object.
 
         Raises:
             ValueError: If it is no JSON.
         """
+        return self._settings(name, json.loads, "JSON")
+
+    def yaml(self, name: str) -> Settings:
+        """A YAML file that lies here; empty if there is none, or it holds no object.
+
+        Raises:
+            ValueError: If it is no YAML.
+        """
+        return self._settings(name, yaml.safe_load, "YAML")
+
+    def _settings(self, name: str, parse: Callable[[str], Any], kind: str) -> Settings:
+        called = f"{name} of {self.path}"
         try:
-            text = self.fetch(name).read_text()
+            content = parse(self.fetch(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return {}
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} of {self.path} is not valid JSON: {error}.") from error
-        return content if isinstance(content, dict) else {}
+            content = {}
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{called} is not valid {kind}: {reason}.") from error
+        return Settings(content if isinstance(content, dict) else {}, called)
 
     def tensors(self, name: str) -> dict[str, Any]:
-        """What a weights file holds; a pickle only where that was allowed, and even then nothing but plain data.
+        """What a weights file holds, read once; a pickle only where that was allowed, and then plain data alone.
 
         Raises:
             ValueError: If it is a pickle and that was not allowed; before it is fetched.
@@ -220,36 +262,64 @@ class Source:
                 "whoever made it: SAE.from_pretrained(..., allow_pickle=True), or `hfsae convert --allow-pickle` once "
                 "for a copy in safetensors. Even then only tensors and plain values are read (weights_only)."
             )
-        return read_tensors(self.fetch(name), self.path)
+        if name not in self._read:
+            self._read[name] = read_tensors(self.fetch(name), self.path)
+        return self._read[name]
 
     @property
     def is_ours(self) -> bool:
         """Whether an SAE in hfsae's own format lies here."""
         return "config.json" in self.listing and str(self.json("config.json").get("model_type")).startswith("hfsae")
 
-    @cached_property
-    def pickled(self) -> dict[str, Any]:
-        """The content of the one pickle that lies here, for formats that are told by it alone; empty without one."""
-        files = self.matching(*(f"*{suffix}" for suffix in PICKLES))
-        return self.tensors(self.the_one(*(f"*{suffix}" for suffix in PICKLES))) if files else {}
 
+def renamed(
+    tensors: Mapping[str, Any],
+    names: Mapping[str, str],
+    source: Source,
+    *,
+    optional: Mapping[str, str] | None = None,
+    known: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Their tensors under our names, each one accounted for: what nobody reads would change what the SAE computes.
 
-def renamed(tensors: Mapping[str, Any], names: Mapping[str, str], source: Source) -> dict[str, Tensor]:
-    """Their tensors under our names; `names` maps ours to theirs, with `".T"` behind a matrix to be transposed.
+    Args:
+        tensors: All that the file holds.
+        names: Ours to theirs, with `".T"` behind a matrix to be transposed.
+        source: What errors are about.
+        optional: Likewise, those that may be missing.
+        known: Patterns of what the file may hold besides: statistics that change nothing, or what the caller reads.
 
     Raises:
-        ValueError: If one is missing, naming it and what there is.
+        ValueError: If one is missing, is no tensor or no matrix, or the file holds another, naming it.
     """
     missing = [theirs for theirs in names.values() if theirs.removesuffix(".T") not in tensors]
     if missing:
-        raise ValueError(f"the weights of {source.path} lack {', '.join(missing)}; found {_some(sorted(tensors))}.")
-    return {
-        ours: tensors[theirs.removesuffix(".T")].T if theirs.endswith(".T") else tensors[theirs]
-        for ours, theirs in names.items()
-    }
+        raise ValueError(f"the weights of {source.path} lack {', '.join(missing)}; found {some(sorted(tensors))}.")
+    there = {ours: theirs for ours, theirs in (optional or {}).items() if theirs.removesuffix(".T") in tensors}
+    wanted = {**names, **there}
+    used = {theirs.removesuffix(".T") for theirs in wanted.values()}
+    unread = sorted(name for name in set(tensors) - used if not any(fnmatch(name, pattern) for pattern in known))
+    if unread:
+        raise ValueError(
+            f"the weights of {source.path} hold {some(unread)} besides {some(sorted(used))}: an SAE of another kind "
+            "than its config says, which read without it would compute something else."
+        )
+    return {ours: _tensor(tensors, theirs, source) for ours, theirs in wanted.items()}
 
 
-def _some(names: list[str], most: int = 6) -> str:
+def _tensor(tensors: Mapping[str, Any], name: str, source: Source) -> Tensor:
+    transposed, name = name.endswith(".T"), name.removesuffix(".T")
+    value = tensors[name]
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} in the weights of {source.path} is a {type(value).__name__}, expected a tensor.")
+    if transposed and value.ndim != 2:
+        raise ValueError(f"{name} in the weights of {source.path} has shape {tuple(value.shape)}, expected a matrix.")
+    return value.T if transposed else value
+
+
+def some(names: Collection[str], most: int = 6) -> str:
+    """The first few of many names, and how many there are more."""
+    names = list(names)
     if not names:
         return "nothing"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

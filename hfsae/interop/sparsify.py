@@ -23,24 +23,30 @@ def read(source: Source) -> Draft:
     """
     config, run = source.json(CONFIG), source.json("../config.json")
     tensors = source.tensors(WEIGHTS)
-    base_model = hub_id(run.get("model"))
+    base_model = hub_id(run.text("model"))
+    transcodes = config.having("k").flag("transcode")
     module = source.path.rstrip("/").split("/")[-1]
     place = module if module == "embed_tokens" or any(part.isdecimal() for part in module.split(".")) else None
     hook = canonical(f"{place}.output", base_model) if place else None
     fields: dict[str, Any] = {
-        "k": int(config["k"]),
-        "activation": config.get("activation", "topk"),
-        "multi_topk": bool(config.get("multi_topk")),
-        "subtract_b_dec": not config.get("transcode"),
+        "k": config.whole("k"),
+        "activation": config.one_of("activation", {"topk": "topk", "groupmax": "groupmax"}, "topk"),
+        "multi_topk": config.flag("multi_topk"),
+        "subtract_b_dec": not transcodes,
         "skip": "W_skip" in tensors,
         "base_model": base_model,
         "hook_point": hook,
-        "context_length": run.get("ctx_len"),
+        "context_length": run.whole("ctx_len"),
     }
-    if config.get("transcode"):
+    if transcodes:
         fields |= _transcoder(source, place, hook, base_model)
-    names = {**TENSORS, "W_skip": "W_skip"} if "W_skip" in tensors else TENSORS
-    return Draft("topk", renamed(tensors, names, source), fields, {"dataset": run.get("dataset")})
+    return Draft(
+        "topk",
+        renamed(tensors, TENSORS, source, optional={"W_skip": "W_skip"}),
+        fields,
+        {"dataset": run.text("dataset")},
+        sizes={"d_in": config.whole("d_in"), "n_features": config.whole("num_latents") or None},
+    )
 
 
 def _transcoder(source: Source, place: str | None, hook: str | None, base_model: str | None) -> dict[str, Any]:

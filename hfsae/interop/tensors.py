@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -31,6 +32,12 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     if path.suffix in PICKLES:
         return _plain_pickle(path, source)
     raise ValueError(f"{path.name} of {source} is no weights file: expected .safetensors, .npz, .pt or .pth.")
+
+
+def names_of_tensors(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, from its header."""
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
 
 
 def _plain_pickle(path: Path, source: str) -> dict[str, Any]:

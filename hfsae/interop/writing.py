@@ -14,9 +14,14 @@ from torch import Tensor
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once
 
+# How far norms of equally long rows may lie apart in a dtype.
+_ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
 
 @torch.no_grad()
-def plain_copy(sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_norm: bool = False) -> SAE:
+def plain_copy(
+    sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_norm: bool = False, unit_rows: bool = False
+) -> SAE:
     """A copy with the same features and reconstructions whose scales are 1.
 
     Args:
@@ -24,16 +29,30 @@ def plain_copy(sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_nor
         subtract_b_dec: Whether the copy subtracts `b_dec`, whose effect then moves into or out of the encoder's
             biases; None leaves it as it is.
         keep_decoder_norm: Whether `rescale_by_decoder_norm` may stay where no scale has to be folded.
+        unit_rows: Whether rows of `W_dec` get unit norm, and features the unit that goes with it, where all rows have
+            one norm.
     """
     plain = copy.deepcopy(sae)
     if subtract_b_dec is not None:
         plain._subtract_b_dec(subtract_b_dec)
     scales = [float(plain.get_tensor(name)) for name, _ in plain.named_buffers() if name in SAE._float32_tensors]
-    if any(scale != 1 for scale in scales):
+    if unit_rows:
+        if any(scale != 1 for scale in scales):
+            plain.fold_input_scale(keep="unit_rows")
+        plain.config.rescale_by_decoder_norm = True
+        plain._fold_decoder_norm()
+    elif any(scale != 1 for scale in scales):
         plain.fold_input_scale(keep="features")
     elif not keep_decoder_norm:
         plain._fold_decoder_norm()
     return plain
+
+
+def rows_of_one_norm(sae: SAE) -> bool:
+    """Whether all rows of the decoder are equally long up to rounding, those of zeros left out."""
+    norms = sae.W_dec.float().norm(dim=1)
+    norms = norms[norms > 0]
+    return len(norms) > 0 and bool(norms.max() / norms.min() < 1 + _ROUNDING[sae.W_dec.dtype])
 
 
 def theirs(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

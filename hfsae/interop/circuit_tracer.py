@@ -1,0 +1,65 @@
+"""circuit-tracer's sets of transcoders: `config.yaml` and one `layer_N.safetensors` for each layer.
+
+A file says by its tensors what it is: thresholds make a JumpReLU, `W_skip` a skip connection (circuit-tracer 0.5.0).
+"""
+
+from typing import Any
+
+from hfsae.interop.draft import Draft
+from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.source import Source, renamed
+
+CONFIG, WEIGHTS = "config.yaml", "layer_*.safetensors"
+TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+OPTIONAL = {"threshold": "activation_function.threshold", "W_skip": "W_skip"}
+# Configs of Weights & Biases; one of the two is a slip of the pen that some repositories carry.
+RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
+
+
+def recognises(source: Source) -> bool:
+    """Numbered weights beside a config of circuit-tracer's; transcoders for Qwen3 have another config besides."""
+    if CONFIG not in source.listing or not source.matching(WEIGHTS):
+        return False
+    return source.yaml(CONFIG).get("model_kind") == "transcoder_set" and not of_a_run(source)
+
+
+def read(source: Source) -> Draft:
+    """See `hfsae.interop.formats.Format`."""
+    config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
+    layer = layer_of_file(source)
+    reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))
+    return layer_draft(source, hub_id(config.text("model_name")), reads, writes)
+
+
+def of_a_run(source: Source) -> bool:
+    """Whether a config of Weights & Biases lies there."""
+    return any(name in source.listing for name in RUN_CONFIGS)
+
+
+def layer_of_file(source: Source) -> str:
+    """The layer in the name of the file that was asked for."""
+    return source.the_one(WEIGHTS).removesuffix(".safetensors").split("_")[-1]
+
+
+def layer_draft(source: Source, base_model: str | None, reads: str, writes: str) -> Draft:
+    """The transcoder of one layer.
+
+    Raises:
+        ValueError: If the file holds other tensors, or thresholds that let negative values pass.
+    """
+    stored = source.tensors(source.the_one(WEIGHTS))
+    tensors = renamed(stored, TENSORS, source, optional=OPTIONAL)
+    if "threshold" in tensors:
+        if (tensors["threshold"] < 0).any():
+            raise ValueError(
+                f"{source.path} has negative thresholds: negative features pass them, which has no counterpart here."
+            )
+        tensors["threshold"] = tensors["threshold"].expand(len(tensors["encoder.bias"]))
+    fields: dict[str, Any] = {
+        "subtract_b_dec": False,
+        "skip": "W_skip" in tensors,
+        "base_model": base_model,
+        "hook_point": canonical(reads, base_model),
+        "target_hook_point": canonical(writes, base_model),
+    }
+    return Draft("jumprelu" if "threshold" in tensors else "standard", tensors, fields, transcodes=True)

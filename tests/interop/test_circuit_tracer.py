@@ -1,0 +1,80 @@
+"""circuit-tracer's layer files: what they are is told by their tensors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hfsae import SAE
+from hfsae.interop.convert import convert
+from tests.interop.foreign import LAYER, D, jump, matrices, random, thresholds, write_tensors
+
+X = 2 * torch.randn(64, D, generator=torch.Generator().manual_seed(3)) + 0.5
+CONFIG = {
+    "model_name": "Qwen/Qwen3-4B",
+    "model_kind": "transcoder_set",
+    "feature_input_hook": "mlp.hook_in",
+    "feature_output_hook": "hook_mlp_out",
+    "scan": "mine",
+}
+
+
+def transcoders(folder: Path, threshold: bool, skip: bool, config: dict | None = None) -> dict[str, torch.Tensor]:
+    w = matrices()
+    w["W_enc"] = w["W_enc"].T.contiguous()
+    if threshold:
+        w["activation_function.threshold"] = thresholds()
+    if skip:
+        w["W_skip"] = random(D, D, seed=9)
+    for layer in (LAYER, LAYER + 1):
+        write_tensors(folder / f"layer_{layer}.safetensors", w)
+    name = "config.yaml" if config else "wandb-config.yaml"
+    (folder / name).write_text(yaml.safe_dump(config or {"d_model": {"value": D}}))
+    return w
+
+
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["circuit-tracer", "Qwen3"])
+@pytest.mark.parametrize("threshold", [True, False])
+@pytest.mark.parametrize("skip", [True, False])
+def test_thresholds_and_skip_connections_are_read(threshold: bool, skip: bool, config: dict | None, tmp_path: Path):
+    w = transcoders(tmp_path, threshold, skip, config)
+    h = X @ w["W_enc"].T + w["b_enc"]
+    features = jump(h, w["activation_function.threshold"]) if threshold else h.relu()
+    written = features @ w["W_dec"] + w["b_dec"] + (X @ w["W_skip"].T if skip else 0)
+    sae = SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors")
+    torch.testing.assert_close(sae.encode(X), features, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sae(X).reconstruction, written, rtol=0, atol=1e-5)
+    assert type(sae).__name__ == ("JumpReLUSAE" if threshold else "StandardSAE") and sae.config.skip == skip
+    assert sae.config.is_transcoder
+
+
+def test_its_config_says_the_places_and_the_model(tmp_path: Path):
+    transcoders(tmp_path, True, True, {**CONFIG, "feature_output_hook": "mlp.hook_out"})
+    config = SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors").config
+    assert config.base_model == "Qwen/Qwen3-4B" and config.training["converted_from"] == "circuit-tracer"
+    assert config.hook_point == f"model.layers.{LAYER}.mlp.input"
+    assert config.target_hook_point == f"model.layers.{LAYER}.mlp.output"
+    assert [folder.name for folder in convert(tmp_path, tmp_path / "out")] == ["layer_2", "layer_3"]
+
+
+def test_a_tensor_of_another_kind_of_transcoder_is_refused(tmp_path: Path):
+    w = transcoders(tmp_path, False, False, CONFIG)
+    path = tmp_path / f"layer_{LAYER}.safetensors"
+    write_tensors(path, {**w, "k": torch.tensor(3)})
+    with pytest.raises(ValueError, match="hold k besides"):
+        SAE.from_pretrained(path)
+    write_tensors(path, {**w, "activation_function.threshold": -thresholds()})
+    with pytest.raises(ValueError, match="negative thresholds"):
+        SAE.from_pretrained(path)
+
+
+def test_a_broken_config_is_named(tmp_path: Path):
+    transcoders(tmp_path, False, False, CONFIG)
+    for text, message in (("a: [", "config.yaml of .* is not valid YAML"), ("model_kind: other", "no sparse autoenc")):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors")
+    (tmp_path / "config.yaml").write_text("model_kind: transcoder_set")
+    with pytest.raises(ValueError, match="config.yaml of .* lacks feature_input_hook, feature_output_hook"):
+        SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors")
