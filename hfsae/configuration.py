@@ -54,6 +54,10 @@ class SAEConfig(PreTrainedConfig):
         base_model: Hub id of the language model; in a local run the folder it came from, as `./folder` or an absolute
             path, which no card repeats. None when it came from neither.
         base_model_revision: Commit sha of that model.
+        base_model_adapter: Hub id or folder of the PEFT adapter that the language model carried, likewise.
+        base_model_adapter_revision: Commit sha of that adapter.
+        base_model_kwargs: What `from_pretrained` of the language model was given that changes activations:
+            `quantization_config`, `attn_implementation`, `gguf_file`.
         hook_point: Where activations are read, in canonical form: `"transformer.h.8.output"`.
         target_hook_point: Where a transcoder writes; None for an autoencoder, which writes where it reads.
         context_length: Tokens per block of text in training.
@@ -87,6 +91,9 @@ class SAEConfig(PreTrainedConfig):
     scale_inputs: bool = True
     base_model: str | None = None
     base_model_revision: str | None = None
+    base_model_adapter: str | None = None
+    base_model_adapter_revision: str | None = None
+    base_model_kwargs: dict[str, Any] | None = None
     hook_point: str | None = None
     target_hook_point: str | None = None
     context_length: int | None = None

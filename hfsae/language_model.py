@@ -1,32 +1,175 @@
-"""The language model of an SAE: loading the one that a config names, and its tokenizer."""
+"""Language models by name: which class loads them, their adapter, their tokenizer, and how an SAE's config tells it.
 
+Training and `load_base_model` go through the same functions, so that an SAE is used with the model it was trained on.
+"""
+
+import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfsae.configuration import SAEConfig
+from hfsae.model_kwargs import recorded, trusted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Arguments of `from_pretrained` that loading a config and a tokenizer also takes.
+_OF_FILES = ("cache_dir", "local_files_only", "subfolder", "trust_remote_code", "code_revision", "gguf_file", "token")
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a language model comes from.
+
+    Args:
+        name: Hub id, or folder as the user wrote it (a relative one begins with a dot).
+        revision: Commit sha on the Hub.
+        adapter: Hub id or folder of the PEFT adapter that is put on it.
+        adapter_revision: Commit sha of the adapter.
+        kwargs: What `from_pretrained` is given.
+    """
+
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def given(self) -> tuple[str, str | None]:
+        """What a user names, and its commit: the adapter where there is one."""
+        return (self.name, self.revision) if self.adapter is None else (self.adapter, self.adapter_revision)
+
+
+def record(origin: Origin | None, config: SAEConfig) -> None:
+    """Writes into an SAE's config where its language model comes from; None for one that has no place of its own."""
+    found = origin or Origin("")
+    config.base_model, config.base_model_revision = found.name or None, found.revision
+    config.base_model_adapter, config.base_model_adapter_revision = found.adapter, found.adapter_revision
+    config.base_model_kwargs = recorded(found.kwargs) or None
+
+
+def find(name: str, revision: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Origin:
+    """Finds out what a name stands for: a model, an adapter with its base model, or a GGUF file.
+
+    Commits are resolved once, so that weights, tokenizer and record are of one commit even while a branch moves on.
+
+    Args:
+        name: Hub id or folder.
+        revision: Branch, tag or commit.
+        kwargs: For `from_pretrained`.
+
+    Raises:
+        ValueError: If an adapter names no base model, a folder holds several GGUF files, or the name is that of one.
+    """
+    kwargs = dict(kwargs or {})
+    if name.endswith(".gguf") and os.path.isfile(name):
+        folder, file = os.path.split(name)
+        wanted = f"model_kwargs={{'gguf_file': {file!r}}}"
+        raise ValueError(f"{name} is a file: give its folder {folder or '.'!r}, and {wanted}.")
+    if "gguf_file" not in kwargs and (file := _only_gguf_file(name)) is not None:
+        kwargs["gguf_file"] = file
+    adapter_config = _adapter_config(name, revision)
+    if adapter_config is None:
+        file = "/".join(filter(None, [kwargs.get("subfolder"), kwargs.get("gguf_file", "config.json")]))
+        return Origin(as_written(name), commit_of(name, revision, file) or revision, kwargs=kwargs)
+    about = json.loads(Path(adapter_config).read_text())
+    if not (base := about.get("base_model_name_or_path")):
+        raise ValueError(f"the adapter {name} does not say which language model it belongs to ({_ADAPTER_CONFIG}).")
+    base_revision = about.get("revision")
+    return Origin(
+        as_written(base),
+        commit_of(base, base_revision) or base_revision,
+        as_written(name),
+        commit_of(name, revision, _ADAPTER_CONFIG) or revision,
+        kwargs,
+    )
+
+
+def _adapter_config(name: str, revision: str | None) -> str | None:
+    """The file that says what an adapter is made for; None of a whole model."""
+    if os.path.isfile(os.path.join(name, "config.json")):
+        return None  # a model with an adapter beside it: transformers puts that on
+    try:
+        return find_adapter_config_file(name, revision=revision)
+    except OSError:
+        return None  # a name that cannot be: the model's own loading says so
+
+
+def is_quantised(origin: Origin) -> bool:
+    """Whether a language model's stored weights are quantised, so that nobody needs to ask for that."""
+    try:
+        return getattr(config_of(origin), "quantization_config", None) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _only_gguf_file(name: str) -> str | None:
+    """The GGUF file of a folder that holds no other model."""
+    if not os.path.isdir(name) or os.path.isfile(os.path.join(name, "config.json")):
+        return None
+    files = sorted(path.name for path in Path(name).glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(
+            f"the folder {name} holds {len(files)} GGUF files: choose one with model_kwargs={{'gguf_file': "
+            f"{files[0]!r}}}."
+        )
+    return files[0] if files else None
+
+
+def origin_of(config: SAEConfig) -> Origin:
+    """Where the language model of an SAE comes from.
+
+    Raises:
+        ValueError: If the config names none, or asks for what is not safe to repeat.
+    """
+    if config.base_model is None:
+        raise ValueError(
+            "this SAE's config names no base model (base_model is None: the model is not on the Hub). Load the "
+            "language model yourself, with AutoModelForCausalLM.from_pretrained(...), and run sae.attach(model)."
+        )
+    kwargs = trusted(config.base_model_kwargs or {})
+    if config.base_model_adapter is None:
+        return Origin(config.base_model, config.base_model_revision, kwargs=kwargs)
+    of_adapter = config.base_model_adapter, config.base_model_adapter_revision
+    return Origin(config.base_model, config.base_model_revision, *of_adapter, kwargs)
+
+
+def rename_base_model(config: SAEConfig, name: str) -> None:
+    """Lets an SAE's config name another language model, adapter or GGUF file: `--model` of the command line."""
+    record(find(name), config)
 
 
 def load_base_model(config: SAEConfig, **kwargs: Any) -> PreTrainedModel:
     """The language model that an SAE reads, at the commit it was trained on, in evaluation mode.
 
     Published configs name a Hub id. That of a local run may name a folder (`examples/tiny_lm`), as long as it is
-    there.
+    there. What the run gave to `from_pretrained` and changes activations (`quantization_config`,
+    `attn_implementation`, `gguf_file`) is given again.
 
     Args:
         config: An SAE's config.
-        **kwargs: For `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, `revision` for another commit, ...
+        **kwargs: For `from_pretrained`: `dtype`, `device_map`, `revision` for another commit, ...
+
+    Returns:
+        The model; where the config names an adapter, a `PeftModel` around it.
 
     Raises:
-        ValueError: If the config names no base model.
+        ValueError: If the config names no base model, or asks for what is not safe to repeat.
         FileNotFoundError: If it names a folder that is gone.
+        ImportError: If it names an adapter and PEFT is not installed.
         OSError: If the Hub has no such model, or cannot be reached.
     """
-    return _load(AutoModelForCausalLM, config, kwargs)
+    return load(origin_of(config), **kwargs)
 
 
 def load_tokenizer(config: SAEConfig, **kwargs: Any) -> "PreTrainedTokenizerBase":
@@ -39,32 +182,172 @@ def load_tokenizer(config: SAEConfig, **kwargs: Any) -> "PreTrainedTokenizerBase
     Raises:
         ValueError, FileNotFoundError, OSError: As `load_base_model`.
     """
-    return _load(AutoTokenizer, config, kwargs)
+    return tokenizer_of(origin_of(config), **kwargs)
 
 
-def _load(auto_class: Any, config: SAEConfig, kwargs: dict[str, Any]) -> Any:
-    name = config.base_model
-    if name is None:
-        raise ValueError(
-            "this SAE's config names no base model (base_model is None: the model is not on the Hub). Load the "
-            "language model yourself, with AutoModelForCausalLM.from_pretrained(...), and run sae.attach(model)."
-        )
-    if _must_be_a_folder(name) and not os.path.isdir(name := os.path.expanduser(name)):
-        raise FileNotFoundError(
-            f"this SAE was trained on a language model in the folder {name}, which is not there. Put it back, set "
-            "sae.config.base_model, or load the model yourself and run sae.attach(model)."
-        )
-    if config.base_model_revision is not None:
-        kwargs.setdefault("revision", config.base_model_revision)
+def config_of(origin: Origin) -> PreTrainedConfig:
+    """The config of a language model.
+
+    Raises:
+        FileNotFoundError, OSError: As `load_base_model`.
+    """
+    return _from(origin, lambda name, options: AutoConfig.from_pretrained(name, **_files_of(options)))
+
+
+def load(origin: Origin, **kwargs: Any) -> PreTrainedModel:
+    """Loads a language model with its adapter, in evaluation mode.
+
+    Args:
+        origin: What to load.
+        **kwargs: For `from_pretrained`; they win over those of the origin.
+
+    Raises:
+        FileNotFoundError, ImportError, OSError, ValueError: As `load_base_model`.
+    """
+    origin = replace(origin, kwargs={**origin.kwargs, **kwargs})
+    model = _from(origin, _load_base)
+    if origin.adapter is not None:
+        model = _with_adapter(model, origin)
+    return model.eval()
+
+
+def _load_base(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    config = options.get("config") or AutoConfig.from_pretrained(name, **_files_of(options))
+    return model_class(config).from_pretrained(name, **options)
+
+
+def tokenizer_of(origin: Origin, **kwargs: Any) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a language model: its adapter's own, where that has one.
+
+    Args:
+        origin: Where the model comes from.
+        **kwargs: For `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        FileNotFoundError, OSError: As `load_base_model`.
+    """
+    if origin.adapter is not None and _has_tokenizer(origin.adapter, origin.adapter_revision):
+        origin = Origin(origin.adapter, origin.adapter_revision)
+    origin = replace(origin, kwargs={**_files_of(origin.kwargs), **kwargs})
+    return _from(origin, lambda name, options: AutoTokenizer.from_pretrained(name, **options))
+
+
+def _files_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in (*_OF_FILES, "revision") if name in options}
+
+
+def _has_tokenizer(name: str, revision: str | None) -> bool:
+    from transformers.utils.hub import cached_file
+
+    lenient = {f"_raise_exceptions_for_{trouble}": False for trouble in ("missing_entries", "connection_errors")}
+    return cached_file(name, "tokenizer_config.json", revision=revision, **lenient) is not None
+
+
+def _from(origin: Origin, load: Any) -> Any:
+    """What `load(name, options)` makes of a model's files, with an error that says what was looked for."""
+    name, options = _there(origin.name), dict(origin.kwargs)
+    if origin.revision is not None:
+        options.setdefault("revision", origin.revision)
     try:
-        return auto_class.from_pretrained(name, **kwargs)
+        return load(name, options)
     except OSError as error:
-        at = f" at {kwargs['revision']}" if kwargs.get("revision") else ""
+        at = f" at {options['revision']}" if options.get("revision") else ""
         raise OSError(
             f"the base model {name!r}{at} could not be loaded: there is no such folder here, and the Hub gave nothing "
             f"({error}). Check the network and `hf auth login`, or load the model yourself and run sae.attach(model)."
         ) from error
 
 
+def _there(name: str) -> str:
+    if _must_be_a_folder(name) and not os.path.isdir(name := os.path.expanduser(name)):
+        raise FileNotFoundError(
+            f"the language model is expected in the folder {name}, which is not there. Put it back, set "
+            "sae.config.base_model, or load the model yourself and run sae.attach(model)."
+        )
+    return name
+
+
 def _must_be_a_folder(name: str) -> bool:
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _with_adapter(model: PreTrainedModel, origin: Origin) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f"{origin.adapter} is a PEFT adapter: pip install 'hfsae[peft]'.") from error
+    assert origin.adapter is not None
+    return PeftModel.from_pretrained(model, _there(origin.adapter), revision=origin.adapter_revision)
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class whose `from_pretrained` loads a language model of this config.
+
+    `AutoModelForCausalLM` where it can; for encoders and multimodal models the fitting auto class, or the class that
+    the config names.
+
+    Args:
+        config: The language model's config.
+
+    Raises:
+        ValueError: If transformers has no class for it.
+    """
+    named = (config.architectures or [""])[0]
+    if _is_masked_lm(config, named):
+        return transformers.AutoModelForMaskedLM
+    for auto in (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForMultimodalLM,
+    ):
+        if type(config) in auto._model_mapping or auto.__name__ in (getattr(config, "auto_map", None) or {}):
+            return auto
+    model_class = getattr(transformers, named, None) if named else None
+    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+        return model_class
+    raise ValueError(
+        f"transformers has no language model for the config of type {config.model_type!r} "
+        f"(architectures: {named or 'none named'}). Load the model yourself and pass the object."
+    )
+
+
+def _is_masked_lm(config: PreTrainedConfig, named: str) -> bool:
+    """Whether a config is of an encoder; `AutoModelForCausalLM` may know it too, as a decoder that it is not."""
+    if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
+        return False
+    causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return causal is None or (named != causal.__name__ and not config.is_encoder_decoder)
+
+
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """A language model without weights, on the meta device: enough to name its places and count its parameters."""
+    kind = model_class(config)
+    with torch.device("meta"):
+        return kind._from_config(config) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
+
+
+def as_written(name: str) -> str:
+    """A model's name as SAEs record it: a relative folder gets a dot in front, so that none is taken for a Hub id."""
+    if not os.path.isdir(name) or os.path.isabs(name):
+        return name
+    return os.path.join(".", os.path.normpath(name))
+
+
+def commit_of(name: str, revision: str | None, file: str = "config.json") -> str | None:
+    """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder.
+
+    Args:
+        name: Hub id or folder.
+        revision: Branch, tag or commit.
+        file: One of the model's files.
+    """
+    if os.path.isdir(name):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(name, file, revision=revision))
+    except (OSError, ValueError):
+        return None  # the model's own loading says what is wrong, in full
+    # .../snapshots/<commit>/<file>
+    return path.parents[file.count("/")].name

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "places": set(),
+    "model_kwargs": set(),
     "doors": set(),
     "loading": {"configuration", "places"},
     "modeling": MODEL,
@@ -34,19 +35,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "initialisation": MODEL,
     "hooks": set(),
     "data": {"hooks"},
-    "language_model": SAES | {"hooks"},
+    "language_model": SAES | {"hooks", "model_kwargs"},
     "attach": SAES | READING,
     "saving": SAES,
     "info": SAES,
     "interop": SAES | {"hooks", "saving"},
-    "evaluation": SAES | READING | {"attach", "saving"},
+    "evaluation": SAES | READING | {"language_model", "attach", "saving"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"data", "saving", "evaluation"},
-    "training": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
-    "dashboard": SAES | READING | {"attach", "saving", "evaluation", "analysis", "hub"},
+    "training": SAES
+    | READING
+    | {"model_kwargs", "language_model", "attach", "saving", "evaluation", "analysis", "hub"},
+    "dashboard": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES
     | READING
-    | {"attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "dashboard", "training"},
+    | {"language_model", "attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "dashboard"}
+    | {"training"},
 }
 
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.

@@ -27,11 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the text once for each feature."""
     from hfsae.analysis.shading import shaded_features
+    from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
 
     sae = SAE.from_pretrained(args.path, **hub_options(args))
     if args.model is not None:
-        sae.config.base_model, sae.config.base_model_revision = args.model, None
+        rename_base_model(sae.config, args.model)
     text = sys.stdin.read() if args.text == "-" else args.text
     color = sys.stdout.isatty() if args.color == "auto" else args.color == "always"
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()

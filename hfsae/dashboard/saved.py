@@ -16,6 +16,7 @@ from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
+from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def gather(
     digest = weights_sha256(sae)
     named = _labels(folder, labels, digest)
     if model is not None:
-        sae.config.base_model, sae.config.base_model_revision = model, None
+        rename_base_model(sae.config, model)
     tokenizer = sae.load_tokenizer()
     collection = _collected(folder, digest) if dataset is None else None
     lm = sae.load_base_model() if texts or collection is None else None

@@ -13,6 +13,7 @@ from hfsae.data.text import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
+from hfsae.language_model import rename_base_model
 from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 from hfsae.saving import write_config, write_json
@@ -113,7 +114,7 @@ def measure_again(
     text = text_to_measure(sae.config, called, dataset, dataset_config, split)
     max_tokens = max_tokens or text.max_tokens or _DEFAULT_TOKENS
     if model is not None:
-        sae.config.base_model, sae.config.base_model_revision = model, None
+        rename_base_model(sae.config, model)
     lm = sae.load_base_model()
     blocks = _blocks(sae, text.source, batch_size)
     metrics = evaluate_sae(

@@ -4,6 +4,7 @@ Wrappers pass calls on in ways of their own: `PeftModel.generate` and the `gener
 wrapper's `forward`. What really runs, whatever is called, is the `PreTrainedModel` inside.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -33,25 +34,50 @@ def inner_model(model: Any) -> PreTrainedModel:
         >>> inner_model(torch.compile(gpt2)) is gpt2
         True
     """
+    return next(layer for layer in _layers(model) if isinstance(layer, PreTrainedModel))
+
+
+def model_to_call(model: Any) -> PreTrainedModel:
+    """What has to be called so that a wrapped language model computes what it was trained to.
+
+    Args:
+        model: As `inner_model` takes it.
+
+    Returns:
+        The model inside; of a `PeftModel` with a learnt prompt or prefix that one, as only it enters what was learnt.
+
+    Raises:
+        ValueError, TypeError: As `inner_model`.
+    """
+    return next(layer for layer in _layers(model) if isinstance(layer, PreTrainedModel) or learns_a_prompt(layer))
+
+
+def learns_a_prompt(model: Any) -> bool:
+    """Whether a model is a `PeftModel` that enters virtual tokens or a prefix before the text."""
+    own = getattr(model, "active_peft_config", None) if "base_model" in getattr(model, "_modules", {}) else None
+    return getattr(own, "is_prompt_learning", False)
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """What is wrapped in what, outermost first, down to the Hugging Face model; an error if there is none."""
     seen: list[Any] = []
     waiting = [model]
-    while waiting:  # the outermost first: an Envoy of nnsight also has the parts of its model under their names
-        wrapper = waiting.pop(0)
-        if isinstance(wrapper, PreTrainedModel):
-            return wrapper
-        if isinstance(wrapper, nn.DataParallel):
+    while waiting:  # breadth first: an Envoy of nnsight also has the parts of its model under their names
+        layer = waiting.pop(0)
+        if isinstance(layer, nn.DataParallel):
             raise ValueError(
                 "DataParallel runs copies of the language model, which hooks do not reach: pass the model inside, "
                 "model.module."
             )
-        if getattr(wrapper, "dispatched", True) is False:
+        if not isinstance(layer, PreTrainedModel) and getattr(layer, "dispatched", True) is False:
             raise ValueError(
-                f"this {type(wrapper).__name__} has not loaded its weights yet, and will put another model in the "
+                f"this {type(layer).__name__} has not loaded its weights yet, and will put another model in the "
                 "place of this one when it does: call its dispatch() first."
             )
-        if not any(wrapper is other for other in seen):
-            seen.append(wrapper)
-            waiting += [inside for name in _INSIDE if (inside := _kept(wrapper, name)) is not None]
+        yield layer
+        if not any(layer is other for other in seen):
+            seen.append(layer)
+            waiting += [inside for name in _INSIDE if (inside := _kept(layer, name)) is not None]
     raise TypeError(
         f"expected a Hugging Face language model (a transformers.PreTrainedModel) or a wrapper around one, got "
         f"{_called(model)}: there is none inside."

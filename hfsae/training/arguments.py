@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from huggingface_hub.utils import validate_repo_id
 
+from hfsae.model_kwargs import checked
+
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = {
     "output_dir",
@@ -90,7 +92,9 @@ class SAETrainingArguments:
     )
 
     # -- the language model and the place in it -----------------------------------------------------------------------
-    model_name_or_path: str | None = _option(None, "Hub id or folder of the causal language model.")
+    model_name_or_path: str | None = _option(
+        None, "Hub id or folder of the language model, of a PEFT adapter, or of a GGUF file."
+    )
     model_revision: str | None = _option(None, "Branch, tag or commit of the language model; its sha is recorded.")
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto",
@@ -101,6 +105,13 @@ class SAETrainingArguments:
         None,
         "How the language model is spread over the devices of one process: auto, balanced, sequential, or names of "
         "modules with devices as JSON; None puts it where the SAEs are.",
+    )
+    model_kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "More for from_pretrained, as JSON: quantization_config, attn_implementation, gguf_file; what "
+            "changes activations is recorded with the SAE."
+        },
     )
     hook_point: str = _option(
         "resid_post.-1", "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards."
@@ -258,6 +269,9 @@ class SAETrainingArguments:
                 raise ValueError(f"{option.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
         if not isinstance(self.architecture_options, dict):
             raise ValueError(f"architecture_options must be names with values, got {self.architecture_options!r}.")
+        if not isinstance(self.model_kwargs, dict):
+            raise ValueError(f"model_kwargs must be names with values, got {self.model_kwargs!r}.")
+        self.model_kwargs = checked(self.model_kwargs)
         rate = self.learning_rate
         if rate != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
             raise ValueError(f"learning_rate must be 'auto' or a positive number, got {rate!r}.")

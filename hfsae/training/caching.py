@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.data import CachedActivations, CacheDescription, document_column, remove_cache, write_cache
 from hfsae.data.text import find_text_column
 from hfsae.data.text_source import ARGUMENTS
+from hfsae.language_model import Origin, as_written, find, without_weights
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.texts import Texts, load_texts
 
 logger = logging.getLogger(__name__)
 
 # Arguments that decide which rows a cache holds and what they mean: whoever trains from it must ask for the same.
 _DECISIVE = (
-    "model_name_or_path", "model_revision", *(name for name in ARGUMENTS.values() if name != "streaming"),
+    "model_name_or_path", "model_revision", "model_kwargs",
+    *(name for name in ARGUMENTS.values() if name != "streaming"),
     "context_length", "prepend_bos", "exclude_special_tokens", "exclude_positions", "activation_dtype",
     "calibration_tokens",
 )  # fmt: skip
@@ -78,7 +81,7 @@ def cache_activations(
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     if accelerator.num_processes > 1:
         raise ValueError("a cache is written by one process; several can read it.")
-    base = feed.load_base_model(args, model, processing_class, accelerator.device)
+    base = open_base_model(args, model, processing_class, accelerator.device)
     places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
     texts = load_texts(args, train_dataset, None)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
@@ -110,15 +113,14 @@ def _rows_read(args: SAETrainingArguments) -> int:
     return -(-trained // window) * window
 
 
-def _described(args: SAETrainingArguments, base: feed.BaseModel, texts: Texts, prepend_bos: bool) -> dict[str, Any]:
+def _described(args: SAETrainingArguments, base: BaseModel, texts: Texts, prepend_bos: bool) -> dict[str, Any]:
     """What the rows are made from: arguments, the model's commit and config, the text's digest."""
     arguments = {name: getattr(args, name) for name in (*_DECISIVE, *_RECORDED)}
-    arguments["model_name_or_path"] = base.hub_id or base.path
-    arguments["model_revision"] = base.revision
+    arguments["model_name_or_path"], arguments["model_revision"] = base.origin.given if base.origin else (None, None)
     arguments["prepend_bos"] = prepend_bos
     return {
         "arguments": arguments,
-        "base_model": {"hub_id": base.hub_id, "path": base.path, "revision": base.revision},
+        "base_model": dataclasses.asdict(base.origin) if base.origin else None,
         "text_digest": text_digest(args, texts.train),
         "model_config": _architecture(base.model),
     }
@@ -181,10 +183,10 @@ class Cache:
     def _adopt(self, args: SAETrainingArguments) -> SAETrainingArguments:
         asked = {name: getattr(args, name) for name in _DECISIVE if getattr(args, name) is not None}
         if name := asked.get("model_name_or_path"):
-            asked["model_name_or_path"] = feed.as_written(name)
+            asked["model_name_or_path"] = as_written(name)
         if "model_revision" in asked and asked["model_revision"] != self._made_with["model_revision"]:
             model = self._made_with["model_name_or_path"]
-            asked["model_revision"] = feed.commit_of(model, asked["model_revision"]) or asked["model_revision"]
+            asked["model_revision"] = find(model, asked["model_revision"], args.model_kwargs).given[1]
         differing = {name: value for name, value in asked.items() if value != self._made_with[name]}
         if differing:
             told = [f"{name} was {self._made_with[name]!r} and is {value!r}" for name, value in differing.items()]
@@ -199,12 +201,11 @@ class Cache:
         """Whether its blocks of text began with BOS."""
         return self._made_with["prepend_bos"]
 
-    def skeleton(self) -> feed.BaseModel:
+    def skeleton(self) -> BaseModel:
         """The language model without weights: enough to name hook points."""
-        config = AutoConfig.for_model(**self._description.made_from["model_config"])
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        return feed.BaseModel(model, None, **self._description.made_from["base_model"])
+        made_from = self._description.made_from
+        model = without_weights(AutoConfig.for_model(**made_from["model_config"]))
+        return BaseModel(model, None, Origin(**made_from["base_model"]) if made_from["base_model"] else None)
 
     def source(self, places: list[str], accelerator: Accelerator) -> CachedActivations:
         """This process's part of the rows.
@@ -221,7 +222,7 @@ class Cache:
             self._folder, places, rank=accelerator.process_index, world_size=accelerator.num_processes
         )
 
-    def refuse_other(self, base: feed.BaseModel, texts: Texts) -> None:
+    def refuse_other(self, base: BaseModel, texts: Texts) -> None:
         """Raises if the SAE would be measured on another model or another text than it was trained on.
 
         Raises:

@@ -14,15 +14,17 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
-from hfsae.hooks import HookPoint
+from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
+from hfsae.language_model import config_of, without_weights
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import named_origin
 from hfsae.training.learner import revival_of
 from hfsae.training.placement import deal
 from hfsae.training.run import config_from_arguments
@@ -252,16 +254,15 @@ def estimate(
 def _skeleton(args: SAETrainingArguments, model: PreTrainedModel | None) -> PreTrainedModel:
     """The language model on the meta device, in the precision that it will be loaded in."""
     if model is not None:
-        config = model.config
+        config = inner_model(model).config
     elif args.model_name_or_path is not None:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+        config = config_of(named_origin(args))
     else:
         raise ValueError("an estimate needs a language model: give model_name_or_path.")
     dtype = args.model_dtype
     if dtype == "auto":
         dtype = model.dtype if model is not None else getattr(config, "dtype", None) or torch.float32
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    skeleton: Any = without_weights(config)
     return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
 
 

@@ -1,16 +1,12 @@
-"""What a run reads: the language model, blocks of its text, and the stream of shuffled activations."""
+"""What a run reads: blocks of its text, and the stream of shuffled activations."""
 
-import json
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hfsae.data import (
     ActivationStream,
@@ -27,6 +23,7 @@ from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.text import take
 from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import BaseModel
 from hfsae.training.texts import Texts
 
 # The key of activations that a user brings without naming hook points.
@@ -34,101 +31,6 @@ OWN_ACTIVATIONS = "activations"
 _CHUNK_ROWS = 8192
 # One row in so many of activations that were brought is kept for calibration.
 _HELD_OUT_SHARE = 50
-
-
-@dataclass
-class BaseModel:
-    """The language model of a run, and how others find it again.
-
-    Args:
-        model: The causal LM, on its device, in evaluation mode.
-        tokenizer: Its tokenizer.
-        hub_id: Its Hub id; None for a local folder or an object that came without a name.
-        path: The local folder it came from, as the user wrote it; None for a Hub model.
-        revision: Commit sha on the Hub.
-        stays: Whether it lies where a device map put it, and is not moved.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    hub_id: str | None
-    path: str | None
-    revision: str | None
-    stays: bool = False
-
-
-def load_base_model(
-    args: SAETrainingArguments,
-    model: PreTrainedModel | str | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    device: torch.device,
-) -> BaseModel:
-    """Loads the language model that the arguments name, or takes the object given.
-
-    Raises:
-        ValueError: If neither is there.
-    """
-    name = model if isinstance(model, str) else args.model_name_or_path
-    revision = args.model_revision
-    if isinstance(model, PreTrainedModel):
-        lm, name = model, name or model.config.name_or_path or None
-    else:
-        if name is None:
-            raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
-        dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
-        # Resolved once, so that weights, tokenizer and record are of one commit even while the branch moves on.
-        revision = commit_of(name, revision) or revision
-        spread = {} if args.model_device_map is None else {"device_map": _device_map(args.model_device_map)}
-        lm = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, **spread)
-    if tokenizer is None and name is not None:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    local = name is not None and os.path.isdir(name)
-    base = BaseModel(
-        model=lm.eval(),
-        tokenizer=tokenizer,
-        hub_id=None if local else name,
-        path=as_written(name) if local and name else None,
-        revision=None if local or name is None else commit_of(name, revision),
-        stays=hasattr(lm, "hf_device_map") or args.model_device_map is not None,
-    )
-    move_base_model(base, device)
-    return base
-
-
-def _device_map(given: str) -> str | dict[str, Any]:
-    """What transformers takes for a device map: a word, or module names with devices."""
-    if not given.lstrip().startswith("{"):
-        return given
-    try:
-        return json.loads(given)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"model_device_map must be a word such as 'auto' or JSON, got {given!r}: {error}.") from error
-
-
-def move_base_model(base: BaseModel, device: torch.device) -> None:
-    """Puts the language model on a device, unless it was spread over several."""
-    if not base.stays:
-        base.model.to(device)  # type: ignore[arg-type]
-
-
-def as_written(name: str) -> str:
-    """A model's name as SAEs record it: a relative folder gets a dot in front, so that none is taken for a Hub id."""
-    if not os.path.isdir(name) or os.path.isabs(name):
-        return name
-    return os.path.join(".", os.path.normpath(name))
-
-
-def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit sha of a Hub model; from the cache where the Hub cannot be reached; None for a local folder."""
-    if os.path.isdir(name):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
-    except OSError:
-        return None  # the model's own loading says what is wrong, in full
-    return config.parent.name
 
 
 def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **options: Any) -> TokenBlocks:

@@ -19,6 +19,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly, write_json
 from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import move_base_model
 from hfsae.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
     args = run.args
     if not args.eval_tokens or run.base is None or run.texts is None:
         return {}
-    feed.move_base_model(run.base, run.accelerator.device)
+    move_base_model(run.base, run.accelerator.device)
     # A process whose SAEs are its own measures them on the whole of the text.
     rank, processes = (0, 1) if run.is_spread else (run.accelerator.process_index, run.accelerator.num_processes)
     blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)

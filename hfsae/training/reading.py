@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hfsae.architectures import architecture_name
 from hfsae.configuration import SAEConfig
@@ -19,6 +19,7 @@ from hfsae.hooks import portable_name, resolve_hook_point
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.caching import Cache
 from hfsae.training.texts import Texts, load_texts
 
@@ -30,7 +31,7 @@ SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
 class Inputs:
     """What the user handed to the trainer as objects; see `SAETrainer`."""
 
-    model: PreTrainedModel | str | None
+    model: Any
     saes: SAE | SAEConfig | Mapping[str, SAEInput] | None
     train_dataset: Any
     eval_dataset: Any
@@ -133,7 +134,7 @@ class Reading(NamedTuple):
     source: RowSource
     places: dict[str, str]
     targets: dict[str, str]
-    base: feed.BaseModel | None
+    base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
     prepend_bos: bool | None
@@ -157,7 +158,7 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
         return Reading(args, source, places, targets, None, None, held_out, None)
     if args.activation_cache is not None:
         return _read_cache(args, inputs, accelerator)
-    base = feed.load_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
+    base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
     places, targets = _model_places(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
@@ -173,14 +174,14 @@ def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     source = cache.source(sorted({*places.values(), *targets.values()}), accelerator)
     if args.eval_tokens:
         # On the CPU until the end, when it is needed.
-        base = feed.load_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
+        base = open_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
         texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
         cache.refuse_other(base, texts)
     return Reading(args, source, places, targets, base, texts, source.held_out(), cache.prepend_bos)
 
 
 def _model_places(
-    args: SAETrainingArguments, inputs: Inputs, base: feed.BaseModel
+    args: SAETrainingArguments, inputs: Inputs, base: BaseModel
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The canonical hook point of every SAE by name, and where those write that write elsewhere."""
     if inputs.by_name:

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from hfsae.architectures import config_class_of
 from hfsae.configuration import SAEConfig
+from hfsae.hooks import inner_model, resolve_hook_point
 from hfsae.initialisation import initialise
+from hfsae.language_model import record
 from hfsae.modeling import SAE
 from hfsae.saving import BESIDE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.base_model import BaseModel
 from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
 from hfsae.training.learner import Learner
 from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
@@ -53,7 +56,7 @@ class Run:
 
     args: SAETrainingArguments
     accelerator: Accelerator
-    base: feed.BaseModel | None
+    base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
     stream: feed.Lookahead
@@ -278,9 +281,11 @@ def _describe_origin(run: Run, config: SAEConfig, name: str) -> None:
     """Writes into the config what its user will have to know."""
     if run.base is None:
         return
-    config.hook_point, config.target_hook_point = run.places[name], run.targets.get(name)
-    config.base_model = run.base.hub_id or run.base.path
-    config.base_model_revision = run.base.revision
+    # Named in the model inside of its wrappers, where they are found with and without these.
+    inner, target = inner_model(run.base.model), run.targets.get(name)
+    config.hook_point = str(resolve_hook_point(inner, run.places[name]))
+    config.target_hook_point = str(resolve_hook_point(inner, target)) if target is not None else None
+    record(run.base.origin, config)
     config.context_length = run.args.context_length
     config.prepend_bos = run.prepend_bos
     config.exclude_special_tokens = run.args.exclude_special_tokens

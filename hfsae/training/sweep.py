@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
 
 from hfsae.architectures import config_class_of
 from hfsae.hub.zoo import push_saes
@@ -197,8 +196,8 @@ def _groups(sweep: Sweep, memory_bytes: int | None, inputs: Mapping[str, Any]) -
         device = torch.accelerator.current_accelerator() or device
     model = inputs.get("model")
     args = replace(sweep.args, model_name_or_path=model) if isinstance(model, str) else sweep.args
-    skeleton = model if isinstance(model, PreTrainedModel) else None
-    needs = estimate(args, sweep.saes, model=skeleton, device_type=device.type, processes=launched())
+    given = None if isinstance(model, str) else model
+    needs = estimate(args, sweep.saes, model=given, device_type=device.type, processes=launched())
     memory = free_memory(device) if memory_bytes is None else memory_bytes
     if needs.peak_bytes <= memory:
         return [list(sweep.saes)]

@@ -4,50 +4,21 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from huggingface_hub import HfApi
 
 from hfsae.data import TensorActivations, TokenBlocks
 from hfsae.hooks import HookPointError
 from hfsae.training import feed
+from hfsae.training.base_model import open_base_model
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments, sparse_rows, text
 
 
 def base(model=None, tokenizer=None):
     model = model or language_model()
-    return feed.load_base_model(arguments("unused"), model, tokenizer or pythia_like(), torch.device("cpu"))
+    return open_base_model(arguments("unused"), model, tokenizer or pythia_like(), torch.device("cpu"))
 
 
 # -- the language model -----------------------------------------------------------------------------------------------
-def test_a_model_object_is_taken_as_it_is():
-    model = language_model()
-    loaded = base(model)
-    assert loaded.model is model and (loaded.hub_id, loaded.path, loaded.revision) == (None, None, None)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_model_is_loaded_from_a_folder_with_its_tokenizer(tmp_path):
-    language_model().save_pretrained(tmp_path)
-    pythia_like().save_pretrained(tmp_path)
-    args = arguments("unused", model_name_or_path=str(tmp_path), model_dtype="bfloat16")
-    loaded = feed.load_base_model(args, None, None, torch.device("cpu"))
-    assert loaded.tokenizer("w3").input_ids == pythia_like()("w3").input_ids
-    assert (loaded.hub_id, loaded.path, loaded.revision) == (None, str(tmp_path), None)
-    assert loaded.model.dtype == torch.bfloat16 and not loaded.model.training
-
-
-def test_a_model_of_the_hub_is_loaded_and_recorded_at_one_commit(hub, tmp_path):
-    language_model().save_pretrained(tmp_path)
-    pythia_like().save_pretrained(tmp_path)
-    HfApi().create_repo("tester/lm")
-    first = HfApi().upload_folder(repo_id="tester/lm", folder_path=tmp_path).oid
-    later = HfApi().upload_file(path_or_fileobj=b"later", path_in_repo="notes.txt", repo_id="tester/lm").oid
-    for revision, commit in ((None, later), ("main", later), (first, first)):
-        args = arguments("unused", model_revision=revision)
-        loaded = feed.load_base_model(args, "tester/lm", None, torch.device("cpu"))
-        assert (loaded.hub_id, loaded.path, loaded.revision) == ("tester/lm", None, commit)
-
-
 @pytest.mark.parametrize(
     ("options", "device", "expected"),
     [
@@ -65,11 +36,6 @@ def test_products_of_the_model_run_in_bfloat16_where_a_gpu_has_it_and_no_more_wa
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     model = SimpleNamespace(dtype=torch.float32, device=torch.device(device))  # no GPU is needed to ask
     assert feed._runs_in_bfloat16(arguments("unused", **options), model) is expected
-
-
-def test_a_run_without_a_model_is_refused():
-    with pytest.raises(ValueError, match="no language model: give model_name_or_path"):
-        feed.load_base_model(arguments("unused"), None, None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

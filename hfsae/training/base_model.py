@@ -1,0 +1,123 @@
+"""The language model of a run: loaded by name or taken as an object, with where it comes from."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.hooks.inner import inner_model, model_to_call
+from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of
+from hfsae.model_kwargs import checked
+from hfsae.training.arguments import SAETrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseModel:
+    """The language model of a run, and how others find it again.
+
+    Args:
+        model: The causal LM, on its device, in evaluation mode. A `PeftModel` only where the model inside alone would
+            compute something else: with a learnt prompt.
+        tokenizer: Its tokenizer.
+        origin: Where it comes from; None for an object that came without a name.
+        stays: Whether it lies where a device map put it, and is not moved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    origin: Origin | None
+    stays: bool = False
+
+
+def open_base_model(
+    args: SAETrainingArguments, model: Any, tokenizer: PreTrainedTokenizerBase | None, device: torch.device
+) -> BaseModel:
+    """Loads the language model that the arguments name, or takes the object given.
+
+    Args:
+        args: The run's arguments.
+        model: A causal LM, a wrapper around one, or its name; None takes `args.model_name_or_path`.
+        tokenizer: Its tokenizer; None loads it.
+        device: Where the model goes.
+
+    Raises:
+        TypeError: If the object is no language model.
+        ValueError: If neither is there.
+    """
+    if model is None or isinstance(model, str):
+        origin = named_origin(args, model)
+        lm = load(origin, **_precision_and_place(args, device))
+    else:
+        origin, lm = _origin_of_object(args, model), model
+    if tokenizer is None and (named := origin or _named(args, inner_model(lm))) is not None:
+        tokenizer = tokenizer_of(named)
+    lm = model_to_call(lm)
+    stays = hasattr(inner_model(lm), "hf_device_map") or args.model_device_map is not None
+    base = BaseModel(model=lm.eval(), tokenizer=tokenizer, origin=origin, stays=stays)
+    move_base_model(base, device)
+    return base
+
+
+def named_origin(args: SAETrainingArguments, name: str | None = None) -> Origin:
+    """Where the language model comes from that the arguments name, or another name in their place.
+
+    Raises:
+        ValueError: If there is no name.
+    """
+    name = name or args.model_name_or_path
+    if name is None:
+        raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
+    return find(name, args.model_revision, args.model_kwargs)
+
+
+def _origin_of_object(args: SAETrainingArguments, model: Any) -> Origin | None:
+    """Where a model comes from that was given as an object: its arguments' name, or its own; None without one."""
+    origin = _named(args, inner_model(model))
+    if not getattr(model, "peft_config", None) or (origin is not None and origin.adapter is not None):
+        return origin
+    logger.warning(
+        "the language model carries a PEFT adapter, and nothing says where that is kept: the SAEs will name no "
+        "language model. Save it (model.save_pretrained('my-adapter')) and give model_name_or_path='my-adapter' too."
+    )
+    return None
+
+
+def _named(args: SAETrainingArguments, model: PreTrainedModel) -> Origin | None:
+    if (name := args.model_name_or_path or model.config.name_or_path or None) is None:
+        return None
+    origin = find(name, args.model_revision, args.model_kwargs)
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is None or "quantization_config" in origin.kwargs or is_quantised(origin):
+        return origin
+    return replace(origin, kwargs={**origin.kwargs, **checked({"quantization_config": quantisation})})
+
+
+def _precision_and_place(args: SAETrainingArguments, device: torch.device) -> dict[str, Any]:
+    """What the arguments say of the language model's numbers and devices, for `from_pretrained`."""
+    dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
+    if args.model_device_map is not None:
+        return {"dtype": dtype, "device_map": _device_map(args.model_device_map)}
+    if "quantization_config" in args.model_kwargs:  # some kinds cannot be moved once they are made
+        return {"dtype": dtype, "device_map": {"": str(device)}}
+    return {"dtype": dtype}
+
+
+def _device_map(given: str) -> str | dict[str, Any]:
+    """What transformers takes for a device map: a word, or module names with devices."""
+    if not given.lstrip().startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_device_map must be a word such as 'auto' or JSON, got {given!r}: {error}.") from error
+
+
+def move_base_model(base: BaseModel, device: torch.device) -> None:
+    """Puts the language model on a device, unless it was spread over several."""
+    if not base.stays:
+        base.model.to(device)  # type: ignore[arg-type]
