@@ -2,19 +2,21 @@
 
 A rule sees chunks so that the N × n pre-activations never have to exist at once. On a CPU every rule works alike: it
 finds a bound that lets little more through than it wants, takes what exceeds it, and trims that. Finding the few that
-exceed a bound reads h once; a top-k over whole rows, or a global one over N × n numbers, reads it many times.
+exceed a bound reads h once; a top-k over whole rows, or a global one over N × n numbers, reads it many times. Where
+the CPU has units for it, h is first seen in bfloat16 (`hfsae.functional.screening`).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hfsae.functional.entries import Entries
 from hfsae.functional.kernels import serves
 from hfsae.functional.patterns import SparsePattern
+from hfsae.functional.screening import Candidates, Screen
 
 # Gives the pre-activations (tokens, n) of each chunk in order, and again when asked; the next may lie in its memory.
 Chunks = Callable[[], Iterator[Tensor]]
@@ -42,58 +44,13 @@ class Selection(Protocol):
         ...
 
 
-@dataclass
-class _Entries:
-    """Some entries of a chunk: how many each token has, their features, their pre-activations."""
+@runtime_checkable
+class Screened(Selection, Protocol):
+    """A rule that can also select from bfloat16 pre-activations and few float32 ones."""
 
-    per_token: Tensor
-    features: Tensor
-    pre: Tensor
-
-    @classmethod
-    def where(cls, mask: Tensor, pre: Tensor) -> "_Entries":
-        """The entries at which a mask is True, of which there should be few."""
-        tokens, features = _few_nonzero(mask)
-        return cls(torch.bincount(tokens, minlength=len(pre)), features, pre[tokens, features])
-
-    @classmethod
-    def above(cls, cut: Tensor | float, pre: Tensor) -> "_Entries":
-        """The entries whose pre-activations exceed a cut: a number, or a tensor () or (n,)."""
-        if serves(pre):
-            from hfsae.functional.kernels.above import above
-
-            return cls(*above(pre, cut))
-        return cls.where(pre > cut, pre)
-
-    @classmethod
-    def as_many_each(cls, features: Tensor, pre: Tensor) -> "_Entries":
-        """From (tokens, k) features and their pre-activations."""
-        per_token = torch.full((len(features),), features.shape[1], device=features.device)
-        return cls(per_token, features.flatten(), pre.flatten())
-
-    @classmethod
-    def joined(cls, parts: list["_Entries"]) -> "_Entries":
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("per_token", "features", "pre")))
-
-    def kept(self, keep: Tensor) -> "_Entries":
-        """Those that a mask (entries,) keeps."""
-        before = F.pad(keep.cumsum(0), (1, 0))[F.pad(self.per_token.cumsum(0), (1, 0))]
-        return _Entries(before.diff(), self.features[keep], self.pre[keep])
-
-    def pattern(self, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return SparsePattern(self.features, self.per_token, n_features), self.pre
-
-
-def _few_nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """`mask.nonzero()` of an (N, n) mask in which little is True: looks at eight flags at a time."""
-    if mask.shape[1] % 8 or not mask.is_contiguous() or not mask.numel():
-        return mask.nonzero(as_tuple=True)  # type: ignore[return-value]
-    words = mask.view(torch.int64)
-    tokens, word = words.nonzero(as_tuple=True)
-    hit, flag = words[tokens, word].view(torch.bool).view(-1, 8).nonzero(as_tuple=True)
-    return tokens[hit], 8 * word[hit] + flag
+    def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
+        """What `select` would give; None where it has to be asked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,11 +66,17 @@ class TopK:
         return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, _largest(pre, self.k), True)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return _Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
 
-    def _entries(self, pre: Tensor) -> _Entries:
+    def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
+        found = screen.search(
+            lambda chunk: chunk.k_th(self.k), lambda found: found.largest_of_each(self.k), self._entries
+        )
+        return found.pattern(screen.n_features)
+
+    def _entries(self, pre: Tensor) -> Entries:
         features = _largest(pre, self.k)
-        return _Entries.as_many_each(features, pre.gather(1, features))
+        return Entries.as_many_each(features, pre.gather(1, features))
 
 
 @dataclass(frozen=True)
@@ -129,11 +92,11 @@ class GroupMax:
         return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self._largest(pre), True)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return _Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
 
-    def _entries(self, pre: Tensor) -> _Entries:
+    def _entries(self, pre: Tensor) -> Entries:
         features = self._largest(pre)
-        return _Entries.as_many_each(features, pre.gather(1, features))
+        return Entries.as_many_each(features, pre.gather(1, features))
 
     def _largest(self, pre: Tensor) -> Tensor:
         """(N, k) indices."""
@@ -152,10 +115,10 @@ class Elementwise:
         raise NotImplementedError("abstract: a rule says which pre-activations are entries")
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return _Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
 
-    def _entries(self, pre: Tensor) -> _Entries:
-        return _Entries.where(self.mask(pre), pre)
+    def _entries(self, pre: Tensor) -> Entries:
+        return Entries.where(self.mask(pre), pre)
 
 
 @dataclass(frozen=True)
@@ -184,8 +147,18 @@ class Above(Elementwise):
     def mask(self, pre: Tensor) -> Tensor:
         return pre > self._cut
 
-    def _entries(self, pre: Tensor) -> _Entries:
-        return _Entries.above(self._cut, pre)
+    def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
+        found = screen.search(lambda chunk: chunk.raised_by, self._decided, self._entries, above=self._cut)
+        return found.pattern(screen.n_features)
+
+    def _decided(self, found: Entries) -> Entries:
+        cut = self._cut
+        if isinstance(cut, Tensor) and cut.dim():
+            cut = cut.index_select(0, found.features)
+        return found.kept(found.pre > cut)
+
+    def _entries(self, pre: Tensor) -> Entries:
+        return Entries.above(self._cut, pre)
 
 
 @dataclass(frozen=True)
@@ -199,9 +172,16 @@ class BatchTopK:
 
     def mask(self, pre: Tensor) -> Tensor:
         positive = pre.fmax(pre.new_zeros(())).flatten()  # NaN is 0 here: it takes no place from others
-        chosen = positive.topk(min(self.k * pre.shape[0], positive.numel()), sorted=False).indices
+        chosen = positive.topk(min(self.k * pre.shape[0], positive.numel()), sorted=False)
         mask = torch.zeros_like(positive, dtype=torch.bool)
-        mask[chosen] = True
+        if pre.device.type == "cpu" and len(chosen.values):
+            # Of equal ones the first, as on the sparse path.
+            least = chosen.values.amin()
+            torch.gt(positive, least, out=mask)
+            equal = (positive == least).nonzero()[:, 0]
+            mask[equal[: len(chosen.indices) - int(torch.count_nonzero(mask))]] = True
+        else:
+            mask[chosen.indices] = True
         return mask.view_as(pre) & (pre > 0)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
@@ -212,48 +192,72 @@ class BatchTopK:
             for pre in chunks():
                 if bound is None:
                     bound = _exceeded_by(wanted, pre).clamp(min=0)
-                parts.append(_Entries.above(bound, pre))
-            found = _Entries.joined(parts)
+                parts.append(Entries.above(bound, pre))
+            found = Entries.joined(parts)
             budget = self.k * len(found.per_token)
-            if len(found.pre) > budget:
-                keep = torch.zeros_like(found.features, dtype=torch.bool)
-                keep[found.pre.topk(budget, sorted=False).indices] = True
-                return found.kept(keep).pattern(n_features)
-            if len(found.pre) == budget or bound is None or bound == 0:
-                return found.pattern(n_features)
+            if len(found.pre) >= budget or bound is None or bound == 0:
+                return found.largest(budget).pattern(n_features)
             wanted *= 4 * _SLACK
+
+    def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
+        """The same with bounds: what is certainly among the largest sets the cut for what may be."""
+        wanted = _SLACK * self.k / screen.n_features
+        budget = self.k * len(screen.x)
+        while True:
+            level, least, parts = None, 0.0, []
+            for chunk in screen.chunks():
+                if level is None:
+                    least = chunk.raised_by
+                    level = max(_exceeded_by(wanted, chunk.made).item(), least)
+                candidates, certain = chunk.reaching(level)
+                if not certain.all():
+                    return None
+                parts.append(candidates)
+            assert level is not None
+            found = Candidates.joined(parts)
+            lower = found.lower
+            if torch.count_nonzero(lower >= level) >= budget:
+                level = lower.kthvalue(len(lower) - budget + 1).values
+                found = found.kept(found.upper >= level)
+            elif level > least:
+                wanted *= 4 * _SLACK
+                continue
+            exact = screen.exact(found.tokens, found.features)
+            return exact.kept(exact.pre > 0).largest(budget).pattern(screen.n_features)
 
 
 def _largest(pre: Tensor, k: int) -> Tensor:
-    """The features of each token's k largest pre-activations: (N, k)."""
+    """The features of each token's k largest pre-activations (N, k); on a CPU of equal ones the first features."""
     if serves(pre):
         from hfsae.functional.kernels.largest import largest
 
         return largest(pre, k)
-    found = _largest_from_bounds(pre, k) if pre.device.type == "cpu" else None
-    return pre.topk(k, dim=-1, sorted=False).indices if found is None else found
+    if pre.device.type == "cpu" and len(pre):
+        return _largest_from_bounds(pre, k)
+    return pre.topk(k, dim=-1, sorted=False).indices
 
 
-def _largest_from_bounds(pre: Tensor, k: int) -> Tensor | None:
-    """The same from a bound on each token's k-th largest; None where that does not pay.
+def _largest_from_bounds(pre: Tensor, k: int) -> Tensor:
+    """The same from a bound on each token's k-th largest.
 
     The k-th largest of the maxima of groups of features is at most the k-th largest of them all, and with four groups
     a feature wanted little else exceeds it.
     """
     group = pre.shape[1] // (_GROUPS_PER_K * k)
-    if group < 4 or not len(pre):
-        return None
-    whole_groups = pre[:, : pre.shape[1] // group * group].unflatten(1, (group, -1))
-    bound = whole_groups.amax(1).topk(k, sorted=False).values.amin(1, keepdim=True)
-    found = _Entries.where(pre >= bound, pre)
-    if found.per_token.amin() < k:  # a NaN compares with nothing
-        return None
-    token = torch.arange(len(pre)).repeat_interleave(found.per_token)
-    place = torch.arange(len(token)) - F.pad(found.per_token.cumsum(0), (1, 0))[token]
-    shape = (len(pre), int(found.per_token.amax()))
-    candidates = pre.new_full(shape, -torch.inf).index_put_((token, place), found.pre)
-    features = found.features.new_zeros(shape).index_put_((token, place), found.features)
-    return features.gather(1, candidates.topk(k, sorted=False).indices)
+    looked_at = pre
+    if group >= 4:
+        looked_at = pre[:, : pre.shape[1] // group * group].unflatten(1, (group, -1)).amax(1)
+    bound = looked_at.topk(k, sorted=False).values.amin(1, keepdim=True)
+    found = Entries.where(pre >= bound, pre)
+    spoilt = found.per_token < k  # a NaN compares with nothing
+    if not spoilt.any():
+        return found.largest_of_each(k).features.view(len(pre), k)
+    whole = ~spoilt
+    features = found.features.new_empty(len(pre), k)
+    features[spoilt] = pre[spoilt].topk(k, sorted=False).indices
+    found = found.kept(whole.index_select(0, found.tokens))
+    features[whole] = found.largest_of_each(k).features.view(-1, k)
+    return features
 
 
 def _exceeded_by(share: float, pre: Tensor) -> Tensor:

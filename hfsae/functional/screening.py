@@ -1,0 +1,307 @@
+"""Exact selection at the price of a bfloat16 product: low precision screens, float32 decides.
+
+On a CPU with bfloat16 units a product in bfloat16 costs a fifth of one in float32. What it gets wrong is bounded, so
+all that may be selected lies above a cut; only those few are computed in float32, and they alone decide. The result is
+that of float32 throughout.
+
+The bound. For a token a (d,) and a feature w (d,) with bias b, all float32, let ã, w̃ and b̃ be their roundings to
+bfloat16, and h = a·w + b the exact number. Then
+
+    a·w − ã·w̃ = (a − ã)·w̃ + a·(w − w̃),   |a·w − ã·w̃| ≤ ‖a − ã‖‖w̃‖ + ‖a‖‖w − w̃‖,
+
+by Cauchy and Schwarz, with all four norms measured, those of features as maxima over the features. Further:
+
+* The bias is off by |b − b̃|, measured.
+* A sum of m float32 terms, in whatever order it is made, is off by at most m·u / (1 − m·u) times the sum of their
+  magnitudes, u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 4.2). Products of two bfloat16 numbers
+  are exact in float32. With the bias and a last sum of partial sums m ≤ d + 2, and Σ|ã_i w̃_i| ≤ ‖ã‖‖w̃‖; m·2⁻²³
+  instead covers the denominator, and units that cut off instead of rounding. The float32 value that decides is itself
+  such a sum: it comes in twice.
+* Units for bfloat16 take numbers below 2⁻¹²⁶ for 0, as operands and as results. Operands: at most 2⁻¹²⁶ √d ‖w̃‖ and
+  2⁻¹²⁶ √d ‖ã‖. Results: at most 2⁻¹²⁶ for each of 2d + 2 operations.
+* Norms are made in float32 themselves: off by the factor 1 + (d + 8)·2⁻²³ at most, and by √d·2⁻⁶² where squares fall
+  below what float32 holds.
+
+Their sum is ε. Then the product p̃ in float32 is within ε of the float32 value h̄ that decides. Last, p̃ is rounded to
+bfloat16: h̃ with |p̃ − h̃| ≤ 2⁻⁸|h̃|. So h̃ − 2⁻⁸|h̃| − ε ≤ h̄ ≤ h̃ + 2⁻⁸|h̃| + ε.
+
+Selection by comparison: if k features have h̃ ≥ v > 0, the k-th largest h̄ is at least (1 − 2⁻⁸)v − ε, and a feature
+may only be among the k largest if (1 + 2⁻⁸)h̃ + ε reaches that.
+
+A constant is added to all biases, so that everything that matters is above 0, where bfloat16 numbers compare as the
+whole numbers of their bits do. A row for which nothing can be said this way (NaN, infinities, numbers so large that
+sums might overflow, a bound that lets too much through) is computed in float32.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfsae.functional.blocks import in_blocks
+from hfsae.functional.entries import Entries, Grouped
+from hfsae.functional.patterns import SparsePattern
+
+# Half a unit in the last place of a bfloat16 number, relative to it.
+_HALF_PLACE = 2.0**-8
+# A float32 rounding, or two of them where it is a bound for rounding to nearest.
+_ROUNDING = 2.0**-23
+# What is below this is taken for 0.
+_FLUSHED = 2.0**-126
+# Above this nothing is said: sums might overflow.
+_LARGEST = 2.0**120
+# Features are filled up to a multiple of so many by some that are never active.
+_MULTIPLE = 64
+# A token of whose features a larger share may be selected is cheaper in float32.
+_MOST_PASSING = 1 / 16
+# Tokens of a chunk: each reads the weights anew.
+_TOKENS = 2048
+# A token's k-th largest is bounded from so many groups of features for each that is wanted.
+_GROUPS_PER_K = 8
+# Smaller products are not worth the looking.
+_LEAST_WIDTH, _LEAST_FEATURES, _LEAST_TOKENS = 128, 1024, 64
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies in bfloat16 several times as fast as in float32, and torch lets it.
+
+    What they say decides, not a stopwatch: a run that is resumed has to go the same way again.
+    """
+    able = torch.cpu.get_capabilities()
+    fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    return bool(fast and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether a selection from these tokens and features is to be screened.
+
+    Args:
+        x: (N, d).
+        weight: (n, d).
+    """
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not has_bfloat16_units():
+        return False
+    return x.shape[1] >= _LEAST_WIDTH and len(weight) >= _LEAST_FEATURES and len(x) >= _LEAST_TOKENS
+
+
+@dataclass
+class Candidates:
+    """What may be selected of some tokens, tokens in order, with its bfloat16 numbers and how far off those may be."""
+
+    tokens: Tensor
+    features: Tensor
+    screened: Tensor
+    error: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        """What the float32 values are at least."""
+        return _lower(self.screened, self.error)
+
+    @property
+    def upper(self) -> Tensor:
+        """What they are at most."""
+        return self.screened.double() * (1 + _HALF_PLACE) + self.error
+
+    def kept(self, keep: Tensor) -> "Candidates":
+        """Those that a mask keeps."""
+        place = keep.nonzero()[:, 0]
+        return Candidates(*(part.index_select(0, place) for part in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: "list[Candidates]") -> "Candidates":
+        """Those of chunks, one after the other."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+
+class Chunk:
+    """Some tokens' numbers in bfloat16, raised by a constant, and how far off each token's may be.
+
+    Args:
+        first: The first token's place in the batch.
+        made: (tokens, n) bfloat16.
+        error: (tokens,) float64; NaN or infinite where nothing is known.
+        raised_by: The constant.
+    """
+
+    def __init__(self, first: int, made: Tensor, error: Tensor, raised_by: float):
+        self.first, self.made, self.raised_by = first, made, raised_by
+        self._error = error
+        self._grouped = Grouped(made)
+
+    def k_th(self, k: int) -> Tensor:
+        """(tokens,) float64: each token's k-th largest float32 value, raised, is at least this."""
+        bound = self._grouped.k_th(k, _GROUPS_PER_K * k)
+        return torch.full_like(self._error, -math.inf) if bound is None else _lower(bound, self._error)
+
+    def reaching(self, level: Tensor | float) -> tuple[Candidates, Tensor]:
+        """The entries whose float32 values, raised, may be at least a level.
+
+        Args:
+            level: A number, or (tokens,) float64.
+
+        Returns:
+            The entries, and (tokens,) bool, of which tokens they are; the others have to be looked at in float32.
+        """
+        cut = (level - self._error) / (1 + _HALF_PLACE)
+        certain = (cut > 2 * _FLUSHED) & (cut < _LARGEST)  # False for NaN
+        narrow = cut.bfloat16()
+        bits = narrow.view(torch.int16) - (narrow.double() > cut).short()
+        most = max(1, int(_MOST_PASSING * self.made.shape[1]))
+        cuts = torch.where(certain, bits, torch.iinfo(torch.int16).max).view(torch.bfloat16)
+        groups = self._grouped.reaching(cuts)
+        if torch.count_nonzero(groups) > most * len(cut):
+            certain &= torch.count_nonzero(groups, dim=1) <= most
+            groups &= certain[:, None]
+        tokens, features, screened = self._grouped.members(groups, cuts)
+        certain &= torch.bincount(tokens, minlength=len(cut)) <= most
+        candidates = Candidates(tokens, features, screened, self._error.index_select(0, tokens))
+        if not certain.all():  # of the others there may be some all the same, NaN among them
+            candidates = candidates.kept(certain.index_select(0, tokens))
+        candidates.tokens += self.first
+        return candidates, certain
+
+
+class Screen:
+    """The float32 pre-activations of a batch, first seen in bfloat16.
+
+    Args:
+        x: (N, d) float32, N at least 1.
+        weight: (n, d) float32.
+        bias: (n,) float32.
+        in_float32: Gives the float32 pre-activations of some tokens (m, d), chunk by chunk.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, in_float32: Callable[[Tensor], Iterator[Tensor]]):
+        self.x, self._weight, self._bias = x, weight, bias
+        self._in_float32 = in_float32
+        self.n_features, self._width = weight.shape
+        self._narrow_x = x.bfloat16()
+        self._narrow_weight = weight.new_zeros(_filled_up(self.n_features), self._width, dtype=torch.bfloat16)
+        self._narrow_weight[: self.n_features].copy_(weight)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Norms, and the part of the error that the biases have no share in."""
+        x_norm, x_off = self._norms(self.x, self._narrow_x)
+        w_norm, w_off = (_largest(n) for n in self._norms(self._weight, self._narrow_weight[: self.n_features]))
+        # The exact rows are no longer than their roundings and what these are off by.
+        x_norm = x_norm + x_off
+        # ‖a‖‖w‖ and more: no |a·w| of a token is above it.
+        self._reach = (x_norm + x_off) * (w_norm + w_off)
+        flushed = 2 * _FLUSHED * (self._width**0.5 * (x_norm + x_off + w_norm + w_off) + 2 * self._width + 2)
+        self._off = x_off * w_norm + x_norm * w_off + self._sums_off(self._reach) + flushed
+
+    def _norms(self, rows: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows,) float64, at least: the norm of each row in bfloat16, and that of what it is off by."""
+        norms, off = [], []
+        for exact, rounded in in_blocks(rows, narrow):
+            wide = rounded.float()
+            norms.append(torch.linalg.vector_norm(wide, dim=1))
+            off.append(torch.linalg.vector_norm(wide.sub_(exact), dim=1))
+        return self._at_least(torch.cat(norms)), self._at_least(torch.cat(off))
+
+    def _at_least(self, norm: Tensor) -> Tensor:
+        return norm.double() * (1 + (self._width + 8) * _ROUNDING) + self._width**0.5 * 2.0**-62
+
+    def _sums_off(self, magnitude: Any) -> Any:
+        """By how much two float32 sums over terms of such a magnitude together may differ from the exact one."""
+        return 2 * (self._width + 2) * _ROUNDING * magnitude
+
+    def chunks(self, above: Tensor | float = 0.0) -> Iterator[Chunk]:
+        """The pre-activations less `above` in bfloat16, each chunk in the memory of the one before.
+
+        Args:
+            above: A number, or (n,) one for each feature.
+        """
+        bias, error, raised_by = self._raised(above)
+        made = self._narrow_x.new_empty(min(_TOKENS, len(self.x)), len(bias))
+        parts = math.ceil(len(self.x) / _TOKENS)
+        first = 0
+        for rows, off in zip(self._narrow_x.tensor_split(parts), error.tensor_split(parts), strict=True):
+            pre = torch.addmm(bias, rows, self._narrow_weight.T, out=made[: len(rows)])
+            yield Chunk(first, pre, off, raised_by)
+            first += len(rows)
+
+    def _raised(self, above: Tensor | float) -> tuple[Tensor, Tensor, float]:
+        """The narrow biases, each token's error, and what was added to the biases.
+
+        A bias so low that its feature is active nowhere counts for no error: it becomes one that is low enough.
+        """
+        known = self._reach < _LARGEST
+        reach = torch.where(known, self._reach, 0.0).max().item()
+        given = self._bias.double()
+        bias = given - above
+        size = given.abs() + bias.abs()
+        # No feature whose bias is below this is active, nor would be after the raising: that is checked below.
+        lowest = -4 * reach - _largest(torch.where(bias < -2 * reach, 0.0, size)) / 16
+        matters = ~((bias + self._sums_off(given.abs()) < lowest) | (bias == -math.inf))  # True for NaN
+        largest = _largest(torch.where(matters, size, 0.0))
+        off = torch.where(known, self._off, 0.0).max().item()
+        raised_by = 2 * (off + (_HALF_PLACE + self._sums_off(1.0)) * largest)
+        wanted = torch.where(matters, bias + raised_by, 0.0)
+        narrow = wanted.bfloat16()
+        error = self._off + _largest((narrow.double() - wanted).abs()) + self._sums_off(largest + raised_by)
+        certain = known & (largest + raised_by < _LARGEST) & (error < raised_by)
+        if not raised_by + 2 * reach + lowest < 0:
+            certain = torch.zeros_like(certain)
+        low = torch.full((len(self._narrow_weight),), lowest, dtype=torch.bfloat16)
+        low[: self.n_features] = torch.where(matters, narrow, low[: self.n_features])
+        return low, torch.where(certain, error, math.inf), raised_by
+
+    def exact(self, tokens: Tensor, features: Tensor) -> Entries:
+        """The float32 pre-activations at some entries, tokens in order."""
+        per_token = torch.bincount(tokens, minlength=len(self.x))
+        pattern = SparsePattern(features, per_token, self.n_features)
+        products = pattern.sampled_product(self.x, self._weight)
+        return Entries(per_token, features, products.add_(self._bias.index_select(0, features)))
+
+    def search(
+        self,
+        level: Callable[[Chunk], Tensor | float],
+        decide: Callable[[Entries], Entries],
+        alone: Callable[[Tensor], Entries],
+        above: Tensor | float = 0.0,
+    ) -> Entries:
+        """The entries of a rule that looks at every token by itself.
+
+        Args:
+            level: What the float32 values of a chunk's entries have to reach, raised.
+            decide: The rule, on the float32 values of all entries that may.
+            alone: The rule, on all float32 pre-activations of some tokens.
+            above: As for `chunks`.
+        """
+        found, left, looked_at = [], [], 0
+        for chunk in self.chunks(above):
+            candidates, certain = chunk.reaching(level(chunk))
+            found.append(candidates)
+            left.append(~certain)
+            looked_at += len(certain)
+            if 2 * int(torch.count_nonzero(left[-1])) > len(certain):
+                break  # it will hardly be otherwise for the others
+        candidates = Candidates.joined(found)
+        entries = decide(self.exact(candidates.tokens, candidates.features))
+        rows = F.pad(torch.cat(left), (0, len(self.x) - looked_at), value=True).nonzero()[:, 0]
+        if not len(rows):
+            return entries
+        return entries.with_rows(rows, Entries.joined([alone(pre) for pre in self._in_float32(self.x[rows])]))
+
+
+def _lower(screened: Tensor, error: Tensor) -> Tensor:
+    wide = screened.double()
+    return wide - _HALF_PLACE * wide.abs() - error
+
+
+def _largest(values: Tensor) -> float:
+    """The largest of some numbers, NaN if there is one among them."""
+    return values.max().item()
+
+
+def _filled_up(n_features: int) -> int:
+    return n_features + -n_features % _MULTIPLE
