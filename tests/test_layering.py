@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objective": {"functional", "outputs"},
     "places": set(),
     "model_kwargs": set(),
+    "model_cards": set(),
     "doors": set(),
     "loading": {"configuration", "places"},
     "modeling": MODEL,
@@ -243,7 +244,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|Users|work|tmp|mnt|data)/\w"
 
 
 def documents() -> list[Path]:
-    folders = ("hfsae", "examples", "docs", "model_cards", "benchmarks")
+    folders = ("hfsae", "examples", "docs", "benchmarks")
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".jinja", ".j2"}
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
     return [*inside, *(path for path in ROOT.glob("*") if path.suffix in suffixes)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("hfsae", "model_cards", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("hfsae", "pyproject.toml", "README.md", "LICENSE")
 
 RENDER = """
 from importlib.resources import files
@@ -44,11 +44,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_template_and_nothing_else(wheel: Path):
     packed = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae").rglob("*.py")}
-    templates = {f"hfsae/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*.jinja")}
+    templates = {f"hfsae/model_cards/{path.name}" for path in (ROOT / "hfsae/model_cards").glob("*.jinja")}
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/dashboard/assets").iterdir()}
     data = {"hfsae/py.typed", "hfsae/interop/catalogue.json"}
     assert modules | templates | assets | data <= packed
     assert {name.split("/")[0] for name in packed if not name.startswith("hfsae-")} == {"hfsae"}
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_a_path_and_says_nothing(tmp_path: Path):
+    """A finder with a table of packages makes setuptools print a notice."""
+    build = "from setuptools.build_meta import build_editable; print(build_editable('.'))"
+    shutil.copytree(ROOT / "hfsae", tmp_path / "hfsae", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SOURCES[1:]:
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-W", "error:Editable installation", "-c", build]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    assert "BuildBackendWarning" not in said.stdout + said.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert [name for name in names if name.startswith("__editable__")] == ["__editable__.hfsae-0.1.0.pth"]
 
 
 @pytest.mark.slow
