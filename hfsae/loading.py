@@ -85,7 +85,7 @@ def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
     """Whether a config of transformers' kind lies there, ours or another model's; other projects' SAEs have none."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **_sorted_out(kwargs)[0])
-    except OSError:
+    except (OSError, TypeError, AttributeError):  # the last two are transformers' for a JSON that is no object
         return False
     return "model_type" in config
 

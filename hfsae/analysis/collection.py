@@ -105,7 +105,8 @@ class FeatureCollection(Sequence[Feature]):
             top=self._examples(self.top, row),
             sample=sample,
             promoted=_pairs(TokenEffect, self.logits and self.logits[:2], row),
-            suppressed=_pairs(TokenEffect, self.logits and self.logits[2:], row),
+            suppressed=_pairs(TokenEffect, self.logits and self.logits[2:4], row),
+            logit_histogram=_histogram(self.logits, row),
             decoder_neighbours=_pairs(Neighbour, self.neighbours[:2], row),
             encoder_neighbours=_pairs(Neighbour, self.neighbours[2:], row),
             co_firing=self._co_firing(index, sample),
@@ -187,6 +188,7 @@ class FeatureCollection(Sequence[Feature]):
             for group, columns in groups.items()
             if columns is not None
             for field, tensor in columns._asdict().items()
+            if tensor is not None
         }
 
     @classmethod
@@ -195,7 +197,7 @@ class FeatureCollection(Sequence[Feature]):
         groups: dict[str, Any] = {}
         for group, kind in _GROUPS.items():
             columns = {field: tensors.get(f"{group}.{field}") for field in kind._fields}
-            groups[group] = None if group == "logits" and None in columns.values() else kind(**columns)
+            groups[group] = None if group == "logits" and columns["promoted"] is None else kind(**columns)
         return cls(about, tensors["features"], **groups)
 
     def save(self, folder: str | Path) -> None:
@@ -255,6 +257,15 @@ def merge_examples(parts: Sequence[Examples]) -> Examples:
     for part in parts:
         leaders.merge(part._asdict())
     return Examples(**leaders.fields)
+
+
+def _histogram(logits: LogitEffects | None, row: int) -> list[tuple[float, int]]:
+    """The middle of every bin of a feature's effects on logits, and how many tokens lie in it."""
+    if logits is None or logits.counts is None or logits.range is None:
+        return []
+    counts, (low, high) = logits.counts[row].tolist(), logits.range[row].tolist()
+    width = (high - low) / len(counts)
+    return [(low + (i + 0.5) * width, count) for i, count in enumerate(counts)]
 
 
 def _pairs(kind: Any, columns: Any, row: int) -> list[Any]:

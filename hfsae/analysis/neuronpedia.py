@@ -5,7 +5,8 @@
     FOLDER/MODEL/SOURCE/activations/batch-0.jsonl.gz, ...      one line an example
 
 SOURCE is `LAYER-SET`. The rows' fields are those of Neuronpedia's database as SAEDashboard's `neuronpedia_export.py`
-(2025) writes them; those that a collection does not know stay empty.
+(2025) writes them, and those that Neuronpedia's own client (1.2.1) reads examples by; what a collection does not know
+stays empty.
 """
 
 import gzip
@@ -41,6 +42,7 @@ def export_neuronpedia(
     release: str | None = None,
     description: str = "",
     hub_repo: str | None = None,
+    hook_name: str | None = None,
 ) -> Path:
     """Writes a collection as Neuronpedia's bulk import takes it.
 
@@ -56,6 +58,7 @@ def export_neuronpedia(
         release: The release that the set belongs to; None takes the set's name.
         description: Of the set.
         hub_repo: Where on the Hub the weights are.
+        hook_name: TransformerLens' name of the place, by which the site runs the SAE; None gives the canonical one.
 
     Returns:
         The source's folder.
@@ -94,13 +97,14 @@ def export_neuronpedia(
             "setName": source_set,
             "visibility": "PUBLIC",
             "dataset": about.dataset,
-            "num_prompts": about.n_tokens // about.context_length,
             "num_tokens_in_prompt": about.context_length,
             "hfRepoId": hub_repo,
             **shared,
         },
     }
-    rows = _Rows(TokenTexts(tokenizer), {"modelId": model_id, "layer": source, **shared}, about.hook_point)
+    rows = _Rows(
+        TokenTexts(tokenizer), {"modelId": model_id, "layer": source, **shared}, hook_name or about.hook_point
+    )
     for start in range(0, len(collection), _FEATURES_A_FILE):
         features = [collection[row] for row in range(start, min(start + _FEATURES_A_FILE, len(collection)))]
         name = f"batch-{start // _FEATURES_A_FILE}.jsonl.gz"
@@ -136,14 +140,14 @@ class _Rows:
             "frac_nonzero": feature.density,
             "freq_hist_data_bar_heights": feature.histogram,
             "freq_hist_data_bar_values": [(i + 0.5) * feature.bin_width for i in range(len(feature.histogram))],
-            "logits_hist_data_bar_heights": [],
-            "logits_hist_data_bar_values": [],
+            "logits_hist_data_bar_heights": [count for _, count in feature.logit_histogram],
+            "logits_hist_data_bar_values": [round(middle, 3) for middle, _ in feature.logit_histogram],
         }
 
     def activations(self, feature: Feature) -> Iterator[dict[str, Any]]:
-        """The top examples, whose bin is −1, then the sample in bands from strong to weak."""
+        """The top examples, which lie in no bin, then the sample in bands from strong to weak."""
         for rank, example in enumerate(feature.top):
-            yield self._activation(feature, f"top {rank}", example, (-1.0, feature.maximum, -1.0))
+            yield self._activation(feature, f"top {rank}", example, (None, None, None))
         for band, examples in enumerate(feature.quantiles(_BANDS)):
             values = [example.activation for example in examples]
             for rank, example in enumerate(examples):
@@ -151,7 +155,7 @@ class _Rows:
                 yield self._activation(feature, f"band {band} {rank}", example, bounds)
 
     def _activation(
-        self, feature: Feature, name: str, example: Example, bounds: tuple[float, float, float]
+        self, feature: Feature, name: str, example: Example, bounds: tuple[float | None, float | None, float | None]
     ) -> dict[str, Any]:
         strongest = max(range(len(example.activations)), key=example.activations.__getitem__)
         said = f"{self._shared['modelId']} {self._shared['layer']} {feature.index} {name}"
@@ -159,6 +163,7 @@ class _Rows:
             "id": "c" + hashlib.sha256(said.encode()).hexdigest()[:24],
             "index": str(feature.index),
             **self._shared,
+            "source": self._shared["layer"],
             "tokens": self._texts(example.token_ids),
             "values": [round(value, 3) for value in example.activations],
             "maxValue": example.activations[strongest],

@@ -1,6 +1,6 @@
 """What is known of features: as tensors of all of them, and of one feature in plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -145,6 +145,7 @@ class Feature:
         decoder_neighbours: Features that write nearly the same.
         encoder_neighbours: Features that read nearly the same.
         co_firing: Features that fire on the same tokens more often than elsewhere, the most telling first.
+        logit_histogram: The middle of each bin of its effects on all tokens' logits, and how many tokens lie in it.
     """
 
     index: int
@@ -161,6 +162,7 @@ class Feature:
     decoder_neighbours: list[Neighbour]
     encoder_neighbours: list[Neighbour]
     co_firing: list[Partner]
+    logit_histogram: list[tuple[float, int]] = field(default_factory=list)
 
     def quantiles(self, n_bands: int = 5) -> list[list[Example]]:
         """The sample in bands of equal size, from the strongest to the weakest; shorter ones come last."""

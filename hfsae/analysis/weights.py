@@ -16,6 +16,7 @@ from hfsae.hooks.width import input_device
 from hfsae.modeling import SAE
 
 _FEATURES_AT_ONCE = 256
+_BINS = 50
 
 # Roles whose activation is, or is added to, the residual stream; and those that a matrix brings there.
 _IN_THE_STREAM = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
@@ -30,12 +31,17 @@ class LogitEffects(NamedTuple):
         promoted_by: By how much their logit rises, float32.
         suppressed: Token ids, int32.
         suppressed_by: By how much their logit falls, a negative number, float32.
+        counts: int32 (n, bins), how many tokens of the vocabulary lie in each of equal bins; None in older
+            collections.
+        range: float32 (n, 2), where the first bin starts and the last one ends.
     """
 
     promoted: Tensor
     promoted_by: Tensor
     suppressed: Tensor
     suppressed_by: Tensor
+    counts: Tensor | None = None
+    range: Tensor | None = None
 
 
 class Neighbours(NamedTuple):
@@ -89,8 +95,19 @@ def logit_effects(
         for some in directions.split(_FEATURES_AT_ONCE):
             effects = _logits(model, some) - nothing
             up, down = effects.topk(k), effects.topk(k, largest=False)
-            found.append([up.indices.int(), up.values, down.indices.int(), down.values])
+            found.append([up.indices.int(), up.values, down.indices.int(), down.values, *_histograms(effects)])
     return LogitEffects(*(torch.cat(column).cpu() for column in zip(*found, strict=True)))
+
+
+def _histograms(effects: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts (n, bins) of each row's finite values in equal bins, and the rows' smallest and largest (n, 2)."""
+    counts, ranges = [], []
+    for row in effects:
+        finite = row[row.isfinite()]
+        low, high = (float(end) for end in finite.aminmax()) if len(finite) else (0.0, 0.0)
+        counts.append(torch.histc(finite, _BINS, low, high))
+        ranges.append((low, high))
+    return torch.stack(counts).int(), torch.tensor(ranges)
 
 
 @torch.no_grad()

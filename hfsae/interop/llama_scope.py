@@ -78,5 +78,5 @@ def dataset_scales(norms: Mapping[str, float | None], config: Settings, fields: 
     sides = {"input_scale": "in"} | ({"output_scale": "out"} if fields["target_hook_point"] is not None else {})
     root = float(config.having("d_model").number("d_model") or 0) ** 0.5
     if not all((norms.get(side) or 0) > 0 for side in sides.values()):
-        raise ValueError(f"mean norms {dict(norms)} of the activations: expected a positive one for each side.")
+        raise ValueError(f"{config.called} has mean norms {dict(norms)}, expected a positive one for each side.")
     return {scale: torch.tensor(root / norms[side]) for scale, side in sides.items()}  # type: ignore[operator]

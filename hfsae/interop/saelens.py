@@ -65,6 +65,8 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
     config = source.json(CONFIG)
+    if not config:
+        raise ValueError(f"{config.called} holds no object of settings.")
     if "metadata" not in config:
         config = _modern(config)
     metadata = config.section("metadata")

@@ -1,5 +1,6 @@
 """`Settings`: an object of somebody else's JSON or YAML, whose values are asked for by their kind."""
 
+import math
 import reprlib
 from typing import Any
 
@@ -44,8 +45,10 @@ class Settings(dict[str, Any]):
         return None if value is None else int(value)
 
     def number(self, key: str) -> float | None:
-        """A number."""
+        """A finite number."""
         value = self._of(key, (int, float), "a number")
+        if value is not None and not math.isfinite(value):
+            raise self.unexpected(key, "a finite number")
         return None if value is None else float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

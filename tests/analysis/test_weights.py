@@ -38,6 +38,13 @@ def test_effects_are_the_directions_through_the_final_norm_and_the_unembedding(f
     assert torch.equal(effects.promoted.long(), up.indices) and torch.equal(effects.suppressed.long(), down.indices)
     torch.testing.assert_close(effects.promoted_by, up.values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(effects.suppressed_by, down.values, rtol=1e-4, atol=1e-5)
+    assert effects.counts is not None and effects.range is not None
+    for row, counts, (low, high) in zip(expected, effects.counts, effects.range.tolist(), strict=True):
+        width = (high - low) / len(counts)
+        bins = ((row - low) / width).floor().clamp(0, len(counts) - 1).long()
+        # A value on the edge of two bins may be counted in either.
+        assert (torch.bincount(bins, minlength=len(counts)) - counts).abs().sum() <= 2
+        assert (low, high) == pytest.approx((float(row.min()), float(row.max())), rel=1e-4, abs=1e-5)
     assert count_hooks(model) == before
 
 

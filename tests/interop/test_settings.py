@@ -5,7 +5,17 @@ import pytest
 from hfsae.interop.settings import Settings
 
 SETTINGS = Settings(
-    {"k": 32, "half": 0.5, "round": 4.0, "name": "a", "on": True, "list": [1, 2], "in": {"k": "x"}, "no": None},
+    {
+        "inf": float("inf"),
+        "k": 32,
+        "half": 0.5,
+        "round": 4.0,
+        "name": "a",
+        "on": True,
+        "list": [1, 2],
+        "in": {"k": "x"},
+        "no": None,
+    },
     "cfg.json of here",
 )
 
@@ -32,6 +42,7 @@ def test_null_and_absent_are_the_same(key: str):
         (lambda s: s.whole("on"), "on = True, expected a whole number"),
         (lambda s: s.text("k"), "k = 32, expected a text"),
         (lambda s: s.number("name"), "name = 'a', expected a number"),
+        (lambda s: s.number("inf"), "inf = inf, expected a finite number"),
         (lambda s: s.flag("k"), "k = 32, expected true or false"),
         (lambda s: s.section("list"), r"list = \[1, 2\], expected an object"),
         (lambda s: s.wholes("in"), "expected a list of whole numbers"),
