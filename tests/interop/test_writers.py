@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BloomConfig, FalconConfig, Gemma2Config, GPT2Config, GPTNeoConfig, OlmoConfig
 
 from hfsae import SAE
 from hfsae.architectures import architecture_name
@@ -91,6 +92,115 @@ def test_what_saelens_cannot_hold_is_refused_and_nothing_is_written(architecture
     with pytest.raises(ValueError, match="SAELens has nothing that computes"):
         make(architecture, **options).to_saelens(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_topk_with_rows_of_one_norm_gets_unit_rows_and_the_flag(tmp_path: Path):
+    """SAELens' tools refuse another. A feature's unit is then a vector of length 1 in the model's activations."""
+    sae = make("topk", scale=1.5)
+    with torch.no_grad():
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+        sae.input_scale.fill_(2.0)
+    written = sae.to_saelens(tmp_path)
+    config = json.loads((written / "cfg.json").read_text())
+    rows = load_file(written / "sae_weights.safetensors")["W_dec"].norm(dim=1)
+    assert config["rescale_acts_by_decoder_norm"] is True
+    torch.testing.assert_close(rows, torch.ones(24))
+    again = SAE.from_pretrained(written)
+    torch.testing.assert_close(again(X).reconstruction, sae(X).reconstruction, **CLOSE)
+    torch.testing.assert_close(again.encode(X), sae.encode(X) / 2.0, **CLOSE)  # rows were 1/2 long
+    with torch.no_grad():
+        sae.W_dec.mul_(3.0)
+    again = SAE.from_pretrained(sae.to_saelens(tmp_path))
+    torch.testing.assert_close(again(X).reconstruction, sae(X).reconstruction, **CLOSE)
+    torch.testing.assert_close(again.W_dec.norm(dim=1), torch.ones(24))
+
+
+def test_topk_with_rows_of_several_norms_keeps_its_choice(tmp_path: Path):
+    sae = make("topk", scale=1.5)
+    written = sae.to_saelens(tmp_path)
+    assert json.loads((written / "cfg.json").read_text())["rescale_acts_by_decoder_norm"] is False
+    same(SAE.from_pretrained(written), sae, **CLOSE)
+
+
+# -- the names of places ----------------------------------------------------------------------------------------------
+# Models whose names say nothing: by type, and where the block's output is.
+MODELS = {
+    "gpt_neo": (
+        GPTNeoConfig(hidden_size=6, num_layers=3, num_heads=2, attention_types=[[["global"], 3]]),
+        "transformer.h",
+    ),
+    "bloom": (BloomConfig(hidden_size=8, n_layer=3, n_head=2), "transformer.h"),
+    "falcon": (FalconConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2), "transformer.h"),
+    "olmo": (
+        OlmoConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8),
+        "model.layers",
+    ),
+    "gpt2": (GPT2Config(n_embd=8, n_layer=3, n_head=2), "transformer.h"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_place_is_named_by_the_language_models_own_config(kind: str, tmp_path: Path):
+    config, layers = MODELS[kind]
+    config.save_pretrained(tmp_path / "a_model")
+    sae = make("standard", base_model=str(tmp_path / "a_model"), hook_point=f"{layers}.2.output")
+    metadata = json.loads((sae.to_saelens(tmp_path / "out") / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == sae.to_saebench().cfg.hook_name == "blocks.2.hook_resid_post"
+    assert metadata["hf_hook_name"] == f"{layers}.2.output"
+
+
+def test_the_config_of_a_model_wins_over_what_its_name_sounds_like(tmp_path: Path):
+    Gemma2Config(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8).save_pretrained(
+        tmp_path / "like-llama-7b"
+    )
+    place = "model.layers.1.post_feedforward_layernorm.output"
+    sae = make("standard", base_model=str(tmp_path / "like-llama-7b"), hook_point=place)
+    assert sae.to_saebench().cfg.hook_name == "blocks.1.hook_mlp_out"
+
+
+def test_what_training_recorded_names_the_place_of_a_model_that_is_gone(tmp_path: Path):
+    options: dict[str, Any] = {"base_model": "./gone", "hook_point": "transformer.h.1.output"}
+    sae = make("topk", training={"portable_name": "resid_post.1"}, **options)
+    assert sae.to_saebench().cfg.hook_name == "blocks.1.hook_resid_post"
+    sae.config.hook_point = "transformer.h.2.output"  # what was recorded is of another place now
+    with pytest.raises(ValueError, match="not known what TransformerLens calls transformer.h.2.output of ./gone"):
+        sae.to_saebench()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_model": "somebody/unheard-of", "hook_point": "model.layers.3.output"},
+        {"base_model": None, "hook_point": "layers.3.output"},
+        {"hook_point": "gpt_neox.layers.2.attention.query_key_value.output"},
+    ],
+    ids=str,
+)
+def test_a_place_without_a_known_name_is_refused_until_it_is_given(options: dict, tmp_path: Path):
+    sae = make("standard", **options)
+    with pytest.raises(ValueError, match="not known what TransformerLens calls .*: pass hook_name="):
+        sae.to_saelens(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    written = sae.to_saelens(tmp_path / "out", hook_name="blocks.2.hook_mine")
+    assert json.loads((written / "cfg.json").read_text())["metadata"]["hook_name"] == "blocks.2.hook_mine"
+    assert SAE.from_pretrained(written).config.hook_point == options["hook_point"]
+
+
+def test_a_transcoder_needs_both_names(tmp_path: Path):
+    options: dict[str, Any] = {"base_model": None, "subtract_b_dec": False}
+    sae = make("standard", **options, **MLP)
+    with pytest.raises(ValueError, match="pass hook_name="):
+        sae.to_saelens(tmp_path)
+    with pytest.raises(ValueError, match="pass hook_name_out="):
+        sae.to_saelens(tmp_path, hook_name="blocks.2.mlp.hook_in")
+    written = sae.to_saelens(tmp_path, hook_name="blocks.2.mlp.hook_in", hook_name_out="blocks.2.hook_mlp_out")
+    assert json.loads((written / "cfg.json").read_text())["metadata"]["hook_name_out"] == "blocks.2.hook_mlp_out"
+
+
+def test_a_name_of_transformer_lens_stays_as_it_is(tmp_path: Path):
+    sae = make("standard", base_model="somebody/unheard-of", hook_point="blocks.18.ln2.hook_normalized")
+    metadata = json.loads((sae.to_saelens(tmp_path) / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.18.ln2.hook_normalized"
 
 
 # -- sparsify ---------------------------------------------------------------------------------------------------------
@@ -187,6 +297,29 @@ def test_the_view_says_where_it_belongs():
         "dtype": "float32",
         "architecture": architecture_name(sae.config),
     }
+
+
+def test_the_view_answers_what_saebench_and_saelens_store_of_activations_ask():
+    sae = make("gated", exclude_positions=[0, 1], exclude_special_tokens=True)
+    view = sae.to_saebench()
+    assert view.cfg.normalize_activations == "none" and view.cfg.hook_head_index is None
+    assert view.cfg.model_from_pretrained_kwargs == {} and view.cfg.to_dict() == json.loads(
+        json.dumps(view.cfg.to_dict())
+    )
+    metadata = view.cfg.metadata
+    assert (metadata.hook_name, metadata.context_size, metadata.prepend_bos) == ("blocks.2.hook_resid_post", 64, True)
+    assert metadata.seqpos_slice == [2, None] and metadata.exclude_special_tokens is True
+    assert metadata.hook_head_index is None and not hasattr(make("standard").to_saebench(), "b_mag")
+    torch.testing.assert_close(view.b_mag, sae.magnitude_bias * sae.feature_directions.norm(dim=1), **CLOSE)
+    assert view.to(torch.bfloat16).cfg.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("field", ["hook_point", "base_model", "prepend_bos"])
+def test_what_saebench_has_to_know_is_asked_for(field: str):
+    sae = make("standard")
+    setattr(sae.config, field, None)
+    with pytest.raises(ValueError, match=f"SAEBench asks .*config.{field}|not known what TransformerLens"):
+        sae.to_saebench()
 
 
 @pytest.mark.parametrize("options", [{"input_transform": "layer_norm"}, {"skip": True}, MLP], ids=str)
