@@ -2,7 +2,8 @@
 
 What the runs have in common is computed once: the blocks below the place answer from memory. And no run ever holds a
 logit for every token: it ends with the decoder's last state, from which the model's head makes logits in pieces. Both
-shortcuts are compared with full runs on one sequence first; a model that does not stand them is run in full.
+shortcuts are compared with full runs on one sequence first; a model that does not stand them is run in full. No run is
+given a longer sequence than that one.
 """
 
 import copy
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Where logits must be kept for every token of every run, so many bytes of them at once.
 _LOGIT_BYTES = 1 << 30
+# Of the largest logit: what the order of additions may change in a head's float32 product.
+_LEAST_TOLERANCE = 1e-5
 
 
 def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
@@ -35,12 +38,12 @@ def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]
 
 
 class Replay:
-    """Runs a causal LM over one batch at a time: `read` it as it is, then `write` into a place, any number of times.
+    """Runs a language model over one batch at a time: `read` it, then `write` into a place, any number of times.
 
     What a run gives is called its final state: (batch, seq, ...), of which `logits` makes logits.
 
     Args:
-        model: A causal LM in evaluation mode. Between calls nothing of this is on it.
+        model: A language model in evaluation mode. Between calls nothing of this is on it.
         reads: The places whose activations `read` gives.
         writes: The places that `write` writes to; `read` gives their activations too.
         inputs: A first batch (`input_ids`, `attention_mask`), on whose first sequence the shortcuts are checked.
@@ -65,6 +68,7 @@ class Replay:
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         self._memory: dict[nn.Module, Any] = {}
         self._decoder_output: type = tuple
+        self._longest = inputs["input_ids"].shape[1]
         self.shortcuts = False
         layout = DecoderLayout.find(model)
         if layout is not None and self._inside(layout.decoder_path):
@@ -94,9 +98,15 @@ class Replay:
         """Logits (n, vocabulary) of n positions of a final state, (n, ...)."""
         if not self.shortcuts:
             return final
-        ids = torch.zeros(1, len(final), dtype=torch.long, device=input_device(self._model))
-        with _answering([self._decoder], lambda: self._decoder_output(last_hidden_state=final[None])):
-            return self._model(input_ids=ids, **self._options).logits[0]
+        # Laid out in sequences that the model can read: its embeddings run even where its decoder does not.
+        n_rows = len(final)
+        sequences = -(-n_rows // self._longest)
+        length = -(-n_rows // sequences)
+        padding = final.new_zeros(sequences * length - n_rows, *final.shape[1:])
+        states = torch.cat([final, padding]).unflatten(0, (sequences, length))
+        ids = torch.zeros(sequences, length, dtype=torch.long, device=input_device(self._model))
+        with _answering([self._decoder], lambda: self._decoder_output(last_hidden_state=states)):
+            return self._model(input_ids=ids, **self._options).logits.flatten(0, 1)[:n_rows]
 
     def sequences_at_once(self, length: int, runs: int) -> int | None:
         """How many sequences fit where the final states of so many runs are kept; None for any number."""
@@ -127,23 +137,31 @@ class Replay:
         return bool(decoder_path) and all(place.path.startswith(f"{decoder_path}.") for place in self._places)
 
     def _check(self, inputs: Mapping[str, Tensor]) -> None:
-        """Takes the shortcuts if they change nothing, neither in the untouched run nor where the activation is 0."""
+        """Takes the shortcuts if they change nothing, neither in the untouched run nor where the activation is 0.
 
-        def logits() -> list[Tensor]:
+        Logits are made of the states in their order and, in a sequence of their own, backwards, then of some of them:
+        so a head that looks at a token, at its position or at its neighbours shows itself.
+        """
+
+        def finals() -> list[Tensor]:
             activations, final = self.read(inputs)
             zeroed = [self.write(inputs, place, torch.zeros_like(activations[place])) for place in self._writes]
-            return [self.logits(run.flatten(0, 1)) for run in (final, *zeroed)]
+            return [run.flatten(0, 1) for run in (final, *zeroed)]
 
         def see(_: nn.Module, __: Any, output: Any) -> None:
             self._decoder_output = type(output)
 
         with ExitStack() as hooks:
             hooks.callback(self._decoder.register_forward_hook(see).remove)
-            full = logits()
+            full = finals()
         self.shortcuts = True
         try:
-            self.shortcuts = all(_equal(run, known) for run, known in zip(logits(), full, strict=True))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self.shortcuts = all(
+                _equal(self.logits(arranged(final)), arranged(known))
+                for final, known in zip(finals(), full, strict=True)
+                for arranged in (_and_backwards, _first_half)
+            )
+        except Exception as error:  # whatever a head fails with that is not one of the decoder's last state alone
             self.shortcuts = False
             logger.debug("a run with shortcuts failed: %s", error)
         if not self.shortcuts:
@@ -175,7 +193,15 @@ def _answering(modules: Iterable[nn.Module], answer: Callable[[], Any]) -> Itera
                 module.forward = forward
 
 
+def _and_backwards(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows.flip(0)])
+
+
+def _first_half(rows: Tensor) -> Tensor:
+    return rows[: (len(rows) + 1) // 2]
+
+
 def _equal(logits: Tensor, known: Tensor) -> bool:
-    """Equal but for the order of additions in the head's product."""
-    tolerance = 4 * torch.finfo(known.dtype).eps * known.abs().max()
+    """Equal but for the order of additions in the head's product, which is another one where it has more rows."""
+    tolerance = max(4 * torch.finfo(known.dtype).eps, _LEAST_TOLERANCE) * known.abs().max()
     return logits.shape == known.shape and bool(((logits - known).abs() <= tolerance).all())

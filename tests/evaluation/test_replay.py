@@ -5,7 +5,17 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    EsmConfig,
+    EsmForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from hfsae.evaluation.replay import Replay, model_inputs
@@ -90,7 +100,36 @@ class BiasedByIds(GPT2LMHeadModel):
         return output
 
 
-@pytest.mark.parametrize("model_class", [SharedBlocks, BiasedByIds])
+class BiasedByPosition(GPT2LMHeadModel):
+    """Its logits depend on where in the sequence a state stands."""
+
+    def forward(self, input_ids=None, **kwargs):  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + torch.arange(input_ids.shape[1])[:, None]
+        return output
+
+
+class BiasedByNeighbours(GPT2LMHeadModel):
+    """Its logits depend on the state before."""
+
+    def forward(self, input_ids=None, **kwargs):  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + output.logits.roll(1, dims=1)
+        return output
+
+
+class OfWholeSequences(GPT2LMHeadModel):
+    """Reads sequences of twelve tokens, and no others."""
+
+    def forward(self, input_ids=None, **kwargs):  # type: ignore[override]
+        if input_ids.shape[1] != 12:
+            raise IndexError("index out of range in self")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "model_class", [SharedBlocks, BiasedByIds, BiasedByPosition, BiasedByNeighbours, OfWholeSequences]
+)
 @torch.no_grad()
 def test_a_model_that_does_not_stand_shortcuts_is_run_in_full(model_class):
     config = copy.deepcopy(language_model().config)
@@ -143,6 +182,43 @@ def test_a_place_after_the_decoder_is_run_in_full():
     activations, final = replay.read(inputs)
     assert torch.equal(replay.write(inputs, place, activations[place]), final)
     assert not torch.allclose(replay.write(inputs, place, activations[place] * 2), final)
+
+
+SMALL = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+WITH_EMBEDDINGS_OUTSIDE = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**SMALL, max_position_embeddings=12)),
+    "bert-decoder": lambda: BertLMHeadModel(BertConfig(**SMALL, max_position_embeddings=12, is_decoder=True)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SMALL, max_position_embeddings=14)),
+    "esm": lambda: EsmForMaskedLM(EsmConfig(**SMALL, max_position_embeddings=14, pad_token_id=1, mask_token_id=4)),
+}
+
+
+@pytest.mark.parametrize("family", WITH_EMBEDDINGS_OUTSIDE)
+@torch.no_grad()
+def test_logits_of_many_rows_are_made_in_sequences_that_the_model_can_read(family):
+    """Twelve tokens are all that these models can read; their embeddings lie outside of their decoders."""
+    torch.manual_seed(0)
+    model, ids = WITH_EMBEDDINGS_OUTSIDE[family]().eval(), input_ids(9, 12).clamp(min=5, max=40)
+    place = resolve_hook_point(model, "resid_post.1")
+    replay = Replay(model, [], [place], inputs_of(ids))
+    assert replay.shortcuts
+    activations, final = replay.read(inputs_of(ids))
+    with recorded(model, [str(place)]) as seen:
+        clean = model(**inputs_of(ids)).logits
+    torch.testing.assert_close(activations[place], seen[str(place)])
+    for rows in (5, 12, 50, 9 * 12):
+        torch.testing.assert_close(replay.logits(final.flatten(0, 1)[:rows]), clean.flatten(0, 1)[:rows])
+    other = activations[place].flip(1) * 1.5
+    with replaced(model, str(place), lambda _: other.clone()):
+        expected = model(**inputs_of(ids)).logits
+    run = replay.write(inputs_of(ids), place, other)
+    torch.testing.assert_close(replay.logits(run.flatten(0, 1)), expected.flatten(0, 1))
 
 
 def test_full_runs_are_cut_so_that_their_logits_fit(monkeypatch):
