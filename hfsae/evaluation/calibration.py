@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
+from hfsae.evaluation.processes import all_or_none
 from hfsae.evaluation.replay import model_inputs
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
 
@@ -52,7 +53,7 @@ def read_rows(
         of_first_process: Whether all processes get what the first one read, so that they measure the same things.
     """
     parts: dict[HookPoint, list[Tensor]] = {place: [] for place in places}
-    with capture(model, list(parts)) as activations:
+    with all_or_none(of_first_process), capture(model, list(parts)) as activations:
         for batch in batches:
             activations.run(**model_inputs(model, batch))
             kept = batch.keep.flatten().nonzero().squeeze(1)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, evaluating, measure
 from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, split, take
@@ -146,30 +146,32 @@ def evaluate_saes(
     places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
     targets = {places[name][1]: sae.config.d_out for name, sae in saes.items()}
     known = None if calibration is None else given_rows(calibration, model, targets)
-    rank, processes = _process() if all_processes else (0, 1)
+    rank, processes = process() if all_processes else (0, 1)
     tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
     aside = 0 if known is not None else min(_CALIBRATION_TOKENS, max(1, round(tokens * _CALIBRATION_SHARE)))
-    batches = read_batches(
-        data,
-        tokenizer,
-        model,
-        {name: sae.config for name, sae in saes.items()},
-        max_tokens=tokens + aside,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=processes,
-    )
+    with all_or_none(all_processes):
+        batches = read_batches(
+            data,
+            tokenizer,
+            model,
+            {name: sae.config for name, sae in saes.items()},
+            max_tokens=tokens + aside,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=processes,
+        )
+        other_text, batches = ([], batches) if known is not None else _set_aside(batches, aside, tokens)
     with evaluating(model):
         if known is None:
-            other_text, batches = _set_aside(batches, aside, tokens)
             known = read_rows(model, other_text, targets, of_first_process=processes > 1)
         means = {target: rows.double().mean(0).float() for target, rows in known.items()}
-        subjects = {
-            (name, kind): Subject(reconstruct, *places[name], device=sae.device)
-            for name, sae in saes.items()
-            for kind, reconstruct in _kinds(sae, known[places[name][1]] if baselines else None).items()
-        }
-        measure(model, subjects, batches, means, disable_tqdm=disable_tqdm)
+        with all_or_none(all_processes):
+            subjects = {
+                (name, kind): Subject(reconstruct, *places[name], device=sae.device)
+                for name, sae in saes.items()
+                for kind, reconstruct in _kinds(sae, known[places[name][1]] if baselines else None).items()
+            }
+            measure(model, subjects, batches, means, disable_tqdm=disable_tqdm)
 
     results = {}
     for name, sae in saes.items():
@@ -188,13 +190,6 @@ def evaluate_saes(
         }
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
     return results
-
-
-def _process() -> tuple[int, int]:
-    """This process's rank, and the number of processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
 
 
 def _set_aside(batches: list[TokenBatch], aside: int, tokens: int) -> tuple[list[TokenBatch], list[TokenBatch]]:

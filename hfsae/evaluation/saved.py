@@ -158,7 +158,7 @@ class TextToMeasure:
 def text_to_measure(
     config: SAEConfig, called: str | Path, dataset: str | None, dataset_config: str | None, split: str | None
 ) -> TextToMeasure:
-    """A text by name, or the one that the recorded metrics were measured on.
+    """A text by name, or the one that the recorded metrics were measured on, or were to be by the training run.
 
     Args:
         config: The SAE's config.
@@ -178,7 +178,7 @@ def text_to_measure(
         if named.text_column not in column_names(named.load()):
             named = replace(named, text_column=None)  # that of the text that it was trained on
         return TextToMeasure(named)
-    recorded = (config.metrics or {}).get("protocol") or {}
+    recorded = (config.metrics or {}).get("protocol") or (config.training or {}).get("evaluation") or {}
     if not recorded.get("dataset"):
         raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
     calibration = recorded.get("calibration")

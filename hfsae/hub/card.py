@@ -27,7 +27,7 @@ BEGIN = "<!-- hfsae:begin (generated, edits are overwritten) -->"
 END = "<!-- hfsae:end -->"
 
 CARD_FILE = "README.md"
-LOG_FILE = "training_log.jsonl"
+LOG_FILE, METRICS_FILE = "training_log.jsonl", "metrics.json"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
 DASHBOARD_FILE = "dashboard.html"
@@ -116,6 +116,7 @@ def write_card(
     existing: ModelCard | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
+    pictures: bool = True,
 ) -> Path:
     """Writes the card of a saved SAE, and its pictures, beside the weights.
 
@@ -131,6 +132,7 @@ def write_card(
         existing: The card to refresh; the folder's README.md by default.
         license: As for `render_card`.
         language: As for `render_card`.
+        pictures: Whether they are drawn anew; those that lie there are shown in any case.
 
     Returns:
         The card's path.
@@ -149,7 +151,8 @@ def write_card(
     path = folder / CARD_FILE
     if existing is None and path.is_file():
         existing = read_card(path)
-    _draw(folder, shown if isinstance(shown, SAEConfig) else shown.config)
+    if pictures:
+        draw_pictures(folder, shown if isinstance(shown, SAEConfig) else shown.config)
     card = render_card(
         shown,
         repo_id=repo_id,
@@ -216,7 +219,8 @@ def read_card(path: Path, called: str = "") -> ModelCard:
         ) from error
 
 
-def _draw(folder: Path, config: SAEConfig) -> None:
+def draw_pictures(folder: Path, config: SAEConfig) -> None:
+    """Draws the training curve and the histogram of feature densities into an SAE's folder, where they are known."""
     from hfsae.hub import plots  # matplotlib takes a while to import
 
     with files_at_once(folder) as beside:

@@ -47,7 +47,7 @@ _BASELINES = {
     "pca": ("PCA", "the first principal components of the activations, all of them active on every token"),
 }
 # Shown elsewhere on the card, or in no table at all.
-_NOT_ROWS = {"arguments", "versions", "portable_name", "calibration", "max_tokens", "sae_lens_metadata"}
+_NOT_ROWS = {"arguments", "versions", "portable_name", "calibration", "evaluation", "max_tokens", "sae_lens_metadata"}
 # Where a run was kept and what it printed: nothing about the SAE.
 HOUSEKEEPING = {
     "output_dir",

@@ -4,7 +4,7 @@
     trainer.train()
 
 `trainer` is the loop, `run` what it is made of, `learner` one SAE in it, `reading` and `feed` what it reads, `caching`
-that on a disk, `finish` its end.
+that on a disk, `rehearsal` tries the evaluation before it begins, `finish` is its end.
 """
 
 from hfsae.training.arguments import SAETrainingArguments

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.evaluation.healthy import warnings_for
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class Trackers(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Not `end_training`, which also parts the processes: what runs after this may still need them together.
         for tracker in self._accelerator.trackers:
-            tracker.finish()
+            with unharmed(f"{tracker.name} not closed", f"every log is in {args.output_dir}."):
+                tracker.finish()
 
 
 class Clock:

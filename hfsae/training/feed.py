@@ -20,6 +20,7 @@ from hfsae.data import (
     default_window_tokens,
 )
 from hfsae.evaluation.calibration import read_rows
+from hfsae.evaluation.processes import all_or_none
 from hfsae.evaluation.text import take
 from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
@@ -114,8 +115,9 @@ def calibration_rows(
 
     With `of_first_process` every process calls this and all get what the first one read, to the bit.
     """
-    blocks = token_blocks(args, texts.calibration, base, repeat=False)
-    batches = list(take(blocks, args.calibration_tokens))
+    with all_or_none(of_first_process):
+        blocks = token_blocks(args, texts.calibration, base, repeat=False)
+        batches = list(take(blocks, args.calibration_tokens))
     points = {place: HookPoint.parse(place) for place in dict.fromkeys(places)}  # in the same order everywhere
     rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}

@@ -1,10 +1,13 @@
-"""After the last step: thresholds calibrated, SAEs measured on held-out text, saved with their card."""
+"""After the last step: thresholds calibrated, SAEs saved, then measured on held-out text and given their card."""
 
 import json
 import logging
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -14,13 +17,14 @@ from transformers import TrainerState
 
 from hfsae.evaluation import evaluate_saes
 from hfsae.hooks import portable_name
-from hfsae.hub.card import write_card
+from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.modeling import SAE
-from hfsae.saving import files_at_once, quietly, write_json
+from hfsae.saving import files_at_once, quietly, write_config, write_json
 from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import move_base_model
 from hfsae.training.run import Run
+from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,9 @@ _VERSIONS = ("hfsae", "torch", "transformers", "accelerate", "datasets")
 
 
 def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str, Any]]:
-    """Calibrates, measures and saves every SAE of a run that has taken its last step.
+    """Calibrates and saves every SAE of a run that has taken its last step, then measures and shows them.
+
+    Whatever fails after an SAE is saved costs nothing but itself: the run says so, and how to do it by hand.
 
     Args:
         run: The run.
@@ -38,24 +44,31 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
 
     Returns:
         The metrics by SAE name, the same on all processes, each of which has read its share of the text; empty where
-        evaluation is off or there is no text to evaluate on.
+        evaluation is off, has failed, or there is no text to evaluate on.
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
-    calibration = _calibration_rows(run)
+    calibration: dict[str, Tensor] = {}
+    with unharmed("not calibrated", "SAEs keep the thresholds that training ended with; sae.calibrate sets them."):
+        calibration = _calibration_rows(run)
     for name, sae in saes.items():
         if (rows := calibration.get(run.places[name])) is not None:
             _calibrate(sae, rows)
         if not run.is_spread:
             for buffer in sae.buffers():  # devices of another kind may round otherwise
                 buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
-    metrics = run.of_all(_evaluate(run, saes, calibration))
-    for name, sae in saes.items():
-        if run.is_written_here(name):
-            sae.config.training = _summary(run, name, state, seconds)
-            sae.config.metrics = metrics.get(name)
-            save_trained(sae, run.folder_of(name), _log_of(name, run, state))
-            if showing.is_wanted(run):
-                showing.show(run, name, sae)
+    mine = {name: sae for name, sae in saes.items() if run.is_written_here(name)}
+    for name, sae in mine.items():
+        sae.config.training, sae.config.metrics = _summary(run, name, state, seconds), None
+        save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+    measured: dict[str, dict[str, Any]] = {}
+    with unharmed("not measured", _by_hand(run, mine)):
+        measured = _evaluate(run, saes, calibration)
+    metrics = run.of_all(measured)
+    for name, sae in mine.items():
+        sae.config.metrics = metrics.get(name)
+        describe_trained(sae, run.folder_of(name))
+        if showing.is_wanted(run):
+            showing.show(run, name, sae)
     run.accelerator.wait_for_everyone()
     return metrics
 
@@ -78,20 +91,30 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
     if not args.eval_tokens or run.base is None or run.texts is None:
         return {}
     move_base_model(run.base, run.accelerator.device)
-    # A process whose SAEs are its own measures them on the whole of the text.
-    rank, processes = (0, 1) if run.is_spread else (run.accelerator.process_index, run.accelerator.num_processes)
+    share = run.share_of_evaluation
+    rank, processes = share["rank"], share["processes"]
     blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
     return evaluate_saes(
         saes,
         run.base.model,
         blocks,
         max_tokens=args.eval_tokens,
-        calibration=calibration,
+        calibration=calibration or None,
         baselines=True,
         all_processes=processes > 1,
         disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
         protocol=run.texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
     )
+
+
+def _by_hand(run: Run, saes: Iterable[str]) -> str:
+    """How SAEs of a run are measured where the run could not do it."""
+    args, folders = run.args, [str(run.folder_of(name)) for name in saes]
+    named = run.base is not None and (run.base.hub_id or run.base.path)
+    if run.texts is None or run.texts.measured.dataset is None or not named:
+        return f"measure by hand: sae = SAE.from_pretrained({folders}), evaluate_sae(sae, model, text, tokenizer)"
+    commands = "; ".join(f"hfsae eval {quote(folder)} --tokens {args.eval_tokens} --baselines" for folder in folders)
+    return f"measure by hand: {commands}"
 
 
 def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[str, Any]:
@@ -109,6 +132,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / max(seconds, 1e-9)),
         "seed": args.seed,
+        "evaluation": run.texts.protocol(args) if run.texts is not None and run.texts.measured.dataset else None,
         **_origin(args, run.learners[name].sae),
         "arguments": args.given(),
         "hardware": _hardware(run),
@@ -148,17 +172,34 @@ def _log_of(name: str, run: Run, state: TrainerState) -> list[dict[str, float]]:
 
 
 def save_trained(sae: SAE, folder: Path, log: list[dict[str, float]]) -> None:
-    """Writes a trained SAE with its log, metrics, plots and card; each file appears whole.
+    """Writes a trained SAE with its log; each file appears whole. Figures of an earlier run in the folder go.
 
     Args:
-        sae: The SAE, its config complete.
+        sae: The SAE, its config complete but for what will be measured.
         folder: Where to.
         log: The logged steps.
     """
     with files_at_once(folder) as beside, quietly():
         sae.save_pretrained(beside)
-        (beside / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    if sae.config.metrics is not None:
-        write_json(folder / "metrics.json", sae.config.metrics)
-    write_card(folder, sae)
+        (beside / LOG_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    with suppress(OSError):
+        (folder / METRICS_FILE).unlink()
     logger.info("saved %s", folder)
+
+
+def describe_trained(sae: SAE, folder: Path) -> None:
+    """Writes what was measured, the pictures and the card beside a saved SAE; what fails of it costs nothing else.
+
+    Args:
+        sae: The SAE, with what was measured in its config.
+        folder: Where it was saved.
+    """
+    card = f"write by hand: hfsae card {quote(str(folder))}"
+    if sae.config.metrics is not None:
+        with unharmed(f"metrics not written into {folder}", f"write by hand: hfsae eval {quote(str(folder))}"):
+            write_config(sae.config, folder)
+            write_json(folder / METRICS_FILE, sae.config.metrics)
+    with unharmed(f"pictures of {folder} not drawn", card):
+        draw_pictures(folder, sae.config)
+    with unharmed(f"card of {folder} not written", card):
+        write_card(folder, sae, pictures=False)

@@ -3,10 +3,10 @@
 A push that fails costs the run nothing: what it trained is on the disk, and the log says how to push it by hand.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -17,8 +17,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import quietly
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import last_checkpoint
-
-logger = logging.getLogger(__name__)
+from hfsae.training.unharmed import unharmed
 
 
 class PushToHub(TrainerCallback):
@@ -86,17 +85,9 @@ class PushToHub(TrainerCallback):
     def _publish(self, saes: dict[str, Saved], title: str, checkpoint: Path | None) -> None:
         publish(saes, self._to.titled(title), beside=checkpoint)
 
-    def _unharmed(self, push: Any, when: str) -> None:
-        try:
+    def _unharmed(self, push: Callable[[], Any], when: str) -> None:
+        with unharmed(f"not pushed{when}", f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"):
             push()
-        except Exception as error:  # whatever it is: the run goes on, and its files are on the disk
-            logger.warning(
-                "not pushed%s: %s The run goes on; push by hand: hfsae push %s %s",
-                when,
-                " ".join(str(error).split()),
-                self._folder,
-                self._to.repo_id,
-            )
 
 
 def _load(folder: Path) -> Saved:

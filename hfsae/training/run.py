@@ -27,6 +27,7 @@ from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
 from hfsae.training.learner import Learner
 from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
+from hfsae.training.rehearsal import rehearse_evaluation
 from hfsae.training.sharding import refuse_unfit
 from hfsae.training.texts import Texts
 
@@ -86,6 +87,16 @@ class Run:
     def is_spread(self) -> bool:
         """Whether each process trains SAEs of its own."""
         return self.args.sae_placement == "spread"
+
+    @property
+    def share_of_evaluation(self) -> dict[str, int]:
+        """The `rank` of this process among the `processes` that share the text that is measured on.
+
+        A process whose SAEs are its own measures them on the whole of it.
+        """
+        if self.is_spread:
+            return {"rank": 0, "processes": 1}
+        return {"rank": self.accelerator.process_index, "processes": self.accelerator.num_processes}
 
     def is_written_here(self, name: str) -> bool:
         """Whether this process writes the files of an SAE."""
@@ -209,6 +220,7 @@ def prepare_run(
         sae.to(devices[name], torch.float32)  # type: ignore[arg-type]
     fresh = {name: sae for name, sae in saes.items() if not isinstance(inputs.by_name.get(name), SAE)}
     _initialise(run, {} if resuming else fresh)
+    _rehearse(run, saes)
     run.learners = {name: Learner(name, sae, own[name], accelerator) for name, sae in saes.items()}
     return run
 
@@ -312,6 +324,21 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
             if pairs[name] == pair:
                 args = run.arguments[name]
                 initialise(sae, rows, args.decoder_center, *target)
+
+
+def _rehearse(run: Run, saes: dict[str, SAE]) -> None:
+    """Tries the evaluation, where there will be one."""
+    if not run.args.eval_tokens or run.base is None or run.texts is None:
+        return
+    rehearse_evaluation(
+        run.args,
+        run.base,
+        run.texts,
+        saes,
+        held_out=run.held_out,
+        device=run.accelerator.device,
+        **run.share_of_evaluation,
+    )
 
 
 def _check_disk(run: Run, parameters: int) -> None:

@@ -1,5 +1,6 @@
 """The page about a run that is written where no tracker watches it, with examples of what features fire on."""
 
+from shlex import quote
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from hfsae.analysis import Feature, TokenTexts, collect_features
 from hfsae.hub.html_report import ShownFeature, ShownToken, write_report
 from hfsae.modeling import SAE
 from hfsae.training.run import Run
+from hfsae.training.unharmed import unharmed
 
 _FEATURES, _CONTEXTS = 16, 4
 _TOKENS = 20_000
@@ -25,9 +27,15 @@ def is_wanted(run: Run) -> bool:
 def show(run: Run, name: str, sae: SAE) -> None:
     """Writes the page of one SAE of a run into its folder; the main process alone calls this.
 
-    Examples are of held-out text, where there is some that documents can be read from.
+    Examples are of held-out text, where there is some that documents can be read from. What fails costs nothing else.
     """
-    write_report(run.folder_of(name), sae.config, _examples(run, name, sae))
+    folder = run.folder_of(name)
+    by_hand = f"see the features by hand: hfsae dashboard {quote(str(folder))}"
+    examples: list[ShownFeature] = []
+    with unharmed(f"no examples of features in {folder}", by_hand):
+        examples = _examples(run, name, sae)
+    with unharmed(f"no page about {folder}", by_hand):
+        write_report(folder, sae.config, examples)
 
 
 def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from hfsae.training.estimate import estimate, free_memory
 from hfsae.training.launching import launched
 from hfsae.training.sweep_results import result_rows, write_results
 from hfsae.training.trainer import SAETrainer, TrainOutput
+from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
 
@@ -238,11 +240,16 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
     assert whole is not None
     if whole.completed and args.push_to_hub and PartialState().is_main_process:
         folders = {name: folder / f"group-{n}" / name for n, names in enumerate(groups, 1) for name in names}
-        push_saes(
-            folders,
-            args.hub_model_id or folder.resolve().name,
-            revision=args.hub_revision,
-            private=args.hub_private_repo,
-            token=args.hub_token,
+        repo_id = args.hub_model_id or folder.resolve().name
+        commands = "; ".join(
+            f"hfsae push {quote(str(folder / f'group-{n}'))} {repo_id}" for n in range(1, len(groups) + 1)
         )
+        with unharmed("not pushed", f"push by hand: {commands}"):
+            push_saes(
+                folders,
+                repo_id,
+                revision=args.hub_revision,
+                private=args.hub_private_repo,
+                token=args.hub_token,
+            )
     return whole

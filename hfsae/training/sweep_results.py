@@ -10,6 +10,7 @@ from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.saving import files_at_once, write_json
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.trainer import TrainOutput
+from hfsae.training.unharmed import unharmed
 
 RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
 
@@ -95,7 +96,10 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Writes a sweep's table as CSV and JSON, and its picture where anything was measured; each appears whole."""
+    """Writes a sweep's table as CSV and JSON, and its picture where anything was measured; each appears whole.
+
+    A picture that cannot be drawn costs the tables nothing.
+    """
     whole = _whole(rows)
     write_json(folder / RESULTS_JSON, {"front": fronts(whole), "saes": rows})
     with files_at_once(folder) as beside:
@@ -103,7 +107,9 @@ def write_results(rows: list[dict[str, Any]], folder: Path) -> None:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
-        if any(row[metric] is not None for row in whole for metric in FRONT_METRICS):
+    if any(row[metric] is not None for row in whole for metric in FRONT_METRICS):
+        again = f'draw by hand: pareto_plot(json.load(open("{folder / RESULTS_JSON}"))["saes"], Path("{PARETO_PLOT}"))'
+        with unharmed(f"{folder / PARETO_PLOT} not drawn", again), files_at_once(folder) as beside:
             from hfsae.hub.pareto_plot import pareto_plot  # matplotlib takes a while to import
 
             pareto_plot(whole, beside / PARETO_PLOT)

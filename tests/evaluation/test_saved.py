@@ -35,7 +35,7 @@ def test_changed_weights_are_measured_as_they_are_and_written_down(trained_folde
 
 def test_an_sae_without_recorded_text_needs_one_to_be_named(trained_folder, tmp_path):
     sae = SAE.from_pretrained(trained_folder)
-    sae.config.metrics = None
+    sae.config.metrics = sae.config.training = None
     sae.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="name one"):
         evaluate_saved(tmp_path)

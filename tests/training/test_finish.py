@@ -1,12 +1,15 @@
 import json
+import logging
+import shlex
 
 import pytest
 import torch
 
 from hfsae import SAE, TopKSAEConfig
+from hfsae.cli import main
 from hfsae.evaluation.protocol import weights_sha256
-from tests.data.tiny import language_model
-from tests.training.tiny import BATCH, sparse_rows, text, trainer
+from tests.data.tiny import language_model, pythia_like
+from tests.training.tiny import BATCH, At, sparse_rows, text, trainer
 
 
 def test_what_was_measured_stands_in_the_output_the_config_and_the_folder(tmp_path):
@@ -68,3 +71,75 @@ def test_nothing_half_written_is_left_in_the_folder(tmp_path):
     trainer(tmp_path, steps=2, eval_tokens=100).train()
     assert not [path for path in tmp_path.rglob(".*")]
     assert torch.isfinite(SAE.from_pretrained(tmp_path).W_dec).all()
+
+
+# -- what comes after the training may fail -------------------------------------------------------------------------
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("no room for logits")
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A language model and its text on the disk, by name."""
+    language_model().save_pretrained(tmp_path / "lm")
+    pythia_like().save_pretrained(tmp_path / "lm")
+    text().to_json(tmp_path / "text.jsonl")
+    return {"model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "text.jsonl")}
+
+
+def test_an_evaluation_that_fails_costs_no_sae_and_the_command_in_the_warning_makes_up_for_it(tmp_path, named, caplog):
+    model, folder = language_model(), tmp_path / "run"
+    inputs = {"model": model, "train_dataset": None, "processing_class": None}
+    spoil = At(3, lambda **_: model.lm_head.register_forward_hook(out_of_memory))
+    with caplog.at_level(logging.WARNING, "hfsae"):
+        output = trainer(folder, steps=3, eval_tokens=150, inputs=inputs, callbacks=[spoil], **named).train()
+    assert output.completed and output.metrics == {}
+    (warning,) = [text for text in caplog.messages if "The run goes on" in text]
+    assert warning.startswith("not measured: OutOfMemoryError: no room for logits. The run goes on; measure by hand: ")
+    saved = SAE.from_pretrained(folder)
+    assert torch.equal(saved.W_dec, output.sae.W_dec) and saved.config.metrics is None
+    assert "has not been evaluated" in (folder / "README.md").read_text()
+
+    command = shlex.split(warning.split("by hand: ")[1])
+    assert command[0] == "hfsae" and main(command[1:]) == 0
+    undisturbed = trainer(tmp_path / "other", steps=3, eval_tokens=150, inputs={**inputs, "model": None}, **named)
+    expected, measured = undisturbed.train().metrics[""], SAE.from_pretrained(folder).config.metrics
+    assert {name: measured[name] for name in expected if name != "protocol"} == {
+        name: value for name, value in expected.items() if name != "protocol"
+    }
+
+
+def test_objects_without_names_are_measured_by_hand_in_python(tmp_path, caplog):
+    model = language_model()
+    spoil = At(2, lambda **_: model.lm_head.register_forward_hook(out_of_memory))
+    with caplog.at_level(logging.WARNING, "hfsae"):
+        trainer(tmp_path, steps=2, eval_tokens=100, inputs={"model": model}, callbacks=[spoil]).train()
+    assert f"SAE.from_pretrained({[str(tmp_path)]}), evaluate_sae(sae, model, text, tokenizer)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "message", "by_hand"),
+    [
+        ("training_curve.png", "pictures of", "hfsae card"),
+        ("README.md", "card of", "hfsae card"),
+        ("report.html", "no page about", "hfsae dashboard"),
+        ("metrics.json", "metrics not written into", "hfsae eval"),
+    ],
+)
+def test_a_file_that_cannot_be_written_costs_no_other(tmp_path, caplog, file, message, by_hand):
+    """A folder stands where the file is to be."""
+    written = {"training_curve.png", "README.md", "report.html", "metrics.json"}
+    block = At(2, lambda **_: (tmp_path / file / "taken").mkdir(parents=True))
+    options = {"eval_tokens": 100, "html_report": True, "logging_steps": 1}
+    with caplog.at_level(logging.WARNING, "hfsae"):
+        output = trainer(tmp_path, steps=2, callbacks=[block], **options).train()
+    (warning,) = [text for text in caplog.messages if "The run goes on" in text]
+    assert message in warning and f"by hand: {by_hand} {tmp_path}" in warning
+    assert SAE.from_pretrained(tmp_path).config.metrics == json.loads(json.dumps(output.metrics[""]))
+    assert {name for name in written if (tmp_path / name).is_file()} == written - {file}
+
+
+def test_figures_of_an_earlier_run_do_not_stay_beside_new_weights(tmp_path):
+    trainer(tmp_path, steps=2, eval_tokens=100).train()
+    trainer(tmp_path, steps=3, overwrite_output_dir=True).train()
+    assert SAE.from_pretrained(tmp_path).config.metrics is None and not (tmp_path / "metrics.json").exists()

@@ -158,6 +158,13 @@ def test_every_sae_has_its_own_rate_seed_and_record(tmp_path):
     assert not (tmp_path / "pareto.png").exists() and json.loads((tmp_path / "results.json").read_text())["saes"]
 
 
+def test_a_picture_that_cannot_be_drawn_costs_the_tables_nothing(tmp_path, caplog):
+    (tmp_path / "pareto.png" / "taken").mkdir(parents=True)
+    run_sweep(sweep_of(tmp_path, [{"k": [2, 4]}], steps=2, eval_tokens=100), **inputs())
+    assert f"{tmp_path / 'pareto.png'} not drawn" in caplog.text and "draw by hand: pareto_plot(" in caplog.text
+    assert (tmp_path / "results.csv").is_file() and (tmp_path / "results.json").is_file()
+
+
 def test_a_sweep_that_is_stopped_goes_on_and_refuses_other_arguments(tmp_path):
     def sweep(rate: float, **options) -> Sweep:
         saes = [{"k": [2, 4]}, {"architecture": "gated", "k": 4, "learning_rate": rate, "name": "gated"}]

@@ -1,0 +1,73 @@
+"""An evaluation tried out before the SAEs that it is for are trained: what would fail then fails now."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.attach import hook_points_of
+from hfsae.data import TokenBatch
+from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
+from hfsae.evaluation.measure import Subject, evaluating, measure
+from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.text import read_batches
+from hfsae.modeling import SAE
+from hfsae.outputs import SAEOutput
+
+# An untrained SAE may have half of its features active, so it gets no more rows than tell whether it fits.
+_ROWS = 32
+
+
+@torch.no_grad()
+def rehearse(
+    saes: Mapping[str, SAE],
+    model: PreTrainedModel,
+    batch: TokenBatch,
+    other_text: TokenBatch | Calibration,
+) -> None:
+    """Does on one batch what `evaluate_saes` will do on many, baselines aside; model and SAEs stay as they are.
+
+    Args:
+        saes: The SAEs by name, trained or not.
+        model: The language model, on its device.
+        batch: The first batch of the text that will be measured on.
+        other_text: A batch of text that is not evaluated, or activations of it by hook point.
+
+    Raises:
+        HookPointError, ValueError, TypeError: As `evaluate_saes`; and whatever the model raises.
+    """
+    places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
+    targets = {places[name][1]: sae.config.d_out for name, sae in saes.items()}
+    configs = {name: sae.config for name, sae in saes.items()}
+
+    def checked(one: TokenBatch) -> Sequence[TokenBatch]:
+        tokens = max(1, int(one.keep.sum()))
+        return read_batches([one], None, model, configs, max_tokens=tokens, batch_size=len(one.keep))
+
+    batches = checked(batch)
+    with evaluating(model):
+        if isinstance(other_text, TokenBatch):
+            known = read_rows(model, checked(other_text), targets, of_first_process=False)
+        else:
+            known = given_rows(other_text, model, targets)
+        means = {target: rows.double().mean(0).float() for target, rows in known.items()}
+        subjects = {
+            (name, "sae"): Subject(_first_rows(sae), *places[name], device=sae.device) for name, sae in saes.items()
+        }
+        measure(model, subjects, batches, means, disable_tqdm=True)
+    for subject in subjects.values():
+        finalise(subject.sums)
+
+
+def _first_rows(sae: SAE) -> Callable[[Tensor], SAEOutput]:
+    """An SAE that makes something of the first rows only, and 0 of the others."""
+
+    def reconstruct(activations: Tensor) -> SAEOutput:
+        with evaluating(sae):
+            output = sae(activations[:_ROWS])
+        reconstruction = activations.new_zeros(len(activations), sae.config.d_out)
+        reconstruction[:_ROWS] = output.reconstruction
+        return SAEOutput(reconstruction=reconstruction, features=output.features)  # type: ignore[arg-type]
+
+    return reconstruct
