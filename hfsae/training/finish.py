@@ -110,7 +110,7 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
 def _by_hand(run: Run, saes: Iterable[str]) -> str:
     """How SAEs of a run are measured where the run could not do it."""
     args, folders = run.args, [str(run.folder_of(name)) for name in saes]
-    named = run.base is not None and (run.base.hub_id or run.base.path)
+    named = run.base is not None and run.base.origin is not None
     if run.texts is None or run.texts.measured.dataset is None or not named:
         return f"measure by hand: sae = SAE.from_pretrained({folders}), evaluate_sae(sae, model, text, tokenizer)"
     commands = "; ".join(f"hfsae eval {quote(folder)} --tokens {args.eval_tokens} --baselines" for folder in folders)
