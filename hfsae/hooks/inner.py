@@ -4,7 +4,10 @@ Wrappers pass calls on in ways of their own: `PeftModel.generate` and the `gener
 wrapper's `forward`. What really runs, whatever is called, is the `PreTrainedModel` inside.
 """
 
+import re
+import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 from torch import nn
@@ -74,6 +77,8 @@ def _layers(model: Any) -> Iterator[Any]:
                 f"this {type(layer).__name__} has not loaded its weights yet, and will put another model in the "
                 "place of this one when it does: call its dispatch() first."
             )
+        if learns_a_prompt(layer):
+            _warn_of_lost_prompts()
         yield layer
         if not any(layer is other for other in seen):
             seen.append(layer)
@@ -82,6 +87,22 @@ def _layers(model: Any) -> Iterator[Any]:
         f"expected a Hugging Face language model (a transformers.PreTrainedModel) or a wrapper around one, got "
         f"{_called(model)}: there is none inside."
     )
+
+
+def _warn_of_lost_prompts() -> None:
+    """Tells of releases whose `generate` loses what was learnt: PEFT looks for the cache under its old name."""
+    peft, transformers = version("peft"), version("transformers")
+    if _numbers(transformers) >= (5, 24) and _numbers(peft) <= (0, 21, 2):
+        warnings.warn(
+            f"peft {peft} does not know the cache of transformers {transformers}: `generate` of a PeftModel with a "
+            "learnt prompt enters it anew at every token, and leaves a learnt prefix out. Calls of the model itself are "
+            "right. Use transformers<5.24, or a newer peft.",
+            stacklevel=4,
+        )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:3])
 
 
 def _kept(wrapper: Any, name: str) -> Any:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
+from hfsae.hooks import inner_model
 from hfsae.modeling import SAE
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
@@ -73,7 +74,8 @@ class SAETrainer:
     """Trains one SAE, or many at any hook points of one model, on one stream of activations.
 
     Args:
-        model: A causal LM or its name; None takes `args.model_name_or_path`.
+        model: A causal LM, a wrapper around one (a `PeftModel`, DDP, a compiled model; see
+            `hfsae.hooks.inner_model`), or its name; None takes `args.model_name_or_path`.
         args: The run's arguments.
         saes: What to train: an SAE or a config, or several by name, each with its `hook_point`. None makes one SAE
             from the arguments for every place that `args.hook_point` names. SAE objects go on from their weights.
@@ -89,6 +91,7 @@ class SAETrainer:
             every process, and what they ask for in `control` must be the same everywhere.
 
     Raises:
+        TypeError: If the model is none, such as arguments given in its place.
         ValueError: If model and activations are both given.
 
     Example:
@@ -103,7 +106,7 @@ class SAETrainer:
 
     def __init__(
         self,
-        model: PreTrainedModel | str | None = None,
+        model: Any = None,
         args: SAETrainingArguments | None = None,
         saes: SAE | SAEConfig | Mapping[str, SAEInput] | None = None,
         *,
@@ -113,6 +116,13 @@ class SAETrainer:
         activations: Any = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
     ):
+        if isinstance(model, SAETrainingArguments) or isinstance(args, str):
+            raise TypeError("the language model comes first and the arguments second: SAETrainer(args=args).")
+        if isinstance(model, SAE | SAEConfig):
+            raise TypeError("the first argument is the language model; SAEs are given as SAETrainer(saes=...).")
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        if model is not None and not isinstance(model, str):
+            inner_model(model)  # or says what is wrong
         cached = args is not None and args.activation_cache is not None
         if activations is not None and (model is not None or train_dataset is not None or cached):
             raise ValueError("give a language model with text or their cache, or activations of your own, not both.")

@@ -1,6 +1,8 @@
 """The model inside of wrappers, real ones where torch, peft or accelerate make them."""
 
 import copy
+import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -82,6 +84,28 @@ def test_a_wrapper_that_has_not_loaded_its_weights_is_refused(model):
 def test_data_parallel_is_refused_with_the_way_out(model):
     with pytest.raises(ValueError, match=r"pass the model inside, model\.module"):
         inner_model(nn.DataParallel(model))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix", "prompt"])
+def test_a_release_of_peft_that_generates_without_what_was_learnt_is_told_of(model, adapter):
+    adapted = get_peft_model(model, ADAPTERS[adapter]).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=3, generator=torch.Generator().manual_seed(0))
+        by_hand = torch.tensor([[5, 9, 13, 7]])
+        generated = adapted.generate(input_ids=by_hand, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        for _ in range(8):
+            logits = adapted(input_ids=by_hand, use_cache=False).logits[:, -1:]
+            logits[..., model.generation_config.eos_token_id] = -torch.inf
+            by_hand = torch.cat([by_hand, logits.argmax(-1)], dim=1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert inner_model(adapted) is model
+    told = [str(warning.message) for warning in told if "does not know the cache" in str(warning.message)]
+    assert bool(told) is not torch.equal(generated, by_hand)
+    if told:
+        assert f"peft {version('peft')}" in told[0] and f"transformers {version('transformers')}" in told[0]
 
 
 class Circle(nn.Module):

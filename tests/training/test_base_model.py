@@ -1,11 +1,17 @@
 """The language model of a run, and what its SAEs record of it."""
 
+import logging
+
 import pytest
 import torch
+import transformers as hf
 from huggingface_hub import HfApi
+from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig
+from transformers import QuantoConfig
 
 from hfsae.language_model import Origin
 from hfsae.training.base_model import BaseModel, open_base_model
+from tests import models_on_disk
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
 
@@ -46,3 +52,75 @@ def test_a_model_of_the_hub_is_loaded_and_recorded_at_one_commit(hub, tmp_path):
 def test_a_run_without_a_model_is_refused():
     with pytest.raises(ValueError, match="no language model: give model_name_or_path"):
         opened()
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    return models_on_disk.save(models_on_disk.llama(), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tmp_path_factory, llama_folder):
+    return models_on_disk.save_adapter(tmp_path_factory.mktemp("adapter"), llama_folder)
+
+
+@pytest.fixture
+def adapted(llama_folder, adapter_folder):
+    return PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(llama_folder), adapter_folder)
+
+
+def test_an_adapter_by_name_is_recorded_with_its_base_model(llama_folder, adapter_folder):
+    loaded = opened(str(adapter_folder))
+    assert loaded.origin == Origin(str(llama_folder), adapter=str(adapter_folder))
+    assert isinstance(loaded.model, hf.LlamaForCausalLM) and loaded.tokenizer is not None
+    assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
+
+
+def test_an_adapter_in_a_model_object_is_recorded_where_it_is_named(adapted, llama_folder, adapter_folder, caplog):
+    loaded = opened(adapted, args=arguments("unused", model_name_or_path=str(adapter_folder)))
+    assert loaded.model is adapted.get_base_model()
+    assert loaded.origin == Origin(str(llama_folder), adapter=str(adapter_folder)) and not caplog.records
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_adapter_that_nobody_can_find_again_is_not_passed_over(adapted, llama_folder, caplog, named):
+    """To record the base model alone would have its SAE used with another model than it was trained on."""
+    args = arguments("unused", model_name_or_path=str(llama_folder)) if named else None
+    with caplog.at_level(logging.WARNING):
+        loaded = opened(adapted, args=args)
+    assert loaded.origin is None and "Save it (model.save_pretrained('my-adapter'))" in caplog.text
+    assert loaded.tokenizer is not None
+
+
+def test_a_merged_adapter_is_no_adapter(adapted, llama_folder, caplog):
+    assert opened(adapted.merge_and_unload()).origin == Origin(str(llama_folder)) and not caplog.records
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_learnt_prompt_is_entered_by_peft_alone(llama_folder, tmp_path, kind):
+    learnt = kind(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    folder = models_on_disk.save_adapter(tmp_path, llama_folder, learnt)
+    assert isinstance(opened(str(folder)).model, PeftModel)
+
+
+def test_wrappers_are_taken_off(llama_folder):
+    model = hf.AutoModelForCausalLM.from_pretrained(llama_folder)
+    assert opened(torch.compile(model, backend="eager")).model is model
+    with pytest.raises(ValueError, match=r"model\.module"):
+        opened(torch.nn.DataParallel(model))
+    with pytest.raises(TypeError, match="expected a Hugging Face language model"):
+        opened(torch.nn.Linear(2, 2))
+
+
+def test_what_from_pretrained_is_given_is_recorded(llama_folder):
+    given = {"quantization_config": {"quant_method": "quanto", "weights": "int8"}, "attn_implementation": "eager"}
+    loaded = opened(str(llama_folder), args=arguments("unused", model_kwargs=given))
+    assert loaded.origin == Origin(str(llama_folder), kwargs=given)
+    assert type(loaded.model.model.layers[0].mlp.up_proj).__name__ == "QLinear"
+    assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_the_quantisation_of_a_model_object_is_recorded(llama_folder):
+    config = QuantoConfig(weights="int8")
+    model = hf.AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
+    assert opened(model).origin == Origin(str(llama_folder), kwargs={"quantization_config": config.to_dict()})

@@ -194,6 +194,21 @@ def test_a_model_and_activations_together_are_refused():
         SAETrainer(language_model(), activations=sparse_rows(10))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((SAETrainingArguments(),), r"the arguments second: SAETrainer\(args=args\)"),
+        ((None, "gpt2"), r"the arguments second: SAETrainer\(args=args\)"),
+        ((TopKSAEConfig(d_in=8, n_features=16, k=2),), r"SAEs are given as SAETrainer\(saes=\.\.\.\)"),
+        ((torch.nn.Linear(2, 2),), "expected a Hugging Face language model"),
+        ((pythia_like(),), "expected a Hugging Face language model"),
+    ],
+)
+def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
+    with pytest.raises(TypeError, match=message):
+        SAETrainer(*given)
+
+
 # -- what does not fit ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "message"),
