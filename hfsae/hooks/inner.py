@@ -95,8 +95,8 @@ def _warn_of_lost_prompts() -> None:
     if _numbers(transformers) >= (5, 24) and _numbers(peft) <= (0, 21, 2):
         warnings.warn(
             f"peft {peft} does not know the cache of transformers {transformers}: `generate` of a PeftModel with a "
-            "learnt prompt enters it anew at every token, and leaves a learnt prefix out. Calls of the model itself are "
-            "right. Use transformers<5.24, or a newer peft.",
+            "learnt prompt enters it anew at every token, and leaves a learnt prefix out. Calls of the model itself "
+            "are right. Use transformers<5.24, or a newer peft.",
             stacklevel=4,
         )
 
