@@ -1,23 +1,24 @@
 """Running a language model with an SAE attached: reading its activations, or taking their place."""
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae import hooks
 from hfsae.configuration import SAEConfig
 from hfsae.data.encoding import special_token_ids
 from hfsae.functional import SparseFeatures
-from hfsae.hooks import HookPoint, resolve_hook_point, width
-from hfsae.hooks.access import visiting
+from hfsae.hooks import HookPoint, inner_model, resolve_hook_point, width
+from hfsae.hooks.access import runs_again_in_backward, visiting
+from hfsae.hooks.calls import Call, CallRecord
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.passes import Passes
+from hfsae.hooks.probe import seen_at
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -39,14 +40,16 @@ class _Seen:
 class AttachedSAE:
     """What an SAE made of the model's last forward pass; given by `attach`. Stays readable after the context.
 
-    In `generate` the first forward pass holds the prompt and every later one the newest token alone.
+    In `generate` the first forward pass holds the prompt and every later one the newest token alone, unless there is
+    no cache. `call` says which tokens the last one was about.
 
     Attributes:
         sae: The SAE.
     """
 
-    def __init__(self, sae: SAE):
+    def __init__(self, sae: SAE, record: CallRecord):
         self.sae = sae
+        self._record = record
         self._seen: _Seen | None = None
 
     @property
@@ -73,6 +76,14 @@ class AttachedSAE:
         return self._last.keep
 
     @property
+    def call(self) -> Call | None:
+        """The tokens of the model's last forward pass: their ids, their positions, where the prompt ends.
+
+        None where the model itself was not called.
+        """
+        return self._record.call
+
+    @property
     def _last(self) -> _Seen:
         if self._seen is None:
             raise RuntimeError("the model has not passed the SAE's hook point yet: run the model inside the context.")
@@ -86,25 +97,31 @@ class AttachedSAE:
 @contextmanager
 def attach(
     sae: SAE,
-    model: PreTrainedModel,
+    model: nn.Module,
     *,
     splice: bool = False,
     keep_error: bool = False,
     edit: FeatureEdit | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prompt_length: int | None = None,
 ) -> Iterator[AttachedSAE]:
     """Runs a language model with an SAE reading, or spliced in: `with attach(sae, model) as run: model(...)`.
 
     Spliced in, the reconstruction takes the activation's place at the SAE's target (`target_hook_point` of a
     transcoder, else `hook_point`). Tokens that the config leaves out (special tokens, `exclude_positions`) and padding
     keep their own activation, because the SAE never learned theirs; positions count from the first token that is no
-    padding and go on through the steps of `generate`. The SAE may live on another device and in another dtype than the
-    model. Gradients flow, unless switched off outside. Leaving the context takes every hook off the model.
+    padding and go on through the steps of `generate`, or of a loop of one's own, whatever carries them. The SAE may
+    live on another device and in another dtype than the model. Gradients flow, unless switched off outside. Leaving
+    the context takes every hook off the model.
+
+    The hooks act in the thread that entered the context, and in no other: where a server calls one model from several
+    threads, each enters a context of its own. A model that torch.compile compiled runs uncompiled inside.
 
     Args:
         sae: The SAE.
-        model: A causal LM that has the config's hook points. It must itself be called (`model(...)`,
-            `model.generate(...)`): a call of one of its parts does not tell which tokens it is about.
+        model: A causal LM that has the config's hook points, or a wrapper around one (PEFT, DDP, a compiled model). It
+            must itself be called (`model(...)`, `model.generate(...)`): a call of one of its parts does not tell which
+            tokens it is about.
         splice: Whether the activation is replaced; otherwise it is only read.
         keep_error: Whether the error x − x̂ is added back, as a constant, so that the model's output stays exactly as
             it is while gradients reach it through the features alone, and an `edit` has its effect and no other. Only
@@ -113,14 +130,19 @@ def attach(
             with `splice`.
         tokenizer: Says which tokens are special. Without it they are the BOS, EOS and padding tokens of the model's
             config and generation config.
+        prompt_length: How many tokens the prompt has, for an `edit` that asks `call` where a loop of one's own begins
+            to generate. In `generate` it is known.
 
     Yields:
         The run, whose `features`, `activations` and `reconstruction` are those of the model's last forward pass.
 
     Raises:
-        HookPointError: If the model has no such hook point.
+        HookPointError: If the model has no such hook point, or what passes there cannot be matched with tokens, found
+            by running the model on two and on three tokens the first time. At the end of a forward pass that did not
+            come to the place.
         ValueError: If the config names no hook point, if the activations there have another size than the SAE's, or
             for `keep_error` or `edit` without `splice`. All before anything runs.
+        TypeError: If there is no Hugging Face model inside of `model`.
 
     Example:
         >>> with attach(sae, model, splice=True) as run:  # doctest: +SKIP
@@ -128,16 +150,31 @@ def attach(
     """
     if (keep_error or edit is not None) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
-    source, target = hook_points_of(sae.config, model)
-    attachment = _Attachment(sae, _Policy(sae.config, model, tokenizer), edit, keep_error)
+    inner = inner_model(model)
+    source, target = hook_points_of(sae.config, inner)
+    layout = DecoderLayout.find(inner)
+    places = dict.fromkeys((source, target) if splice else (source,))
+    seen = seen_at(inner, places, layout)
+    for place in places:
+        if (here := seen[place]) is not None:
+            here.check(place)
+    recomputed = any(runs_again_in_backward(layout, place) for place in places)
+    passes = Passes(inner, [place.path for place in places], wrapper=model, recomputed=recomputed)
+    record = CallRecord(inner, passes, prompt_length)
+    attachment = _Attachment(sae, record, _Policy(sae.config, inner, tokenizer), edit, keep_error)
+    here = seen[source]
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(attachment.before_model, with_kwargs=True).remove)
-        stack.callback(model.register_forward_hook(attachment.after_model, always_call=True).remove)
-        stack.enter_context(visiting(model, DecoderLayout.find(model), source, attachment.read))
+        passes.tell(attachment)
+        stack.enter_context(passes.open())
+        stack.enter_context(record.open())
+        time_major = here is not None and here.time_major
+        stack.enter_context(visiting(inner, layout, source, attachment.read, passes=passes, time_major=time_major))
         if splice:
             # The error is held constant: with gradients through it too, those through the features would cancel.
             stack.enter_context(
-                hooks.splice(model, target, attachment.replace, keep_error=keep_error, detach_error=keep_error)
+                hooks.splice(
+                    inner, target, attachment.replace, keep_error=keep_error, detach_error=keep_error, passes=passes
+                )
             )
         yield attachment.run
 
@@ -172,28 +209,33 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
 
 
 class _Attachment:
-    """The hooks of one attached SAE, and what passes between them in a forward pass."""
+    """What one attached SAE does in a forward pass."""
 
-    def __init__(self, sae: SAE, policy: "_Policy", edit: FeatureEdit | None, keep_error: bool):
-        self.run = AttachedSAE(sae)
+    def __init__(self, sae: SAE, record: CallRecord, policy: "_Policy", edit: FeatureEdit | None, keep_error: bool):
+        self.run = AttachedSAE(sae, record)
         self._sae = sae
+        self._record = record
         self._policy = policy
         self._edit = edit
         self._keep_error = keep_error
-        self._keep: Tensor | None = None
         self._in_this_pass: _Seen | None = None
 
-    def before_model(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._keep = self._policy.keep(call_arguments(model, args, kwargs))
+    def begins(self) -> None:
+        """What was read in the pass before must not be taken for this one's."""
+        self._in_this_pass = None
 
-    def after_model(self, *_: Any) -> None:
-        """Also after a failed or stopped pass: what was noted must not be taken for the next one's."""
-        self._keep = self._in_this_pass = None
+    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The record notes the call."""
+
+    def ends(self, output: Any) -> None:
+        """What was read stays, for blocks that run again in the backward pass."""
 
     def read(self, x: Tensor) -> None:
         output = self._sae(x.to(self._sae.W_dec.device))
         assert output.features is not None and output.reconstruction is not None
-        self._in_this_pass = self.run._seen = _Seen(x, output.features, output.reconstruction, self._keep)
+        call = self._record.call
+        keep = None if call is None else self._policy.keep(call)
+        self._in_this_pass = self.run._seen = _Seen(x, output.features, output.reconstruction, keep)
 
     def replace(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         seen = self._in_this_pass
@@ -211,71 +253,19 @@ class _Attachment:
         return (reconstruction, edited) if self._keep_error else edited
 
 
-def call_arguments(model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a model is called with, by name, for a forward pre-hook."""
-    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    return {**arguments.pop("kwargs", {}), **arguments}
-
-
-def cache_of(call: dict[str, Any]) -> Any:
-    """The cache that a call is given, None without one."""
-    return call.get("past_key_values", call.get("cache_params"))
-
-
-class CachedTokens:
-    """Tells how many tokens a call's cache holds, from one call to the next."""
-
-    def __init__(self) -> None:
-        self._tokens_in: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-    def before(self, call: dict[str, Any], new: int) -> int:
-        """The number before a call that adds `new` tokens."""
-        cache = cache_of(call)
-        if not hasattr(cache, "get_seq_length"):
-            return 0
-        try:
-            return int(cache.get_seq_length())
-        except ValueError:  # the cache of a state space model holds a state, not tokens, and does not count them
-            cached = self._tokens_in.get(cache, 0)
-            self._tokens_in[cache] = cached + new
-            return cached
-
-
 class _Policy:
-    """Which tokens of a call an SAE's config leaves out, told from what the model is called with."""
+    """Which tokens of a call an SAE's config leaves out."""
 
     def __init__(self, config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"):
         self._positions = torch.tensor(config.exclude_positions, dtype=torch.long)
         special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.long)
-        self._cached = CachedTokens()
 
-    def keep(self, call: dict[str, Any]) -> Tensor | None:
-        """(batch, seq) bool for the tokens of one call; None if it has neither ids nor embeddings."""
-        ids = call.get("input_ids")
-        tokens = call.get("inputs_embeds") if ids is None else ids
-        if tokens is None:
-            return None
-        shape, device = tokens.shape[:2], tokens.device
-        mask = call.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        left_out = torch.isin(self._positions_of(call, mask, shape, device), self._positions.to(device))
-        keep = ~left_out.expand(shape)
-        if mask is not None:
-            keep = keep & mask[:, -shape[1] :].bool().to(device)
-        return keep if ids is None else keep & ~torch.isin(ids, self._special.to(device))
-
-    def _positions_of(
-        self, call: dict[str, Any], mask: Tensor | None, shape: Sequence[int], device: torch.device
-    ) -> Tensor:
-        """(batch or 1, seq): how many tokens come before each, padding not counted, what is in the cache counted."""
-        given = call.get("position_ids")
-        if isinstance(given, Tensor) and given.dim() == 2:
-            return given.to(device)
-        cached = self._cached.before(call, new=shape[1])
-        if mask is not None and mask.shape[1] >= cached + shape[1]:
-            return (mask.long().cumsum(1) - 1)[:, -shape[1] :].to(device)
-        return torch.arange(cached, cached + shape[1], device=device)[None]
+    def keep(self, call: Call) -> Tensor:
+        """(batch, seq) bool for the tokens of one call; without ids special tokens cannot be told."""
+        device = call.real.device
+        keep = call.real & ~torch.isin(call.positions, self._positions.to(device))
+        return keep if call.ids is None else keep & ~torch.isin(call.ids, self._special.to(device))
 
 
 def _special_token_ids(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:

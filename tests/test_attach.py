@@ -300,12 +300,20 @@ def test_what_does_not_fit_is_refused_on_entering(sae, model):
     assert count_hooks(model) == before
 
 
-def test_a_part_of_the_model_alone_is_read_but_not_spliced(sae, model):
+def test_the_model_inside_of_the_causal_lm_knows_its_tokens_too(sae, model):
+    with torch.no_grad(), attach(sae, model, splice=True) as run:
+        expected = model(input_ids()).logits
+        inner = model.model(input_ids()).last_hidden_state
+    assert run.keep.tolist() == [[False, True, True, True, True]] * 2
+    assert torch.equal(model.lm_head(inner), expected)
+
+
+def test_a_block_alone_is_read_but_not_spliced(sae, model):
+    x = torch.randn(2, 5, WIDTH)
+    rotary = model.model.rotary_emb(x, torch.arange(5)[None])
     with torch.no_grad(), attach(sae, model) as run:
-        model.model(input_ids())
+        model.model.layers[0](x, position_embeddings=rotary)
     assert run.keep is None and run.features.shape == (2, 5, 48)
     with torch.no_grad(), attach(sae, model, splice=True):
-        model(input_ids())
-        # What is known of the call before, whose tokens may have been others, does not count.
         with pytest.raises(ValueError, match="Call the model itself"):
-            model.model(input_ids())
+            model.model.layers[0](x, position_embeddings=rotary)

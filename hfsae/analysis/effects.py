@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from hfsae.analysis.interventions import ablate
 from hfsae.analysis.records import TokenEffect
 from hfsae.attach import attach
-from hfsae.evaluation.measure import evaluating
 from hfsae.functional import SparseFeatures
-from hfsae.hooks.width import input_device
+from hfsae.hooks.devices import input_device
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:

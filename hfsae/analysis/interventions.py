@@ -6,16 +6,16 @@ they are exact for every architecture and input transform, and whatever the SAE 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.weights import chosen_features
-from hfsae.attach import AttachedSAE, CachedTokens, attach, cache_of, call_arguments
+from hfsae.attach import AttachedSAE, attach
 from hfsae.functional import SparseFeatures
+from hfsae.hooks.calls import Call
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Mode = Literal["add", "clamp"]
 
 @contextmanager
 def steer(
-    model: PreTrainedModel,
+    model: nn.Module,
     sae: SAE,
     strengths: Mapping[int, float],
     *,
@@ -35,6 +35,7 @@ def steer(
     maxima: FeatureCollection | Mapping[int, float] | None = None,
     positions: Positions = "all",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prompt_length: int | None = None,
 ) -> Iterator[AttachedSAE]:
     """Strengthens or sets features while a language model runs: `with steer(model, sae, {17: 8.0}): model(...)`.
 
@@ -49,9 +50,12 @@ def steer(
         strengths: Strength by feature; a negative one works against it.
         mode: `"add"` or `"clamp"`.
         maxima: Each feature's largest activation, or a collection that knows it: strengths then are multiples of it.
-        positions: `"all"`; `"last"`: the last token of each forward pass, so in `generate` the prompt's last and each
-            new one; `"generated"`: what comes after the first forward pass, which holds the prompt.
+        positions: `"all"`; `"generated"`: what comes after the prompt; `"last"`: that, and the prompt's last token.
+            The prompt is what `generate` is given, whatever the passes in which it reads it. Where the model is called
+            by hand, it is what the first call of a sequence holds: without a cache, or with one that is new here.
         tokenizer: Says which tokens are special; without it the model's config does.
+        prompt_length: Says how many tokens the prompt has, padding included, where a loop of one's own reads it in
+            parts, or without a cache.
 
     Yields:
         The run; its `features` are those before the change.
@@ -74,19 +78,20 @@ def steer(
         wanted = values.to(current)
         return current + wanted if mode == "add" else wanted.expand_as(current)
 
-    with _edited(model, sae, features, change, positions, tokenizer, keep_error=True) as run:
+    with _edited(model, sae, features, change, positions, tokenizer, prompt_length, True) as run:
         yield run
 
 
 @contextmanager
 def ablate(
-    model: PreTrainedModel,
+    model: nn.Module,
     sae: SAE,
     features: Sequence[int] | Tensor,
     *,
     keep_error: bool = True,
     positions: Positions = "all",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prompt_length: int | None = None,
 ) -> Iterator[AttachedSAE]:
     """Runs a language model without some features: `with ablate(model, sae, [17]): model(...)`.
 
@@ -98,6 +103,7 @@ def ablate(
             by the reconstruction without them, at every token that the SAE's config does not leave out.
         positions: Where, as in `steer`.
         tokenizer: Says which tokens are special; without it the model's config does.
+        prompt_length: As in `steer`.
 
     Yields:
         The run; its `features` are those before the change.
@@ -110,7 +116,7 @@ def ablate(
         ...     logits = model(**tokenizer("def main(", return_tensors="pt")).logits
     """
     chosen = chosen_features(sae, features)
-    with _edited(model, sae, chosen, torch.zeros_like, positions, tokenizer, keep_error) as run:
+    with _edited(model, sae, chosen, torch.zeros_like, positions, tokenizer, prompt_length, keep_error) as run:
         yield run
 
 
@@ -128,12 +134,13 @@ def _unit(feature: int, maxima: FeatureCollection | Mapping[int, float] | None) 
 
 @contextmanager
 def _edited(
-    model: PreTrainedModel,
+    model: nn.Module,
     sae: SAE,
     features: Tensor,
     change: Callable[[Tensor], Tensor],
     positions: Positions,
     tokenizer: "PreTrainedTokenizerBase | None",
+    prompt_length: int | None,
     keep_error: bool,
 ) -> Iterator[AttachedSAE]:
     """Lets `change` make new values (batch, seq, m) of those of m features, at some positions."""
@@ -141,67 +148,35 @@ def _edited(
         raise ValueError(f"positions are {positions!r}, expected one of {', '.join(map(repr, get_args(Positions)))}.")
     if len(features.unique()) < len(features):
         raise ValueError(f"features {features.tolist()}: each may be named once.")
-    where = _Where(positions)
+    attached: list[AttachedSAE] = []
 
     def edit(found: SparseFeatures) -> SparseFeatures:
         index = features.to(found.indices.device)
         is_chosen = found.indices[..., None] == index  # (batch, seq, K, m)
         current = (found.values[..., None] * is_chosen).sum(-2)
-        here = where.chosen(current.shape[:-1]).to(index.device)[..., None]
+        here = _chosen(positions, attached[0].call, current.shape[:-1]).to(index.device)[..., None]
         kept = torch.where(here & is_chosen.any(-1), 0.0, found.values)
         # The other entries stay in their order, so that tokens without a change keep their reconstruction to the bit.
         values = torch.cat([kept, torch.where(here, change(current), 0.0).to(kept)], -1)
         indices = torch.cat([found.indices, index.expand(*current.shape)], -1)
         return SparseFeatures.from_padded(values, indices, found.n_features)
 
-    hook = model.register_forward_pre_hook(where.before_model, with_kwargs=True)
-    try:
-        with attach(sae, model, splice=True, keep_error=keep_error, edit=edit, tokenizer=tokenizer) as run:
-            yield run
-    finally:
-        hook.remove()
+    with attach(
+        sae,
+        model,
+        splice=True,
+        keep_error=keep_error,
+        edit=edit,
+        tokenizer=tokenizer,
+        prompt_length=prompt_length,
+    ) as run:
+        attached.append(run)
+        yield run
 
 
-class _Where:
-    """Which tokens of each call are meant; told from what the model is called with."""
-
-    def __init__(self, positions: Positions):
-        self._positions = positions
-        self._cached = CachedTokens()
-        self._call: dict[str, Any] = {}
-        self._prompt: Tensor | None = None
-        self._n_before = 0
-
-    def before_model(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._call = call_arguments(model, args, kwargs)
-        ids = self._call.get("input_ids")
-        tokens = self._call.get("inputs_embeds") if ids is None else ids
-        if self._positions != "generated" or tokens is None:
-            return
-        if self._cached.before(self._call, new=tokens.shape[1]):
-            self._n_before = 0
-        elif cache_of(self._call) is None and self._continues(tokens):
-            assert self._prompt is not None
-            self._n_before = self._prompt.shape[1]
-        else:
-            self._prompt, self._n_before = tokens, tokens.shape[1]
-
-    def _continues(self, tokens: Tensor) -> bool:
-        """Whether a call without a cache holds the prompt and more, as each step of `generate(use_cache=False)`."""
-        prompt = self._prompt
-        if prompt is None or len(prompt) != len(tokens) or tokens.shape[1] <= prompt.shape[1]:
-            return False
-        return torch.equal(tokens[:, : prompt.shape[1]], prompt)
-
-    def chosen(self, shape: torch.Size) -> Tensor:
-        """(batch, seq) bool."""
-        chosen = torch.ones(shape, dtype=torch.bool)
-        if self._positions == "generated":
-            chosen[:, : self._n_before] = False
-        elif self._positions == "last":
-            mask = self._call.get("attention_mask")
-            is_mask = isinstance(mask, Tensor) and mask.dim() == 2
-            real = mask[:, -shape[1] :].bool().cpu() if is_mask else chosen  # type: ignore[index]
-            after = real.long().flip(1).cumsum(1).flip(1)
-            chosen = real & (after == 1)
-        return chosen
+def _chosen(positions: Positions, call: Call | None, shape: torch.Size) -> Tensor:
+    """(batch, seq) bool: which tokens of a call are meant."""
+    assert call is not None  # what is spliced knows its tokens
+    if positions == "all":
+        return torch.ones(shape, dtype=torch.bool)
+    return call.generated if positions == "generated" else call.last

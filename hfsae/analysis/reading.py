@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
 from hfsae.data import TokenBatch
-from hfsae.evaluation.measure import evaluating
 from hfsae.evaluation.replay import model_inputs
 from hfsae.functional import SparseFeatures
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 
 

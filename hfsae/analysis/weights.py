@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfsae.attach import hook_points_of
-from hfsae.evaluation.measure import evaluating
 from hfsae.hooks import splice
+from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.width import input_device
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 
 _FEATURES_AT_ONCE = 256

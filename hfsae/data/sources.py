@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hfsae.data.blocks import TokenBatch, TokenBlocks
 from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
+from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
-from hfsae.hooks.width import input_device
 
 _ADVICE = "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
 

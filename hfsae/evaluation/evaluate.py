@@ -11,12 +11,13 @@ from hfsae.attach import hook_points_of
 from hfsae.data import TokenBatch
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
-from hfsae.evaluation.measure import Subject, evaluating, measure
+from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, split, take
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
 

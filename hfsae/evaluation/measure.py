@@ -1,12 +1,11 @@
 """The measuring: every batch is read once as it is, and once for everything that is put in an activation's place."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -158,14 +157,3 @@ def _tokens(activation: Tensor, place: HookPoint, batch: TokenBatch, kept: Tenso
             "as an expert does: they cannot be matched with tokens, so an SAE there cannot be measured."
         )
     return activation.flatten(0, 1)[kept.to(activation.device)]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode and every one of its modules back into its own afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval() and None
-    finally:
-        for module, training in modes.items():
-            module.training = training

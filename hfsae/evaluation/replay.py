@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
 from hfsae.hooks import HookPoint, capture, splice
+from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.width import input_device
 
 logger = logging.getLogger(__name__)
 

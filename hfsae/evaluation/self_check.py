@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from hfsae.attach import hook_points_of
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.causes import Figures, Subject, trials
-from hfsae.evaluation.measure import evaluating
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.text import Text, count
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:

@@ -1,17 +1,21 @@
 """Reading activations: `capture`, and the `Capture` it gives."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hfsae.hooks.access import Visitor, visiting
+from hfsae.hooks.access import Visitor, never_passed, runs_again_in_backward, visiting
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.names import expand_hook_points
+from hfsae.hooks.passes import Passes, forget_passes
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.probe import seen_at
 
 
 class _Stopped(BaseException):  # Not an Exception: no `except Exception` in a model's code may swallow it.
@@ -38,6 +42,7 @@ class Capture(Mapping[str, Tensor]):
         model: nn.Module,
         hook_points: dict[str, HookPoint],
         *,
+        may_be_skipped: frozenset[HookPoint],
         stop: bool,
         detach: bool,
         dtype: torch.dtype | None,
@@ -45,11 +50,14 @@ class Capture(Mapping[str, Tensor]):
         self.hook_points = hook_points
         self.output: Any = None
         self._model = model
+        self._may_be_skipped = may_be_skipped
         self._stop = stop
         self._detach = detach
         self._dtype = dtype
         self._values: dict[HookPoint, Tensor] = {}
         self._awaited: set[HookPoint] = set()
+        self._passed: set[HookPoint] = set()
+        self._told_of: set[HookPoint] = set()
         self._running = False
         self._open = False
 
@@ -68,11 +76,13 @@ class Capture(Mapping[str, Tensor]):
             This capture, filled.
 
         Raises:
-            HookPointError: If the model finished without passing one of the places, or the context has been left.
+            HookPointError: If the model finished without passing one of the places (those of a wildcard: any of them),
+                or the context has been left.
         """
         if not self._open:
             raise HookPointError("this capture's context has been left, so its hooks are off; run inside the `with`")
-        stopping = self._stop and not _is_offloaded(self._model)
+        places = set(self.hook_points.values())
+        stopping = self._stop and not _is_offloaded(self._model) and places <= _passed_once(self._model)
         accepted = inspect.signature(self._model.forward).parameters
         if "use_cache" in accepted:
             inputs.setdefault("use_cache", False)
@@ -81,7 +91,7 @@ class Capture(Mapping[str, Tensor]):
 
         self.output = None
         self._values.clear()
-        self._awaited = set(self.hook_points.values())
+        self._awaited = places
         self._running = stopping
         try:
             with torch.no_grad() if self._stop and self._detach else nullcontext():
@@ -90,15 +100,34 @@ class Capture(Mapping[str, Tensor]):
         except _Stopped as stopped:
             if stopped.by is not self:
                 raise
+            forget_passes()
         finally:
             self._running = False
-        if self._awaited:
-            missed = ", ".join(sorted(str(point) for point in self._awaited))
-            raise HookPointError(
-                f"{type(self._model).__name__} finished without passing {missed}: the module was not called in this "
-                f"forward pass (a container or an unused branch is never called; a compiled model ignores hooks)"
-            )
         return self
+
+    def begins(self) -> None:
+        """A forward pass begins."""
+        self._passed.clear()
+
+    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A model in the pass is called: nothing to note."""
+
+    def ends(self, output: Any) -> None:
+        """A whole forward pass has ended: what it did not come to is not in the capture."""
+        places = set(self.hook_points.values())
+        _passed_once(self._model).update(self._passed)
+        skipped = places - self._passed
+        for point in skipped:
+            self._values.pop(point, None)
+        if skipped and not self._passed:
+            raise never_passed(type(self._model).__name__, skipped)
+        if fresh := skipped - self._told_of:
+            self._told_of |= fresh
+            warnings.warn(
+                f"{type(self._model).__name__} did not pass {', '.join(sorted(map(str, fresh)))} in this forward "
+                "pass: the capture holds the other places of the wildcard.",
+                stacklevel=2,
+            )
 
     def __getitem__(self, name: str | HookPoint) -> Tensor:
         by_canonical_name = {str(point): point for point in self.hook_points.values()}
@@ -118,9 +147,30 @@ class Capture(Mapping[str, Tensor]):
     @contextmanager
     def _installed(self) -> Iterator[None]:
         layout = DecoderLayout.find(self._model)
+        points = list(dict.fromkeys(self.hook_points.values()))
+        seen = seen_at(self._model, points, layout)
+        recomputed = any(runs_again_in_backward(layout, point) for point in points)
         with ExitStack() as visits:
-            for point in dict.fromkeys(self.hook_points.values()):
-                visits.enter_context(visiting(self._model, layout, point, self._reader(point)))
+            passes = visits.enter_context(
+                Passes(self._model, [point.path for point in points], recomputed=recomputed).open()
+            )
+            for point in points:
+                here = seen[point]
+                if here is not None and here.visits:
+                    here.check_visit(point)
+                    _passed_once(self._model).add(point)
+                visits.enter_context(
+                    visiting(
+                        self._model,
+                        layout,
+                        point,
+                        self._reader(point),
+                        passes=passes,
+                        time_major=here is not None and here.time_major,
+                        may_be_skipped=point in self._may_be_skipped,
+                    )
+                )
+            passes.tell(self)
             self._open = True
             try:
                 yield
@@ -130,6 +180,7 @@ class Capture(Mapping[str, Tensor]):
     def _reader(self, point: HookPoint) -> Visitor:
         def read(activation: Tensor) -> Tensor | None:
             self._awaited.discard(point)
+            self._passed.add(point)
             stops_here = self._running and not self._awaited
             dtype = self._dtype or activation.dtype
             if self._detach:
@@ -182,7 +233,9 @@ def capture(
         the tokens (an expert) gives (tokens, d).
 
     Raises:
-        HookPointError: If a place does not exist; before anything runs.
+        HookPointError: If a place does not exist, or is passed several times and the name does not say which time is
+            meant (`"...output@0"`); before anything runs. At the end of a forward pass that never came to a place; a
+            wildcard leaves such places out and warns, unless there is no other.
 
     Example:
         >>> with capture(model, ["resid_post.4", "mlp_out.*"]) as activations:
@@ -190,9 +243,35 @@ def capture(
         >>> activations["resid_post.4"].shape
         torch.Size([8, 128, 768])
     """
-    result = Capture(model, expand_hook_points(model, hook_points), stop=stop, detach=detach, dtype=dtype)
+    result = Capture(
+        model,
+        expand_hook_points(model, hook_points),
+        may_be_skipped=_of_wildcards(model, hook_points),
+        stop=stop,
+        detach=detach,
+        dtype=dtype,
+    )
     with result._installed():
         yield result
+
+
+def _of_wildcards(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> frozenset[HookPoint]:
+    """The places that only a wildcard names; a forward pass need not come to each of them."""
+    asked = [names] if isinstance(names, str | HookPoint) else list(names)
+    wild = [name for name in asked if "*" in str(name)]
+    if not wild:
+        return frozenset()
+    named = [name for name in asked if name not in wild]
+    exact = set(expand_hook_points(model, named).values()) if named else set()
+    return frozenset(expand_hook_points(model, wild).values()) - exact
+
+
+_passed_places: WeakKeyDictionary[nn.Module, set[HookPoint]] = WeakKeyDictionary()
+
+
+def _passed_once(model: nn.Module) -> set[HookPoint]:
+    """The places that a whole forward pass came to once, so that a run may stop there: nothing comes after."""
+    return _passed_places.setdefault(model, set())
 
 
 def _is_offloaded(model: nn.Module) -> bool:

@@ -3,12 +3,13 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
 from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
-from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.points import HookPoint, HookPointError, split_visit
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
@@ -159,11 +160,12 @@ def portable_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
     point = resolve_hook_point(model, hook_point)
     layout = DecoderLayout.find(model)
     available = _available(layout) if layout is not None else {}
-    return next((name for name, place in available.items() if place == point), None)
+    name = next((name for name, place in available.items() if place == replace(point, visit=None)), None)
+    return name if name is None or point.visit is None else f"{name}@{point.visit}"
 
 
 def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
-    """The TransformerLens name of a place (`"blocks.8.hook_resid_post"`), or None where it has none.
+    """The TransformerLens name of a place (`"blocks.8.hook_resid_post"`), or None where it has none, or names a visit.
 
     TransformerLens keeps the heads of `attn.hook_z` apart, (batch, seq, heads, d_head); here they are flattened.
 
@@ -174,10 +176,12 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
     Raises:
         HookPointError: If the model has no such place.
     """
-    name = portable_name(model, hook_point)
+    point = resolve_hook_point(model, hook_point)
+    if point.visit is not None:
+        return None
+    name = portable_name(model, point)
     if name is not None:
         return portable_to_transformer_lens(name)
-    point = resolve_hook_point(model, hook_point)
     layout = DecoderLayout.find(model)
     layer = layout.layer_of(point.path) if layout is not None else None
     if layout is None or layer is None:
@@ -212,6 +216,15 @@ def _names_several(name: str) -> bool:
 
 
 def _expand(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
+    """The places that one name means; a visit at its end (`resid_post.*@1`) holds for all of them."""
+    place, visit = split_visit(name)
+    if visit is None:
+        return _expand_place(model, layout, name)
+    points = _expand_place(model, layout, place)
+    return {f"{key}@{visit}": replace(point, visit=visit) for key, point in points.items()}
+
+
+def _expand_place(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
     if name in _MODEL_WIDE:
         point = None if layout is None else layout.embed if _MODEL_WIDE[name] == EMBED else layout.final_norm
         if point is None:

@@ -1,5 +1,6 @@
 """`HookPoint`, a place in a model that can be read and written, and the error for places that are not there."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -15,11 +16,13 @@ class HookPoint:
     """One side of one module: what `module.forward` takes first, or what it returns first.
 
     The string form, `transformer.h.8.output`, is the canonical name: the module's path in the Hugging Face model,
-    as `model.get_submodule` takes it, then the side. It is what configs store.
+    as `model.get_submodule` takes it, then the side. It is what configs store. A module that runs several times in one
+    forward pass needs to say which time is meant: `model.L_module.layers.1.output@2` is the third.
 
     Attributes:
         path: Path of the module from the root of the model, never empty.
         side: `"input"` or `"output"`.
+        visit: Which of the module's runs in a forward pass is meant, from 0; None where it runs once.
 
     Example:
         >>> HookPoint.parse("transformer.h.8.output")
@@ -30,9 +33,10 @@ class HookPoint:
 
     path: str
     side: Side
+    visit: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}.{self.side}"
+        return f"{self.path}.{self.side}" + ("" if self.visit is None else f"@{self.visit}")
 
     @classmethod
     def parse(cls, canonical: str) -> "HookPoint":
@@ -42,15 +46,22 @@ class HookPoint:
         `encoder.layer.0.output.output` is what the module `encoder.layer.0.output` returns.
 
         Args:
-            canonical: A module path followed by `.input` or `.output`.
+            canonical: A module path followed by `.input` or `.output`, then perhaps `@` and the number of a visit.
 
         Raises:
             HookPointError: If the last component is not a side, or there is no path before it.
         """
-        path, _, side = canonical.rpartition(".")
+        place, visit = split_visit(canonical)
+        path, _, side = place.rpartition(".")
         if not path or side not in get_args(Side):
             raise HookPointError(
                 f"{canonical!r} is not a canonical hook point: expected a module path followed by '.input' or "
                 f"'.output', such as 'transformer.h.8.output'"
             )
-        return cls(path, cast(Side, side))
+        return cls(path, cast(Side, side), visit)
+
+
+def split_visit(name: str) -> tuple[str, int | None]:
+    """A name without its visit, and the visit or None: `("resid_post.3", 2)` for `"resid_post.3@2"`."""
+    match = re.fullmatch(r"(.+)@(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from hfsae.hooks.access import visiting
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.names import resolve_hook_point
+from hfsae.hooks.passes import Passes
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.probe import seen_at
 
 
 @contextmanager
@@ -20,6 +22,7 @@ def splice(
     *,
     keep_error: bool = False,
     detach_error: bool = False,
+    passes: Passes | None = None,
 ) -> Iterator[HookPoint]:
     """Replace an activation while the model runs.
 
@@ -45,13 +48,15 @@ def splice(
             prompt first, then with one position at a time.
         keep_error: Whether `edit` returns a pair and the reconstruction error is kept.
         detach_error: Whether no gradient flows through the error term. Only with `keep_error`.
+        passes: The model's forward passes where a caller of ours watches them already.
 
     Yields:
         The resolved hook point.
 
     Raises:
         HookPointError: If the place does not exist, or `detach_error` is set without `keep_error`; before anything
-            runs. From inside the forward pass: if `edit` returns another shape than it got.
+            runs. From inside the forward pass: if `edit` returns another shape than it got, or if the model passes the
+            place never, or several times where the name does not say which.
         TypeError: From inside the forward pass, if `edit` returns something else than it should.
 
     Example:
@@ -79,7 +84,9 @@ def splice(
         # A copy, because some models go on to write into their modules' outputs, and this tensor is the user's.
         return edited.to(x.dtype, copy=True)
 
-    with visiting(model, DecoderLayout.find(model), point, replace):
+    layout = DecoderLayout.find(model)
+    seen = seen_at(model, [point], layout)[point]
+    with visiting(model, layout, point, replace, passes=passes, time_major=seen is not None and seen.time_major):
         yield point
 
 

@@ -5,9 +5,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hfsae.hooks.capture import capture
+from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.names import resolve_hook_point
 from hfsae.hooks.points import HookPoint
+from hfsae.hooks.probe import seen_at
 
 _STREAM_WIDE = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"}
 """Roles whose activation is as wide as the residual stream."""
@@ -17,7 +19,7 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     """Size of the last dimension of the activation at a hook point.
 
     Known without running anything for matrices, embeddings and places that are as wide as the residual stream;
-    elsewhere found by running two tokens through the model up to there.
+    elsewhere found by running the model on two tokens.
 
     Args:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
@@ -45,13 +47,9 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     layout = DecoderLayout.find(model)
     if layout is not None and layout.roles(point) & _STREAM_WIDE and layout.has_plain_stream(point):
         return layout.config.hidden_size
+    seen = seen_at(model, [point], layout)[point]
+    if seen is not None and seen.visits:
+        return seen.shapes[-1][-1][-1]
     with capture(model, point) as activations:
         activations.run(input_ids=torch.zeros(1, 2, dtype=torch.long, device=input_device(model)))
     return activations[point].shape[-1]
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids go; accelerate moves them itself, and offloaded weights say nothing of the device."""
-    if hasattr(model, "_hf_hook"):
-        return torch.device("cpu")
-    return next(model.parameters()).device

@@ -90,9 +90,9 @@ def test_an_unknown_place_is_an_error_before_anything_runs_and_leaves_no_hooks(m
     ],
 )
 def test_the_model_stops_right_after_the_last_place(model, names, not_reached):
-    counters = [calls_of(model, path) for path in not_reached]
-    reached, forget = calls_of(model, "transformer.h.0.attn")
     with capture(model, names) as found:
+        counters = [calls_of(model, path) for path in not_reached]
+        reached, forget = calls_of(model, "transformer.h.0.attn")
         found.run(input_ids=input_ids())
     assert [len(counts) for counts, _ in counters] == [0] * len(not_reached)
     assert len(reached) == 1
@@ -309,8 +309,8 @@ def test_offloaded_weights_are_put_back_because_the_model_runs_to_its_end():
 def test_weights_that_are_only_spread_over_devices_do_not_keep_the_model_from_stopping():
     model = fresh("llama")
     attach_align_device_hook(model, execution_device=torch.device("cpu"))
-    later, remove = calls_of(model, "model.layers.1")
     with capture(model, "resid_post.0") as found:
+        later, remove = calls_of(model, "model.layers.1")
         found.run(input_ids=input_ids())
     remove()
     assert not later and "resid_post.0" in found

@@ -1,0 +1,300 @@
+"""Which tokens a forward pass is about: where each row stands, which are padding, where the prompt ends.
+
+An activation does not say which tokens it belongs to; the call that made it does. What a call says differs from model
+to model and from release to release (`past_key_values` was renamed to `cache`), so arguments are told by what they
+are, and what `generate` was given is noted as it is given.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfsae.hooks.generating import Prompt, each_beam, told_of_generate
+from hfsae.hooks.passes import Passes
+from hfsae.hooks.points import HookPointError
+from hfsae.hooks.sequences import Sequence, Sequences, carries, is_fresh, length
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tokens of one forward pass.
+
+    A slot counts everything that stands before a row in its sequence: padding, what is in the cache, virtual tokens. A
+    position counts the text's own tokens alone.
+
+    Attributes:
+        ids: Token ids (batch, rows), -1 for virtual tokens; None where the model was given embeddings and nothing says
+            of which tokens.
+        positions: (batch or 1, rows): how many of the text's tokens stand before each; negative for virtual tokens.
+        real: (batch, rows) bool, False for padding and virtual tokens.
+        start: The slot of the first row.
+        prompt_end: The slot after the prompt's last.
+        prompt_last: (batch or 1, 1): the slot of each prompt's last token that is no padding.
+    """
+
+    ids: Tensor | None
+    positions: Tensor
+    real: Tensor
+    start: int
+    prompt_end: int
+    prompt_last: Tensor
+
+    @property
+    def slots(self) -> Tensor:
+        """(rows,)"""
+        rows = self.real.shape[1]
+        return torch.arange(self.start, self.start + rows, device=self.real.device)
+
+    @property
+    def generated(self) -> Tensor:
+        """(batch, rows) bool: what comes after the prompt."""
+        return (self.slots >= self.prompt_end).expand(self.real.shape)
+
+    @property
+    def last(self) -> Tensor:
+        """(batch, rows) bool: the prompt's last token, and all that come after the prompt."""
+        return self.generated | (self.slots == self.prompt_last.to(self.slots.device))
+
+
+class CallRecord:
+    """Notes the calls of a model while it is open; `call` is the one whose activations pass now.
+
+    Args:
+        model: The model whose `generate` may be called.
+        passes: Its forward passes.
+        prompt_length: How many tokens the prompt has, for a model that is called by hand. Without it the prompt is
+            what `generate` was given, or what the first call of a sequence holds.
+    """
+
+    def __init__(self, model: PreTrainedModel, passes: Passes, prompt_length: int | None = None):
+        self._model = model
+        self._passes = passes
+        self._prompt_length = prompt_length
+        self._prompts: list[Prompt] = []
+        self._sequences = Sequences()
+        self._given = _Given()
+        self._call: Call | None = None
+        passes.tell(self)
+
+    @contextmanager
+    def open(self) -> Iterator["CallRecord"]:
+        """Listens to `generate`; leaving ends that."""
+        with told_of_generate(self._model, self):
+            yield self
+
+    @property
+    def call(self) -> Call | None:
+        """The call under way, or the last one; None where only a part of the model was called, without tokens."""
+        if self._call is None:
+            self._call = self._given.call(self._prompts[-1] if self._prompts else None, self._prompt_length)
+        return self._call
+
+    def begins(self) -> None:
+        """A forward pass begins."""
+        self._given, self._call = _Given(), None
+
+    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A model is called: what it is given completes or corrects what the ones around it were given."""
+        arguments = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
+        self._given.add(arguments, self._prompts[-1] if self._prompts else None, self._sequences)
+
+    def ends(self, output: Any) -> None:
+        """A forward pass has ended."""
+        self._given.end(self._prompts[-1] if self._prompts else None, self._sequences, output)
+
+    def generate_begins(self, arguments: dict[str, Any]) -> None:
+        """`generate` was called with these arguments."""
+        self._prompts.append(Prompt.given(arguments, bool(getattr(self._model.config, "is_encoder_decoder", False))))
+
+    def generate_ends(self) -> None:
+        """`generate` has returned, or failed."""
+        self._prompts.pop()
+
+    def listens(self) -> bool:
+        """Whether the calling thread is the one whose calls are noted."""
+        return self._passes.act()
+
+
+@dataclass
+class _Given:
+    """What the models of one forward pass were given; the innermost one's word counts."""
+
+    ids: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    carriers: tuple[Any, ...] = ()
+    start: int | None = None
+    virtual: int = 0
+    prompt_end: int = 0
+
+    def add(self, arguments: dict[str, Any], prompt: Prompt | None, sequences: Sequences) -> None:
+        """Adds what the next model inside was given."""
+        ids, embeddings = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        tokens = ids if embeddings is None else embeddings
+        if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            return
+        if isinstance(ids, Tensor) and ids.dim() == 2:
+            if self.ids is not None and ids.shape != self.ids.shape:  # a decoder's, inside of an encoder's
+                self.__init__()
+            self.ids = ids
+        around = None if self.tokens is None or self.start is None else self.start + self.tokens.shape[1]
+        self.tokens = tokens
+        mask, position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            self.mask = mask
+        if isinstance(position_ids, Tensor) and position_ids.dim() == 2:
+            self.position_ids = position_ids
+        self.carriers = tuple(value for name, value in arguments.items() if carries(name, value)) or self.carriers
+        rows = tokens.shape[1]
+        known = sequences.find(self.carriers)
+        self.start = self._start(rows, prompt, known)
+        if prompt is not None:
+            self.virtual = self._virtual(rows, prompt)
+            self.prompt_end = prompt.length + prompt.virtual
+            return
+        if around is not None:  # the models around this one know nothing of the virtual tokens that a wrapper adds
+            self.virtual += max(0, self.start + rows - around)
+        goes_on = known is not None and self.start > 0
+        if known is not None and goes_on:
+            self.virtual = max(self.virtual, known.virtual)
+        self.prompt_end = known.prompt_end if known is not None and goes_on else self.start + rows
+
+    def _start(self, rows: int, prompt: Prompt | None, known: Sequence | None) -> int:
+        """How many slots stand before the first row."""
+        unknown: list[Any] = []
+        for carrier in self.carriers:
+            if (counted := length(carrier)) is not None:
+                return counted
+            unknown.append(carrier)
+        if self.mask is not None and self.mask.shape[1] > rows:
+            return self.mask.shape[1] - rows
+        if unknown and known is not None:
+            return known.read
+        fresh = all(is_fresh(carrier) for carrier in unknown)
+        if prompt is not None:
+            if not prompt.passes and not fresh and prompt.has_cache:
+                return max(0, prompt.length - rows)
+            # A model without a cache reads everything again; one with a state that nobody counts, only what is new.
+            return 0 if rows > prompt.seen else prompt.seen
+        if fresh:
+            return 0
+        if self.position_ids is not None:
+            return int(self.position_ids.min())
+        raise HookPointError(
+            "the model goes on from a state that was made outside of this context, and which does not say how many "
+            "tokens it holds: pass position_ids, or an attention_mask over all tokens, or read the text inside."
+        )
+
+    def _virtual(self, rows: int, prompt: Prompt) -> int:
+        """How many virtual tokens a wrapper has put before the text that `generate` was given."""
+        assert self.start is not None
+        if prompt.passes == 0:
+            if prompt.ids is not None and self.ids is None:  # prompt tuning: embeddings of more rows than ids
+                prompt.virtual = max(0, self.start + rows - prompt.length)
+            elif self.start and not prompt.has_cache:  # prefix tuning: a cache that nobody gave
+                prompt.virtual = self.start
+        return prompt.virtual
+
+    def end(self, prompt: Prompt | None, sequences: Sequences, output: Any) -> None:
+        """The pass is over: notes how far its sequences were read."""
+        if self.tokens is None or self.start is None:
+            return
+        read = self.start + self.tokens.shape[1]
+        if prompt is not None:
+            prompt.seen = max(prompt.seen, read)
+            prompt.passes += 1
+        given_back = output.items() if isinstance(output, Mapping) else ()
+        carried = [value for name, value in given_back if carries(name, value)]
+        sequences.note([*self.carriers, *carried], Sequence(read, self.prompt_end, self.virtual))
+
+    def call(self, prompt: Prompt | None, prompt_length: int | None) -> Call | None:
+        if self.tokens is None or self.start is None:
+            return None
+        batch, rows = self.tokens.shape[:2]
+        device = self.tokens.device
+        virtual_rows = max(0, min(rows, self.virtual - self.start))
+        real = self._real(batch, rows, prompt)
+        real[:, :virtual_rows] = False
+        end = self.prompt_end if prompt_length is None else prompt_length + self.virtual
+        return Call(
+            ids=self._ids(batch, rows, prompt),
+            positions=self._positions(rows, prompt, device),
+            real=real,
+            start=self.start,
+            prompt_end=end,
+            prompt_last=self._prompt_last(batch, real, prompt, end),
+        )
+
+    def _ids(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor | None:
+        """The rows' ids; where the innermost model is given embeddings, those that the models around it were given."""
+        assert self.tokens is not None and self.start is not None
+        if self.ids is not None:
+            missing = rows - self.ids.shape[1]
+            if missing < 0:
+                return None
+            ids = self.ids if len(self.ids) == batch else each_beam(self.ids, batch)
+            return ids if not missing else F.pad(ids, (missing, 0), value=-1)
+        if prompt is None or prompt.ids is None:
+            return None
+        ids = F.pad(each_beam(prompt.ids, batch), (self.virtual, 0), value=-1)
+        here = ids[:, self.start : self.start + rows]
+        return here if here.shape[1] == rows else None
+
+    def _mask(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor | None:
+        """(batch, slots up to the last row), where one is known: this call's, or what `generate` was given."""
+        assert self.start is not None
+        end = self.start + rows
+        if self.mask is not None and self.mask.shape[1] >= end:
+            return self.mask[:, :end]
+        if prompt is None or prompt.mask is None:
+            return None
+        mask = each_beam(prompt.mask, batch)
+        ones = mask.new_ones(batch, max(0, end - self.virtual - mask.shape[1]))
+        return torch.cat([mask.new_ones(batch, self.virtual), mask, ones], 1)[:, :end]
+
+    def _real(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor:
+        assert self.tokens is not None
+        mask = self._mask(batch, rows, prompt)
+        if mask is None:
+            mask = self.mask if self.mask is not None and self.mask.shape[1] == rows else None
+        if mask is None:
+            return torch.ones(batch, rows, dtype=torch.bool, device=self.tokens.device)
+        return mask[:, -rows:].bool().to(self.tokens.device, copy=True)
+
+    def _positions(self, rows: int, prompt: Prompt | None, device: torch.device) -> Tensor:
+        """(batch or 1, rows)"""
+        assert self.tokens is not None and self.start is not None
+        if self.position_ids is not None and self.position_ids.shape[1] == rows:
+            return self.position_ids.to(device) - self.virtual
+        mask = self._mask(len(self.tokens), rows, prompt)
+        if mask is not None:
+            return (mask.long().cumsum(1) - 1)[:, -rows:].to(device) - self.virtual
+        return torch.arange(self.start, self.start + rows, device=device)[None] - self.virtual
+
+    def _prompt_last(self, batch: int, real: Tensor, prompt: Prompt | None, end: int) -> Tensor:
+        """(batch or 1, 1); -1, which is no slot, where the prompt ends elsewhere or a row is padding alone."""
+        assert self.start is not None
+        if prompt is not None and end == prompt.length + self.virtual:
+            if prompt.mask is None:
+                return torch.full((1, 1), end - 1, device=real.device)
+            mask, first = each_beam(prompt.mask, batch).bool(), self.virtual
+        elif self.start < end <= self.start + real.shape[1]:
+            mask, first = real[:, : end - self.start], self.start
+        else:
+            return torch.full((1, 1), -1, device=real.device)
+        slots = torch.arange(first, first + mask.shape[1], device=mask.device)
+        return torch.where(mask, slots, -1).amax(1, keepdim=True).to(real.device)
+
+
+@cache
+def _parameters(model_class: type[nn.Module]) -> list[str]:
+    return list(inspect.signature(model_class.forward).parameters)[1:]

@@ -1,0 +1,143 @@
+"""What `generate` is given, noted as it is given: where the prompt ends cannot be told from the steps that follow."""
+
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.hooks.points import HookPointError
+from hfsae.hooks.sequences import is_cache
+
+
+class GenerateListener(Protocol):
+    """What wants to know of calls of `generate`."""
+
+    def listens(self) -> bool:
+        """Whether the calling thread is the one whose calls are noted."""
+        ...
+
+    def generate_begins(self, arguments: dict[str, Any]) -> None:
+        """`generate` was called with these arguments."""
+
+    def generate_ends(self) -> None:
+        """`generate` has returned, or failed."""
+
+
+@dataclass
+class Prompt:
+    """What `generate` was given, and what its steps have shown since.
+
+    Attributes:
+        length: How many tokens.
+        ids: (batch, length), None for embeddings.
+        mask: (batch, length), None where none was given.
+        has_cache: Whether a cache was given too.
+        virtual: How many virtual tokens stand before the text.
+        seen: Up to which slot the model has read.
+    """
+
+    length: int
+    ids: Tensor | None
+    mask: Tensor | None
+    has_cache: bool
+    virtual: int = 0
+    seen: int = 0
+    passes: int = 0
+
+    @classmethod
+    def given(cls, arguments: Mapping[str, Any], encoder_decoder: bool) -> "Prompt":
+        before = "decoder_" if encoder_decoder else ""
+        ids = None if encoder_decoder else arguments.get("inputs")
+        ids = arguments.get(f"{before}input_ids") if ids is None else ids
+        embeddings = arguments.get(f"{before}inputs_embeds")
+        tokens = embeddings if embeddings is not None else ids
+        mask = arguments.get(f"{before}attention_mask")
+        return cls(
+            length=tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() > 1 else 1,  # nothing: BOS alone
+            ids=ids if isinstance(ids, Tensor) and ids.dim() == 2 and embeddings is None else None,
+            mask=mask if isinstance(mask, Tensor) and mask.dim() == 2 else None,
+            has_cache=any(is_cache(value) for value in arguments.values()),
+        )
+
+
+def each_beam(rows: Tensor, batch: int) -> Tensor:
+    """What `generate` was given, for every beam or returned sequence."""
+    return rows if len(rows) == batch else rows.repeat_interleave(max(1, batch // len(rows)), 0)
+
+
+_listening: WeakKeyDictionary[PreTrainedModel, list[GenerateListener]] = WeakKeyDictionary()
+_own_generate: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextmanager
+def told_of_generate(model: PreTrainedModel, record: GenerateListener) -> Iterator[None]:
+    """While open, a record is told what the model's `generate` is called with, whoever calls it."""
+    if not hasattr(model, "generate"):
+        yield
+        return
+    with _lock:
+        records = _listening.setdefault(model, [])
+        if not records:
+            _wrap_generate(model, records)
+        records.append(record)
+    try:
+        yield
+    finally:
+        with _lock:
+            records.remove(record)
+            if not records:
+                _unwrap_generate(model)
+
+
+def _wrap_generate(model: PreTrainedModel, records: list[GenerateListener]) -> None:
+    original: Callable[..., Any] = model.generate  # pyright: ignore[reportAssignmentType]
+    names = list(inspect.signature(original).parameters)
+
+    @wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        told = _those_of_this_thread(records)
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        for record in told:
+            record.generate_begins(arguments)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            for record in told:
+                record.generate_ends()
+
+    def init_continuous_batching(*_: Any, **__: Any) -> Any:
+        raise HookPointError(
+            "continuous batching runs the model in a thread of its own, in which hooks do nothing: call "
+            "model.generate with a padded batch."
+        )
+
+    _own_generate[model] = {name: vars(model).get(name) for name in ("generate", "init_continuous_batching")}
+    vars(model).update(generate=generate, init_continuous_batching=init_continuous_batching)
+
+
+def _unwrap_generate(model: PreTrainedModel) -> None:
+    for name, own in _own_generate.pop(model).items():
+        if own is None:
+            del vars(model)[name]
+        else:
+            vars(model)[name] = own
+
+
+def _those_of_this_thread(records: list[GenerateListener]) -> list[GenerateListener]:
+    told = [record for record in records if record.listens()]
+    if records and not told:
+        warnings.warn(
+            "generate runs in a thread that has not entered the context in which an SAE is attached to this model, so "
+            "it runs without the SAE: enter the context in the thread that calls generate.",
+            stacklevel=3,
+        )
+    return told
