@@ -13,6 +13,7 @@ from hfsae.functional import SparseFeatures
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
+from hfsae.hooks.tokens import of_tokens
 from hfsae.modeling import SAE
 
 
@@ -61,12 +62,7 @@ class FeatureReader:
         """The features of the tokens that count; the others have none."""
         with evaluating(self._model), capture(self._model, self._source) as activations:
             activations.run(**model_inputs(self._model, batch))
-        rows = activations[self._source].flatten(0, -2)
-        if len(rows) != batch.input_ids.numel():
-            raise ValueError(
-                f"{self._source} saw {len(rows)} of {batch.input_ids.numel()} tokens, as an expert does: its "
-                "activations cannot be matched with tokens."
-            )
+        rows = of_tokens(activations[self._source], batch.input_ids.shape, self._source).flatten(0, 1)
         kept = batch.keep.flatten().nonzero().squeeze(1)
         features = self._sae.encode_sparse(rows[kept.to(rows.device)].to(self._sae.W_dec.device))
         return _firings(features, kept)

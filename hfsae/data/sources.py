@@ -16,6 +16,9 @@ from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
+from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.probe import seen_at
+from hfsae.hooks.tokens import of_tokens
 
 _ADVICE = "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
 
@@ -96,6 +99,9 @@ class LMActivations:
             )
         with capture(model, hook_points) as activations:
             self._hook_points = dict(activations.hook_points)
+        for point, seen in seen_at(model, self._hook_points.values(), DecoderLayout.find(model)).items():
+            if seen is not None:
+                seen.check(point)
         self._widths = {name: width(model, point) for name, point in self._hook_points.items()}
         self._model = model.eval()
         self._device = input_device(model)
@@ -161,12 +167,7 @@ class LMActivations:
 
 
 def _rows(name: str, activation: Tensor, batch: TokenBatch, kept: Tensor) -> Tensor:
-    rows = activation.flatten(0, -2)
-    if len(rows) != batch.input_ids.numel():
-        raise ValueError(
-            f"{name} saw {len(rows)} of {batch.input_ids.numel()} tokens (as an expert does): "
-            "its activations cannot be matched with tokens; choose another hook point"
-        )
+    rows = of_tokens(activation, batch.input_ids.shape, name).flatten(0, 1)
     return rows.index_select(0, _send(kept, rows.device))
 
 

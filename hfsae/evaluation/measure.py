@@ -15,6 +15,7 @@ from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text import rows
 from hfsae.hooks import HookPoint
+from hfsae.hooks.tokens import of_tokens
 from hfsae.outputs import SAEOutput
 
 
@@ -93,19 +94,17 @@ def _measure_batch(
     subjects: Mapping[SubjectName, Subject],
     means: Mapping[HookPoint, Tensor],
 ) -> None:
-    kept = batch.keep.flatten().nonzero().squeeze(1)
     predicting, following = _predictions(batch)
     activations, final = replay.read(inputs)
 
     def at_predictions(final: Tensor) -> Tensor:
-        return final.flatten(0, 1)[predicting.to(final.device)]
+        return of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[predicting.to(final.device)]
 
     def run_with(place: HookPoint, replacement: Tensor) -> Tensor:
         """The run in which tokens that count have another activation; the others keep their own."""
-        activation = activations[place]
-        flat = activation.flatten(0, 1).clone()
-        flat[kept.to(flat.device)] = replacement.to(flat)
-        return at_predictions(replay.write(inputs, place, flat.unflatten(0, activation.shape[:2])))
+        changed = activations[place].clone()
+        of_tokens(changed, batch.input_ids.shape, place)[batch.keep.to(changed.device)] = replacement.to(changed)
+        return at_predictions(replay.write(inputs, place, changed))
 
     finals: dict[tuple[str, Hashable], Tensor] = {_CLEAN: at_predictions(final)}
     for place, mean in means.items():
@@ -113,7 +112,9 @@ def _measure_batch(
         finals["mean", place] = run_with(place, mean)
     for name, subject in subjects.items():
         source, target = (
-            _tokens(activations[place], place, batch, kept).to(subject.device)
+            of_tokens(activations[place], batch.input_ids.shape, place)[batch.keep.to(activations[place].device)].to(
+                subject.device
+            )
             for place in (subject.source, subject.target)
         )
         output = subject.reconstruct(source)
@@ -148,12 +149,3 @@ def _predictions(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     counts[:, :-1] = batch.keep[:, :-1] & batch.attention_mask[:, 1:].bool()
     following = batch.input_ids.roll(-1, dims=1)
     return counts.flatten().nonzero().squeeze(1), following[counts]
-
-
-def _tokens(activation: Tensor, place: HookPoint, batch: TokenBatch, kept: Tensor) -> Tensor:
-    if activation.shape[:-1] != batch.input_ids.shape:
-        raise ValueError(
-            f"{place} saw activations of shape {tuple(activation.shape)} for {tuple(batch.input_ids.shape)} tokens, "
-            "as an expert does: they cannot be matched with tokens, so an SAE there cannot be measured."
-        )
-    return activation.flatten(0, 1)[kept.to(activation.device)]

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from hfsae.attach import hook_points_of
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
-from hfsae.evaluation.measure import Subject, evaluating, measure
+from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.text import read_batches
+from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hfsae.hooks.eager import uncompiled
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.passes import Passes
 from hfsae.hooks.points import HookPoint, HookPointError
@@ -68,11 +69,11 @@ def visiting(
         )
         passes.tell(visit)
         if block is not None and block is not module:
-            hooks.callback(block.register_forward_pre_hook(visit.on_block, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_pre_hook(uncompiled(visit.on_block), with_kwargs=True).remove)
         if hook_point.side == "input":
-            hooks.callback(module.register_forward_pre_hook(visit.on_input, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(uncompiled(visit.on_input), with_kwargs=True).remove)
         else:
-            hooks.callback(module.register_forward_hook(visit.on_output).remove)
+            hooks.callback(module.register_forward_hook(uncompiled(visit.on_output)).remove)
         yield
 
 
@@ -220,7 +221,8 @@ def never_passed(model_name: str, hook_points: Iterable[HookPoint]) -> HookPoint
     return HookPointError(
         f"{model_name} finished without passing {places}: nothing was read or changed there. The module was not "
         "called in this forward pass: a list of modules never is, nor an expert without tokens, nor a branch that "
-        "this input does not use (cross-attention without images). Name a place that this input passes"
+        "this input does not use (cross-attention without images). Name a place that this input passes; and where the "
+        "model was compiled by torch.compile, hand over what torch.compile returned"
     )
 
 

@@ -4,6 +4,7 @@ torch.compile looks at a module's hooks once, when it first compiles a call: hoo
 that were there stay for good (pytorch#117758). So what was compiled runs uncompiled until the last context is left.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -47,6 +49,12 @@ def running_as_written(model: nn.Module) -> Iterator[None]:
                 _made_eager[module].contexts -= 1
                 if not _made_eager[module].contexts:
                     _put_back(module, _made_eager.pop(module))
+
+
+def uncompiled(hook: Callable) -> Callable:
+    """A hook that torch.compile leaves alone, where a model is compiled while the hook is on it."""
+    # torch.compiler imports all of dynamo, which takes a second and is needed by nobody who compiles nothing.
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
 
 
 def _replacements(module: nn.Module) -> dict[str, Any]:

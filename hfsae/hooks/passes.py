@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae.hooks.eager import running_as_written
+from hfsae.hooks.eager import running_as_written, uncompiled
 from hfsae.hooks.points import HookPointError
 from hfsae.hooks.quiet import depth_of_questions
 
@@ -79,8 +79,8 @@ class Passes:
         with ExitStack() as stack:
             stack.enter_context(running_as_written(self._model))
             for level, module in enumerate(self._levels):
-                before = partial(self._before, level)
-                after = partial(self._after, level)
+                before = uncompiled(partial(self._before, level))
+                after = uncompiled(partial(self._after, level))
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(after, always_call=True).remove)
             open_here = _open_passes()

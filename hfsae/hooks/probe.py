@@ -127,9 +127,10 @@ def seen_at(
     asked = {point: replace(point, visit=None) for point in hook_points}
     known = _seen.setdefault(model, {})
     missing = [place for place in dict.fromkeys(asked.values()) if place not in known]
-    if missing:
-        known.update(_look(model, missing, layout))
-    return {point: known[place] for point, place in asked.items()}
+    fresh = _look(model, missing, layout) if missing else {}
+    # What is unlike its neighbour may be so because of a hook of the user's, which may go.
+    known.update({place: seen for place, seen in fresh.items() if seen is None or seen.unlike_neighbour is None})
+    return {point: known[place] if place in known else fresh[place] for point, place in asked.items()}
 
 
 def _look(model: nn.Module, places: list[HookPoint], layout: DecoderLayout | None) -> dict[HookPoint, Seen | None]:
@@ -193,4 +194,4 @@ def _neighbour(layout: DecoderLayout | None, place: HookPoint) -> HookPoint | No
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other.to(one.device), rtol=1e-4, atol=1e-5)
+    return one.shape == other.shape and torch.allclose(one, other.to(one.device), rtol=1e-4, atol=1e-5, equal_nan=True)

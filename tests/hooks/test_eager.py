@@ -1,0 +1,119 @@
+"""Compiled models, whose compiled code ignores hooks that were set after it was made."""
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hfsae.analysis import steer
+from hfsae.hooks import HookPointError, add_vector, capture, splice
+from hfsae.hooks.eager import running_as_written
+from tests.analysis.test_interventions import STRENGTHS, sae_at
+from tests.hooks.families import build, input_ids
+from tests.hooks.witness import replaced
+
+PLACE = "resid_post.0"
+
+
+def returned(model: PreTrainedModel):
+    return torch.compile(model, backend="eager")
+
+
+def in_place(model: PreTrainedModel):
+    model.compile(backend="eager")
+    return model
+
+
+def its_forward(model: PreTrainedModel):
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def its_blocks(model: PreTrainedModel):
+    for block in model.model.layers:
+        block.compile(backend="eager")
+    return model
+
+
+WAYS = [returned, in_place, its_forward, its_blocks]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+def compiled(request):
+    """A compiled model that was called before, so that its code is made."""
+    model = request.param(copy.deepcopy(build("llama")))
+    with torch.no_grad():
+        model(input_ids())
+        model(input_ids(2, 6))
+    return model
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(input_ids(), use_cache=False).logits
+
+
+def test_every_splice_acts_in_a_first_context_and_in_later_ones(compiled):
+    plain, vector = build("llama"), torch.linspace(-3, 3, 16)
+    untouched = logits(plain)
+    for sign in (1.0, -1.0, 1.0):
+        with replaced(plain, "model.layers.0.output", lambda x, sign=sign: x + sign * vector):
+            expected = logits(plain)
+        with splice(compiled, PLACE, add_vector(vector, sign)):
+            torch.testing.assert_close(logits(compiled), expected)
+        torch.testing.assert_close(logits(compiled), untouched)
+    assert (expected - untouched).abs().max() > 0.1
+
+
+def test_reading_and_steering_act_too(compiled):
+    plain, sae = build("llama"), sae_at(PLACE)
+    with capture(plain, PLACE) as expected, capture(compiled, PLACE) as found:
+        expected.run(input_ids=input_ids())
+        found.run(input_ids=input_ids())
+    torch.testing.assert_close(found[PLACE], expected[PLACE])
+    with steer(plain, sae, STRENGTHS):
+        steered = logits(plain)
+    for _ in range(2):
+        with steer(compiled, sae, STRENGTHS):
+            torch.testing.assert_close(logits(compiled), steered)
+
+
+def test_compiled_code_is_back_after_the_last_of_several_contexts():
+    compiled = returned(copy.deepcopy(build("llama")))
+    forward = compiled.forward
+    with running_as_written(compiled):
+        with running_as_written(compiled):
+            assert compiled.forward is not forward
+        assert compiled.forward is not forward
+    assert compiled.forward is forward
+
+
+def test_a_compiled_model_around_the_one_that_is_hooked_is_an_error_not_silence():
+    model = copy.deepcopy(build("llama"))
+    compiled = returned(model)
+    logits(compiled)
+    with splice(model, PLACE, lambda x: x * 0), pytest.raises(HookPointError, match="compiled"):
+        logits(compiled)
+    with splice(compiled, PLACE, lambda x: x * 0):
+        zeroed = logits(compiled)
+    with replaced(model, "model.layers.0.output", lambda x: x * 0):
+        torch.testing.assert_close(zeroed, logits(model))
+
+
+def test_what_is_compiled_inside_a_context_forgets_its_hooks_with_it():
+    torch._dynamo.reset()  # code that was compiled for another copy of the model would do for this one, without hooks
+    model = copy.deepcopy(build("llama"))
+    untouched = logits(model)
+    with splice(model, PLACE, lambda x: x * 0):
+        compiled = returned(model)
+        inside = logits(compiled)
+    assert (inside - untouched).abs().max() > 0.1
+    torch.testing.assert_close(logits(compiled), untouched)
+
+
+def test_generate_compiles_none_of_its_steps():
+    model = copy.deepcopy(build("llama"))
+    with running_as_written(model):
+        assert model.get_compiled_call(None) == model.__call__
+    assert "get_compiled_call" not in vars(model)

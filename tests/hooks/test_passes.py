@@ -1,0 +1,252 @@
+"""Passes: places passed never, once or several times; other threads; blocks that run again in the backward pass."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hfsae import SAE, TopKSAEConfig
+from hfsae.attach import attach
+from hfsae.hooks import HookPointError, add_vector, capture, splice
+from tests.analysis.test_interventions import sae_at
+from tests.hooks.families import build, input_ids
+from tests.hooks.model_types import text_ids, tiny_model
+from tests.hooks.witness import count_hooks, replaced
+
+VECTOR = torch.linspace(-3, 3, 16)
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return copy.deepcopy(build("llama"))
+
+
+@torch.no_grad()
+def logits(model, ids=None) -> torch.Tensor:
+    return model(input_ids() if ids is None else ids, use_cache=False).logits
+
+
+# -- never ------------------------------------------------------------------------------------------------------------
+class _Skipping(nn.Module):
+    """A block that a flag takes out of the model, as text alone does with Llama 3.2 Vision's cross-attention."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+        self.skips = False
+
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states if self.skips else self.block(hidden_states, **kwargs)
+
+
+@pytest.fixture
+def skipping(model) -> PreTrainedModel:
+    model.model.layers[1] = _Skipping(model.model.layers[1])
+    return model
+
+
+INNER = "model.layers.1.block.mlp.down_proj.output"
+
+
+def test_a_place_that_a_pass_does_not_come_to_is_an_error_whatever_wants_it(skipping):
+    sae = sae_at(INNER)
+    with splice(skipping, INNER, lambda x: x * 0), attach(sae, skipping, splice=True), capture(skipping, INNER):
+        logits(skipping)
+        skipping.model.layers[1].skips = True
+        with pytest.raises(HookPointError, match="finished without passing model.layers.1.block.mlp.down_proj.output"):
+            logits(skipping)
+        skipping.model.layers[1].skips = False
+        logits(skipping)
+
+
+def test_attaching_where_the_model_does_not_pass_is_refused_before_anything_runs(skipping):
+    skipping.model.layers[1].skips = True
+    before = count_hooks(skipping)
+    with pytest.raises(HookPointError, match="finished without passing"), attach(sae_at(INNER), skipping):
+        pass
+    assert count_hooks(skipping) == before
+
+
+def test_a_wildcard_takes_the_places_that_are_passed_and_names_the_others():
+    model = tiny_model("mllama")
+    with pytest.warns(UserWarning, match=r"did not pass .*layers\.\d+\.output"):
+        with capture(model, "resid_post.*") as found:
+            found.run(input_ids=text_ids(model))
+    skipped = set(found.hook_points) - set(found)
+    assert skipped and set(found)
+    with pytest.raises(HookPointError, match="finished without passing"):
+        with capture(model, sorted(skipped)[0]) as one:
+            one.run(input_ids=text_ids(model))
+
+
+# -- several times ----------------------------------------------------------------------------------------------------
+class _Twice(nn.Module):
+    """A model's middle that runs its block three times, as looped and recursive models do."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states, **kwargs):
+        for _ in range(3):
+            hidden_states = self.block(hidden_states, **kwargs)
+        return hidden_states
+
+
+@pytest.fixture
+def looped(model) -> PreTrainedModel:
+    model.model.layers[0] = _Twice(model.model.layers[0])
+    return model
+
+
+LOOPED = "model.layers.0.block.output"
+
+
+def test_a_place_that_is_passed_several_times_needs_a_visit(looped):
+    for opening in (
+        lambda: capture(looped, LOOPED),
+        lambda: attach(sae_at(LOOPED), looped),
+        lambda: attach(sae_at(LOOPED), looped, splice=True),
+    ):
+        with pytest.raises(HookPointError, match=r"3 times.*output@0' is the first"), opening():
+            pass
+    with splice(looped, LOOPED, lambda x: x), pytest.raises(HookPointError, match="more than once"):
+        logits(looped)
+    with pytest.raises(HookPointError, match="from 0 to 2"), capture(looped, f"{LOOPED}@3"):
+        pass
+
+
+@pytest.mark.parametrize("visit", [0, 1, 2])
+def test_capture_attach_and_splice_mean_the_same_visit(looped, visit):
+    seen, visits = [], []
+    handle = looped.model.layers[0].block.register_forward_hook(lambda *call: seen.append(call[2].clone()))
+    logits(looped)
+    handle.remove()
+    place, sae = f"{LOOPED}@{visit}", sae_at(f"{LOOPED}@{visit}")
+    with attach(sae, looped) as run, capture(looped, place, stop=False) as whole:
+        logits(looped)
+    with capture(looped, place) as stopped:
+        stopped.run(input_ids=input_ids())
+    for found in (run.activations, whole[place], stopped[place]):
+        assert torch.equal(found, seen[visit])
+
+    def change(module, args, output):
+        visits.append(output)
+        return output + VECTOR if len(visits) == visit + 1 else None
+
+    handle = looped.model.layers[0].block.register_forward_hook(change)
+    expected = logits(looped)
+    handle.remove()
+    with splice(looped, place, add_vector(VECTOR)):
+        assert torch.equal(logits(looped), expected)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+def test_contexts_act_in_the_thread_that_entered_them_and_in_no_other(model):
+    expected, found, failures = {}, {}, []
+    for index in range(4):
+        with replaced(model, "model.layers.0.output", lambda x, index=index: x + index * VECTOR):
+            expected[index] = logits(model)
+    meeting = threading.Barrier(4)
+
+    def work(index: int) -> None:
+        try:
+            with splice(model, "resid_post.0", add_vector(VECTOR, float(index))):
+                for _ in range(5):
+                    meeting.wait()
+                    found[index] = logits(model)
+                    with capture(model, "resid_post.0") as stopped:
+                        stopped.run(input_ids=input_ids())
+                meeting.wait()
+        except BaseException as error:  # the signal that stops a pass early is no Exception
+            failures.append(error)
+            meeting.abort()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert all(torch.equal(found[index], expected[index]) for index in range(4))
+
+
+def test_generate_in_a_thread_without_the_context_says_so(model):
+    sae, caught = sae_at("resid_post.0"), []
+
+    def work() -> None:
+        with pytest.warns(UserWarning, match="enter the context in the thread that calls generate") as warned:
+            model.generate(input_ids(), max_new_tokens=2, pad_token_id=0)
+        caught.extend(warned)
+
+    with attach(sae, model, splice=True):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert caught
+
+
+# -- gradients that are checkpointed ----------------------------------------------------------------------------------
+def gradients(model: PreTrainedModel, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [block.mlp.up_proj.weight for block in model.model.layers]))
+
+
+def loss_of(model: PreTrainedModel) -> torch.Tensor:
+    return model(input_ids(), labels=input_ids(), use_cache=False).loss
+
+
+@pytest.fixture(params=[False, True], ids=["not reentrant", "reentrant"])
+def checkpointing(request, model) -> PreTrainedModel:
+    model.gradient_checkpointing_enable({"use_reentrant": request.param})
+    model.enable_input_require_grads()
+    return model.train()
+
+
+PLACES = ["resid_mid.0", "mlp_out.0", "attn_out.1", "resid_post.0", "resid_pre.1"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_inside_the_context_gradients_are_those_without_checkpointing(checkpointing, place):
+    plain = copy.deepcopy(build("llama")).train()
+    sae = SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=6, hook_point=place))
+    for keep_error in (False, True):
+        with attach(sae, plain, splice=True, keep_error=keep_error):
+            expected = gradients(plain, loss_of(plain))
+        with attach(sae, checkpointing, splice=True, keep_error=keep_error):
+            found = backward(checkpointing, loss_of(checkpointing))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def backward(model: PreTrainedModel, loss: torch.Tensor) -> list[torch.Tensor]:
+    """As `gradients`, by the only way that reentrant checkpointing allows."""
+    model.zero_grad()
+    loss.backward()
+    return [block.mlp.up_proj.weight.grad for block in model.model.layers]
+
+
+@pytest.mark.parametrize("place", PLACES[:3])
+def test_after_the_context_or_another_call_the_backward_pass_is_refused(checkpointing, place):
+    with splice(checkpointing, place, add_vector(VECTOR)):
+        loss = loss_of(checkpointing)
+    with pytest.raises(HookPointError, match="has been left: call backward"):
+        loss.backward()
+    with splice(checkpointing, place, add_vector(VECTOR)):
+        loss = loss_of(checkpointing)
+        loss_of(checkpointing)
+        with pytest.raises(HookPointError, match="has been called since"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("place", PLACES[3:])
+def test_at_a_block_s_border_the_backward_pass_may_come_later(checkpointing, place):
+    plain = copy.deepcopy(build("llama")).train()
+    with splice(plain, place, add_vector(VECTOR)):
+        expected = gradients(plain, loss_of(plain))
+    with splice(checkpointing, place, add_vector(VECTOR)):
+        loss = loss_of(checkpointing)
+    for one, other in zip(backward(checkpointing, loss), expected, strict=True):
+        torch.testing.assert_close(one, other)
