@@ -6,7 +6,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hfsae.configuration import SAEConfig
-from hfsae.places import sae_folders
+from hfsae.connection import cached_snapshot, failed, reachable, refusal
+from hfsae.places import must_be_local, sae_folders
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
@@ -22,6 +23,7 @@ _LARGEST_NAMED = 2**28
 _MOST_FOLDERS = 20
 
 
+@reachable()
 def load_sae(
     cls: type[PreTrainedModel],
     base: type[PreTrainedModel],
@@ -60,6 +62,7 @@ def load_sae(
     return (sae, info) if output_loading_info else sae
 
 
+@reachable()
 def load_config(
     source: str | os.PathLike, *, fetch_weights: bool = False, allow_pickle: bool = False, **hub: Any
 ) -> SAEConfig:
@@ -82,12 +85,39 @@ def load_config(
 
 
 def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
-    """Whether a config of transformers' kind lies there, ours or another model's; other projects' SAEs have none."""
+    """Whether a config of transformers' kind lies there, ours or another model's; other projects' SAEs have none.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        OSError: If the repository cannot be looked into: no network, no access, no such revision.
+    """
+    name, hub = os.fspath(source), _sorted_out(kwargs)[0]
+    if not os.path.exists(name):
+        if must_be_local(name):
+            raise FileNotFoundError(f"there is no folder {name} ({os.path.abspath(os.path.expanduser(name))}).")
+        if located(name, hub.get("subfolder") or "")[0] != name:
+            return False  # a release of the catalogue, which lists other projects' SAEs
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, **_sorted_out(kwargs)[0])
-    except (OSError, TypeError, AttributeError):  # the last two are transformers' for a JSON that is no object
+        config, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    except OSError as error:
+        _refuse_unless_foreign(name, hub, error)
+        return False
+    except (TypeError, AttributeError):  # transformers' for a JSON that is no object
         return False
     return "model_type" in config
+
+
+def _refuse_unless_foreign(name: str, hub: dict[str, Any], error: OSError) -> None:
+    """Raises what is wrong with a place whose config could not be read, unless it just has none."""
+    if os.path.exists(name):
+        return
+    cached = failed(error) or hub.get("local_files_only")
+    if cached and cached_snapshot(name, hub.get("revision"), hub.get("cache_dir")) is not None:
+        return
+    if (refused := refusal(name, error)) is not None:
+        raise refused from error
+    if error.__cause__ is not None:
+        raise error
 
 
 def _load_foreign(source: str | os.PathLike, wanted: Any, kwargs: dict[str, Any], allow_pickle: bool = False) -> Any:
@@ -152,6 +182,8 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
 
 def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exception) -> None:
     """Raises an error that says in which folders there are SAEs, where the one that was asked for has none."""
+    if failed(error):
+        return  # the same again would only take its time
     asked = (hub.get("subfolder") or "").strip("/")
     try:
         folders = sae_folders(source, hub.get("revision"), hub.get("token"))

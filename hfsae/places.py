@@ -15,6 +15,11 @@ LAST_CHECKPOINT = "last-checkpoint"
 _UNFINISHED = ("checkpoint-*", LAST_CHECKPOINT)
 
 
+def must_be_local(name: str) -> bool:
+    """Whether a name can only be that of a file or folder on this machine: ids of the Hub look otherwise."""
+    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+
+
 def folders_among(files: Iterable[str]) -> list[str]:
     """The folders that hold a config, `""` for the root, from the paths of all files; in natural order.
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "hfsae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import besides itself. Nothing may import `cli`.
-MODEL = {"functional", "configuration", "outputs", "objective", "places", "loading", "doors", "modeling"}
+MODEL = {"functional", "configuration", "outputs", "objective", "places", "connection", "loading", "doors", "modeling"}
 SAES = MODEL | {"architectures", "initialisation"}
 READING = {"hooks", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "places": set(),
     "model_kwargs": set(),
     "model_cards": set(),
+    "connection": set(),
     "doors": set(),
-    "loading": {"configuration", "places"},
+    "loading": {"configuration", "places", "connection"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,

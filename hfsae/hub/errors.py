@@ -1,9 +1,11 @@
 """What to do when the Hub refuses: every refusal in one sentence with its remedy."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
+    BadRequestError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -11,8 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# What every error of the transport derives from: httpx's or httpx2's, whichever huggingface_hub was built on.
-TransportError: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
+from hfsae.connection import WRITING, TransportError, behind, never_silent
+from hfsae.hub.backoff import asked_wait
 
 _STORAGE_WORDS = ("storage limit", "storage patterns", "storage quota", "out of storage")
 
@@ -39,14 +41,17 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         revision: The branch that was pushed to.
     """
     try:
-        yield
+        with never_silent(WRITING):
+            yield
     except Exception as raised:
         error, status = behind(raised), None
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
-            what = _remedy(error, status, repo_id, revision)
+            what = _remedy(error, raised, repo_id, revision)
         elif isinstance(error, OfflineModeIsEnabled):
             what = "HF_HUB_OFFLINE is set; unset it and push again."
+        elif isinstance(error, json.JSONDecodeError):
+            what = "what answers is not the Hub, or is out of order; check HF_ENDPOINT and push again later."
         elif isinstance(error, TransportError | LocalEntryNotFoundError):
             what = (
                 "the Hub cannot be reached; check the network and HF_ENDPOINT and push again, which sends nothing "
@@ -54,29 +59,18 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
             )
         else:
             raise
-        raise PushError(f"{repo_id} was not pushed: {what}", status) from error
+        # The client's own error would show a token that the server repeats.
+        cause = None if isinstance(error, HfHubHTTPError) and _repeats_the_token(error) else error
+        raise PushError(f"{repo_id} was not pushed: {what}", status) from cause
 
 
-@contextmanager
-def reachable() -> Iterator[None]:
-    """Turns errors of the connection inside into an `OSError`, which those of the Hub itself are already."""
-    try:
-        yield
-    except TransportError as error:
-        if isinstance(error, OSError):
-            raise
-        raise OSError("the Hub cannot be reached; check the network and HF_ENDPOINT.") from error
-
-
-def behind(error: BaseException) -> BaseException:
-    """The error of the connection behind one in which the client tells what it was doing."""
-    while isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return error
-
-
-def _remedy(error: HfHubHTTPError, status: int, repo_id: str, revision: str | None) -> str:
-    namespace, said = repo_id.partition("/")[0], _without_token(error, error.server_message or "")
+def _remedy(error: HfHubHTTPError, raised: Exception, repo_id: str, revision: str | None) -> str:
+    status, namespace = error.response.status_code, repo_id.partition("/")[0]
+    said = _without_token(error, error.server_message or "")
+    if isinstance(error, BadRequestError) and raised is not error:
+        # The client checks the card's metadata before it sends files.
+        problems = " ".join(_without_token(error, str(raised)).split())
+        return f"the Hub refuses the metadata of a card ({problems}); mend them in README.md and push again."
     if status in (402, 403) and any(words in str(error).lower() for words in _STORAGE_WORDS):
         return f"the storage of {namespace} is full; free some or buy more, or push to another namespace."
     if isinstance(error, RevisionNotFoundError):
@@ -103,26 +97,40 @@ def _remedy(error: HfHubHTTPError, status: int, repo_id: str, revision: str | No
             "SAEs at once."
         )
     if status == 429:
-        return "the Hub limits how many requests an account makes; wait some minutes and push again."
+        wait = f"{asked:,.0f} s" if (asked := asked_wait(error)) else "some minutes"
+        return f"the Hub limits how many requests an account makes; wait {wait} and push again."
     if status >= 500:
         return f"the Hub is out of order (HTTP {status}); push again later, which sends nothing twice."
     return f"the Hub refuses it (HTTP {status}: {said}); mend what it names and push again."
 
 
+def _sent_token(error: HfHubHTTPError) -> str:
+    return error.response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+def _repeats_the_token(error: HfHubHTTPError) -> bool:
+    sent = _sent_token(error)
+    return bool(sent) and sent in str(error)
+
+
 def _without_token(error: HfHubHTTPError, said: str) -> str:
     """What a server says, less the token, should it repeat it."""
-    sent = error.response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+    sent = _sent_token(error)
     return said.replace(sent, "***") if sent else said
 
 
-def usable_token(token: str | None) -> str | None:
+def usable_token(token: str | bool | None) -> str | bool | None:
     """The token without the white space that comes with copying it.
+
+    Args:
+        token: A token; True for the one that is stored, which must be there; False for none; None for the stored one
+            where there is one.
 
     Raises:
         ValueError: If it holds what no token can; it is not repeated.
     """
-    if token is None:
-        return None
+    if token is None or isinstance(token, bool):
+        return token
     token = token.strip()
     # An HTTP library would name it in full in its own error.
     if not (token.isascii() and token.isprintable() and token) or " " in token:

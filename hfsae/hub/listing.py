@@ -7,7 +7,6 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import StrictDataclassError
 
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import weights_sha256
@@ -23,8 +22,9 @@ from hfsae.saving import files_at_once
 
 logger = logging.getLogger(__name__)
 
-# A config takes some ten thousand bytes; what is larger by far is not worth fetching.
+# A config takes some ten thousand bytes, an SAE in an index some hundred; what is larger by far is not worth fetching.
 _LARGEST_CONFIG = 4 * 2**20
+_LARGEST_INDEX = 16 * 2**20
 
 
 def write_listing(
@@ -79,9 +79,10 @@ def write_listing_beside(root: Path, entries: Iterable[SAEEntry]) -> None:
 
 def _others(repository: Repository, pushed: Iterable[str]) -> dict[str, tuple[SAEEntry, str]]:
     """The SAEs of a repository that a push does not touch, each with the blob id of its config."""
-    blobs = config_blobs({path: (file.blob_id, file.size) for path, file in repository.files.items()})
+    files = {path: (file.blob_id, file.size) for path, file in repository.files.items()}
+    blobs = config_blobs(files)
     blobs = {name: blob for name, blob in blobs.items() if name not in set(pushed)}
-    index = repository.download(INDEX_FILE)
+    index = repository.download(INDEX_FILE) if is_worth_fetching(files, INDEX_FILE) else None
     entries = {} if index is None else read_index(index, repository.repo_id, blobs)
     for name in blobs.keys() - entries.keys():
         config = repository.download(f"{name}/{CONFIG_FILE}" if name else CONFIG_FILE)
@@ -92,8 +93,14 @@ def _others(repository: Repository, pushed: Iterable[str]) -> dict[str, tuple[SA
 
 def config_blobs(files: Mapping[str, tuple[str | None, int | None]]) -> dict[str, str | None]:
     """The git blob id of every config of reasonable size, by folder, from blob id and size of all files."""
-    configs = {name: files[f"{name}/{CONFIG_FILE}" if name else CONFIG_FILE] for name in folders_among(files)}
-    return {name: blob for name, (blob, size) in configs.items() if (size or 0) <= _LARGEST_CONFIG}
+    configs = {name: f"{name}/{CONFIG_FILE}" if name else CONFIG_FILE for name in folders_among(files)}
+    return {name: files[path][0] for name, path in configs.items() if is_worth_fetching(files, path)}
+
+
+def is_worth_fetching(files: Mapping[str, tuple[str | None, int | None]], path: str) -> bool:
+    """Whether a config or an index file is there, and of a size that those have."""
+    largest = _LARGEST_INDEX if path == INDEX_FILE else _LARGEST_CONFIG
+    return path in files and (files[path][1] or 0) <= largest
 
 
 def entry_from(source: Path | str, name: str, repo_id: str, **hub: Any) -> SAEEntry | None:
@@ -107,7 +114,7 @@ def entry_from(source: Path | str, name: str, repo_id: str, **hub: Any) -> SAEEn
     """
     try:
         return entry_of(load_config(source, **hub), name, repo_id)
-    except (ValueError, OSError, TypeError, RecursionError, StrictDataclassError) as error:
+    except Exception as error:  # transformers raises errors of any kind for what a stranger may write into a config
         reason = " ".join(str(error).split())
         logger.warning("%s of %s is left out: %s", name or "the root", repo_id, reason)
         return None

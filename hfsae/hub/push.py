@@ -145,7 +145,10 @@ def _published_log(repository: Repository, prefix: str, config: SAEConfig) -> Pa
     config_file = repository.download(prefix + CONFIG_FILE)
     if config_file is None or config.training is None:
         return None
-    published = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        published = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None  # what is broken there is about to be replaced
     same = isinstance(published, dict) and published.get("training") == json.loads(json.dumps(config.training))
     return repository.download(prefix + LOG_FILE) if same else None
 

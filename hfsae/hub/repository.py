@@ -29,7 +29,7 @@ class Destination:
         revision: Branch to commit to, made when missing; None for main.
         create_pr: Whether to open a pull request instead.
         private: Whether a repository that is made here is private; None does as the namespace does by default.
-        token: A token, instead of the one that `hf auth login` stored.
+        token: A token, instead of the one that `hf auth login` stored; False for none.
         tag: A name for the commit.
         commit_message: Title of the commit.
         retries: How often a request that failed for a passing reason is repeated.
@@ -42,7 +42,7 @@ class Destination:
     revision: str | None = None
     create_pr: bool = False
     private: bool | None = None
-    token: str | None = field(default=None, repr=False)
+    token: str | bool | None = field(default=None, repr=False)
     tag: str | None = None
     commit_message: str | None = None
     retries: int = 5
@@ -79,9 +79,7 @@ class Repository:
 
     def _open(self) -> None:
         to, api = self._to, self._api
-        self.repo_id: str = self._again(
-            lambda: api.create_repo(to.repo_id, private=to.private, exist_ok=True)
-        ).repo_id  # with the namespace, where none was given
+        self.repo_id: str = self._again(self._create)
         if to.revision and not to.create_pr and not to.revision.startswith("refs/"):
             branch = to.revision
             self._again(lambda: api.create_branch(self.repo_id, branch=branch, exist_ok=True))
@@ -96,6 +94,20 @@ class Repository:
             )
         if to.tag and (taken := self._tag(to.tag)) and taken.target_commit != self.parent:
             raise self._tag_is_taken()
+
+    def _create(self) -> str:
+        """Makes the repository where it is missing; its id, with the namespace where none was given."""
+        try:
+            return self._api.create_repo(self._to.repo_id, private=self._to.private, exist_ok=True).repo_id
+        except KeyError as error:
+            # The client takes every 409 for "it is there already", with an address; others have none.
+            if "/" in self._to.repo_id:
+                return self._to.repo_id  # what follows says whether it is there
+            raise PushError(
+                f"{self._to.repo_id} was not pushed: the Hub says that it conflicts with what is there (409); "
+                "name the repository with its namespace (org/name).",
+                409,
+            ) from error
 
     def download(self, path: str) -> Path | None:
         """A file as it is at the commit that was opened; None if there is none of the name."""

@@ -8,14 +8,16 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from hfsae.connection import reachable
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.saved import measure_again
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub.card import CARD_FILE, read_card
-from hfsae.hub.errors import reachable, usable_token
+from hfsae.hub.errors import usable_token
 from hfsae.hub.markdown import figure
 from hfsae.hub.metadata import is_ours, number
+from hfsae.hub.snapshot import look
 from hfsae.loading import holds_config, located
 from hfsae.modeling import SAE
 
@@ -82,7 +84,7 @@ def verify(
     *,
     subfolder: str = "",
     revision: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     allow_pickle: bool = False,
     model: str | None = None,
     dataset: str | None = None,
@@ -121,7 +123,7 @@ def verify(
     with reachable():
         at_hub: dict[str, Any] = {} if Path(source).exists() else {"token": token}
         if at_hub:
-            at_hub["revision"] = HfApi(token=token).model_info(source, revision=revision).sha
+            at_hub["revision"] = look(source, revision, token).commit
         ours = holds_config(source, {"subfolder": subfolder, **at_hub})
         claimed = _claims(source, subfolder, at_hub) if ours else {}
         sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
+from hfsae.connection import reachable
 from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
-from hfsae.hub.errors import explained, reachable, usable_token
-from hfsae.hub.listing import config_blobs, entry_from
+from hfsae.hub.errors import explained, usable_token
+from hfsae.hub.listing import config_blobs, entry_from, is_worth_fetching
 from hfsae.hub.metadata import LIBRARY, place_tags
 from hfsae.hub.push import CardFields, Saved, publish
 from hfsae.hub.repository import Destination
+from hfsae.hub.snapshot import is_remembered, look
 from hfsae.modeling import SAE
-from hfsae.places import matching, natural_order, sae_folders
+from hfsae.places import CONFIG_FILE, matching, natural_order, sae_folders
 from hfsae.saving import quietly
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def _saved(item: SAE | str | os.PathLike) -> Saved:
         return Saved(SAE.from_pretrained(item), Path(item))
 
 
-def add_to_collection(repo_id: str, title: str, *, token: str | None = None) -> str:
+def add_to_collection(repo_id: str, title: str, *, token: str | bool | None = None) -> str:
     """Puts a repository on a collection of its namespace; a collection of that title is made when missing.
 
     Returns:
@@ -115,13 +117,15 @@ def add_to_collection(repo_id: str, title: str, *, token: str | None = None) -> 
     return collection.slug
 
 
-def list_saes(source: str | os.PathLike, *, revision: str | None = None, token: str | None = None) -> list[SAEEntry]:
+def list_saes(
+    source: str | os.PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> list[SAEEntry]:
     """What SAEs a repository or a folder holds, and how good they are; no weights are fetched.
 
     Args:
         source: A Hub repository, or a folder.
         revision: Branch, tag or commit.
-        token: A token, instead of the one that `hf auth login` stored.
+        token: A token, instead of the one that `hf auth login` stored; False for none.
 
     Returns:
         One entry for each, in natural order of their names. Configs that are none of an SAE are left out with a
@@ -138,18 +142,16 @@ def list_saes(source: str | os.PathLike, *, revision: str | None = None, token: 
     if root.is_dir():
         found = [entry_from(root / name, name, str(source)) for name in sae_folders(root)]
         return [entry for entry in found if entry is not None]
-    api, repo_id = HfApi(token=usable_token(token), library_name=LIBRARY), str(source)
-    with reachable():
-        info = api.model_info(repo_id, revision=revision, files_metadata=True)
-    files = {file.rfilename: (file.blob_id, file.size) for file in info.siblings or ()}
-    blobs = config_blobs(files)
+    repo_id = str(source)
+    snapshot = look(repo_id, revision, token)
+    blobs = config_blobs(snapshot.files)
     entries: dict[str, SAEEntry] = {}
-    if INDEX_FILE in files:
-        index = api.hf_hub_download(repo_id, INDEX_FILE, revision=info.sha)
+    if is_worth_fetching(snapshot.files, INDEX_FILE):
+        with reachable():
+            index = hf_hub_download(repo_id, INDEX_FILE, token=usable_token(token), **snapshot.where)
         entries = read_index(Path(index), repo_id, blobs)
     for name in blobs.keys() - entries.keys():
-        hub = {"subfolder": name, "revision": info.sha, "token": usable_token(token)}
-        if entry := entry_from(repo_id, name, repo_id, **hub):
+        if entry := entry_from(repo_id, name, repo_id, subfolder=name, token=usable_token(token), **snapshot.where):
             entries[name] = entry
     return [entries[name] for name in sorted(entries, key=natural_order)]
 
@@ -159,7 +161,7 @@ def load_saes(
     pattern: str = "*",
     *,
     revision: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     **kwargs: Any,
 ) -> dict[str, SAE]:
     """Loads those SAEs of a repository or a folder whose names fit a pattern, all from one commit.
@@ -168,7 +170,7 @@ def load_saes(
         source: A Hub repository, or a folder.
         pattern: A shell pattern: `"resid_post.*"`, `"*/topk-*"`.
         revision: Branch, tag or commit.
-        token: A token, instead of the one that `hf auth login` stored.
+        token: A token, instead of the one that `hf auth login` stored; False for none.
         **kwargs: As for `SAE.from_pretrained`: `dtype`, `device_map`, ...
 
     Returns:
@@ -178,16 +180,28 @@ def load_saes(
         ValueError: If none fits; names those there are. And as `SAE.from_pretrained`.
         OSError: If there is no such repository, or it cannot be reached.
     """
-    token = usable_token(token)
-    hub: dict[str, Any] = {} if Path(source).is_dir() else {"token": token}
-    if hub:
-        with reachable():
-            hub["revision"] = HfApi(token=token).model_info(str(source), revision=revision).sha
-    names = sae_folders(source, **hub)
+    if Path(source).is_dir():
+        names = _chosen(source, sae_folders(source), pattern)
+        return {name: SAE.from_pretrained(source, subfolder=name, **kwargs) for name in names}
+    repo_id, token = str(source), usable_token(token)
+    cache_dir = kwargs.get("cache_dir")
+    while True:
+        snapshot = look(
+            repo_id, revision, token, cache_dir=cache_dir, local_files_only=kwargs.get("local_files_only", False)
+        )
+        names = _chosen(repo_id, snapshot.with_weights, pattern)
+        config = f"{names[0]}/{CONFIG_FILE}" if names[0] else CONFIG_FILE
+        if is_remembered(snapshot, config, revision, token, cache_dir):
+            break
+    hub = {"token": token, **kwargs, **snapshot.where}
+    return {name: SAE.from_pretrained(repo_id, subfolder=name, **hub) for name in names}
+
+
+def _chosen(source: str | os.PathLike, names: Sequence[str], pattern: str) -> list[str]:
     chosen = matching(names, pattern)
     if not chosen:
         raise ValueError(f"no SAE of {source} fits {pattern!r}; there are {', '.join(names) or 'none'}.")
-    return {name: SAE.from_pretrained(source, subfolder=name, **hub, **kwargs) for name in chosen}
+    return chosen
 
 
 def find_saes(
@@ -198,7 +212,7 @@ def find_saes(
     author: str | None = None,
     search: str | None = None,
     limit: int = _MOST_REPOSITORIES,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> list[SAEEntry]:
     """Searches the Hub for SAEs by what their cards' metadata say.
 
@@ -209,7 +223,7 @@ def find_saes(
         author: User or organisation.
         search: Words in the repositories' names.
         limit: Repositories to look into, at most.
-        token: A token, instead of the one that `hf auth login` stored.
+        token: A token, instead of the one that `hf auth login` stored; False for none.
 
     Returns:
         The SAEs that fit, with their repositories. Of a repository with many only those that fit themselves.
@@ -226,8 +240,9 @@ def find_saes(
         raise ValueError(f"{hook_point!r} is no name of a place; give one such as 'resid_post.8'.")
     tags = [LIBRARY, f"base_model:adapter:{base_model}" if base_model else None, hook_point, architecture]
     api = HfApi(token=usable_token(token), library_name=LIBRARY)
+    wanted_tags = [tag for tag in tags if tag]
     with reachable():
-        models = list(api.list_models(filter=[tag for tag in tags if tag], author=author, search=search, limit=limit))
+        models = list(api.list_models(filter=wanted_tags, author=author, search=search, limit=limit))
     wanted = {"base_model": base_model, "architecture": architecture}
     return [
         entry
@@ -238,7 +253,7 @@ def find_saes(
     ]
 
 
-def _list_leniently(repo_id: str, token: str | None) -> list[SAEEntry]:
+def _list_leniently(repo_id: str, token: str | bool | None) -> list[SAEEntry]:
     """The SAEs of a repository that a search found; none where it cannot be read (gated, or gone since)."""
     try:
         return list_saes(repo_id, token=token)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from torch import Tensor
 
+from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.interop.settings import Settings
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_tensors
 from hfsae.places import natural_order
@@ -88,10 +89,24 @@ class Source:
         if Path(place).exists() or os.path.isabs(place) or place.startswith("."):
             return cls._local(Path(place) / subfolder, **options)
         if hub.get("local_files_only") or constants.HF_HUB_OFFLINE:
-            cached = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
-            snapshot = Path(snapshot_download(place, local_files_only=True, **cached))
-            return cls._local(snapshot / subfolder, path=posixpath.join(place, subfolder), repo_id=place, **options)
-        return cls._on_hub(place, subfolder.strip("/"), hub, **options)
+            return cls._cached(place, subfolder, hub, **options)
+        try:
+            with reachable():
+                return cls._on_hub(place, subfolder.strip("/"), hub, **options)
+        except Exception as error:
+            if failed(error) and cached_snapshot(place, hub.get("revision"), hub.get("cache_dir")) is not None:
+                return cls._cached(place, subfolder, hub, **options)
+            if (refused := refusal(place, error)) is not None:
+                raise refused from error
+            raise
+
+    @classmethod
+    def _cached(cls, repo_id: str, subfolder: str, hub: dict[str, Any], **options: Any) -> "Source":
+        """What the cache holds of a repository, without asking the Hub."""
+        snapshot = cached_snapshot(repo_id, hub.get("revision"), hub.get("cache_dir"))
+        if snapshot is None:
+            raise FileNotFoundError(f"{repo_id} is neither a folder here nor in the cache, and the Hub is not asked.")
+        return cls._local(snapshot / subfolder, path=posixpath.join(repo_id, subfolder), repo_id=repo_id, **options)
 
     @classmethod
     def _local(cls, place: Path, path: str | None = None, **options: Any) -> "Source":
@@ -122,12 +137,13 @@ class Source:
                 folder, chosen, listing = above, name, sorted(siblings)
             else:
                 folder, chosen, listing = place, None, sorted(entries(place))
-        except (EntryNotFoundError, HFValidationError) as error:
+        except EntryNotFoundError as error:
             raise FileNotFoundError(f"there is no {place} in the repository {repo_id}.") from error
 
         def fetch(name: str) -> Path:
             try:
-                return Path(hf_hub_download(repo_id, posixpath.normpath(posixpath.join(folder, name)), **hub))
+                with reachable():
+                    return Path(hf_hub_download(repo_id, posixpath.normpath(posixpath.join(folder, name)), **hub))
             except LocalEntryNotFoundError:
                 raise  # no connection: that is not the file's absence
             except EntryNotFoundError as error:

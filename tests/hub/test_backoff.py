@@ -5,6 +5,7 @@ import time
 import pytest
 from huggingface_hub import HfApi
 
+from hfsae import list_saes
 from hfsae.hub import PushError
 from hfsae.hub.backoff import Backoff, is_passing
 
@@ -75,3 +76,45 @@ def test_what_will_not_pass_is_not_repeated(hub, sae):
         sae.push_to_hub(REPO)
     assert len(hub.requests.matching("POST", "/api/repos/create")) == 1
     assert not is_passing(ValueError())
+
+
+# -- the Hub's own limit, as it words it ------------------------------------------------------------------------------
+LIMITED = {"RateLimit": '"api";r=0;t=2', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+
+
+@pytest.mark.parametrize(
+    "method, path",
+    [("POST", "/api/repos/create"), ("GET", "/revision/|/api/models/tester/small"), ("POST", "/commit/")],
+)
+def test_a_push_waits_as_long_as_the_hub_says_and_no_shorter(hub, sae, method, path):
+    hub.fail((method, path), status=429, headers=LIMITED)
+    started = time.perf_counter()
+    sae.push_to_hub(REPO, retries=1)
+    assert 3 <= time.perf_counter() - started < 8
+
+
+def test_reading_waits_too(hub, sae):
+    sae.push_to_hub(REPO)
+    hub.fail(("GET", "/api/models/tester/small"), status=429, headers=LIMITED)
+    started = time.perf_counter()
+    assert [entry.name for entry in list_saes(REPO)] == [""]
+    assert 3 <= time.perf_counter() - started < 8
+
+
+@pytest.mark.parametrize("headers", [{"RateLimit": '"api";r=0;t=3599'}, {"Retry-After": "3600"}])
+def test_what_would_take_too_long_is_said_at_once(hub, sae, headers):
+    hub.fail(("POST", "/commit/"), status=429, headers=headers, times=None)
+    started = time.perf_counter()
+    with pytest.raises(PushError, match="limits how many requests an account makes; wait 3,600 s and push again"):
+        sae.push_to_hub(REPO)
+    assert time.perf_counter() - started < 5 and len(hub.requests.matching("POST", "/commit/")) == 1
+
+
+def test_the_hubs_whole_window_is_waited_out():
+    assert Backoff().longest_wait > 300
+
+
+def test_the_page_of_a_proxy_in_place_of_json_passes(hub, sae):
+    hub.fail(("POST", "/api/validate-yaml"), status=503, body=b"<html>Service unavailable</html>")
+    sae.push_to_hub(REPO)
+    assert "model.safetensors" in hub.repo(REPO).files()

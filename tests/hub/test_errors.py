@@ -56,6 +56,36 @@ def test_real_refusals(hub, sae):
         sae.push_to_hub(REPO, token=hub.add_user("stranger").write_token)
 
 
+def test_a_conflict_while_the_repository_is_made_says_what_to_do(hub, sae):
+    """The client takes every 409 for a repository that is there, with an address: this one has none."""
+    hub.fail(("POST", "/api/repos/create"), status=409, message="Busy.")
+    with pytest.raises(PushError, match="no repository tester/small can be seen with this token"):
+        sae.push_to_hub(REPO, retries=0)
+    hub.fail(("POST", "/api/repos/create"), status=409, message="Busy.")
+    with pytest.raises(PushError, match=r"conflicts with what is there.*name the repository with its namespace"):
+        sae.push_to_hub("small", retries=0)
+    sae.push_to_hub(REPO)
+    sae.b_dec.data += 1
+    hub.fail(("POST", "/api/repos/create"), status=409, message="Busy.")
+    sae.push_to_hub(REPO)
+    assert len(hub.repo(REPO).commits) == 3
+
+
+def test_a_name_that_the_hub_refuses_says_so(hub, sae):
+    hub.fail(("POST", "/api/repos/create"), status=400, message="Name taken.")
+    with pytest.raises(PushError, match=r"refuses it \(HTTP 400: Name taken.*\); mend what it names") as refused:
+        sae.push_to_hub(REPO)
+    assert refused.value.status == 400
+
+
+def test_metadata_that_the_hub_refuses_are_called_so(hub, sae):
+    with pytest.raises(
+        PushError, match=r"tester/small was not pushed: the Hub refuses the metadata of a card .*licen"
+    ) as r:
+        sae.push_to_hub(REPO, license="no-such-licence")
+    assert r.value.status == 400 and hub.repo(REPO).files() == {}
+
+
 def test_without_a_hub_it_says_so_and_the_next_push_heals_it(hub, sae):
     with hub.down(), pytest.raises(PushError, match="the Hub cannot be reached; check the network") as refused:
         sae.push_to_hub(REPO, retries=0)
@@ -73,3 +103,7 @@ def test_a_token_that_cannot_be_one_is_refused_without_being_repeated(bad):
 
 def test_a_copied_token_may_have_white_space_around_it():
     assert usable_token(" hf_abc\n") == "hf_abc" and usable_token(None) is None
+
+
+def test_a_token_may_be_a_switch_as_everywhere_else():
+    assert usable_token(True) is True and usable_token(False) is False

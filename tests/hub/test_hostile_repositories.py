@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors.torch import save
 
-from hfsae import SAE, list_saes, load_saes
+from hfsae import SAE, find_saes, list_saes, load_saes
 from hfsae.hub import render_card
 from hfsae.hub.card import read_card
 from tests.hub.conftest import make
@@ -147,6 +147,51 @@ def test_configs_that_are_none_do_not_end_a_list(hub, files, config, caplog):
     assert [entry.name for entry in list_saes(REPO)] == ["good"]
     assert "bad of mallory/sae is left out" in caplog.text
     assert list(load_saes(REPO, "good")) == ["good"]
+
+
+ODD = {
+    "infinite dtype": {"dtype": float("inf")},
+    "no such dtype": {"dtype": "int9"},
+    "empty dtype": {"dtype": ""},
+    "dtype of torch that is none": {"dtype": "nn"},
+    "labels of another kind": {"id2label": [1, 2]},
+    "layers of another kind": {"per_layer_config": "x"},
+    "a text for a number": {"n_features": "many"},
+    "a number for a record": {"training": 5},
+    "a record of odd kinds": {"training": {"dataset": 7, "n_tokens": "x", "portable_name": [], "versions": 3}},
+    "metrics of odd kinds": {"metrics": {"l0": [], "protocol": 3, "density": "x", "baselines": 5, "notes": 1}},
+}
+
+
+@pytest.mark.parametrize("fields", ODD.values(), ids=ODD)
+def test_an_odd_config_ends_neither_a_list_nor_a_search_nor_the_push_of_another(hub, files, fields, caplog):
+    odd = edited(files, **fields)
+    good = {f"good/{name}": data for name, data in files.items()}
+    card = b"---\nlibrary_name: hfsae\ntags: [hfsae]\n---\n"
+    publish(hub, {**{f"odd/{name}": data for name, data in odd.items()}, **good, "README.md": card})
+    assert "good" in [entry.name for entry in list_saes(REPO)]
+    assert "good" in [entry.name for entry in find_saes()]
+    token = hub.state.users["mallory"].write_token
+    make(seed=1).push_to_hub(REPO, subfolder="new", token=token)
+    assert {"good", "new"} <= {entry.name for entry in list_saes(REPO)}
+    assert torch.equal(load_saes(REPO, "new")["new"].W_dec, make(seed=1).W_dec)
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_push_mends_a_broken_config(hub, files, broken):
+    publish(hub, {**files, "config.json": broken})
+    sae = make()
+    sae.config.training = {"n_tokens": 5}
+    sae.push_to_hub(REPO, token=hub.state.users["mallory"].write_token)
+    assert SAE.from_pretrained(REPO).config.training == {"n_tokens": 5}
+
+
+def test_an_index_of_many_megabytes_is_neither_fetched_nor_parsed(hub, files):
+    publish(hub, {**files, "saes.json": b" " * 17 * 2**20})
+    assert [entry.name for entry in list_saes(REPO)] == [""]
+    make(seed=1).push_to_hub(REPO, subfolder="new", token=hub.state.users["mallory"].write_token)
+    assert not hub.requests.matching(path="resolve/.*/saes.json")
+    assert [entry.name for entry in list_saes(REPO)] == ["", "new"]
 
 
 def test_a_yaml_bomb_in_a_card_does_not_go_off(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfsae import SAE, find_saes, list_saes, load_saes, push_saes
+from hfsae.hub import PushError
 from hfsae.hub.repository import Destination
 from tests.hub.conftest import make
 
@@ -65,3 +66,28 @@ def test_a_token_that_no_http_header_can_hold_is_not_repeated_with_its_traceback
 
 def test_a_destination_does_not_show_it():
     assert "hf_secret" not in repr(Destination(REPO, token="hf_secret"))
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_the_stored_token_can_be_asked_for_and_left_out(hub, switch):
+    make().push_to_hub("tester/sae", token=True)
+    hub.requests.clear()
+    assert [entry.name for entry in list_saes("tester/sae", token=switch)] == [""]
+    assert list(load_saes("tester/sae", token=switch)) == [""]
+    assert [entry.repo_id for entry in find_saes(token=switch)] == ["tester/sae"]
+    # transformers asks for this file of a model with the stored token whatever it is told.
+    asked = [entry for entry in hub.requests if entry.origin == "hub" and "adapter_config" not in entry.path]
+    assert {entry.sent_token for entry in asked} == {switch}
+
+
+def test_pushing_without_a_token_is_refused_by_the_hub(hub):
+    with pytest.raises(PushError, match="tester/sae was not pushed"):
+        make().push_to_hub("tester/sae", token=False)
+
+
+@pytest.mark.parametrize("path", ["/api/repos/create", "/commit/"])
+def test_no_traceback_repeats_it_even_where_the_hub_does(hub, token, path):
+    hub.fail(("POST", path), status=403, message=f"No way, {token}.", times=None)
+    with pytest.raises(PushError) as refused:
+        make().push_to_hub(REPO, token=token, retries=0)
+    assert token not in "".join(traceback.format_exception(refused.value))

@@ -1,15 +1,15 @@
 """Faults that a test injects between the client and the Hub."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .base import HubError
 from .wire import Request, Response
 
 When = Callable[[Request], bool] | tuple[str | None, str] | None
-How = Literal["refuse", "drop", "lose", "truncate", "corrupt"]
+How = Literal["refuse", "drop", "lose", "truncate", "corrupt", "hang"]
 
 
 @dataclass
@@ -21,9 +21,12 @@ class Fault:
             path), or None for all.
         how: `refuse`: answer with `status`, do nothing. `drop`: hang up before the request is handled. `lose`: handle
             the request, then hang up without an answer. `truncate`: hang up in the middle of the answer's body.
-            `corrupt`: change the last byte of the request's body on its way.
+            `corrupt`: change the last byte of the request's body on its way. `hang`: take the request and say nothing
+            until the client hangs up.
         status: What `refuse` answers.
         message: What it says with it.
+        headers: Headers of that answer.
+        body: Its body, instead of the Hub's JSON: the page of a proxy.
         skip: Matching requests that pass before the fault strikes.
         times: How often it strikes; None: always.
     """
@@ -34,6 +37,8 @@ class Fault:
     message: str = ""
     skip: int = 0
     times: int | None = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
 
     def concerns(self, request: Request) -> bool:
         if self.when is None:
@@ -55,4 +60,7 @@ class Fault:
         return True
 
     def refusal(self) -> Response:
-        return Response.error(HubError(self.status, self.message or f"Injected fault: HTTP {self.status}"))
+        if self.body is not None:
+            return Response(self.status, self.body, {"Content-Type": "text/html", **self.headers})
+        message = self.message or f"Injected fault: HTTP {self.status}"
+        return Response.error(HubError(self.status, message, headers=self.headers))

@@ -3,7 +3,7 @@
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from socket import SHUT_RDWR, socket
@@ -133,6 +133,8 @@ class HubServer:
         message: str = "",
         skip: int = 0,
         times: int | None = 1,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> None:
         """Inject a fault: what goes wrong with which requests, see `Fault`.
 
@@ -144,7 +146,7 @@ class HubServer:
             server.fail(lambda request: request.origin == "storage", how="drop", times=None)
             ```
         """
-        self.faults.append(Fault(when, how, status, message, skip, times))
+        self.faults.append(Fault(when, how, status, message, skip, times, headers or {}, body))
 
     def next_fault(self, request: Request) -> Fault | None:
         """The fault that hits this request, if any; the first one that strikes wins."""

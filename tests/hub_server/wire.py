@@ -151,6 +151,11 @@ class Handler(BaseHTTPRequestHandler):
         how = fault.how if fault else None
         if how == "corrupt" and request.body:
             request.body = request.body[:-1] + bytes([request.body[-1] ^ 0xFF])
+        if how == "hang":
+            server.requests.record(request, None)
+            self.rfile.read(1)  # returns when the client hangs up
+            self.close_connection = True
+            return
         if how == "drop":
             response = None
         elif fault and how == "refuse":
