@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_session, snapshot_download
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -105,10 +105,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def reachable() -> Iterator[None]:
     """Turns errors of the connection inside into an `OSError`, which those of the Hub itself are already.
 
-    A server that takes a request and stays silent counts as one that cannot be reached: after 10 seconds, or where
-    `huggingface_hub` asks again by itself, after 8 times 10 and its own waits of 23, less than two minutes in all.
+    A server that takes a request and stays silent counts as one that cannot be reached: after 10 seconds (or what
+    HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT say, where that is more). Where `huggingface_hub` asks again by
+    itself, that is after 8 times 10 and its own waits of 23, less than two minutes in all.
     """
-    with never_silent(READING):
+    with never_silent(max(READING, constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)):
         try:
             yield
         except TransportError as error:
@@ -119,10 +120,10 @@ def reachable() -> Iterator[None]:
 
 @contextmanager
 def never_silent(seconds: float) -> Iterator[None]:
-    """Gives requests of `huggingface_hub` that would wait for ever an end.
+    """Lets no request of `huggingface_hub` wait for a silent server longer than so.
 
     Most of them it sends without any limit: a server that takes them and never answers would hold the program for
-    good. Limits that it sets by itself, such as those of downloads, stay.
+    good. Others it repeats six times with a minute for each.
 
     Args:
         seconds: Without a byte after which a request has failed.
@@ -146,10 +147,8 @@ def _limit(request: Any) -> None:
             return
         longest = max(_limits)
     timeouts = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {
-        kind: longest if timeouts.get(kind) is None else timeouts[kind]
-        for kind in ("connect", "read", "write", "pool")
-    }
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {kind: min(timeouts.get(kind) or longest, longest) for kind in kinds}
 
 
 def _kind(error: BaseException) -> str:

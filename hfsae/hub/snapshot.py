@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
-from hfsae.connection import READING, cached_snapshot, failed, reachable, refusal
+from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.hub.backoff import Backoff
 from hfsae.hub.errors import usable_token
 from hfsae.hub.metadata import LIBRARY
@@ -72,7 +72,7 @@ def look(
     try:
         with reachable():
             info = Backoff(of_limits_alone=True)(
-                lambda: api.model_info(repo_id, revision=revision, files_metadata=True, timeout=READING)
+                lambda: api.model_info(repo_id, revision=revision, files_metadata=True)
             )
     except Exception as error:
         if failed(error):
