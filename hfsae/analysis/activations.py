@@ -55,7 +55,7 @@ def read_pieces(
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
-        documents: Texts in a list, or a dataset of texts or token ids.
+        documents: Texts in a list, or a dataset of texts, conversations or token ids.
         features: The features wanted, whose columns `activations` has in this order; None for all.
         context_length: Tokens that the model sees at once; None takes the config's.
         batch_size: Pieces per run of the model.
@@ -110,7 +110,7 @@ def feature_activations(
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
-        texts: Texts in a list, or a dataset of texts or token ids.
+        texts: Texts in a list, or a dataset of texts, conversations or token ids.
         features: Which features.
         context_length: Tokens that the model sees at once (longer texts are read in pieces); None takes the config's.
         batch_size: Pieces per run of the model.

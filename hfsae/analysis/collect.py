@@ -66,7 +66,8 @@ def collect_features(
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
-        documents: Texts in a list, or a `datasets` dataset of texts or token ids; streams too.
+        documents: Texts in a list, or a `datasets` dataset of texts, conversations or token ids; streams too. Of
+            conversations those tokens count that counted in training.
         features: The features to collect; None for all.
         max_tokens: Ends after the batch in which so many tokens have counted (over all processes).
         n_top: Top examples of each feature.

@@ -21,6 +21,7 @@ from hfsae.analysis.pieces import Documents, as_dataset
 from hfsae.analysis.reading import FeatureReader
 from hfsae.attach import hook_points_of
 from hfsae.data import TokenBlocks
+from hfsae.evaluation.text import reading_of
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, write_json
 
@@ -91,6 +92,7 @@ def export_delphi(
         exclude_special_tokens=sae.config.exclude_special_tokens,
         exclude_positions=sae.config.exclude_positions,
         repeat=False,
+        **reading_of(sae.config, tokenizer),
     )
     rows: list[Tensor] = []
     locations: list[Tensor] = []

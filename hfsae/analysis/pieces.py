@@ -12,15 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
-from hfsae.data import TokenBatch, document_column
-from hfsae.data.encoding import Encoder, adds_bos, encode_ids, special_token_ids, text_encoder
-from hfsae.data.text import find_text_column
+from hfsae.data import TokenBatch, contents_of
+from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, one_token, special_token_ids
+from hfsae.evaluation.text import reading_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 Documents: TypeAlias = "Sequence[str] | Dataset | IterableDataset"
+# A document's row, where in it a piece begins, and the piece.
+_Piece: TypeAlias = tuple[int, int, Tokens]
 
 # Tokens in a piece where the config does not say on how many the SAE was trained.
 _DEFAULT_CONTEXT = 128
@@ -78,8 +80,8 @@ class PieceReader:
         self._vocabulary: int = text_config.vocab_size
         self._tokenizer = tokenizer
         self._batch_size = batch_size
-        prepend_bos = adds_bos(tokenizer) if config.prepend_bos is None else config.prepend_bos
-        self._bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
+        self._prepend_bos = config.prepend_bos
+        self._reading = reading_of(config, tokenizer)
         self._special = torch.tensor(special_token_ids(tokenizer) if config.exclude_special_tokens else [])
         self._positions = [position for position in config.exclude_positions if position < self.context_length]
 
@@ -89,7 +91,8 @@ class PieceReader:
         """All pieces of this process's documents, in batches of pieces of about the same length.
 
         Args:
-            documents: Texts in a list, or a dataset of texts or of token ids (`input_ids`).
+            documents: Texts in a list, or a dataset of texts, of conversations or of token ids, which the type of
+                the column tells. Rows without a document (None) are skipped, counted and said.
             text_column: The column of documents; None finds it.
             rank: This process; its documents are those at r, r + world_size, ...
             world_size: The number of processes.
@@ -98,9 +101,9 @@ class PieceReader:
             TypeError: If `documents` is of another type.
             ValueError: If the column cannot be told, or a token id is not in the model's vocabulary.
         """
-        waiting: list[tuple[int, int, np.ndarray]] = []
-        for number, ids in self._encoded(documents, text_column, rank, world_size):
-            waiting += self._cut(number, ids)
+        waiting: list[_Piece] = []
+        for number, bos, tokens in self._encoded(documents, text_column, rank, world_size):
+            waiting += self._cut(number, bos, tokens)
             if len(waiting) >= self._batch_size * _BATCHES_AT_ONCE:
                 yield from self._collate(waiting)
                 waiting = []
@@ -108,44 +111,59 @@ class PieceReader:
 
     def _encoded(
         self, documents: Documents, text_column: str | None, rank: int, world_size: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, token ids) of every document of this process."""
+    ) -> Iterator[tuple[int, Tokens, Tokens]]:
+        """(row, BOS if there is to be one, tokens) of every document of this process."""
         dataset = as_dataset(documents)
-        column = document_column(dataset, text_column) or find_text_column(dataset)
-        is_ids = column == "input_ids"
-        names = [column, *(["attention_mask"] if is_ids and "attention_mask" in (dataset.column_names or ()) else [])]
-        encode: Encoder = encode_ids if is_ids else text_encoder(self._tokenizer, column)
+        contents = contents_of(dataset, text_column, chat=self._reading["chat"])
+        bos = self._bos(contents.kind)
+        encode = DocumentEncoder(contents, self._tokenizer, assistant_only=self._reading["assistant_only"])
         row = 0
-        for rows in cast(Iterable[dict[str, Any]], dataset.with_format(None).iter(batch_size=_DOCUMENTS_AT_ONCE)):
-            size = len(rows[column])
+        table = dataset.select_columns(contents.columns).with_format(None)
+        for rows in cast(Iterable[dict[str, Any]], table.iter(batch_size=_DOCUMENTS_AT_ONCE)):
+            size = len(rows[contents.column])
             mine = [i for i in range(size) if (row + i) % world_size == rank]
-            encoded = encode({name: [rows[name][i] for i in mine] for name in names}) if mine else []
+            encoded = encode({name: [rows[name][i] for i in mine] for name in contents.columns}) if mine else []
             for i, tokens in zip(mine, encoded, strict=True):
-                yield row + i, tokens[0]
+                yield row + i, bos, tokens
             row += size
+        encode.say_missing()
 
-    def _cut(self, document: int, ids: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(document, start, ids) of a document's pieces; ids begin with BOS where there is one."""
-        if len(ids) and ids.max() >= self._vocabulary:
+    def _bos(self, kind: str) -> Tokens:
+        """The BOS in front of a piece, (2, 1) or (2, 0): conversations and token ids have what they need."""
+        prepend = self._prepend_bos
+        if prepend is None:
+            prepend = kind == "text" and adds_bos(self._tokenizer)
+        counts = not (kind == "chat" and self._reading["assistant_only"])
+        return one_token(self._tokenizer.bos_token_id if prepend else None, counts)
+
+    def _cut(self, document: int, bos: Tokens, tokens: Tokens) -> Iterator["_Piece"]:
+        """The pieces of a document: each begins with BOS where there is to be one, and with no second one."""
+        length = tokens.shape[1]
+        if length and tokens[0].max() >= self._vocabulary:
             raise ValueError(
-                f"token id {ids.max()}, but the language model knows {self._vocabulary} tokens: use the tokenizer "
-                "that belongs to it."
+                f"token id {tokens[0].max()}, but the language model knows {self._vocabulary} tokens: use the "
+                "tokenizer that belongs to it."
             )
-        step = self.context_length - len(self._bos)
-        for start in range(0, len(ids), step):
-            yield document, start - len(self._bos), np.concatenate([self._bos, ids[start : start + step]])
+        start = 0
+        while start < length:
+            front = bos[:, :0] if np.array_equal(tokens[0, start : start + 1], bos[0]) else bos
+            end = start + self.context_length - front.shape[1]
+            # A BOS that is put in front stands one position before the document.
+            yield document, start - front.shape[1], np.concatenate([front, tokens[:, start:end]], axis=1)
+            start = end
 
-    def _collate(self, pieces: list[tuple[int, int, np.ndarray]]) -> Iterator[Pieces]:
-        pieces = sorted(pieces, key=lambda piece: -len(piece[2]))
+    def _collate(self, pieces: list["_Piece"]) -> Iterator[Pieces]:
+        pieces = sorted(pieces, key=lambda piece: -piece[2].shape[1])
         for first in range(0, len(pieces), self._batch_size):
             batch = pieces[first : first + self._batch_size]
-            shape = (len(batch), len(batch[0][2]))
-            ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+            shape = (len(batch), batch[0][2].shape[1])
+            ids, mask, counts = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
             for row, (_, _, tokens) in enumerate(batch):
-                ids[row, : len(tokens)] = tokens
-                mask[row, : len(tokens)] = 1
+                length = tokens.shape[1]
+                ids[row, :length], counts[row, :length] = tokens
+                mask[row, :length] = 1
             input_ids, attention_mask = torch.from_numpy(ids), torch.from_numpy(mask)
-            keep = attention_mask.bool() & ~torch.isin(input_ids, self._special)
+            keep = torch.from_numpy(counts) & ~torch.isin(input_ids, self._special)
             keep[:, [position for position in self._positions if position < shape[1]]] = False
             documents, starts = (torch.tensor(column) for column in zip(*(piece[:2] for piece in batch), strict=True))
             yield Pieces(TokenBatch(input_ids, attention_mask, keep), documents, starts)

@@ -11,7 +11,7 @@ from hfsae.analysis import FeatureCollection, collect_features
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
-from hfsae.data import TextSource, document_column
+from hfsae.data import TextSource
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
@@ -177,6 +177,5 @@ def _collect(
     source: TextSource,
     **options: Any,
 ) -> FeatureCollection:
-    text = source.documents()
-    column = document_column(text, source.text_column)
+    text, column = source.documents(), source.text_column
     return collect_features(sae, model, tokenizer, text, text_column=column, dataset=str(source), **options)

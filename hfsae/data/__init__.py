@@ -12,18 +12,21 @@ after is equal bit for bit. Nothing here knows of sparse autoencoders.
 
 from hfsae.data.blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
 from hfsae.data.cache import CachedActivations, CacheDescription, remove_cache, write_cache
+from hfsae.data.contents import Contents, contents_of
 from hfsae.data.prefetch import Prefetcher, StatefulIterator
 from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
+from hfsae.data.splitting import DEFAULT_SHARES, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documents, stdlib_files
 from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorActivations
 from hfsae.data.stream import ActivationStream, default_window_tokens
-from hfsae.data.text import DEFAULT_SHARES, document_column, load_text, split_documents
+from hfsae.data.text import load_text
 from hfsae.data.text_source import TextSource
 
 __all__ = [
     "ActivationStream",
     "CacheDescription",
     "CachedActivations",
+    "Contents",
     "DEFAULT_SHARES",
     "DatasetActivations",
     "DatasetTooSmallError",
@@ -37,8 +40,8 @@ __all__ = [
     "TextSource",
     "TokenBatch",
     "TokenBlocks",
+    "contents_of",
     "default_window_tokens",
-    "document_column",
     "load_text",
     "remove_cache",
     "split_documents",

@@ -1,22 +1,22 @@
 """Batches of token blocks from a dataset: what the language model reads."""
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from hfsae.data.contents import Contents, contents_of
 from hfsae.data.documents import DocumentReader, IndexedDocuments, StreamedDocuments, TensorRows
-from hfsae.data.encoding import Encoder, Tokens, adds_bos, chat_encoder, encode_ids, special_token_ids, text_encoder
+from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, one_token, special_token_ids
 from hfsae.data.packing import Packer
-from hfsae.data.text import column_names, find_text_column
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-
-Contents = Literal["text", "chat", "ids"]
+logger = logging.getLogger(__name__)
 
 
 class DatasetTooSmallError(ValueError):
@@ -46,14 +46,15 @@ class TokenBlocks:
     does not fill a block goes into the next one, over the ends of epochs too. Documents without tokens are skipped.
 
     Args:
-        dataset: A `datasets.Dataset` or `IterableDataset` of texts, of conversations (`chat`), or of token ids (the
-            column `input_ids`, and `attention_mask` where rows are padded); or a tensor of token ids (rows, length).
-            Rows of token ids are documents that have all the special tokens they need.
+        dataset: A `datasets.Dataset` or `IterableDataset` of texts, of conversations, or of token ids (and
+            `attention_mask` where rows are padded), which the type of the column tells; or a tensor of token ids
+            (rows, length). Rows of token ids are documents that have all the special tokens they need. Rows without a
+            document (None) are skipped, counted and said.
         tokenizer: The language model's tokenizer. Only token ids with `exclude_special_tokens=False` need none.
         context_length: Tokens in a block (T).
         batch_size: Blocks in a batch (B).
-        text_column: The column of documents. None takes `"messages"` with `chat`, and else `"text"` or the only
-            column of strings.
+        text_column: The column of documents. None takes `input_ids`, `text` or `messages`, or else the only column
+            that can be one of documents.
         prepend_bos: Whether every block begins with BOS (a block that begins with it anyway gets no second one).
             None does as the tokenizer does; conversations and token ids then are taken as they are.
         mix_documents: False gives each document a block of its own, cut at `context_length` (the rest is left out)
@@ -61,7 +62,9 @@ class TokenBlocks:
         exclude_special_tokens: Leave special tokens out of `keep`.
         exclude_positions: The positions of every block that are left out of `keep`. The first is left out by default:
             in GPT-2-like models its activation is an outlier, whatever its token.
-        chat: Documents are conversations, rendered by the tokenizer's chat template.
+        chat: Documents are conversations, rendered by the tokenizer's chat template: lists of messages with `role`
+            and `content`, or `from` and `value`. False takes them too, where nothing else can be documents; None
+            prefers them to other columns.
         assistant_only: Keep only what the assistant says; needs a template with `{% generation %}`.
         shuffle: Give each epoch of a map-style dataset its own order, a function of `(seed, epoch)`.
         seed: The seed of these orders, the same in all processes.
@@ -69,6 +72,7 @@ class TokenBlocks:
         world_size: The number of processes. They share no document and leave none out.
         repeat: Begin again at the end of the dataset, for ever. False stops there, with a shorter last block and a
             smaller last batch.
+        wanted_tokens: How many tokens that count this process will read, for what is said where there are fewer.
 
     Attributes:
         prepend_bos: Whether blocks begin with BOS, decided where it was None.
@@ -99,16 +103,18 @@ class TokenBlocks:
         mix_documents: bool = True,
         exclude_special_tokens: bool = True,
         exclude_positions: Sequence[int] = (0,),
-        chat: bool = False,
+        chat: bool | None = False,
         assistant_only: bool = True,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         repeat: bool = True,
+        wanted_tokens: int | None = None,
     ) -> None:
         _check_sizes(context_length, batch_size, exclude_positions, rank, world_size)
-        kind, columns = _contents(dataset, chat, text_column)
+        contents = _contents(dataset, text_column, chat)
+        kind = contents.kind
         if tokenizer is None and (kind != "ids" or exclude_special_tokens or prepend_bos):
             raise ValueError(
                 "a tokenizer is needed to tokenise text and to know special tokens; without one, "
@@ -122,16 +128,16 @@ class TokenBlocks:
         self.special_token_ids = special_token_ids(tokenizer) if exclude_special_tokens else []
         self._exclude_positions = list(exclude_positions)
         self._repeat = repeat
-        self._encode = _encoder(kind, columns[0], tokenizer, assistant_only)
-        self._documents = _reader(dataset, columns, rank, world_size, shuffle, seed)
+        self._encode = DocumentEncoder(contents, tokenizer, assistant_only=assistant_only)
+        self._documents = _reader(dataset, contents.columns, rank, world_size, shuffle, seed)
         bos = _first_id(tokenizer, "bos_token_id") if self.prepend_bos else None
         # Conversations and token ids bring the special tokens that end them.
         separator = _first_id(tokenizer, "eos_token_id", "bos_token_id") if kind == "text" else None
-        trainable = not (chat and assistant_only)
+        trainable = not (kind == "chat" and assistant_only)
         self._packer = Packer(
             context_length,
-            bos=_one_token(bos, trainable),
-            separator=_one_token(separator, trainable),
+            bos=one_token(bos, trainable),
+            separator=one_token(separator, trainable),
             mix=mix_documents,
         )
         pad_id = _first_id(tokenizer, "pad_token_id", "eos_token_id")
@@ -147,6 +153,10 @@ class TokenBlocks:
             "rank": rank,
             "world_size": world_size,
         }
+        self._special = np.array(self.special_token_ids, dtype=np.int64)
+        self._wanted_tokens = wanted_tokens
+        # None where the first epoch was not read from its beginning.
+        self._tokens: int | None = 0
         self._has_started = False
         self._fill()
         self._has_started = True
@@ -166,13 +176,21 @@ class TokenBlocks:
 
     def _fill(self) -> None:
         """Reads documents until there is a batch of blocks, and remembers where it began to read."""
-        self._begin: dict[str, Any] = {"documents": self._documents.state_dict(), "packer": self._packer.state_dict()}
+        self._begin: dict[str, Any] = {
+            "documents": self._documents.state_dict(),
+            "packer": self._packer.state_dict(),
+            "tokens": self._tokens,
+        }
         self._batches_taken = 0
         while len(self._packer.blocks) < self.batch_size:
             documents = self._documents.read()
             if documents is not None:
-                self._packer.add(self._encode(documents))
+                encoded = self._encode(documents)
+                self._count(encoded)
+                self._packer.add(encoded)
             elif self._repeat and self._has_started and self._documents.position:
+                if self._documents.epoch == 0:
+                    self._say_repeated()
                 self._documents.start_epoch(self._documents.epoch + 1)
             elif self._repeat:
                 raise DatasetTooSmallError(
@@ -181,10 +199,30 @@ class TokenBlocks:
                     "use more text, or a smaller batch_size or context_length"
                 )
             else:
+                self._encode.say_missing()
                 self._packer.flush()
                 break
         if not self._packer.blocks and not self._has_started:
             raise DatasetTooSmallError(f"{self._documents.position} documents for this process hold no token")
+
+    def _count(self, documents: list[Tokens]) -> None:
+        """Counts what the first epoch holds of tokens that are kept, but for excluded positions."""
+        if self._tokens is not None and self._documents.epoch == 0:
+            self._tokens += sum(int((tokens[1] & ~np.isin(tokens[0], self._special)).sum()) for tokens in documents)
+
+    def _say_repeated(self) -> None:
+        """Tells, at the end of the first epoch, that the text is read again, and how often in all."""
+        self._encode.say_missing()
+        if self._tokens is None or self._settings["rank"]:
+            return
+        kept = self._tokens * (1 - len(self._exclude_positions) / self.context_length)
+        holds = f"the text holds about {kept * self._settings['world_size']:,.0f} tokens that count"
+        if self._wanted_tokens is None or self._wanted_tokens <= kept:
+            logger.warning("%s: it is read again from its beginning", holds)
+        else:
+            times = self._wanted_tokens / max(kept, 1)
+            wanted = self._wanted_tokens * self._settings["world_size"]
+            logger.warning("%s: it is read %.1f times to train on %s", holds, times, f"{wanted:,}")
 
     def _collate(self, blocks: list[Tokens]) -> TokenBatch:
         lengths = [block.shape[1] for block in blocks]
@@ -225,6 +263,7 @@ class TokenBlocks:
             raise ValueError(f"this place in the text was saved with other options: {'; '.join(sorted(different))}")
         self._documents.load_state_dict(state["begin"]["documents"])
         self._packer.load_state_dict(state["begin"]["packer"])
+        self._tokens = state["begin"].get("tokens")
         self._fill()
         del self._packer.blocks[: state["batches_taken"] * self.batch_size]
         self._batches_taken = state["batches_taken"]
@@ -245,9 +284,9 @@ def _check_sizes(
 
 
 def _contents(
-    dataset: "Dataset | IterableDataset | torch.Tensor", chat: bool, text_column: str | None
-) -> tuple[Contents, list[str]]:
-    """What the documents are, and the columns that hold them, the main one first."""
+    dataset: "Dataset | IterableDataset | torch.Tensor", text_column: str | None, chat: bool | None
+) -> Contents:
+    """What the documents are, and the columns that hold them."""
     from datasets import Dataset, IterableDataset
 
     if isinstance(dataset, torch.Tensor):
@@ -256,26 +295,13 @@ def _contents(
                 f"a tensor of shape {tuple(dataset.shape)} and {dataset.dtype}: expected token ids (rows, length) "
                 "of an integer type, without chat"
             )
-        return "ids", ["input_ids"]
+        return Contents("ids", TensorRows.COLUMN)
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(
             f"a dataset of type {type(dataset).__name__}: expected a Dataset, an IterableDataset or a tensor of token "
             "ids (choose a split of a DatasetDict; make a dataset of a list with Dataset.from_dict({'text': texts}))"
         )
-    if chat:
-        return "chat", [find_text_column(dataset, text_column or "messages")]
-    names = column_names(dataset)
-    if text_column is None and "input_ids" in names:
-        return "ids", [name for name in ("input_ids", "attention_mask") if name in names]
-    return "text", [find_text_column(dataset, text_column)]
-
-
-def _encoder(
-    kind: Contents, column: str, tokenizer: "PreTrainedTokenizerBase | None", assistant_only: bool
-) -> Encoder:
-    if tokenizer is None or kind == "ids":
-        return encode_ids
-    return text_encoder(tokenizer, column) if kind == "text" else chat_encoder(tokenizer, column, assistant_only)
+    return contents_of(dataset, text_column, chat=chat)
 
 
 def _reader(
@@ -303,8 +329,3 @@ def _first_id(tokenizer: "PreTrainedTokenizerBase | None", *names: str) -> int |
     """The first of these special tokens that the tokenizer has; 0 is an id as good as any."""
     ids = (getattr(tokenizer, name, None) for name in names)
     return next((token_id for token_id in ids if token_id is not None), None)
-
-
-def _one_token(token_id: int | None, trainable: bool) -> Tokens:
-    tokens = np.array([[-1 if token_id is None else token_id], [trainable]], dtype=np.int64)
-    return tokens[:, :0] if token_id is None else tokens

@@ -48,6 +48,8 @@ class DocumentReader(Protocol):
 class TensorRows:
     """A table of token ids (rows, length) that is indexed as a dataset with the one column `input_ids`."""
 
+    COLUMN = "input_ids"
+
     def __init__(self, input_ids: torch.Tensor) -> None:
         self._input_ids = input_ids.cpu()
 
@@ -55,7 +57,7 @@ class TensorRows:
         return len(self._input_ids)
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Any]:
-        return {"input_ids": self._input_ids[list(rows)].numpy()}
+        return {self.COLUMN: self._input_ids[list(rows)].numpy()}
 
 
 class IndexedDocuments:

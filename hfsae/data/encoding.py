@@ -4,65 +4,147 @@ Encoded tokens are an int64 array (2, length): row 0 holds the ids, row 1 whethe
 """
 
 import copy
+import logging
 import re
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from jinja2 import TemplateError
+
+from hfsae.data.contents import MESSAGE_KEYS, Contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 Tokens: TypeAlias = np.ndarray
-Encoder: TypeAlias = Callable[[Mapping[str, Any]], list[Tokens]]
+# Encodes documents that are there, and the padding masks of rows of token ids.
+Encoder: TypeAlias = Callable[[list[Any], list[Any] | None], list[Tokens]]
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Who speaks in ShareGPT's messages, as chat templates call them.
+_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "model": "assistant", "assistant": "assistant", "system": "system", "tool": "tool",
+    "function_response": "tool", "observation": "tool",
+}  # fmt: skip
 
 
-def text_encoder(tokenizer: "PreTrainedTokenizerBase", column: str) -> Encoder:
-    """Encodes a column of strings, without any special tokens around them."""
+class DocumentEncoder:
+    """Encodes the documents of a dataset, whatever their kind; the one place where that is decided.
+
+    Rows without a document (None) become empty. They are counted, and the first of them is told.
+
+    Args:
+        contents: What the documents are, and where.
+        tokenizer: The language model's tokenizer; token ids need none.
+        assistant_only: Of conversations, only what the assistant says may be trained on; the chat template marks it.
+
+    Attributes:
+        missing: Rows without a document so far.
+
+    Raises:
+        ValueError: If conversations find no chat template, or one that does not mark what the assistant says.
+    """
+
+    def __init__(
+        self, contents: Contents, tokenizer: "PreTrainedTokenizerBase | None" = None, *, assistant_only: bool = True
+    ) -> None:
+        self._contents = contents
+        self.missing = 0
+        self._encode: Encoder = _encode_ids
+        if contents.kind == "text" and tokenizer is not None:
+            self._encode = _text_encoder(tokenizer)
+        elif contents.kind == "chat" and tokenizer is not None:
+            self._encode = _chat_encoder(tokenizer, assistant_only)
+
+    def __call__(self, rows: Mapping[str, Sequence[Any]]) -> list[Tokens]:
+        """The tokens of a group of rows, a dict of columns.
+
+        Raises:
+            ValueError: If a document is of another kind; shows it.
+        """
+        column, mask = self._contents.column, self._contents.mask
+        documents = list(rows[column])
+        there = [i for i, document in enumerate(documents) if document is not None]
+        if len(there) < len(documents):
+            if not self.missing:
+                logger.warning("a row has no document in the column %r (None): such rows are skipped", column)
+            self.missing += len(documents) - len(there)
+        encoded: list[Tokens] = [_EMPTY] * len(documents)
+        if there:
+            for document in (documents[i] for i in there):
+                self._refuse_other(document)
+            masks = None if mask is None else [rows[mask][i] for i in there]
+            for i, tokens in zip(there, self._encode([documents[i] for i in there], masks), strict=True):
+                encoded[i] = tokens
+        return encoded
+
+    def say_missing(self) -> None:
+        """Tells how many rows had no document, where there were any."""
+        if self.missing:
+            logger.warning("%d rows without a document in %r were skipped", self.missing, self._contents.column)
+
+    def _refuse_other(self, document: Any) -> None:
+        fits = isinstance(document, str) == (self._contents.kind == "text") and hasattr(document, "__len__")
+        if not fits:
+            expected = {"text": "a text", "chat": "a list of messages", "ids": "a list of token ids"}
+            raise ValueError(
+                f"the column {self._contents.column!r} holds {reprlib.repr(document)} "
+                f"({type(document).__name__}) where {expected[self._contents.kind]} was expected, as in other rows."
+            )
+
+
+def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's chat template marks what the assistant says (`{% generation %}`)."""
+    return tokenizer.chat_template is not None and bool(_GENERATION_TAG.search(tokenizer.get_chat_template()))
+
+
+def _text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+    """Encodes strings, without any special tokens around them."""
     # A copy of our own: a fast tokenizer that two threads use at once fails with "Already borrowed".
     tokenizer = copy.deepcopy(tokenizer)
 
-    def encode(documents: Mapping[str, Any]) -> list[Tokens]:
+    def encode(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:
         # verbose=False: documents longer than the LM's context are cut into blocks, there is nothing to warn about.
-        encoded = tokenizer(documents[column], add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [_tokens(ids) for ids in encoded["input_ids"]]
 
     return encode
 
 
-def chat_encoder(tokenizer: "PreTrainedTokenizerBase", column: str, assistant_only: bool) -> Encoder:
-    """Encodes a column of conversations with the tokenizer's chat template.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        column: The column of messages, lists of `{"role": ..., "content": ...}`.
-        assistant_only: Only what the assistant said may be trained on, as the template marks it.
-
-    Returns:
-        The encoder.
+def _chat_encoder(tokenizer: "PreTrainedTokenizerBase", assistant_only: bool) -> Encoder:
+    """Encodes conversations with the tokenizer's chat template.
 
     Raises:
         ValueError: If there is no chat template, or if it does not mark what the assistant says.
     """
     if tokenizer.chat_template is None:
-        raise ValueError("chat=True needs a tokenizer with a chat template; this one has none: set its chat_template")
-    if assistant_only and not _GENERATION_TAG.search(tokenizer.get_chat_template()):
+        raise ValueError(
+            "conversations need a tokenizer with a chat template; this one has none: set its chat_template"
+        )
+    if assistant_only and not marks_assistant(tokenizer):
         raise ValueError(
             "the chat template does not mark what the assistant says with {% generation %} ... {% endgeneration %}: "
             "set a template that does, or pass assistant_only=False to train on whole conversations"
         )
     tokenizer = copy.deepcopy(tokenizer)
 
-    def encode(documents: Mapping[str, Any]) -> list[Tokens]:
-        encoded: Any = tokenizer.apply_chat_template(
-            documents[column],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=assistant_only,
-            tokenizer_kwargs={"verbose": False},
-        )
+    def encode(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:
+        conversations: Any = [[_message(message) for message in conversation] for conversation in documents]
+        try:
+            encoded: Any = tokenizer.apply_chat_template(
+                conversations,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=assistant_only,
+                tokenizer_kwargs={"verbose": False},
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses a conversation: {error}") from error
         if not assistant_only:
             return [_tokens(ids) for ids in encoded["input_ids"]]
         return [_tokens(*row) for row in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)]
@@ -70,13 +152,31 @@ def chat_encoder(tokenizer: "PreTrainedTokenizerBase", column: str, assistant_on
     return encode
 
 
-def encode_ids(documents: Mapping[str, Any]) -> list[Tokens]:
-    """Takes the column `input_ids` as it is, less what the column `attention_mask` marks as padding."""
-    rows = [_tokens(ids) for ids in documents["input_ids"]]
-    if "attention_mask" not in documents:
+def _message(message: Any) -> Mapping[str, Any]:
+    """A message as chat templates read it.
+
+    Raises:
+        ValueError: If it is made of other things, or nobody known speaks.
+    """
+    usual, sharegpt = MESSAGE_KEYS
+    if isinstance(message, Mapping) and set(usual) <= message.keys():
+        return message
+    if not isinstance(message, Mapping) or not set(sharegpt) <= message.keys():
+        raise ValueError(
+            f"a message is {reprlib.repr(message)}: expected one with role and content, or with from and value."
+        )
+    role = _ROLES.get(message["from"])
+    if role is None:
+        raise ValueError(f"a message is from {message['from']!r}: expected one of {', '.join(_ROLES)}.")
+    return {"role": role, "content": message["value"]}
+
+
+def _encode_ids(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:
+    """Takes token ids as they are, less what a mask marks as padding."""
+    rows = [_tokens(ids) for ids in documents]
+    if masks is None:
         return rows
-    masks = [np.asarray(mask, dtype=bool) for mask in documents["attention_mask"]]
-    return [row[:, mask] for row, mask in zip(rows, masks, strict=True)]
+    return [row[:, np.asarray(mask, dtype=bool)] for row, mask in zip(rows, masks, strict=True)]
 
 
 def special_token_ids(tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
@@ -100,3 +200,11 @@ def _tokens(ids: Any, trainable: Any = 1) -> Tokens:
     tokens[0] = ids
     tokens[1] = trainable
     return tokens
+
+
+def one_token(token_id: Any, trainable: bool) -> Tokens:
+    """One token (2, 1), or none (2, 0) where it has no id."""
+    return _EMPTY if token_id is None else _tokens([token_id], trainable)
+
+
+_EMPTY: Tokens = np.zeros((2, 0), dtype=np.int64)

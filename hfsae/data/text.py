@@ -1,13 +1,10 @@
-"""Where text comes from: a dataset by name or path, and the split of its documents into disjoint parts."""
+"""Where text comes from: a dataset by name or path."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from hfsae.data.stdlib_text import Split as StdlibSplit
 from hfsae.data.stdlib_text import stdlib_dataset
@@ -15,15 +12,7 @@ from hfsae.data.stdlib_text import stdlib_dataset
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
-else:
-    AnyDataset = TypeVar("AnyDataset")
-
 SampleBy = Literal["passage", "line", "paragraph", "document"]
-Part = Literal["train", "calibration", "evaluation"]
-
-# The share of the documents that each part gets when nobody says otherwise.
-DEFAULT_SHARES: dict[str, float] = {"train": 0.96, "calibration": 0.02, "evaluation": 0.02}
 
 _STDLIB = "python-stdlib"
 _BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
@@ -251,110 +240,3 @@ def _explained(source: str) -> Iterator[None]:
             f"no text {source!r}: there is no file or folder {path.absolute()}, and the Hub gave no dataset of that "
             f"name ({error}). Check the name, the network and, for a private or gated dataset, `hf auth login`"
         ) from error
-
-
-def find_text_column(dataset: "Dataset | IterableDataset", text_column: str | None = None) -> str:
-    """The column that holds the documents.
-
-    Args:
-        dataset: Any dataset with named columns.
-        text_column: A column that must be there. None takes `"text"`, or else the only column of strings.
-
-    Returns:
-        The column's name.
-
-    Raises:
-        ValueError: If `text_column` is not a column, or if it is None and the choice is not clear.
-    """
-    features = dataset.features
-    columns = column_names(dataset)
-    if features is None:
-        strings = [name for name, value in _first_row(dataset).items() if isinstance(value, str)]
-    else:
-        strings = [name for name in columns if getattr(features[name], "dtype", "").endswith("string")]
-    if text_column is None and "text" in columns:
-        return "text"
-    if text_column is None and len(strings) == 1:
-        return strings[0]
-    if text_column is not None and text_column in columns:
-        return text_column
-    wanted = "none is called 'text'" if text_column is None else f"{text_column!r} is not among them"
-    raise ValueError(f"the dataset has the columns {columns} (of strings: {strings}); {wanted}: give text_column")
-
-
-def document_column(
-    dataset: "Dataset | IterableDataset", text_column: str | None = None, *, chat: bool = False
-) -> str | None:
-    """The column that `TokenBlocks` reads documents from, where it is not one of text that is found by itself.
-
-    Args:
-        dataset: Texts, conversations or token ids.
-        text_column: The column, if the user named one.
-        chat: Whether documents are conversations.
-    """
-    if text_column is not None or chat:
-        return text_column or "messages"
-    return "input_ids" if "input_ids" in column_names(dataset) else None
-
-
-def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
-    """The dataset's columns, read from its first row where a stream does not know them."""
-    return list(_first_row(dataset) if dataset.column_names is None else dataset.column_names)
-
-
-def _first_row(dataset: "Dataset | IterableDataset") -> dict[str, Any]:
-    return next(iter(dataset.take(1)), {})
-
-
-def split_documents(
-    dataset: AnyDataset,
-    part: Part,
-    *,
-    shares: Mapping[str, float] | None = None,
-    text_column: str | None = None,
-    chat: bool = False,
-) -> AnyDataset:
-    """One part of a dataset; the parts share no document, however often a document is repeated.
-
-    A document belongs to a part by the SHA-256 of its content alone, so the answer is the same for a stream and for
-    a table, in every order, on every machine, and equal documents are never on two sides.
-
-    Args:
-        dataset: A map-style or a streaming dataset.
-        part: The part to keep.
-        shares: The expected share of the documents of each part; by default `DEFAULT_SHARES` (96 % train, 2 %
-            calibration, 2 % evaluation). They must add up to at most 1; what is left over belongs to no part.
-        text_column: The column that holds the documents (text, token ids or messages). None finds it.
-        chat: Whether documents are conversations.
-
-    Returns:
-        A dataset of the same kind.
-
-    Raises:
-        ValueError: If `part` is unknown, the shares are impossible, or the part of a map-style dataset is empty.
-    """
-    shares = DEFAULT_SHARES if shares is None else shares
-    if part not in get_args(Part) or part not in shares:
-        raise ValueError(f"part is {part!r}, expected one of {', '.join(map(repr, shares))}")
-    if set(shares) - set(get_args(Part)) or min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
-        raise ValueError(
-            f"shares are {dict(shares)}, expected shares of at least 0 that add up to at most 1, of {Part}"
-        )
-    # Always in the same order, so that the order in which the shares were written does not move documents.
-    names = [name for name in get_args(Part) if name in shares]
-    ends = dict(zip(names, accumulate(shares[name] for name in names), strict=True))
-    column = find_text_column(dataset, document_column(dataset, text_column, chat=chat))
-    inside = partial(_is_between, start=ends[part] - shares[part], end=ends[part])
-    kept = dataset.filter(inside, input_columns=[column])
-    if hasattr(kept, "__len__") and len(cast("Dataset", kept)) == 0:
-        raise ValueError(
-            f"none of the {len(cast('Dataset', dataset))} documents falls into {part!r} (share {shares[part]}): "
-            "give it a larger share, more documents, or a split of its own"
-        )
-    return kept
-
-
-def _is_between(document: Any, start: float, end: float) -> bool:
-    content = document if isinstance(document, str) else json.dumps(document, sort_keys=True)
-    digest = hashlib.sha256(content.encode("utf-8", errors="surrogatepass")).digest()
-    return start <= int.from_bytes(digest[:6], "big") / 2**48 < end

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from hfsae.data.text import Part, load_text, only_split, split_documents, text_commit
+from hfsae.data.splitting import DEFAULT_SHARES, Part, split_documents
+from hfsae.data.text import load_text, only_split, text_commit
 
 
 def _told(title: str, default: Any = None, *, argument: str | None = None) -> Any:
@@ -43,8 +44,8 @@ class TextSource:
     split: str | None = _told("split", argument="dataset_split")
     streaming: bool = _told("streamed", False)
     part: Part | None = _told("part of the documents")
-    calibration_share: float = _told("share kept for calibration", 0.02)
-    evaluation_share: float = _told("share kept for evaluation", 0.02)
+    calibration_share: float = _told("share kept for calibration", DEFAULT_SHARES["calibration"])
+    evaluation_share: float = _told("share kept for evaluation", DEFAULT_SHARES["evaluation"])
     text_column: str | None = _told("column")
     chat: bool = _told("conversations", False)
     assistant_only: bool = _told("only what the assistant says", True)

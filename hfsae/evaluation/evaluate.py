@@ -16,7 +16,7 @@ from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
-from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, split, take
+from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, say_shortfall, split, take
 from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
@@ -165,6 +165,8 @@ def evaluate_saes(
     with evaluating(model):
         if known is None:
             known = read_rows(model, other_text, targets, of_first_process=processes > 1)
+        if rank == 0:
+            say_shortfall(batches, tokens, "evaluation" if processes == 1 else "evaluation by each process")
         means = {target: rows.double().mean(0).float() for target, rows in known.items()}
         with all_or_none(all_processes):
             subjects = {

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
 from hfsae.configuration import SAEConfig
-from hfsae.data import TextSource, TokenBlocks
-from hfsae.data.text import column_names
+from hfsae.data import TextSource, TokenBlocks, contents_of
+from hfsae.data.contents import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
@@ -175,9 +175,7 @@ def text_to_measure(
     if dataset is not None:
         reading = TextSource.of_arguments(arguments).reading
         named = TextSource(dataset=dataset, dataset_config=dataset_config, split=split, **reading).resolved()
-        if named.text_column not in column_names(named.load()):
-            named = replace(named, text_column=None)  # that of the text that it was trained on
-        return TextToMeasure(named)
+        return TextToMeasure(_fitting(named))
     recorded = (config.metrics or {}).get("protocol") or (config.training or {}).get("evaluation") or {}
     if not recorded.get("dataset"):
         raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
@@ -188,6 +186,15 @@ def text_to_measure(
         (calibration or {}).get("max_tokens", 0),
         recorded.get("max_tokens"),
     )
+
+
+def _fitting(source: TextSource) -> TextSource:
+    """A text with what was said of the documents of another one, as far as it is true of its own."""
+    dataset = source.load()
+    if source.text_column not in column_names(dataset):
+        source = replace(source, text_column=None)
+    kind = contents_of(dataset, source.text_column, chat=None if source.chat else False).kind
+    return replace(source, chat=kind == "chat")
 
 
 def _blocks(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:

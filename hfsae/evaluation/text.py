@@ -1,5 +1,6 @@
 """The text that an evaluation reads: what the caller gave, as batches of token blocks, cut to a number of tokens."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -7,11 +8,14 @@ import torch
 from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
-from hfsae.data import TokenBatch, TokenBlocks
+from hfsae.data import TextSource, TokenBatch, TokenBlocks
+from hfsae.data.encoding import marks_assistant
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 Text: TypeAlias = "TokenBlocks | Iterable[TokenBatch] | Dataset | IterableDataset | Sequence[str]"
 
@@ -104,6 +108,20 @@ def count(batches: Iterable[TokenBatch]) -> int:
     return sum(int(batch.keep.sum()) for batch in batches)
 
 
+def say_shortfall(batches: Sequence[TokenBatch], wanted: int, purpose: str) -> None:
+    """Warns where a text has ended before as many tokens as were wanted.
+
+    Args:
+        batches: What was taken of it.
+        wanted: Tokens that count, at most.
+        purpose: What they are for.
+    """
+    longest = max((batch.input_ids.shape[1] for batch in batches), default=0)
+    # What is taken ends with a whole sequence, so it may lack as much as the next one would have had.
+    if wanted - (found := count(batches)) >= longest:
+        logger.warning("%s of the %s tokens for %s could be had: the text ends", f"{found:,}", f"{wanted:,}", purpose)
+
+
 def left_out_in_words(config: SAEConfig) -> str:
     """Which tokens an SAE leaves out: `"padding, special tokens, position 0 of every block"`."""
     positions = config.exclude_positions
@@ -135,7 +153,7 @@ def _batches(
         return (_batch(item) for item in data)
     if tokenizer is None:
         raise TypeError("a tokenizer is needed to make tokens of text: pass tokenizer=sae.load_tokenizer().")
-    policy = _shared_policy(configs)
+    policy = _shared_policy(configs, tokenizer)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
     return TokenBlocks(
         data,
@@ -145,10 +163,28 @@ def _batches(
         prepend_bos=policy["prepend_bos"],
         exclude_special_tokens=policy["exclude_special_tokens"],
         exclude_positions=policy["exclude_positions"],
+        chat=policy["chat"],
+        assistant_only=policy["assistant_only"],
         rank=rank,
         world_size=world_size,
         repeat=False,
     )
+
+
+def reading_of(config: SAEConfig, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+    """How an SAE wants conversations read, as `TokenBlocks` takes it: as in its training where it had any.
+
+    Args:
+        config: The SAE's config.
+        tokenizer: Its tokenizer. An SAE that knows no conversations reads what the assistant says, where the chat
+            template marks that.
+    """
+    arguments = (config.training or {}).get("arguments") or {}
+    trained = TextSource.of_arguments(arguments)
+    assistant_only = trained.assistant_only
+    if not trained.chat and "assistant_only" not in arguments:
+        assistant_only = tokenizer is not None and marks_assistant(tokenizer)
+    return {"chat": None if trained.chat else False, "assistant_only": assistant_only}
 
 
 def _batch(item: Any) -> TokenBatch:
@@ -160,12 +196,15 @@ def _batch(item: Any) -> TokenBatch:
     return TokenBatch(*item)
 
 
-def _shared_policy(configs: Mapping[str, SAEConfig]) -> dict[str, Any]:
+def _shared_policy(configs: Mapping[str, SAEConfig], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """How all the SAEs want their text."""
-    policies = {name: {field: getattr(config, field) for field in _POLICY} for name, config in configs.items()}
+    policies = {
+        name: {field: getattr(config, field) for field in _POLICY} | reading_of(config, tokenizer)
+        for name, config in configs.items()
+    }
     first, policy = next(iter(policies.items()))
     for name, other in policies.items():
-        for field in _POLICY:
+        for field in policy:
             if other[field] != policy[field]:
                 raise ValueError(
                     f"{field} is {policy[field]!r} for {first} and {other[field]!r} for {name}: text cannot be cut "

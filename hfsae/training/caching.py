@@ -13,8 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfsae.data import CachedActivations, CacheDescription, document_column, remove_cache, write_cache
-from hfsae.data.text import find_text_column
+from hfsae.data import CachedActivations, CacheDescription, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.language_model import Origin, as_written, find, without_weights
 from hfsae.training import feed
@@ -142,7 +141,7 @@ def text_digest(args: SAETrainingArguments, text: Any) -> str:
     if isinstance(text, Tensor):
         sample: Any = [len(text), text[_spaced(len(text))].tolist()]
     else:
-        column = find_text_column(text, document_column(text, args.text_column, chat=args.chat))
+        column = contents_of(text, args.text_column, chat=args.chat).column
         if hasattr(text, "__len__"):
             sample = [len(text), text.select(_spaced(len(text)))[column][:]]
         else:

@@ -20,8 +20,8 @@ from hfsae.data import (
     default_window_tokens,
 )
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.processes import all_or_none
-from hfsae.evaluation.text import take
+from hfsae.evaluation.processes import all_or_none, process
+from hfsae.evaluation.text import say_shortfall, take
 from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
@@ -62,6 +62,7 @@ def training_blocks(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         repeat=True,
+        wanted_tokens=args.training_tokens // accelerator.num_processes,
     )
 
 
@@ -118,6 +119,8 @@ def calibration_rows(
     with all_or_none(of_first_process):
         blocks = token_blocks(args, texts.calibration, base, repeat=False)
         batches = list(take(blocks, args.calibration_tokens))
+    if process()[0] == 0:
+        say_shortfall(batches, args.calibration_tokens, "calibration")
     points = {place: HookPoint.parse(place) for place in dict.fromkeys(places)}  # in the same order everywhere
     rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}

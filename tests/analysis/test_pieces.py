@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from hfsae import TopKSAEConfig
 from hfsae.analysis.pieces import PieceReader
-from tests.data.tiny import documents, language_model, llama_like, pythia_like
+from tests.data.tiny import chat_tokenizer, documents, language_model, llama_like, pythia_like
 
 
 def config(**fields) -> TopKSAEConfig:
@@ -63,3 +63,30 @@ def test_a_foreign_token_and_a_context_that_is_too_long_are_refused():
         read(Dataset.from_dict({"input_ids": [[99]]}))
     with pytest.raises(ValueError, match="the language model's context is 64"):
         PieceReader(config(), language_model(), pythia_like(), context_length=65)
+
+
+def said(*words):
+    return [{"role": "user", "content": "w1"}, {"role": "assistant", "content": " ".join(words)}]
+
+
+def test_token_ids_under_any_name_and_with_a_bos_of_their_own_get_no_second_one():
+    assert read(Dataset.from_dict({"tokens": [[5, 6, 7]]})) == {(0, 0): [5, 6, 7]}
+    given = config(prepend_bos=True)
+    ids = Dataset.from_dict({"ids": [[0, 6, 7, 8, 9, 10], [6]]})
+    assert read(ids, given=given, tokenizer=llama_like()) == {
+        (0, 0): [0, 6, 7, 8, 9], (0, 4): [0, 10], (1, -1): [0, 6],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", [{}, {"chat": True}, {"chat": True, "assistant_only": False}])
+def test_of_conversations_those_tokens_count_that_counted_in_training(trained):
+    given = config(exclude_positions=[], training={"arguments": trained})
+    rows = Dataset.from_dict({"messages": [said("w2", "w3")]})
+    (pieces,) = PieceReader(given, language_model(vocab_size=50), chat_tokenizer()).batches(rows)
+    kept = sorted(pieces.tokens.input_ids[pieces.tokens.keep].tolist())
+    assert kept == ([5, 6, 7] if trained.get("assistant_only") is False else [6, 7])
+
+
+def test_rows_without_a_document_are_skipped_and_said(caplog):
+    assert read(Dataset.from_dict({"text": ["w1", None, "w2"]})) == {(0, 0): [2], (2, 0): [3]}
+    assert "1 rows without a document in 'text' were skipped" in caplog.messages

@@ -360,3 +360,81 @@ def test_options_that_cannot_work_are_errors_at_once(options, message):
 def test_what_is_not_a_dataset_is_an_error(dataset):
     with pytest.raises(TypeError, match=type(dataset).__name__):
         TokenBlocks(dataset, PYTHIA, context_length=8, batch_size=2)
+
+
+# -- text that people really have -------------------------------------------------------------------------------------
+SHAREGPT = [[{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2 w3"}]]
+SAID = [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]]
+
+
+@pytest.mark.parametrize("column", ["conversations", "said"])
+@pytest.mark.parametrize("assistant_only", [True, False])
+def test_sharegpt_conversations_are_those_with_roles(column, assistant_only):
+    def batch(column, rows):
+        options = {"context_length": 12, "batch_size": 1, "repeat": False, "assistant_only": assistant_only}
+        return next(TokenBlocks(Dataset.from_dict({column: rows}), chat_tokenizer(), chat=True, **options))
+
+    ours, theirs = batch(column, SHAREGPT), batch("messages", SAID)
+    assert_equal([ours], [theirs])
+    assert ours.input_ids[ours.keep].tolist() == ([6, 7] if assistant_only else [5, 6, 7])
+
+
+def test_messages_of_other_kinds_are_refused():
+    for messages, said in (
+        ([{"from": "martian", "value": "w1"}], "a message is from 'martian'"),
+        ([{"role": "user", "content": "w1"}, {"text": "w2"}], "expected one with role and content"),
+    ):
+        rows = IterableDataset.from_generator(lambda messages=messages: iter([{"messages": messages}] * 20))
+        with pytest.raises(ValueError, match=said):
+            TokenBlocks(rows, chat_tokenizer(), context_length=5, batch_size=1, chat=True)
+
+
+def test_a_conversation_that_the_template_refuses_is_an_error_of_ours():
+    tokenizer = chat_tokenizer("{{ raise_exception('roles must alternate') }}")
+    dataset = Dataset.from_dict({"messages": SAID})
+    with pytest.raises(ValueError, match="the chat template refuses a conversation: roles must alternate"):
+        TokenBlocks(dataset, tokenizer, context_length=5, batch_size=1, chat=True, assistant_only=False)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["text", "tokens", "messages"])
+def test_rows_without_a_document_are_skipped_counted_and_said(column, streaming, caplog):
+    rows = {"text": "w1 w2", "tokens": [2, 3], "messages": SAID[0]}
+    there = Dataset.from_dict({column: [rows[column]] * 4})
+    holes = Dataset.from_dict({column: [rows[column], None, rows[column], None, None, rows[column], rows[column]]})
+    holes = holes.to_iterable_dataset() if streaming else holes
+    options = {"context_length": 6, "batch_size": 1, "repeat": False, "exclude_positions": ()}
+    assert_equal(TokenBlocks(holes, chat_tokenizer(), **options), TokenBlocks(there, chat_tokenizer(), **options))
+    assert f"a row has no document in the column '{column}' (None)" in caplog.messages[0]
+    assert f"3 rows without a document in '{column}' were skipped" in caplog.messages
+
+
+def test_a_document_of_another_kind_is_shown():
+    stream = IterableDataset.from_generator(lambda: iter([{"text": "w1"}] * 3 + [{"text": 17.5}]))
+    with pytest.raises(ValueError, match=r"the column 'text' holds 17.5 \(float\) where a text was expected"):
+        list(TokenBlocks(stream, PYTHIA, context_length=2, batch_size=1, repeat=False))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_text_that_is_read_again_is_said_with_how_often(caplog, resumed):
+    def blocks():
+        return TokenBlocks(text_dataset(*[40] * 10), PYTHIA, context_length=8, batch_size=5, wanted_tokens=1600)
+
+    reading = blocks()
+    for _ in range(3):
+        next(reading)
+    if resumed:
+        state = reading.state_dict()
+        reading = blocks()
+        reading.load_state_dict(state)
+    for _ in range(20):
+        next(reading)
+    # 400 tokens less the first position of 8; the EOS between documents are special.
+    assert caplog.messages == ["the text holds about 350 tokens that count: it is read 4.6 times to train on 1,600"]
+
+
+def test_text_that_is_long_enough_is_not_spoken_of(caplog):
+    reading = TokenBlocks(text_dataset(*[40] * 10), PYTHIA, context_length=8, batch_size=5, wanted_tokens=100)
+    for _ in range(5):
+        next(reading)
+    assert not caplog.messages

@@ -1,15 +1,11 @@
 import json
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hfsae.data import load_text, split_documents
-from hfsae.data.text import find_text_column
+from hfsae.data import load_text
 
 TEXTS = ["The first text.", "The second text,\nin two lines.", "", "Ünïcödé."]
 
@@ -148,77 +144,6 @@ def test_files_of_unknown_kinds_are_errors(tmp_path):
         load_text(tmp_path / "book.pdf")
     with pytest.raises(FileNotFoundError, match="save_to_disk"):
         load_text(tmp_path)
-
-
-def test_the_text_column_is_found_where_there_is_no_doubt():
-    rows = Dataset.from_dict({"id": [1], "content": ["a"]})
-    assert find_text_column(rows) == "content"
-    assert find_text_column(rows.to_iterable_dataset().map(lambda row: row)) == "content"
-    assert find_text_column(rows.add_column("text", ["b"])) == "text"
-    assert find_text_column(rows, "id") == "id"
-    several = rows.add_column("title", ["c"])
-    with pytest.raises(ValueError, match=r"\['id', 'content', 'title'\].*give text_column"):
-        find_text_column(several)
-    with pytest.raises(ValueError, match="'body' is not among them"):
-        find_text_column(rows, "body")
-
-
-SHARES = {"train": 0.5, "calibration": 0.2, "evaluation": 0.3}
-
-
-def parts_of(dataset, **options):
-    return {part: texts_of(split_documents(dataset, part, shares=SHARES, **options)) for part in SHARES}
-
-
-@settings(max_examples=15)
-@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=40, max_size=60))
-def test_parts_share_no_document_and_lose_none(texts):
-    parts = parts_of(Dataset.from_dict({"text": texts}).to_iterable_dataset())
-    assert Counter(text for part in parts.values() for text in part) == Counter(texts)
-    names = list(parts)
-    assert all(set(parts[a]).isdisjoint(parts[b]) for a in names for b in names if a != b)
-
-
-def test_parts_have_their_shares_and_are_those_of_the_stream():
-    dataset = Dataset.from_dict({"text": [f"Text number {i}." for i in range(3000)]})
-    parts = parts_of(dataset)
-    assert all(abs(len(parts[part]) / 3000 - SHARES[part]) < 0.03 for part in SHARES)
-    assert parts == parts_of(dataset.to_iterable_dataset())
-    reordered = {part: SHARES[part] for part in reversed(SHARES)}
-    assert texts_of(split_documents(dataset, "calibration", shares=reordered)) == parts["calibration"]
-
-
-def test_by_default_nearly_all_is_trained_on():
-    dataset = Dataset.from_dict({"text": [str(i) for i in range(2000)]})
-    assert 0.94 < len(split_documents(dataset, "train")) / 2000 < 0.98
-
-
-def test_conversations_and_token_ids_can_be_split():
-    messages = [[{"role": "user", "content": str(i)}] for i in range(100)]
-    dataset = Dataset.from_dict({"messages": messages, "input_ids": [[i] for i in range(100)]})
-    for column in ("messages", "input_ids"):
-        parts = [split_documents(dataset, part, shares=SHARES, text_column=column) for part in SHARES]
-        assert sorted(ids[0] for part in parts for ids in part["input_ids"]) == list(range(100))
-
-
-def test_a_part_without_a_document_is_an_error():
-    with pytest.raises(ValueError, match="none of the 3 documents falls into 'evaluation'"):
-        split_documents(Dataset.from_dict({"text": ["a", "b", "c"]}), "evaluation", shares={"evaluation": 1e-6})
-
-
-@pytest.mark.parametrize(
-    ("part", "shares"),
-    [
-        ("test", None),
-        ("train", {"evaluation": 0.1}),
-        ("train", {"train": 0.9, "evaluation": 0.2}),
-        ("train", {"train": -0.1}),
-        ("train", {"train": 0.1, "development": 0.1}),
-    ],
-)
-def test_impossible_shares_are_errors(part, shares):
-    with pytest.raises(ValueError, match="expected"):
-        split_documents(Dataset.from_dict({"text": ["a"]}), part, shares=shares)
 
 
 def test_importing_the_package_does_not_import_datasets():
