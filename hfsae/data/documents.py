@@ -133,7 +133,13 @@ class StreamedDocuments:
         self._documents: Iterator[dict[str, Any]] = iter(self._stream)
 
     def read(self) -> dict[str, Any] | None:
-        documents = list(islice(self._documents, _GROUP))
+        documents: list[dict[str, Any]] = []
+        try:
+            for document in islice(self._documents, _GROUP):
+                documents.append(document)
+        except ValueError as error:  # of a broken file, which `datasets` names in its log
+            read = self.position + len(documents)
+            raise ValueError(f"the stream of text broke after {read} documents: {error}") from error
         self._has_read = True
         self.position += len(documents)
         return {name: [document[name] for document in documents] for name in documents[0]} if documents else None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -75,12 +76,25 @@ def split_documents(
     ends = dict(zip(names, accumulate(shares[name] for name in names), strict=True))
     bounds = {name: (end - shares[name], end) for name, end in ends.items()}
     contents = contents_of(dataset, text_column, chat=chat)
+    try:
+        return _part(dataset, part, contents, names, bounds)
+    except UnicodeDecodeError as error:
+        # JSON files are not asked whether they are UTF-8 before somebody wants the text.
+        shown = reprlib.repr(bytes(error.object[max(0, error.start - 20) : error.end + 20]))
+        raise ValueError(
+            f"a document in the column {contents.column!r} is not UTF-8: {shown}. Convert the file, or leave it out."
+        ) from error
+
+
+def _part(
+    dataset: Any, part: Part, contents: Contents, names: list[Part], bounds: Mapping[str, tuple[float, float]]
+) -> Any:
     few = _few_documents(dataset, contents.column, bounds)
     if few is None:
         start, end = bounds[part]
         return dataset.filter(partial(_is_between, start=start, end=end), input_columns=[contents.column])
     if len(few) >= _LEAST_DEALT_WHOLE or (contents.kind == "chat" and len(few) >= len(names)):
-        chosen = _dealt(few, {name: shares[name] for name in names})[part]
+        chosen = _dealt(few, {name: end - start for name, (start, end) in bounds.items()})[part]
         logger.info("%d documents are few: %d of them are the part for %s", len(few), len(chosen), part)
         return dataset.filter(partial(_is_one_of, chosen=chosen), input_columns=[contents.column])
     if not few or contents.kind == "chat":

@@ -1,23 +1,19 @@
 """Where text comes from: a dataset by name or path."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+from hfsae.data.local_files import LocalText, SampleBy, is_text_file
 from hfsae.data.stdlib_text import Split as StdlibSplit
 from hfsae.data.stdlib_text import stdlib_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-SampleBy = Literal["passage", "line", "paragraph", "document"]
-
 _STDLIB = "python-stdlib"
-_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
-# A passage is long enough to fill a usual context of an LM (about 500 tokens of English).
-_PASSAGE_CHARACTERS = 2000
 
 
 def load_text(
@@ -33,9 +29,9 @@ def load_text(
     """Loads a text dataset, one document a row.
 
     Args:
-        name: A dataset on the Hub (`"Salesforce/wikitext"`), a local file (.txt, .json, .jsonl, .parquet, .arrow), a
-            local folder of such files, a folder written by `Dataset.save_to_disk`, or `"python-stdlib"`: the sources
-            of the Python that runs, with the splits `"train"` and `"held_out"`.
+        name: A dataset on the Hub (`"Salesforce/wikitext"`), a file (.txt, .json, .jsonl, .csv, .parquet or .arrow,
+            also compressed: .jsonl.gz), a folder of such files, a folder written by `Dataset.save_to_disk`, or
+            `"python-stdlib"`: the sources of the Python that runs, with the splits `"train"` and `"held_out"`.
         config: The dataset's configuration (`"wikitext-2-raw-v1"`), where it has several.
         split: The split to load. Local files without split names in them are `"train"`; slices (`"train[:1000]"`)
             work when `streaming` is False. None takes the only split there is, or `"test"` where there are several.
@@ -51,8 +47,8 @@ def load_text(
 
     Raises:
         FileNotFoundError: If neither a local path nor a Hub dataset of this name can be reached.
-        ValueError: If the split is unknown, if a folder mixes kinds of files, if a file is of an unknown kind, or if
-            `sample_by` does not apply.
+        ValueError: If the split is unknown, if a folder mixes kinds of files, a file is of an unknown kind, one is
+            broken (names the line; a stream tells it while iterating), all are empty, or `sample_by` does not apply.
 
     Example:
         >>> load_text("python-stdlib", split="held_out").column_names
@@ -68,12 +64,10 @@ def load_text(
     path = Path(name).expanduser()
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _load_saved(path, split, streaming)
-    if path.is_file():
-        kind, source = _kind_of([path]), {"data_files": {"train": str(path)}}
-        return _load(_BUILDERS[kind], kind, sample_by, split=split, streaming=streaming, **source)
-    if path.is_dir():
-        kind = _kind_of(_data_files(path, data_files), folder=path)
-        return _load(str(path), kind, sample_by, name=config, split=split, streaming=streaming, data_files=data_files)
+    if path.exists():
+        local = LocalText.at(path, data_files)
+        named = {"name": config} if local.tells_splits else {}
+        return local.load(sample_by, split=split, streaming=streaming, **named)
     return _load_from_hub(
         str(name), sample_by, name=config, split=split, streaming=streaming, data_files=data_files, revision=revision
     )
@@ -109,13 +103,12 @@ def only_split(
         return "held_out"
     if (path / "dataset_dict.json").is_file():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    elif path.is_file() or (path / "dataset_info.json").is_file():
+    elif (path / "dataset_info.json").is_file() or (path.exists() and not LocalText.at(path, data_files).tells_splits):
         splits = ["train"]
     else:
         with _explained(str(name)):
-            splits = get_dataset_split_names(
-                str(path if path.is_dir() else name), config, data_files=data_files, revision=revision
-            )
+            source = str(path if path.is_dir() else name)
+            splits = get_dataset_split_names(source, config, data_files=data_files, revision=revision)
     if len(splits) == 1:
         return splits[0]
     if "test" not in splits:
@@ -154,59 +147,6 @@ def _load_saved(folder: Path, split: str, streaming: bool) -> "Dataset | Iterabl
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
-def _data_files(folder: Path, patterns: str | Sequence[str] | None) -> list[Path]:
-    patterns = ["**/*"] if patterns is None else [patterns] if isinstance(patterns, str) else patterns
-    files = [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
-    # Other files (a README, a licence without a suffix) may lie beside the data.
-    return [file for file in files if file.suffix in _BUILDERS]
-
-
-def _kind_of(files: Sequence[Path], folder: Path | None = None) -> str:
-    """The one suffix that all data files share."""
-    kinds = sorted({file.suffix for file in files})
-    if len({_BUILDERS.get(kind) for kind in kinds}) == 1 and kinds[0] in _BUILDERS:
-        return kinds[0]
-    known = ", ".join(_BUILDERS)
-    if folder is None:
-        raise ValueError(f"cannot read {files[0]}: expected a file that ends in one of {known}")
-    if not kinds:
-        raise FileNotFoundError(
-            f"no text in {folder.resolve()}: expected files that end in one of {known}, "
-            "or a folder written by Dataset.save_to_disk"
-        )
-    raise ValueError(
-        f"{folder} mixes {', '.join(kinds)}: choose with data_files, for example data_files='*{kinds[0]}'"
-    )
-
-
-def _load(source: str, kind: str, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
-    """`load_dataset` for local files, where .txt files need to be told what a document is."""
-    from datasets import load_dataset
-
-    if kind != ".txt":
-        if sample_by is not None:
-            raise ValueError(f"sample_by={sample_by!r} is for .txt files; a row of a {kind} file is one document")
-        return load_dataset(source, **options)
-    if sample_by not in (None, "passage"):
-        return load_dataset(source, sample_by=sample_by, **options)
-    lines = load_dataset(source, sample_by="line", keep_linebreaks=True, **options)
-    return lines.map(_gather_passages, batched=True, batch_size=1000)
-
-
-def _gather_passages(lines: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Joins lines up to the first empty line after `_PASSAGE_CHARACTERS`: joined again, passages are the file."""
-    passages, passage, size = [], [], 0
-    for line in lines["text"]:
-        passage.append(line)
-        size += len(line)
-        if size >= _PASSAGE_CHARACTERS and not line.strip():
-            passages.append("".join(passage))
-            passage, size = [], 0
-    if passage:
-        passages.append("".join(passage))
-    return {"text": passages}
-
-
 def _load_from_hub(source: str, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
     from datasets import load_dataset
 
@@ -231,7 +171,7 @@ def _explained(source: str) -> Iterator[None]:
     if path.exists():
         yield
         return
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in _BUILDERS:
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or is_text_file(path):
         raise FileNotFoundError(f"no file or folder {path.absolute()}")
     try:
         yield

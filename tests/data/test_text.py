@@ -1,4 +1,8 @@
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 
@@ -24,11 +28,28 @@ def write_arrow(path, texts=TEXTS):
     (folder / "data-00000-of-00001.arrow").rename(path)
 
 
+def write_csv(path, texts=TEXTS):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["n", "text"], *([i, text or None] for i, text in enumerate(texts))])
+
+
+def compressed(opener):
+    def write(path, texts=TEXTS):
+        with opener(path, "wt", encoding="utf-8") as file:
+            file.write("\n".join(json.dumps({"text": text}) for text in texts))
+
+    return write
+
+
 WRITERS = {
     "data.jsonl": write_jsonl,
     "data.json": write_jsonl,
     "data.parquet": write_parquet,
     "data.arrow": write_arrow,
+    "data.csv": write_csv,
+    "data.jsonl.gz": compressed(gzip.open),
+    "data.json.bz2": compressed(bz2.open),
+    "data.jsonl.xz": compressed(lzma.open),
 }
 
 
@@ -42,7 +63,7 @@ def test_a_file_gives_a_document_a_row(tmp_path, name, streaming):
     WRITERS[name](tmp_path / name)
     dataset = load_text(tmp_path / name, streaming=streaming)
     assert isinstance(dataset, IterableDataset if streaming else Dataset)
-    assert texts_of(dataset) == TEXTS
+    assert [text or "" for text in texts_of(dataset)] == TEXTS
 
 
 @pytest.mark.parametrize("streaming", [False, True])
