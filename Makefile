@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/tiny
 
-.PHONY: setup train test test-slow lint resolve clean
+.PHONY: setup train test test-slow test-second test-newest lint resolve clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,32 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow --durations 10
+
+# What depends on the release of transformers: hooks, steering, evaluation.
+RELEASE_TESTS := tests/hooks tests/test_attach.py tests/analysis/test_interventions.py tests/analysis/test_effects.py \
+	tests/evaluation
+SECOND := $(VENV)-second
+NEWEST := $(VENV)-newest
+
+# An environment of its own, made in seconds: newer packages before those of the first.
+test-second: $(SECOND)/.ready
+	OMP_NUM_THREADS=1 $(SECOND)/bin/python -m pytest --numprocesses 2 --dist loadfile $(RELEASE_TESTS)
+
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+$(SECOND)/.ready: $(VENV)/.ready constraints-newest.txt
+	$(BIN)/python -m venv --clear --without-pip $(SECOND)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" > "$$($(SECOND)/bin/python -c '$(SITE)')/first.pth"
+	$(BIN)/python -m pip --python $(SECOND)/bin/python install --quiet --no-deps --requirement constraints-newest.txt
+	$(BIN)/python -m pip --python $(SECOND)/bin/python check
+	touch $@
+
+# What pip finds today within the ranges of pyproject.toml; outside CI, so that a release of others never stops ours.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade pip
+	$(NEWEST)/bin/pip install --quiet --editable . --group test
+	$(NEWEST)/bin/pip list --format freeze
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(RELEASE_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
