@@ -36,9 +36,9 @@ def visiting(
     """Call `visitor` when the model passes `hook_point`; leaving the context takes all hooks off.
 
     The visitor sees (batch, seq, d) also where the module works on flattened tokens, (batch * seq, d), as OPT's `fc1`
-    and `fc2` do, or with the sequence first. Visits at one place happen in the order in which their contexts were
-    entered, and each sees what the one before put there. A forward pass of the model that does not pass the place
-    once, or not the visit that it names, is an error.
+    and `fc2` do, or with the sequence first; of several streams it sees the one that is named. Visits at one place
+    happen in the order in which their contexts were entered, and each sees what the one before put there. A forward
+    pass of the model that does not pass the place once, or not the visit that it names, is an error.
 
     Args:
         model: The model that holds the module.
@@ -63,6 +63,7 @@ def visiting(
             passes,
             model_name=type(model).__name__,
             through=through,
+            stream_axis=layout.stream_axis(hook_point) if layout is not None else None,
             time_major=time_major,
             may_be_skipped=may_be_skipped,
             every_visit=every_visit,
@@ -100,6 +101,7 @@ class _Visit:
         passes: The model's forward passes.
         model_name: For messages.
         through: Write a replacement through to the residual stream, not only to the module that reads it.
+        stream_axis: Where the place names one of several streams, the axis on which it is chosen.
         time_major: Whether activations are (seq, batch, d).
         may_be_skipped: Whether a pass that never comes here is no error.
         every_visit: Whether each of several visits in a pass is meant.
@@ -113,6 +115,7 @@ class _Visit:
         *,
         model_name: str,
         through: bool,
+        stream_axis: int | None,
         time_major: bool,
         may_be_skipped: bool,
         every_visit: bool,
@@ -122,6 +125,7 @@ class _Visit:
         self._passes = passes
         self._model_name = model_name
         self._through = through
+        self._stream_axis = stream_axis
         self._time_major = time_major
         self._may_be_skipped = may_be_skipped
         self._every_visit = every_visit
@@ -205,6 +209,12 @@ class _Visit:
         return activation
 
     def _visit(self, activation: Tensor) -> Tensor | None:
+        if self._stream_axis is not None:
+            assert self._hook_point.stream is not None
+            replacement = self._visitor(activation.select(self._stream_axis, self._hook_point.stream))
+            if replacement is None:
+                return None
+            return activation.select_scatter(replacement, self._stream_axis, self._hook_point.stream)
         if self._time_major and activation.dim() > 2:
             replacement = self._visitor(activation.transpose(0, 1))
             return None if replacement is None else replacement.transpose(0, 1)

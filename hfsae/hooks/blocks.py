@@ -165,6 +165,32 @@ def transformer_lens_places(block: nn.Module, config: Any) -> dict[str, Place]:
     return places | _queries(block, parts)
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Several residual streams that go side by side from block to block.
+
+    Attributes:
+        number: How many.
+        axis: The axis of a block's input and output that tells them apart.
+    """
+
+    number: int
+    axis: int
+
+
+def streams_of(config: Any) -> Streams | None:
+    """The streams of a model's blocks, (streams, batch, seq, d) or (batch, seq, streams, d); None for a single one.
+
+    Args:
+        config: The text model's config.
+    """
+    if number := getattr(config, "altup_num_inputs", None):  # Gemma 3n
+        return Streams(number, axis=0)
+    if number := getattr(config, "hc_mult", None):  # hyper-connections: DeepSeek V4, HY V4
+        return Streams(number, axis=2)
+    return None
+
+
 def after_the_branches(block: nn.Module) -> tuple[str, ...]:
     """What turns `resid_mid + mlp_out` into `resid_post`, in order; empty where the two are equal.
 

@@ -12,7 +12,14 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hfsae.hooks.blocks import Place, after_the_branches, block_places, transformer_lens_places
+from hfsae.hooks.blocks import (
+    Place,
+    Streams,
+    after_the_branches,
+    block_places,
+    streams_of,
+    transformer_lens_places,
+)
 from hfsae.hooks.inner import inner_model
 from hfsae.hooks.points import HookPoint, HookPointError
 
@@ -30,6 +37,7 @@ _FINAL_NORMS = (
     *("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm", "ln_out"),
     *("embedding_norm", "out_norm", "output_layernorm", "layernorm", "ln"),
 )
+_LAST_NORM_FIRST_TOO = ("nanochat",)  # It normalises the embeddings with the same module.
 _COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers", "n_layer", "n_layers")
 """What configs call the number of layers; some of these count an encoder's, or cache slots."""
 
@@ -82,7 +90,29 @@ class DecoderLayout:
         around = self.model.get_submodule(self.decoder_path)
         children = [name for name, _ in around.named_children()]
         name = next((name for name in _FINAL_NORMS if name in children), None)
-        return HookPoint(f"{self.decoder_path}.{name}".lstrip("."), "output") if name else None
+        visit = 1 if self.config.model_type in _LAST_NORM_FIRST_TOO else None
+        return HookPoint(f"{self.decoder_path}.{name}".lstrip("."), "output", visit) if name else None
+
+    @cached_property
+    def streams(self) -> Streams | None:
+        """The residual streams that go side by side from block to block; None where there is one."""
+        return streams_of(self.config)
+
+    def stream_axis(self, hook_point: HookPoint) -> int | None:
+        """The axis on which a place's stream is chosen; None where its name chooses none."""
+        if hook_point.stream is None:
+            return None
+        if self.streams is None or not self.roles(hook_point) & {"resid_pre", "resid_post"}:
+            raise HookPointError(
+                f"{hook_point} names one of several streams, but {type(self.model).__name__} has only one there: "
+                f"leave [{hook_point.stream}] out"
+            )
+        if hook_point.stream >= self.streams.number:
+            raise HookPointError(
+                f"{hook_point}: {type(self.model).__name__} has {self.streams.number} streams, 0 to "
+                f"{self.streams.number - 1}"
+            )
+        return self.streams.axis
 
     def places(self, layer: int) -> dict[str, HookPoint]:
         """What one layer offers, by role (`"resid_pre"`, `"attn_out"`, ...)."""
@@ -156,7 +186,7 @@ def _find_blocks(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
     if len(found) != 1:
         raise HookPointError(_ambiguous(model, counts, shallowest or lists))
     path, blocks = found[0]
-    _check_one_stream(blocks[0])
+    _check_that_tokens_pass(blocks[0], config)
     return path, blocks
 
 
@@ -171,14 +201,20 @@ def _are_blocks(model: nn.Module, modules: nn.ModuleList) -> bool:
     return all(isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names for module in modules)
 
 
-def _check_one_stream(block: nn.Module) -> None:
-    """Refuses blocks that take something before the residual stream (Reformer's take two streams)."""
+def _check_that_tokens_pass(block: nn.Module, config: Any) -> None:
+    """Refuses blocks that take more than one vector a token, without an axis that tells them apart."""
+    name = type(block).__name__
     parameters = list(inspect.signature(block.forward).parameters)
-    if "hidden_states" in parameters[1:]:
-        raise HookPointError(
-            f"{type(block).__name__} takes {parameters[0]!r} beside 'hidden_states': more than one stream goes from "
-            f"block to block, and no portable name says which. Name the place by its module path and side instead"
-        )
+    if "hidden_states" in parameters[1:]:  # Reformer
+        why = f"{name} takes {parameters[0]!r} beside 'hidden_states'"
+    elif getattr(config, "ngram", 0):  # ProphetNet
+        why = f"{name} takes the streams that predict n-grams behind the tokens' own"
+    else:
+        return
+    raise HookPointError(
+        f"{why}: more than one stream goes from block to block, and no portable name says which. Name the place by "
+        f"its module path and side instead"
+    )
 
 
 def _ambiguous(model: nn.Module, counts: list[int], lists: list[tuple[str, nn.ModuleList]]) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
 from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
-from hfsae.hooks.points import HookPoint, HookPointError, split_visit
+from hfsae.hooks.points import HookPoint, HookPointError, split_stream, split_visit
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
@@ -160,8 +160,9 @@ def portable_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
     point = resolve_hook_point(model, hook_point)
     layout = DecoderLayout.find(model)
     available = _available(layout) if layout is not None else {}
-    name = next((name for name, place in available.items() if place == replace(point, visit=None)), None)
-    return name if name is None or point.visit is None else f"{name}@{point.visit}"
+    names = {place: name for name, place in available.items()}
+    whole = names.get(replace(point, visit=None))
+    return names.get(point) or (None if whole is None else f"{whole}@{point.visit}")
 
 
 def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
@@ -177,8 +178,6 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
         HookPointError: If the model has no such place.
     """
     point = resolve_hook_point(model, hook_point)
-    if point.visit is not None:
-        return None
     name = portable_name(model, point)
     if name is not None:
         return portable_to_transformer_lens(name)
@@ -207,20 +206,32 @@ def portable_to_transformer_lens(portable: str) -> str | None:
 def _available(layout: DecoderLayout) -> dict[str, HookPoint]:
     available = {EMBED: layout.embed} if layout.embed is not None else {}
     for layer in range(len(layout.blocks)):
-        available |= {f"{role}.{layer}": point for role, point in layout.places(layer).items()}
+        for role, point in layout.places(layer).items():
+            if layout.streams is not None and role in ("resid_pre", "resid_post"):
+                streams = range(layout.streams.number)
+                available |= {f"{role}.{layer}[{stream}]": replace(point, stream=stream) for stream in streams}
+            else:
+                available[f"{role}.{layer}"] = point
     return available | ({FINAL_NORM: layout.final_norm} if layout.final_norm is not None else {})
 
 
 def _names_several(name: str) -> bool:
+    name, _ = split_stream(split_visit(name)[0])
     return any(re.fullmatch(_SELECTOR, part) and re.search(r"\*|\d-", part) for part in name.split("."))
 
 
 def _expand(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
-    """The places that one name means; a visit at its end (`resid_post.*@1`) holds for all of them."""
+    """The places that one name means; a stream or visit at its end (`resid_post.*[0]@1`) holds for all of them."""
     place, visit = split_visit(name)
-    if visit is None:
-        return _expand_place(model, layout, name)
+    place, stream = split_stream(place)
     points = _expand_place(model, layout, place)
+    if stream is not None:
+        points = {f"{key}[{stream}]": replace(point, stream=stream) for key, point in points.items()}
+        if layout is not None:
+            for point in points.values():
+                layout.stream_axis(point)
+    if visit is None:
+        return points
     return {f"{key}@{visit}": replace(point, visit=visit) for key, point in points.items()}
 
 

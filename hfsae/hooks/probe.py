@@ -37,11 +37,13 @@ class Seen:
         model_name: The model's class.
         shapes: The shape of every visit, for either length.
         unlike_neighbour: What a place at a block's border is not equal to, though it is named as if it were.
+        rows: How many rows of ids the model was given: more than two where several codebooks make one sequence.
     """
 
     model_name: str
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     unlike_neighbour: HookPoint | None = None
+    rows: int = _BATCH
 
     @property
     def visits(self) -> int:
@@ -52,7 +54,7 @@ class Seen:
     def time_major(self) -> bool:
         """Whether activations are (seq, batch, d)."""
         return bool(self.visits) and all(
-            len(shape) == 3 and shape[1] == _BATCH and shape[0] >= length and shape[0] - length == self._extra(0)
+            len(shape) == 3 and shape[1] == self.rows and shape[0] >= length and shape[0] - length == self._extra(0)
             for length, shapes in zip(_LENGTHS, self.shapes, strict=True)
             for shape in shapes
         )
@@ -66,13 +68,13 @@ class Seen:
         self.check_visit(hook_point)
         if not self.time_major and not self._is_batch_major():
             seen = " and ".join(
-                f"{tuple(shapes[-1])} for {_BATCH} sequences of {length}" if shapes else f"nothing for {length}"
+                f"{tuple(shapes[-1])} for {self.rows} sequences of {length}" if shapes else f"nothing for {length}"
                 for length, shapes in zip(_LENGTHS, self.shapes, strict=True)
             )
             raise HookPointError(
                 f"what {self.model_name} passes at {hook_point} cannot be matched with tokens: its shape was {seen} "
-                f"tokens, where ({_BATCH}, {_LENGTHS[0]}, d) and ({_BATCH}, {_LENGTHS[1]}, d) were expected. Choose "
-                "another place."
+                f"tokens, where ({self.rows}, {_LENGTHS[0]}, d) and ({self.rows}, {_LENGTHS[1]}, d) were expected. "
+                f"Choose another place{self._which_stream(hook_point)}."
             )
         if self.unlike_neighbour is not None:
             raise HookPointError(
@@ -96,9 +98,13 @@ class Seen:
                 f"go from 0 to {self.visits - 1}."
             )
 
+    def _which_stream(self, hook_point: HookPoint) -> str:
+        several = hook_point.stream is None and any(len(shape) == 4 for shapes in self.shapes for shape in shapes)
+        return f", or one of several streams, such as '{replace(hook_point, stream=0)}'" if several else ""
+
     def _is_batch_major(self) -> bool:
         return all(
-            len(shape) == 3 and shape[0] == _BATCH and shape[1] >= length and shape[1] - length == self._extra(1)
+            len(shape) == 3 and shape[0] == self.rows and shape[1] >= length and shape[1] - length == self._extra(1)
             for length, shapes in zip(_LENGTHS, self.shapes, strict=True)
             for shape in shapes
         )
@@ -149,7 +155,13 @@ def _look(model: nn.Module, places: list[HookPoint], layout: DecoderLayout | Non
         if len(last[place]) == len(last[neighbour]) == 1 and not _equal(last[place][0], last[neighbour][0])
     }
     name = type(model).__name__
-    return {place: Seen(name, shapes[place], unlike.get(place)) for place in places}  # type: ignore[arg-type]
+    rows = _rows(model.config)
+    return {place: Seen(name, shapes[place], unlike.get(place), rows) for place in places}  # type: ignore[arg-type]
+
+
+def _rows(config: Any) -> int:
+    """Rows of ids for two sequences; MusicGen takes one for each codebook."""
+    return _BATCH * getattr(config.get_text_config(), "num_codebooks", 1)
 
 
 def _run(
@@ -158,8 +170,9 @@ def _run(
     """What passes at each place, visit by visit, for two sequences."""
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
-    ids = (3 + torch.arange(_BATCH * length)).remainder(vocabulary).view(_BATCH, length).to(input_device(model))
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    rows = _rows(config)
+    ids = (3 + torch.arange(rows * length)).remainder(vocabulary).view(rows, length).to(input_device(model))
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids[:_BATCH]), "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         inputs = {name: value for name, value in inputs.items() if name in accepted}
@@ -190,7 +203,7 @@ def _neighbour(layout: DecoderLayout | None, place: HookPoint) -> HookPoint | No
     other = layer - 1 if place.side == "input" else layer + 1
     if not 0 <= other < len(layout.blocks):
         return None
-    return HookPoint(layout.block_path(other), "output" if place.side == "input" else "input")
+    return HookPoint(layout.block_path(other), "output" if place.side == "input" else "input", stream=place.stream)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
