@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
     **_same(
         HIDDEN, "hidden_size hidden_size_global d_model n_embd embedding_size emb_dim attention_hidden_size dim_model"
     ),
-    **_same(LAYERS, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers"),
+    **_same(LAYERS, "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers"),
     **_same(4, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"),
     **_same(4, "swa_num_attention_heads linear_num_heads num_encoder_attention_heads num_decoder_attention_heads"),
     **_same(2, "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads linear_num_value_heads"),
@@ -41,14 +41,16 @@ VALUES: dict[str, Any] = {
     ),
     **_same(24, "moe_intermediate_size prefix_dense_intermediate_size"),
     **_same(4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
-    **_same(2, "num_experts_per_tok moe_topk moe_k top_k_experts index_topk index_n_heads"),
+    **_same(2, "num_experts_per_tok moe_topk moe_k top_k_experts index_n_heads"),
     **_same(1, "n_shared_experts num_shared_experts n_group topk_group first_k_dense_replace num_dense_layers"),
     **_same(VOCABULARY, "vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size"),
     **_same(
         LONGEST, "max_position_embeddings n_positions n_ctx max_seq_len max_source_positions max_target_positions"
     ),
+    **_same(LONGEST, "index_topk"),  # An index that leaves tokens out tips over at the slightest difference.
     **_same(16, "mamba_d_state state_size ssm_state_size hidden_size_per_layer_input laurel_rank sliding_window"),
     **_same(4, "mamba_d_conv conv_kernel time_step_rank mamba_dt_rank conv_L_cache chunk_size mamba_chunk_size"),
+    **_same(True, "is_decoder"),  # BERT's kin are bidirectional otherwise.
     **_same(0, "pad_token_id"),
     **_same(1, "bos_token_id"),
     **_same(2, "eos_token_id decoder_start_token_id"),
@@ -73,6 +75,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": HIDDEN},
     },
+    "dory": {"n_input_layers": 1, "n_output_layers": 1},
     "dots3_note_text": _MLA | {"use_sliding_window": False},
     "longcat_flash": {"zero_expert_num": 2} | _MLA,
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def first(value: Any) -> Tensor:
     """The activation in what a module was given or has returned, for the forms that occur in `families`."""
-    return value[0] if isinstance(value, tuple) else value
+    return value[0] if isinstance(value, tuple | list) else value
 
 
 @contextmanager
