@@ -57,6 +57,36 @@ def llava() -> PreTrainedModel:
     return _random(lambda: hf.LlavaForConditionalGeneration(config))
 
 
+def bert() -> PreTrainedModel:
+    config = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"} | {"pad_token_id": 0}
+    return _random(lambda: hf.BertForMaskedLM(hf.BertConfig(**config)))
+
+
+def esm() -> PreTrainedModel:
+    """As ESM-2 is built: rotary positions, norms before the branches, one after the last block."""
+    config = hf.EsmConfig(
+        **{name: size for name, size in SIZES.items() if name not in ("num_key_value_heads", "pad_token_id")},
+        pad_token_id=0,
+        mask_token_id=1,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        token_dropout=False,
+    )
+    return _random(lambda: hf.EsmForMaskedLM(config))
+
+
+def gemma4() -> PreTrainedModel:
+    config = SIZES | {"pad_token_id": 0, "head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0}
+    config |= {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0}
+    return _random(lambda: hf.Gemma4ForCausalLM(hf.Gemma4TextConfig(**config)))
+
+
+def rwkv() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "attention_hidden_size": WIDTH, "num_hidden_layers": 2}
+    config = hf.RwkvConfig(**sizes, intermediate_size=48, context_length=64, bos_token_id=0, eos_token_id=0)
+    return _random(lambda: hf.RwkvForCausalLM(config))
+
+
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """A model with its tokenizer."""
     model.save_pretrained(folder)

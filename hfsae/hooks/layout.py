@@ -204,7 +204,8 @@ def _are_blocks(model: nn.Module, modules: nn.ModuleList) -> bool:
 def _check_that_tokens_pass(block: nn.Module, config: Any) -> None:
     """Refuses blocks that take more than one vector a token, without an axis that tells them apart."""
     name = type(block).__name__
-    parameters = list(inspect.signature(block.forward).parameters)
+    # nnsight gives every module a forward that seems unbound.
+    parameters = [name for name in inspect.signature(block.forward).parameters if name != "self"]
     if "hidden_states" in parameters[1:]:  # Reformer
         why = f"{name} takes {parameters[0]!r} beside 'hidden_states'"
     elif getattr(config, "ngram", 0):  # ProphetNet

@@ -1,6 +1,8 @@
 """Each family's well-known places: which are offered, where they lie, and that they are what their names say."""
 
 import copy
+import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -203,3 +205,12 @@ def test_blocks_that_pass_two_streams_have_no_portable_names():
     config = ReformerConfig(is_decoder=True, attn_layers=["local", "local"], axial_pos_embds=False)
     with pytest.raises(HookPointError, match="takes 'prev_attn_output' beside 'hidden_states'"):
         available_hook_points(ReformerModelWithLMHead(config))
+
+
+def test_a_forward_that_seems_unbound_is_no_second_stream():
+    """As nnsight puts it on every module."""
+    model = copy.deepcopy(build("llama"))
+    for block in model.model.layers:
+        block.forward = partial(type(block).forward, block)
+        block.forward.__signature__ = inspect.signature(type(block).forward)
+    assert resolve_hook_point(model, "resid_post.1").path == "model.layers.1"
