@@ -30,9 +30,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "rwkv": (lambda folder: save(models_on_disk.rwkv(), folder), {}, "RwkvForCausalLM"),
     "int8": (lambda folder: save(models_on_disk.llama(), folder), {"model_kwargs": INT8}, "LlamaForCausalLM"),
 }
-TEXTS = [
-    f"def f_{i}(a, b): return a * {i} + b  # line {j} of the {i * j}th text" for i in range(40) for j in range(12)
-]
+TEXTS = [f"def f_{i}(a, b): return a * {i} + b  # line {j} of text {i * j}" for i in range(40) for j in range(12)]
 
 
 @pytest.mark.slow
@@ -66,7 +64,7 @@ def test_a_model_on_disk_is_trained_on_measured_saved_and_found_again(kind, tmp_
     sae = SAE.from_pretrained(tmp_path / "sae")
     model = sae.load_base_model()
     assert type(inner_model(model)).__name__ == class_name and not model.training
-    check = sae.self_check(model, [text for text in TEXTS[:40]])
+    check = sae.self_check(model, TEXTS[:40])
     assert check.ok, str(check)
     ids = sae.load_tokenizer()(TEXTS[0], return_tensors="pt").input_ids
     with torch.no_grad(), sae.attach(model, splice=True) as run:
