@@ -25,11 +25,12 @@ def describe(source: str, **hub: Any) -> str:
 
 def _facts(config: SAEConfig) -> list[tuple[str, str]]:
     revision = f" @ {config.base_model_revision[:12]}" if config.base_model_revision else ""
+    adapter = f" with the adapter {config.base_model_adapter}" if config.base_model_adapter else ""
     facts = [
         ("architecture", architecture_name(config)),
         ("features", f"{config.n_features:,} ({config.expansion_factor:g}x of d_in = {config.d_in})"),
         ("reads", f"{config.hook_point or 'not recorded'}"),
-        ("of", f"{config.base_model or 'not recorded'}{revision}"),
+        ("of", f"{config.base_model or 'not recorded'}{revision}{adapter}"),
     ]
     if config.is_transcoder:
         facts.append(("writes", f"{config.target_hook_point} (d_out = {config.d_out})"))

@@ -17,6 +17,7 @@ def test_an_sae_is_described_from_what_its_config_records(tmp_path):
         hook_point="transformer.h.8.output",
         base_model="openai-community/gpt2",
         base_model_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        base_model_adapter="org/lora",
         training={"n_tokens": 1_500_000, "dataset": "python-stdlib"},
         metrics={"l0": 32.0, "explained_variance": 0.81234567, "loss_recovered": None, "dead_fraction": 0.0},
     )
@@ -24,7 +25,7 @@ def test_an_sae_is_described_from_what_its_config_records(tmp_path):
         "architecture  topk",
         "features      48 (3x of d_in = 16)",
         "reads         transformer.h.8.output",
-        "of            openai-community/gpt2 @ 607a30d783df",
+        "of            openai-community/gpt2 @ 607a30d783df with the adapter org/lora",
         "trained on    1,500,000 tokens of python-stdlib",
         "measured      l0 32, explained_variance 0.8123, dead_fraction 0",
     ]

@@ -92,13 +92,14 @@ def front_matter(
     """
     results = eval_results(metrics)
     tags = [*TAGS, architecture_name(config), *(["transcoder"] if config.is_transcoder else [])]
-    base_model, dataset = hub_id(config.base_model), dataset_id((config.training or {}).get("dataset"))
+    models = [name for name in (config.base_model, config.base_model_adapter) if hub_id(name)]
+    dataset = dataset_id((config.training or {}).get("dataset"))
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag="feature-extraction",
         tags=[*tags, *place_tags(portable_name(config), config.hook_point)],
-        base_model=base_model,
-        base_model_relation="adapter" if base_model else None,
+        base_model=models[0] if len(models) == 1 else models or None,
+        base_model_relation="adapter" if models else None,
         datasets=[dataset] if dataset else None,
         license=license,
         language=language,

@@ -34,6 +34,10 @@ from hfsae.saving import quietly, write_json
 
 logger = logging.getLogger(__name__)
 
+_LANGUAGE_MODEL = (
+    *("base_model", "base_model_revision", "base_model_adapter", "base_model_adapter_revision"),
+    "base_model_kwargs",
+)
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
@@ -178,16 +182,18 @@ def _is_old_checkpoint(path: str, place: Path) -> bool:
 @contextmanager
 def _fit_for_publication(config: SAEConfig) -> Iterator[None]:
     """Leaves out what means nothing elsewhere: folders of this machine, and how its run was kept."""
-    kept = config.base_model, config.training, config.metrics
-    if config.base_model is not None and without_folders(config.base_model) != config.base_model:
-        config.base_model = None
+    kept = {name: getattr(config, name) for name in (*_LANGUAGE_MODEL, "training", "metrics")}
+    if any(place and without_folders(place) != place for place in (config.base_model, config.base_model_adapter)):
+        for name in _LANGUAGE_MODEL:  # all or nothing: without its adapter it is another language model
+            setattr(config, name, None)
     config.training, config.metrics = (_without_folders(values) for values in (config.training, config.metrics))
     if config.training is not None and isinstance(arguments := config.training.get("arguments"), dict):
         config.training["arguments"] = {name: arguments[name] for name in arguments if name not in HOUSEKEEPING}
     try:
         yield
     finally:
-        config.base_model, config.training, config.metrics = kept
+        for name, value in kept.items():
+            setattr(config, name, value)
 
 
 def _without_folders(value: Any) -> Any:

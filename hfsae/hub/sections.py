@@ -105,6 +105,8 @@ def card_values(
         "about_architecture": about_architecture(config),
         "settings": architecture_settings(config),
         "base_model": hub_id(config.base_model),
+        "adapter": hub_id(config.base_model_adapter),
+        "loaded_with": _loaded_with(config),
         "portable_name": training.get("portable_name"),
         "repo_id": repo_id,
         "subfolder": subfolder,
@@ -149,6 +151,17 @@ def architecture_settings(config: SAEConfig) -> Rows:
     shared = {field.name for field in dataclasses.fields(SAEConfig)}
     own = [field.name for field in dataclasses.fields(config) if field.name not in shared]
     return [(name, str(getattr(config, name))) for name in own]
+
+
+def _loaded_with(config: SAEConfig) -> list[str]:
+    """What the language model was loaded with that changes its activations, in short."""
+    shown = []
+    for name, value in (config.base_model_kwargs or {}).items():
+        if name == "quantization_config" and isinstance(value, dict):
+            bits = next((f" {bits} bit" for bits in (8, 4) if value.get(f"load_in_{bits}bit")), "")
+            value = f"{value.get('quant_method', 'bitsandbytes')}{bits}"
+        shown.append(f"{name}={value}")
+    return shown
 
 
 def left_out(config: SAEConfig) -> str:

@@ -40,6 +40,16 @@ def test_its_first_sentence_names_architecture_size_place_and_model():
         assert fact in text.split("## Measured")[0]
 
 
+def test_an_adapter_and_what_the_model_was_loaded_with_are_named_beside_it():
+    loaded = {"quantization_config": {"quant_method": "quanto", "weights": "int8"}, "gguf_file": "a.gguf"}
+    adapted = config(base_model_adapter="org/lora", base_model_adapter_revision="abc123", base_model_kwargs=loaded)
+    text = render_card(adapted).text.split("## Measured")[0]
+    link = "the PEFT adapter [org/lora](https://huggingface.co/org/lora) at commit `abc123`"
+    assert f"{link} (loaded with `quantization_config=quanto`, `gguf_file=a.gguf`)" in text
+    assert "with a PEFT adapter that is not on the Hub" in render_card(config(base_model_adapter="./lora")).text
+    assert "PEFT" not in render_card(config()).text
+
+
 def test_figures_stand_beside_their_baselines_and_ranges():
     text = render_card(config()).text
     assert table(text, "**explained variance**")[1:5] == ["**0.9625**", "0.25", "0.5", "> 0.95"]

@@ -22,6 +22,13 @@ def test_its_metadata_finds_the_sae_by_library_base_model_and_dataset():
     assert {"sparse-autoencoder", "sae", "mechanistic-interpretability", "hfsae", "topk"} <= set(data["tags"])
 
 
+def test_its_metadata_names_the_adapter_beside_its_base_model():
+    card = render_card(config(base_model_adapter="org/lora"), repo_id="org/sae")
+    assert yaml.safe_load(card.data.to_yaml())["base_model"] == ["org/lm", "org/lora"]
+    assert problems(str(card)) == []
+    assert render_card(config(base_model_adapter="./lora")).data.base_model == "org/lm"
+
+
 def test_the_hub_finds_nothing_wrong_with_its_metadata():
     assert problems(str(render_card(config(), repo_id="org/sae"))) == []
     assert problems(str(render_card(TopKSAEConfig(d_in=8, n_features=32, k=4)))) == []

@@ -112,6 +112,14 @@ def test_folders_of_this_machine_are_not_published(hub):
     assert sae.config.base_model == "/home/somebody/lm" and sae.config.training["arguments"] == arguments
 
 
+def test_a_model_whose_adapter_stays_here_is_not_published_as_the_model_without_it(hub):
+    sae = SAE.from_config(config(base_model_adapter="./lora", base_model_kwargs={"attn_implementation": "eager"}))
+    sae.push_to_hub(REPO)
+    published = SAE.from_pretrained(REPO).config
+    assert (published.base_model, published.base_model_adapter, published.base_model_kwargs) == (None, None, None)
+    assert (sae.config.base_model, sae.config.base_model_adapter) == ("org/lm", "./lora")
+
+
 def test_figures_of_other_weights_are_marked_as_stale(hub):
     sae = SAE.from_config(config())
     sae.config.metrics["protocol"]["weights_sha256"] = weights_sha256(sae)
