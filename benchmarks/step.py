@@ -1,13 +1,15 @@
 """The whole training step of each architecture, as a ratio to one float32 encoder product.
 
     python benchmarks/step.py [--architectures topk gated] [--active 32 123] [--dense] [--dead 0.1] [--bf16] [--peers]
+    python benchmarks/step.py --against CHECKOUT [...]
 
 A step is what `Learner.step` does with activations that are there: forward, loss, backward, projection, clipping,
 Adam, renormalisation, dead-feature counts, log sums. Steps and encoder products are timed in turn, so that whatever
 else the machine does falls on both, and in memory that is kept as in a run, where the product is faster too; the
 figures are medians and minima over the repeats. Peak memory is what the
 process's resident size rose by over its size before the steps, weights and optimiser moments included in the latter
-(Linux; on CUDA the allocator's peak). Writes JSON, prints a table.
+(Linux; on CUDA the allocator's peak). Writes JSON, prints a table. With `--against` steps of this checkout and of
+another one, each in a process of its own, are taken in turn on the CPU, and their ratio is that of pairs.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
+from pairs import measure_pairs
+from pairs import table as table_of_pairs
 from peers import PEERS, Task, versions
 from torch import Tensor
 
@@ -251,7 +255,11 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     else:
         cpuinfo = Path("/proc/cpuinfo")
         models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = f"{models[0].split(': ')[1]}, {torch.get_num_threads()} threads"
+        able = torch.cpu.get_capabilities()
+        units = [unit for unit in ("amx_bf16", "avx512_bf16") if able.get(unit)]
+        name = (
+            f"{models[0].split(': ')[1]}, {', '.join(units) or 'no bfloat16 units'}, {torch.get_num_threads()} threads"
+        )
     return {"device": name, "python": platform.python_version(), **versions()}
 
 
@@ -281,9 +289,17 @@ def main() -> None:
     parser.add_argument("--n_features", type=int, default=12288)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--against", type=Path, help="a checkout of hfsae whose steps are taken in turn with ours")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of --against, cpu on a busy machine")
     parser.add_argument("--output", type=Path, default=Path("runs/step.json"))
     args = parser.parse_args()
     device, shape = torch.device(args.device), Shape(args.tokens, args.d_in, args.n_features)
+    if args.against is not None:
+        cases = [(architecture, active) for architecture in args.architectures for active in args.active]
+        options = {"dead": args.dead, "bf16": args.bf16}
+        pairs = measure_pairs(args.against.resolve(), cases, asdict(shape), options, args.repeats, args.clock)
+        print(table_of_pairs(pairs))
+        return _write(args, [{**asdict(p), "ratios": p.ratios} for p in pairs])
     rows = planted(shape, device)
     timings: list[Timing] = []
     for architecture in args.architectures:
@@ -294,10 +310,14 @@ def main() -> None:
         if args.peers:
             timings += measure_peers(architecture, rows, shape, args.active[0], args.repeats)
     print(table(timings))
+    _write(args, [{**asdict(t), "ratio": t.ratio, "best_ratio": t.best_ratio} for t in timings])
+
+
+def _write(args: argparse.Namespace, timings: list[dict]) -> None:
     result = {
-        "machine": describe_machine(device),
-        "arguments": {k: v for k, v in vars(args).items() if k != "output"},
-        "timings": [{**asdict(t), "ratio": t.ratio, "best_ratio": t.best_ratio} for t in timings],
+        "machine": describe_machine(torch.device(args.device)),
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output"},
+        "timings": timings,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=2))
