@@ -190,14 +190,17 @@ class Grouped:
         """
         return self._maxima >= cut.view(self._bits.dtype)[:, None]
 
-    def members(self, groups: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def members(self, groups: Tensor, cut: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Tokens, features and values of the numbers of some groups that reach a cut, tokens in order.
 
         Args:
             groups: (tokens, groups) bool, few of them True.
             cut: (tokens,) as for `reaching`.
+            most: Where there are more groups, None.
         """
         tokens, group = few_nonzero(groups)
+        if len(tokens) > most:
+            return None
         n, n_groups = self._bits.shape[1], self._maxima.shape[1]
         members = (tokens * n + group)[:, None] + n_groups * torch.arange(GROUP)
         found = self._bits.view(-1).index_select(0, members.view(-1))

@@ -164,7 +164,8 @@ class SparsePattern:
     def _feature_major(self) -> tuple[Tensor, Tensor, Tensor]:
         """Entry order, token of each entry in it, and feature offsets: one sort serves every weight gradient."""
         # Sorted digit by digit: half the digits, half the time.
-        ordered, order = torch.sort(self.features.int(), stable=True)
+        narrow = torch.int16 if self.n_features <= torch.iinfo(torch.int16).max else torch.int32
+        ordered, order = torch.sort(self.features.to(narrow), stable=True)
         bounds = torch.arange(self.n_features + 1, device=ordered.device, dtype=ordered.dtype)
         offsets = torch.searchsorted(ordered, bounds)
         return order, self.tokens.index_select(0, order), offsets

@@ -64,7 +64,7 @@ _TOKENS = 2048
 # A token's k-th largest is bounded from so many groups of features for each that is wanted.
 _GROUPS_PER_K = 8
 # Smaller products are not worth the looking.
-_LEAST_WIDTH, _LEAST_FEATURES, _LEAST_TOKENS = 128, 1024, 64
+_LEAST_WIDTH, _LEAST_FEATURES, _LEAST_TOKENS = 128, 1024, 512
 
 
 @cache
@@ -156,10 +156,12 @@ class Chunk:
         most = max(1, int(_MOST_PASSING * self.made.shape[1]))
         cuts = torch.where(certain, bits, torch.iinfo(torch.int16).max).view(torch.bfloat16)
         groups = self._grouped.reaching(cuts)
-        if torch.count_nonzero(groups) > most * len(cut):
+        found = self._grouped.members(groups, cuts, most * len(cut))
+        if found is None:
             certain &= torch.count_nonzero(groups, dim=1) <= most
-            groups &= certain[:, None]
-        tokens, features, screened = self._grouped.members(groups, cuts)
+            found = self._grouped.members(groups & certain[:, None], cuts, groups.numel())
+        assert found is not None
+        tokens, features, screened = found
         certain &= torch.bincount(tokens, minlength=len(cut)) <= most
         candidates = Candidates(tokens, features, screened, self._error.index_select(0, tokens))
         if not certain.all():  # of the others there may be some all the same, NaN among them
@@ -183,8 +185,9 @@ class Screen:
         self._in_float32 = in_float32
         self.n_features, self._width = weight.shape
         self._narrow_x = x.bfloat16()
-        self._narrow_weight = weight.new_zeros(_filled_up(self.n_features), self._width, dtype=torch.bfloat16)
-        self._narrow_weight[: self.n_features].copy_(weight)
+        self._narrow_weight = weight.bfloat16()
+        if missing := -self.n_features % _MULTIPLE:
+            self._narrow_weight = F.pad(self._narrow_weight, (0, 0, 0, missing))
         self._measure()
 
     def _measure(self) -> None:
@@ -301,7 +304,3 @@ def _lower(screened: Tensor, error: Tensor) -> Tensor:
 def _largest(values: Tensor) -> float:
     """The largest of some numbers, NaN if there is one among them."""
     return values.max().item()
-
-
-def _filled_up(n_features: int) -> int:
-    return n_features + -n_features % _MULTIPLE

@@ -245,7 +245,7 @@ class Learner:
         outputs = [self._forward_backward(x, target, state, i, count) for i, (x, target) in enumerate(pairs)]
         if self.sae.unit_decoder_rows:
             remove_parallel_gradient(self.sae.W_dec)
-        clip(self.sae, self.args.max_grad_norm)
+        clip(self.sae, self.optimiser, self.args.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.sae.unit_decoder_rows:

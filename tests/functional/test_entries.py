@@ -22,7 +22,10 @@ def tables(draw: st.DrawFn, columns: st.SearchStrategy[int]) -> Tensor:
 def test_grouped_finds_what_reaches_each_tokens_cut(table: Tensor, dtype: torch.dtype):
     pre, cut = table.to(dtype), torch.arange(1, len(table) + 1).to(dtype)
     grouped = Grouped(pre)
-    tokens, features, values = grouped.members(grouped.reaching(cut), cut)
+    groups = grouped.reaching(cut)
+    found = grouped.members(groups, cut, int(groups.sum()))
+    assert found is not None and (not groups.any() or grouped.members(groups, cut, int(groups.sum()) - 1) is None)
+    tokens, features, values = found
     expected = pre >= cut[:, None]
     assert torch.equal(torch.zeros_like(expected).index_put((tokens, features), torch.tensor(True)), expected)
     assert len(tokens) == expected.sum() and (tokens.diff() >= 0).all()

@@ -40,22 +40,36 @@ def test_rows_have_unit_norm_after_every_step_exactly_where_they_must(architectu
     assert torch.allclose(norms, torch.ones(48), atol=1e-6) == (architecture != "standard")
 
 
-def test_a_long_gradient_is_clipped_over_all_parameters_of_the_sae():
+def clipped(max_norm: float) -> torch.Tensor:
+    """What Adam took for the gradient of a first step in which every parameter's gradient is 1, in one row."""
     sae = make_sae("topk")
+    optimiser = build_optimiser(sae, lr=0.1, betas=(0.5, 0.99), eps=1e-8)
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
-    clip(sae, 1.0)
-    norm = torch.cat([parameter.grad.flatten() for parameter in sae.parameters()]).norm()
-    assert norm.item() == pytest.approx(1.0, rel=1e-4)
+    clip(sae, optimiser, max_norm)
+    optimiser.step()
+    return torch.cat([2 * optimiser.state[parameter]["exp_avg"].flatten() for parameter in sae.parameters()])
+
+
+def test_a_long_gradient_is_clipped_over_all_parameters_of_the_sae():
+    gradient = clipped(1.0)
+    assert gradient.norm().item() == pytest.approx(1.0, rel=1e-4)
+    assert torch.equal(gradient, gradient[0].expand_as(gradient))
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1e6])
 def test_a_short_gradient_and_one_that_is_not_to_be_clipped_stay(max_norm):
+    assert torch.equal(clipped(max_norm), torch.ones_like(clipped(max_norm)))
+
+
+def test_a_gradient_that_is_not_a_number_is_not_taken_for_a_short_one():
     sae = make_sae("topk")
+    optimiser = build_optimiser(sae, lr=0.1, betas=(0.5, 0.99), eps=1e-8)
     for parameter in sae.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    clip(sae, max_norm)
-    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in sae.parameters())
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    clip(sae, optimiser, 1.0)
+    optimiser.step()
+    assert all(parameter.isnan().all() for parameter in sae.parameters())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
