@@ -4,8 +4,8 @@ The one place that chooses between the two.
 """
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -71,11 +71,12 @@ def encode(
     """
     with torch.no_grad():
         centered = x if center is None else x - center
-        sparse = path == "sparse" or (path == "auto" and _sparse_pays(centered, weight, bias, selection))
+        load = cache(lambda: selection.load(lambda: F.linear(_probe(centered), weight, bias)))
+        sparse = path == "sparse" or (path == "auto" and load() <= len(weight) * _most_active(centered, len(weight)))
         read = centered, weight
         if sparse:
             product = narrowed(centered), narrowed(weight)
-            pattern, pre = apart_from_nan(product[0], partial(_selected, product[1], narrowed(bias), selection))
+            pattern, pre = apart_from_nan(product[0], partial(_selected, product[1], narrowed(bias), selection, load))
             if serves(*product):
                 read, pre = product, pre.to(x.dtype)
             elif pre.dtype != x.dtype:
@@ -89,25 +90,28 @@ def encode(
     return pattern, _EncodeAt.apply(x, weight, bias, center, *read, pattern, pre)  # type: ignore[return-value]
 
 
-def _selected(weight: Tensor, bias: Tensor, selection: Selection, x: Tensor) -> tuple[SparsePattern, Tensor]:
+def _selected(
+    weight: Tensor, bias: Tensor, selection: Selection, load: Callable[[], float], x: Tensor
+) -> tuple[SparsePattern, Tensor]:
     """What a rule picks for tokens (N, d), and its pre-activations; screened in bfloat16 where that is cheaper."""
-    if isinstance(selection, Screened) and pays(x, weight):
+    if isinstance(selection, Screened) and pays(x, weight, load):
         screen = Screen(x, weight, bias, lambda rows: _product_in_chunks(rows, weight, bias))
         if (found := selection.screened(screen)) is not None:
             return found
     return selection.select(partial(_product_in_chunks, x, weight, bias), weight.shape[0])
 
 
-def _sparse_pays(x: Tensor, weight: Tensor, bias: Tensor, selection: Selection) -> bool:
-    """Whether the sparse path is the cheaper one here, or the only one that fits."""
-    n_features = weight.shape[0]
+def _most_active(x: Tensor, n_features: int) -> float:
+    """The share of active entries up to which the sparse path is the cheaper one here, or the only one that fits."""
     share = _break_even(x)
-    if share == 0:
-        return False
-    if x.device.type == "cpu" and len(x) * n_features * 4 > CHUNK_BYTES:
+    if share and x.device.type == "cpu" and len(x) * n_features * 4 > CHUNK_BYTES:
         share = max(share, _SMALLER_BELOW)
-    probe = x[:: max(1, len(x) // _PROBE_TOKENS)]
-    return selection.load(lambda: F.linear(probe, weight, bias)) <= n_features * share
+    return share or -1.0
+
+
+def _probe(x: Tensor) -> Tensor:
+    """Some tokens of the batch."""
+    return x[:: max(1, len(x) // _PROBE_TOKENS)]
 
 
 def _break_even(x: Tensor) -> float:

@@ -25,6 +25,7 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(screening, "has_bfloat16_units", lambda: True)
     for name in ("_LEAST_WIDTH", "_LEAST_FEATURES", "_LEAST_TOKENS"):
         monkeypatch.setattr(screening, name, 1)
+    monkeypatch.setattr(screening, "_MOST_ACTIVE", 1.0)
 
 
 @dataclass
@@ -245,11 +246,20 @@ def test_the_cpu_and_the_build_of_torch_decide(monkeypatch, capabilities, mkldnn
 
 def test_only_float32_is_screened_and_only_where_the_cpu_has_the_units(monkeypatch):
     x, weight = torch.zeros(4, 8), torch.zeros(16, 8)
-    assert screening.pays(x, weight)
-    assert not screening.pays(x.bfloat16(), weight.bfloat16())
-    assert not screening.pays(x.double(), weight.double())
-    monkeypatch.setattr(screening, "_LEAST_FEATURES", 17)
-    assert not screening.pays(x, weight)
-    monkeypatch.setattr(screening, "_LEAST_FEATURES", 1)
+
+    def load() -> float:
+        return 4.0
+
+    assert screening.pays(x, weight, load)
+    assert not screening.pays(x.bfloat16(), weight.bfloat16(), load)
+    assert not screening.pays(x.double(), weight.double(), load)
+    monkeypatch.setattr(screening, "_MOST_ACTIVE", 0.2)
+    assert not screening.pays(x, weight, load)
+    monkeypatch.setattr(screening, "_MOST_ACTIVE", 0.3)
+    assert screening.pays(x, weight, load)
+    for name, more in (("_LEAST_WIDTH", 9), ("_LEAST_FEATURES", 17), ("_LEAST_TOKENS", 5)):
+        monkeypatch.setattr(screening, name, more)
+        assert not screening.pays(x, weight, load)
+        monkeypatch.setattr(screening, name, 1)
     monkeypatch.setattr(screening, "has_bfloat16_units", lambda: False)
-    assert not screening.pays(x, weight)
+    assert not screening.pays(x, weight, load)
