@@ -92,7 +92,7 @@ def train_ours(architecture: str, rows: Tensor, seed: int, args: argparse.Namesp
         shuffle_window_tokens=0,
         disable_tqdm=True,
     )
-    repeats = -(-(args.tokens + training.calibration_tokens + training.train_batch_tokens) // len(rows))
+    repeats = -(-(args.tokens + training.tokens_for_calibration + training.train_batch_tokens) // len(rows))
     config = config_class(d_in=d_in, expansion_factor=args.expansion_factor, **size)
     trainer = SAETrainer(args=training, saes={"": config}, activations=rows.repeat(repeats, 1))
     sae = trainer.train().sae.to(args.device)

@@ -120,6 +120,11 @@ class SAE(Doors, PreTrainedModel):
     def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Sets inference-time constants from activations of their own, at the end of training."""
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` sets anything: else nothing has to be read for it."""
+        return False
+
     def parts(self) -> "dict[str, SAE]":
         """Smaller SAEs inside of this one that are measured beside it, by name."""
         return {}

@@ -89,6 +89,10 @@ class BatchTopKSAE(SAE):
         seen = torch.where(statistics.smallest_kept.isfinite(), statistics.smallest_kept, self.threshold)
         self.threshold.lerp_(seen, weight)
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     @torch.no_grad()
     def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
         """Sets θ to the value above which k features a token lie on the given activations.

@@ -63,6 +63,8 @@ _NOT_NEGATIVE = (
 _SHARES = ("sparsity_warmup_fraction", "lr_decay_fraction")
 _PARTS = ("calibration_share", "evaluation_share")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
+# What is read for calibration unless told otherwise: a part of what is trained on, within bounds.
+_CALIBRATION_PART, _LEAST_CALIBRATION, _MOST_CALIBRATION = 16, 8192, 65536
 
 
 def _option(default: Any, help: str) -> Any:
@@ -99,7 +101,7 @@ class SAETrainingArguments:
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto",
         "Precision of the language model; 'auto' is that of its checkpoint, its products being made in bfloat16 on a "
-        "GPU that has it unless activation_dtype is float32.",
+        "GPU or CPU with units for it unless activation_dtype is float32. Evaluation keeps that of the checkpoint.",
     )
     model_device_map: str | None = _option(
         None,
@@ -180,8 +182,10 @@ class SAETrainingArguments:
     calibration_share: float = _option(0.02, "Share of the documents that is kept for calibration.")
     evaluation_share: float = _option(0.02, "Share of the documents that is kept to evaluate on.")
     eval_tokens: int = _option(200_000, "Tokens to evaluate on at the end; 0 skips evaluation.")
-    calibration_tokens: int = _option(
-        65536, "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines."
+    calibration_tokens: int | None = _option(
+        None,
+        "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines, read where "
+        "the SAE or its evaluation needs them; None: 1/16 of training_tokens, between 8,192 and 65,536.",
     )
 
     # -- optimisation -------------------------------------------------------------------------------------------------
@@ -336,6 +340,13 @@ class SAETrainingArguments:
     def total_steps(self) -> int:
         """Optimiser steps of a run on one process."""
         return self.total_steps_on(1)
+
+    @property
+    def tokens_for_calibration(self) -> int:
+        """`calibration_tokens`, where it is None sized to the run."""
+        if self.calibration_tokens is not None:
+            return self.calibration_tokens
+        return min(max(self.training_tokens // _CALIBRATION_PART, _LEAST_CALIBRATION), _MOST_CALIBRATION)
 
     def stored(self) -> dict[str, Any]:
         """All arguments as plain values, less what no file may hold."""

@@ -22,6 +22,7 @@ from hfsae.data import (
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
+from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
@@ -103,10 +104,16 @@ def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlock
 
 
 def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> bool:
-    """Whether the language model's products run in bfloat16: where it was asked for, and on a GPU that has it where
-    neither the model nor its activations were asked for in more."""
+    """Whether the language model's products run in bfloat16: where it was asked for, and on a device with units for it
+    where neither the model nor its activations were asked for in more."""
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
-    return args.bf16 or (left_open and model.device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return args.bf16 or (left_open and _has_units(model.device))
+
+
+def _has_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and has_bfloat16_units()
 
 
 def calibration_rows(
@@ -118,9 +125,9 @@ def calibration_rows(
     """
     with all_or_none(of_first_process):
         blocks = token_blocks(args, texts.calibration, base, repeat=False)
-        batches = list(take(blocks, args.calibration_tokens))
+        batches = list(take(blocks, args.tokens_for_calibration))
     if process()[0] == 0:
-        say_shortfall(batches, args.calibration_tokens, "calibration")
+        say_shortfall(batches, args.tokens_for_calibration, "calibration")
     points = {place: HookPoint.parse(place) for place in dict.fromkeys(places)}  # in the same order everywhere
     rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}
@@ -151,7 +158,7 @@ def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[st
         rows = len(activations)
     else:
         return activations, {}
-    kept = min(args.calibration_tokens, rows // _HELD_OUT_SHARE)
+    kept = min(args.tokens_for_calibration, rows // _HELD_OUT_SHARE)
     if kept == 0:
         return activations, {}
     if isinstance(activations, dict):

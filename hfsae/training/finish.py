@@ -49,9 +49,9 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
     with unharmed("not calibrated", "SAEs keep the thresholds that training ended with; sae.calibrate sets them."):
-        calibration = _calibration_rows(run)
+        calibration = _calibration_rows(run, saes)
     for name, sae in saes.items():
-        if (rows := calibration.get(run.places[name])) is not None:
+        if sae.needs_calibration and (rows := calibration.get(run.places[name])) is not None:
             _calibrate(sae, rows)
         if not run.is_spread:
             for buffer in sae.buffers():  # devices of another kind may round otherwise
@@ -77,12 +77,21 @@ def _calibrate(sae: SAE, rows: Tensor) -> None:
     sae.calibrate(lambda: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))
 
 
-def _calibration_rows(run: Run) -> dict[str, Tensor]:
-    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each."""
+def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
+    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each, where needed.
+
+    Thresholds need those of their SAE's place; an evaluation needs all, for mean activations and baselines.
+    """
     if run.held_out or run.base is None or run.texts is None:
         return run.held_out
     several = run.accelerator.num_processes > 1
-    places = [*run.places.values(), *run.targets.values()]
+    calibrated = run.of_all({name: sae.needs_calibration for name, sae in saes.items()})
+    if run.args.eval_tokens:
+        places = [*run.places.values(), *run.targets.values()]
+    else:
+        places = [run.places[name] for name, needed in calibrated.items() if needed]
+    if not places:
+        return {}
     return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several)
 
 

@@ -33,7 +33,7 @@ class Texts:
 
     def protocol(self, args: SAETrainingArguments) -> dict[str, Any]:
         """Which text metrics come from, so that it is found again."""
-        calibration = {**self.trained.named("calibration").recorded(), "max_tokens": args.calibration_tokens}
+        calibration = {**self.trained.named("calibration").recorded(), "max_tokens": args.tokens_for_calibration}
         return {
             **self.measured.recorded(),
             "max_tokens": args.eval_tokens,

@@ -103,3 +103,16 @@ def test_a_run_does_not_go_on_with_arguments_that_change_numbers():
     with pytest.raises(ValueError, match="seed was 0 and is 1") as refusal:
         SAETrainingArguments(k=16, seed=1, save_steps=7).refuse_difference(before)
     assert "k was 8 and is 16" in str(refusal.value) and "save_steps" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"training_tokens": 65_536}, 8192),
+        ({"training_tokens": 500_000}, 31_250),
+        ({"training_tokens": 100_000_000}, 65_536),
+        ({"training_tokens": 65_536, "calibration_tokens": 100_000}, 100_000),
+    ],
+)
+def test_what_is_read_for_calibration_is_sized_to_the_run_unless_it_is_told(options, expected):
+    assert SAETrainingArguments(**options).tokens_for_calibration == expected

@@ -22,19 +22,24 @@ def base(model=None, tokenizer=None):
 @pytest.mark.parametrize(
     ("options", "device", "expected"),
     [
-        ({}, "cpu", False),
-        ({"bf16": True}, "cpu", True),
+        ({}, "cpu", True),
+        ({"activation_dtype": "float32"}, "cpu", False),
+        ({"model_dtype": "float32"}, "cpu", False),
+        ({}, "cpu without units", False),
+        ({"bf16": True}, "cpu without units", True),
+        ({}, "mps", False),
         ({}, "cuda", True),
         ({"activation_dtype": "float32"}, "cuda", False),
         ({"model_dtype": "float32"}, "cuda", False),
         ({"model_dtype": "float32", "bf16": True}, "cuda", True),
     ],
 )
-def test_products_of_the_model_run_in_bfloat16_where_a_gpu_has_it_and_no_more_was_asked_for(
+def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_no_more_was_asked_for(
     monkeypatch, options, device, expected
 ):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    model = SimpleNamespace(dtype=torch.float32, device=torch.device(device))  # no GPU is needed to ask
+    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: device == "cpu")
+    model = SimpleNamespace(dtype=torch.float32, device=torch.device(device.split()[0]))  # none is needed to ask
     assert feed._runs_in_bfloat16(arguments("unused", **options), model) is expected
 
 

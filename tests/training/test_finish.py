@@ -67,6 +67,22 @@ def test_batch_topk_has_k_active_features_on_text_it_has_not_seen(tmp_path):
     assert output.metrics[""]["l0"] == pytest.approx(4, rel=0.05)
 
 
+def tokens_read(tmp_path, **options) -> int:
+    """By the language model, in a run that is told to read 2,000 tokens for calibration."""
+    model, read = language_model(), []
+    model.get_input_embeddings().register_forward_hook(lambda module, ids, out: read.append(ids[0].numel()))
+    inputs = {"model": model, "train_dataset": text(4000)}
+    trainer(tmp_path, inputs=inputs, calibration_tokens=2000, **(CALIBRATED | options)).train()
+    return sum(read)
+
+
+def test_text_for_calibration_is_read_where_thresholds_or_an_evaluation_need_it_and_nowhere_else(tmp_path):
+    alone = tokens_read(tmp_path / "topk", architecture="topk", eval_tokens=0)
+    assert 64 * 40 <= alone < 64 * 40 + 2000
+    assert tokens_read(tmp_path / "batch_topk", eval_tokens=0) >= alone + 2000
+    assert tokens_read(tmp_path / "measured", architecture="topk", eval_tokens=100) >= alone + 2000
+
+
 def test_nothing_half_written_is_left_in_the_folder(tmp_path):
     trainer(tmp_path, steps=2, eval_tokens=100).train()
     assert not [path for path in tmp_path.rglob(".*")]
