@@ -1,4 +1,4 @@
-"""`hfsae convert`: SAEs of other projects into hfsae's format, and back into those of SAELens and sparsify."""
+"""`hfsae convert`: SAEs of other projects into hfsae's format, and into those of SAELens, sparsify, circuit-tracer."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what is converted, where to, and what the files do not say."""
     parser.add_argument("source", help="folder, file, Hub repository or release of the catalogue")
     parser.add_argument("destination", help="folder to write into; of many SAEs each keeps its place in it")
-    parser.add_argument("--to", choices=("hfsae", "saelens", "sparsify"), default="hfsae", help="format to write")
+    parser.add_argument(
+        "--to", choices=("hfsae", "saelens", "sparsify", "circuit-tracer"), default="hfsae", help="format to write"
+    )
     parser.add_argument(
         "--subfolder", default="", help="only this folder or file of the source, or this SAE of the release"
     )

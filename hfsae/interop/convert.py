@@ -1,4 +1,4 @@
-"""Converting SAEs from any known format into hfsae's, SAELens' or sparsify's: one, or a whole repository of many."""
+"""Converting SAEs from any known format into hfsae's, SAELens', sparsify's or circuit-tracer's: one or many."""
 
 import os
 import posixpath
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from tqdm.auto import tqdm
 
-from hfsae.interop import catalogue, sparsify_writer
+from hfsae.interop import catalogue, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
@@ -16,7 +16,7 @@ from hfsae.modeling import SAE
 from hfsae.places import is_unfinished
 from hfsae.saving import files_at_once, quietly
 
-Target = Literal["hfsae", "saelens", "sparsify"]
+Target = Literal["hfsae", "saelens", "sparsify", "circuit-tracer"]
 
 
 def convert(
@@ -34,7 +34,8 @@ def convert(
     Args:
         source: Folder, file, Hub repository or release of the catalogue; any format that `SAE.from_pretrained` reads.
         destination: Folder to write into; made if missing. A single SAE is written right there.
-        to: `"hfsae"`, `"saelens"`, or `"sparsify"`, whose folders are called after the hooked module.
+        to: `"hfsae"`, `"saelens"`, `"sparsify"`, whose folders are called after the hooked module, or
+            `"circuit-tracer"`, which makes one set of all transcoders.
         subfolder: Only what lies in this folder of the source, or this file; of a release, an id of its SAEs.
         allow_pickle: Whether pickles may be opened.
         given: Config fields that the source does not say, such as `hook_point`.
@@ -57,10 +58,15 @@ def convert(
     places = list(find(source, subfolder, **hub))
     if not places:
         raise UnknownFormatError(f"no SAE of a known format lies in {posixpath.join(source, subfolder)}.")
-    written = []
-    for place in tqdm(places, desc="converting", disable=len(places) == 1):
-        with quietly():
-            sae = SAE.from_pretrained(source, subfolder=place, allow_pickle=allow_pickle, **hub, **(given or {}))
+    options = {"allow_pickle": allow_pickle, **hub, **(given or {})}
+    showing = tqdm(places, desc="converting", disable=len(places) == 1)
+    with quietly():
+        if to == "circuit-tracer":
+            saes = [SAE.from_pretrained(source, subfolder=place, **options) for place in showing]
+            return [circuit_tracer_writer.write_transcoder_set(saes, destination)]
+        written = []
+        for place in showing:
+            sae = SAE.from_pretrained(source, subfolder=place, **options)
             folder = Path(destination) / (_folder_of(place, subfolder) if len(places) > 1 else "")
             written.append(_write(sae, folder, to))
     return written
