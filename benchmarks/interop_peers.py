@@ -231,7 +231,10 @@ def read_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs
     for title, (architecture, options) in forms.items():
         sae = ours(architecture, x, **options)
         loaded = LensSAE.load_from_disk(sae.to_saelens(folder / title.replace(" ", "_")))
-        yield title, sae, Theirs(folder, loaded.encode, loaded)
+        # TopK with rows of one norm goes out with unit rows: a feature is then as large as what it writes is long.
+        rescaled = getattr(loaded.cfg, "rescale_acts_by_decoder_norm", False)
+        unit = sae.feature_directions.norm(dim=1) if rescaled else torch.ones(())
+        yield title, sae, Theirs(folder, lambda x, loaded=loaded, unit=unit: loaded.encode(x) / unit, loaded)
 
 
 def read_by_sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs]]:
