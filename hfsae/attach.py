@@ -1,6 +1,6 @@
 """Running a language model with an SAE attached: reading its activations, or taking their place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -257,15 +257,26 @@ class _Policy:
     """Which tokens of a call an SAE's config leaves out."""
 
     def __init__(self, config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"):
-        self._positions = torch.tensor(config.exclude_positions, dtype=torch.long)
-        special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
-        self._special = torch.tensor(special, dtype=torch.long)
+        self._positions = config.exclude_positions
+        self._special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
 
     def keep(self, call: Call) -> Tensor:
         """(batch, seq) bool for the tokens of one call; without ids special tokens cannot be told."""
-        device = call.real.device
-        keep = call.real & ~torch.isin(call.positions, self._positions.to(device))
-        return keep if call.ids is None else keep & ~torch.isin(call.ids, self._special.to(device))
+        keep = _without(call.real, call.positions, self._positions)
+        return keep if call.ids is None else _without(keep, call.ids, self._special)
+
+
+def _without(keep: Tensor, numbers: Tensor, left_out: Sequence[int]) -> Tensor:
+    """A mask without the places at which some numbers stand."""
+    if len(left_out) > _FEW:
+        return keep & ~torch.isin(numbers, torch.tensor(left_out, device=numbers.device))
+    for number in left_out:
+        keep = keep & (numbers != number)
+    return keep
+
+
+# So many comparisons take less time than one look-up, in the small calls of `generate`.
+_FEW = 8
 
 
 def _special_token_ids(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -31,37 +31,82 @@ class Call:
     position counts the text's own tokens alone.
 
     Attributes:
-        ids: Token ids (batch, rows), -1 for virtual tokens; None where the model was given embeddings and nothing says
-            of which tokens.
-        positions: (batch or 1, rows): how many of the text's tokens stand before each; negative for virtual tokens.
-        real: (batch, rows) bool, False for padding and virtual tokens.
+        shape: (batch, rows).
+        device: Where the tokens are.
         start: The slot of the first row.
+        virtual: How many virtual tokens stand before the text.
         prompt_end: The slot after the prompt's last.
-        prompt_last: (batch or 1, 1): the slot of each prompt's last token that is no padding.
+        token_ids: As the model, or the ones around it, were given them.
+        mask: (batch, slots up to the last row) or of these rows alone; None where nothing is padding.
+        prompt_mask: (batch, the prompt's own tokens), where the call is one of `generate` and it was given one.
+        position_ids: (batch or 1, rows), where the model was given them.
     """
 
-    ids: Tensor | None
-    positions: Tensor
-    real: Tensor
+    shape: tuple[int, int]
+    device: torch.device
     start: int
+    virtual: int
     prompt_end: int
-    prompt_last: Tensor
+    token_ids: Tensor | None
+    mask: Tensor | None
+    prompt_mask: Tensor | None
+    position_ids: Tensor | None
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids (batch, rows), -1 for virtual tokens; None for embeddings of which nothing says what they are."""
+        if self.token_ids is None:
+            return None
+        missing = self.shape[1] - self.token_ids.shape[1]
+        return self.token_ids if not missing else F.pad(self.token_ids, (missing, 0), value=-1)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """(batch, rows) bool, False for padding and virtual tokens."""
+        rows = self.shape[1]
+        if self.mask is None:
+            real = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        else:
+            real = self.mask[:, -rows:].to(self.device, torch.bool, copy=True)
+        if self.virtual > self.start:
+            real[:, : self.virtual - self.start] = False
+        return real
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(batch or 1, rows): how many of the text's tokens stand before each; negative for virtual tokens."""
+        rows = self.shape[1]
+        if self.position_ids is not None:
+            positions = self.position_ids.to(self.device)
+        elif self.mask is not None and self.mask.shape[1] == self.start + rows:
+            positions = (self.mask.long().cumsum(1) - 1)[:, -rows:].to(self.device)
+        else:
+            positions = torch.arange(self.start, self.start + rows, device=self.device)[None]
+        return positions - self.virtual if self.virtual else positions
 
     @property
     def slots(self) -> Tensor:
         """(rows,)"""
-        rows = self.real.shape[1]
-        return torch.arange(self.start, self.start + rows, device=self.real.device)
+        return torch.arange(self.start, self.start + self.shape[1], device=self.device)
 
     @property
     def generated(self) -> Tensor:
         """(batch, rows) bool: what comes after the prompt."""
-        return (self.slots >= self.prompt_end).expand(self.real.shape)
+        return (self.slots >= self.prompt_end).expand(self.shape)
 
     @property
     def last(self) -> Tensor:
-        """(batch, rows) bool: the prompt's last token, and all that come after the prompt."""
-        return self.generated | (self.slots == self.prompt_last.to(self.slots.device))
+        """(batch, rows) bool: the prompt's last token that is no padding, and all that come after the prompt."""
+        ends_later = self.prompt_mask is None and self.start + self.shape[1] < self.prompt_end
+        if self.start >= self.prompt_end or ends_later:
+            return self.generated
+        mask, first = self.real[:, : self.prompt_end - self.start], self.start
+        if self.prompt_mask is not None:
+            mask, first = self.prompt_mask.bool(), self.prompt_end - self.prompt_mask.shape[1]
+        slots = torch.arange(first, self.prompt_end, device=mask.device)
+        # A row of padding alone has no last token: -1 is no slot.
+        last = torch.where(mask, slots, -1).amax(1, keepdim=True).to(self.device)
+        return self.generated | (self.slots == last)
 
 
 class CallRecord:
@@ -220,79 +265,40 @@ class _Given:
         if self.tokens is None or self.start is None:
             return None
         batch, rows = self.tokens.shape[:2]
-        device = self.tokens.device
-        virtual_rows = max(0, min(rows, self.virtual - self.start))
-        real = self._real(batch, rows, prompt)
-        real[:, :virtual_rows] = False
-        end = self.prompt_end if prompt_length is None else prompt_length + self.virtual
+        position_ids = self.position_ids
+        prompt_mask = None if prompt is None or prompt.mask is None else each_beam(prompt.mask, batch)
         return Call(
-            ids=self._ids(batch, rows, prompt),
-            positions=self._positions(rows, prompt, device),
-            real=real,
+            shape=(batch, rows),
+            device=self.tokens.device,
             start=self.start,
-            prompt_end=end,
-            prompt_last=self._prompt_last(batch, real, prompt, end),
+            virtual=self.virtual,
+            prompt_end=self.prompt_end if prompt_length is None else prompt_length + self.virtual,
+            token_ids=self._ids(batch, rows, prompt),
+            mask=self._mask(rows, prompt_mask),
+            prompt_mask=None if prompt_length is not None else prompt_mask,
+            position_ids=position_ids if position_ids is not None and position_ids.shape[1] == rows else None,
         )
 
     def _ids(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor | None:
         """The rows' ids; where the innermost model is given embeddings, those that the models around it were given."""
-        assert self.tokens is not None and self.start is not None
+        assert self.start is not None
         if self.ids is not None:
-            missing = rows - self.ids.shape[1]
-            if missing < 0:
-                return None
-            ids = self.ids if len(self.ids) == batch else each_beam(self.ids, batch)
-            return ids if not missing else F.pad(ids, (missing, 0), value=-1)
+            return each_beam(self.ids, batch) if self.ids.shape[1] <= rows else None
         if prompt is None or prompt.ids is None:
             return None
-        ids = F.pad(each_beam(prompt.ids, batch), (self.virtual, 0), value=-1)
-        here = ids[:, self.start : self.start + rows]
-        return here if here.shape[1] == rows else None
+        ids = F.pad(each_beam(prompt.ids, batch), (self.virtual, 0), value=-1)[:, self.start : self.start + rows]
+        return ids if ids.shape[1] == rows else None
 
-    def _mask(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor | None:
-        """(batch, slots up to the last row), where one is known: this call's, or what `generate` was given."""
+    def _mask(self, rows: int, prompt_mask: Tensor | None) -> Tensor | None:
+        """(batch, slots up to the last row), where it is known: this call's, or what `generate` was given."""
         assert self.start is not None
         end = self.start + rows
         if self.mask is not None and self.mask.shape[1] >= end:
             return self.mask[:, :end]
-        if prompt is None or prompt.mask is None:
-            return None
-        mask = each_beam(prompt.mask, batch)
-        ones = mask.new_ones(batch, max(0, end - self.virtual - mask.shape[1]))
-        return torch.cat([mask.new_ones(batch, self.virtual), mask, ones], 1)[:, :end]
-
-    def _real(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor:
-        assert self.tokens is not None
-        mask = self._mask(batch, rows, prompt)
-        if mask is None:
-            mask = self.mask if self.mask is not None and self.mask.shape[1] == rows else None
-        if mask is None:
-            return torch.ones(batch, rows, dtype=torch.bool, device=self.tokens.device)
-        return mask[:, -rows:].bool().to(self.tokens.device, copy=True)
-
-    def _positions(self, rows: int, prompt: Prompt | None, device: torch.device) -> Tensor:
-        """(batch or 1, rows)"""
-        assert self.tokens is not None and self.start is not None
-        if self.position_ids is not None and self.position_ids.shape[1] == rows:
-            return self.position_ids.to(device) - self.virtual
-        mask = self._mask(len(self.tokens), rows, prompt)
-        if mask is not None:
-            return (mask.long().cumsum(1) - 1)[:, -rows:].to(device) - self.virtual
-        return torch.arange(self.start, self.start + rows, device=device)[None] - self.virtual
-
-    def _prompt_last(self, batch: int, real: Tensor, prompt: Prompt | None, end: int) -> Tensor:
-        """(batch or 1, 1); -1, which is no slot, where the prompt ends elsewhere or a row is padding alone."""
-        assert self.start is not None
-        if prompt is not None and end == prompt.length + self.virtual:
-            if prompt.mask is None:
-                return torch.full((1, 1), end - 1, device=real.device)
-            mask, first = each_beam(prompt.mask, batch).bool(), self.virtual
-        elif self.start < end <= self.start + real.shape[1]:
-            mask, first = real[:, : end - self.start], self.start
-        else:
-            return torch.full((1, 1), -1, device=real.device)
-        slots = torch.arange(first, first + mask.shape[1], device=mask.device)
-        return torch.where(mask, slots, -1).amax(1, keepdim=True).to(real.device)
+        if prompt_mask is not None:
+            after = max(0, end - self.virtual - prompt_mask.shape[1])
+            return F.pad(prompt_mask, (self.virtual, after), value=1)[:, :end]
+        return self.mask if self.mask is not None and self.mask.shape[1] == rows else None
 
 
 @cache
