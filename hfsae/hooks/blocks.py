@@ -270,14 +270,13 @@ def _queries(block: nn.Module, parts: _Parts) -> dict[str, Place]:
     if not attention:
         return {}
     module = block.get_submodule(attention)
-    widths = {name: getattr(getattr(module, name, None), "out_features", None) for name in _QUERIES.values()}
-    heads = getattr(getattr(module, projection), "in_features", None)
-    if None in widths.values() or widths["q_proj"] != heads or widths["k_proj"] != widths["v_proj"]:
+    widths = {name: getattr(getattr(module, matrix, None), "out_features", None) for name, matrix in _QUERIES.items()}
+    queries, keys, values = widths.values()
+    if queries is None or queries != getattr(getattr(module, projection), "in_features", None):
         return {}  # Fused, or with a gate beside the queries, or compressed.
-    found: dict[str, Place] = {name: (f"{attention}.{matrix}", "output") for name, matrix in _QUERIES.items()}
-    if getattr(module, "is_kv_shared_layer", False):  # The matrices are there, but an earlier layer's result is used.
-        return {"attn.hook_q": found["attn.hook_q"]}
-    return found
+    own_keys = keys is not None and keys == values  # Gemma 3n's last layers use those of an earlier one.
+    names = list(_QUERIES) if own_keys else list(_QUERIES)[:1]
+    return {name: (f"{attention}.{_QUERIES[name]}", "output") for name in names}
 
 
 def _wiring(block: nn.Module, config: Any) -> _Wiring | None:

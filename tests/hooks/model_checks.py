@@ -149,6 +149,7 @@ def every_place_is_what_its_name_says(model_type: str) -> None:
     subject = Subject(model_type)
     for check in (
         captures_are_what_plain_hooks_see,
+        transformer_lens_names_lead_to_places_that_are_passed,
         the_stream_is_what_the_model_reports,
         branches_add_up,
         edits_move_the_stream_by_what_they_add,
@@ -186,6 +187,23 @@ def captures_are_what_plain_hooks_see(subject: Subject) -> None:
             expected = expected.transpose(0, 1)
         assert captured.shape[:2] == shape, f"{name}: {tuple(captured.shape)}"
         assert torch.equal(captured.flatten(), expected.flatten()), name
+
+
+def transformer_lens_names_lead_to_places_that_are_passed(subject: Subject) -> None:
+    if subject.model_type in LOOPED:
+        return
+    points = {
+        f"blocks.{layer}.{tail}": point
+        for layer in subject.layers
+        for tail, point in subject.layout.transformer_lens_places(layer).items()
+    }
+    with torch.no_grad(), recorded(subject.model, [str(point) for point in points.values()]) as seen:
+        subject.model(**subject.inputs)
+    if points:
+        with capture(subject.model, list(points)) as found:
+            found.run(**subject.inputs)
+        for name, point in points.items():
+            assert torch.equal(found[name].flatten(), seen[str(point)].flatten()), name
 
 
 def whole(point: HookPoint) -> str:

@@ -9,12 +9,15 @@ from hfsae.hooks import (
     HookPoint,
     HookPointError,
     available_hook_points,
+    capture,
     portable_name,
     resolve_hook_point,
     resolve_hook_points,
     transformer_lens_name,
 )
+from hfsae.hooks.blocks import transformer_lens_places
 from tests.hooks.families import FAMILIES, SMALL, build
+from tests.hooks.model_types import text_ids, tiny_model
 
 
 def resolved(model: nn.Module, *names: str | HookPoint) -> list[str]:
@@ -112,6 +115,16 @@ def test_queries_keys_and_values_are_what_their_matrices_return():
         resolve_hook_point(build("gpt2"), "blocks.1.attn.hook_q")  # one matrix for all three
     with pytest.raises(HookPointError, match=r"has no attn.hook_q"):
         resolve_hook_point(build("qwen3-next"), "blocks.1.attn.hook_q")  # a gate comes with the queries
+
+
+def test_layers_that_use_another_layer_s_keys_and_values_have_only_queries():
+    model = tiny_model("gemma3n_text", num_kv_shared_layers=2)
+    offered = [transformer_lens_places(block, model.config) for block in model.model.layers]
+    has_keys = [("attn.hook_q" in places, "attn.hook_k" in places) for places in offered]
+    assert has_keys == [(True, True)] * 2 + [(True, False)] * 2
+    with capture(model, "blocks.*.attn.hook_q") as found:
+        found.run(input_ids=text_ids(model))
+    assert len(found) == 4
 
 
 def test_what_a_norm_computes_before_its_weight_is_no_place():
