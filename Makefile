@@ -29,8 +29,8 @@ test-slow: setup
 	$(PYTEST) -m slow --durations 10
 
 # What depends on the release of transformers: hooks, steering, evaluation.
-RELEASE_TESTS := tests/hooks tests/test_attach.py tests/analysis/test_interventions.py tests/analysis/test_effects.py \
-	tests/evaluation
+RELEASE_TESTS := tests/hooks tests/test_attach.py tests/evaluation tests/analysis/test_positions.py \
+	tests/analysis/test_interventions.py tests/analysis/test_effects.py
 SECOND := $(VENV)-second
 NEWEST := $(VENV)-newest
 
