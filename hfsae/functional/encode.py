@@ -94,7 +94,7 @@ def _selected(
     weight: Tensor, bias: Tensor, selection: Selection, load: Callable[[], float], x: Tensor
 ) -> tuple[SparsePattern, Tensor]:
     """What a rule picks for tokens (N, d), and its pre-activations; screened in bfloat16 where that is cheaper."""
-    if isinstance(selection, Screened) and pays(x, weight, load):
+    if pays(x, weight, load) and isinstance(selection, Screened):
         screen = Screen(x, weight, bias, lambda rows: _product_in_chunks(rows, weight, bias))
         if (found := selection.screened(screen)) is not None:
             return found
