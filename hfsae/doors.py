@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
@@ -49,22 +50,24 @@ class Doors:
 
     def attach(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         *,
         splice: bool = False,
         keep_error: bool = False,
         edit: "FeatureEdit | None" = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
+        prompt_length: int | None = None,
     ) -> "AbstractContextManager[AttachedSAE]":
         """Runs a language model with this SAE reading, or spliced in.
 
         Args:
-            model: Any Hugging Face causal LM that has the config's `hook_point`.
+            model: Any Hugging Face causal LM that has the config's `hook_point`, or a wrapper around one.
             splice: Whether the activations are replaced by the reconstruction; otherwise they are only read.
             keep_error: With `splice`, whether the error x − x̂ is added back, so that the model's output stays as it is
                 until features are edited.
             edit: With `splice`, gets the features and returns those to be spliced in instead.
             tokenizer: Says which tokens are special; without it the model's config does.
+            prompt_length: Says how long the prompt is where the model is called by hand; see `hfsae.attach.attach`.
 
         Returns:
             A context manager that gives a run whose `features` are those of the model's last forward.
@@ -77,7 +80,15 @@ class Doors:
         """
         from hfsae.attach import attach
 
-        return attach(self._sae, model, splice=splice, keep_error=keep_error, edit=edit, tokenizer=tokenizer)
+        return attach(
+            self._sae,
+            model,
+            splice=splice,
+            keep_error=keep_error,
+            edit=edit,
+            tokenizer=tokenizer,
+            prompt_length=prompt_length,
+        )
 
     def self_check(self, model: PreTrainedModel, texts: Any, tokenizer: Any = None, **kwargs: Any) -> "SelfCheck":
         """Says whether this SAE does on a language model what its config says, and if not, what may be wrong.
