@@ -1,13 +1,19 @@
 """Strict loading of SAEs: the class the config names, every tensor accounted for, nothing unpickled."""
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.places import must_be_local, sae_folders
+from hfsae.storage import DamagedFileError, check_sum, read_header, sha256_of
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
@@ -18,6 +24,8 @@ _ALIGNMENT = 64
 
 # Values in the weights of SAEs whose tensors of the wrong size are named: 1 GB in float32.
 _LARGEST_NAMED = 2**28
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 # Folders that an error message names, at most.
 _MOST_FOLDERS = 20
@@ -50,14 +58,21 @@ def load_sae(
     named = config.n_features * (config.d_in + config.d_out) <= _LARGEST_NAMED
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": named}
     inherited: Any = super(base, target)
+    for path in _weights_files(source, kwargs) if os.path.isdir(source) else ():
+        check_sum(path.parent, path.name)
     try:
         sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+    except SafetensorError as error:
+        raise _damaged(_weights_files(source, kwargs), error) from error
     except RuntimeError as error:
         if named or "ignore_mismatched_sizes" not in str(error):
             raise
         sizes = f"d_in={config.d_in}, n_features={config.n_features}"
         raise ValueError(f"The weights of {source} do not match its config: they are not those of {sizes}.") from error
     refuse_mismatch(source, info)
+    for path in _weights_files(source, kwargs):
+        _check_download(path)
+    refuse_unusable(source, sae)
     _align(sae)
     return (sae, info) if output_loading_info else sae
 
@@ -245,6 +260,57 @@ def refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
     if any(found.values()):
         details = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
         raise ValueError(f"The weights of {source} do not match its config. Tensors {details}.")
+
+
+def refuse_unusable(source: str | os.PathLike, sae: PreTrainedModel) -> None:
+    """Raises for weights and thresholds that are not finite, and scales that are not positive, naming them.
+
+    Args:
+        source: What the error calls the SAE.
+        sae: The SAE; tensors that lie nowhere yet, and quantised ones, pass.
+    """
+    for name, tensor in [*sae.named_parameters(), *sae.named_buffers()]:
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        # One reduction, which is finite where all its terms are unless it overflows.
+        if not tensor.detach().sum(dtype=torch.float32).isfinite() and not (finite := tensor.isfinite()).all():
+            bad = int(torch.count_nonzero(~finite))
+            raise ValueError(
+                f"{name} of {source} holds NaN or infinity, in {bad:,} of {tensor.numel():,} places: these weights "
+                "are broken. Take them from a copy or an earlier checkpoint."
+            )
+        if name in ("input_scale", "output_scale") and not tensor > 0:
+            raise ValueError(f"{name} of {source} is {tensor.item()}, expected a number above 0.")
+
+
+def _weights_files(source: str | os.PathLike, kwargs: dict[str, Any]) -> list[Path]:
+    """The weights of an SAE in our own format: those of a folder, or what was downloaded of a repository."""
+    inside = kwargs.get("subfolder") or ""
+    if Path(source).is_dir():
+        return sorted((Path(source) / inside).glob("model*.safetensors"))
+    name = f"{inside.strip('/')}/model.safetensors".lstrip("/")
+    found = try_to_load_from_cache(str(source), name, kwargs.get("cache_dir"), kwargs.get("revision"))
+    return [Path(found)] if isinstance(found, str) else []
+
+
+def _check_download(path: Path) -> None:
+    """Holds a download against its name in the cache: the client calls large files by their SHA-256."""
+    blob = path.resolve().name
+    if _SHA256.fullmatch(blob) and sha256_of(path) != blob:
+        raise DamagedFileError(
+            f"{path} is not what was published: its SHA-256 differs from that of its name. Remove it, and it is "
+            "downloaded again."
+        )
+
+
+def _damaged(paths: list[Path], error: Exception) -> Exception:
+    """What is wrong with the one of these files that cannot be read."""
+    for path in paths:
+        try:
+            read_header(path)
+        except DamagedFileError as found:
+            return found
+    return DamagedFileError(f"the weights are damaged: {error}")
 
 
 def _align(sae: PreTrainedModel) -> None:

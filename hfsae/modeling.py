@@ -23,6 +23,7 @@ from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.storage import seal
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -520,14 +521,16 @@ class SAE(Doors, PreTrainedModel):
 
         Raises:
             ValueError: If it is not an SAE, is an SAE of another class than the one called, or its weights do not
-                match its config.
+                match its config, hold NaN or infinity, or have a scale that is not positive.
             huggingface_hub.errors.StrictDataclassError: If a config field is given a value it cannot have.
-            OSError: If there is nothing to load.
+            OSError: If there is nothing to load, or the weights are damaged or something else in their place.
         """
         return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[return-value]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.
+
+        `SHA256SUMS` beside them says what the weights are; loading holds them against it.
 
         Raises:
             ValueError: With `push_to_hub=True`, which would write over the card: use `push_to_hub(repo_id)`.
@@ -535,6 +538,8 @@ class SAE(Doors, PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            seal(save_directory)
 
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
         """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""

@@ -18,7 +18,10 @@ PACKAGE = ROOT / "hfsae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import besides itself. Nothing may import `cli`.
-MODEL = {"functional", "configuration", "outputs", "objective", "places", "connection", "loading", "doors", "modeling"}
+MODEL = {"storage", "functional", "configuration", "outputs", "objective", "places", "connection", "loading"} | {
+    "doors",
+    "modeling",
+}
 SAES = MODEL | {"architectures", "initialisation"}
 READING = {"hooks", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -27,16 +30,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "places": set(),
+    "storage": set(),
+    "in_use": set(),
     "model_kwargs": set(),
     "model_cards": set(),
     "connection": set(),
     "doors": set(),
-    "loading": {"configuration", "places", "connection"},
+    "loading": {"configuration", "places", "connection", "storage"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,
     "hooks": set(),
-    "data": {"hooks"},
+    "data": {"hooks", "storage", "in_use"},
     "language_model": SAES | {"hooks", "model_kwargs"},
     "attach": SAES | READING,
     "saving": SAES,
@@ -47,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": SAES | {"data", "saving", "evaluation"},
     "training": SAES
     | READING
-    | {"model_kwargs", "language_model", "attach", "saving", "evaluation", "analysis", "hub"},
+    | {"in_use", "model_kwargs", "language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "dashboard": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES
     | READING

@@ -1,6 +1,5 @@
 """`FeatureCollection`: everything that is known of the features of an SAE over a text, in memory and on disk."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from functools import cached_property
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hfsae.analysis.contexts import NO_TOKEN
@@ -26,6 +24,7 @@ from hfsae.analysis.records import (
 )
 from hfsae.analysis.weights import LogitEffects, Neighbours
 from hfsae.saving import files_at_once, write_json
+from hfsae.storage import read_json, read_tensors, write_tensors
 
 TENSORS, ABOUT = "features.safetensors", "features.json"
 _FORMAT = 1
@@ -203,7 +202,7 @@ class FeatureCollection(Sequence[Feature]):
     def save(self, folder: str | Path) -> None:
         """Writes `features.safetensors` and `features.json` into a folder, which may be the SAE's own."""
         with files_at_once(Path(folder)) as beside:
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, beside / TENSORS)
+            write_tensors(beside / TENSORS, {name: tensor.contiguous() for name, tensor in self.tensors().items()})
             write_json(beside / ABOUT, {"format": _FORMAT, **asdict(self.about)})
 
     @classmethod
@@ -220,12 +219,12 @@ class FeatureCollection(Sequence[Feature]):
                 f"no features were collected in {folder}: expected {TENSORS} and {ABOUT}, which "
                 "collect_features(...).save(folder) writes."
             )
-        said = json.loads((folder / ABOUT).read_text())
+        said = read_json(folder / ABOUT)
         if said.pop("format", None) != _FORMAT:
             raise ValueError(f"{folder / ABOUT} is in a format that this version does not know.")
         known = {field.name for field in fields(About)}
         about = About(**{name: value for name, value in said.items() if name in known})
-        return cls.from_tensors(about, load_file(folder / TENSORS))
+        return cls.from_tensors(about, read_tensors(folder / TENSORS))
 
 
 _GROUPS: dict[str, Any] = {

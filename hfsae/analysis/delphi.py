@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -24,6 +23,7 @@ from hfsae.data import TokenBlocks
 from hfsae.evaluation.text import reading_of
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, write_json
+from hfsae.storage import write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,4 +144,4 @@ def _write_splits(
         here = locations[mine] - torch.tensor([0, 0, start])
         kind = torch.uint16 if max(len(tokens), end - start, tokens.shape[1]) <= _SMALL else torch.uint32
         columns = {"locations": here.to(kind), "activations": activations[mine], "tokens": tokens}
-        save_file(columns, folder / f"{start}_{end - 1}.safetensors")
+        write_tensors(folder / f"{start}_{end - 1}.safetensors", columns)

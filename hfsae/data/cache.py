@@ -1,6 +1,7 @@
 """Activations on disk: made once, then read as often as wanted and by as many processes as wanted.
 
     FOLDER/
+        SHA256SUMS                 of every other file
         cache.json                 number of rows, widths, dtype, and what the rows were made from
         held-out.safetensors       rows of other text, where there are any
         rows-00000.safetensors     for each hook point (shard_rows, d), in the order of the source
@@ -10,28 +11,44 @@ A shard is written beside and renamed, and carries in its metadata where the sou
 writer was killed goes on from its last whole shard and ends with the same bytes.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hfsae.data.sources import RowSource
+from hfsae.data.sources import RowSource, check_finite
 from hfsae.data.stored import StoredRows
 from hfsae.data.stream import ChunkRows
+from hfsae.in_use import in_use
+from hfsae.storage import (
+    SUMS,
+    DamagedFileError,
+    check_sum,
+    in_bytes,
+    open_tensors,
+    read_json,
+    read_sums,
+    read_tensors,
+    size_of_header,
+    tensors_as_bytes,
+    write_sums,
+)
 
 _DESCRIPTION, _HELD_OUT = "cache.json", "held-out.safetensors"
 # Large enough for a disk to read at its full speed, small enough to be in memory twice: filled, and as a file's bytes.
 _SHARD_BYTES = 2**28
+# A description that names more is damaged: it would be worked through shard by shard.
+_MOST, _MOST_SHARDS = 2**48, 10**6
 # The key of a shard's metadata that holds the source's place after it.
 _NEXT = "next"
 
@@ -60,11 +77,41 @@ class CacheDescription:
 
         Raises:
             FileNotFoundError: If the folder holds no cache.
+            DamagedFileError: If the description is damaged, or is none.
+            ValueError: If a newer version wrote it.
         """
         path = Path(folder) / _DESCRIPTION
         if not path.is_file():
             raise FileNotFoundError(f"no activation cache in {folder}: there is no {_DESCRIPTION}; make one first")
-        return cls(**json.loads(path.read_text()))
+        said = read_json(path)
+        check_sum(path.parent, path.name)
+        return cls._of(said, path)
+
+    @classmethod
+    def _of(cls, said: dict[str, Any], path: Path) -> "CacheDescription":
+        names = {field.name for field in fields(cls)}
+        if more := sorted(said.keys() - names):
+            raise ValueError(
+                f"{path} says {', '.join(more)}, which this version of hfsae does not know. Upgrade hfsae."
+            )
+        if missing := sorted(names - said.keys()):
+            raise DamagedFileError(f"{path} does not say {', '.join(missing)}: it describes no cache.")
+        found = cls(**said)
+        widths = found.widths.values() if isinstance(found.widths, dict) else [None]
+        dtype = getattr(torch, found.dtype, None) if isinstance(found.dtype, str) else None
+        numbers = [found.rows, found.shard_rows, *widths]
+        if (
+            not all(type(number) is int and 0 < number < _MOST for number in numbers)
+            or not isinstance(dtype, torch.dtype)
+            or not dtype.is_floating_point
+            or not isinstance(found.made_from, dict)
+            or -(-found.rows // found.shard_rows) > _MOST_SHARDS
+        ):
+            raise DamagedFileError(
+                f"{path} describes no cache: rows {found.rows!r}, shard_rows {found.shard_rows!r}, dtype "
+                f"{str(found.dtype)[:40]!r}, widths {str(found.widths)[:80]}."
+            )
+        return found
 
     @property
     def row_bytes(self) -> int:
@@ -77,11 +124,11 @@ class CacheDescription:
         return {f"rows-{i:05}.safetensors": min(self.shard_rows, self.rows - start) for i, start in enumerate(starts)}
 
     def unfinished(self, folder: Path) -> list[str]:
-        """The shards that are missing, or shorter than their rows."""
+        """The shards that are missing, or not of the size that their rows make."""
 
         def is_whole(name: str, rows: int) -> bool:
             path = folder / name
-            return path.is_file() and path.stat().st_size > rows * self.row_bytes
+            return path.is_file() and path.stat().st_size == (size_of_header(path) or 0) + rows * self.row_bytes
 
         return [name for name, rows in self.shards().items() if not is_whole(name, rows)]
 
@@ -112,7 +159,8 @@ def write_cache(
         disable_tqdm: Show no progress bar.
 
     Raises:
-        FileExistsError: If the folder holds another cache; says in what they differ.
+        FileExistsError: If the folder holds another cache; says in what they differ. Or if another process is writing
+            one into it (`hfsae.in_use.FolderInUseError`).
         OSError: If the disk has too little space; before anything is computed.
         ValueError: If the source ends early.
     """
@@ -124,13 +172,13 @@ def write_cache(
     description = CacheDescription(
         rows, shard_rows, name_of_dtype, dict(source.widths), json.loads(json.dumps(made_from))
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, description)
-    _check_disk(folder, description)
-    if held_out is not None and not (folder / _HELD_OUT).exists():
-        with _appearing_whole(folder / _HELD_OUT) as beside:
-            beside.write_bytes(save({name: table.cpu().contiguous() for name, table in held_out().items()}))
-    _write_shards(source, folder, description, disable_tqdm)
+    with in_use(folder):
+        _claim(folder, description)
+        _check_disk(folder, description)
+        if held_out is not None and not (folder / _HELD_OUT).exists():
+            tables = {name: table.cpu().contiguous() for name, table in held_out().items()}
+            _write_file(folder, _HELD_OUT, tensors_as_bytes(tables))
+        _write_shards(source, folder, description, disable_tqdm)
 
 
 def _claim(folder: Path, description: CacheDescription) -> None:
@@ -143,8 +191,7 @@ def _claim(folder: Path, description: CacheDescription) -> None:
                 "remove it first."
             )
         return
-    with _appearing_whole(folder / _DESCRIPTION) as beside:
-        beside.write_text(json.dumps(asdict(description), indent=2))
+    _write_file(folder, _DESCRIPTION, json.dumps(asdict(description), indent=2).encode())
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], inside: str = "") -> list[str]:
@@ -165,7 +212,7 @@ def _check_disk(folder: Path, description: CacheDescription) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB of activations are to be written: free "
+            f"{folder} has {in_bytes(free)} free, but {in_bytes(needed)} of activations are to be written: free "
             "some space, choose another folder, or write fewer rows."
         )
 
@@ -175,14 +222,14 @@ def _write_shards(source: RowSource, folder: Path, description: CacheDescription
     first = list(shards).index(unfinished[0]) if unfinished else len(shards)
     reader = ChunkRows(source)
     if 0 < first < len(shards):
-        with safe_open(folder / list(shards)[first - 1], framework="pt") as last_whole:
+        check_sum(folder, list(shards)[first - 1])
+        with open_tensors(folder / list(shards)[first - 1]) as last_whole:
             reader.load_state_dict(json.loads(last_whole.metadata()[_NEXT]))
     done = sum(list(shards.values())[:first])
     with tqdm(total=description.rows, initial=done, unit="token", unit_scale=True, disable=disable_tqdm) as bar:
         for name, rows in list(shards.items())[first:]:
             tensors = _gather(reader, description, rows, bar)
-            with _appearing_whole(folder / name) as beside:
-                beside.write_bytes(save(tensors, metadata={_NEXT: json.dumps(reader.state_dict())}))
+            _write_file(folder, name, tensors_as_bytes(tensors, {_NEXT: json.dumps(reader.state_dict())}))
 
 
 def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: Any) -> dict[str, Tensor]:
@@ -202,6 +249,13 @@ def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: An
     return shard
 
 
+def _write_file(folder: Path, name: str, content: bytes) -> None:
+    """Writes a file of a cache, and its digest before: no file is ever there without one."""
+    write_sums(folder, {**read_sums(folder), name: hashlib.sha256(content).hexdigest()})
+    with _appearing_whole(folder / name) as beside:
+        beside.write_bytes(content)
+
+
 @contextmanager
 def _appearing_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
@@ -218,9 +272,12 @@ def _appearing_whole(path: Path) -> Iterator[Path]:
 def remove_cache(folder: str | Path) -> None:
     """Removes the files of a cache, and nothing else that lies beside them."""
     # The description last: what is left of a cache half-removed is still known as one.
-    for pattern in (".rows-*.part", "rows-*.safetensors", _HELD_OUT, _DESCRIPTION):
-        for path in Path(folder).glob(pattern):
-            path.unlink()
+    if not Path(folder).is_dir():
+        return
+    with in_use(folder):
+        for pattern in (".rows-*.part", "rows-*.safetensors", _HELD_OUT, SUMS, _DESCRIPTION):
+            for path in Path(folder).glob(pattern):
+                path.unlink()
 
 
 class CachedActivations(StoredRows):
@@ -239,7 +296,8 @@ class CachedActivations(StoredRows):
 
     Raises:
         FileNotFoundError: If there is no cache in the folder.
-        ValueError: If it is not whole, or lacks a hook point.
+        DamagedFileError: If its description is damaged; while iterating, if a shard is not what was written.
+        ValueError: If it is not whole, lacks a hook point, or a newer version wrote it.
         NonFiniteActivationsError: While iterating, if a row holds NaN or infinity.
 
     Example:
@@ -267,10 +325,13 @@ class CachedActivations(StoredRows):
         if unfinished := self.description.unfinished(self._folder):
             raise ValueError(
                 f"the cache {folder} is not whole: {len(unfinished)} of {len(self.description.shards())} shards are "
-                f"missing, {unfinished[0]} first. The command that began it goes on with it"
+                f"missing or cut off, {unfinished[0]} first. The command that began it goes on with it"
             )
         self._shards = list(self.description.shards())
         self._open_shard: tuple[int, Any] | None = None
+        self._sums = read_sums(self._folder)
+        self._checks: dict[int, Future[None]] = {}
+        self._checker = ThreadPoolExecutor(1, "cache-check")
         super().__init__(self.description.rows, chunk_rows, rank, world_size, repeat)
 
     @staticmethod
@@ -294,17 +355,30 @@ class CachedActivations(StoredRows):
 
     def _shard(self, index: int) -> Any:
         if self._open_shard is None or self._open_shard[0] != index:
-            self._open_shard = index, safe_open(self._folder / self._shards[index], framework="pt")
+            self._check(index).result()
+            self._open_shard = index, open_tensors(self._folder / self._shards[index])
+            # The next one while this one is read; at the end of the share there may be none.
+            self._check((index + 1) % len(self._shards))
         return self._open_shard[1]
+
+    def _check(self, index: int) -> "Future[None]":
+        """Holds a shard against its digest, once."""
+        if index not in self._checks:
+            name = self._shards[index]
+            self._checks[index] = self._checker.submit(check_sum, self._folder, name, self._sums)
+        return self._checks[index]
 
     def held_out(self) -> dict[str, Tensor]:
         """The rows of other text at the hook points that are read; empty where none were stored."""
         path = self._folder / _HELD_OUT
         if not path.is_file():
             return {}
-        tables = load_file(path)
+        check_sum(self._folder, _HELD_OUT, self._sums)
+        tables = read_tensors(path)
+        check_finite(tables)
         return {name: tables[name] for name in self._hook_points}
 
     def close(self) -> None:
         """Lets go of the shard that is open."""
         self._open_shard = None
+        self._checker.shutdown(cancel_futures=True)

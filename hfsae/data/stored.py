@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from hfsae.data.sources import check_finite
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+Table = Tensor | np.ndarray
 
 
 class StoredRows:
@@ -86,7 +90,8 @@ class TensorActivations(StoredRows):
     """Activations in memory.
 
     Args:
-        activations: A tensor (rows, d), or one for each hook point, all with the same rows.
+        activations: A tensor or numpy array (rows, d), or one for each hook point, all with the same rows. Of an array
+            that is mapped from a file (`numpy.memmap`), only the chunk that is read is in memory.
         hook_point: The name of a tensor that comes alone.
         chunk_rows: Rows in a chunk.
         rank: This process; it reads the rows r::world_size, in order.
@@ -100,7 +105,7 @@ class TensorActivations(StoredRows):
 
     def __init__(
         self,
-        activations: Tensor | Mapping[str, Tensor],
+        activations: Table | Mapping[str, Table],
         *,
         hook_point: str = "activations",
         chunk_rows: int = 4096,
@@ -108,12 +113,12 @@ class TensorActivations(StoredRows):
         world_size: int = 1,
         repeat: bool = True,
     ) -> None:
-        self._activations = _as_chunk(activations, hook_point)
+        self._activations = _tables(activations, hook_point)
         rows = len(next(iter(self._activations.values())))
         super().__init__(rows, chunk_rows, rank, world_size, repeat)
 
     def _read(self, rows: range) -> dict[str, Tensor]:
-        return {name: table[rows.start : rows.stop : rows.step] for name, table in self._activations.items()}
+        return {name: as_rows(table[rows.start : rows.stop : rows.step]) for name, table in self._activations.items()}
 
 
 class DatasetActivations(StoredRows):
@@ -157,7 +162,9 @@ class DatasetActivations(StoredRows):
 
 
 class IteratorActivations:
-    """Activations from anything that yields tensors (rows, d), or dicts of them by hook point.
+    """Activations from anything that yields tensors or numpy arrays (rows, d), or dicts of them by hook point.
+
+    What a `DataLoader` over a `TensorDataset` of one tensor yields, a list of one, stands for its tensor.
 
     Where it can be iterated over again (a list, a dataset, an object with `__iter__`) it is, at its end and to go
     back; a generator ends with its last chunk. A saved place is a number of chunks: to get there, that many are made
@@ -247,17 +254,43 @@ class IteratorActivations:
         """Does nothing: the iterable belongs to the user."""
 
 
-def _as_chunk(activations: Tensor | Mapping[str, Tensor], hook_point: str = "activations") -> dict[str, Tensor]:
+def as_rows(table: Table) -> Tensor:
+    """A table as a tensor that belongs to no graph: nothing is to be trained through it. Arrays are copied."""
+    # A copy: torch warns of arrays that cannot be written to, such as those mapped from a file.
+    return table.detach() if isinstance(table, Tensor) else torch.from_numpy(np.array(table))
+
+
+def _as_chunk(activations: Any, hook_point: str = "activations") -> dict[str, Tensor]:
+    """Activations by hook point, (rows, d) with the same rows everywhere."""
+    if isinstance(activations, list | tuple) and len(activations) == 1:
+        activations = activations[0]
+    return {name: as_rows(table) for name, table in _tables(activations, hook_point).items()}
+
+
+def _tables(activations: Any, hook_point: str) -> dict[str, Table]:
     """Checks that activations are (rows, d) by hook point, with the same rows everywhere."""
-    chunk = {hook_point: activations} if isinstance(activations, Tensor) else dict(activations)
-    for name, rows in chunk.items():
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or not rows.is_floating_point():
-            found = f"{tuple(rows.shape)} of {rows.dtype}" if isinstance(rows, Tensor) else type(rows).__name__
+    if isinstance(activations, Table):
+        activations = {hook_point: activations}
+    if not isinstance(activations, Mapping) or not activations:
+        told = f"a {type(activations).__name__}"
+        if isinstance(activations, list | tuple | Mapping):
+            told += f" of {len(activations)}"
+        raise ValueError(f"activations are {told}, expected a tensor or numpy array (rows, d), or such by hook point")
+    for name, rows in activations.items():
+        of_table = isinstance(rows, Table)
+        if not of_table or rows.ndim != 2 or not _is_float(rows):
+            found = f"{tuple(rows.shape)} of {rows.dtype}" if of_table else type(rows).__name__
             raise ValueError(
                 f"activations at {name} are {found}, expected a floating-point tensor (rows, d): "
                 "flatten a tensor (batch, seq, d) with .flatten(0, 1)"
             )
-    if len({len(rows) for rows in chunk.values()}) != 1:
-        counts = {name: len(rows) for name, rows in chunk.items()}
+    if len({len(rows) for rows in activations.values()}) != 1:
+        counts = {name: len(rows) for name, rows in activations.items()}
         raise ValueError(f"the hook points have different numbers of rows: {counts}")
-    return chunk
+    return dict(activations)
+
+
+def _is_float(table: Table) -> bool:
+    if isinstance(table, Tensor):
+        return table.is_floating_point()
+    return table.dtype in (np.float16, np.float32, np.float64)

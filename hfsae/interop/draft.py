@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfsae.architectures import architectures, config_class_of
 from hfsae.configuration import SAEConfig
-from hfsae.loading import refuse_mismatch
+from hfsae.loading import refuse_mismatch, refuse_unusable
 from hfsae.modeling import SAE
 
 
@@ -95,7 +95,7 @@ class Draft:
             dtype: Of the weights; None takes what the source's config says, or keeps that of the source's decoder.
 
         Raises:
-            ValueError: If tensors are missing, unexpected or of the wrong size, naming them.
+            ValueError: If tensors are missing, unexpected, of the wrong size or not finite, naming them.
         """
         with torch.device("meta"):
             sae = architectures()[self.architecture](config)
@@ -121,6 +121,7 @@ class Draft:
             for name, tensor in tensors.items()
         }
         sae.load_state_dict(state, assign=True)
+        refuse_unusable(source, sae)
         return sae.eval()
 
 

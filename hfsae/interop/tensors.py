@@ -1,13 +1,15 @@
 """Weights files by their kind: safetensors, NumPy archives, and pickles that hold nothing but plain data."""
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+
+from hfsae import storage
 
 PICKLES = (".pt", ".pth", ".bin")
 WEIGHTS_FILES = (".safetensors", ".npz", *PICKLES)
@@ -21,14 +23,14 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
         source: What errors call the SAE.
 
     Raises:
+        OSError: If it is damaged, empty, or something else in the place of weights.
         ValueError: If the file is of another kind, holds no named tensors, or is a pickle of something else than
             tensors and plain values, none of which is run.
     """
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return storage.read_tensors(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        return _archive(path, source)
     if path.suffix in PICKLES:
         return _plain_pickle(path, source)
     raise ValueError(f"{path.name} of {source} is no weights file: expected .safetensors, .npz, .pt or .pth.")
@@ -36,14 +38,25 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
 
 def names_of_tensors(path: Path) -> set[str]:
     """The names of the tensors in a safetensors file, from its header."""
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys())
+    return set(storage.read_header(path))
+
+
+def _archive(path: Path, source: str) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError, NotImplementedError) as error:
+        raise storage.damaged(path, error) from error
+    except TypeError as error:
+        raise ValueError(f"{path.name} of {source} holds arrays that are no tensors: {error}") from error
 
 
 def _plain_pickle(path: Path, source: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) or not path.stat().st_size or not _begins_like_a_pickle(path):
+            raise storage.damaged(path, error) from error
         raise ValueError(
             f"{path.name} of {source} was refused: it is damaged, or holds something else than tensors and plain "
             f"values ({str(error).splitlines()[0]})"
@@ -51,3 +64,8 @@ def _plain_pickle(path: Path, source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} of {source} holds a {type(content).__name__}, expected named tensors.")
     return content
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once
+from hfsae.storage import write_tensors
 
 # How far norms of equally long rows may lie apart in a dtype.
 _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -66,6 +66,6 @@ def theirs(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
 def write_files(folder: str | os.PathLike, weights: str, tensors: dict[str, Tensor], config: Any) -> Path:
     """Writes `cfg.json` and a weights file, both or neither."""
     with files_at_once(Path(folder)) as beside:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, beside / weights)
+        write_tensors(beside / weights, {name: tensor.cpu() for name, tensor in tensors.items()})
         (beside / "cfg.json").write_text(json.dumps(config, indent=2))
     return Path(folder)

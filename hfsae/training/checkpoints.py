@@ -1,6 +1,7 @@
 """Checkpoints that are always whole: written beside, synced, renamed. Safetensors and JSON, nothing pickled.
 
     checkpoint-500/
+        SHA256SUMS                   of every other file; a checkpoint that differs is not gone on from
         run.json                     step, arguments, names of the SAEs, log so far
         stream-rank-0.json           where each process stands in the text
         saes/<name>/                 config.json, model.safetensors, state.safetensors, state.json
@@ -8,7 +9,7 @@
 `SAE.from_pretrained` opens a folder of `saes/`; a single SAE has no name and lies in `saes/` itself.
 """
 
-import json
+import logging
 import math
 import os
 import re
@@ -20,13 +21,24 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 
 from hfsae.loading import load_config
 from hfsae.saving import quietly, write_json
+from hfsae.storage import (
+    SUMS,
+    DamagedFileError,
+    check_sums,
+    read_header,
+    read_json,
+    read_tensors,
+    sum_up,
+    write_tensors,
+)
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.learner import Learner
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What a folder is called until it is whole, and again while it is being removed.
@@ -81,6 +93,7 @@ def save_checkpoint(
             write_json(beside / "run.json", run)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            sum_up(beside, _files_of(beside))
             _publish(beside, final)
             _remove_old(output_dir, keep, spared)
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a disk that is full
@@ -99,7 +112,7 @@ def _save_learner(folder: Path, learner: Learner, *, writes: bool) -> None:
     with quietly():
         learner.sae.save_pretrained(folder, state_dict=weights, max_shard_size=_ANY_SIZE)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state["tensors"].items()}
-    save_file(tensors, folder / "state.safetensors")
+    write_tensors(folder / "state.safetensors", tensors)
     write_json(folder / "state.json", state["values"])
 
 
@@ -112,15 +125,16 @@ def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> Non
         step_ratio: Steps now for each step then, where the number of processes is another.
 
     Raises:
+        DamagedFileError: If a file of it cannot be read.
         ValueError: If the SAE of that name in the checkpoint is another one; says in what.
     """
     place = folder / "saes" / learner.name
     _refuse_other_sae(place, learner)
-    values = json.loads((place / "state.json").read_text())
+    values = read_json(place / "state.json")
     if values["last_resampling"] is not None:
         values["last_resampling"] = round(values["last_resampling"] * step_ratio)
-    state = {"tensors": load_file(place / "state.safetensors"), "values": values}
-    learner.load_state_dict(load_file(place / "model.safetensors"), state)
+    state = {"tensors": read_tensors(place / "state.safetensors"), "values": values}
+    learner.load_state_dict(read_tensors(place / "model.safetensors"), state)
 
 
 def _refuse_other_sae(place: Path, learner: Learner) -> None:
@@ -137,32 +151,86 @@ def _refuse_other_sae(place: Path, learner: Learner) -> None:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None if there is none."""
-    return max(_checkpoints(output_dir), key=_tokens_of, default=None)
+    """The newest checkpoint of a run whose `run.json` can be read, None if there is none."""
+    return next(iter(_checkpoints(output_dir)), None)
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Everything in a run's folder that is called a checkpoint, whole or not."""
+    return [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    found = (path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name))
-    return [path for path in found if (path / "run.json").is_file()]
+    """Those that say how far they are, the newest first."""
+    far = {path: _tokens_of(path) for path in checkpoint_folders(output_dir)}
+    return sorted((path for path in far if far[path] is not None), key=lambda path: far[path] or (0, 0), reverse=True)
 
 
-def _tokens_of(checkpoint: Path) -> tuple[int, int]:
-    """How far a checkpoint is: in tokens, since steps are larger on more processes; then in steps."""
-    stored = json.loads((checkpoint / "run.json").read_text())
-    return stored.get("tokens", 0), int(checkpoint.name.removeprefix("checkpoint-"))
+def _tokens_of(checkpoint: Path) -> tuple[int, int] | None:
+    """How far a checkpoint is: in tokens, since steps are larger on more processes; then in steps.
+
+    None for one that does not tell: a broken one must end no run but one that wants to go on from it.
+    """
+    try:
+        tokens = read_json(checkpoint / "run.json").get("tokens", 0)
+    except OSError:
+        return None
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    return (tokens, step) if isinstance(tokens, int) else None
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
-    """The checkpoint meant by `resume_from_checkpoint`.
+    """The checkpoint meant by `resume_from_checkpoint`, none of whose files has changed since it was written.
+
+    Args:
+        output_dir: Folder of the run.
+        wanted: Its folder; or `"last"` for the newest whole one, which says which newer ones it passes over.
 
     Raises:
         FileNotFoundError: If it is not there.
+        DamagedFileError: If it is damaged, or all of them are; names the file.
     """
-    folder = last_checkpoint(output_dir) if wanted == "last" else Path(wanted)
-    if folder is None or not (folder / "run.json").is_file():
-        looked_for = f"checkpoint-* in {output_dir}" if wanted == "last" else wanted
-        raise FileNotFoundError(f"no checkpoint to resume from: looked for {looked_for}.")
-    return folder
+    if wanted != "last":
+        if not (Path(wanted) / "run.json").is_file():
+            raise FileNotFoundError(f"no checkpoint to resume from: looked for {wanted}.")
+        check_whole(Path(wanted))
+        return Path(wanted)
+    told = _checkpoints(output_dir)
+    silent = sorted(set(checkpoint_folders(output_dir)) - set(told), key=lambda path: int(path.name.split("-")[-1]))
+    faults: list[OSError] = []
+    for folder in [*reversed(silent), *told]:
+        try:
+            check_whole(folder)
+        except OSError as error:
+            faults.append(error)
+            logger.warning("%s is passed over: %s", folder.name, error)
+        else:
+            if faults:
+                logger.warning("going on from %s, the newest whole checkpoint.", folder.name)
+            return folder
+    if faults:
+        raise DamagedFileError(f"no whole checkpoint to resume from in {output_dir}: {faults[0]}") from faults[0]
+    raise FileNotFoundError(f"no checkpoint to resume from: looked for checkpoint-* in {output_dir}.")
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises where a file of a checkpoint is missing, or is not what was written.
+
+    Raises:
+        DamagedFileError: Names the file. Of a checkpoint without `SHA256SUMS`, which earlier versions wrote, only
+            files that cannot be read are found.
+    """
+    check_sums(checkpoint)
+    if not (checkpoint / SUMS).is_file():
+        for path in checkpoint.rglob("*.json"):
+            read_json(path)
+        for path in checkpoint.rglob("*.safetensors"):
+            read_header(path)
+    read_json(checkpoint / "run.json")
+
+
+def _files_of(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 class BestCheckpoint:
@@ -230,7 +298,7 @@ def _publish(beside: Path, final: Path) -> None:
 
 
 def _remove_old(output_dir: Path, keep: int | None, spared: Path | None) -> None:
-    for path in sorted(_checkpoints(output_dir), key=_tokens_of)[:-keep] if keep else []:
+    for path in _checkpoints(output_dir)[keep:] if keep else []:
         if path != spared:
             _remove(path)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -13,12 +14,15 @@ from hfsae.data import (
     DatasetActivations,
     IteratorActivations,
     LMActivations,
+    NonFiniteActivationsError,
     RowSource,
     TensorActivations,
     TextSource,
     TokenBlocks,
     default_window_tokens,
 )
+from hfsae.data.sources import check_finite
+from hfsae.data.stored import as_rows
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
@@ -134,7 +138,7 @@ def calibration_rows(
 
 
 def own_source(activations: Any, accelerator: Accelerator) -> RowSource:
-    """Activations that the user brings: tensors by hook point, a `datasets.Dataset`, or an iterable of batches."""
+    """Activations that the user brings: tables by hook point, a `datasets.Dataset`, or an iterable of batches."""
     rank, world_size = accelerator.process_index, accelerator.num_processes
     if isinstance(activations, dict):
         return TensorActivations(activations, chunk_rows=_CHUNK_ROWS, rank=rank, world_size=world_size)
@@ -149,8 +153,11 @@ def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[st
 
     Returns:
         What is left, and the rows by hook point.
+
+    Raises:
+        NonFiniteActivationsError: If there is NaN or infinity among those that are kept.
     """
-    if isinstance(activations, Tensor):
+    if isinstance(activations, Tensor | np.ndarray):
         activations = {OWN_ACTIVATIONS: activations}
     if isinstance(activations, dict):
         rows = min(len(tensor) for tensor in activations.values())
@@ -163,10 +170,18 @@ def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[st
         return activations, {}
     if isinstance(activations, dict):
         train = {name: tensor[: rows - kept] for name, tensor in activations.items()}
-        return train, {name: tensor[rows - kept :] for name, tensor in activations.items()}
+        return train, _finite({name: as_rows(tensor[rows - kept :]) for name, tensor in activations.items()})
     last = activations.select(range(rows - kept, rows)).with_format("torch")[:]
-    held_out = {name: last[column] for name, column in _columns(activations).items()}
+    held_out = _finite({name: last[column] for name, column in _columns(activations).items()})
     return activations.select(range(rows - kept)), held_out
+
+
+def _finite(held_out: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        check_finite(held_out)
+    except NonFiniteActivationsError as error:
+        raise NonFiniteActivationsError(f"of the last rows, which calibrate the SAEs: {error}") from error
+    return held_out
 
 
 def _columns(activations: Any) -> dict[str, str]:

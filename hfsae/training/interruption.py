@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, so that a whole checkpoint can be written."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal that is gone) end a run between two steps, after a whole checkpoint."""
 
 import logging
 import signal
@@ -8,8 +8,12 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 
+# Windows has no SIGHUP.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM only sets `requested`; a second SIGINT interrupts at once."""
+    """A context in which the first of these signals only sets `requested`; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -18,7 +22,9 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         # Python delivers signals to the main thread alone; elsewhere the caller's handling stays.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
+                if signal.getsignal(number) == signal.SIG_IGN:  # as nohup has it for SIGHUP: the run shall go on
+                    continue
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -1,9 +1,9 @@
 """Going on from a checkpoint, on as many processes as wrote it or on others."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from hfsae.storage import read_json
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import load_learner
 from hfsae.training.run import Run
@@ -40,7 +40,7 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
             shared out anew (only text that is shuffled as a whole can).
     """
-    stored = json.loads((checkpoint / "run.json").read_text())
+    stored = read_json(checkpoint / "run.json")
     processes = run.accelerator.num_processes
     if stored["processes"] != processes and not run.can_share_out_anew:
         raise ValueError(
@@ -59,7 +59,7 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         load_learner(checkpoint, learner, ratio)
     if stored["processes"] == processes:
         place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
-        run.stream.load_state_dict(json.loads(place.read_text()))
+        run.stream.load_state_dict(read_json(place))
     else:
         stored["step"] = round(stored["step"] * ratio)
         for entry in stored["log_history"]:

@@ -20,10 +20,11 @@ from hfsae.initialisation import initialise
 from hfsae.language_model import record
 from hfsae.modeling import SAE
 from hfsae.saving import BESIDE
+from hfsae.storage import in_bytes
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
-from hfsae.training.checkpoints import UNFINISHED, last_checkpoint
+from hfsae.training.checkpoints import UNFINISHED, checkpoint_folders
 from hfsae.training.learner import Learner
 from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
@@ -125,6 +126,8 @@ class Run:
 def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
     """Refuses a folder that holds another run, and clears away what a killed process left half-written.
 
+    The process holds the folder (`hfsae.in_use`): what lies there half-written is no living one's.
+
     Args:
         args: The run's arguments.
         accelerator: Its accelerator.
@@ -135,17 +138,15 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
     """
     folder = Path(args.output_dir)
     resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
-    checkpoint = last_checkpoint(folder)
     if not resuming and not args.overwrite_output_dir:
         saved = [path for path in folder.glob("**/model*.safetensors") if not _is_half_written(path, folder)]
-        traces = [path for path in (checkpoint, *saved) if path is not None]
+        traces = [*checkpoint_folders(folder), *saved]
         if traces:
             raise FileExistsError(
                 f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "
                 "with resume_from_checkpoint='last', or pass overwrite_output_dir=True."
             )
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         half_written = [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"**/{BESIDE}*")]
         for path in [*half_written, *([] if resuming else folder.glob("checkpoint-*"))]:
             shutil.rmtree(path, ignore_errors=True)
@@ -349,6 +350,6 @@ def _check_disk(run: Run, parameters: int) -> None:
     free = shutil.disk_usage(run.args.output_dir).free
     if free < needed:
         raise OSError(
-            f"{run.args.output_dir} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed for its "
+            f"{run.args.output_dir} has {in_bytes(free)} free, but {in_bytes(needed)} are needed for its "
             "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
         )

@@ -1,21 +1,24 @@
 """`SAETrainer`: from a language model and text, or activations of one's own, to trained, measured, saved SAEs."""
 
-import json
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
 from hfsae.hooks import inner_model
+from hfsae.in_use import in_use, make_folder
 from hfsae.modeling import SAE
+from hfsae.storage import read_json
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, save_checkpoint
@@ -84,8 +87,8 @@ class SAETrainer:
         train_dataset: Text (`datasets`), or token ids (rows, length); None loads `args.dataset_name`.
         eval_dataset: Text to measure on, disjoint from the training text; None holds documents out.
         processing_class: The tokenizer; None loads the model's.
-        activations: Activations of one's own instead of a model and text: a tensor (rows, d_in), a dict of such by
-            hook point, a `datasets.Dataset`, or an iterable of batches.
+        activations: Activations of one's own instead of a model and text: a tensor or numpy array (rows, d_in), also
+            one mapped from a file, a dict of such by hook point, a `datasets.Dataset`, or an iterable of batches.
         callbacks: `transformers.TrainerCallback` objects or classes. Every event passes `model` (the SAEs by name);
             `on_log` also `logs` (flat) and `saes_log` (by SAE). They run in
             every process, and what they ask for in `control` must be the same everywhere.
@@ -142,21 +145,28 @@ class SAETrainer:
             The trained SAEs and what was measured.
 
         Raises:
-            FileExistsError: If `args.output_dir` holds another run.
+            FileExistsError: If `args.output_dir` holds another run, or another process is writing one into it.
             FileNotFoundError: If there is nothing to resume from.
+            DamagedFileError: If what is resumed from is not what was written, and no older checkpoint is whole.
             ValueError: If an argument does not fit the model, the data or the run that is resumed.
             FloatingPointError: If a loss stops being a number; names the SAE and the step.
             NonFiniteActivationsError: If activations do; names the module and the step.
             OSError: If a checkpoint cannot be written; earlier ones stay whole.
         """
+        make_folder(self._output_dir)
+        accelerator = start_accelerator(self.args)
+        # Of several processes the main one holds the folder for all.
+        with in_use(self._output_dir) if accelerator.is_main_process else nullcontext():
+            return self._train(accelerator, resume_from_checkpoint)
+
+    def _train(self, accelerator: Accelerator, resume_from_checkpoint: str | os.PathLike | bool | None) -> TrainOutput:
         args = self.args
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         wanted = "last" if wanted is True else (os.fspath(wanted) if wanted else None)
         checkpoint = find_checkpoint(self._output_dir, wanted) if wanted else None
-        stored = json.loads((checkpoint / "run.json").read_text()) if checkpoint is not None else None
+        stored = read_json(checkpoint / "run.json") if checkpoint is not None else None
         if stored is not None:
             args.refuse_difference(stored["arguments"])
-        accelerator = start_accelerator(args)
         self._text_seed = text_seed_of(stored, args, accelerator.num_processes)
         claim_output_dir(args, accelerator, checkpoint)
         with Interruption() as interruption, freed_memory_kept():

@@ -58,7 +58,7 @@ def test_labels_of_other_weights_are_refused_before_anything_is_read(place):
     write_labels(place / "downloaded.json", {3: "x"}, "0" * 64)
     with pytest.raises(ValueError, match="other weights"):
         make_dashboard(place / "sae", labels=place / "downloaded.json", dataset="there is no such text")
-    assert {path.name for path in (place / "sae").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (place / "sae").iterdir()} == {"SHA256SUMS", "config.json", "model.safetensors"}
 
 
 def test_without_any_text_there_is_no_collection(place):

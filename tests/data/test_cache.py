@@ -87,7 +87,7 @@ def test_rows_of_a_language_model_come_back_bit_by_bit(tmp_path, dtype):
 def test_the_description_says_what_was_written(tmp_path):
     write(tmp_path, dtype=torch.bfloat16)
     assert CacheDescription.read(tmp_path) == CacheDescription(20, 8, "bfloat16", {"a": 3, "b": 2}, MADE_FROM)
-    assert set(contents(tmp_path)) == {"cache.json", *(f"rows-0000{i}.safetensors" for i in range(3))}
+    assert set(contents(tmp_path)) == {"SHA256SUMS", "cache.json", *(f"rows-0000{i}.safetensors" for i in range(3))}
 
 
 def test_held_out_rows_lie_beside_and_are_made_once(tmp_path):
@@ -150,7 +150,7 @@ def test_a_shard_that_was_half_written_is_written_again(tmp_path):
     shard = tmp_path / "broken" / "rows-00001.safetensors"
     shard.rename(shard.with_name(f".{shard.name}.part"))
     (tmp_path / "broken" / "rows-00002.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match="2 of 3 shards are missing, rows-00001.safetensors first"):
+    with pytest.raises(ValueError, match="2 of 3 shards are missing or cut off, rows-00001.safetensors first"):
         CachedActivations(tmp_path / "broken")
     write(tmp_path / "broken")
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
@@ -185,7 +185,7 @@ def test_a_folder_with_another_cache_is_refused_and_left_as_it_was(tmp_path, opt
 def test_a_disk_that_is_too_small_is_an_error_before_anything_is_computed(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * 5 * 4 - 1))
-    with pytest.raises(OSError, match="0.00 GB free, but"):
+    with pytest.raises(OSError, match="has 399 bytes free, but 400 bytes of"):
         write(tmp_path, source=Dying(TensorActivations({"a": numbered(20), "b": -numbered(20, d=2)}), chunk=0))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20 * 5 * 4))
     write(tmp_path)
@@ -211,6 +211,7 @@ def test_rows_that_are_not_numbers_are_found(tmp_path):
     shard = tmp_path / "rows-00001.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content.replace(numbered(20)[13].numpy().tobytes(), rows[13].numpy().tobytes()))
+    (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(NonFiniteActivationsError, match="at a, in 1 of 20 rows"):
         next(CachedActivations(tmp_path))
 

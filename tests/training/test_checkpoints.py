@@ -46,8 +46,9 @@ def test_a_checkpoint_holds_everything_by_name_and_nothing_pickled(tmp_path):
     folder = save(tmp_path, 7, learners)
     assert folder == tmp_path / "checkpoint-7" and names(tmp_path) == ["checkpoint-7"]
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    of_each = ("config.json", "model.safetensors", "state.json", "state.safetensors")
+    of_each = ("SHA256SUMS", "config.json", "model.safetensors", "state.json", "state.safetensors")
     assert files == {
+        "SHA256SUMS",
         "run.json",
         "stream-rank-0.json",
         *(f"saes/{name}/{file}" for name in learners for file in of_each),

@@ -7,7 +7,7 @@ import pytest
 from hfsae.training.interruption import Interruption
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_only_asks_to_stop(number, caplog):
     with Interruption() as interruption:
         assert not interruption.requested
@@ -28,6 +28,16 @@ def test_the_handlers_of_before_come_back_even_after_an_error():
         assert signal.getsignal(signal.SIGINT) != handlers[0]
         raise ZeroDivisionError
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interruption.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

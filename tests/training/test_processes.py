@@ -98,7 +98,7 @@ def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, case):
     assert [json.loads(line)["step"] for line in log] == [4, 8, 12]
     checkpoint = folder / "checkpoint-12"
     assert {path.name for path in checkpoint.iterdir()} == {
-        *("run.json", "saes", "stream-rank-0.json", "stream-rank-1.json")
+        *("SHA256SUMS", "run.json", "saes", "stream-rank-0.json", "stream-rank-1.json")
     }
     assert not list(folder.glob(".*"))
 

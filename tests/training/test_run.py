@@ -61,7 +61,7 @@ def test_training_weights_are_float32_whatever_the_language_model(tmp_path):
 def test_an_sae_whose_checkpoints_do_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
-    with pytest.raises(OSError, match="0.00 GB free, but 0.00 GB are needed for its checkpoints"):
+    with pytest.raises(OSError, match="has 1.00 kB free, but 57.60 kB are needed for its checkpoints"):
         prepare(tmp_path)
 
 

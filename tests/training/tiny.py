@@ -95,7 +95,8 @@ def stop_at(step: int) -> At:
 
 def contents(checkpoint: Path) -> dict[str, bytes]:
     """What must be equal, bit for bit, in two checkpoints of equal runs: every file but the run's times and log."""
-    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != "run.json")
+    timed = {"run.json", "SHA256SUMS"}
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in timed)
     return {str(path.relative_to(checkpoint)): path.read_bytes() for path in files}
 
 

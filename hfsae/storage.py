@@ -1,0 +1,250 @@
+"""Files that are what they were: one reader and writer of safetensors, digests beside them, JSON that is whole.
+
+`SHA256SUMS` lies in a folder beside the files it vouches for, in the format of `sha256sum`, which checks it too.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+SUMS = "SHA256SUMS"
+# A header that says it is longer is none: the limit of the format itself.
+_LONGEST_HEADER = 100_000_000
+# Deeper JSON is nobody's config; Python's own parser ends in a RecursionError a little later.
+_DEEPEST_JSON = 100
+
+
+class DamagedFileError(OSError):
+    """A file is not what was written: cut off, changed, or something else in its place. Names it and what helps."""
+
+
+# -- safetensors ------------------------------------------------------------------------------------------------------
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If it is no whole safetensors file; says what it is instead, and what helps.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise damaged(Path(path), error) from error
+
+
+def open_tensors(path: str | Path) -> Any:
+    """A safetensors file whose tensors are read one by one, as `safetensors.safe_open`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If it is no whole safetensors file.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise damaged(Path(path), error) from error
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that whoever the umask lets may read: safetensors itself lets its owner alone."""
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata)
+    path.chmod(mode)
+
+
+def tensors_as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """What `write_tensors` would write."""
+    return save(dict(tensors), metadata)
+
+
+def size_of_header(path: Path) -> int | None:
+    """Bytes before the tensors of a safetensors file; None where it does not begin like one."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if len(start) < 8:
+        return None
+    (length,) = struct.unpack("<Q", start)
+    return 8 + length if length <= _LONGEST_HEADER else None
+
+
+def damaged(path: Path, error: Exception | str) -> DamagedFileError:
+    """The error that says what lies there in place of whole weights, and what helps."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        found, cure = "is empty", "write or download it again"
+    elif start.startswith(b"version https://git-lfs"):
+        found = "is a pointer of git-lfs, not the weights"
+        cure = "run `git lfs pull` in its folder, or download it with `hf download`"
+    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        found, cure = "is a web page, not weights", "download it again, with a token where one is asked for"
+    elif text.startswith((b"{", b"[")):
+        found, cure = "is JSON, not weights", "download it again"
+    elif start.startswith((b"PK\x03\x04", b"\x80")) and path.suffix == ".safetensors":
+        found, cure = "is a pickle under another name", "save it as safetensors"
+    else:
+        found, cure = f"is damaged or cut off ({error})", "write or download it again"
+    return DamagedFileError(f"{path} {found}: {cure}.")
+
+
+# -- digests ----------------------------------------------------------------------------------------------------------
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """What `SHA256SUMS` of a folder says, by file; empty where there is none.
+
+    Raises:
+        DamagedFileError: If it is not in the format of `sha256sum`.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    sums, content = {}, path.read_text(encoding="utf-8", errors="replace")
+    if not content.endswith("\n"):
+        raise DamagedFileError(f"{path} is cut off.")
+    for line in content.splitlines():
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise DamagedFileError(f"{path} is damaged: {line[:80]!r} is no line of sha256sum.")
+        sums[name] = digest
+    return sums
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Writes `SHA256SUMS`, whole or not at all."""
+    beside = folder / f".{SUMS}.part"
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+    beside.write_text("".join(lines), encoding="utf-8")
+    os.replace(beside, folder / SUMS)
+
+
+def sum_up(folder: Path, names: Iterable[str]) -> None:
+    """Writes `SHA256SUMS` for files of a folder, by their paths in it, from their bytes or from sums below."""
+    names = list(names)
+    below = [PurePosixPath(name).parent for name in names if PurePosixPath(name).name == SUMS]
+    known = {str(inner / name): digest for inner in below for name, digest in read_sums(folder / inner).items()}
+    write_sums(folder, {name: known.get(name) or sha256_of(folder / name) for name in names})
+
+
+def check_sum(folder: Path, name: str, sums: Mapping[str, str] | None = None) -> None:
+    """Holds one file against `SHA256SUMS`; one that is not in it passes.
+
+    Args:
+        folder: The folder.
+        name: The file's path in it.
+        sums: What `read_sums` gave; None reads them.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        DamagedFileError: If its bytes are others than were written.
+    """
+    expected = (read_sums(folder) if sums is None else sums).get(name)
+    path = folder / name
+    if expected is None or sha256_of(path) == expected:
+        return
+    if path.suffix == ".safetensors":
+        read_header(path)  # what is no longer such a file at all is better told so
+    raise DamagedFileError(
+        f"{path} is not what was written: its SHA-256 differs from the one in {SUMS}. Take it from a copy, or remove "
+        f"{folder / SUMS} if the change was meant."
+    )
+
+
+def check_sums(folder: Path) -> None:
+    """Holds every file of `SHA256SUMS` against it.
+
+    Raises:
+        DamagedFileError: If one is missing, or its bytes are others than were written.
+    """
+    sums = read_sums(folder)
+    for name in sums:
+        if not (folder / name).is_file():
+            raise DamagedFileError(f"{folder / name} is missing, which {SUMS} names.")
+        check_sum(folder, name, sums)
+
+
+def seal(folder: str | os.PathLike) -> None:
+    """Writes `SHA256SUMS` for the weights of a saved SAE, and lets whoever may read its config read them too."""
+    folder = Path(folder)
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    for name in names:
+        shutil.copymode(folder / "config.json", folder / name)
+    sum_up(folder, names)
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, from its header.
+
+    Raises:
+        DamagedFileError: If it is no whole safetensors file.
+    """
+    with open_tensors(path) as file:
+        return list(file.keys())
+
+
+def in_bytes(size: float) -> str:
+    """A size as people read it.
+
+    Example:
+        >>> from hfsae.storage import in_bytes
+        >>> in_bytes(1_500_000), in_bytes(12)
+        ('1.50 MB', '12 bytes')
+    """
+    for unit, bytes_of in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_of:
+            return f"{size / bytes_of:.2f} {unit}"
+    return f"{int(size)} bytes"
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        DamagedFileError: If it is no JSON, is nested too deeply, or holds something of another kind.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged or cut off: it is no JSON ({error}).") from error
+    if not isinstance(content, kind):
+        raise DamagedFileError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}.")
+    if is_deep(content):
+        raise DamagedFileError(f"{path} is nested more than {_DEEPEST_JSON} deep.")
+    return content
+
+
+def is_deep(content: Any, most: int = _DEEPEST_JSON) -> bool:
+    """Whether lists and dictionaries lie in each other more than `most` deep."""
+    level: list[Any] = [content]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return any(isinstance(inner, dict | list) for inner in level)
