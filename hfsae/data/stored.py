@@ -256,8 +256,10 @@ class IteratorActivations:
 
 def as_rows(table: Table) -> Tensor:
     """A table as a tensor that belongs to no graph: nothing is to be trained through it. Arrays are copied."""
+    if isinstance(table, Tensor):
+        return table.detach() if table.requires_grad else table
     # A copy: torch warns of arrays that cannot be written to, such as those mapped from a file.
-    return table.detach() if isinstance(table, Tensor) else torch.from_numpy(np.array(table))
+    return torch.from_numpy(np.array(table))
 
 
 def _as_chunk(activations: Any, hook_point: str = "activations") -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.saving import quietly, write_json
+from hfsae.storage import SUMS
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, fields:
     sae, prefix = saved.sae, f"{name}/" if name else ""
     with quietly():
         sae.save_pretrained(place)
+        (place / SUMS).unlink()  # the Hub keeps the digests of its files itself
     for path in (LOG_FILE, CARD_FILE, LABELS_FILE):
         if saved.folder is not None and (saved.folder / path).is_file():
             shutil.copy(saved.folder / path, place / path)
