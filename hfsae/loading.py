@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from hfsae.configuration import SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.places import must_be_local, sae_folders
-from hfsae.storage import DamagedFileError, check_sum, read_header, sha256_of
+from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
@@ -61,7 +61,8 @@ def load_sae(
     for path in _weights_files(source, kwargs) if os.path.isdir(source) else ():
         check_sum(path.parent, path.name)
     try:
-        sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
+        with naming(f"the config of {source}", (AttributeError, KeyError, IndexError, OverflowError)):
+            sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise _damaged(_weights_files(source, kwargs), error) from error
     except RuntimeError as error:
@@ -119,6 +120,8 @@ def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
         return False
     except (TypeError, AttributeError):  # transformers' for a JSON that is no object
         return False
+    except RecursionError as error:
+        raise ValueError(f"the config of {source} is nested too deeply.") from error
     return "model_type" in config
 
 
@@ -181,7 +184,8 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     """The config, and the arguments that are left for the weights."""
     hub, weights, rest = _sorted_out(kwargs)
     try:
-        loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
+        with naming(f"the config of {source}"):
+            loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
     except (OSError, ValueError) as error:
         if "model type `hfsae" in str(error):
             raise ValueError(
@@ -191,7 +195,8 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
         raise
     config, rest = loaded
     _refuse_foreign(config, source)
-    config.validate()  # overrides were set one by one: together they may contradict
+    with naming(f"the config of {source}"):
+        config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
 
 

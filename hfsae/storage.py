@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -233,6 +234,28 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if is_deep(content):
         raise DamagedFileError(f"{path} is nested more than {_DEEPEST_JSON} deep.")
     return content
+
+
+# What Python raises where a value is of a kind that nobody thought of.
+ODD = (TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError, ZeroDivisionError)
+
+
+@contextmanager
+def naming(what: str, kinds: tuple[type[Exception], ...] = ODD) -> Iterator[None]:
+    """Where a file is handed to code that trusts it: values of odd kinds end in an error that names the file.
+
+    Args:
+        what: What the error calls it.
+        kinds: The exceptions that stand for such a value.
+
+    Raises:
+        ValueError: In place of them.
+    """
+    try:
+        yield
+    except kinds as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} holds a value that cannot be, or is nested too deeply ({told}).") from error
 
 
 def is_deep(content: Any, most: int = _DEEPEST_JSON) -> bool:

@@ -39,6 +39,10 @@ os.environ |= {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutations", type=int, default=2000, help="how many mutated files tests/fuzz tries in all")
+
+
 def pytest_unconfigure() -> None:
     HUB.stop()
     HF_HOME.cleanup()

@@ -49,6 +49,17 @@ def test_a_flipped_bit_is_found(folder: Path):
     SAE.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("depth", [300, 500, 2000])
+def test_a_config_that_is_nested_deep_is_read_or_refused_in_our_own_words(folder: Path, depth: int):
+    config = (folder / "config.json").read_text()
+    deep = '{"a":' * depth + "1" + "}" * depth
+    (folder / "config.json").write_text(config.replace("{", f'{{"training": {deep},', 1))
+    try:
+        SAE.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        assert str(folder) in str(error)
+
+
 def test_saving_again_vouches_for_the_new_weights(folder: Path):
     sae = SAE.from_pretrained(folder)
     with torch.no_grad():

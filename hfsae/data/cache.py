@@ -49,6 +49,8 @@ _DESCRIPTION, _HELD_OUT = "cache.json", "held-out.safetensors"
 _SHARD_BYTES = 2**28
 # A description that names more is damaged: it would be worked through shard by shard.
 _MOST, _MOST_SHARDS = 2**48, 10**6
+# How safetensors calls what activations are stored as.
+_CALLED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # The key of a shard's metadata that holds the source's place after it.
 _NEXT = "next"
 
@@ -98,12 +100,10 @@ class CacheDescription:
             raise DamagedFileError(f"{path} does not say {', '.join(missing)}: it describes no cache.")
         found = cls(**said)
         widths = found.widths.values() if isinstance(found.widths, dict) else [None]
-        dtype = getattr(torch, found.dtype, None) if isinstance(found.dtype, str) else None
         numbers = [found.rows, found.shard_rows, *widths]
         if (
             not all(type(number) is int and 0 < number < _MOST for number in numbers)
-            or not isinstance(dtype, torch.dtype)
-            or not dtype.is_floating_point
+            or str(found.dtype) not in _CALLED
             or not isinstance(found.made_from, dict)
             or -(-found.rows // found.shard_rows) > _MOST_SHARDS
         ):
@@ -356,10 +356,21 @@ class CachedActivations(StoredRows):
     def _shard(self, index: int) -> Any:
         if self._open_shard is None or self._open_shard[0] != index:
             self._check(index).result()
-            self._open_shard = index, open_tensors(self._folder / self._shards[index])
+            self._open_shard = index, self._opened(index)
             # The next one while this one is read; at the end of the share there may be none.
             self._check((index + 1) % len(self._shards))
         return self._open_shard[1]
+
+    def _opened(self, index: int) -> Any:
+        """A shard, which holds what the description says."""
+        path = self._folder / self._shards[index]
+        shard, rows = open_tensors(path), self.description.shards()[path.name]
+        there = {name: shard.get_slice(name) for name in shard.keys()}
+        shapes = {name: (tuple(table.get_shape()), table.get_dtype()) for name, table in there.items()}
+        dtype = _CALLED[self.description.dtype]
+        if shapes != {name: ((rows, width), dtype) for name, width in self.description.widths.items()}:
+            raise DamagedFileError(f"{path} holds {shapes}, which is not what {_DESCRIPTION} says.")
+        return shard
 
     def _check(self, index: int) -> "Future[None]":
         """Holds a shard against its digest, once."""

@@ -22,6 +22,7 @@ from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weights import WeightFacts
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly
+from hfsae.storage import naming
 
 BEGIN = "<!-- hfsae:begin (generated, edits are overwritten) -->"
 END = "<!-- hfsae:end -->"
@@ -66,7 +67,8 @@ def render_card(
         The card; `str(card)` is the text of a README.md.
 
     Raises:
-        ValueError: If `repo_id` is not the id of a repository.
+        ValueError: If `repo_id` is not the id of a repository, or the config or the existing card holds values of
+            kinds that cannot be.
 
     Example:
         >>> from hfsae import TopKSAEConfig
@@ -81,18 +83,20 @@ def render_card(
     folder = None if folder is None else Path(folder)
     stale = _stale(config, sae, weights_digest)
     weights = None if sae is None else WeightFacts.of(sae)
-    data = front_matter(
-        config,
-        display_name(config, repo_id, subfolder),
-        metrics=None if stale else config.metrics,
-        license=license,
-        language=language,
-    )
-    values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
-    block = render("sae_card.md.jinja", values)
-    if existing is not None:
-        data = merge(cast(ModelCardData, existing.data), data)
-    return assemble(data, block, existing)
+    with naming("what the config says of its training and metrics"):
+        data = front_matter(
+            config,
+            display_name(config, repo_id, subfolder),
+            metrics=None if stale else config.metrics,
+            license=license,
+            language=language,
+        )
+        values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
+        block = render("sae_card.md.jinja", values)
+    if existing is None:
+        return assemble(data, block, existing)
+    with naming("the metadata of the card that is there"):
+        return assemble(merge(cast(ModelCardData, existing.data), data), block, existing)
 
 
 def assemble(data: ModelCardData, block: str, existing: ModelCard | None) -> ModelCard:

@@ -42,7 +42,7 @@ _LANGUAGE_MODEL = (
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
-_GENERATED = (_WEIGHTS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY, DASHBOARD_FILE)
+_GENERATED = (_WEIGHTS, SUMS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY, DASHBOARD_FILE)
 
 
 @dataclass(frozen=True)
