@@ -27,7 +27,7 @@ from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
-from hfsae.hooks import HookPoint, resolve_hook_points
+from hfsae.hooks import HookPoint, inner_model, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
 from hfsae.training.texts import Texts
@@ -92,7 +92,8 @@ def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tupl
 
 
 def _resolved(model: PreTrainedModel, names: str) -> list[HookPoint]:
-    return resolve_hook_points(model, [name.strip() for name in names.split(",") if name.strip()])
+    # Named in the model inside of its wrappers: found there with and without these.
+    return resolve_hook_points(inner_model(model), [name.strip() for name in names.split(",") if name.strip()])
 
 
 def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:

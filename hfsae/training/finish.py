@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from hfsae.evaluation import evaluate_saes
-from hfsae.hooks import portable_name
+from hfsae.hooks import inner_model, portable_name
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly, write_config, write_json
@@ -131,7 +131,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
     args, place = run.arguments[name], run.places[name]
     tokens = state.global_step * run.tokens_per_step
     return {
-        "portable_name": portable_name(run.base.model, place) if run.base is not None else None,
+        "portable_name": portable_name(inner_model(run.base.model), place) if run.base is not None else None,
         "dataset": args.dataset_name if run.base is not None else "activations given by the user",
         "split": args.dataset_split if run.base is not None else None,
         "dataset_digest": run.texts.digest if run.texts is not None else None,

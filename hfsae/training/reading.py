@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hfsae.architectures import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.data import RowSource
-from hfsae.hooks import portable_name, resolve_hook_point
+from hfsae.hooks import inner_model, portable_name, resolve_hook_point
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
@@ -184,17 +184,18 @@ def _model_places(
     args: SAETrainingArguments, inputs: Inputs, base: BaseModel
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The canonical hook point of every SAE by name, and where those write that write elsewhere."""
+    model = inner_model(base.model)
     if inputs.by_name:
         pairs = {}
         for name, item in inputs.by_name.items():
             named = _named_target(item, args)
-            source = resolve_hook_point(base.model, _named_place(item) or args.hook_point)
-            target = resolve_hook_point(base.model, named) if named is not None else None
+            source = resolve_hook_point(model, _named_place(item) or args.hook_point)
+            target = resolve_hook_point(model, named) if named is not None else None
             pairs[name] = (source, target if target != source else None)
     else:
         points = feed.hook_points(args, base.model)
         alone = len(points) == 1
-        pairs = {"" if alone else portable_name(base.model, pair[0]) or str(pair[0]): pair for pair in points}
+        pairs = {"" if alone else portable_name(model, pair[0]) or str(pair[0]): pair for pair in points}
     places = {name: str(source) for name, (source, _) in pairs.items()}
     return places, {name: str(target) for name, (_, target) in pairs.items() if target is not None}
 

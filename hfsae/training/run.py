@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hfsae.architectures import config_class_of
 from hfsae.configuration import SAEConfig
-from hfsae.hooks import inner_model, resolve_hook_point
 from hfsae.initialisation import initialise
 from hfsae.language_model import record
 from hfsae.modeling import SAE
@@ -294,10 +293,7 @@ def _describe_origin(run: Run, config: SAEConfig, name: str) -> None:
     """Writes into the config what its user will have to know."""
     if run.base is None:
         return
-    # Named in the model inside of its wrappers, where they are found with and without these.
-    inner, target = inner_model(run.base.model), run.targets.get(name)
-    config.hook_point = str(resolve_hook_point(inner, run.places[name]))
-    config.target_hook_point = str(resolve_hook_point(inner, target)) if target is not None else None
+    config.hook_point, config.target_hook_point = run.places[name], run.targets.get(name)
     record(run.base.origin, config)
     config.context_length = run.args.context_length
     config.prepend_bos = run.prepend_bos
