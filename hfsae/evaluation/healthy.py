@@ -63,16 +63,31 @@ class Metric:
             return str(self.healthy)
         return "" if self.ideal is None else f"near {self.ideal:g}"
 
-    def verdict(self, value: float) -> Verdict | None:
-        """How a value compares with the ranges; None where there are none."""
-        if self.healthy is None:
+    def verdict(self, value: float, metrics: Mapping[str, Any] | None = None) -> Verdict | None:
+        """How a value compares with the ranges; None where there are none, or too few tokens to tell.
+
+        Args:
+            value: The metric's value.
+            metrics: All that was measured with it, which says on how many tokens.
+        """
+        if self.healthy is None or self._cannot_tell(metrics):
             return None
         if value not in self.tolerated:
             return "warning"
         return "healthy" if value in self.healthy else "outside"
 
-    def concern(self, value: float) -> str | None:
-        """What is worrying about a value outside `tolerated`, as the end of a sentence; None where nothing is."""
+    def _cannot_tell(self, metrics: Mapping[str, Any] | None) -> bool:
+        return self.name == "dead_fraction" and metrics is not None and too_few_to_tell(metrics) is not None
+
+    def concern(self, value: float, metrics: Mapping[str, Any] | None = None) -> str | None:
+        """What is worrying about a value outside `tolerated`, as the end of a sentence; None where nothing is.
+
+        Args:
+            value: The metric's value.
+            metrics: All that was measured with it, which says on how many tokens.
+        """
+        if self._cannot_tell(metrics):
+            return None
         if self.tolerated.low is not None and value < self.tolerated.low:
             return f"below {self.tolerated.low:g}: {self.too_low}"
         if self.tolerated.high is not None and value > self.tolerated.high:
@@ -140,6 +155,42 @@ METRICS = (
 )
 
 
+# What the log of a training run says of features beside the metrics above.
+TRAINING_METRICS = (
+    Metric(
+        "dormant_fraction",
+        "dormant features",
+        "share of features that have not fired for the dead-feature window of the run",
+        tolerated=Range(high=0.2),
+        too_high="much of the dictionary is unused at this moment",
+        lower_by="Revive dormant features (auxk or resampling), train on more tokens, or use fewer features.",
+    ),
+)
+
+# A feature as frequent as the average must have had so many chances to fire before one that never did is called dead.
+_LEAST_FIRINGS = 100
+
+
+def too_few_to_tell(metrics: Mapping[str, Any]) -> str | None:
+    """Why nothing can be said about dead features, where they were measured on too few tokens.
+
+    Args:
+        metrics: What `evaluate_sae` returned.
+
+    Returns:
+        A sentence's end with the tokens that are needed: 100 · n_features / L0. None where there are enough, or where
+        the metrics do not say.
+    """
+    density, l0, n_tokens = (metrics.get(name) for name in ("density", "l0", "n_tokens"))
+    if not isinstance(density, Mapping) or not l0 or not n_tokens:
+        return None
+    n_features = density["never"] + sum(density["counts"])
+    needed = math.ceil(_LEAST_FIRINGS * n_features / l0)
+    if n_tokens >= needed:
+        return None
+    return f"{n_tokens:,} tokens are too few to tell which features are dead: {needed:,} would do"
+
+
 def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
     """What is worrying about some metrics, and what to try, one sentence or two a metric.
 
@@ -153,9 +204,9 @@ def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
         sparsity coefficient.']
     """
     warnings = []
-    for metric in METRICS:
+    for metric in (*METRICS, *TRAINING_METRICS):
         value = metrics.get(metric.name)
-        if value is None or math.isnan(value) or (concern := metric.concern(value)) is None:
+        if value is None or math.isnan(value) or (concern := metric.concern(value, metrics)) is None:
             continue
         warnings.append(f"{metric.title}: {value:.3g} is {concern}. {metric.advice(value)}")
     return warnings

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfsae.evaluation.healthy import METRICS, Metric, warnings_for
+from hfsae.evaluation.healthy import METRICS, Metric, too_few_to_tell, warnings_for
 
 _MARKS = {"warning": "!", "outside": "~", "healthy": "", None: ""}
 _BASELINES = {"untrained": "untrained", "pca": "PCA"}
@@ -34,11 +34,13 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     for metric in shown:
         value = metrics[metric.name]
         others = [_figure(metric, figures.get(metric.name)) for figures in baselines.values()]
-        mark = "" if value is None else _MARKS[metric.verdict(value)]
+        mark = "" if value is None else _MARKS[metric.verdict(value, metrics)]
         lines.append(_row(metric.title, _figure(metric, value), mark, metric.expected, others))
     lines += [_part(name, figures) for name, figures in (metrics.get("parts") or {}).items()]
     lines.append("")
     lines += [f"! {warning}" for warning in warnings_for(metrics)]
+    if few := too_few_to_tell(metrics):
+        lines.append(f"- dead features: {few}")
     lines += [f"- {name}: {reason}" for name, reason in (metrics.get("notes") or {}).items()]
     lines.append(_text(metrics))
     return "\n".join(([title] if title else []) + lines)

@@ -75,7 +75,7 @@ def write_report(folder: Path, config: SAEConfig, features: Sequence[ShownFeatur
         "about": f"reads {config.hook_point or 'activations of one’s own'}"
         + (f", writes {config.target_hook_point}" if config.is_transcoder else "")
         + (f" of {config.base_model}" if config.base_model else ""),
-        "remarks": sections.remarks(metrics),
+        "remarks": sections.remarks(metrics, config),
         "measured": [*sections.measured(metrics, headline=True), *sections.measured(metrics, headline=False)],
         "baselines": sections.baseline_titles(metrics),
         "parts": sorted(parts, key=lambda part: metrics["parts"][part[0]]["n_features"]),

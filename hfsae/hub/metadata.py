@@ -92,7 +92,7 @@ def front_matter(
     """
     results = eval_results(metrics)
     tags = [*TAGS, architecture_name(config), *(["transcoder"] if config.is_transcoder else [])]
-    models = [name for name in (config.base_model, config.base_model_adapter) if hub_id(name)]
+    models = [name for name in (config.base_model, config.base_model_adapter) if name is not None and hub_id(name)]
     dataset = dataset_id((config.training or {}).get("dataset"))
     return ModelCardData(
         library_name=LIBRARY,

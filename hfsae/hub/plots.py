@@ -40,20 +40,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws explained variance, L0 and the share of dead features over the tokens of training.
+    """Draws explained variance, L0 and the share of dormant features over the tokens of training.
 
     Args:
         log: Logged steps, with `tokens` and whichever of the metrics there are. Without explained variance the MSE
             is drawn.
         path: Where the PNG goes.
     """
+    # Logs of earlier versions called dormant what they called dead elsewhere.
+    log = [
+        {"dormant_fraction": entry["dead_fraction"], **entry} if "dead_fraction" in entry else entry for entry in log
+    ]
     fit = "explained_variance" if any("explained_variance" in entry for entry in log) else "mse"
     panels = [
         (fit, {"explained_variance": "explained variance", "mse": "MSE (model units²)"}[fit], BLUE),
         ("l0", "L0 (features per token)", VERMILION),
-        ("dead_fraction", "dead features", GREEN),
+        ("dormant_fraction", "dormant features", GREEN),
     ]
-    panels = [panel for panel in panels if any(panel[0] in entry for entry in log)]
+    panels = [panel for panel in panels if any(np.isfinite(entry.get(panel[0], np.nan)) for entry in log)]
     figure = Figure(figsize=(7, 1.2 + 1.55 * len(panels)), layout="constrained", facecolor="white")
     tokens = np.array([entry["tokens"] for entry in log], dtype=float)
     scale, unit = next((size, name) for size, name in _UNITS if tokens[-1] >= size or size == 1)
@@ -110,7 +114,7 @@ def _limit(axes: Axes, name: str, values: np.ndarray) -> None:
     if not len(settled):
         return
     low, high = settled.min(), settled.max()
-    if name == "dead_fraction":
+    if name == "dormant_fraction":
         axes.set_ylim(0, max(high * 1.1, 0.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high > 0.04 else 1))
     elif name == "explained_variance":
@@ -125,7 +129,7 @@ def _name_last(axes: Axes, name: str, values: np.ndarray, colour: str) -> None:
     """Writes the last value beside the end of its line."""
     finite = values[np.isfinite(values)]
     if len(finite):
-        label = f"{finite[-1]:.1%}" if name == "dead_fraction" else f"{finite[-1]:.3g}"
+        label = f"{finite[-1]:.1%}" if name == "dormant_fraction" else f"{finite[-1]:.3g}"
         place = {"xy": (1, finite[-1]), "xycoords": axes.get_yaxis_transform()}
         axes.annotate(label, **place, xytext=(4, 0), textcoords="offset points", va="center", color=colour)
 

@@ -9,7 +9,7 @@ from typing import Any
 from hfsae.architectures import architecture_name, architectures
 from hfsae.configuration import SAEConfig
 from hfsae.data.text_source import DEFAULTS, TITLES
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.healthy import METRICS, too_few_to_tell
 from hfsae.hub.markdown import duration, figure
 from hfsae.hub.metadata import hub_id, number, without_folders
 from hfsae.hub.weights import WeightFacts
@@ -38,6 +38,8 @@ _TRAINING = {
     "steps": "optimiser steps",
     "batch_tokens": "tokens per step",
     "seed": "seed",
+    "target_l0": "L0 to steer to",
+    "final_l0": "L0 at the end",
     "seconds": "time",
     "tokens_per_second": "tokens per second",
     "hardware": "hardware",
@@ -118,7 +120,7 @@ def card_values(
         "further": further,
         "baseline_titles": baseline_titles(metrics),
         "baseline_meanings": baseline_meanings(metrics),
-        "remarks": remarks(metrics),
+        "remarks": remarks(metrics, config),
         "n_tokens": figure(number(metrics.get("n_tokens"))),
         "protocol": protocol_rows(metrics.get("protocol") or {}),
         "training": training_rows(training),
@@ -135,7 +137,8 @@ def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) 
         return "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
     model = (hub_id(config.base_model) or "").split("/")[-1]
     place = (config.training or {}).get("portable_name") or config.hook_point
-    parts = (model, place, architecture_name(config), config.n_features)
+    missed = missed_l0(config)  # what it was to be may stand in its folder's name
+    parts = (model, place, architecture_name(config), config.n_features, missed and f"l0_{missed[1]:.3g}")
     return "-".join(str(part) for part in parts if part)
 
 
@@ -182,7 +185,7 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
             "metric": metric,
             "value": value,
             "note": notes.get(metric.name),
-            "verdict": None if value is None else metric.verdict(value),
+            "verdict": None if value is None else metric.verdict(value, metrics),
             "baselines": [number(figures.get(metric.name)) for figures in baselines.values()],
         }
         for metric in METRICS
@@ -205,16 +208,34 @@ def baseline_meanings(metrics: Mapping[str, Any]) -> Rows:
     return [_BASELINES[name] for name in _baselines(metrics) if name in _BASELINES]
 
 
-def remarks(metrics: Mapping[str, Any]) -> list[str]:
-    """One sentence for each headline figure that lies outside its range, or that a baseline reaches as well."""
+def missed_l0(config: SAEConfig) -> tuple[float, float] | None:
+    """The L0 that training was to steer to and the one it ended with, where they differ by more than a tenth."""
+    training = config.training or {}
+    wanted, became = number(training.get("target_l0")), number(training.get("final_l0"))
+    if not wanted or became is None or abs(became / wanted - 1) <= 0.1:
+        return None
+    return wanted, became
+
+
+def remarks(metrics: Mapping[str, Any], config: SAEConfig) -> list[str]:
+    """One sentence for each headline figure that lies outside its range, or that a baseline reaches as well.
+
+    Args:
+        metrics: What was measured.
+        config: The SAE's config, which says what was asked for.
+    """
     sentences = []
+    if missed := missed_l0(config):
+        sentences.append(f"⚠ L0: training was to steer to {figure(missed[0])} and ended at {figure(missed[1])}.")
+    if few := too_few_to_tell(metrics):
+        sentences.append(f"dead features: {few}.")
     for row in measured(metrics, headline=True):
         metric, value = row["metric"], row["value"]
         if value is None:
             continue
         if row["verdict"] == "outside":
             sentences.append(f"{metric.title}: {figure(value)} is outside the healthy range, {metric.expected}.")
-        if concern := metric.concern(value):
+        if concern := metric.concern(value, metrics):
             sentences.append(f"⚠ {metric.title}: {figure(value)} is {concern}.")
         if metric.higher_is_better:
             sentences += [

@@ -63,7 +63,7 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         first = next(iter(kwargs["saes_log"].values()))
-        shown = {"l0": "l0", "explained_variance": "EV", "dead_fraction": "dead"}
+        shown = {"l0": "l0", "explained_variance": "EV", "dormant_fraction": "dormant"}
         if self._bar is not None:
             self._bar.set_postfix({short: f"{first[name]:.3g}" for name, short in shown.items()}, refresh=False)
 
@@ -82,7 +82,7 @@ class HealthWarnings(TrainerCallback):
         if state.global_step < _SETTLED_FRACTION * state.max_steps or not state.is_world_process_zero:
             return
         for name, log in kwargs["saes_log"].items():
-            for metric in ("l0", "explained_variance", "dead_fraction"):
+            for metric in ("l0", "explained_variance", "dormant_fraction"):
                 for text in warnings_for({metric: log[metric]}):
                     if (name, metric) not in self._said:
                         self._said.add((name, metric))

@@ -24,6 +24,7 @@ from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import move_base_model
 from hfsae.training.run import Run
+from hfsae.training.sparsity import missed_target
 from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     for name, sae in mine.items():
         sae.config.training, sae.config.metrics = _summary(run, name, state, seconds), None
         save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+        learner = run.learners[name]
+        reached, wanted = learner.coefficient.l0, learner.plan.target_l0
+        if said := missed_target(reached, wanted, state.global_step, run.tokens_per_step):
+            logger.warning("%s: %s", name or "SAE", said)
     measured: dict[str, dict[str, Any]] = {}
     with unharmed("not measured", _by_hand(run, mine)):
         measured = _evaluate(run, saes, calibration)
@@ -141,6 +146,8 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / max(seconds, 1e-9)),
         "seed": args.seed,
+        "target_l0": run.learners[name].plan.target_l0,
+        "final_l0": run.learners[name].coefficient.l0,
         "evaluation": run.texts.protocol(args) if run.texts is not None and run.texts.measured.dataset else None,
         **_origin(args, run.learners[name].sae),
         "arguments": args.given(),

@@ -325,7 +325,7 @@ class Learner:
     def pop_log(self, step: int) -> dict[str, float]:
         """The metrics of the steps since the last call, averaged. Reads back from the device."""
         log = self._sums.pop()
-        log["dead_fraction"] = self.firing.dead.float().mean().item()
+        log["dormant_fraction"] = self.firing.dead.float().mean().item()
         log["rare_fraction"] = (self.firing.density < _RARE).float().mean().item()
         log["learning_rate"] = self.learning_rate(step)
         if self.sae.default_sparsity_coefficient is not None:

@@ -29,6 +29,33 @@ _FROZEN_WITHIN = 0.05
 _FROZEN_FRACTION = 0.2
 
 
+# From so many steps on λ can move as far over a run as in any longer one.
+_ENOUGH_STEPS = round(_REACH / _GAIN_RANGE[1])
+# A target that is missed by more than this share is told.
+_MISSED = 0.1
+
+
+def missed_target(l0: float | None, target: float | None, steps: int, tokens_per_step: int) -> str | None:
+    """What to say where a run did not end with the L0 that was asked for.
+
+    Args:
+        l0: What it ended with.
+        target: What was asked for.
+        steps: Steps of the run.
+        tokens_per_step: Tokens in a step.
+
+    Returns:
+        A sentence with the tokens that λ needs to get there; None where it is near enough, or nothing was asked for.
+    """
+    if l0 is None or not target or abs(l0 / target - 1) <= _MISSED:
+        return None
+    needed = max(_ENOUGH_STEPS, 2 * steps)
+    return (
+        f"L0 is {l0:.3g}, but {target:g} was asked for: {steps:,} steps were too few for λ to get there. Train on at "
+        f"least {needed * tokens_per_step:,} tokens ({needed:,} steps), or give a sparsity_coefficient."
+    )
+
+
 class SparsityCoefficient:
     """λ over a run: warmed up linearly, then fixed or multiplied step by step towards a number of active features.
 
@@ -86,6 +113,12 @@ class SparsityCoefficient:
         else:
             off = torch.where(off.abs() < _FROZEN_WITHIN, 0.0, off)
         self._log_coefficient += self._gain * off.clamp(-_MOST_BELOW, _MOST_ABOVE)
+
+    @property
+    def l0(self) -> float | None:
+        """L0 over the last steps; None without a target, or before the first step."""
+        l0 = math.exp(self._quick.item())
+        return None if math.isnan(l0) else l0
 
     def state_dict(self) -> dict[str, float]:
         """The logarithms of λ and of L0's two averages."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.evaluation.healthy import METRICS, Range, warnings_for
+from hfsae.evaluation.healthy import METRICS, Range, too_few_to_tell, warnings_for
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -58,3 +58,21 @@ def test_expectations_are_short():
 def test_a_range_includes_its_ends_and_may_be_open():
     assert 1 in Range(1, 2) and 2 in Range(1, 2) and 2.1 not in Range(1, 2)
     assert -1e9 in Range(high=0) and 1e9 in Range() and 0.9 not in Range(low=1)
+
+
+def measured_on(n_tokens: int, l0: float = 32.0, never: int = 1400) -> dict:
+    return {"l0": l0, "dead_fraction": 0.7, "n_tokens": n_tokens, "density": {"never": never, "counts": [648, 0]}}
+
+
+def test_nothing_is_said_about_dead_features_from_too_few_tokens():
+    few, enough = measured_on(982), measured_on(6400)  # 100 · 2,048 / 32
+    metric = BY_NAME["dead_fraction"]
+    assert metric.verdict(0.7, few) is None and metric.verdict(0.7, enough) == "warning"
+    assert warnings_for(few) == [] and len(warnings_for(enough)) == 1
+    assert too_few_to_tell(few) == "982 tokens are too few to tell which features are dead: 6,400 would do"
+    assert too_few_to_tell(enough) is None and too_few_to_tell({"dead_fraction": 0.7}) is None
+
+
+def test_features_that_sleep_in_training_have_another_name_than_dead_ones():
+    (warning,) = warnings_for({"dormant_fraction": 0.4})
+    assert warning.startswith("dormant features: 0.4 is above 0.2") and "dead" not in warning

@@ -10,7 +10,7 @@ from hfsae import TopKSAEConfig
 SHA = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 LOG = [
     {"step": step, "tokens": step * 4096, "mse": 9.0 / step, "l0": 4.0, "explained_variance": 1 - 1 / step,
-     "dead_fraction": 0.1 / step}
+     "dormant_fraction": 0.1 / step}
     for step in range(1, 40)
 ]  # fmt: skip
 

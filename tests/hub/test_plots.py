@@ -46,7 +46,7 @@ def test_without_a_log_there_is_nothing_to_read(tmp_path: Path):
         [{key: entry[key] for key in ("step", "tokens", "mse")} for entry in LOG],
         [entry | {"explained_variance": math.nan} for entry in LOG],
         [entry | {"l0": 1000.0 / entry["step"]} for entry in LOG],
-        [entry | {"explained_variance": -8.0, "dead_fraction": 0.0} for entry in LOG],
+        [entry | {"explained_variance": -8.0, "dormant_fraction": 0.0} for entry in LOG],
     ],
     ids=["usual", "one step", "mse alone", "NaN", "L0 over decades", "bad"],
 )

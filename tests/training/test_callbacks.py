@@ -4,7 +4,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar
 from tests.training.tiny import arguments
 
-LOG = {"l0": 32.0, "explained_variance": 0.9, "dead_fraction": 0.01}
+LOG = {"l0": 32.0, "explained_variance": 0.9, "dormant_fraction": 0.01}
 
 
 def state(step=60, max_steps=100, main=True):
@@ -32,7 +32,7 @@ def test_callbacks_may_be_objects_or_classes_and_share_one_control():
     assert control.should_training_stop and witness.seen == (True, {"model": {}})
 
 
-@pytest.mark.parametrize("figures", [{"l0": 1.0}, {"explained_variance": 0.1}, {"dead_fraction": 0.9}])
+@pytest.mark.parametrize("figures", [{"l0": 1.0}, {"explained_variance": 0.1}, {"dormant_fraction": 0.9}])
 def test_a_figure_out_of_its_range_is_said_once_in_words_with_the_step_and_the_sae(caplog, figures):
     callback = HealthWarnings()
     warn(callback, **figures)
@@ -44,8 +44,8 @@ def test_a_figure_out_of_its_range_is_said_once_in_words_with_the_step_and_the_s
 def test_healthy_figures_an_early_step_and_other_processes_say_nothing(caplog):
     callback = HealthWarnings()
     warn(callback)
-    warn(callback, step=49, dead_fraction=0.9)
-    warn(callback, main=False, dead_fraction=0.9)
+    warn(callback, step=49, dormant_fraction=0.9)
+    warn(callback, main=False, dormant_fraction=0.9)
     assert caplog.messages == []
 
 

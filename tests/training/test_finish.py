@@ -8,6 +8,7 @@ import torch
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.sections import display_name
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import BATCH, At, sparse_rows, text, trainer
 
@@ -159,3 +160,20 @@ def test_figures_of_an_earlier_run_do_not_stay_beside_new_weights(tmp_path):
     trainer(tmp_path, steps=2, eval_tokens=100).train()
     trainer(tmp_path, steps=3, overwrite_output_dir=True).train()
     assert SAE.from_pretrained(tmp_path).config.metrics is None and not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated"])
+def test_a_run_too_short_for_its_target_says_so_and_name_and_card_say_what_it_became(tmp_path, caplog, architecture):
+    trainer(tmp_path, steps=4, architecture=architecture, target_l0=2, k=30, eval_tokens=150).train()
+    (said,) = [message for message in caplog.messages if "was asked for" in message]
+    config = SAE.from_pretrained(tmp_path).config
+    became = config.training["final_l0"]
+    assert became > 2.2 and f"L0 is {became:.3g}, but 2 was asked for" in said and "12,800 tokens (400 steps)" in said
+    assert display_name(config, None, None).endswith(f"-l0_{became:.3g}")
+    assert "training was to steer to 2 and ended at" in (tmp_path / "README.md").read_text()
+
+
+def test_a_run_that_nobody_steers_says_nothing_of_a_target(tmp_path, caplog):
+    trainer(tmp_path, steps=4, architecture="topk").train()
+    assert not [message for message in caplog.messages if "was asked for" in message]
+    assert SAE.from_pretrained(tmp_path).config.training["target_l0"] is None

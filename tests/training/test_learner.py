@@ -234,7 +234,7 @@ def test_a_feature_that_fires_in_either_micro_batch_is_alive():
 def test_the_log_tells_what_the_steps_since_the_last_one_gave(architecture):
     learner = train(make_learner(make_sae(architecture)), 2)
     log = learner.pop_log(1)
-    expected = {"loss", "mse", "l0", "explained_variance", "dead_fraction", "learning_rate"}
+    expected = {"loss", "mse", "l0", "explained_variance", "dormant_fraction", "learning_rate"}
     assert expected <= log.keys() and all(isinstance(value, float) for value in log.values())
     assert ("sparsity_coefficient" in log) == (architecture in TRAINED_WITH_COEFFICIENT)
     assert log["learning_rate"] == learner.learning_rate(1)

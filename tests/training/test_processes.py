@@ -129,7 +129,7 @@ def test_an_sae_cut_over_two_processes_takes_the_steps_of_a_whole_one(trained, t
                 assert torch.allclose(cut[name], tensor, rtol=0, atol=1e-5), (step, name)
     last = json.loads((trained / "wide-shard" / "checkpoint-20" / "run.json").read_text())["log_history"][-1]
     assert last["auxk"] == pytest.approx(alone.log_history[-1]["auxk"], rel=1e-4) and last["auxk"] > 0
-    assert last["dead_fraction"] == alone.log_history[-1]["dead_fraction"] > 70 / 160
+    assert last["dormant_fraction"] == alone.log_history[-1]["dormant_fraction"] > 70 / 160
 
 
 def test_a_transcoder_cut_over_two_processes_takes_the_steps_of_a_whole_one(trained, tmp_path):

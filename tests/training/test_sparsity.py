@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hfsae.training.sparsity import SparsityCoefficient
+from hfsae.training.sparsity import SparsityCoefficient, missed_target
 
 TARGET = 32.0
 
@@ -94,3 +94,11 @@ def test_a_controller_goes_on_from_a_saved_state_bit_by_bit(stop):
         (before if step < stop else after).observe(l0, step)
     assert after.state_dict() == whole.state_dict()
     assert after.at(199) == whole.at(199)
+
+
+def test_a_target_that_is_missed_is_told_with_the_tokens_it_needs():
+    said = missed_target(34.9, 8.0, steps=20, tokens_per_step=4096)
+    assert said is not None and "L0 is 34.9, but 8 was asked for" in said and "1,638,400 tokens (400 steps)" in said
+    assert "2,000 steps" in str(missed_target(10.0, 8.0, steps=1000, tokens_per_step=1))
+    for l0, target in ((8.7, 8.0), (7.3, 8.0), (None, 8.0), (50.0, None)):
+        assert missed_target(l0, target, 20, 4096) is None

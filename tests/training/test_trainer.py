@@ -401,7 +401,7 @@ def test_a_shard_that_vanishes_ends_the_run_with_the_last_checkpoint_whole(tmp_p
 def test_the_log_of_many_saes_names_each(tmp_path):
     saes = {name: TopKSAEConfig(d_in=16, n_features=48, k=2) for name in ("a", "b")}
     entry = trainer(tmp_path, inputs={"saes": saes}, callbacks=[stop_at(1)]).train().log_history[-1]
-    assert {"step", "tokens", "tokens_per_second", "a/mse", "b/mse", "a/l0", "b/dead_fraction"} <= entry.keys()
+    assert {"step", "tokens", "tokens_per_second", "a/mse", "b/mse", "a/l0", "b/dormant_fraction"} <= entry.keys()
     assert "mse" not in entry
 
 

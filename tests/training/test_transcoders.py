@@ -108,7 +108,7 @@ def test_a_run_goes_on_bit_by_bit_while_features_are_revived(tmp_path, architect
         for stop in stops:
             resume = "last" if stop != stops[0] else None
             output = trainer(tmp_path / name, callbacks=[stop_at(stop)], **options).train(resume)
-    assert output.log_history[-1]["dead_fraction"] > 0
+    assert output.log_history[-1]["dormant_fraction"] > 0
     whole, broken = (contents(tmp_path / name / "checkpoint-13") for name in ("whole", "broken"))
     assert whole == broken
 
