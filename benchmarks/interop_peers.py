@@ -143,6 +143,10 @@ def _trained_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]
         sae.save_inference_model(path)
         loaded = LensSAE.load_from_disk(path)
         yield title, Theirs(path, loaded.encode, loaded)
+        # What its trainer keeps on the way is to compute the same.
+        checkpoint = path.with_name(f"{path.name}_checkpoint")
+        sae.save_model(checkpoint)
+        yield f"{title}, checkpoint", Theirs(checkpoint, loaded.encode, loaded)
 
 
 def sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, Theirs]]:

@@ -514,7 +514,8 @@ class SAE(Doors, PreTrainedModel):
             *args: Passed on to `PreTrainedModel.from_pretrained`.
             **kwargs: As there: `subfolder`, `revision`, `dtype`, `device_map`, `token`, `cache_dir`,
                 `local_files_only`, `output_loading_info`, and config fields to override; for SAEs of other projects
-                also `allow_pickle=True`, without which their pickles (`.pt`) are not opened.
+                also `allow_pickle=True`, without which their pickles (`.pt`) are not opened, and for weights without a
+                config `architecture`, such as `"standard"`.
 
         Returns:
             The SAE in evaluation mode; with `output_loading_info=True` also the (empty) loading report.
