@@ -18,7 +18,16 @@ from transformers import initialization as init
 
 from hfsae.configuration import SAEConfig
 from hfsae.doors import Doors
-from hfsae.functional import Pattern, Selection, SparseFeatures, TopK, at_least_float32, encode
+from hfsae.functional import (
+    Elementwise,
+    Pattern,
+    Selection,
+    SparseFeatures,
+    SparsePattern,
+    TopK,
+    at_least_float32,
+    encode,
+)
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
@@ -288,13 +297,29 @@ class SAE(Doors, PreTrainedModel):
 
         Args:
             activations: (..., d_in), any float dtype and memory layout.
-            features: Indices of the only features wanted.
+            features: Indices of the only features wanted. Where a feature's pre-activation alone decides whether it is
+                active (all but topk), no others are computed.
 
         Returns:
             (..., n_features), or (..., len(features)) in their order.
         """
+        selection = self.selection()
+        if features is not None and isinstance(selection, Elementwise):
+            return self._encode_only(activations, torch.as_tensor(features, device=self.W_dec.device), selection)
         dense = self.encode_sparse(activations).to_dense()
         return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+
+    def _encode_only(self, activations: Tensor, features: Tensor, selection: Elementwise) -> Tensor:
+        """(..., len(features)) the values of some features, each of which is decided by itself."""
+        if features.dtype == torch.bool:
+            features = features.nonzero()[:, 0]
+        pre = self.pre_activations(activations, features)
+        rows = pre.reshape(-1, len(features))
+        tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
+        per_token = torch.bincount(tokens, minlength=len(rows))
+        pattern = SparsePattern(features[column] % self.config.n_features, per_token, self.config.n_features)
+        values = self.activation(pattern, rows[tokens, column])
+        return values.new_zeros(rows.shape).index_put((tokens, column), values).reshape(pre.shape)
 
     def encode_sparse(self, activations: Tensor) -> SparseFeatures:
         """The active features alone; nothing of size tokens × n_features is kept.

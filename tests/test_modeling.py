@@ -60,6 +60,30 @@ def test_some_features_alone_are_the_columns_of_all_of_them(name: str):
     torch.testing.assert_close(sae.encode(x, features=some), sae.encode(x)[:, some])
     torch.testing.assert_close(sae.encode(x, features=torch.tensor(some)), sae.encode(x)[:, some])
     torch.testing.assert_close(sae.pre_activations(x, features=some), sae.pre_activations(x)[:, some])
+    mask = torch.zeros(N_FEATURES, dtype=torch.bool).index_fill(0, torch.tensor(some), True)
+    torch.testing.assert_close(sae.encode(x, features=mask), sae.encode(x)[:, mask])
+    torch.testing.assert_close(sae.encode(x, features=[-1]), sae.encode(x)[:, -1:])
+
+
+@every_variant
+def test_some_features_alone_have_the_gradients_that_they_have_among_all(name: str):
+    gradients = []
+    for alone in (False, True):
+        sae, x = VARIANTS[name].make(), activations(9).requires_grad_()
+        some = [3, 1]
+        features = sae.encode(x, features=some) if alone else sae.encode(x)[:, some]
+        features.square().sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in sae.parameters())])
+    for ours, expected in zip(*gradients, strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(*(zero if g is None else g for g in (ours, expected)), check_dtype=False)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "topk"])
+def test_of_features_that_stand_alone_no_others_are_computed(name: str):
+    sae, x = VARIANTS[name].make(), activations(9)
+    sae.encoder.weight.data[4:] = torch.nan  # would show wherever a product with them entered
+    assert sae.encode(x, features=[0, 2]).isfinite().all()
 
 
 def test_pre_activations_are_those_of_the_formula():

@@ -114,6 +114,10 @@ class Elementwise:
     def mask(self, pre: Tensor) -> Tensor:
         raise NotImplementedError("abstract: a rule says which pre-activations are entries")
 
+    def at(self, features: Tensor) -> "Elementwise":
+        """The rule for some features alone, in their order."""
+        return self
+
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
 
@@ -143,6 +147,11 @@ class Above(Elementwise):
     @property
     def _cut(self) -> Tensor | float:
         return self.threshold - self.margin
+
+    def at(self, features: Tensor) -> "Above":
+        if not isinstance(self.threshold, Tensor) or not self.threshold.dim():
+            return self
+        return Above(self.threshold[features], self.margin)
 
     def mask(self, pre: Tensor) -> Tensor:
         return pre > self._cut

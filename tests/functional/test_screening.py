@@ -4,7 +4,7 @@ Most problems here are sums that float32 makes without any rounding, so that the
 bfloat16 rounds their operands.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -220,25 +220,25 @@ def test_encoding_gives_the_gradients_of_float32(monkeypatch, rule: Selection):
 
 
 # -- the chooser ------------------------------------------------------------------------------------------------------
-def able(**capabilities: bool) -> Callable[[], dict[str, bool]]:
-    return lambda: capabilities
-
-
 @pytest.mark.parametrize(
-    "capabilities, mkldnn, expected",
+    ("capabilities", "mkldnn", "allowed", "expected"),
     [
-        ({"amx_bf16": True, "avx512_bf16": True}, True, True),
-        ({"amx_bf16": False, "avx512_bf16": True}, True, True),
-        ({"amx_bf16": False, "avx512_bf16": False}, True, False),
-        ({"avx512_f": True}, True, False),
-        ({"amx_bf16": True}, False, False),
+        ({"amx_bf16": True, "avx512_bf16": True}, True, "DEFAULT", True),
+        ({"amx_bf16": True, "avx512_bf16": True}, True, "AVX512_CORE_AMX", True),
+        ({"amx_bf16": True, "avx512_bf16": True}, True, "AVX512_CORE_BF16", False),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, True, "DEFAULT", False),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True, "DEFAULT", True),
+        ({"avx512_f": True, "cpu_name": "AMD EPYC"}, True, "DEFAULT", False),
+        ({"amx_bf16": True}, False, "DEFAULT", False),
     ],
 )
-def test_the_cpu_and_the_build_of_torch_decide(monkeypatch, capabilities, mkldnn: bool, expected: bool):
+def test_the_cpu_and_what_torch_may_use_of_it_decide(monkeypatch, capabilities, mkldnn, allowed, expected):
     monkeypatch.undo()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", able(**capabilities))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
     screening.has_bfloat16_units.cache_clear()
     assert screening.has_bfloat16_units() is expected
     screening.has_bfloat16_units.cache_clear()
