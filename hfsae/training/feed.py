@@ -110,9 +110,11 @@ def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlock
 
 def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> bool:
     """Whether the language model's products run in bfloat16: where it was asked for, and on a device with units for it
-    where neither the model nor its activations were asked for in more."""
+    where neither the model nor its activations were asked for in more. Quantised products choose their own precision.
+    """
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
-    return args.bf16 or (left_open and _has_units(model.device))
+    is_quantised = getattr(model.config, "quantization_config", None) is not None
+    return args.bf16 or (left_open and not is_quantised and _has_units(model.device))
 
 
 def _has_units(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """SAEs on language models with PEFT adapters of every kind: trained, saved, found again, read and steered with."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -110,7 +111,11 @@ def test_steering_around_generate_of_an_adapted_model_is_steering_at_every_token
         TopKSAEConfig(d_in=32, n_features=64, k=4, hook_point="model.layers.1.output", exclude_positions=[])
     )
     vector = 9 * sae.W_dec[5].detach() / sae.W_dec[5].norm().detach()
-    inner = inner_model(adapted)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        inner = inner_model(adapted)
+    if any("does not know the cache" in str(warning.message) for warning in told):
+        pytest.skip("this release of peft generates without what was learnt")
     inner.generation_config.eos_token_id = None
 
     def add(module, args, output):

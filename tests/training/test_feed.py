@@ -39,8 +39,12 @@ def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_
 ):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(feed, "has_bfloat16_units", lambda: device == "cpu")
-    model = SimpleNamespace(dtype=torch.float32, device=torch.device(device.split()[0]))  # none is needed to ask
+    config = SimpleNamespace(quantization_config=None)
+    place = torch.device(device.split()[0])  # none is needed to ask
+    model = SimpleNamespace(dtype=torch.float32, device=place, config=config)
     assert feed._runs_in_bfloat16(arguments("unused", **options), model) is expected
+    config.quantization_config = {"quant_method": "quanto"}
+    assert feed._runs_in_bfloat16(arguments("unused", **options), model) is bool(options.get("bf16"))
 
 
 @pytest.mark.parametrize(
