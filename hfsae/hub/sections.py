@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from hfsae.architectures import architecture_name, architectures
 from hfsae.configuration import SAEConfig
 from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
+from hfsae.evaluation.predictions import NEXT_TOKEN
 from hfsae.hub.markdown import duration, figure
 from hfsae.hub.metadata import hub_id, number, without_folders
 from hfsae.hub.weights import WeightFacts
@@ -22,6 +23,7 @@ _PROTOCOL = {
     "n_sequences": "sequences",
     "context_length": "context length",
     "left_out": "left out",
+    "loss": "loss",
     "ablation": "ablation",
     "dtype": "precision",
     "hfsae_version": "hfsae",
@@ -121,6 +123,8 @@ def card_values(
         "baseline_titles": baseline_titles(metrics),
         "baseline_meanings": baseline_meanings(metrics),
         "remarks": remarks(metrics, config),
+        "missing": missing(headline + further),
+        "other_loss": other_loss(metrics.get("protocol") or {}),
         "n_tokens": figure(number(metrics.get("n_tokens"))),
         "protocol": protocol_rows(metrics.get("protocol") or {}),
         "training": training_rows(training),
@@ -192,6 +196,21 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
         if metric.headline is headline and metric.name in metrics
         for value in [number(metrics[metric.name])]
     ]
+
+
+def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Why figures are missing, each reason once, with the titles of the metrics that it is about."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["value"] is None and row["note"]:
+            reasons.setdefault(row["note"], []).append(row["metric"].title)
+    return list(reasons.items())
+
+
+def other_loss(protocol: Mapping[str, Any]) -> str | None:
+    """What CE is where it is not the next-token cross-entropy."""
+    loss = protocol.get("loss")
+    return str(loss) if loss and loss != NEXT_TOKEN else None
 
 
 def baseline_titles(metrics: Mapping[str, Any]) -> list[str]:
