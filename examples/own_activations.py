@@ -11,6 +11,7 @@ The vision transformer is a tiny one with random weights, and the images are col
 """
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,12 @@ IMAGE, PATCH, WIDTH, LAYER = 32, 8, 32, 1
 
 def vision_model() -> ViTModel:
     """A vision transformer of three layers, of 16 patches of an image."""
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     return ViTModel(ViTConfig(**sizes, image_size=IMAGE, patch_size=PATCH), add_pooling_layer=False).eval()
 
 
@@ -73,7 +79,7 @@ def main(command_line: list[str] | None = None) -> None:
         overwrite_output_dir=True,
         html_report=False,
     )
-    config = TopKSAEConfig(d_in=WIDTH, expansion_factor=8, k=8, hook_point=f"layers.{LAYER}.output")
+    config = TopKSAEConfig(d_in=WIDTH, n_features=8 * WIDTH, k=8, hook_point=f"layers.{LAYER}.output")
     SAETrainer(args=training, saes=config, activations=rows).train()
 
     sae = SAE.from_pretrained(args.output_dir)
