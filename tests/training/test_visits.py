@@ -36,11 +36,12 @@ def test_the_visit_that_is_trained_is_the_one_that_is_measured_recorded_and_atta
         handle = model.get_submodule("model.L_module.layers.1").register_forward_hook(
             lambda *call: visits.append(call[2].clone())
         )
-        model(input_ids=batch.input_ids)
+        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         handle.remove()
     assert len(visits) == 6 and torch.equal(run.activations, visits[5])
     blocks = TokenBlocks(text(), pythia_like(), context_length=12, batch_size=4)
-    measured = evaluate_sae(sae, model, blocks, max_tokens=int(batch.keep.sum()))
+    rows = visits[5].flatten(0, 1)  # else the first sequences would be taken for calibration
+    measured = evaluate_sae(sae, model, blocks, max_tokens=int(batch.keep.sum()), calibration=rows)
     whole = batch.keep.sum(1).cumsum(0) <= measured["n_tokens"]  # sequences are measured whole
     keep = batch.keep & whole[:, None]
     assert measured["n_tokens"] == keep.sum()
