@@ -16,7 +16,7 @@ COMMANDS = {
     "estimate": "say what a run will need, before anything is loaded",
     "sweep": "train many SAEs on one stream and compare them",
     "cache": "write activations to disk, to train from with --activation_cache",
-    "eval": "measure a saved SAE; writes metrics.json and the card",
+    "eval": "measure a saved SAE, on the text of its record or on another",
     "card": "write the model card of a saved SAE anew",
     "features": "show which features fire on a text",
     "catalogue": "list well-known published SAEs",

@@ -23,14 +23,25 @@ def add_contents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="append", default=[], help="a prompt, to see which features fire where; may be repeated"
     )
-    parser.add_argument("--labels", help="labels that the page saved; they become labels.json beside the weights")
+    parser.add_argument("--labels", help="labels that the page saved; they become labels.json where there is none")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="let what is shown of another text or model, and other labels, replace what lies beside the weights",
+    )
     add_measuring_options(parser)
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read (default: %(default)s)")
 
 
 def contents(args: argparse.Namespace) -> dict[str, Any]:
     """What `hfsae.dashboard.gather` wants, of the arguments."""
-    return {"texts": args.text, "labels": args.labels, **hub_options(args), **measuring_options(args)}
+    return {
+        "texts": args.text,
+        "labels": args.labels,
+        "write": args.write,
+        **hub_options(args),
+        **measuring_options(args),
+    }
 
 
 def run(args: argparse.Namespace) -> int:

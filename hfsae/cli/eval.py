@@ -7,25 +7,41 @@ from hfsae.cli.measuring import add_measuring_options, measuring_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the folder and the text to measure on."""
+    """Declares the folder, the text to measure on, and where figures go."""
     parser.add_argument("path", help="folder of the SAE")
     add_measuring_options(parser)
-    parser.add_argument("--tokens", type=int, default=200_000, help="tokens to measure on (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, help="tokens to measure on; by default as many as were recorded")
     parser.add_argument("--baselines", action="store_true", help="measure the untrained SAE and PCA too")
+    parser.add_argument("--json", metavar="FILE", help="write the figures into this file as well")
+    parser.add_argument(
+        "--write",
+        action=argparse.BooleanOptionalAction,
+        help="make them the record (config.json, metrics.json, card), or leave that alone; by default they are on the "
+        "recorded text, or where nothing was recorded",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints the table, writes metrics and card."""
+    """Measures, prints the table, and writes what replaces the record."""
     from hfsae.evaluation.report import report
-    from hfsae.evaluation.saved import evaluate_saved
+    from hfsae.evaluation.saved import evaluate_saved, replaces_record
     from hfsae.hub.card import write_card
+    from hfsae.loading import holds_config, load_config
+    from hfsae.saving import write_json
 
-    metrics = evaluate_saved(
-        args.path,
-        **measuring_options(args),
-        baselines=args.baselines,
-    )
+    options = measuring_options(args)
+    write = args.write
+    if write is None:
+        named = {name: options[name] for name in ("model", "dataset", "max_tokens")}
+        write = holds_config(args.path, {}) and replaces_record(load_config(args.path), **named)
+    metrics = evaluate_saved(args.path, **options, baselines=args.baselines, write=write)
     print(report(metrics))
-    write_card(args.path)
-    print(f"wrote {Path(args.path) / 'metrics.json'} and {Path(args.path) / 'README.md'}")
+    if args.json:
+        write_json(Path(args.json), metrics)
+        print(f"wrote {args.json}")
+    if write:
+        write_card(args.path)
+        print(f"wrote {Path(args.path) / 'metrics.json'} and {Path(args.path) / 'README.md'}")
+    else:
+        print(f"the record in {args.path} stays as it is: --write replaces it by these figures")
     return 0

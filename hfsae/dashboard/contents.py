@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfsae.analysis import Example, Feature, FeatureCollection, TokenTexts
-from hfsae.hub.metadata import without_folders
+from hfsae.hub.names import without_folders
 
 GROUP_SIZE = 64
 

@@ -1,13 +1,14 @@
 """The dashboard of a saved SAE: what is missing is collected, what is there already is used."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, collect_features
+from hfsae.analysis.collection import TENSORS
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
@@ -17,6 +18,7 @@ from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
 from hfsae.language_model import rename_base_model
+from hfsae.loading import load_config
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
         The page's path.
 
     Raises:
-        ValueError, OSError: As `gather`.
+        ValueError, OSError: As `gather`; ValueError too if a page of another text or model has no `output`.
 
     Example:
         >>> make_dashboard("runs/tiny", texts=["def f(self):"])  # doctest: +SKIP
@@ -56,6 +58,11 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
     """
     if output is None:
         folder = _folder(source, options.get("subfolder", ""))
+        if folder is not None and (folder / DASHBOARD_FILE).is_file() and _is_another(folder, options):
+            raise ValueError(
+                f"the page in {folder} is of the text of its record: name a file for one of another text or model "
+                "(output=..., or --output), or have it replaced (write=True, or --write)."
+            )
         output = folder / DASHBOARD_FILE if folder is not None else Path(DASHBOARD_FILE)
     return write_dashboard(output=output, **gather(source, **options)._asdict())
 
@@ -92,18 +99,21 @@ def gather(
     split: str | None = None,
     max_tokens: int = 1_000_000,
     batch_size: int = 16,
+    write: bool = False,
     disable_tqdm: bool = False,
 ) -> Material:
     """Everything that the dashboard of a saved SAE shows.
 
     Args:
         source: Folder of the SAE, or a Hub repository. In a folder the features that are collected are kept
-            (`features.safetensors`), and used the next time as long as they are of these weights.
+            (`features.safetensors`), and used the next time as long as they are of these weights; not those
+            of another text or model than that of a record or of features there.
         subfolder: The SAE's folder in it.
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.
         texts: Prompts, for the page of prompts.
-        labels: A file of labels, such as the page saved it; they become those beside the weights. None takes those.
+        labels: A file of labels, such as the page saved it; they become those beside the weights where there are none.
+            None takes those.
         model: The language model; None loads the one that the config names.
         dataset: Text to collect features on, anew. None takes the features that were collected, or else the text that
             the SAE's recorded metrics were measured on.
@@ -111,6 +121,7 @@ def gather(
         split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens of it to read.
         batch_size: Pieces of text per run of the language model.
+        write: Whether features of a text or a model that is named here, and labels, replace those beside the weights.
         disable_tqdm: Whether to show no progress bar.
 
     Raises:
@@ -126,7 +137,9 @@ def gather(
     if model is not None:
         rename_base_model(sae.config, model)
     tokenizer = sae.load_tokenizer()
-    collection = _collected(folder, digest) if dataset is None else None
+    named_here = dataset is not None or model is not None
+    another = folder is not None and _is_another(folder, {"dataset": dataset, "model": model, "write": write})
+    collection = None if named_here else _collected(folder, digest)
     lm = sae.load_base_model() if texts or collection is None else None
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
@@ -135,11 +148,27 @@ def gather(
         collection = _collect(
             sae, lm, tokenizer, text, max_tokens=max_tokens, batch_size=batch_size, disable_tqdm=disable_tqdm
         )
-        if folder is not None:
+        if folder is not None and not another:
             collection.save(folder)
     if labels is not None and folder is not None:
-        write_labels(folder / LABELS_FILE, named, digest)
+        _keep_labels(folder / LABELS_FILE, named, digest, write)
     return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts)
+
+
+def _is_another(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a text or a model is named where there is a record, or features, that are not to be replaced."""
+    if options.get("write") or (options.get("dataset") is None and options.get("model") is None):
+        return False
+    config = load_config(folder)
+    recorded = config.metrics or (config.training or {}).get("evaluation")
+    return bool(recorded) or (folder / TENSORS).is_file()
+
+
+def _keep_labels(path: Path, named: dict[int, str], digest: str, write: bool) -> None:
+    if path.is_file() and not write:
+        logger.warning("%s stays as it is: write=True, or --write, replaces it by the labels that are shown", path)
+        return
+    write_labels(path, named, digest)
 
 
 def _folder(source: str | Path, subfolder: str) -> Path | None:

@@ -32,9 +32,12 @@ def evaluate_saved(
     max_tokens: int | None = None,
     batch_size: int = 16,
     baselines: bool = False,
-    write: bool = True,
+    write: bool | None = None,
 ) -> dict[str, Any]:
     """Loads an SAE and its language model and measures the one in the other.
+
+    The record in the folder is replaced by figures on the text that it names, as much of it and in the model that the
+    config names; where nothing was recorded, the figures become the record. Others are given back and not written.
 
     Args:
         folder: What training saved.
@@ -45,7 +48,8 @@ def evaluate_saved(
         max_tokens: Tokens to measure on; None: as many as were recorded, or 200,000.
         batch_size: Blocks of text per pass.
         baselines: Whether the untrained SAE and PCA are measured too.
-        write: Whether the metrics are written into the folder (config.json and metrics.json).
+        write: Whether the metrics are written into the folder (config.json and metrics.json). None: as is said above;
+            True: whatever the text; False: never.
 
     Returns:
         The metrics, as `evaluate_saes` describes them.
@@ -59,9 +63,12 @@ def evaluate_saved(
         >>> evaluate_saved("runs/tiny")["loss_recovered"]  # doctest: +SKIP
         0.9637
     """
-    if write and not holds_config(folder, {}):
+    ours = holds_config(folder, {})
+    if write and not ours:
         raise ValueError(f"{folder} is in another project's format, which holds no metrics: convert it first.")
     sae = SAE.from_pretrained(folder)
+    if write is None:
+        write = ours and replaces_record(sae.config, model=model, dataset=dataset, max_tokens=max_tokens)
     again = measure_again(
         sae,
         str(folder),
@@ -76,6 +83,21 @@ def evaluate_saved(
     if write:
         _write(sae, Path(folder), again.metrics)
     return again.metrics
+
+
+def replaces_record(config: SAEConfig, *, model: str | None, dataset: str | None, max_tokens: int | None) -> bool:
+    """Whether a measurement tells what the record of an SAE tells, or there is none that it could replace.
+
+    Args:
+        config: The SAE's config, before it is measured.
+        model: The language model that is named; None for the config's.
+        dataset: The text that is named; None for that of the record.
+        max_tokens: Tokens that are asked for; None for as many as were recorded.
+    """
+    if not config.metrics:
+        return True
+    recorded = (config.metrics.get("protocol") or {}).get("max_tokens") or config.metrics.get("n_tokens") or 0
+    return dataset is None and model in (None, config.base_model) and (max_tokens is None or max_tokens >= recorded)
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,6 @@ def measure_again(
         sae,
         lm,
         blocks,
-        sae.load_tokenizer(),
         max_tokens=max_tokens,
         calibration=_calibration(sae, lm, text, batch_size),
         baselines=baselines,

@@ -5,21 +5,25 @@ that we do not write are kept. Nothing here needs a network, and the same config
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
 from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weights import WeightFacts
+from hfsae.hub.written_card import WrittenCard, taken_apart
+from hfsae.hub.yaml_text import dump, patched
 from hfsae.modeling import SAE
 from hfsae.saving import files_at_once, quietly
 from hfsae.storage import naming
@@ -93,22 +97,24 @@ def render_card(
         )
         values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
         block = render("sae_card.md.jinja", values)
-    if existing is None:
-        return assemble(data, block, existing)
     with naming("the metadata of the card that is there"):
-        return assemble(merge(cast(ModelCardData, existing.data), data), block, existing)
+        return assemble(data, block, existing)
 
 
-def assemble(data: ModelCardData, block: str, existing: ModelCard | None) -> ModelCard:
-    """A card of some metadata and a generated block, around which an existing card's text stays.
+def assemble(data: Mapping[str, Any], block: str, existing: ModelCard | None) -> ModelCard:
+    """A card of some metadata and a generated block, around which an existing card's text and metadata stay.
 
     Args:
-        data: The metadata, merged already.
+        data: The metadata.
         block: What `BEGIN` and `END` enclose.
         existing: The card to refresh.
     """
-    text = _with_block(existing.text if existing else "", f"{BEGIN}\n{block}\n{END}")
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+    front, text = taken_apart(existing)
+    theirs = yaml.safe_load(front) if front else None
+    data = merge(theirs, data) if isinstance(theirs, dict) else dict(data)
+    front = patched(front, data) if isinstance(theirs, dict) else dump(data)
+    text = _with_block(text, f"{BEGIN}\n{block}\n{END}")
+    return WrittenCard(f"---\n{front}\n---\n{text}")
 
 
 def write_card(
@@ -171,9 +177,20 @@ def write_card(
     return path
 
 
+def card_of(folder: str | os.PathLike) -> ModelCard:
+    """The card that `write_card` would write for a saved SAE; nothing is written.
+
+    Raises:
+        FileNotFoundError, ValueError: As `write_card`.
+    """
+    folder = Path(folder)
+    shown = _saved_in(folder)
+    existing = read_card(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else None
+    return render_card(shown, existing=existing, folder=folder)
+
+
 def _with_block(text: str, block: str) -> str:
     """A card's text with its generated block replaced, or put on top where there is none."""
-    text = text.replace("\r\n", "\n")
     before, begin, rest = text.partition(BEGIN)
     if not begin or END not in rest:
         return f"\n{block}\n\n{text.strip()}".rstrip() + "\n"
@@ -216,7 +233,7 @@ def read_card(path: Path, called: str = "") -> ModelCard:
         events = yaml.parse(block[2], Loader=yaml.SafeLoader) if block else ()
         if sum(isinstance(event, yaml.AliasEvent) for event in events) > _MOST_ALIASES:
             raise ValueError("It repeats parts by reference (*name), and so can stand for more than fits a machine.")
-        return ModelCard(content)
+        return WrittenCard(content)
     except Exception as error:  # YAML's own errors, and huggingface_hub's for a model-index
         raise ValueError(
             f"{called or path} has metadata that cannot be read; mend it or remove the file. {error}"
@@ -230,8 +247,18 @@ def draw_pictures(folder: Path, config: SAEConfig) -> None:
     with files_at_once(folder) as beside:
         if log := plots.read_log(folder / LOG_FILE):
             plots.training_curve(log, beside / TRAINING_CURVE)
-        if density := (config.metrics or {}).get("density"):
+        if density := _density(config):
             plots.feature_density(density, beside / FEATURE_DENSITY)
+
+
+def _density(config: SAEConfig) -> dict[str, Any] | None:
+    """The recorded histogram of feature densities, if it is one."""
+    density = mapping(mapping(config.metrics).get("density"))
+    edges, counts = density.get("log10_edges"), density.get("counts")
+    if not (isinstance(edges, list) and isinstance(counts, list) and len(edges) == len(counts) + 1 > 1):
+        return None
+    told = [*edges, *counts, density.get("never")]
+    return dict(density) if all(number(value) is not None for value in told) else None
 
 
 def is_dashboard_of(page: Path, sae: SAE) -> bool:
@@ -243,7 +270,7 @@ def _beside(folder: Path | None, config: SAEConfig, sae: SAE | None) -> set[str]
     """The files that can be shown: no histogram of an earlier evaluation, no dashboard of other weights."""
     if folder is None:
         return set()
-    names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if (config.metrics or {}).get("density") else set())
+    names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if _density(config) else set())
     found = {name for name in names if (folder / name).is_file()}
     if sae is not None and DASHBOARD_FILE in found and not is_dashboard_of(folder / DASHBOARD_FILE, sae):
         found.remove(DASHBOARD_FILE)

@@ -10,7 +10,9 @@ from typing import Any
 from hfsae.architectures import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import measured_digest
-from hfsae.hub.metadata import dataset_id, hub_id, number, place_tags, portable_name
+from hfsae.hub.kinds import mapping, number
+from hfsae.hub.metadata import place_tags, portable_name
+from hfsae.hub.names import dataset_id, hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def entry_of(config: SAEConfig, name: str, repo_id: str = "", weights_digest: st
         repo_id: The repository.
         weights_digest: The digest of the weights beside it, where it is known.
     """
-    training, metrics = config.training or {}, config.metrics or {}
+    training, metrics = mapping(config.training), mapping(config.metrics)
     figures = {metric: number(metrics.get(metric)) for metric in LISTED}
     n_tokens = number(training.get("n_tokens"))
     measured = measured_digest(config)

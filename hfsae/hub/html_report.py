@@ -17,8 +17,8 @@ from hfsae.configuration import SAEConfig
 from hfsae.evaluation.healthy import METRICS
 from hfsae.hub import sections
 from hfsae.hub.card import FEATURE_DENSITY, TRAINING_CURVE
+from hfsae.hub.kinds import number
 from hfsae.hub.markdown import figure
-from hfsae.hub.metadata import number
 from hfsae.saving import files_at_once
 
 REPORT_FILE = "report.html"

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import CARD_FILE, assemble, read_card
 from hfsae.hub.entries import INDEX_FILE, LISTED, SAEEntry, entry_of, index_text, read_index
 from hfsae.hub.markdown import render
-from hfsae.hub.metadata import LIBRARY, TAGS, merge
+from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
@@ -160,21 +160,20 @@ def render_listing(
         "stale": any(entry.stale for entry in rows),
         "index_file": INDEX_FILE,
     }
-    if existing is not None:
-        data = merge(cast(ModelCardData, existing.data), data)
     return assemble(data, render("listing_card.md.jinja", values), existing)
 
 
-def _front_matter(entries: list[SAEEntry], license: str | None, language: str | list[str] | None) -> ModelCardData:
+def _front_matter(entries: list[SAEEntry], license: str | None, language: str | list[str] | None) -> dict[str, Any]:
     """The metadata by which the repository is found for each of its SAEs."""
     base_models = sorted({entry.base_model for entry in entries if entry.base_model})
-    return ModelCardData(
-        library_name=LIBRARY,
-        pipeline_tag="feature-extraction",
-        tags=list(dict.fromkeys([*TAGS, *(tag for entry in entries for tag in entry.tags)])),
-        base_model=base_models or None,
-        base_model_relation="adapter" if base_models else None,
-        datasets=sorted({entry.dataset for entry in entries if entry.dataset}) or None,
-        license=license,
-        language=language,
-    )
+    data = {
+        "base_model": base_models,
+        "datasets": sorted({entry.dataset for entry in entries if entry.dataset}),
+        "language": language,
+        "library_name": LIBRARY,
+        "license": license,
+        "pipeline_tag": "feature-extraction",
+        "tags": list(dict.fromkeys([*TAGS, *(tag for entry in entries for tag in entry.tags)])),
+        "base_model_relation": "adapter" if base_models else None,
+    }
+    return {key: value for key, value in data.items() if value}

@@ -25,7 +25,7 @@ from hfsae.hub.card import (
     write_card,
 )
 from hfsae.hub.listing import write_listing
-from hfsae.hub.metadata import without_folders
+from hfsae.hub.names import without_folders
 from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.modeling import SAE

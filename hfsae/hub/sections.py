@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ from hfsae.architectures import architecture_name, architectures
 from hfsae.configuration import SAEConfig
 from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
-from hfsae.evaluation.predictions import NEXT_TOKEN
+from hfsae.hub.kinds import mapping, number, text
 from hfsae.hub.markdown import duration, figure
-from hfsae.hub.metadata import hub_id, number, without_folders
+from hfsae.hub.names import hub_id, without_folders
 from hfsae.hub.weights import WeightFacts
 
 Rows = list[tuple[str, str]]
@@ -23,7 +23,6 @@ _PROTOCOL = {
     "n_sequences": "sequences",
     "context_length": "context length",
     "left_out": "left out",
-    "loss": "loss",
     "ablation": "ablation",
     "dtype": "precision",
     "hfsae_version": "hfsae",
@@ -100,7 +99,7 @@ def card_values(
         stale: Whether its figures belong to other weights.
         beside: File names of the pictures and of the dashboard, where they lie beside the card.
     """
-    metrics, training = config.metrics or {}, config.training or {}
+    metrics, training = mapping(config.metrics), mapping(config.training)
     headline, further = measured(metrics, headline=True), measured(metrics, headline=False)
     return {
         "config": config,
@@ -111,7 +110,7 @@ def card_values(
         "base_model": hub_id(config.base_model),
         "adapter": hub_id(config.base_model_adapter),
         "loaded_with": _loaded_with(config),
-        "portable_name": training.get("portable_name"),
+        "portable_name": text(training.get("portable_name")),
         "repo_id": repo_id,
         "subfolder": subfolder,
         "weights": weights,
@@ -123,14 +122,12 @@ def card_values(
         "baseline_titles": baseline_titles(metrics),
         "baseline_meanings": baseline_meanings(metrics),
         "remarks": remarks(metrics, config),
-        "missing": missing(headline + further),
-        "other_loss": other_loss(metrics.get("protocol") or {}),
         "n_tokens": figure(number(metrics.get("n_tokens"))),
-        "protocol": protocol_rows(metrics.get("protocol") or {}),
+        "protocol": protocol_rows(mapping(metrics.get("protocol"))),
         "training": training_rows(training),
-        "trained_on": without_folders(training.get("dataset") or ""),
+        "trained_on": without_folders(text(training.get("dataset")) or ""),
         "arguments": argument_rows(training),
-        "versions": sorted((training.get("versions") or {}).items()),
+        "versions": sorted(mapping(training.get("versions")).items()),
         "beside": beside,
     }
 
@@ -140,7 +137,7 @@ def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) 
     if repo_id is not None:
         return "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
     model = (hub_id(config.base_model) or "").split("/")[-1]
-    place = (config.training or {}).get("portable_name") or config.hook_point
+    place = text(mapping(config.training).get("portable_name")) or config.hook_point
     missed = missed_l0(config)  # what it was to be may stand in its folder's name
     parts = (model, place, architecture_name(config), config.n_features, missed and f"l0_{missed[1]:.3g}")
     return "-".join(str(part) for part in parts if part)
@@ -183,7 +180,7 @@ def left_out(config: SAEConfig) -> str:
 
 def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]:
     """The rows of a table of metrics: of the headline figures, with their baselines, or of all others."""
-    notes, baselines = metrics.get("notes") or {}, _baselines(metrics)
+    notes, baselines = mapping(metrics.get("notes")), _baselines(metrics)
     return [
         {
             "metric": metric,
@@ -196,21 +193,6 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
         if metric.headline is headline and metric.name in metrics
         for value in [number(metrics[metric.name])]
     ]
-
-
-def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Why figures are missing, each reason once, with the titles of the metrics that it is about."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["value"] is None and row["note"]:
-            reasons.setdefault(row["note"], []).append(row["metric"].title)
-    return list(reasons.items())
-
-
-def other_loss(protocol: Mapping[str, Any]) -> str | None:
-    """What CE is where it is not the next-token cross-entropy."""
-    loss = protocol.get("loss")
-    return str(loss) if loss and loss != NEXT_TOKEN else None
 
 
 def baseline_titles(metrics: Mapping[str, Any]) -> list[str]:
@@ -278,15 +260,15 @@ def training_rows(training: Mapping[str, Any]) -> Rows:
 
 def argument_rows(training: Mapping[str, Any]) -> Rows:
     """The training arguments that differ from their defaults and say something about the SAE."""
-    arguments = training.get("arguments") or {}
+    arguments = mapping(training.get("arguments"))
     return [(name, _shown(name, value)) for name, value in sorted(arguments.items()) if name not in HOUSEKEEPING]
 
 
 # A saved config comes back with its keys sorted, so no order here is that of a mapping.
 def _baselines(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    baselines = metrics.get("baselines") or {}
+    baselines = mapping(metrics.get("baselines"))
     names = [*(name for name in _BASELINES if name in baselines), *sorted(baselines.keys() - _BASELINES.keys())]
-    return {name: baselines[name] for name in names}
+    return {name: mapping(baselines[name]) for name in names}
 
 
 def _rows(values: Mapping[str, Any], titles: Mapping[str, str]) -> Rows:

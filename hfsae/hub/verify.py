@@ -1,11 +1,13 @@
 """Is a card true? An SAE is loaded, measured again on the text that its card names, and compared."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
@@ -13,11 +15,13 @@ from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.saved import measure_again
 from hfsae.evaluation.self_check import self_check
+from hfsae.hub import model_index
 from hfsae.hub.card import CARD_FILE, read_card
 from hfsae.hub.errors import usable_token
+from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import figure
-from hfsae.hub.metadata import is_ours, number
 from hfsae.hub.snapshot import look
+from hfsae.hub.written_card import taken_apart
 from hfsae.loading import holds_config, located
 from hfsae.modeling import SAE
 
@@ -123,10 +127,11 @@ def verify(
     with reachable():
         at_hub: dict[str, Any] = {} if Path(source).exists() else {"token": token}
         if at_hub:
-            at_hub["revision"] = look(source, revision, token).commit
+            at_hub |= look(source, revision, token).where
         ours = holds_config(source, {"subfolder": subfolder, **at_hub})
-        claimed = _claims(source, subfolder, at_hub) if ours else {}
+        card = _card(source, subfolder, at_hub) if ours else None
         sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
+    claimed = {} if card is None else _claims(card, source, sae.config.metrics)
     project = None if ours else str((sae.config.training or {}).get("converted_from"))
     if not ours and (reported := number((sae.config.training or {}).get("reported_l0"))) is not None:
         claimed["l0"] = reported
@@ -160,22 +165,29 @@ def verify(
     return Verification(claims, tuple(problems), same_text, project)
 
 
-def _claims(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> dict[str, float]:
-    """The figures in the metadata of a card."""
+def _card(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> Path:
+    """The file of an SAE's card."""
     name = f"{subfolder.strip('/')}/{CARD_FILE}".lstrip("/")
     path = Path(source) / name
     if at_hub:
-        api = HfApi(token=at_hub["token"])
         try:
-            path = Path(api.hf_hub_download(str(source), name, revision=at_hub["revision"]))
+            return Path(hf_hub_download(str(source), name, **at_hub))
         except RemoteEntryNotFoundError as error:
             raise FileNotFoundError(f"{source} has no card {name} to verify.") from error
-    elif not path.is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"{source} has no card {name} to verify: write it with `hfsae card`.")
-    card = read_card(path, f"{name} of {source}")
-    results = getattr(card.data, "eval_results", None) or ()
-    figures = {result.metric_type: number(result.metric_value) for result in results if is_ours(result)}
-    claims = {metric: value for metric, value in figures.items() if value is not None}
+    return path
+
+
+def _claims(path: Path, source: str | os.PathLike, metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """The figures in the metadata of a card, of the text that the SAE's record names."""
+    called = f"{path.name} of {source}"
+    front, _ = taken_apart(read_card(path, called))
+    data = yaml.safe_load(front) if front else None
+    try:
+        claims = model_index.claims(mapping(data).get("model-index"), metrics)
+    except ValueError as error:
+        raise ValueError(f"the card {called} cannot be verified: {error}") from None
     if not claims:
-        raise ValueError(f"the card {name} of {source} claims no figures, or calls them stale: `hfsae eval` measures.")
+        raise ValueError(f"the card {called} claims no figures, or calls them stale: `hfsae eval` measures.")
     return claims

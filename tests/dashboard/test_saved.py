@@ -66,3 +66,39 @@ def test_without_any_text_there_is_no_collection(place):
         make_dashboard(place / "sae")
     with pytest.raises(FileNotFoundError):
         FeatureCollection.load(place / "sae")
+
+
+# -- looking at another text replaces nothing -------------------------------------------------------------------------
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def shown(place):
+    """A saved SAE with features, page and labels of one text, and another text."""
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    write_labels(place / "first.json", {3: "x"}, weights_sha256(setting().sae))
+    write_labels(place / "second.json", {3: "y"}, weights_sha256(setting().sae))
+    make_dashboard(place / "sae", labels=place / "first.json", **options)
+    lines = (place / "text.jsonl").read_text().splitlines()
+    (place / "other.jsonl").write_text("\n".join(lines[: len(lines) // 2]))
+    return place
+
+
+def test_a_page_of_another_text_leaves_what_lies_beside_the_weights_alone(shown, caplog):
+    before = contents(shown / "sae")
+    options = {"dataset": str(shown / "other.jsonl"), "split": "train", "disable_tqdm": True}
+    with pytest.raises(ValueError, match="name a file for one of another text or model"):
+        make_dashboard(shown / "sae", **options)
+    page = make_dashboard(shown / "sae", shown / "other.html", labels=shown / "second.json", **options)
+    assert contents(shown / "sae") == before
+    assert index_of(page)["about"]["dataset"] == "other.jsonl, train" and index_of(page)["labels"] == {"3": "y"}
+    assert "labels.json stays as it is" in caplog.text
+
+
+def test_it_replaces_them_where_that_is_said(shown):
+    options = {"dataset": str(shown / "other.jsonl"), "split": "train", "disable_tqdm": True, "write": True}
+    page = make_dashboard(shown / "sae", labels=shown / "second.json", **options)
+    again = index_of(make_dashboard(shown / "sae", shown / "again.html"))
+    assert index_of(page)["about"]["dataset"] == again["about"]["dataset"] == "other.jsonl, train"
+    assert again["labels"] == {"3": "y"}

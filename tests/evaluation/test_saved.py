@@ -2,12 +2,15 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from hfsae import SAE, SAETrainer
-from hfsae.evaluation.saved import evaluate_saved
+from hfsae import SAE, SAETrainer, TopKSAEConfig
+from hfsae.cli import main
+from hfsae.evaluation.saved import evaluate_saved, replaces_record
 from hfsae.hub import verify
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
@@ -81,3 +84,80 @@ def test_another_text_is_read_by_its_own_column_and_its_only_split(folder_of_two
     (place / "other.jsonl").write_text("".join(json.dumps({"said": "w1 w2 w3 w4 w5"}) + "\n" for _ in range(50)))
     measured = evaluate_saved(place / "sae", dataset=str(place / "other.jsonl"), write=False, max_tokens=100)
     assert measured["protocol"]["split"] == "train" and measured["protocol"].get("text_column") is None
+
+
+# -- looking at another text replaces nothing -------------------------------------------------------------------------
+@pytest.fixture
+def folder(trained_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(trained_folder, tmp_path / "sae"))
+
+
+@pytest.fixture
+def other(tmp_path) -> list[str]:
+    lines = [json.dumps({"text": f"def f_{i}(x):\n    return x * {i}\n" * 20}) for i in range(8)]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    return ["--dataset", str(tmp_path / "other.jsonl"), "--split", "train"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_figures_on_another_text_are_printed_and_the_record_stays(folder, other, tmp_path, capsys):
+    before = contents(folder)
+    assert main(["eval", str(folder), *other, "--tokens", "500", "--json", str(tmp_path / "figures.json")]) == 0
+    assert contents(folder) == before
+    assert "stays as it is: --write replaces it" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    recorded = json.loads(before["metrics.json"])
+    assert figures["protocol"]["dataset"].endswith("other.jsonl") and figures["l0"] == pytest.approx(8.0)
+    assert figures["explained_variance"] != recorded["explained_variance"]
+
+
+def test_they_replace_the_record_where_that_is_said(folder, other):
+    assert main(["eval", str(folder), *other, "--tokens", "500", "--write"]) == 0
+    protocol = SAE.from_pretrained(folder).config.metrics["protocol"]
+    assert protocol["dataset"].endswith("other.jsonl") and "other.jsonl" in (folder / "README.md").read_text()
+
+
+def test_fewer_tokens_than_were_recorded_replace_nothing_either(folder):
+    before = contents(folder)
+    assert evaluate_saved(folder, max_tokens=500)["n_tokens"] < 1000
+    assert contents(folder) == before
+
+
+def test_without_a_number_of_tokens_what_was_recorded_is_measured_and_written(folder, capsys):
+    recorded = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").unlink()
+    assert main(["eval", str(folder)]) == 0
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["n_tokens"] == recorded["n_tokens"] and again["baselines"] == recorded["baselines"]
+    assert again["explained_variance"] == pytest.approx(recorded["explained_variance"], abs=1e-4)
+    assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "named, replaces",
+    [
+        ({}, True),
+        ({"max_tokens": 4000}, True),
+        ({"max_tokens": 3999}, False),
+        ({"dataset": "python-stdlib"}, False),
+        ({"model": "org/other"}, False),
+        ({"model": "org/lm"}, True),
+    ],
+)
+def test_what_replaces_a_record(named, replaces):
+    recorded = {"n_tokens": 3980, "protocol": {"dataset": "python-stdlib", "max_tokens": 4000}}
+    config = TopKSAEConfig(d_in=8, n_features=32, k=4, base_model="org/lm", metrics=recorded)
+    asked = {"model": None, "dataset": None, "max_tokens": None, **named}
+    assert replaces_record(config, **asked) is replaces
+    config.metrics = None
+    assert replaces_record(config, **asked)
+
+
+def test_a_card_can_be_looked_at_without_being_written(folder, capsys):
+    (folder / "README.md").write_text("Mine.\n")
+    assert main(["card", str(folder), "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "## Measured" in shown and "Mine." in shown and (folder / "README.md").read_text() == "Mine.\n"

@@ -1,6 +1,7 @@
 """The card: what it says, and what of people's own work it keeps."""
 
 import ast
+import copy
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from transformers import GPT2Config
 
@@ -16,6 +18,7 @@ from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import render_card, write_card
 from hfsae.hub.card import BEGIN, END
+from hfsae.hub.entries import entry_of
 from tests.hub.samples import LOG, config, metrics, reread, snippet
 
 
@@ -128,6 +131,41 @@ def test_where_the_run_was_kept_is_not_published():
 def test_an_impossible_repository_is_refused():
     with pytest.raises(ValueError, match="repo"):
         render_card(config(), repo_id="not a/repo/id")
+
+
+ODD = (5, -1.5, True, None, "x", [], [1, "a"], {}, {"a": 1}, [[]], float("inf"))
+
+
+@pytest.mark.parametrize("field", ["training", "metrics"])
+def test_values_of_odd_kinds_cost_their_row_and_not_the_card(field, tmp_path):
+    """Each value of a record in turn, and each inside of it, is of a kind that it cannot be."""
+    record = getattr(config(), field)
+    changes = [(name, None) for name in record]
+    changes += [(name, inner) for name, value in record.items() if isinstance(value, dict) for inner in value]
+    for name, inner in changes:
+        for odd in ODD:
+            changed = copy.deepcopy(record)
+            if inner is None:
+                changed[name] = odd
+            else:
+                changed[name][inner] = odd
+            of = config(**{field: changed})
+            assert "## Measured" in render_card(of).text, (name, inner, odd)
+            entry_of(of, "x")
+
+
+@pytest.mark.parametrize("density", [3, "x", {"log10_edges": 1}, {"log10_edges": [1, "a"], "counts": [2], "never": 1}])
+def test_densities_of_odd_kinds_are_no_picture(tmp_path, density):
+    SAE.from_config(config(metrics=metrics(density=density))).save_pretrained(tmp_path)
+    assert "feature_density.png" not in write_card(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("tags", ["[[a, b], mine]", "mine", "[{a: 1}, mine, 3]"])
+def test_tags_of_odd_kinds_are_kept(tags):
+    existing = ModelCard(f"---\ntags: {tags}\n---\nMine.\n")
+    written = yaml.safe_load(str(render_card(config(), existing=existing)).split("---")[1])["tags"]
+    theirs = yaml.safe_load(tags)
+    assert all(tag in written for tag in (theirs if isinstance(theirs, list) else [theirs])) and "hfsae" in written
 
 
 # -- what people wrote ------------------------------------------------------------------------------------------------

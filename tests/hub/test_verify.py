@@ -1,6 +1,7 @@
 """A card is true, or `verify` says what is not."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -116,3 +117,13 @@ def test_a_release_of_the_catalogue_is_checked_by_its_name(published, trained_fo
     assert "What SAELens says of it is true" in capsys.readouterr().out
     assert main(["verify", "a-release", "--subfolder", "blocks.1.pre", *text]) == 1
     assert "a-release has no SAE 'blocks.1.pre'; its ids are such as blocks.N.post" in capsys.readouterr().err
+
+
+def test_a_card_with_two_values_for_one_figure_is_refused_before_anything_is_measured(trained_folder, tmp_path):
+    folder = shutil.copytree(trained_folder, tmp_path / "sae")
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ *- type: l0\n *value: .*$", text, re.MULTILINE)
+    path.write_text(text.replace(line, f"{line}\n{line[: line.rindex(' ')]} 99.0"), encoding="utf-8")
+    with pytest.raises(ValueError, match="README.md of .* cannot be verified: it claims two values for L0, 8 and 99"):
+        verify(folder, model="never/loaded")
