@@ -72,7 +72,8 @@ def encode(
     with torch.no_grad():
         centered = x if center is None else x - center
         load = cache(lambda: selection.load(lambda: F.linear(_probe(centered), weight, bias)))
-        sparse = path == "sparse" or (path == "auto" and load() <= len(weight) * _most_active(centered, len(weight)))
+        share = _most_active(centered, len(weight)) if path == "auto" else 0.0
+        sparse = path == "sparse" or (share > 0 and load() <= len(weight) * share)
         read = centered, weight
         if sparse:
             product = narrowed(centered), narrowed(weight)
@@ -102,11 +103,11 @@ def _selected(
 
 
 def _most_active(x: Tensor, n_features: int) -> float:
-    """The share of active entries up to which the sparse path is the cheaper one here, or the only one that fits."""
+    """The share of active entries up to which the sparse path is cheaper here, or alone fits; 0: it never is."""
     share = _break_even(x)
     if share and x.device.type == "cpu" and len(x) * n_features * 4 > CHUNK_BYTES:
         share = max(share, _SMALLER_BELOW)
-    return share or -1.0
+    return share
 
 
 def _probe(x: Tensor) -> Tensor:
