@@ -36,7 +36,7 @@ def main(command_line: list[str] | None = None) -> None:
     if not needed:
         print("\nno single feature is needed for it")
         return
-    inputs = tokenizer(args.prompt, return_tensors="pt")
+    inputs = sae.tokenize(args.prompt, tokenizer)
     with torch.no_grad(), ablate(model, sae, needed):
         without = model(**inputs).logits[0, -1].softmax(-1)
     target_id = tokenizer(args.target, add_special_tokens=False)["input_ids"][0]

@@ -48,7 +48,7 @@ def main(command_line: list[str] | None = None) -> None:
     held_out = load_text("python-stdlib", split="held_out")
     collection = collect_features(sae, model, tokenizer, held_out, max_tokens=20_000)
 
-    inputs = tokenizer(args.prompt, return_tensors="pt")
+    inputs = sae.tokenize(args.prompt, tokenizer)
     before, moved = next_tokens(model, inputs), {}
     for feature in [args.feature] if args.feature is not None else greatest_effects(collection, args.candidates):
         with steer(model, sae, {feature: args.strength}, maxima=collection):

@@ -146,7 +146,7 @@ def attach(
 
     Example:
         >>> with attach(sae, model, splice=True) as run:  # doctest: +SKIP
-        ...     model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=20)
+        ...     model.generate(**sae.tokenize("def main("), max_new_tokens=20)
     """
     if (keep_error or edit is not None) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")

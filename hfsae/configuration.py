@@ -61,7 +61,7 @@ class SAEConfig(PreTrainedConfig):
         hook_point: Where activations are read, in canonical form: `"transformer.h.8.output"`.
         target_hook_point: Where a transcoder writes; None for an autoencoder, which writes where it reads.
         context_length: Tokens per block of text in training.
-        prepend_bos: Whether blocks of text started with the tokenizer's BOS token.
+        prepend_bos: Whether blocks of text started with the tokenizer's BOS token, or CLS where it has no BOS.
         exclude_special_tokens: Whether special tokens were left out of training and of every metric.
         exclude_positions: Positions of each block that were left out likewise.
         training: Summary of the training run, as the card shows it.

@@ -4,6 +4,7 @@ Each imports what it leads to when it is called, so that an SAE alone stays ligh
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
     from hfsae.attach import AttachedSAE, FeatureEdit
     from hfsae.evaluation.self_check import SelfCheck
@@ -48,6 +49,30 @@ class Doors:
 
         return load_tokenizer(self._sae.config, **kwargs)
 
+    def tokenize(
+        self, texts: str | Sequence[str], tokenizer: "PreTrainedTokenizerBase | None" = None
+    ) -> "BatchEncoding":
+        """Makes tokens of prompts as this SAE wants them: begun as the text was that it was trained on.
+
+        Args:
+            texts: A prompt or several; shorter ones are padded on the side that the tokenizer's `padding_side` names.
+            tokenizer: The language model's; None loads it.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 tensors (texts, tokens), as `model(**...)` and `generate` take
+            them. They begin with BOS (or CLS) where the config's `prepend_bos` says so, or where it says nothing and
+            the tokenizer does that itself.
+
+        Raises:
+            ValueError: If a prompt has no token, or BOS is wanted of a tokenizer that has none.
+
+        Example:
+            >>> model.generate(**sae.tokenize("The Eiffel Tower is in", tokenizer))  # doctest: +SKIP
+        """
+        from hfsae.data.prompts import tokenize
+
+        return tokenize(texts, tokenizer or self.load_tokenizer(), prepend_bos=self._sae.config.prepend_bos)
+
     def attach(
         self,
         model: nn.Module,
@@ -74,7 +99,7 @@ class Doors:
 
         Example:
             >>> with sae.attach(model) as run:  # doctest: +SKIP
-            ...     model(**tokenizer("Hello", return_tensors="pt"))
+            ...     model(**sae.tokenize("Hello"))
             >>> run.features  # doctest: +SKIP
             SparseFeatures(shape=(1, 1, 12288), active=32)
         """

@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 DOORS = {
     ("hfsae/loading.py", "interop"),
     ("hfsae/doors.py", "attach"),
+    ("hfsae/doors.py", "data"),
     ("hfsae/doors.py", "evaluation"),
     ("hfsae/doors.py", "hub"),
     ("hfsae/doors.py", "interop"),

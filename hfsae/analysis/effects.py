@@ -11,8 +11,11 @@ from transformers import PreTrainedModel
 from hfsae.analysis.interventions import ablate
 from hfsae.analysis.records import TokenEffect
 from hfsae.attach import attach
+from hfsae.data import TokenBatch
+from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.devices import input_device
+from hfsae.hooks.limits import refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 
@@ -72,14 +75,15 @@ def feature_effects(
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
-        text: The prompt.
+        text: The prompt; its tokens are those that `sae.tokenize` makes of it.
         target: What is to follow the prompt; the loss is that of its first token. None takes the mean loss of the
             prompt's own tokens.
         n_exact: How many features are measured by ablation.
         k: Tokens on each side whose logits are given.
 
     Raises:
-        ValueError: If the prompt is too short to have a loss, or the SAE does not fit the model.
+        ValueError: If the prompt is too short to have a loss, a token is none of the model's, the SAE does not fit
+            the model, or the model does not predict the next token (BERT, ESM-2).
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -87,11 +91,15 @@ def feature_effects(
         >>> effects.features[0]  # doctest: +SKIP
         FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
     """
-    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(input_device(model))  # type: ignore[union-attr]
+    ids = sae.tokenize(text, tokenizer)["input_ids"]
     wanted = _target_id(tokenizer, target)
+    for asked in (ids, torch.tensor([] if wanted is None else [wanted])):
+        refuse_unknown_ids(asked, model, tokenizer)
+    ids = ids.to(input_device(model))
     if ids.shape[1] < (2 if wanted is None else 1):
         raise ValueError(f"the prompt {text!r} has {ids.shape[1]} tokens: too few for a loss.")
     with evaluating(model):
+        _refuse_other_losses(model, ids)
         logits, loss, attributions = _attribute(sae, model, tokenizer, ids, wanted)
         order = attributions.abs().argsort(descending=True)
         order = order[attributions[order] != 0].tolist()
@@ -112,6 +120,15 @@ def feature_effects(
     measured.sort(key=lambda effect: -abs(effect.loss_change or 0.0))
     others = [FeatureEffect(feature, float(attributions[feature]), None, [], []) for feature in order[n_exact:]]
     return FeatureEffects(loss, measured + others)
+
+
+def _refuse_other_losses(model: PreTrainedModel, ids: Tensor) -> None:
+    predictions = predictions_of(model, TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool)))
+    if predictions.of != "next":
+        raise ValueError(
+            f"{type(model).__name__} does not predict the next token, whose loss this is about: take a causal "
+            "language model, or measure with evaluate_sae."
+        )
 
 
 def _attribute(

@@ -67,7 +67,7 @@ def steer(
 
     Example:
         >>> with steer(model, sae, {17: 2.0}, maxima=collection, positions="generated"):  # doctest: +SKIP
-        ...     model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=20)
+        ...     model.generate(**sae.tokenize("def main("), max_new_tokens=20)
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, get_args(Mode)))}.")
@@ -113,7 +113,7 @@ def ablate(
 
     Example:
         >>> with torch.no_grad(), ablate(model, sae, [17]):  # doctest: +SKIP
-        ...     logits = model(**tokenizer("def main(", return_tensors="pt")).logits
+        ...     logits = model(**sae.tokenize("def main(")).logits
     """
     chosen = chosen_features(sae, features)
     with _edited(model, sae, chosen, torch.zeros_like, positions, tokenizer, prompt_length, keep_error) as run:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch, contents_of
-from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, one_token, special_token_ids
+from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
 from hfsae.evaluation.text import reading_of
+from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -69,15 +70,17 @@ class PieceReader:
         context_length: int | None = None,
         batch_size: int = 32,
     ):
-        text_config = model.config.get_text_config()
-        longest = getattr(text_config, "max_position_embeddings", None)
-        self.context_length = context_length or config.context_length or min(_DEFAULT_CONTEXT, longest or 128)
+        refuse_without_ids(model)
+        longest = context_length_of(model)
+        self.context_length = (
+            context_length or config.context_length or min(_DEFAULT_CONTEXT, longest or _DEFAULT_CONTEXT)
+        )
         if longest is not None and self.context_length > longest:
             raise ValueError(
                 f"pieces of {self.context_length} tokens, but the language model's context is {longest}: "
                 "pass a smaller context_length."
             )
-        self._vocabulary: int = text_config.vocab_size
+        self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._prepend_bos = config.prepend_bos
@@ -134,16 +137,12 @@ class PieceReader:
         if prepend is None:
             prepend = kind == "text" and adds_bos(self._tokenizer)
         counts = not (kind == "chat" and self._reading["assistant_only"])
-        return one_token(self._tokenizer.bos_token_id if prepend else None, counts)
+        return one_token(bos_token_id(self._tokenizer) if prepend else None, counts)
 
     def _cut(self, document: int, bos: Tokens, tokens: Tokens) -> Iterator["_Piece"]:
         """The pieces of a document: each begins with BOS where there is to be one, and with no second one."""
         length = tokens.shape[1]
-        if length and tokens[0].max() >= self._vocabulary:
-            raise ValueError(
-                f"token id {tokens[0].max()}, but the language model knows {self._vocabulary} tokens: use the "
-                "tokenizer that belongs to it."
-            )
+        refuse_unknown_ids(torch.from_numpy(tokens[0]), self._model, self._tokenizer)
         start = 0
         while start < length:
             front = bos[:, :0] if np.array_equal(tokens[0, start : start + 1], bos[0]) else bos

@@ -9,7 +9,15 @@ import torch
 
 from hfsae.data.contents import Contents, contents_of
 from hfsae.data.documents import DocumentReader, IndexedDocuments, StreamedDocuments, TensorRows
-from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, one_token, special_token_ids
+from hfsae.data.encoding import (
+    DocumentEncoder,
+    Tokens,
+    adds_bos,
+    bos_token_id,
+    first_id,
+    one_token,
+    special_token_ids,
+)
 from hfsae.data.packing import Packer
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ class TokenBlocks:
     """An iterator over batches of token blocks that can be saved and resumed at any batch.
 
     Documents are tokenised a few at a time. When documents are mixed they are joined, each followed by the
-    tokenizer's EOS (its BOS where it has no EOS), and cut into blocks of `context_length`: no token is lost, what
+    tokenizer's EOS (SEP or BOS where it has no EOS), and cut into blocks of `context_length`: no token is lost, what
     does not fill a block goes into the next one, over the ends of epochs too. Documents without tokens are skipped.
 
     Args:
@@ -55,7 +63,8 @@ class TokenBlocks:
         batch_size: Blocks in a batch (B).
         text_column: The column of documents. None takes `input_ids`, `text` or `messages`, or else the only column
             that can be one of documents.
-        prepend_bos: Whether every block begins with BOS (a block that begins with it anyway gets no second one).
+        prepend_bos: Whether every block begins with BOS, or CLS where there is no BOS (a block that begins with it
+            anyway gets no second one).
             None does as the tokenizer does; conversations and token ids then are taken as they are.
         mix_documents: False gives each document a block of its own, cut at `context_length` (the rest is left out)
             and padded to the longest of its batch, without EOS.
@@ -120,8 +129,8 @@ class TokenBlocks:
                 "a tokenizer is needed to tokenise text and to know special tokens; without one, "
                 "give token ids and pass exclude_special_tokens=False and no prepend_bos"
             )
-        if prepend_bos and _first_id(tokenizer, "bos_token_id") is None:
-            raise ValueError("prepend_bos=True needs a tokenizer with a BOS token; this one has none")
+        if prepend_bos and bos_token_id(tokenizer) is None:
+            raise ValueError("prepend_bos=True needs a tokenizer with a BOS or CLS token; this one has none")
         self.context_length = context_length
         self.batch_size = batch_size
         self.prepend_bos = kind == "text" and adds_bos(tokenizer) if prepend_bos is None else prepend_bos
@@ -130,9 +139,9 @@ class TokenBlocks:
         self._repeat = repeat
         self._encode = DocumentEncoder(contents, tokenizer, assistant_only=assistant_only)
         self._documents = _reader(dataset, contents.columns, rank, world_size, shuffle, seed)
-        bos = _first_id(tokenizer, "bos_token_id") if self.prepend_bos else None
+        bos = bos_token_id(tokenizer) if self.prepend_bos else None
         # Conversations and token ids bring the special tokens that end them.
-        separator = _first_id(tokenizer, "eos_token_id", "bos_token_id") if kind == "text" else None
+        separator = first_id(tokenizer, "eos_token_id", "sep_token_id", "bos_token_id") if kind == "text" else None
         trainable = not (kind == "chat" and assistant_only)
         self._packer = Packer(
             context_length,
@@ -140,7 +149,7 @@ class TokenBlocks:
             separator=one_token(separator, trainable),
             mix=mix_documents,
         )
-        pad_id = _first_id(tokenizer, "pad_token_id", "eos_token_id")
+        pad_id = first_id(tokenizer, "pad_token_id", "eos_token_id")
         self._pad_id = 0 if pad_id is None else pad_id
         # What a saved place depends on: it means nothing to blocks that were cut or shared in another way.
         self._settings = {
@@ -323,9 +332,3 @@ def _reader(
     if shuffle:
         raise ValueError("shuffle=True is for map-style datasets: a stream is read in its own order (load it whole)")
     return StreamedDocuments(dataset, rank=rank, world_size=world_size)
-
-
-def _first_id(tokenizer: "PreTrainedTokenizerBase | None", *names: str) -> int | None:
-    """The first of these special tokens that the tokenizer has; 0 is an id as good as any."""
-    ids = (getattr(tokenizer, name, None) for name in names)
-    return next((token_id for token_id in ids if token_id is not None), None)

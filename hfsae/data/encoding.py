@@ -57,7 +57,7 @@ class DocumentEncoder:
         self.missing = 0
         self._encode: Encoder = _encode_ids
         if contents.kind == "text" and tokenizer is not None:
-            self._encode = _text_encoder(tokenizer)
+            self._encode = text_encoder(tokenizer)
         elif contents.kind == "chat" and tokenizer is not None:
             self._encode = _chat_encoder(tokenizer, assistant_only)
 
@@ -103,7 +103,7 @@ def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return tokenizer.chat_template is not None and bool(_GENERATION_TAG.search(tokenizer.get_chat_template()))
 
 
-def _text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+def text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
     """Encodes strings, without any special tokens around them."""
     # A copy of our own: a fast tokenizer that two threads use at once fails with "Already borrowed".
     tokenizer = copy.deepcopy(tokenizer)
@@ -189,10 +189,22 @@ def special_token_ids(tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase | None") -> bool:
     """Whether the tokenizer itself begins a text with BOS, which tells how its LM was trained."""
-    if tokenizer is None or tokenizer.bos_token_id is None:
+    begin = bos_token_id(tokenizer)
+    if tokenizer is None or begin is None:
         return False
     ids: Any = tokenizer("a", return_attention_mask=False)["input_ids"]
-    return ids[:1] == [tokenizer.bos_token_id]
+    return ids[:1] == [begin]
+
+
+def bos_token_id(tokenizer: "PreTrainedTokenizerBase | None") -> int | None:
+    """What begins a text: BOS, or CLS where there is no BOS (BERT, ESM-2); None where there is neither."""
+    return first_id(tokenizer, "bos_token_id", "cls_token_id")
+
+
+def first_id(tokenizer: "PreTrainedTokenizerBase | None", *names: str) -> int | None:
+    """The first of these special tokens that the tokenizer has; 0 is an id as good as any."""
+    ids = (getattr(tokenizer, name, None) for name in names)
+    return next((token_id for token_id in ids if token_id is not None), None)
 
 
 def _tokens(ids: Any, trainable: Any = 1) -> Tokens:

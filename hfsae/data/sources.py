@@ -17,6 +17,7 @@ from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 from hfsae.hooks.probe import seen_at
 from hfsae.hooks.tokens import of_tokens
 
@@ -90,9 +91,8 @@ class LMActivations:
         prefetch: int = 2,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
-        config: Any = model.config
-        text_config = config.get_text_config()
-        context = getattr(text_config, "max_position_embeddings", None)
+        refuse_without_ids(model)
+        context = context_length_of(model)
         if context is not None and blocks.context_length > context:
             raise ValueError(
                 f"context_length is {blocks.context_length}, but the language model's context is {context} tokens"
@@ -105,7 +105,6 @@ class LMActivations:
         self._widths = {name: width(model, point) for name, point in self._hook_points.items()}
         self._model = model.eval()
         self._device = input_device(model)
-        self._vocabulary = text_config.vocab_size
         self._dtype = dtype
         self._autocast_dtype = autocast_dtype
         self._prefetcher = Prefetcher(blocks, prefetch) if prefetch else None
@@ -122,12 +121,7 @@ class LMActivations:
 
     def __next__(self) -> dict[str, Tensor]:
         batch = next(self._batches)
-        largest = int(batch.input_ids.max())
-        if largest >= self._vocabulary:
-            raise ValueError(
-                f"token id {largest}, but the language model knows {self._vocabulary} tokens: "
-                "use the tokenizer that belongs to it"
-            )
+        refuse_unknown_ids(batch.input_ids, self._model)
         chunk = self._read(batch)
         if self._device.type == "cpu":
             check_finite(chunk)

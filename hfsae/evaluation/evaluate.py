@@ -13,6 +13,7 @@ from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
@@ -54,7 +55,7 @@ def evaluate_sae(
         sae: The SAE. Its config says where it reads and which tokens it leaves out.
         model: The language model.
         data: The text.
-        tokenizer: Needed for text that is not tokenised yet.
+        tokenizer: Needed for text that is not tokenised yet, and by masked language models.
         max_tokens: Tokens to measure on, at most.
         batch_size: Sequences per run of the model.
         calibration: Activations (N, d) of other text where the SAE writes, or such by hook point.
@@ -112,13 +113,17 @@ def evaluate_saes(
     enter no sum and keep their own activation in every run, the ablated ones included. The model comes back as it was:
     no hooks, every module in its mode.
 
+    CE is the cross-entropy of what the model predicts (`hfsae.evaluation.predictions`): the next token, or with a
+    masked language model the tokens that its mask token hides. `protocol["loss"]` says which; a model that predicts no
+    tokens gives None, with the reason in `notes`.
+
     Args:
         saes: The SAEs by name. Their configs say where they read and which tokens they leave out.
         model: The language model, on its device.
         data: Held-out text: `TokenBlocks` or other batches of tokens, whose `keep` says what counts; or texts (a
             `datasets` dataset or a list of strings), cut into blocks here as the configs say. `TokenBlocks` are left
             where they were found.
-        tokenizer: Needed for texts.
+        tokenizer: Needed for texts, and by masked language models, which it tells what hides a token.
         max_tokens: Tokens to measure on, at most (and at least one sequence), over all processes.
         batch_size: Sequences per run of the model, where text is cut here.
         calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point (where SAEs
@@ -174,7 +179,8 @@ def evaluate_saes(
                 for name, sae in saes.items()
                 for kind, reconstruct in _kinds(sae, known[places[name][1]] if baselines else None).items()
             }
-            measure(model, subjects, batches, means, disable_tqdm=disable_tqdm)
+            predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
+            measure(model, subjects, batches, means, predictions, disable_tqdm=disable_tqdm)
 
     results = {}
     for name, sae in saes.items():
@@ -183,12 +189,13 @@ def evaluate_saes(
             for (owner, kind), subject in subjects.items()
             if owner == name
         }
-        metrics = _figures(sae, sums, baselines)
+        metrics = _figures(sae, sums, baselines, predictions.why)
         about = {
             "n_tokens": metrics["n_tokens"],
             "n_sequences": int(sums[_SAE]["n_sequences"]),
             "context_length": max(batch.input_ids.shape[1] for batch in batches),
             "left_out": left_out_in_words(sae.config),
+            "loss": str(predictions),
             "ablation": f"0 (CE zero), or the mean over {len(known[places[name][1]]):,} other tokens (CE mean)",
         }
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
@@ -220,9 +227,9 @@ def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor],
     return {**measured, _UNTRAINED: untrained(sae, fitting, k), _PCA: pca}
 
 
-def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool) -> dict[str, Any]:
+def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
-    metrics: dict[str, Any] = finalise(sums[_SAE]) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
+    metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {
         kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
         for kind, pooled in sums.items()

@@ -1,4 +1,4 @@
-"""Next-token cross-entropies and divergences of several runs over the same text, without a table of all logits."""
+"""Cross-entropies and divergences of several runs over the same text, without a table of all logits."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
@@ -18,7 +18,7 @@ _LEAST_ROWS = 64
 
 
 @torch.no_grad()
-def next_token_losses(
+def prediction_losses(
     finals: Mapping[Run, Tensor],
     targets: Tensor,
     logits: Callable[[Tensor], Tensor],
@@ -31,7 +31,7 @@ def next_token_losses(
 
     Args:
         finals: For each run what `logits` takes, (N, ...), of the N positions whose prediction counts.
-        targets: (N,) the token that came next at each of them.
+        targets: (N,) the token that was right at each of them.
         logits: Makes logits (n, vocabulary) of some rows of a run.
         vocabulary: Number of logits a position has.
         clean: The run that the others are compared with; one of `finals`.

@@ -10,11 +10,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
-from hfsae.evaluation.losses import next_token_losses
+from hfsae.evaluation.losses import prediction_losses
+from hfsae.evaluation.predictions import Predictions
 from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text import rows
-from hfsae.hooks import HookPoint
+from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.tokens import of_tokens
 from hfsae.outputs import SAEOutput
 
@@ -50,6 +51,7 @@ def measure(
     subjects: Mapping[SubjectName, Subject],
     batches: Sequence[TokenBatch],
     means: Mapping[HookPoint, Tensor],
+    predictions: Predictions,
     *,
     disable_tqdm: bool = False,
 ) -> None:
@@ -63,21 +65,28 @@ def measure(
         subjects: What is measured, by name.
         batches: The text.
         means: For every place that a subject writes to, the mean activation (d,) of other text.
+        predictions: What the language model predicts.
         disable_tqdm: Whether to show no progress bar.
     """
-    replay = Replay(
-        model,
-        (subject.source for subject in subjects.values()),
-        (subject.target for subject in subjects.values()),
-        model_inputs(model, batches[0]),
-    )
+    sources = [subject.source for subject in subjects.values()]
+    targets = [subject.target for subject in subjects.values()]
+    replay = None
+    if predictions.of is not None:
+        replay = Replay(model, sources, targets, model_inputs(model, batches[0]))
     n_runs = 1 + 2 * len(means) + len(subjects)
     total = sum(int(batch.keep.sum()) for batch in batches)
     with tqdm(total=total, unit="tok", desc="evaluating", disable=disable_tqdm) as bar:
         for batch in batches:
             length = batch.input_ids.shape[1]
-            for piece in _pieces(batch, replay.sequences_at_once(length, n_runs)):
-                _measure_batch(replay, model_inputs(model, piece), piece, subjects, means)
+            for piece in _pieces(batch, replay.sequences_at_once(length, n_runs) if replay is not None else None):
+                if replay is None:
+                    with capture(model, list(dict.fromkeys([*sources, *targets]))) as read:
+                        read.run(**model_inputs(model, piece))
+                    activations = {place: read[place] for place in read.hook_points.values()}
+                    for subject in subjects.values():
+                        _reconstruct(subject, activations, piece, means)
+                else:
+                    _measure_batch(model, replay, piece, subjects, means, predictions)
                 bar.update(int(piece.keep.sum()))
 
 
@@ -87,22 +96,41 @@ def _pieces(batch: TokenBatch, sequences: int | None) -> Iterator[TokenBatch]:
     return (rows(batch, slice(start, start + step)) for start in range(0, n_sequences, step))
 
 
+def _reconstruct(
+    subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch, means: Mapping[HookPoint, Tensor]
+) -> Tensor:
+    """Adds to a subject's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
+    source, target = (
+        _tokens(activations[place], place, batch).to(subject.device) for place in (subject.source, subject.target)
+    )
+    output = subject.reconstruct(source)
+    assert output.reconstruction is not None and output.features is not None
+    sums = reconstruction_sums(target, output.reconstruction, output.features, means[subject.target])
+    sums["n_sequences"] = torch.tensor(len(batch.input_ids), dtype=torch.float64)
+    subject.sums = add(subject.sums, sums)
+    return output.reconstruction
+
+
 def _measure_batch(
+    model: PreTrainedModel,
     replay: Replay,
-    inputs: Mapping[str, Tensor],
     batch: TokenBatch,
     subjects: Mapping[SubjectName, Subject],
     means: Mapping[HookPoint, Tensor],
+    predictions: Predictions,
 ) -> None:
-    predicting, following = _predictions(batch)
-    activations, final = replay.read(inputs)
+    asked, positions, answers = predictions.question(batch)
+    activations, final = replay.read(model_inputs(model, batch))
+    inputs, seen = model_inputs(model, asked), activations
+    if asked is not batch:  # where tokens are hidden the activations are others
+        seen, final = replay.read(inputs)
 
     def at_predictions(final: Tensor) -> Tensor:
-        return of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[predicting.to(final.device)]
+        return of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[positions.to(final.device)]
 
     def run_with(place: HookPoint, replacement: Tensor) -> Tensor:
         """The run in which tokens that count have another activation; the others keep their own."""
-        changed = activations[place].clone()
+        changed = seen[place].clone()
         of_tokens(changed, batch.input_ids.shape, place)[batch.keep.to(changed.device)] = replacement.to(changed)
         return at_predictions(replay.write(inputs, place, changed))
 
@@ -111,26 +139,20 @@ def _measure_batch(
         finals["zero", place] = run_with(place, torch.zeros_like(mean))
         finals["mean", place] = run_with(place, mean)
     for name, subject in subjects.items():
-        source, target = (
-            of_tokens(activations[place], batch.input_ids.shape, place)[batch.keep.to(activations[place].device)].to(
-                subject.device
-            )
-            for place in (subject.source, subject.target)
-        )
-        output = subject.reconstruct(source)
-        assert output.reconstruction is not None and output.features is not None
-        sums = reconstruction_sums(target, output.reconstruction, output.features, means[subject.target])
-        subject.sums = add(subject.sums, sums)
-        finals["spliced", name] = run_with(subject.target, output.reconstruction)
+        reconstruction = _reconstruct(subject, activations, batch, means)
+        if seen is not activations:
+            output = subject.reconstruct(_tokens(seen[subject.source], subject.source, batch).to(subject.device))
+            assert output.reconstruction is not None
+            reconstruction = output.reconstruction
+        finals["spliced", name] = run_with(subject.target, reconstruction)
 
     diverging = [run for run in finals if run[0] == "spliced"]
-    nats, divergences = next_token_losses(
-        finals, following, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=diverging
+    nats, divergences = prediction_losses(
+        finals, answers, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=diverging
     )
     for name, subject in subjects.items():
         sums = {
-            "n_sequences": torch.tensor(len(batch.input_ids), dtype=torch.float64),
-            "n_predictions": torch.tensor(len(following), dtype=torch.float64),
+            "n_predictions": torch.tensor(len(answers), dtype=torch.float64),
             "clean_nats": nats[_CLEAN],
             "spliced_nats": nats["spliced", name],
             "zero_nats": nats["zero", subject.target],
@@ -140,12 +162,6 @@ def _measure_batch(
         subject.sums = add(subject.sums, sums)
 
 
-def _predictions(batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """The flat positions whose prediction counts, and the tokens that followed them.
-
-    A prediction counts where the predicted token exists and the token at the position was not left out.
-    """
-    counts = torch.zeros_like(batch.keep)
-    counts[:, :-1] = batch.keep[:, :-1] & batch.attention_mask[:, 1:].bool()
-    following = batch.input_ids.roll(-1, dims=1)
-    return counts.flatten().nonzero().squeeze(1), following[counts]
+def _tokens(activation: Tensor, place: HookPoint, batch: TokenBatch) -> Tensor:
+    """The rows (N, d) of the tokens that count."""
+    return of_tokens(activation, batch.input_ids.shape, place)[batch.keep.to(activation.device)]

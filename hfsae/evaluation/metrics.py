@@ -102,25 +102,25 @@ def l2_ratio(sums: Sums) -> float:
 
 @_metric("clean_nats", "n_predictions")
 def ce_clean(sums: Sums) -> float:
-    """Next-token cross-entropy of the untouched model."""
+    """Cross-entropy of the untouched model's predictions: of the next token, or of masked ones."""
     return _per_prediction(sums, "clean_nats")
 
 
 @_metric("spliced_nats", "n_predictions")
 def ce_spliced(sums: Sums) -> float:
-    """Next-token cross-entropy with x replaced by x̂."""
+    """The same with x replaced by x̂."""
     return _per_prediction(sums, "spliced_nats")
 
 
 @_metric("zero_nats", "n_predictions")
 def ce_zero(sums: Sums) -> float:
-    """Next-token cross-entropy with x replaced by 0."""
+    """The same with x replaced by 0."""
     return _per_prediction(sums, "zero_nats")
 
 
 @_metric("mean_nats", "n_predictions")
 def ce_mean(sums: Sums) -> float:
-    """Next-token cross-entropy with x replaced by the mean activation of other text."""
+    """The same with x replaced by the mean activation of other text."""
     return _per_prediction(sums, "mean_nats")
 
 
@@ -153,7 +153,7 @@ def ce_increase(sums: Sums) -> float:
 
 @_metric("kl_nats", "n_predictions")
 def kl(sums: Sums) -> float:
-    """Mean KL(clean ‖ spliced) of the next-token distributions."""
+    """Mean KL(clean ‖ spliced) of the predicted distributions."""
     return _per_prediction(sums, "kl_nats")
 
 
@@ -185,11 +185,13 @@ def density(sums: Sums) -> dict[str, Any]:
     }
 
 
-def finalise(sums: Sums) -> dict[str, Any]:
+def finalise(sums: Sums, no_predictions: str | None = None) -> dict[str, Any]:
     """Every metric whose sums are there, as plain values.
 
     Args:
         sums: Pooled sums.
+        no_predictions: Why no predictions of a language model are among them; the metrics that need them then are
+            None for this reason.
 
     Returns:
         Value by metric name, in the order of `FORMULAS`; None where a metric is undefined. `notes` says why, by name.
@@ -198,6 +200,8 @@ def finalise(sums: Sums) -> dict[str, Any]:
     notes: dict[str, str] = {}
     for name, formula in FORMULAS.items():
         if not sums.keys() >= set(formula.needs):
+            if no_predictions is not None and "n_predictions" in formula.needs:
+                values[name], notes[name] = None, f"no CE: {no_predictions}"
             continue
         try:
             values[name] = formula.compute(sums)

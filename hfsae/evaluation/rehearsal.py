@@ -1,6 +1,7 @@
 """An evaluation tried out before the SAEs that it is for are trained: what would fail then fails now."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.text import read_batches
 from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # An untrained SAE may have half of its features active, so it gets no more rows than tell whether it fits.
 _ROWS = 32
@@ -26,6 +31,7 @@ def rehearse(
     model: PreTrainedModel,
     batch: TokenBatch,
     other_text: TokenBatch | Calibration,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> None:
     """Does on one batch what `evaluate_saes` will do on many, baselines aside; model and SAEs stay as they are.
 
@@ -34,6 +40,7 @@ def rehearse(
         model: The language model, on its device.
         batch: The first batch of the text that will be measured on.
         other_text: A batch of text that is not evaluated, or activations of it by hook point.
+        tokenizer: As for `evaluate_saes`.
 
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; and whatever the model raises.
@@ -56,9 +63,10 @@ def rehearse(
         subjects = {
             (name, "sae"): Subject(_first_rows(sae), *places[name], device=sae.device) for name, sae in saes.items()
         }
-        measure(model, subjects, batches, means, disable_tqdm=True)
+        predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
+        measure(model, subjects, batches, means, predictions, disable_tqdm=True)
     for subject in subjects.values():
-        finalise(subject.sums)
+        finalise(subject.sums, predictions.why)
 
 
 def _first_rows(sae: SAE) -> Callable[[Tensor], SAEOutput]:

@@ -41,9 +41,17 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     lines += [f"! {warning}" for warning in warnings_for(metrics)]
     if few := too_few_to_tell(metrics):
         lines.append(f"- dead features: {few}")
-    lines += [f"- {name}: {reason}" for name, reason in (metrics.get("notes") or {}).items()]
+    lines += [f"- {', '.join(names)}: {reason}" for reason, names in by_reason(metrics).items()]
     lines.append(_text(metrics))
     return "\n".join(([title] if title else []) + lines)
+
+
+def by_reason(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Why figures are missing, each reason once, with the names of the metrics that it is about."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in (metrics.get("notes") or {}).items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
 
 
 def _part(name: str, figures: Mapping[str, Any]) -> str:

@@ -143,6 +143,7 @@ def measure_again(
         sae,
         lm,
         blocks,
+        sae.load_tokenizer(),
         max_tokens=max_tokens,
         calibration=_calibration(sae, lm, text, batch_size),
         baselines=baselines,

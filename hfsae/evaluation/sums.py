@@ -14,7 +14,7 @@ about a reference near the mean, which the caller knows from other text.
 | `cosine` | () | cos(y, ŷ) |
 | `norm`, `reconstructed_norm` | () | ‖y‖, ‖ŷ‖ |
 | `n_predictions` | () | 1 where the token's prediction counts |
-| `clean_nats`, `spliced_nats`, `zero_nats`, `mean_nats` | () | the next-token cross-entropy of each run |
+| `clean_nats`, `spliced_nats`, `zero_nats`, `mean_nats` | () | the cross-entropy of each run's predictions |
 | `kl_nats` | () | KL(clean ‖ spliced) |
 
 y is what the SAE is to reconstruct (the activation it reads, unless it is a transcoder) and ŷ what it makes of it.

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBatch, TokenBlocks
 from hfsae.data.encoding import marks_assistant
+from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -154,7 +155,7 @@ def _batches(
     if tokenizer is None:
         raise TypeError("a tokenizer is needed to make tokens of text: pass tokenizer=sae.load_tokenizer().")
     policy = _shared_policy(configs, tokenizer)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT
+    longest = context_length_of(model) or _DEFAULT_CONTEXT
     return TokenBlocks(
         data,
         tokenizer,
@@ -214,15 +215,11 @@ def _shared_policy(configs: Mapping[str, SAEConfig], tokenizer: "PreTrainedToken
 
 
 def _check_model(batches: Sequence[TokenBatch], model: PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    largest = max(int(batch.input_ids.max()) for batch in batches)
-    if largest >= config.vocab_size:
-        raise ValueError(
-            f"token id {largest}, but the language model knows {config.vocab_size} tokens: use the tokenizer that "
-            "belongs to it."
-        )
+    refuse_without_ids(model)
+    for batch in batches:
+        refuse_unknown_ids(batch.input_ids, model)
     longest = max(batch.input_ids.shape[1] for batch in batches)
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length_of(model)
     if context is not None and longest > context:
         raise ValueError(
             f"blocks of {longest} tokens, but the language model's context is {context}: cut shorter ones."

@@ -70,8 +70,9 @@ class Entries:
 
     def kept(self, keep: Tensor) -> "Entries":
         """Those that a mask (entries,) keeps."""
-        before = F.pad(keep.cumsum(0), (1, 0))[F.pad(self.per_token.cumsum(0), (1, 0))]
-        return Entries(before.diff(), self.features[keep], self.pre[keep])
+        place = keep.nonzero()[:, 0]
+        before = torch.searchsorted(place, F.pad(self.per_token.cumsum(0), (1, 0)))
+        return Entries(before.diff(), self.features.index_select(0, place), self.pre.index_select(0, place))
 
     def with_rows(self, rows: Tensor, theirs: "Entries") -> "Entries":
         """Those of some further tokens put where they belong; these tokens have had none.

@@ -7,19 +7,21 @@ from transformers.pytorch_utils import Conv1D
 from hfsae.hooks.capture import capture
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.limits import refuse_without_ids, takes_token_ids
 from hfsae.hooks.names import resolve_hook_point
 from hfsae.hooks.points import HookPoint
 from hfsae.hooks.probe import seen_at
 
 _STREAM_WIDE = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"}
 """Roles whose activation is as wide as the residual stream."""
+_AROUND_A_BLOCK = {"resid_pre", "resid_post"}
 
 
 def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     """Size of the last dimension of the activation at a hook point.
 
     Known without running anything for matrices, embeddings and places that are as wide as the residual stream;
-    elsewhere found by running the model on two tokens.
+    elsewhere found by running the model on two tokens, where it reads tokens.
 
     Args:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
@@ -27,6 +29,7 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
 
     Raises:
         HookPointError: If the model has no such place.
+        TypeError: If only a run could tell, and the model reads no token ids (images, sound).
 
     Example:
         >>> width(gpt2, "mlp_act.3")
@@ -47,6 +50,9 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     layout = DecoderLayout.find(model)
     if layout is not None and layout.roles(point) & _STREAM_WIDE and layout.has_plain_stream(point):
         return layout.config.hidden_size
+    if not takes_token_ids(model) and layout is not None and layout.roles(point) & _AROUND_A_BLOCK:
+        return layout.config.hidden_size
+    refuse_without_ids(model)
     seen = seen_at(model, [point], layout)[point]
     if seen is not None and seen.visits:
         return seen.shapes[-1][-1][-1]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from hfsae.architectures import architecture_name, architectures
 from hfsae.configuration import SAEConfig
 from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
+from hfsae.evaluation.predictions import NEXT_TOKEN
 from hfsae.hub.kinds import mapping, number, text
 from hfsae.hub.markdown import duration, figure
 from hfsae.hub.names import hub_id, without_folders
@@ -23,6 +24,7 @@ _PROTOCOL = {
     "n_sequences": "sequences",
     "context_length": "context length",
     "left_out": "left out",
+    "loss": "loss",
     "ablation": "ablation",
     "dtype": "precision",
     "hfsae_version": "hfsae",
@@ -122,6 +124,8 @@ def card_values(
         "baseline_titles": baseline_titles(metrics),
         "baseline_meanings": baseline_meanings(metrics),
         "remarks": remarks(metrics, config),
+        "missing": missing(headline + further),
+        "other_loss": other_loss(mapping(metrics.get("protocol"))),
         "n_tokens": figure(number(metrics.get("n_tokens"))),
         "protocol": protocol_rows(mapping(metrics.get("protocol"))),
         "training": training_rows(training),
@@ -193,6 +197,21 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
         if metric.headline is headline and metric.name in metrics
         for value in [number(metrics[metric.name])]
     ]
+
+
+def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Why figures are missing, each reason once, with the titles of the metrics that it is about."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["value"] is None and row["note"]:
+            reasons.setdefault(row["note"], []).append(row["metric"].title)
+    return list(reasons.items())
+
+
+def other_loss(protocol: Mapping[str, Any]) -> str | None:
+    """What CE is where it is not the next-token cross-entropy."""
+    loss = protocol.get("loss")
+    return str(loss) if loss and loss != NEXT_TOKEN else None
 
 
 def baseline_titles(metrics: Mapping[str, Any]) -> list[str]:

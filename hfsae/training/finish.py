@@ -112,6 +112,7 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
         saes,
         run.base.model,
         blocks,
+        run.base.tokenizer,
         max_tokens=args.eval_tokens,
         calibration=calibration or None,
         baselines=True,

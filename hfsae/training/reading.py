@@ -16,6 +16,7 @@ from hfsae.architectures import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.data import RowSource
 from hfsae.hooks import inner_model, portable_name, resolve_hook_point
+from hfsae.hooks.limits import refuse_without_ids
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
@@ -159,6 +160,7 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
     if args.activation_cache is not None:
         return _read_cache(args, inputs, accelerator)
     base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
+    refuse_without_ids(base.model)
     places, targets = _model_places(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)

@@ -1,8 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import BertConfig, BertForMaskedLM
 
-from hfsae.analysis import ablate, feature_effects
+from hfsae import SAE, TopKSAEConfig
+from hfsae.analysis import ablate, feature_activations, feature_effects
 from tests.analysis.tiny import setting
 from tests.hooks.witness import count_hooks
 
@@ -80,3 +84,47 @@ def test_a_prompt_without_a_loss_is_refused():
         feature_effects(*setting(), "w1")
     with pytest.raises(ValueError, match="has no token"):
         feature_effects(*setting(), "w1 w2", target="")
+
+
+@torch.no_grad()
+def test_a_prompt_begins_with_bos_where_the_saes_text_did_as_in_feature_activations():
+    """The tokenizer, as that of GPT-2, adds none by itself."""
+    sae, model, tokenizer = setting(prepend_bos=True)
+    assert tokenizer("w1")["input_ids"] == [2]
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(PROMPT)["input_ids"]]])
+    effects = feature_effects(sae, model, tokenizer, PROMPT, n_exact=0)
+    logits = model(ids).logits[0]
+    assert effects.loss == pytest.approx(float(F.cross_entropy(logits[:-1], ids[0, 1:])), rel=1e-5)
+
+    seen = {}
+    handle = model.transformer.h[1].register_forward_hook(lambda *call: seen.update(x=call[2]))
+    model(ids)
+    handle.remove()
+    hidden = seen["x"][0] if isinstance(seen["x"], tuple) else seen["x"]
+    by_hand = set((sae.encode(hidden[0, 1:]) > 0).any(0).nonzero().flatten().tolist())
+    table = feature_activations(sae, model, tokenizer, [PROMPT], list(range(sae.config.n_features)))
+    active = {i for i in range(sae.config.n_features) if any(value > 0 for value in table[f"feature_{i}"])}
+    assert {effect.feature for effect in effects.features} <= by_hand
+    # The last token says nothing about the tokens of the prompt, but about what follows it.
+    of_target = feature_effects(sae, model, tokenizer, PROMPT, target="w7", n_exact=0)
+    assert {effect.feature for effect in of_target.features} == by_hand == active
+
+
+def test_a_token_beyond_the_vocabulary_is_named():
+    sae, model, tokenizer = setting()
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([f"new{i}" for i in range(9)])
+    beyond, size = tokenizer.convert_tokens_to_ids("new8"), model.config.vocab_size
+    message = rf"token id {beyond} \('new8'\), but the language model knows {size} tokens"
+    for prompt, target in (("w1 new8 w2", None), ("w1 w2", "new8")):
+        with pytest.raises(ValueError, match=message):
+            feature_effects(sae, model, tokenizer, prompt, target=target)
+
+
+def test_a_model_that_does_not_predict_the_next_token_is_refused():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForMaskedLM(BertConfig(vocab_size=44, **sizes, initializer_range=0.5)).eval()
+    config = TopKSAEConfig(d_in=16, n_features=40, k=4, hook_point="resid_post.1")
+    with pytest.raises(ValueError, match="BertForMaskedLM does not predict the next token"):
+        feature_effects(SAE.from_config(config), model, setting().tokenizer, PROMPT)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfsae.evaluation import losses
-from hfsae.evaluation.losses import next_token_losses
+from hfsae.evaluation.losses import prediction_losses
 from tests.evaluation.longhand import log_softmax
 
 RUNS = ("clean", "spliced", "zero")
@@ -32,7 +32,7 @@ def test_sums_over_pieces_are_those_of_the_whole_tables(finals, targets, monkeyp
         seen.append(len(rows))
         return rows * 2
 
-    nats, divergences = next_token_losses(
+    nats, divergences = prediction_losses(
         finals, targets, logits, VOCABULARY, clean="clean", diverging=["spliced", "zero"]
     )
     log = {run: log_softmax(2 * values.numpy()) for run, values in finals.items()}
@@ -46,7 +46,7 @@ def test_sums_over_pieces_are_those_of_the_whole_tables(finals, targets, monkeyp
 
 def test_an_equal_run_does_not_diverge_at_all(finals, targets):
     equal = {"clean": finals["clean"], "same": finals["clean"].clone()}
-    nats, divergences = next_token_losses(
+    nats, divergences = prediction_losses(
         equal, targets, lambda rows: rows, VOCABULARY, clean="clean", diverging=["same"]
     )
     assert divergences["same"] == 0 and nats["same"] == nats["clean"]
@@ -54,14 +54,14 @@ def test_an_equal_run_does_not_diverge_at_all(finals, targets):
 
 def test_half_precision_logits_are_summed_in_float64(finals, targets):
     half = {run: values.bfloat16() for run, values in finals.items()}
-    nats, _ = next_token_losses(half, targets, lambda rows: rows, VOCABULARY, clean="clean", diverging=[])
+    nats, _ = prediction_losses(half, targets, lambda rows: rows, VOCABULARY, clean="clean", diverging=[])
     expected = -log_softmax(half["clean"].float().numpy())[np.arange(150), targets.numpy()].sum()
     assert nats["clean"].dtype == torch.float64 and nats["clean"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_no_position_gives_zero(finals, targets):
     none = {run: values[:0] for run, values in finals.items()}
-    nats, divergences = next_token_losses(
+    nats, divergences = prediction_losses(
         none, targets[:0], lambda rows: rows, VOCABULARY, clean="clean", diverging=["zero"]
     )
     assert nats["clean"] == divergences["zero"] == 0

@@ -11,12 +11,17 @@ from tests.training.tiny import stop_at, text, trainer
 
 
 def test_a_model_that_cannot_be_measured_in_is_refused_before_the_first_step(tmp_path):
+    def too_many(_module, args):
+        if args[0].shape[1] > 4:
+            raise torch.OutOfMemoryError("no room for logits")
+
     model = language_model()
-    model.lm_head = torch.nn.Linear(8, 44)  # what is trained on does not pass it
-    message = "was tried on one batch, and it failed: RuntimeError: mat1 and mat2 .* eval_tokens=0"
+    handle = model.lm_head.register_forward_pre_hook(too_many)  # what is trained on does not pass it
+    message = "was tried on one batch, and it failed: OutOfMemoryError: no room for logits.* eval_tokens=0"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, eval_tokens=100, inputs={"model": model}).train()
-    assert last_checkpoint(tmp_path) is None and count_hooks(model) == 0
+    assert last_checkpoint(tmp_path) is None and count_hooks(model) == 1
+    handle.remove()
     assert trainer(tmp_path, inputs={"model": model}, callbacks=[stop_at(1)]).train().steps == 1
 
 
