@@ -184,7 +184,11 @@ def too_few_to_tell(metrics: Mapping[str, Any]) -> str | None:
     density, l0, n_tokens = (metrics.get(name) for name in ("density", "l0", "n_tokens"))
     if not isinstance(density, Mapping) or not l0 or not n_tokens:
         return None
-    n_features = density["never"] + sum(density["counts"])
+    counts = density.get("counts")
+    told = [l0, n_tokens, density.get("never"), *(counts if isinstance(counts, list) else [None])]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in told):
+        return None  # a card may be of a stranger's config
+    n_features = sum(told[2:])
     needed = math.ceil(_LEAST_FIRINGS * n_features / l0)
     if n_tokens >= needed:
         return None

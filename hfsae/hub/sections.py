@@ -230,7 +230,7 @@ def baseline_meanings(metrics: Mapping[str, Any]) -> Rows:
 
 def missed_l0(config: SAEConfig) -> tuple[float, float] | None:
     """The L0 that training was to steer to and the one it ended with, where they differ by more than a tenth."""
-    training = config.training or {}
+    training = mapping(config.training)
     wanted, became = number(training.get("target_l0")), number(training.get("final_l0"))
     if not wanted or became is None or abs(became / wanted - 1) <= 0.1:
         return None
