@@ -35,6 +35,11 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
     return (x_hat - x).square().sum(1).mean()
 
 
+def _largest(numbers: Tensor, k: int) -> Tensor:
+    """The places of the k largest along the last dimension; of equal ones the first."""
+    return numbers.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
 def standard(
     x: Tensor, w: Weights, *, coefficient: float, weight_by_decoder_norm: bool = True
 ) -> tuple[Tensor, Tensor]:
@@ -49,7 +54,7 @@ def topk(x: Tensor, w: Weights, *, k: int, multi_topk: bool = False) -> tuple[Te
     h = pre_activations(x, w)
 
     def keep(k: int) -> Tensor:
-        return h.relu() * torch.zeros_like(h).scatter(1, h.topk(k).indices, 1.0)
+        return h.relu() * torch.zeros_like(h).scatter(1, _largest(h, k), 1.0)
 
     z = keep(k)
     loss = squared_error(decode(z, w), x)
@@ -61,7 +66,7 @@ def topk(x: Tensor, w: Weights, *, k: int, multi_topk: bool = False) -> tuple[Te
 def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
     """The k·N largest pre-activations of the batch, after a ReLU; squared error."""
     h = pre_activations(x, w).relu()
-    kept = h.flatten().topk(k * len(x)).indices
+    kept = _largest(h.flatten(), k * len(x))
     z = h * torch.zeros_like(h).flatten().scatter(0, kept, 1.0).view_as(h)
     return z, squared_error(decode(z, w), x)
 

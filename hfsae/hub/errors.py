@@ -67,8 +67,8 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
 def _remedy(error: HfHubHTTPError, raised: Exception, repo_id: str, revision: str | None) -> str:
     status, namespace = error.response.status_code, repo_id.partition("/")[0]
     said = _without_token(error, error.server_message or "")
-    if isinstance(error, BadRequestError) and raised is not error:
-        # The client checks the card's metadata before it sends files.
+    if isinstance(error, BadRequestError) and raised is not error and isinstance(raised, ValueError):
+        # The client checks the card's metadata before it sends files, and wraps a refusal in a ValueError.
         problems = " ".join(_without_token(error, str(raised)).split())
         return f"the Hub refuses the metadata of a card ({problems}); mend them in README.md and push again."
     if status in (402, 403) and any(words in str(error).lower() for words in _STORAGE_WORDS):

@@ -44,11 +44,28 @@ def names_of_tensors(path: Path) -> set[str]:
 def _archive(path: Path, source: str) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            return {name: torch.from_numpy(_plain(arrays, name, f"{path.name} of {source}")) for name in arrays.files}
+    except _PickledArrayError as error:
+        raise ValueError(str(error)) from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, AttributeError, NotImplementedError) as error:
         raise storage.damaged(path, error) from error
     except TypeError as error:
         raise ValueError(f"{path.name} of {source} holds arrays that are no tensors: {error}") from error
+
+
+class _PickledArrayError(Exception):
+    """An archive holds an array that would have to be unpickled."""
+
+
+def _plain(arrays: Any, name: str, file: str) -> np.ndarray:
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise _PickledArrayError(
+            f"{file} holds a pickled array, {name!r}, which is never unpickled ({error})"
+        ) from error
 
 
 def _plain_pickle(path: Path, source: str) -> dict[str, Any]:

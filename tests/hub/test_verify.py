@@ -88,7 +88,7 @@ def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(tra
     out = capsys.readouterr().out
     assert "It does not reconstruct what it is fed here: L0" in out and "What SAELens says of it is not true" in out
     with pytest.raises(ValueError, match="which holds no metrics: convert it first"):
-        evaluate_saved(folder, dataset="x")
+        evaluate_saved(folder, dataset="x", write=True)
 
 
 def test_a_release_of_the_catalogue_is_checked_by_its_name(published, trained_folder, tmp_path, monkeypatch, capsys):
