@@ -128,8 +128,8 @@ def attach(
             with `splice`.
         edit: Gets the features of the forward pass and returns those to be spliced in instead, sparse or dense. Only
             with `splice`.
-        tokenizer: Says which tokens are special. Without it they are the BOS, EOS and padding tokens of the model's
-            config and generation config.
+        tokenizer: Says which tokens are special. Without it they are those that the SAE's training recorded, else the
+            BOS, EOS and padding tokens of the model's config and generation config.
         prompt_length: How many tokens the prompt has, for an `edit` that asks `call` where a loop of one's own begins
             to generate. In `generate` it is known.
 
@@ -258,7 +258,7 @@ class _Policy:
 
     def __init__(self, config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"):
         self._positions = config.exclude_positions
-        self._special = _special_token_ids(model, tokenizer) if config.exclude_special_tokens else []
+        self._special = _special_token_ids(config, model, tokenizer) if config.exclude_special_tokens else []
 
     def keep(self, call: Call) -> Tensor:
         """(batch, seq) bool for the tokens of one call; without ids special tokens cannot be told."""
@@ -279,13 +279,29 @@ def _without(keep: Tensor, numbers: Tensor, left_out: Sequence[int]) -> Tensor:
 _FEW = 8
 
 
-def _special_token_ids(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
+def _special_token_ids(
+    config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"
+) -> list[int]:
     if tokenizer is not None:
         return special_token_ids(tokenizer)
-    sources = [model.config.get_text_config(), getattr(model, "generation_config", None)]
+    text_config = model.config.get_text_config()
+    recorded = _in_ranges((config.training or {}).get("special_tokens"), getattr(text_config, "vocab_size", 0))
+    if recorded:
+        return recorded
+    sources = [text_config, getattr(model, "generation_config", None)]
     ids: set[int] = set()
     for source in sources:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(source, name, None)
             ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return sorted(ids)
+
+
+def _in_ranges(ranges: Any, vocabulary: int) -> list[int]:
+    """The ids in recorded ranges, as far as the model knows them; none where the record is of another kind."""
+    ids: set[int] = set()
+    for ends in ranges if isinstance(ranges, list) else []:
+        if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) is int for end in ends):
+            return []
+        ids.update(range(max(0, ends[0]), min(ends[1] + 1, vocabulary)))
     return sorted(ids)

@@ -131,6 +131,24 @@ def test_a_tokenizer_says_which_tokens_are_special(sae, model):
     assert run.keep.tolist() == [[False, False, False, True, True]]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "left_out"),
+    [
+        ([[5, 6], [9, 9]], {5, 6, 9}),
+        ([[5, 10**15]], set(range(5, 64))),  # as far as there are tokens
+        ("odd", {0, 1, 2}),  # the model's own: padding, BOS, EOS
+        ([[5, "6"]], {0, 1, 2}),
+        (None, {0, 1, 2}),
+    ],
+)
+def test_without_a_tokenizer_special_tokens_are_those_of_the_training(model, recorded, left_out):
+    sae = sae_at("model.layers.0.output", exclude_positions=[], training={"special_tokens": recorded})
+    ids = torch.arange(64)[None]
+    with torch.no_grad(), attach(sae, model) as run:
+        model(ids)
+    assert set(ids[~run.keep].tolist()) == left_out
+
+
 def test_embeddings_in_place_of_ids_leave_positions_out(sae, model):
     embeddings = model.get_input_embeddings()(input_ids())
     with torch.no_grad(), attach(sae, model) as run:

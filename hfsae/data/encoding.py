@@ -187,6 +187,17 @@ def special_token_ids(tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
     return sorted({*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)})
 
 
+def as_ranges(token_ids: Sequence[int]) -> list[list[int]]:
+    """Sorted ids as first and last of each unbroken run: models reserve hundreds of special tokens in a row."""
+    ranges: list[list[int]] = []
+    for token_id in token_ids:
+        if ranges and token_id == ranges[-1][1] + 1:
+            ranges[-1][1] = token_id
+        else:
+            ranges.append([token_id, token_id])
+    return ranges
+
+
 def adds_bos(tokenizer: "PreTrainedTokenizerBase | None") -> bool:
     """Whether the tokenizer itself begins a text with BOS, which tells how its LM was trained."""
     begin = bos_token_id(tokenizer)

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from transformers import TrainerState
 
+from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation import evaluate_saes
 from hfsae.hooks import inner_model, portable_name
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
@@ -140,6 +141,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "portable_name": portable_name(inner_model(run.base.model), place) if run.base is not None else None,
         "dataset": args.dataset_name if run.base is not None else "activations given by the user",
         "split": args.dataset_split if run.base is not None else None,
+        "special_tokens": _special_tokens(run),
         "dataset_digest": run.texts.digest if run.texts is not None else None,
         "n_tokens": tokens,
         "steps": state.global_step,
@@ -155,6 +157,12 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "hardware": _hardware(run),
         "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
     }
+
+
+def _special_tokens(run: Run) -> list[list[int]] | None:
+    """First and last ids of the tokens that the training took for special; a model's config knows few of them."""
+    tokenizer = run.base.tokenizer if run.base is not None else None
+    return as_ranges(special_token_ids(tokenizer)) if tokenizer is not None else None
 
 
 def _origin(args: SAETrainingArguments, sae: SAE) -> dict[str, Any]:

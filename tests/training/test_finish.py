@@ -7,6 +7,7 @@ import torch
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
+from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.sections import display_name
 from tests.data.tiny import language_model, pythia_like
@@ -31,6 +32,15 @@ def test_the_config_says_how_the_sae_was_trained(tmp_path):
     assert (training["steps"], training["n_tokens"], training["batch_tokens"]) == (3, 6 * BATCH, 2 * BATCH)
     assert training["seed"] == training["arguments"]["seed"] == 5 and training["dataset"] == "mine"
     assert training["seconds"] >= 0 and {"hfsae", "torch", "python"} <= training["versions"].keys()
+
+
+def test_the_config_says_which_tokens_were_taken_for_special(tmp_path):
+    tokenizer = pythia_like()
+    trainer(tmp_path).train()
+    ranges = SAE.from_pretrained(tmp_path).config.training["special_tokens"]
+    assert ranges == as_ranges(special_token_ids(tokenizer))
+    recorded = {token_id for first, last in ranges for token_id in range(first, last + 1)}
+    assert recorded == {*tokenizer.all_special_ids} and recorded
 
 
 def test_each_sae_of_many_has_its_own_log_metrics_and_card(tmp_path):
