@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from hfsae.data import TokenBatch
 from hfsae.evaluation.replay import model_inputs
+from hfsae.hooks.tokens import of_tokens
 
 NEXT_TOKEN = "next-token cross-entropy"
 """What records call the loss of a causal model."""
@@ -95,8 +96,11 @@ def predictions_of(model: PreTrainedModel, batch: TokenBatch, mask_token_id: int
     ids[1, last] = _another(int(ids[1, last]), config)
     output: Any = model(**model_inputs(model, TokenBatch(ids, one.attention_mask.repeat(2, 1), one.keep.repeat(2, 1))))
     logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.shape[:-1] != ids.shape or logits.shape[-1] < config.vocab_size:
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[-1] < config.vocab_size:
         return Predictions(None, why=f"{name} gives no prediction of tokens")
+    if len(logits) != len(ids) or logits.shape[1] < ids.shape[1]:
+        return Predictions(None, why=f"{name} gives no prediction for each token")
+    logits = of_tokens(logits, ids.shape, "its logits")
     before = logits[:, :last].float()
     tolerance = max(4 * torch.finfo(logits.dtype).eps, _LEAST_TOLERANCE) * logits.float().abs().max()
     if not before.numel() or bool(((before[0] - before[1]).abs() <= tolerance).all()):
