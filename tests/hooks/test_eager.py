@@ -39,6 +39,12 @@ def its_blocks(model: PreTrainedModel):
 WAYS = [returned, in_place, its_forward, its_blocks]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    """Code compiled for a test before would do here too, and after eight of them a model runs as written."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
 def compiled(request):
     """A compiled model that was called before, so that its code is made."""
@@ -101,8 +107,17 @@ def test_a_compiled_model_around_the_one_that_is_hooked_is_an_error_not_silence(
         torch.testing.assert_close(zeroed, logits(model))
 
 
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_a_compiled_model_that_runs_as_written_obeys_the_hooks_inside_it():
+    returned(copy.deepcopy(build("llama")))(input_ids(2, 6))  # the one compilation that is allowed
+    model = copy.deepcopy(build("llama"))
+    with splice(model, PLACE, lambda x: x * 0):
+        zeroed = logits(returned(model))
+    with replaced(model, "model.layers.0.output", lambda x: x * 0):
+        torch.testing.assert_close(zeroed, logits(model))
+
+
 def test_what_is_compiled_inside_a_context_forgets_its_hooks_with_it():
-    torch._dynamo.reset()  # code that was compiled for another copy of the model would do for this one, without hooks
     model = copy.deepcopy(build("llama"))
     untouched = logits(model)
     with splice(model, PLACE, lambda x: x * 0):
