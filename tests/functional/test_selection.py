@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor
 from hfsae.functional import Above, BatchTopK, GroupMax, Selection, SparsePattern, TopK
 
 quick = settings(max_examples=60)
+# From 0 on bounds serve all that is here; else torch's own top-k serves what has no ties.
+both_ways = pytest.mark.parametrize("bounds_pay_from", [0, 1 << 16])
+
+
+def bounds_paying_from(size: int):
+    return patch("hfsae.functional.selection._BOUNDS_PAY_FROM", size)
 
 
 @st.composite
@@ -45,15 +52,19 @@ def selected(rule: Selection, pre: Tensor, size: int = 3) -> Tensor:
     return counts.bool()
 
 
+@both_ways
 @quick
 @given(pre_activations(), st.data())
-def test_topk_keeps_the_k_largest_of_each_token_in_chunks_as_in_one(pre: Tensor, data: st.DataObject):
+def test_topk_keeps_the_k_largest_of_each_token_in_chunks_as_in_one(
+    bounds_pay_from: int, pre: Tensor, data: st.DataObject
+):
     rule = TopK(data.draw(st.integers(1, pre.shape[1])))
-    for mask in (rule.mask(pre), selected(rule, pre, data.draw(st.integers(1, 9)))):
-        assert (mask.sum(1) == rule.k).all()
-        kept = pre.masked_fill(~mask, torch.inf).amin(1)
-        dropped = pre.masked_fill(mask, -torch.inf).amax(1)
-        assert (kept >= dropped).all()
+    # A stable sort leaves equal ones in the order of their features.
+    first = pre.sort(dim=1, descending=True, stable=True).indices[:, : rule.k]
+    expected = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, first, True)
+    with bounds_paying_from(bounds_pay_from):
+        assert torch.equal(rule.mask(pre), expected)
+        assert torch.equal(selected(rule, pre, data.draw(st.integers(1, 9))), expected)
 
 
 @quick
@@ -84,17 +95,24 @@ def test_batch_topk_is_exact_where_one_token_holds_the_whole_budget():
     assert torch.equal(mask, BatchTopK(1).mask(pre))
 
 
+@both_ways
 @quick
-@given(st.integers(1, 4), st.integers(0, 3), st.booleans())
-def test_topk_from_bounds_is_topk_where_a_token_holds_what_compares_with_nothing(k: int, spoilt: int, tied: bool):
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 8), st.booleans())
+def test_topk_is_topk_where_a_token_holds_what_compares_with_nothing(
+    bounds_pay_from: int, k: int, spoilt: int, tied: int, lowest: bool
+):
+    """Ties of one token must not make up for what is missing of another."""
     pre = torch.randn(5, 96, generator=torch.Generator().manual_seed(k))
-    pre[0] = 1.0 if tied else pre[0]
+    pre[0, :tied] = 9.0
     pre[1, :spoilt] = torch.nan
-    pre[2] = -torch.inf
-    pattern, values = TopK(k).select(in_chunks(pre, 5), 96)
+    pre[2] = -torch.inf if lowest else pre[2]
+    with bounds_paying_from(bounds_pay_from):
+        pattern, values = TopK(k).select(in_chunks(pre, 5), 96)
     expected = pre.topk(k).values
     torch.testing.assert_close(values.view(5, k).sort(descending=True).values, expected, equal_nan=True)
     assert pattern.per_token.tolist() == [k] * 5
+    if tied >= k:
+        assert sorted(pattern.features[:k].tolist()) == list(range(k))
 
 
 def test_batch_topk_is_exact_where_the_first_chunk_misleads():
