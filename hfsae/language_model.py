@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfsae.configuration import SAEConfig
+from hfsae.folders import in_full
 from hfsae.model_kwargs import recorded, trusted
+from hfsae.places import must_be_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +33,7 @@ class Origin:
     """Where a language model comes from.
 
     Args:
-        name: Hub id, or folder as the user wrote it (a relative one begins with a dot).
+        name: Hub id, or the absolute path of a folder.
         revision: Commit sha on the Hub.
         adapter: Hub id or folder of the PEFT adapter that is put on it.
         adapter_revision: Commit sha of the adapter.
@@ -81,15 +83,15 @@ def find(name: str, revision: str | None = None, kwargs: Mapping[str, Any] | Non
     adapter_config = _adapter_config(name, revision)
     if adapter_config is None:
         file = "/".join(filter(None, [kwargs.get("subfolder"), kwargs.get("gguf_file", "config.json")]))
-        return Origin(as_written(name), commit_of(name, revision, file) or revision, kwargs=kwargs)
+        return Origin(as_recorded(name), commit_of(name, revision, file) or revision, kwargs=kwargs)
     about = json.loads(Path(adapter_config).read_text())
     if not (base := about.get("base_model_name_or_path")):
         raise ValueError(f"the adapter {name} does not say which language model it belongs to ({_ADAPTER_CONFIG}).")
     base_revision = about.get("revision")
     return Origin(
-        as_written(base),
+        as_recorded(base),
         commit_of(base, base_revision) or base_revision,
-        as_written(name),
+        as_recorded(name),
         commit_of(name, revision, _ADAPTER_CONFIG) or revision,
         kwargs,
     )
@@ -152,9 +154,9 @@ def rename_base_model(config: SAEConfig, name: str) -> None:
 def load_base_model(config: SAEConfig, **kwargs: Any) -> PreTrainedModel:
     """The language model that an SAE reads, at the commit it was trained on, in evaluation mode.
 
-    Published configs name a Hub id. That of a local run may name a folder (`examples/tiny_lm`), as long as it is
-    there. What the run gave to `from_pretrained` and changes activations (`quantization_config`,
-    `attn_implementation`, `gguf_file`) is given again.
+    Published configs name a Hub id. That of a local run may name a folder, which is found wherever the SAE is loaded,
+    as long as it is where it was, or was moved together with the SAE. What the run gave to `from_pretrained` and
+    changes activations (`quantization_config`, `attn_implementation`, `gguf_file`) is given again.
 
     Args:
         config: An SAE's config.
@@ -245,9 +247,10 @@ def _has_tokenizer(name: str, revision: str | None) -> bool:
 
 def _from(origin: Origin, load: Any) -> Any:
     """What `load(name, options)` makes of a model's files, with an error that says what was looked for."""
-    name, options = _there(origin.name), dict(origin.kwargs)
+    options = dict(origin.kwargs)
     if origin.revision is not None:
         options.setdefault("revision", origin.revision)
+    name = _there(origin.name, options.get("revision"))
     try:
         return load(name, options)
     except OSError as error:
@@ -258,17 +261,20 @@ def _from(origin: Origin, load: Any) -> Any:
         ) from error
 
 
-def _there(name: str) -> str:
-    if _must_be_a_folder(name) and not os.path.isdir(name := os.path.expanduser(name)):
-        raise FileNotFoundError(
-            f"the language model is expected in the folder {name}, which is not there. Put it back, set "
-            "sae.config.base_model, or load the model yourself and run sae.attach(model)."
+def _there(name: str, revision: str | None) -> str:
+    """A name as `from_pretrained` takes it: of a folder where it lies, of the Hub an id that no folder here bears."""
+    if must_be_local(name):
+        if not os.path.isdir(name := os.path.expanduser(name)):
+            raise FileNotFoundError(
+                f"the language model is expected in the folder {name}, which is not there. Put it back, set "
+                "sae.config.base_model, or load the model yourself and run sae.attach(model)."
+            )
+    elif revision is not None and os.path.isdir(name):
+        raise ValueError(
+            f"the language model {name} of the Hub (at {revision}) is meant, but the working directory holds a folder "
+            f"of that name, which transformers would load. Go to another directory, or name the folder ./{name}."
         )
     return name
-
-
-def _must_be_a_folder(name: str) -> bool:
-    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _with_adapter(model: PreTrainedModel, origin: Origin) -> Any:
@@ -277,7 +283,8 @@ def _with_adapter(model: PreTrainedModel, origin: Origin) -> Any:
     except ImportError as error:
         raise ImportError(f"{origin.adapter} is a PEFT adapter: pip install 'hfsae[peft]'.") from error
     assert origin.adapter is not None
-    return PeftModel.from_pretrained(model, _there(origin.adapter), revision=origin.adapter_revision)
+    revision = origin.adapter_revision
+    return PeftModel.from_pretrained(model, _there(origin.adapter, revision), revision=revision)
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -326,11 +333,9 @@ def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
         return kind._from_config(config) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
 
 
-def as_written(name: str) -> str:
-    """A model's name as SAEs record it: a relative folder gets a dot in front, so that none is taken for a Hub id."""
-    if not os.path.isdir(name) or os.path.isabs(name):
-        return name
-    return os.path.join(".", os.path.normpath(name))
+def as_recorded(name: str) -> str:
+    """A model's name as SAEs record it: the absolute path of a folder that is here, or an id of the Hub as it is."""
+    return in_full(name) if os.path.isdir(os.path.expanduser(name)) else name
 
 
 def commit_of(name: str, revision: str | None, file: str = "config.json") -> str | None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from hfsae.configuration import SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
+from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
 
@@ -52,6 +53,7 @@ def load_sae(
             sae = _load_foreign(source, cls, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
+    _find_folders_again(config, source, kwargs.get("subfolder"))
     target = class_for(config, cls, source)
     # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be
     # huge would have its claim allocated first.
@@ -97,7 +99,9 @@ def load_config(
     """
     if fetch_weights and not holds_config(source, hub):
         return _load_foreign(source, PreTrainedModel, hub, allow_pickle).config
-    return _load_config(source, hub)[0]
+    config = _load_config(source, hub)[0]
+    _find_folders_again(config, source, hub.get("subfolder"))
+    return config
 
 
 def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
@@ -198,6 +202,17 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     with naming(f"the config of {source}"):
         config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
+
+
+def _find_folders_again(config: SAEConfig, source: str | os.PathLike, subfolder: str | None) -> None:
+    """Lets a config whose SAE was moved on this machine name the folders that were moved with it."""
+    before = (config.training or {}).get("folder")
+    here = os.path.abspath(os.path.join(source, subfolder or ""))
+    if before is None or before == here or not os.path.isdir(here):
+        return
+    for name in ("base_model", "base_model_adapter", "training", "metrics"):
+        setattr(config, name, found_again(getattr(config, name), before, here))
+    config.training = {**(config.training or {}), "folder": here}
 
 
 def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exception) -> None:

@@ -18,7 +18,8 @@ PACKAGE = ROOT / "hfsae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import besides itself. Nothing may import `cli`.
-MODEL = {"storage", "functional", "configuration", "outputs", "objective", "places", "connection", "loading"} | {
+MODEL = {"storage", "functional", "configuration", "outputs", "objective", "folders", "places", "connection"} | {
+    "loading",
     "doors",
     "modeling",
 }
@@ -29,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
+    "folders": set(),
     "places": set(),
     "storage": set(),
     "in_use": set(),
@@ -36,12 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_cards": set(),
     "connection": set(),
     "doors": set(),
-    "loading": {"configuration", "places", "connection", "storage"},
+    "loading": {"configuration", "folders", "places", "connection", "storage"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,
     "hooks": set(),
-    "data": {"hooks", "storage", "in_use"},
+    "data": {"hooks", "storage", "folders", "in_use"},
     "language_model": SAES | {"hooks", "model_kwargs"},
     "attach": SAES | READING,
     "saving": SAES,

@@ -24,22 +24,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, and writes what replaces the record."""
     from hfsae.evaluation.report import report
-    from hfsae.evaluation.saved import evaluate_saved, replaces_record
+    from hfsae.evaluation.saved import measure_saved
     from hfsae.hub.card import write_card
-    from hfsae.loading import holds_config, load_config
     from hfsae.saving import write_json
 
     options = measuring_options(args)
-    write = args.write
-    if write is None:
-        named = {name: options[name] for name in ("model", "dataset", "max_tokens")}
-        write = holds_config(args.path, {}) and replaces_record(load_config(args.path), **named)
-    metrics = evaluate_saved(args.path, **options, baselines=args.baselines, write=write)
+    metrics, written = measure_saved(args.path, **options, baselines=args.baselines, write=args.write)
     print(report(metrics))
     if args.json:
         write_json(Path(args.json), metrics)
         print(f"wrote {args.json}")
-    if write:
+    if written:
         write_card(args.path)
         print(f"wrote {Path(args.path) / 'metrics.json'} and {Path(args.path) / 'README.md'}")
     else:

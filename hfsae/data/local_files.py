@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 SampleBy = Literal["passage", "line", "paragraph", "document"]
 
-_BUILDERS = {
+_BUILDER_OF = {
     ".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
+BUILDERS = frozenset(_BUILDER_OF.values())
+"""The kinds of files, as `datasets` calls them."""
 # Files may be compressed, one by one; the last kind cannot be opened by Python itself.
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
 # A passage is long enough to fill a usual context of an LM (about 500 tokens of English).
@@ -54,12 +56,12 @@ class LocalText(NamedTuple):
         if path.is_file():
             files, kind = [path], _kind_of([path])
             named: Any = {"train": str(path)}
-            source = _BUILDERS[kind]
+            source = _BUILDER_OF[kind]
         else:
             files, beyond_links = _files_in(path, data_files)
             kind, source, named = _kind_of(files, folder=path), str(path), data_files
             if beyond_links:  # `datasets` does not follow links to folders
-                source, named = _BUILDERS[kind], {"train": [str(file) for file in files]}
+                source, named = _BUILDER_OF[kind], {"train": [str(file) for file in files]}
         if not any(file.stat().st_size for file in files):
             raise ValueError(f"{', '.join(map(str, files))} {'is' if len(files) == 1 else 'are'} empty.")
         return cls(source, kind, files, named)
@@ -67,7 +69,7 @@ class LocalText(NamedTuple):
     @property
     def tells_splits(self) -> bool:
         """Whether names of its files may say of which split they are; else all are of `"train"`."""
-        return self.source not in _BUILDERS.values()
+        return self.source not in _BUILDER_OF.values()
 
     def load(self, sample_by: SampleBy | None, **options: Any) -> "Dataset | IterableDataset":
         """The dataset, where .txt files need to be told what a document is.
@@ -112,7 +114,7 @@ class LocalText(NamedTuple):
 
 def is_text_file(path: Path) -> bool:
     """Whether the name is that of a file that is read here."""
-    return _suffix(path) in _BUILDERS
+    return _suffix(path) in _BUILDER_OF
 
 
 def _suffix(path: Path) -> str:
@@ -144,9 +146,9 @@ def _files_in(folder: Path, patterns: str | Sequence[str] | None) -> tuple[list[
 def _kind_of(files: Sequence[Path], folder: Path | None = None) -> str:
     """The one suffix that all data files share."""
     kinds = sorted({_suffix(file) for file in files})
-    if len({_BUILDERS.get(kind) for kind in kinds}) == 1 and kinds[0] in _BUILDERS:
+    if len({_BUILDER_OF.get(kind) for kind in kinds}) == 1 and kinds[0] in _BUILDER_OF:
         return kinds[0]
-    known = f"{', '.join(_BUILDERS)} (also compressed: {', '.join(_OPENERS)})"
+    known = f"{', '.join(_BUILDER_OF)} (also compressed: {', '.join(_OPENERS)})"
     if folder is None:
         raise ValueError(f"cannot read {files[0]}: expected a file that ends in one of {known}")
     if not kinds:
@@ -162,17 +164,17 @@ def _kind_of(files: Sequence[Path], folder: Path | None = None) -> str:
 def _broken_line(file: Path, kind: str) -> str | None:
     """What is wrong with a file of text or JSON, and in which line; None where nothing is found."""
     if not file.stat().st_size:
-        return None if _BUILDERS[kind] in ("text", "json") else f"{file} is empty: leave it out"
+        return None if _BUILDER_OF[kind] in ("text", "json") else f"{file} is empty: leave it out"
     opener = _OPENERS.get(file.suffix, open)
-    if opener is None or _BUILDERS[kind] not in ("text", "json", "csv"):
+    if opener is None or _BUILDER_OF[kind] not in ("text", "json", "csv"):
         return None
     with opener(file, "rb") as lines:
-        if _BUILDERS[kind] == "json" and _begins_a_list(lines):
+        if _BUILDER_OF[kind] == "json" and _begins_a_list(lines):
             return _broken_document(file, lines)
         for number, line in enumerate(lines, start=1):
             try:
                 text = line.decode("utf-8")
-                if _BUILDERS[kind] == "json" and text.strip():
+                if _BUILDER_OF[kind] == "json" and text.strip():
                     json.loads(text)
             except UnicodeDecodeError as error:
                 return f"{file}, line {number}: not UTF-8 ({error.reason})"

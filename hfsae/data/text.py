@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from hfsae.data.local_files import LocalText, SampleBy, is_text_file
+from hfsae.data.local_files import BUILDERS, LocalText, SampleBy, is_text_file
 from hfsae.data.stdlib_text import Split as StdlibSplit
 from hfsae.data.stdlib_text import stdlib_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_STDLIB = "python-stdlib"
+STDLIB = "python-stdlib"
 
 
 def load_text(
@@ -58,7 +58,7 @@ def load_text(
         raise ValueError(f"sample_by is {sample_by!r}, expected one of {', '.join(map(repr, get_args(SampleBy)))}")
     if split is None:
         split = only_split(str(name), config=config, data_files=data_files, revision=revision)
-    if name == _STDLIB:
+    if name == STDLIB:
         dataset = stdlib_dataset(cast(StdlibSplit, split))
         return dataset.to_iterable_dataset() if streaming else dataset
     path = Path(name).expanduser()
@@ -99,7 +99,7 @@ def only_split(
     from datasets import get_dataset_split_names
 
     path = Path(name).expanduser()
-    if name == _STDLIB:
+    if name == STDLIB:
         return "held_out"
     if (path / "dataset_dict.json").is_file():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
@@ -116,6 +116,11 @@ def only_split(
     return "test"
 
 
+def is_builder(name: str) -> bool:
+    """Whether a name is a kind of files (`"json"`), whose `data_files` are paths of this machine or addresses."""
+    return name in BUILDERS and not Path(name).exists()
+
+
 def text_commit(name: str | Path, revision: str | None = None) -> str | None:
     """The commit of a dataset on the Hub; None for a local one, and where the Hub cannot be asked.
 
@@ -126,7 +131,7 @@ def text_commit(name: str | Path, revision: str | None = None) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    if name == _STDLIB or Path(name).expanduser().exists():
+    if name == STDLIB or Path(name).expanduser().exists():
         return None
     # What every error of the transport derives from: httpx's or httpx2's, whichever huggingface_hub was built on.
     transport: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]

@@ -1,11 +1,14 @@
 """Which text: one value that says it whole, for training, caches, records, cards and whoever measures again."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from hfsae.data.splitting import DEFAULT_SHARES, Part, split_documents
-from hfsae.data.text import load_text, only_split, text_commit
+from hfsae.data.text import STDLIB, is_builder, load_text, only_split, text_commit
+from hfsae.folders import in_full
 
 
 def _told(title: str, default: Any = None, *, argument: str | None = None) -> Any:
@@ -86,9 +89,18 @@ class TextSource:
         return cls(**of_the_set | _chosen(trained, *READING) | told)
 
     def recorded(self) -> dict[str, Any]:
-        """The source as plain values, less what is None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The source as plain values, less what is None; of a text on this machine with its absolute path."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | self._places()
         return {name: _plain(value) for name, value in values.items() if value is not None}
+
+    def _places(self) -> dict[str, Any]:
+        """The fields that name files of this machine, in full."""
+        if self.dataset is None or self.dataset == STDLIB:
+            return {}
+        files = self._files
+        if files is not None and is_builder(self.dataset):
+            files = _path_in_full(files) if isinstance(files, str) else [_path_in_full(file) for file in files]
+        return {"dataset": in_full(self.dataset), "data_files": files}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -128,6 +140,11 @@ class TextSource:
         """
         if self.dataset is None:
             raise ValueError("the text came as an object, without a name to load it by.")
+        if self.dataset_revision is not None and Path(self.dataset).expanduser().exists():
+            raise ValueError(
+                f"{self.dataset} is a file or folder here, and such a text has no revision ({self.dataset_revision}): "
+                "leave the revision out, or go to another directory to read the dataset of that name on the Hub."
+            )
         return load_text(
             self.dataset,
             config=self.dataset_config,
@@ -168,6 +185,10 @@ READING = ("text_column", "chat", "assistant_only", "mix_documents")
 # What cards call each field, and the values that go without saying.
 TITLES = {f.name: f.metadata["title"] for f in fields(TextSource)}
 DEFAULTS = {f.name: f.default for f in fields(TextSource)}
+
+
+def _path_in_full(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _chosen(source: TextSource, *names: str) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
-from hfsae.evaluation.text import Text, count, left_out_in_words, read_batches, say_shortfall, split, take
+from hfsae.evaluation.text import (
+    Text,
+    count,
+    left_out_in_words,
+    read_batches,
+    say_shortfall,
+    split,
+    take,
+    tokens_digest,
+)
 from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
@@ -194,6 +203,7 @@ def evaluate_saes(
             "n_tokens": metrics["n_tokens"],
             "n_sequences": int(sums[_SAE]["n_sequences"]),
             "context_length": max(batch.input_ids.shape[1] for batch in batches),
+            **({"tokens_sha256": tokens_digest(batches)} if processes == 1 else {}),
             "left_out": left_out_in_words(sae.config),
             "loss": str(predictions),
             "ablation": f"0 (CE zero), or the mean over {len(known[places[name][1]]):,} other tokens (CE mean)",

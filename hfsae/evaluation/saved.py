@@ -1,5 +1,7 @@
 """Measuring an SAE from its saved folder alone: on the text its metrics name, or on another."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from hfsae.data.contents import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.text import take
-from hfsae.language_model import rename_base_model
+from hfsae.language_model import as_recorded, rename_base_model
 from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 from hfsae.saving import write_config, write_json
+
+logger = logging.getLogger(__name__)
 
 # Where neither the caller nor a record says how much.
 _DEFAULT_TOKENS = 200_000
@@ -37,7 +41,8 @@ def evaluate_saved(
     """Loads an SAE and its language model and measures the one in the other.
 
     The record in the folder is replaced by figures on the text that it names, as much of it and in the model that the
-    config names; where nothing was recorded, the figures become the record. Others are given back and not written.
+    config names, as long as that text has not changed; where nothing was recorded, the figures become the record.
+    Others are given back and not written.
 
     Args:
         folder: What training saved.
@@ -63,26 +68,34 @@ def evaluate_saved(
         >>> evaluate_saved("runs/tiny")["loss_recovered"]  # doctest: +SKIP
         0.9637
     """
+    named = {"dataset": dataset, "dataset_config": dataset_config, "split": split}
+    options = {"model": model, "max_tokens": max_tokens, "batch_size": batch_size, "baselines": baselines}
+    return measure_saved(folder, write=write, **named, **options)[0]
+
+
+def measure_saved(folder: str | Path, *, write: bool | None = None, **options: Any) -> tuple[dict[str, Any], bool]:
+    """What `evaluate_saved` measures, and whether it has become the record.
+
+    Args:
+        folder: As `evaluate_saved` takes it, like the others.
+        write: Whether the metrics are written.
+        **options: For `measure_again`.
+
+    Raises:
+        ValueError, OSError: As `evaluate_saved`.
+    """
     ours = holds_config(folder, {})
     if write and not ours:
         raise ValueError(f"{folder} is in another project's format, which holds no metrics: convert it first.")
     sae = SAE.from_pretrained(folder)
-    if write is None:
-        write = ours and replaces_record(sae.config, model=model, dataset=dataset, max_tokens=max_tokens)
-    again = measure_again(
-        sae,
-        str(folder),
-        model=model,
-        dataset=dataset,
-        dataset_config=dataset_config,
-        split=split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        baselines=baselines,
-    )
-    if write:
+    asked = {name: options.get(name) for name in ("model", "dataset", "max_tokens")}
+    replaces = ours and replaces_record(sae.config, **asked) if write is None else write
+    again = measure_again(sae, str(folder), **options)
+    if again.text_changed and write is None:
+        replaces = False
+    if replaces:
         _write(sae, Path(folder), again.metrics)
-    return again.metrics
+    return again.metrics, replaces
 
 
 def replaces_record(config: SAEConfig, *, model: str | None, dataset: str | None, max_tokens: int | None) -> bool:
@@ -97,7 +110,8 @@ def replaces_record(config: SAEConfig, *, model: str | None, dataset: str | None
     if not config.metrics:
         return True
     recorded = (config.metrics.get("protocol") or {}).get("max_tokens") or config.metrics.get("n_tokens") or 0
-    return dataset is None and model in (None, config.base_model) and (max_tokens is None or max_tokens >= recorded)
+    same_model = model is None or as_recorded(model) == config.base_model
+    return dataset is None and same_model and (max_tokens is None or max_tokens >= recorded)
 
 
 @dataclass(frozen=True)
@@ -108,11 +122,13 @@ class MeasuredAgain:
         metrics: As `evaluate_saes` describes them.
         model: The language model.
         blocks: The text.
+        text_changed: Whether the recorded text is not what it was: its tokens are others.
     """
 
     metrics: dict[str, Any]
     model: PreTrainedModel
     blocks: TokenBlocks
+    text_changed: bool
 
 
 def measure_again(
@@ -149,9 +165,24 @@ def measure_again(
         baselines=baselines,
         protocol=text.protocol(max_tokens),
     )
-    if not baselines and dataset is None and "baselines" in (sae.config.metrics or {}):
-        metrics["baselines"] = sae.config.metrics["baselines"]  # type: ignore[index]
-    return MeasuredAgain(metrics, lm, blocks)
+    recorded = sae.config.metrics or {}
+    as_it_was = dataset is None and model is None and max_tokens == text.max_tokens
+    changed = as_it_was and _tokens_differ(recorded.get("protocol"), metrics["protocol"])
+    if changed:
+        logger.warning(
+            "%s: the text %s is not what was measured: it has other tokens now, so figures differ from the record",
+            called,
+            text.source,
+        )
+    if not baselines and dataset is None and not changed and "baselines" in recorded:
+        metrics["baselines"] = recorded["baselines"]
+    return MeasuredAgain(metrics, lm, blocks, changed)
+
+
+def _tokens_differ(recorded: Any, now: Mapping[str, Any]) -> bool:
+    """Whether two protocols tell of other tokens; records of earlier versions and of several processes tell none."""
+    digest = recorded.get("tokens_sha256") if isinstance(recorded, Mapping) else None
+    return digest is not None and digest != now["tokens_sha256"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The text that an evaluation reads: what the caller gave, as batches of token blocks, cut to a number of tokens."""
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -102,6 +103,17 @@ def split(batches: Sequence[TokenBatch], tokens: int) -> tuple[list[TokenBatch],
 def rows(batch: TokenBatch, chosen: slice) -> TokenBatch:
     """Some sequences of a batch."""
     return TokenBatch(*(part[chosen] for part in batch))
+
+
+def tokens_digest(batches: Iterable[TokenBatch]) -> str:
+    """SHA-256 of the sequences of a text and of what counts in them, however they lie in batches and are padded."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for ids, mask, keep in zip(*(part.cpu() for part in batch), strict=True):
+            there = mask.bool()
+            digest.update(int(there.sum()).to_bytes(8, "big"))
+            digest.update(ids[there].to(torch.int64).numpy().tobytes() + keep[there].to(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def count(batches: Iterable[TokenBatch]) -> int:

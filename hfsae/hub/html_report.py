@@ -19,6 +19,7 @@ from hfsae.hub import sections
 from hfsae.hub.card import FEATURE_DENSITY, TRAINING_CURVE
 from hfsae.hub.kinds import number
 from hfsae.hub.markdown import figure
+from hfsae.hub.names import without_folders
 from hfsae.saving import files_at_once
 
 REPORT_FILE = "report.html"
@@ -74,7 +75,7 @@ def write_report(folder: Path, config: SAEConfig, features: Sequence[ShownFeatur
         "title": f"{architecture_name(config)} SAE, {config.n_features:,} features",
         "about": f"reads {config.hook_point or 'activations of one’s own'}"
         + (f", writes {config.target_hook_point}" if config.is_transcoder else "")
-        + (f" of {config.base_model}" if config.base_model else ""),
+        + (f" of {without_folders(config.base_model)}" if config.base_model else ""),
         "remarks": sections.remarks(metrics, config),
         "measured": [*sections.measured(metrics, headline=True), *sections.measured(metrics, headline=False)],
         "baselines": sections.baseline_titles(metrics),

@@ -191,6 +191,8 @@ def _fit_for_publication(config: SAEConfig) -> Iterator[None]:
     config.training, config.metrics = (_without_folders(values) for values in (config.training, config.metrics))
     if config.training is not None and isinstance(arguments := config.training.get("arguments"), dict):
         config.training["arguments"] = {name: arguments[name] for name in arguments if name not in HOUSEKEEPING}
+    if config.training is not None:
+        config.training.pop("folder", None)
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ _PROTOCOL = {
     "n_sequences": "sequences",
     "context_length": "context length",
     "left_out": "left out",
+    "tokens_sha256": "SHA-256 of the tokens",
     "loss": "loss",
     "ablation": "ablation",
     "dtype": "precision",
@@ -52,7 +53,10 @@ _BASELINES = {
     "pca": ("PCA", "the first principal components of the activations, all of them active on every token"),
 }
 # Shown elsewhere on the card, or in no table at all.
-_NOT_ROWS = {"arguments", "versions", "portable_name", "calibration", "evaluation", "max_tokens", "sae_lens_metadata"}
+_NOT_ROWS = {
+    *("arguments", "folder", "versions", "portable_name", "calibration", "evaluation", "max_tokens"),
+    "sae_lens_metadata",
+}
 # Where a run was kept and what it printed: nothing about the SAE.
 HOUSEKEEPING = {
     "output_dir",
@@ -302,4 +306,6 @@ def _shown(name: str, value: Any) -> str:
         return str(value) if name == "seed" else f"{value:,}"
     if isinstance(value, list | tuple):
         return ", ".join(_shown(name, part) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_shown(key, inner)}" for key, inner in value.items())
     return without_folders(value) if isinstance(value, str) else str(value)

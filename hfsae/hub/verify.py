@@ -146,7 +146,7 @@ def verify(
         max_tokens=max_tokens,
         batch_size=batch_size,
     )
-    same_text = dataset is None and again.metrics["n_tokens"] == recorded.get("n_tokens")
+    same_text = dataset is None and not again.text_changed and again.metrics["n_tokens"] == recorded.get("n_tokens")
     tolerance = _ON_THE_SAME_TEXT if same_text else _ON_OTHER_TEXT
     titles = {metric.name: metric.title for metric in METRICS}
     claims = tuple(
@@ -155,6 +155,8 @@ def verify(
     problems = []
     if digest is not None and digest != weights_sha256(sae):
         problems.append("The weights are not those that were measured: they were changed since.")
+    if again.text_changed:
+        problems.append("The text is not the one that was measured: it was changed since.")
     if different := [titles[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
         problems.append(f"The card and config.json differ in {', '.join(different)}.")
     if not ours or not all(claim.holds for claim in claims):

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from huggingface_hub.utils import validate_repo_id
 
 from hfsae.model_kwargs import checked
+from hfsae.training.argument_places import with_places_in_full
 
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = {
@@ -349,12 +350,15 @@ class SAETrainingArguments:
         return min(max(self.training_tokens // _CALIBRATION_PART, _LEAST_CALIBRATION), _MOST_CALIBRATION)
 
     def stored(self) -> dict[str, Any]:
-        """All arguments as plain values, less what no file may hold."""
+        """All arguments as plain values, places of this machine in full, less what no file may hold."""
+        return with_places_in_full(self._plain())
+
+    def _plain(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in _SECRET}
 
     def given(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, as plain values."""
-        values = self.stored()
+        values = self._plain()
         return {f.name: values[f.name] for f in fields(self) if f.name in values and values[f.name] != _default(f)}
 
     def differing_from(self, other: "SAETrainingArguments") -> dict[str, Any]:
@@ -372,7 +376,7 @@ class SAETrainingArguments:
         Raises:
             ValueError: Names every argument that differs and matters.
         """
-        now = json.loads(json.dumps(self.stored()))
+        now, before = json.loads(json.dumps(self.stored())), with_places_in_full(before)
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
             for name in now

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.data import CachedActivations, CacheDescription, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
-from hfsae.language_model import Origin, as_written, find, without_weights
+from hfsae.folders import found_again
+from hfsae.language_model import Origin, find, without_weights
+from hfsae.storage import DamagedFileError, naming
 from hfsae.training import feed
+from hfsae.training.argument_places import with_places_in_full
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.texts import Texts, load_texts
@@ -114,12 +118,14 @@ def _rows_read(args: SAETrainingArguments) -> int:
 
 def _described(args: SAETrainingArguments, base: BaseModel, texts: Texts, prepend_bos: bool) -> dict[str, Any]:
     """What the rows are made from: arguments, the model's commit and config, the text's digest."""
-    arguments = {name: getattr(args, name) for name in (*_DECISIVE, *_RECORDED)}
+    stored = args.stored()
+    arguments = {name: stored[name] for name in (*_DECISIVE, *_RECORDED)}
     arguments["model_name_or_path"], arguments["model_revision"] = base.origin.given if base.origin else (None, None)
     arguments["prepend_bos"] = prepend_bos
     return {
         "arguments": arguments,
         "base_model": dataclasses.asdict(base.origin) if base.origin else None,
+        "folder": os.path.abspath(args.output_dir),
         "text_digest": text_digest(args, texts.train),
         "model_config": _architecture(base.model),
     }
@@ -153,6 +159,29 @@ def _spaced(rows: int) -> list[int]:
     return list(range(0, rows, max(1, rows // _SAMPLED_DOCUMENTS)))
 
 
+def _made_from(description: CacheDescription, folder: Path) -> dict[str, Any]:
+    """What a cache says of where its rows come from, with folders where they were moved together with it.
+
+    Raises:
+        DamagedFileError: If it says that in another way than this version reads.
+    """
+    said = found_again(description.made_from, description.made_from.get("folder"), folder)
+    told = said.get("base_model") or {}
+    fields = {f.name for f in dataclasses.fields(Origin)}
+    kinds = {"arguments": dict, "base_model": dict | None, "model_config": dict, "text_digest": str}
+    odd = [name for name, kind in kinds.items() if not isinstance(said.get(name), kind)]
+    if not odd:
+        odd = sorted(set(_DECISIVE) - set(ARGUMENTS.values()) - said["arguments"].keys())
+    if not odd and told and ("name" not in told or told.keys() - fields):
+        odd = ["base_model"]
+    if odd:
+        raise DamagedFileError(
+            f"{folder} says what it was made from in a way that this version of hfsae does not read "
+            f"({', '.join(odd)}): another version wrote it. Make it anew with `hfsae cache`, or use that version."
+        )
+    return said
+
+
 class Cache:
     """The cache that a training run reads.
 
@@ -164,6 +193,7 @@ class Cache:
 
     Raises:
         FileNotFoundError: If there is no cache.
+        DamagedFileError: If it does not say what it was made from, as this version reads that.
         ValueError: If it was made with other arguments; says which.
     """
 
@@ -171,18 +201,18 @@ class Cache:
         assert args.activation_cache is not None
         self._folder = Path(args.activation_cache)
         self._description = CacheDescription.read(self._folder)
+        self._made_from = _made_from(self._description, self._folder)
         # What an earlier version's cache does not tell had one value alone, which is today's default.
         defaults = {option.name: option.default for option in dataclasses.fields(args)}
         self._made_with: dict[str, Any] = {
             **{name: defaults[name] for name in ARGUMENTS.values()},
-            **self._description.made_from["arguments"],
+            **with_places_in_full(self._made_from["arguments"]),
         }
         self.args = self._adopt(args)
 
     def _adopt(self, args: SAETrainingArguments) -> SAETrainingArguments:
-        asked = {name: getattr(args, name) for name in _DECISIVE if getattr(args, name) is not None}
-        if name := asked.get("model_name_or_path"):
-            asked["model_name_or_path"] = as_written(name)
+        stored = args.stored()
+        asked = {name: stored[name] for name in _DECISIVE if stored[name] is not None}
         if "model_revision" in asked and asked["model_revision"] != self._made_with["model_revision"]:
             model = self._made_with["model_name_or_path"]
             asked["model_revision"] = find(model, asked["model_revision"], args.model_kwargs).given[1]
@@ -202,9 +232,10 @@ class Cache:
 
     def skeleton(self) -> BaseModel:
         """The language model without weights: enough to name hook points."""
-        made_from = self._description.made_from
-        model = without_weights(AutoConfig.for_model(**made_from["model_config"]))
-        return BaseModel(model, None, Origin(**made_from["base_model"]) if made_from["base_model"] else None)
+        origin = self._made_from["base_model"]
+        with naming(f"what the activation cache {self._folder} says of its language model"):
+            model = without_weights(AutoConfig.for_model(**self._made_from["model_config"]))
+        return BaseModel(model, None, Origin(**origin) if origin else None)
 
     def source(self, places: list[str], accelerator: Accelerator) -> CachedActivations:
         """This process's part of the rows.
@@ -227,12 +258,12 @@ class Cache:
         Raises:
             ValueError: Says which.
         """
-        if _architecture(base.model) != self._description.made_from["model_config"]:
+        if _architecture(base.model) != self._made_from["model_config"]:
             raise ValueError(
                 f"the activation cache {self._folder} was made with another language model than the one given now: "
                 "their configs differ. Give the same model, or set eval_tokens to 0 to train without it."
             )
-        if text_digest(self.args, texts.train) != self._description.made_from["text_digest"]:
+        if text_digest(self.args, texts.train) != self._made_from["text_digest"]:
             raise ValueError(
                 f"the activation cache {self._folder} was made from another text than the one that is named or given "
                 "now: its documents differ. Give the same text, or set eval_tokens to 0 to train without it."

@@ -23,7 +23,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
+from hfsae.places import must_be_local
 from hfsae.saving import quietly, write_json
 from hfsae.storage import (
     SUMS,
@@ -116,6 +118,16 @@ def _save_learner(folder: Path, learner: Learner, *, writes: bool) -> None:
     write_json(folder / "state.json", state["values"])
 
 
+def read_run(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run, with folders where they were moved together with it.
+
+    Raises:
+        DamagedFileError: If that cannot be read.
+    """
+    stored = read_json(checkpoint / "run.json")
+    return found_again(stored, stored.get("folder"), checkpoint.absolute().parent)
+
+
 def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> None:
     """Puts a learner where it was when `folder` (a checkpoint) was written.
 
@@ -129,7 +141,7 @@ def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> Non
         ValueError: If the SAE of that name in the checkpoint is another one; says in what.
     """
     place = folder / "saes" / learner.name
-    _refuse_other_sae(place, learner)
+    _refuse_other_sae(folder, learner)
     values = read_json(place / "state.json")
     if values["last_resampling"] is not None:
         values["last_resampling"] = round(values["last_resampling"] * step_ratio)
@@ -137,8 +149,13 @@ def load_learner(folder: Path, learner: Learner, step_ratio: float = 1.0) -> Non
     learner.load_state_dict(read_tensors(place / "model.safetensors"), state)
 
 
-def _refuse_other_sae(place: Path, learner: Learner) -> None:
-    now, before = learner.sae.config, load_config(place)
+def _refuse_other_sae(checkpoint: Path, learner: Learner) -> None:
+    now, before = learner.sae.config, load_config(checkpoint / "saes" / learner.name)
+    written_in = read_json(checkpoint / "run.json").get("folder")
+    for name in ("base_model", "base_model_adapter"):
+        if (place := getattr(before, name)) is not None:
+            place = in_full(place) if must_be_local(place) else place
+            setattr(before, name, found_again(place, written_in, checkpoint.absolute().parent))
     names = {field.name for field in fields(now)} - {field.name for field in fields(PreTrainedConfig)}
     differing = [
         f"{name} was {getattr(before, name, None)!r} and is {getattr(now, name)!r}"

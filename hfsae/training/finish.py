@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
@@ -136,10 +137,11 @@ def _by_hand(run: Run, saes: Iterable[str]) -> str:
 def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[str, Any]:
     """What the card says about the training."""
     args, place = run.arguments[name], run.places[name]
+    stored = args.stored()
     tokens = state.global_step * run.tokens_per_step
     return {
         "portable_name": portable_name(inner_model(run.base.model), place) if run.base is not None else None,
-        "dataset": args.dataset_name if run.base is not None else "activations given by the user",
+        "dataset": stored["dataset_name"] if run.base is not None else "activations given by the user",
         "split": args.dataset_split if run.base is not None else None,
         "special_tokens": _special_tokens(run),
         "dataset_digest": run.texts.digest if run.texts is not None else None,
@@ -153,7 +155,8 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "final_l0": run.learners[name].coefficient.l0,
         "evaluation": run.texts.protocol(args) if run.texts is not None and run.texts.measured.dataset else None,
         **_origin(args, run.learners[name].sae),
-        "arguments": args.given(),
+        "folder": os.path.abspath(run.folder_of(name)),
+        "arguments": {name: stored[name] for name in args.given()},
         "hardware": _hardware(run),
         "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
     }
@@ -169,7 +172,7 @@ def _origin(args: SAETrainingArguments, sae: SAE) -> dict[str, Any]:
     """The SAE that the training started from, where there is one, with its commit on the Hub."""
     if args.init_from is None:
         return {}
-    return {"init_from": args.init_from, "init_commit": getattr(sae.config, "_commit_hash", None)}
+    return {"init_from": args.stored()["init_from"], "init_commit": getattr(sae.config, "_commit_hash", None)}
 
 
 def _hardware(run: Run) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hfsae.storage import read_json
 from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.checkpoints import load_learner
+from hfsae.training.checkpoints import load_learner, read_run
 from hfsae.training.run import Run
 
 
@@ -40,7 +40,7 @@ def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
         ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
             shared out anew (only text that is shuffled as a whole can).
     """
-    stored = read_json(checkpoint / "run.json")
+    stored = read_run(checkpoint)
     processes = run.accelerator.num_processes
     if stored["processes"] != processes and not run.can_share_out_anew:
         raise ValueError(

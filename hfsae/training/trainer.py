@@ -18,10 +18,9 @@ from hfsae.data import NonFiniteActivationsError
 from hfsae.hooks import inner_model
 from hfsae.in_use import in_use, make_folder
 from hfsae.modeling import SAE
-from hfsae.storage import read_json
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
-from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, save_checkpoint
+from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
 from hfsae.training.launching import start_accelerator
@@ -164,7 +163,7 @@ class SAETrainer:
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         wanted = "last" if wanted is True else (os.fspath(wanted) if wanted else None)
         checkpoint = find_checkpoint(self._output_dir, wanted) if wanted else None
-        stored = read_json(checkpoint / "run.json") if checkpoint is not None else None
+        stored = read_run(checkpoint) if checkpoint is not None else None
         if stored is not None:
             args.refuse_difference(stored["arguments"])
         self._text_seed = text_seed_of(stored, args, accelerator.num_processes)
@@ -319,6 +318,7 @@ class SAETrainer:
             "text_seed": self._text_seed,
             "saes": list(run.places),
             "seconds": self._seconds,
+            "folder": os.path.abspath(self._output_dir),
             "arguments": self.args.stored(),
             "own_arguments": {name: own.differing_from(self.args) for name, own in run.arguments.items()},
             "log_history": self.state.log_history,

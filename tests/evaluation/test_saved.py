@@ -10,6 +10,7 @@ import torch
 
 from hfsae import SAE, SAETrainer, TopKSAEConfig
 from hfsae.cli import main
+from hfsae.data import TextSource
 from hfsae.evaluation.saved import evaluate_saved, replaces_record
 from hfsae.hub import verify
 from tests.data.tiny import language_model, pythia_like
@@ -161,3 +162,28 @@ def test_a_card_can_be_looked_at_without_being_written(folder, capsys):
     assert main(["card", str(folder), "--print"]) == 0
     shown = capsys.readouterr().out
     assert "## Measured" in shown and "Mine." in shown and (folder / "README.md").read_text() == "Mine.\n"
+
+
+def test_a_text_that_has_changed_since_is_said_and_its_figures_become_no_record(folder_of_two_files, caplog, capsys):
+    place, sae = folder_of_two_files, str(folder_of_two_files / "sae")
+    text = place / "text" / "a.jsonl"
+    named = {"model_name_or_path": str(place / "lm"), "dataset_name": str(text), "text_column": "body"}
+    SAETrainer(args=arguments(sae, **named, eval_tokens=200, evaluation_share=0.2)).train()
+    protocol = json.loads((place / "sae" / "metrics.json").read_text())["protocol"]
+    rows = text.read_text().splitlines(keepends=True)
+    # Rows that are trained on alone may change: what is measured is the same.
+    measured_on = set(TextSource.of_record(protocol, {}).documents()["body"])
+    kept = [row for row in rows if json.loads(row)["body"] in measured_on]
+    text.write_text("".join([*kept, *rows[-20:]]))
+    evaluate_saved(sae)
+    assert "is not what was measured" not in caplog.text
+    text.write_text("".join(row.replace("w1", "w39") for row in rows))
+    before = contents(place / "sae")
+    assert main(["eval", sae]) == 0
+    assert "is not what was measured" in caplog.text and "stays as it is" in capsys.readouterr().out
+    assert contents(place / "sae") == before
+    told = verify(sae)
+    assert not told.ok and not told.same_text
+    assert "The text is not the one that was measured: it was changed since." in told.problems
+    assert main(["eval", sae, "--write"]) == 0
+    assert verify(sae).same_text

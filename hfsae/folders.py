@@ -1,0 +1,48 @@
+"""Files and folders of this machine in records: written down in full, and found again where a whole tree was moved."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def in_full(name: str) -> str:
+    """A name as records keep it: the absolute path of what is here; an id of the Hub, or what is not here, stays."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else name
+
+
+def found_again(values: T, before: Any, now: str | os.PathLike) -> T:
+    """Values of a record in which absolute paths that are gone lead to where a tree was moved.
+
+    A path that still exists stays, and so does one that is not found at the same way from the record's new folder.
+
+    Args:
+        values: Plain values: texts, and mappings and lists of them.
+        before: The folder in which the record was written; what is no absolute path changes nothing.
+        now: The folder in which it lies.
+    """
+    if not isinstance(before, str) or not os.path.isabs(before):
+        return values
+    return _moved(values, before, os.path.abspath(now))
+
+
+def _moved(values: Any, before: str, now: str) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _moved(value, before, now) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_moved(value, before, now) for value in values]
+    if not isinstance(values, str) or not os.path.isabs(values) or _is_there(values):
+        return values
+    place = os.path.normpath(os.path.join(now, os.path.relpath(values, before)))
+    return place if _is_there(place) else values
+
+
+def _is_there(path: str) -> bool:
+    """Whether a file or folder exists; of a pattern, the folder in which it begins."""
+    fixed = _WILDCARD.split(path)[0]
+    return os.path.exists(path if fixed == path else os.path.dirname(fixed))

@@ -1,0 +1,46 @@
+"""Files and folders of this machine in records."""
+
+import os
+
+from hfsae.folders import found_again, in_full
+
+
+def test_what_is_here_is_written_down_in_full_and_an_id_of_the_hub_stays(tmp_path, monkeypatch):
+    (tmp_path / "org" / "lm").mkdir(parents=True)
+    (tmp_path / "data.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert in_full("org/lm") == in_full("./org/lm") == in_full("~/org/lm") == str(tmp_path / "org" / "lm")
+    assert in_full("data.jsonl") == str(tmp_path / "data.jsonl")
+    assert in_full("org/other") == "org/other" and in_full("./nothere") == "./nothere"
+
+
+def test_places_are_found_where_a_tree_was_moved(tmp_path):
+    before, now = tmp_path / "old" / "runs" / "x", tmp_path / "new" / "runs" / "x"
+    for path in ("new/lm", "new/runs/x", "new/texts", "elsewhere"):
+        (tmp_path / path).mkdir(parents=True)
+    record = {
+        "lm": str(tmp_path / "old" / "lm"),
+        "files": [str(tmp_path / "old" / "texts" / "*.jsonl"), str(tmp_path / "elsewhere")],
+        "gone": str(tmp_path / "old" / "gone"),
+        "name": "org/lm",
+        "steps": 3,
+    }
+    assert found_again(record, str(before), now) == {
+        "lm": str(tmp_path / "new" / "lm"),
+        "files": [str(tmp_path / "new" / "texts" / "*.jsonl"), str(tmp_path / "elsewhere")],
+        "gone": record["gone"],
+        "name": "org/lm",
+        "steps": 3,
+    }
+    (tmp_path / "old" / "lm").mkdir(parents=True)
+    assert found_again(record, str(before), now)["lm"] == record["lm"]  # a copy was made: the first is still there
+    for odd in (None, 3, "runs/x", ["/"]):
+        assert found_again(record, odd, now) == record
+
+
+def test_the_way_from_a_record_may_be_relative_now(tmp_path, monkeypatch):
+    (tmp_path / "new" / "lm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "new")
+    moved = found_again(str(tmp_path / "old" / "lm"), str(tmp_path / "old" / "runs"), "runs")
+    assert moved == os.path.join(tmp_path, "new", "lm")
