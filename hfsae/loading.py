@@ -53,8 +53,8 @@ def load_sae(
             sae = _load_foreign(source, cls, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
-    _find_folders_again(config, source, kwargs.get("subfolder"))
     target = class_for(config, cls, source)
+    _find_folders_again(config, source, kwargs.get("subfolder"))
     # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be
     # huge would have its claim allocated first.
     named = config.n_features * (config.d_in + config.d_out) <= _LARGEST_NAMED
