@@ -147,7 +147,8 @@ class SAE(Doors, PreTrainedModel):
 
     @property
     def can_be_sharded(self) -> bool:
-        """Whether its features can lie in several processes: a token's k largest count, and only their error."""
+        """Whether its features can lie in several processes. The loss then sees what the others write by `combined`:
+        in `mse`, `mean_per_token` and `mean_weighted`, and in whatever else the objective decodes."""
         return False
 
     def strongest(self, k: int) -> Selection:
@@ -155,8 +156,15 @@ class SAE(Doors, PreTrainedModel):
         return TopK(k)
 
     def combined(self, written: Tensor) -> Tensor:
-        """(N, d_out) that the features write together, from what those of this process do."""
+        """(N, d_out) that the features write together, or any other sum over them, from what those of this process do.
+
+        Differentiable: each process's part has the gradient of the sum.
+        """
         return written
+
+    def own_blocks(self, sizes: list[int]) -> list[int]:
+        """How many features of each of these consecutive blocks lie in this process."""
+        return sizes
 
     @property
     def unit_decoder_rows(self) -> bool:
@@ -400,12 +408,11 @@ class SAE(Doors, PreTrainedModel):
         pattern, pre = self._encode(x, self.training_selection(), state.path)
         values = self.activation(pattern, pre)
         reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
-        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
+        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state, self.combined)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
             encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
-            between = {"strongest": self.strongest, "combined": self.combined}
-            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, **between)
+            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, strongest=self.strongest)
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
@@ -428,7 +435,7 @@ class SAE(Doors, PreTrainedModel):
     def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
         """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
         pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
-        return pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled)
+        return self.combined(pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled))
 
     # -- scale and precision ------------------------------------------------------------------------------------------
     @torch.no_grad()

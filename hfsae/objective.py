@@ -28,6 +28,7 @@ class TrainingStep:
         values: Feature activations at the entries.
         reconstruction: (N, d_out) at least float32, before the scale is undone.
         state: The trainer's view of the step.
+        combined: `SAE.combined`.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class TrainingStep:
     values: Tensor
     reconstruction: Tensor
     state: StepState
+    combined: Callable[[Tensor], Tensor]
 
     @cached_property
     def variance(self) -> Tensor:
@@ -49,7 +51,7 @@ class TrainingStep:
 
     def mean_per_token(self, values: Tensor) -> Tensor:
         """The sum of values at the entries, or of sums over tokens, divided by the number of tokens."""
-        return at_least_float32(values).sum() / max(self.pattern.n_tokens, 1)
+        return self.combined(at_least_float32(values).sum()) / max(self.pattern.n_tokens, 1)
 
     def mean_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
         """Sum over entries of value × the weight (n,) of its feature, mean over tokens."""
@@ -75,7 +77,6 @@ def auxk_loss(
     rows: Tensor,
     *,
     strongest: Callable[[int], Selection],
-    combined: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Lets the strongest dead features reconstruct what the living ones missed.
 
@@ -91,7 +92,6 @@ def auxk_loss(
         center: (d_in,) what the encoder subtracts (`b_dec`), or None.
         rows: (n, d_out) decoder rows.
         strongest: `SAE.strongest`.
-        combined: `SAE.combined`.
     """
     chosen, is_dead = dead_features(step.state)
     k_aux = max(1, step.target.shape[1] // 2)
@@ -100,13 +100,13 @@ def auxk_loss(
     bias = torch.where(is_dead, bias.index_select(0, chosen), _NEVER)
     selection = strongest(min(k_aux, step.state.n_dead))
     pattern, pre = encode(step.x, weight, bias, center, selection, step.state.path)
-    written = combined(pattern.decode(pattern.keep(torch.relu(pre)), rows))
+    written = step.combined(pattern.decode(pattern.keep(torch.relu(pre)), rows))
     error = F.mse_loss(at_least_float32(written), residual, reduction="sum")
     spread = _summed_variance(residual)
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
     floor = 1e-6 * torch.linalg.vector_norm(at_least_float32(step.target).detach()).square()
     floor = floor.clamp(min=torch.finfo(floor.dtype).tiny)
-    n_dead = combined(is_dead.sum().to(spread.dtype))
+    n_dead = step.combined(is_dead.sum().to(spread.dtype))
     share = (n_dead / k_aux).clamp(max=1.0)
     return step.state.auxk_alpha * share * step.variance * error / torch.maximum(spread, floor)
 

@@ -67,6 +67,10 @@ class BatchTopKSAE(SAE):
         if module is self:
             init.zeros_(self.threshold)
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return True
+
     def selection(self) -> Selection:
         return Above(self.threshold.clamp(min=0))
 

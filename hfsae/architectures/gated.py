@@ -55,6 +55,10 @@ class GatedSAE(SAE):
         super().shift_pre_activations(shift)
         self.magnitude_bias.add_(shift * self.magnitude_log_scale.exp())
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return True
+
     def selection(self) -> Selection:
         return Above(0.0)
 
@@ -65,9 +69,9 @@ class GatedSAE(SAE):
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         gate = torch.relu(step.pre)
         penalty = step.mean_weighted(gate, self.decoder_rows.norm(dim=1))
-        from_gate = step.pattern.decode(gate, self.decoder_rows.detach()) + self.offset(step.x).detach()
+        written = step.pattern.decode(gate, self.decoder_rows.detach()) + self.offset(step.x).detach()
         return {
             "mse": step.mse(),
             "l1": step.state.sparsity_coefficient * penalty,
-            "gate": squared_error(from_gate, step.target),
+            "gate": squared_error(self.combined(written), step.target),
         }

@@ -88,6 +88,10 @@ class JumpReLUSAE(SAE):
         """λ without a `target_l0` controller, for each form of the penalty."""
         return {"l0": 0.3, "l0_quadratic": 10.0, "tanh": 1.0}[self.config.sparsity]
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return True
+
     def selection(self) -> Selection:
         return Above(self.threshold.detach())
 

@@ -53,6 +53,10 @@ class StandardSAE(SAE):
         if module is self and not self.unit_decoder_rows:
             init.copy_(self.W_dec, self.W_dec.detach() * _FREE_ROW_NORM)
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return True
+
     def selection(self) -> Selection:
         return Above(0.0)
 

@@ -62,7 +62,7 @@ class TopKSAE(SAE):
 
     @property
     def can_be_sharded(self) -> bool:
-        return self.config.activation == "topk" and not self.config.multi_topk
+        return True
 
     def selection(self) -> Selection:
         return GroupMax(self.config.k) if self.config.activation == "groupmax" else TopK(self.config.k)
@@ -74,7 +74,7 @@ class TopKSAE(SAE):
         return losses
 
     def _error_with_more_features(self, step: TrainingStep) -> Tensor:
-        wider = TopK(min(4 * self.config.k, self.config.n_features))
+        wider = self.strongest(min(4 * self.config.k, self.config.n_features))
         pattern, pre = self._encode(step.x, wider, step.state.path)
-        reconstruction = pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(step.x)
-        return squared_error(reconstruction, step.target)
+        written = pattern.decode(self.activation(pattern, pre), self.decoder_rows)
+        return squared_error(self.combined(written + self.offset(step.x)), step.target)

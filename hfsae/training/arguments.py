@@ -209,7 +209,7 @@ class SAETrainingArguments:
     sae_placement: Literal["replicate", "spread", "shard"] = _option(
         "replicate",
         "Of several processes: 'replicate' has every SAE in each and averages gradients, 'spread' gives each process "
-        "SAEs of its own (one process: each of its GPUs), 'shard' some features of every SAE (topk); these two "
+        "SAEs of its own (one process: each of its GPUs), 'shard' some features of every SAE; these two "
         "exchange activations.",
     )
     bf16: bool = _option(False, "Whether matrix products run in bfloat16 (autocast); parameters stay float32.")

@@ -4,6 +4,7 @@ A feature is dead when it has not fired for a window of tokens, counted over all
 at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity, "Neuron resampling").
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hfsae.modeling import SAE
+from hfsae.training.sharding import own_part, rows_of_own, whole
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2
@@ -83,7 +85,8 @@ def resample(
     dead: Tensor,
     starts: dict[str, float],
     seed: int,
-    replicated: bool = True,
+    reconstruct: Callable[[Tensor], Tensor] | None = None,
+    together: bool = True,
 ) -> Tensor:
     """Gives dead features a new start from tokens that are reconstructed badly.
 
@@ -93,49 +96,52 @@ def resample(
     encoder row) and its Adam moments to 0.
 
     Args:
-        sae: The SAE, edited in place.
+        sae: The SAE, edited in place; may be cut along its features (`hfsae.training.sharding`).
         optimiser: Its Adam.
         activations: (N, d_in) tokens of this process.
         dead: (n_features,) bool.
         starts: Per-feature parameters by name and the value each started from.
         seed: Of the draw.
-        replicated: Whether all processes hold this SAE and call this, with the same `dead`: the tokens of process 0
-            are then used by all.
+        reconstruct: Its `scaled_reconstruction`; None where it is not cut.
+        together: Whether all processes hold this SAE, or a part of it, and call this with the same `dead`: the tokens
+            of process 0 are then used by all.
 
     Returns:
         The features that were revived: (m,) with m at most the number of tokens whose error is not 0.
     """
     scaled = sae.scaled(activations)
-    chosen = _draw(scaled, sae, int(dead.sum()), seed, replicated)
+    made = (reconstruct or sae.scaled_reconstruction)(scaled)
+    chosen = _draw(scaled, made, int(dead.sum()), seed, together)
     features = dead.nonzero()[: len(chosen), 0]
-    directions = torch.nn.functional.normalize(chosen - sae.b_dec, dim=1)
+    directions = torch.nn.functional.normalize(chosen - whole(sae.b_dec), dim=1)
     living = ~dead
-    norms = {"encoder.weight": _mean_norm(sae.encoder.weight[living]) * _ENCODER_SHARE}
-    norms["W_dec"] = 1.0 if sae.unit_decoder_rows else _mean_norm(sae.W_dec[living])
+    norms = {"encoder.weight": _mean_norm(sae.encoder.weight, living) * _ENCODER_SHARE}
+    norms["W_dec"] = 1.0 if sae.unit_decoder_rows else _mean_norm(sae.W_dec, living)
     for name, parameter in sae.named_parameters():
+        if name not in norms and name not in starts:
+            continue
+        mine, rows = rows_of_own(parameter, features)
         if name in norms:
-            parameter[features] = directions * norms[name]
-        elif name in starts:
+            own_part(parameter)[rows] = directions[mine] * norms[name]
+        else:
             # Biases and thresholds count in units of the encoder row, which is shorter now than it was at the start.
             share = _ENCODER_SHARE if name in sae._in_scaled_space else 1.0
-            parameter[features] = starts[name] * share
-        else:
-            continue
+            own_part(parameter)[rows] = starts[name] * share
         for moment in optimiser.state.get(parameter, {}).values():
             if moment.shape == parameter.shape:
-                moment[features] = 0
+                own_part(moment)[rows] = 0
     return features
 
 
-def _draw(scaled: Tensor, sae: SAE, wanted: int, seed: int, replicated: bool) -> Tensor:
-    """(m, d) rows of `scaled`, the same on every process that holds the SAE."""
-    error = (sae.scaled_reconstruction(scaled) - scaled).float().square().sum(1).square()
+def _draw(scaled: Tensor, made: Tensor, wanted: int, seed: int, together: bool) -> Tensor:
+    """(m, d) rows of `scaled`, whose reconstructions are known, the same on every process that holds the SAE."""
+    error = (made - scaled).float().square().sum(1).square()
     available = int(torch.count_nonzero(error))
     generator = torch.Generator().manual_seed(seed)
     count = min(wanted, available)
     rows = torch.multinomial(error.double().cpu(), count, generator=generator) if count else torch.zeros(0).long()
     chosen = scaled[rows.to(scaled.device)].contiguous()
-    if replicated and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if together and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         # Processes see different tokens: the first one's draw is everyone's, its length included.
         length = torch.tensor(len(chosen), device=chosen.device)
         dist.broadcast(length, 0)
@@ -145,5 +151,6 @@ def _draw(scaled: Tensor, sae: SAE, wanted: int, seed: int, replicated: bool) ->
     return chosen
 
 
-def _mean_norm(rows: Tensor) -> Tensor | float:
-    return rows.norm(dim=1).mean() if len(rows) else 1.0
+def _mean_norm(rows: Tensor, living: Tensor) -> Tensor | float:
+    norms = whole(rows.norm(dim=1))[living]
+    return norms.mean() if len(norms) else 1.0

@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import re
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,9 @@ import torch.distributed as distributed
 from accelerate import Accelerator
 
 from hfsae.training.arguments import SAETrainingArguments
+
+# Seconds; a thread that is done with an exchange needs microseconds, on a machine that has a core for it.
+_LETTING_GO = 0.2
 
 
 def start_accelerator(args: SAETrainingArguments) -> Accelerator:
@@ -32,7 +36,7 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         project_dir=args.output_dir if trackers else None,
     )
     if _is_joined() and not joined_before:
-        atexit.register(_part)
+        atexit.register(part)
     asked_for = max(launched(), _asked_of_accelerate())
     if asked_for != accelerator.num_processes:
         raise RuntimeError(
@@ -53,17 +57,18 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
     return accelerator
 
 
-def _part() -> None:
+def part() -> None:
     """Leaves the processes' group, if nobody has done so, while the interpreter is whole.
 
     It aborts the process where a thread of gloo's lets go of a tensor while the interpreter is being taken down: three
     of 25 launches of two processes that did nothing but three reductions (torch 2.13), none of 40 that parted first.
-    Its threads end with the last of those who hold on to it: what is left of a run goes first. (With 'shard' torch's
-    own caches of DTensors remain.)
+    Its threads end with the last of those who hold on to it: what is left of a run goes first. Torch's own caches of
+    DTensors ('shard') keep them, so they are given the time to let go of what was exchanged last.
     """
     if _is_joined():
         gc.collect()
         distributed.destroy_process_group()
+        time.sleep(_LETTING_GO)
 
 
 def _is_joined() -> bool:

@@ -311,9 +311,12 @@ class Learner:
         dead = self.firing.dead
         if not dead.any():
             return
-        seed = self.args.seed + step
+        sharded = self._wrapped if isinstance(self._wrapped, ShardedSAE) else None
         revived = resample(
-            self.sae, self.optimiser, activations, dead, self.starts, seed=seed, replicated=self._replicated
+            *(self.sae, self.optimiser, activations, dead, self.starts),
+            seed=self.args.seed + step,
+            reconstruct=sharded and sharded.scaled_reconstruction,
+            together=self._replicated or sharded is not None,
         )
         self.firing.revive(revived)
         self._last_resampling = step

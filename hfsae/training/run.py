@@ -207,8 +207,8 @@ def prepare_run(
         *(places, targets, own, owners, {}, reading.prepend_bos),
     )
     if args.sae_placement == "shard":
-        for name, skeleton in skeletons.items():
-            refuse_unfit(skeleton, own[name].revival, accelerator.num_processes)
+        for skeleton in skeletons.values():
+            refuse_unfit(skeleton, accelerator.num_processes)
     _check_disk(run, sum(sizes.values()))
     mine = [name for name in places if run.is_written_here(name) or not spread]
     saes = {name: _make_sae(own[name], items[name]) for name in mine}

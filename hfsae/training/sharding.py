@@ -1,53 +1,50 @@
 """SAEs too wide for one device: each process holds some of the features, and steps on the rows of all processes.
 
 Weights, gradients and Adam's moments are DTensors (`torch.distributed.tensor`) cut along the features, so that
-clipping sees the whole gradient and nothing but `b_dec` is held twice. In a step a process encodes against its own
-features and takes the k best of each token as candidates; the candidates' values go round, and those among the k best
-of all processes count. Each process writes what its own features say, and the parts are added up. The backward pass
-needs no exchange but for the gradient of `b_dec`.
+clipping sees the whole gradient and nothing but `b_dec` and `W_skip` is held twice. In a step a process encodes by its
+own features, of which those are active that the rule of the whole SAE picks (`hfsae.training.selection_of_all`). Each
+process writes what its own features say, and the parts are added up, as are penalties. The backward pass needs no
+exchange but for the gradient of what is held whole.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.func import functional_call
 
-from hfsae.configuration import SAEConfig
-from hfsae.functional import Selection, SparsePattern, TopK
-from hfsae.functional.selection import Chunks
+from hfsae.functional import GroupMax, Selection
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput, StepState
+from hfsae.training.selection_of_all import SHARED, of_all
 
-# What holds one row or number for each feature; everything else is kept whole in every process.
-_BY_FEATURE = ("encoder.weight", "encoder.bias", "W_dec")
+# What has no row or number for each feature, even where it is as wide: kept whole in every process.
+_KEPT_WHOLE = ("b_dec", "W_skip")
 
 
-def refuse_unfit(sae: SAE, revival: str, processes: int) -> None:
+def refuse_unfit(sae: SAE, processes: int) -> None:
     """Raises where an SAE cannot be cut into so many parts.
 
     Args:
         sae: The SAE; its weights are not looked at.
-        revival: How its dead features come back.
         processes: The number of processes.
 
     Raises:
         ValueError: Says why.
     """
-    config, why = sae.config, None
-    if not sae.can_be_sharded:
-        why = f"cuts topk SAEs (without groupmax and multi_topk), not {config.model_type.removeprefix('hfsae_')}"
+    config, rule, why = sae.config, sae.training_selection(), None
+    if not sae.can_be_sharded or not isinstance(rule, SHARED):
+        why = f"does not know how to cut {config.model_type.removeprefix('hfsae_')}"
     elif config.n_features % processes:
         why = f"gives each process as many features, which {config.n_features} on {processes} processes are not"
-    elif config.n_features < processes * sae.config.k:  # type: ignore[attr-defined]
-        why = f"needs k={sae.config.k} candidates in each process"  # type: ignore[attr-defined]
-    elif revival == "resample":
-        why = "revives dead features by auxk, not by resampling"
+    elif isinstance(rule, GroupMax) and rule.k % processes:
+        why = f"gives each process as many whole groups, which k={rule.k} on {processes} processes are not"
     if why is not None:
         raise ValueError(f"sae_placement='shard' {why}. Change that, or use another sae_placement.")
 
@@ -67,7 +64,8 @@ class ShardedSAE(nn.Module):
         super().__init__()
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for name, parameter in list(sae.named_parameters()):
-            placement = Shard(0) if name in _BY_FEATURE else Replicate()
+            by_feature = name not in _KEPT_WHOLE and parameter.shape[:1] == (sae.config.n_features,)
+            placement = Shard(0) if by_feature else Replicate()
             _set(sae, name, nn.Parameter(_cut(parameter.detach(), self._mesh, placement)))
         for parameter in sae.parameters():
             # Of what is kept whole, each process finds a part of the gradient.
@@ -88,15 +86,25 @@ class ShardedSAE(nn.Module):
             state = replace(
                 state, dead=distribute_tensor(state.dead, self._mesh, [Shard(0)], src_data_rank=None).to_local()
             )
-        tensors = {name: _local(parameter) for name, parameter in self.sae.named_parameters()}
-        output: SAEOutput = functional_call(
-            self._part, {**tensors, **dict(self.sae.named_buffers())}, (activations, target), {"state": state}
-        )
-        assert output.statistics is not None
-        firing = DTensor.from_local(output.statistics.tokens_firing, self._mesh, [Shard(0)]).full_tensor()
-        output.statistics.tokens_firing, output.statistics.l0 = firing, firing.sum() / len(activations)
+        output: SAEOutput = functional_call(self._part, self._tensors(), (activations, target), {"state": state})
+        assert (statistics := output.statistics) is not None
+        firing = DTensor.from_local(statistics.tokens_firing, self._mesh, [Shard(0)]).full_tensor()
+        statistics.tokens_firing, statistics.l0 = firing, firing.sum() / len(activations)
+        if (kept := statistics.smallest_kept) is not None:
+            statistics.smallest_kept = DTensor.from_local(kept, self._mesh, [Partial("min")]).full_tensor()
         output.features = None  # of this process alone
         return output
+
+    @torch.no_grad()
+    def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
+        """As `SAE.scaled_reconstruction`, of the whole SAE."""
+        tensors = {f"part.{name}": tensor for name, tensor in self._tensors().items()}
+        return functional_call(_Reconstruction(self._part), tensors, (scaled,))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What the part of the SAE computes with."""
+        parameters = {name: _local(parameter) for name, parameter in self.sae.named_parameters()}
+        return parameters | dict(self.sae.named_buffers())
 
     def join(self) -> None:
         """Makes the SAE whole again, on every process."""
@@ -144,17 +152,27 @@ def load_whole(sae: SAE, tensors: Mapping[str, Tensor]) -> None:
     sae.load_state_dict({name: placed_like(t, now[name]) if name in now else t for name, t in tensors.items()})
 
 
-def _part(sae: SAE, mesh: DeviceMesh) -> SAE:
-    """An SAE of this process's features, without weights of its own."""
+def rows_of_own(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of some rows of a tensor this process holds: (m,) bool, and where they stand in its `own_part`."""
+    if not isinstance(tensor, DTensor):
+        return torch.ones_like(rows, dtype=torch.bool), rows
+    own = len(tensor.to_local())
+    place = rows - own * tensor.device_mesh.get_local_rank()
+    mine = (place >= 0) & (place < own)
+    return mine, place[mine]
+
+
+def _part(sae: SAE, mesh: DeviceMesh) -> "_PartOfSAE":
+    """What computes with this process's features, without weights of its own."""
 
     class Part(_PartOfSAE, type(sae)):
         pass
 
-    config: SAEConfig = type(sae.config).from_dict({**sae.config.to_dict(), "n_features": len(_local(sae.W_dec))})
     with torch.device("meta"):
-        part = Part(config)
+        part = Part(copy.deepcopy(sae.config))
     part.mesh = mesh
-    return part.train()
+    part.train()
+    return part
 
 
 class _PartOfSAE(SAE):
@@ -163,10 +181,10 @@ class _PartOfSAE(SAE):
     mesh: DeviceMesh
 
     def training_selection(self) -> Selection:
-        return self.strongest(self.config.k)  # type: ignore[attr-defined]
+        return of_all(super().training_selection(), self.mesh)
 
     def strongest(self, k: int) -> Selection:
-        return _TopKOfAll(k, self.mesh)
+        return of_all(super().strongest(k), self.mesh)
 
     def offset(self, scaled: Tensor) -> Tensor:
         """This process's share of what is added once."""
@@ -176,36 +194,19 @@ class _PartOfSAE(SAE):
         parts = DTensor.from_local(written, self.mesh, [Partial()])
         return parts.redistribute(placements=[Replicate()]).to_local(grad_placements=[Replicate()])
 
+    def own_blocks(self, sizes: list[int]) -> list[int]:
+        own = self.config.n_features // self.mesh.size()
+        first = own * self.mesh.get_local_rank()
+        ends = [min(max(end - first, 0), own) for end in accumulate(sizes)]
+        return [end - start for start, end in pairwise([0, *ends])]
 
-@dataclass(frozen=True)
-class _TopKOfAll:
-    """The k largest pre-activations of every token over the features of all processes, of which it keeps its own."""
 
-    k: int
-    mesh: DeviceMesh
+class _Reconstruction(nn.Module):
+    """`scaled_reconstruction` as a module's call, which can be given tensors."""
 
-    def load(self, look: Callable[[], Tensor]) -> float:
-        return self.k
+    def __init__(self, part: SAE):
+        super().__init__()
+        self.part = part
 
-    def mask(self, pre: Tensor) -> Tensor:
-        candidates, features = pre.topk(min(self.k, pre.shape[1]), dim=-1)
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, features, self._are_kept(candidates))
-
-    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        own = min(self.k, n_features)
-        pattern, candidates = TopK(own).select(chunks, n_features)
-        kept = self._are_kept(candidates.view(-1, own))
-        return SparsePattern(pattern.features[kept.flatten()], kept.sum(1), n_features), candidates[kept.flatten()]
-
-    def _are_kept(self, candidates: Tensor) -> Tensor:
-        """(N, k) bool: which of this process's candidates are among the k largest of all processes'.
-
-        Args:
-            candidates: (N, k), or fewer where this process has no more features to offer.
-        """
-        own = candidates.shape[1]
-        padded = F.pad(candidates, (0, self.k - own), value=-torch.inf)
-        everyone = DTensor.from_local(padded, self.mesh, [Shard(1)]).full_tensor()
-        kept = torch.zeros_like(everyone, dtype=torch.bool)
-        kept.scatter_(-1, everyone.topk(self.k, dim=-1, sorted=False).indices, True)
-        return kept.chunk(self.mesh.size(), dim=-1)[self.mesh.get_local_rank()][:, :own]
+    def forward(self, scaled: Tensor) -> Tensor:
+        return self.part.scaled_reconstruction(scaled)

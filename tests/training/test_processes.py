@@ -40,15 +40,18 @@ LAUNCHERS = {
 }
 
 
-def ended(launcher: str, folder: Path, *cases: str, on_gpus: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *LAUNCHERS[launcher], "-m", "tests.training.two_processes", str(folder), *cases]
+def ended(
+    launcher: str, folder: Path, *cases: str, on_gpus: bool = False, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    launching = [str(processes) if part == "2" else part for part in LAUNCHERS[launcher]]
+    command = [sys.executable, *launching, "-m", "tests.training.two_processes", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     environment |= {ON_GPUS: "1"} if on_gpus else {}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
 
 
-def launch(launcher: str, folder: Path, *cases: str, on_gpus: bool = False) -> Path:
-    done = ended(launcher, folder, *cases, on_gpus=on_gpus)
+def launch(launcher: str, folder: Path, *cases: str, on_gpus: bool = False, processes: int = 2) -> Path:
+    done = ended(launcher, folder, *cases, on_gpus=on_gpus, processes=processes)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -3,34 +3,39 @@
 import pytest
 import torch
 
-from hfsae import SAE, BatchTopKSAEConfig, TopKSAEConfig
-from hfsae.training.sharding import placed_like, refuse_unfit, whole
-from tests.training.tiny import trainer
+from hfsae import SAE, StandardSAE, TopKSAEConfig
+from hfsae.training.sharding import placed_like, refuse_unfit, rows_of_own, whole
+from tests.training.tiny import ARCHITECTURES, make_sae, trainer
 
 
 @pytest.mark.parametrize(
-    "config, revival, why",
+    "config, why",
     [
-        (BatchTopKSAEConfig(d_in=4, n_features=16, k=2), "auto", "not batch_topk"),
-        (TopKSAEConfig(d_in=4, n_features=16, k=2, multi_topk=True), "auto", "multi_topk"),
-        (TopKSAEConfig(d_in=4, n_features=16, k=2, activation="groupmax"), "auto", "groupmax"),
-        (TopKSAEConfig(d_in=4, n_features=15, k=2), "auto", "15 on 2 processes"),
-        (TopKSAEConfig(d_in=4, n_features=16, k=9), "auto", "k=9 candidates"),
-        (TopKSAEConfig(d_in=4, n_features=16, k=2), "resample", "auxk"),
+        (TopKSAEConfig(d_in=4, n_features=16, k=1, activation="groupmax"), "k=1 on 2 processes"),
+        (TopKSAEConfig(d_in=4, n_features=15, k=2), "15 on 2 processes"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_with_the_reason(config, revival, why):
+def test_what_cannot_be_cut_is_refused_with_the_reason(config, why):
     with pytest.raises(ValueError, match=why):
-        refuse_unfit(SAE.from_config(config), revival, processes=2)
+        refuse_unfit(SAE.from_config(config), processes=2)
 
 
-def test_a_topk_sae_can_be_cut():
-    refuse_unfit(SAE.from_config(TopKSAEConfig(d_in=4, n_features=16, k=8)), "auto", processes=2)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_can_be_cut(architecture):
+    refuse_unfit(make_sae(architecture), processes=2)
 
 
-def test_the_trainer_refuses_before_the_first_step(tmp_path):
-    with pytest.raises(ValueError, match="not jumprelu"):
-        trainer(tmp_path, architecture="jumprelu", sae_placement="shard").train()
+def test_an_architecture_that_says_nothing_of_it_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(StandardSAE, "can_be_sharded", SAE.can_be_sharded)
+    with pytest.raises(ValueError, match="how to cut standard"):
+        trainer(tmp_path, architecture="standard", sae_placement="shard").train()
+
+
+def test_a_rule_that_nobody_knows_how_to_share_is_refused(monkeypatch):
+    sae = make_sae("standard")
+    monkeypatch.setattr(StandardSAE, "selection", lambda self: object())
+    with pytest.raises(ValueError, match="how to cut standard"):
+        refuse_unfit(sae, processes=2)
 
 
 def test_on_one_process_it_is_the_ordinary_run(tmp_path):
@@ -44,3 +49,8 @@ def test_on_one_process_it_is_the_ordinary_run(tmp_path):
 def test_a_tensor_that_is_not_cut_is_left_as_it_is():
     tensor = torch.arange(3.0)
     assert whole(tensor) is tensor and placed_like(tensor, torch.zeros(5)).equal(tensor)
+
+
+def test_of_a_tensor_that_is_not_cut_all_rows_are_here():
+    mine, place = rows_of_own(torch.zeros(5, 2), torch.tensor([4, 1]))
+    assert mine.all() and place.tolist() == [4, 1]

@@ -1,4 +1,4 @@
-"""Runs of two processes: what they train, and the script that each process executes.
+"""Runs of several processes: what they train, and the script that each process executes.
 
 torchrun --nproc_per_node 2 -m tests.training.two_processes FOLDER CASE...
 """
@@ -89,17 +89,44 @@ def spread_over_text(folder: Path) -> TrainOutput:
     return train_text(folder, {"saes": saes}, sae_placement="spread")
 
 
-def train_wide(folder: Path, processes: int, **options: str) -> TrainOutput:
+# Every architecture and what changes its loss or its selection: its name, its own options, those of its training.
+CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "topk": ("topk", {}, {}),
+    "groupmax": ("topk", {"activation": "groupmax"}, {}),
+    "multi_topk": ("topk", {"multi_topk": True}, {}),
+    "batch_topk": ("batch_topk", {}, {}),
+    "matryoshka": ("matryoshka", {"prefix_sizes": [10, 30, 40, 100, 160]}, {}),
+    "jumprelu": ("jumprelu", {"pre_act_coefficient": 0.01}, {}),
+    "quadratic": ("jumprelu", {"sparsity": "l0_quadratic"}, {"sparsity_coefficient": None, "target_l0": 6}),
+    "standard": ("standard", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
+    "gated": ("gated", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
+}
+
+
+def train_cut(folder: Path, case: str, processes: int, **more: Any) -> TrainOutput:
+    """As `train_wide`, an SAE of any architecture."""
+    architecture, own, options = CUT[case]
+    return train_wide(folder, processes, make_sae(architecture, n_features=160, **own), **options, **more)
+
+
+def as_dealt(rows: torch.Tensor, processes: int) -> torch.Tensor:
+    """Rows so that one process has in each batch the order in which several put their shares together."""
+    batch = ROWS // 2
+    whole = len(rows) // batch * batch
+    return rows[:whole].view(-1, batch // processes, processes, rows.shape[1]).transpose(1, 2).reshape(whole, -1)
+
+
+def train_wide(folder: Path, processes: int, sae: SAE | None = None, **options: Any) -> TrainOutput:
     """As `train_alike`, an SAE in which features die and the gradient is clipped, in two batches a step."""
-    sae = make_sae("topk", n_features=160)
+    sae = sae or make_sae("topk", n_features=160)
     with torch.no_grad():  # dead from the start, in the first process alone, and more than auxk asks for
         sae.encoder.bias[:70] -= 100
     revival = {"revival": "auxk", "dead_feature_window": ROWS, "gradient_accumulation_steps": 2}
     more = {**revival, "max_grad_norm": 0.1, "train_batch_tokens": ROWS // processes // 2, "save_steps": 10}
-    return train_alike(folder, sae, processes, **more, **options)
+    return train_alike(folder, sae, processes, **{**more, **options})
 
 
-def train_transcoder(folder: Path, processes: int, **options: str) -> TrainOutput:
+def train_transcoder(folder: Path, processes: int, **options: Any) -> TrainOutput:
     """As `train_alike`, an SAE that writes what stands beside the rows that it reads."""
     rows = sparse_rows(2000)
     beside = torch.relu(rows @ torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
@@ -113,9 +140,16 @@ def shard_over_text(folder: Path) -> TrainOutput:
     return train_text(folder, sae_placement="shard")
 
 
-def shard_in_two_parts(folder: Path) -> TrainOutput:
+def shard_in_two_parts(folder: Path, **options: str) -> TrainOutput:
     """As `train_in_two_parts`, of an SAE whose features lie in both processes."""
-    return train_in_two_parts(folder, sae_placement="shard")
+    return train_in_two_parts(folder, sae_placement="shard", **options)
+
+
+SKIPPING = {"architecture": "jumprelu", "architecture_options": {"skip": True}}
+"""A transcoder with what no feature has."""
+
+BUDGET = {"architecture": "batch_topk", "k": 2, "training_tokens": 40 * ROWS}
+"""A run whose features are chosen batch by batch."""
 
 
 def spread_in_two_parts(folder: Path) -> TrainOutput:
@@ -131,14 +165,14 @@ def go_on_with_more(folder: Path, stop: int = HALF, **options: Any) -> TrainOutp
 
 def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
     """A run of which the last process alone gets a signal, in its third step."""
-    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    last = int(os.environ["RANK"]) == world() - 1
     told = At(3, lambda **_: os.kill(os.getpid(), signal.SIGTERM) if last else None)
     return trainer(folder, callbacks=[told], training_tokens=100 * 64).train()
 
 
 def train_until_one_dies(folder: Path) -> TrainOutput:
     """A run whose last process is killed in its sixth step, after the checkpoint of the fourth."""
-    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    last = int(os.environ["RANK"]) == world() - 1
     killed = At(6, lambda **_: os.kill(os.getpid(), signal.SIGKILL) if last else None)
     return trainer(folder, callbacks=[killed], save_steps=4, training_tokens=20 * 64).train()
 
@@ -173,6 +207,16 @@ CASES = {
     "begun-alone": lambda folder: go_on_with_more(folder),
 }
 
+# In as many processes as there are.
+SHARDED = {
+    **{
+        f"cut-{name}": lambda folder, name=name: train_cut(folder, name, world(), sae_placement="shard")
+        for name in CUT
+    },
+    "cut-transcoder": lambda folder: train_transcoder(folder, world(), sae_placement="shard", **SKIPPING),
+    "cut-in-two-parts": lambda folder: shard_in_two_parts(folder, **BUDGET),
+}
+
 # Of which each process ends with SAEs of its own.
 SPREAD = {
     "several-spread": lambda folder: train_several_alike(folder, 2, sae_placement="spread"),
@@ -188,6 +232,11 @@ BROKEN = {
 }
 
 
+def world() -> int:
+    """The number of processes."""
+    return int(os.environ["WORLD_SIZE"])
+
+
 def digest(sae: SAE) -> str:
     """Of every tensor of an SAE."""
     content = hashlib.sha256()
@@ -201,7 +250,7 @@ def main(folder: str, *cases: str) -> None:
     torch.set_num_threads(1)
     atexit.register(write_down_what_is_left, folder)  # last of all: what is registered later runs before
     for case in cases:
-        output = {**CASES, **SPREAD, **BROKEN}[case](Path(folder, case))
+        output = {**CASES, **SPREAD, **SHARDED, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
