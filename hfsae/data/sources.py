@@ -5,13 +5,13 @@ hook point belonging to the same token.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hfsae.data.blocks import TokenBatch, TokenBlocks
+from hfsae.data.narrow import LowPrecision
 from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
@@ -66,7 +66,8 @@ class LMActivations:
         hook_points: Where to read, as `capture` takes it; the names are the keys of the chunks.
         dtype: What the rows are cast to.
         prefetch: How many batches of tokens to prepare ahead; 0 makes each one when it is needed, without a thread.
-        autocast_dtype: Run the model under autocast to this dtype.
+        autocast_dtype: Run the model under autocast to this dtype; a float32 model on a CPU with weights in it too
+            (`hfsae.data.narrow`), which takes copies of them.
 
     Raises:
         HookPointError: If the model lacks a hook point.
@@ -106,7 +107,7 @@ class LMActivations:
         self._model = model.eval()
         self._device = input_device(model)
         self._dtype = dtype
-        self._autocast_dtype = autocast_dtype
+        self._precision = LowPrecision(model, self._hook_points.values(), autocast_dtype)
         self._prefetcher = Prefetcher(blocks, prefetch) if prefetch else None
         self._batches = blocks if self._prefetcher is None else self._prefetcher
         self._late_check = _LateCheck()
@@ -115,6 +116,11 @@ class LMActivations:
     def widths(self) -> dict[str, int]:
         """The size of the activations at each hook point."""
         return self._widths
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the model's products are made in."""
+        return self._precision.dtype
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
@@ -134,9 +140,8 @@ class LMActivations:
         # Of a mask that masks nothing the model would ask the device whether it does, and wait for the answer.
         if not batch.attention_mask.all():
             inputs["attention_mask"] = _send(batch.attention_mask, self._device)
-        autocast = torch.autocast(self._device.type, self._autocast_dtype) if self._autocast_dtype else nullcontext()
         with capture(self._model, list(self._hook_points.values())) as activations:
-            with torch.inference_mode(), autocast, fused_gelu(self._model):
+            with self._precision.entered(), torch.inference_mode(), fused_gelu(self._model):
                 activations.run(**inputs)
             # Found on the CPU: a boolean mask on an accelerator would wait for the model to count its rows.
             kept = batch.keep.flatten().nonzero().squeeze(1)
@@ -155,7 +160,8 @@ class LMActivations:
         self._batches.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the thread that tokenises."""
+        """Ends the thread that tokenises, and frees what a pass in low precision needs."""
+        self._precision.close()
         if self._prefetcher is not None:
             self._prefetcher.close()
 

@@ -1,5 +1,6 @@
 """Activations in random order: windows of rows, each filled, shuffled and given out whole."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,7 @@ class ActivationStream:
         source: Where rows come from; the stream takes it over.
         batch_tokens: Rows in a batch.
         window_tokens: Rows in a window, rounded down to whole batches and at least one.
+        total_batches: How many batches there will be; no row is read for others. None: as many as the source gives.
         seed: The seed of the permutations, 0 or more.
         rank: This process, which shuffles in its own way.
         dtype: What the window holds.
@@ -77,6 +79,7 @@ class ActivationStream:
         *,
         batch_tokens: int,
         window_tokens: int,
+        total_batches: int | None = None,
         seed: int = 0,
         rank: int = 0,
         dtype: torch.dtype = torch.bfloat16,
@@ -86,7 +89,8 @@ class ActivationStream:
     ) -> None:
         if batch_tokens < 1 or seed < 0:
             raise ValueError(f"batch_tokens {batch_tokens} and seed {seed}: expected at least 1 and 0")
-        self.window_tokens = _whole_batches(window_tokens, batch_tokens)
+        self._total_rows = math.inf if total_batches is None else total_batches * batch_tokens
+        self.window_tokens = _whole_batches(int(min(window_tokens, self._total_rows)), batch_tokens)
         self._source = source
         self._batch_tokens = batch_tokens
         self._seed = seed
@@ -128,9 +132,10 @@ class ActivationStream:
             self._begin_window(self._window + 1, self._rows.state_dict())
 
     def _fill(self) -> int:
-        """Copies rows into the window; gives how many, in whole batches, fewer than planned if the source ends."""
+        """Copies rows into the window; gives how many, in whole batches, fewer where the source or the run ends."""
+        planned = min(self.window_tokens, self._total_rows - self._window * self.window_tokens)
         filled = 0
-        while filled < self.window_tokens and (chunk := self._rows.take(self.window_tokens - filled)):
+        while filled < planned and (chunk := self._rows.take(int(planned - filled))):
             end = filled + len(next(iter(chunk.values())))
             for name, rows in chunk.items():
                 self._buffers[name][filled:end].copy_(rows)

@@ -38,6 +38,7 @@ _TRAINING = {
     "dataset": "text",
     "split": "split",
     "dataset_digest": "digest of the text",
+    "model_precision": "language model's precision",
     "n_tokens": "tokens",
     "steps": "optimiser steps",
     "batch_tokens": "tokens per step",

@@ -26,12 +26,14 @@ class BaseModel:
         tokenizer: Its tokenizer.
         origin: Where it comes from; None for an object that came without a name.
         stays: Whether it lies where a device map put it, and is not moved.
+        read_in: What its products are made in while training text is read; None where none is.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     origin: Origin | None
     stays: bool = False
+    read_in: torch.dtype | None = None
 
 
 def open_base_model(

@@ -1,5 +1,6 @@
 """What a run reads: blocks of its text, and the stream of shuffled activations."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from hfsae.data import (
     TokenBlocks,
     default_window_tokens,
 )
+from hfsae.data.narrow import LowPrecision
 from hfsae.data.sources import check_finite
 from hfsae.data.stored import as_rows
 from hfsae.evaluation.calibration import read_rows
@@ -31,6 +33,8 @@ from hfsae.hooks import HookPoint, inner_model, resolve_hook_points
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
 from hfsae.training.texts import Texts
+
+logger = logging.getLogger(__name__)
 
 # The key of activations that a user brings without naming hook points.
 OWN_ACTIVATIONS = "activations"
@@ -98,14 +102,23 @@ def _resolved(model: PreTrainedModel, names: str) -> list[HookPoint]:
 
 def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:
     """Activations of the language model at every place, in one pass."""
-    return LMActivations(
+    source = LMActivations(
         base.model,
         blocks,
         places,
         dtype=getattr(torch, args.activation_dtype),
         prefetch=args.prefetch_batches,
-        autocast_dtype=torch.bfloat16 if _runs_in_bfloat16(args, base.model) else None,
+        autocast_dtype=_narrow_dtype(args, base.model),
     )
+    base.read_in = source.precision
+    if base.read_in != base.model.dtype:
+        read, measured = (str(dtype).removeprefix("torch.") for dtype in (base.read_in, base.model.dtype))
+        logger.info("the language model reads training text in %s; what is measured of it is in %s.", read, measured)
+    return source
+
+
+def _narrow_dtype(args: SAETrainingArguments, model: PreTrainedModel) -> torch.dtype | None:
+    return torch.bfloat16 if _runs_in_bfloat16(args, model) else None
 
 
 def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> bool:
@@ -124,11 +137,19 @@ def _has_units(device: torch.device) -> bool:
 
 
 def calibration_rows(
-    args: SAETrainingArguments, base: BaseModel, texts: Texts, places: Iterable[str], *, of_first_process: bool = False
+    args: SAETrainingArguments,
+    base: BaseModel,
+    texts: Texts,
+    places: Iterable[str],
+    *,
+    of_first_process: bool = False,
+    exact: bool = True,
 ) -> dict[str, Tensor]:
     """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each.
 
-    With `of_first_process` every process calls this and all get what the first one read, to the bit.
+    With `of_first_process` every process calls this and all get what the first one read, to the bit. Where they need
+    not be `exact`, they are read as training text is: what is measured needs the model's own precision, thresholds do
+    not.
     """
     with all_or_none(of_first_process):
         blocks = token_blocks(args, texts.calibration, base, repeat=False)
@@ -136,7 +157,9 @@ def calibration_rows(
     if process()[0] == 0:
         say_shortfall(batches, args.tokens_for_calibration, "calibration")
     points = {place: HookPoint.parse(place) for place in dict.fromkeys(places)}  # in the same order everywhere
-    rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
+    narrow = LowPrecision(base.model, points.values(), None if exact else _narrow_dtype(args, base.model))
+    with narrow.entered():
+        rows = read_rows(base.model, batches, points.values(), of_first_process=of_first_process)
     return {name: rows[point] for name, point in points.items()}
 
 
@@ -193,20 +216,27 @@ def _columns(activations: Any) -> dict[str, str]:
     return {OWN_ACTIVATIONS: names[0]} if len(names) == 1 else {name: name for name in names}
 
 
+def total_batches(args: SAETrainingArguments, processes: int) -> int:
+    """How many batches each of so many processes takes from its stream in a run."""
+    return args.total_steps_on(processes) * args.gradient_accumulation_steps
+
+
 def window_tokens(args: SAETrainingArguments, processes: int) -> int:
-    """Tokens in a window of a run on so many processes; 0 where nothing is shuffled."""
+    """Tokens in a window of a run on so many processes, no more than the run has; 0 where nothing is shuffled."""
     if args.shuffle_window_tokens is not None:
-        return args.shuffle_window_tokens
+        return min(args.shuffle_window_tokens, total_batches(args, processes) * args.train_batch_tokens)
     return default_window_tokens(args.training_tokens // processes, args.train_batch_tokens)
 
 
 def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Accelerator) -> ActivationStream:
     """The shuffled stream of a run over any source."""
-    window = window_tokens(args, accelerator.num_processes)
+    processes = accelerator.num_processes
+    window = window_tokens(args, processes)
     return ActivationStream(
         source,
         batch_tokens=args.train_batch_tokens,
         window_tokens=window or args.train_batch_tokens,
+        total_batches=total_batches(args, processes),
         seed=args.seed,
         rank=accelerator.process_index,
         dtype=getattr(torch, args.activation_dtype),

@@ -99,7 +99,8 @@ def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
         places = [run.places[name] for name, needed in calibrated.items() if needed]
     if not places:
         return {}
-    return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several)
+    exact = bool(run.args.eval_tokens)
+    return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several, exact=exact)
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -145,6 +146,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "split": args.dataset_split if run.base is not None else None,
         "special_tokens": _special_tokens(run),
         "dataset_digest": run.texts.digest if run.texts is not None else None,
+        "model_precision": _read_in(run),
         "n_tokens": tokens,
         "steps": state.global_step,
         "batch_tokens": run.tokens_per_step,
@@ -160,6 +162,12 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "hardware": _hardware(run),
         "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
     }
+
+
+def _read_in(run: Run) -> str | None:
+    """What the language model's products were made in while it read what was trained on."""
+    read_in = run.base.read_in if run.base is not None else None
+    return None if read_in is None else str(read_in).removeprefix("torch.")
 
 
 def _special_tokens(run: Run) -> list[list[int]] | None:

@@ -80,6 +80,20 @@ def test_without_shuffling_rows_keep_their_order(shape, rows):
     assert given_out == [row % rows for row in range(10 * shape["batch_tokens"])]
 
 
+@given(shapes, st.integers(1, 30), st.integers(0, 12))
+def test_no_row_is_read_that_the_run_has_no_batch_for(shape, batches, before):
+    source = TensorActivations(numbered(60), chunk_rows=1)
+    stream = ActivationStream(source, total_batches=batches, **{k: v for k, v in shape.items() if k != "chunk_rows"})
+    given_out = numbers(stream)
+    wanted = batches * shape["batch_tokens"]
+    assert stream.window_tokens <= wanted
+    assert sorted(given_out) == sorted(row % 60 for row in range(wanted))
+    assert numbers([next(source)]) == [wanted % 60]  # where the source stands
+    whole = make_stream(60, **shape)
+    first = min(before, batches) // (whole.window_tokens // shape["batch_tokens"]) * whole.window_tokens
+    assert given_out[:first] == numbers(islice(whole, first // shape["batch_tokens"]))  # as in a longer run
+
+
 def test_order_depends_on_window_seed_and_rank_and_on_nothing_else():
     def order(window=0, **options):
         # Every window holds the same rows.

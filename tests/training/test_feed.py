@@ -47,6 +47,20 @@ def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_
     assert feed._runs_in_bfloat16(arguments("unused", **options), model) is bool(options.get("bf16"))
 
 
+def test_what_training_text_is_read_in_is_known_and_said_where_it_is_not_the_models_own(monkeypatch, caplog):
+    for has_units, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(feed, "has_bfloat16_units", lambda has_units=has_units: has_units)
+        args, opened = arguments("unused"), base()
+        caplog.clear()
+        with caplog.at_level("INFO", "hfsae"):
+            blocks = feed.training_blocks(args, text(), opened, Accelerator(cpu=True))
+            source = feed.model_source(args, opened, blocks, ["resid_post.1"])
+        assert opened.read_in == source.precision == expected
+        assert opened.model.dtype == torch.float32
+        assert ("in bfloat16; what is measured of it is in float32" in caplog.text) is has_units
+        source.close()
+
+
 @pytest.mark.parametrize(
     ("written", "places"),
     [
@@ -159,3 +173,18 @@ def test_a_lookahead_beyond_the_end_gives_what_there_is():
     source = TensorActivations(torch.arange(70.0).view(-1, 1), repeat=False)
     ending = feed.Lookahead(feed.make_stream(arguments("unused"), source, Accelerator(cpu=True)))
     assert len(ending.peek(5)) == 2 and len(list(ending)) == 2
+
+
+# -- the stream -------------------------------------------------------------------------------------------------------
+def test_a_window_is_no_larger_than_the_run():
+    args = arguments("unused", steps=3, gradient_accumulation_steps=2, shuffle_window_tokens=10_000)
+    assert feed.window_tokens(args, 1) == 3 * 2 * 32
+    assert feed.window_tokens(arguments("unused", steps=3, shuffle_window_tokens=64), 1) == 64
+
+
+def test_the_stream_ends_with_the_run_and_has_read_no_further():
+    args = arguments("unused", steps=5, shuffle_window_tokens=64)
+    source = TensorActivations(sparse_rows(1000), chunk_rows=1)
+    batches = list(feed.make_stream(args, source, Accelerator(cpu=True)))
+    assert len(batches) == 5
+    assert torch.equal(next(source)["activations"], sparse_rows(1000)[5 * 32 : 5 * 32 + 1])

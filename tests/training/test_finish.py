@@ -8,8 +8,10 @@ import torch
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.data.encoding import as_ranges, special_token_ids
+from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.sections import display_name
+from hfsae.training import feed
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import BATCH, At, sparse_rows, text, trainer
 
@@ -32,6 +34,37 @@ def test_the_config_says_how_the_sae_was_trained(tmp_path):
     assert (training["steps"], training["n_tokens"], training["batch_tokens"]) == (3, 6 * BATCH, 2 * BATCH)
     assert training["seed"] == training["arguments"]["seed"] == 5 and training["dataset"] == "mine"
     assert training["seconds"] >= 0 and {"hfsae", "torch", "python"} <= training["versions"].keys()
+
+
+@pytest.mark.parametrize(("options", "read_in"), [({}, "bfloat16"), ({"model_dtype": "float32"}, "float32")])
+def test_config_and_card_say_in_what_precision_text_was_read_and_in_what_it_was_measured(
+    tmp_path, monkeypatch, options, read_in
+):
+    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: True)
+    trainer(tmp_path, eval_tokens=100, **options).train()
+    config = SAE.from_pretrained(tmp_path).config
+    assert config.training["model_precision"] == read_in
+    assert config.metrics["protocol"]["dtype"] == "float32"
+    card = (tmp_path / "README.md").read_text()
+    assert f"language model's precision | {read_in} |" in card and "precision | float32 |" in card
+
+
+@pytest.mark.parametrize("eval_tokens", [0, 100])
+def test_thresholds_are_calibrated_on_what_training_reads_unless_it_serves_an_evaluation_too(
+    tmp_path, monkeypatch, eval_tokens
+):
+    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: True)
+    model, seen = language_model(), []
+    before_last = trainer(tmp_path, inputs={"model": model}, eval_tokens=eval_tokens, **CALIBRATED)
+    monkeypatch.setattr(
+        feed,
+        "read_rows",
+        lambda model, *args, **kwargs: (
+            seen.append(model.transformer.wte.weight.dtype) or read_rows(model, *args, **kwargs)
+        ),
+    )
+    before_last.train()
+    assert seen == [torch.float32 if eval_tokens else torch.bfloat16]
 
 
 def test_the_config_says_which_tokens_were_taken_for_special(tmp_path):

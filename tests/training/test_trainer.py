@@ -265,7 +265,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 # -- numbers that are none --------------------------------------------------------------------------------------------
 def test_activations_that_stop_being_numbers_end_the_run_with_the_place_and_the_step(tmp_path):
     model = language_model()
-    spoil = At(4, lambda **_: model.transformer.h[0].mlp.c_fc.weight.data.fill_(torch.nan))
+    spoil = At(4, lambda **_: model.transformer.h[0].mlp.c_fc.weight.detach().fill_(torch.nan))
     message = rf"step 4: NaN or infinity at {RESIDUAL}.*The last good checkpoint is .*checkpoint-4"
     with pytest.raises(NonFiniteActivationsError, match=message):
         trainer(tmp_path, inputs={"model": model}, callbacks=[spoil], save_steps=2).train()
