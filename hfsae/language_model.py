@@ -19,6 +19,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.folders import in_full
 from hfsae.model_kwargs import recorded, trusted
 from hfsae.places import must_be_local
+from hfsae.progress import quietly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -207,9 +208,10 @@ def load(origin: Origin, **kwargs: Any) -> PreTrainedModel:
         FileNotFoundError, ImportError, OSError, ValueError: As `load_base_model`.
     """
     origin = replace(origin, kwargs={**origin.kwargs, **kwargs})
-    model = _from(origin, _load_base)
-    if origin.adapter is not None:
-        model = _with_adapter(model, origin)
+    with quietly():
+        model = _from(origin, _load_base)
+        if origin.adapter is not None:
+            model = _with_adapter(model, origin)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
+from hfsae.progress import quietly
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -63,7 +64,7 @@ def load_sae(
     for path in _weights_files(source, kwargs) if os.path.isdir(source) else ():
         check_sum(path.parent, path.name)
     try:
-        with naming(f"the config of {source}", (AttributeError, KeyError, IndexError, OverflowError)):
+        with quietly(), naming(f"the config of {source}", (AttributeError, KeyError, IndexError, OverflowError)):
             sae, info = inherited.from_pretrained(source, config=config, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         raise _damaged(_weights_files(source, kwargs), error) from error

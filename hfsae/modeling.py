@@ -32,6 +32,7 @@ from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.progress import quietly
 from hfsae.storage import seal
 
 _LAYER_NORM_EPS = 1e-5
@@ -570,7 +571,8 @@ class SAE(Doors, PreTrainedModel):
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
-        super().save_pretrained(save_directory, **kwargs)
+        with quietly():
+            super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             seal(save_directory)
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from hfsae.configuration import SAEConfig
 
 # What a folder is called while its files are being written.
@@ -40,15 +38,3 @@ def write_config(config: SAEConfig, folder: Path) -> None:
     """Writes `config.json`, whole or not at all."""
     with files_at_once(folder) as beside:
         config.save_pretrained(beside)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without transformers' progress bars, which would tear a run's own apart."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import groupby
 
 import pytest
 
@@ -75,6 +77,13 @@ def test_train_saves_an_sae_and_prints_what_was_measured(place, capsys):
     sae = SAE.from_pretrained(folder)
     assert status == 0 and sae.config.k == 3 and sae.config.training["steps"] == 3
     assert "L0" in out and f"{sae.config.metrics['l0']:.3g}" in out
+
+
+def test_one_progress_bar_follows_the_other_and_no_library_shows_its_own(place, tmp_path, capfd):
+    command = ["train", str(place / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    assert main(command) == 0
+    drawn = [part.split(":")[0] for part in re.split(r"[\r\n]", capfd.readouterr().err) if "%|" in part]
+    assert [name for name, _ in groupby(drawn)] == ["training", "evaluating"]
 
 
 def test_eval_measures_the_same_again_from_the_folder_alone(trained, capsys):

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from transformers.utils import logging as transformers_logging
 
 from hfsae import TopKSAEConfig
-from hfsae.saving import files_at_once, quietly, write_config, write_json
+from hfsae.saving import files_at_once, write_config, write_json
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -33,10 +32,3 @@ def test_files_replace_those_of_the_same_name_together_or_not_at_all(tmp_path):
 def test_a_config_is_written_where_transformers_reads_it(tmp_path):
     write_config(TopKSAEConfig(d_in=4, n_features=8, k=2), tmp_path)
     assert TopKSAEConfig.from_pretrained(tmp_path).n_features == 8
-
-
-def test_progress_bars_come_back_after_a_quiet_part():
-    before = transformers_logging.is_progress_bar_enabled()
-    with quietly():
-        assert not transformers_logging.is_progress_bar_enabled()
-    assert transformers_logging.is_progress_bar_enabled() == before

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as distributed
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hfsae.analysis.collection import FeatureCollection, new_leaders
@@ -20,6 +19,7 @@ from hfsae.analysis.records import About, Example, Examples, Statistics
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.modeling import SAE
+from hfsae.progress import token_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,7 +113,7 @@ def collect_features(
     sums = _Sums(sae.config.n_features, chosen, n_bins)
     examples = _ExampleKeeper(len(chosen), n_top, n_sample, before, after, n_partners, seed)
     limit = -(-max_tokens // world_size)
-    with tqdm(total=limit, unit="tok", desc="collecting features", disable=disable_tqdm) as bar:
+    with token_bar("collecting features", limit, disable=disable_tqdm) as bar:
         for batch in pieces.batches(documents, text_column=text_column, rank=rank, world_size=world_size):
             firings = reader.read(batch.tokens)
             sums.add(batch, firings)

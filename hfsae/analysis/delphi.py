@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hfsae.analysis.pieces import Documents, as_dataset
@@ -22,6 +21,7 @@ from hfsae.attach import hook_points_of
 from hfsae.data import TokenBlocks
 from hfsae.evaluation.text import reading_of
 from hfsae.modeling import SAE
+from hfsae.progress import token_bar
 from hfsae.saving import files_at_once, write_json
 from hfsae.storage import write_tensors
 
@@ -98,7 +98,7 @@ def export_delphi(
     locations: list[Tensor] = []
     activations: list[Tensor] = []
     n_rows, wanted = 0, max_tokens // length
-    with tqdm(total=max_tokens, unit="tok", desc="reading for delphi", disable=disable_tqdm) as bar:
+    with token_bar("reading for delphi", max_tokens, disable=disable_tqdm) as bar:
         for batch in blocks:
             whole = min(int((batch.attention_mask.sum(1) == length).sum()), wanted - n_rows)
             if not whole:

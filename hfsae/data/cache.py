@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hfsae.data.sources import RowSource, check_finite
 from hfsae.data.stored import StoredRows
 from hfsae.data.stream import ChunkRows
 from hfsae.in_use import in_use
+from hfsae.progress import token_bar
 from hfsae.storage import (
     SUMS,
     DamagedFileError,
@@ -226,7 +226,7 @@ def _write_shards(source: RowSource, folder: Path, description: CacheDescription
         with open_tensors(folder / list(shards)[first - 1]) as last_whole:
             reader.load_state_dict(json.loads(last_whole.metadata()[_NEXT]))
     done = sum(list(shards.values())[:first])
-    with tqdm(total=description.rows, initial=done, unit="token", unit_scale=True, disable=disable_tqdm) as bar:
+    with token_bar("writing activations", description.rows, done=done, disable=disable_tqdm) as bar:
         for name, rows in list(shards.items())[first:]:
             tensors = _gather(reader, description, rows, bar)
             _write_file(folder, name, tensors_as_bytes(tensors, {_NEXT: json.dumps(reader.state_dict())}))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
+from hfsae.progress import quietly
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
@@ -91,9 +93,9 @@ class LocalText(NamedTuple):
             options |= {"sample_by": "line", "keep_linebreaks": True}
         elif sample_by is not None:
             options["sample_by"] = sample_by
-        with self._broken_files_named():
+        with quietly(), self._broken_files_named():
             dataset = load_dataset(self.source, **options)
-        return dataset.map(_gather_passages, batched=True, batch_size=1000) if passages else dataset
+            return dataset.map(_gather_passages, batched=True, batch_size=1000) if passages else dataset
 
     @contextmanager
     def _broken_files_named(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from hfsae.data.contents import Contents, contents_of
+from hfsae.progress import quietly
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -92,11 +93,13 @@ def _part(
     few = _few_documents(dataset, contents.column, bounds)
     if few is None:
         start, end = bounds[part]
-        return dataset.filter(partial(_is_between, start=start, end=end), input_columns=[contents.column])
+        with quietly():
+            return dataset.filter(partial(_is_between, start=start, end=end), input_columns=[contents.column])
     if len(few) >= _LEAST_DEALT_WHOLE or (contents.kind == "chat" and len(few) >= len(names)):
         chosen = _dealt(few, {name: end - start for name, (start, end) in bounds.items()})[part]
         logger.info("%d documents are few: %d of them are the part for %s", len(few), len(chosen), part)
-        return dataset.filter(partial(_is_one_of, chosen=chosen), input_columns=[contents.column])
+        with quietly():
+            return dataset.filter(partial(_is_one_of, chosen=chosen), input_columns=[contents.column])
     if not few or contents.kind == "chat":
         what = f"{len(few)} conversations" if few else "no text at all"
         raise ValueError(f"{what} cannot be split into {', '.join(names)}: give more text, or text for each of them.")
@@ -160,7 +163,8 @@ def _cut(dataset: Any, contents: Contents, start: float, end: float, part: str) 
     """
     options: dict[str, Any] = {} if dataset.features is None else {"features": dataset.features}
     section = partial(_section, columns=contents.columns, start=start, end=end)
-    cut = dataset.map(section, **options)
+    with quietly():
+        cut = dataset.map(section, **options)
     if not any(_has_content(document) for document in _documents(cut, contents.column)):
         raise ValueError(
             f"the documents are too few and too short to keep a share of {end - start:g} for {part}: give more text, "

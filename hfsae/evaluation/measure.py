@@ -6,7 +6,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
@@ -18,6 +17,7 @@ from hfsae.evaluation.text import rows
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.tokens import of_tokens
 from hfsae.outputs import SAEOutput
+from hfsae.progress import token_bar
 
 
 @dataclass
@@ -75,7 +75,7 @@ def measure(
         replay = Replay(model, sources, targets, model_inputs(model, batches[0]))
     n_runs = 1 + 2 * len(means) + len(subjects)
     total = sum(int(batch.keep.sum()) for batch in batches)
-    with tqdm(total=total, unit="tok", desc="evaluating", disable=disable_tqdm) as bar:
+    with token_bar("evaluating", total, disable=disable_tqdm) as bar:
         for batch in batches:
             length = batch.input_ids.shape[1]
             for piece in _pieces(batch, replay.sequences_at_once(length, n_runs) if replay is not None else None):

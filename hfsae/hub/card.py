@@ -25,7 +25,8 @@ from hfsae.hub.weights import WeightFacts
 from hfsae.hub.written_card import WrittenCard, taken_apart
 from hfsae.hub.yaml_text import dump, patched
 from hfsae.modeling import SAE
-from hfsae.saving import files_at_once, quietly
+from hfsae.progress import quietly
+from hfsae.saving import files_at_once
 from hfsae.storage import naming
 
 BEGIN = "<!-- hfsae:begin (generated, edits are overwritten) -->"

@@ -30,7 +30,8 @@ from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
-from hfsae.saving import quietly, write_json
+from hfsae.progress import quietly
+from hfsae.saving import write_json
 from hfsae.storage import SUMS
 
 logger = logging.getLogger(__name__)

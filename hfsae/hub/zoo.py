@@ -18,7 +18,7 @@ from hfsae.hub.repository import Destination
 from hfsae.hub.snapshot import is_remembered, look
 from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, matching, natural_order, sae_folders
-from hfsae.saving import quietly
+from hfsae.progress import quietly
 
 logger = logging.getLogger(__name__)
 

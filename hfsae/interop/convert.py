@@ -14,7 +14,8 @@ from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
 from hfsae.modeling import SAE
 from hfsae.places import is_unfinished
-from hfsae.saving import files_at_once, quietly
+from hfsae.progress import quietly
+from hfsae.saving import files_at_once
 
 Target = Literal["hfsae", "saelens", "sparsify", "circuit-tracer"]
 

@@ -13,6 +13,7 @@ from hfsae.interop.draft import Draft
 from hfsae.interop.source import Source
 from hfsae.loading import class_for
 from hfsae.modeling import SAE
+from hfsae.progress import quietly
 
 
 class Format(Protocol):
@@ -94,9 +95,9 @@ def load_foreign(
 def _placed(sae: SAE, placement: Mapping[str, Any]) -> SAE:
     """The SAE where transformers puts a model that it loads with the same arguments."""
     inherited: Any = super(SAE, type(sae))
-    return inherited.from_pretrained(
-        None, config=sae.config, state_dict=sae.state_dict(), dtype=sae.W_dec.dtype, **placement
-    )
+    stored = {"config": sae.config, "state_dict": sae.state_dict(), "dtype": sae.W_dec.dtype}
+    with quietly():
+        return inherited.from_pretrained(None, **stored, **placement)
 
 
 def recognise(source: Source) -> str:

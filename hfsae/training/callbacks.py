@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.evaluation.healthy import warnings_for
+from hfsae.progress import token_bar
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.unharmed import unharmed
 
@@ -47,14 +48,11 @@ class ProgressBar(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._bar = tqdm(
-            total=state.max_steps * self._per_step,
-            initial=state.global_step * self._per_step,
-            unit=" tokens",
-            unit_scale=True,
-            desc="training",
+        self._bar = token_bar(
+            "training",
+            state.max_steps * self._per_step,
+            done=state.global_step * self._per_step,
             disable=args.disable_tqdm or not state.is_world_process_zero,
-            dynamic_ncols=True,
         )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -67,9 +65,17 @@ class ProgressBar(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix({short: f"{first[name]:.3g}" for name, short in shown.items()}, refresh=False)
 
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # evaluation, which comes next, has a bar of its own
+            self._close()
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 class HealthWarnings(TrainerCallback):

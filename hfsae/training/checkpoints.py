@@ -26,7 +26,8 @@ from transformers import PreTrainedConfig
 from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
 from hfsae.places import must_be_local
-from hfsae.saving import quietly, write_json
+from hfsae.progress import quietly
+from hfsae.saving import write_json
 from hfsae.storage import (
     SUMS,
     DamagedFileError,

@@ -21,7 +21,8 @@ from hfsae.evaluation import evaluate_saes
 from hfsae.hooks import inner_model, portable_name
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.modeling import SAE
-from hfsae.saving import files_at_once, quietly, write_config, write_json
+from hfsae.progress import quietly
+from hfsae.saving import files_at_once, write_config, write_json
 from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import move_base_model

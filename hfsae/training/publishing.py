@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from hfsae.hub.push import Saved, publish
 from hfsae.hub.repository import Destination, Repository
 from hfsae.modeling import SAE
-from hfsae.saving import quietly
+from hfsae.progress import quietly
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import last_checkpoint
 from hfsae.training.unharmed import unharmed
