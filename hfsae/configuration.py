@@ -5,13 +5,14 @@ place in it, the context it was trained on, which tokens were left out, how it w
 Architectures add their own fields in `hfsae/architectures/`.
 """
 
-import difflib
 from contextvars import ContextVar
 from dataclasses import field, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from hfsae.suggestions import did_you_mean
 
 # A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
 _LOADING: ContextVar[bool] = ContextVar("hfsae_config_is_being_loaded", default=False)
@@ -113,9 +114,7 @@ class SAEConfig(PreTrainedConfig):
     def _refuse_unknown(self, given: dict[str, Any]) -> None:
         known = {f.name for f in fields(self)} | {"expansion_factor"}
         for name in sorted(given.keys() - _TRANSFORMERS_KEYS):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{type(self).__name__} has no field {name!r}.{hint}")
+            raise ValueError(f"{type(self).__name__} has no field {name!r}.{did_you_mean(name, known)}")
 
     def _resolve_sizes(self, expansion_factor: float | None) -> None:
         """Fills `n_features` and `d_out` in from what was given, so that the stored config says everything."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
 from hfsae.progress import quietly
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
+from hfsae.suggestions import refuse_misspelled
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _WEIGHT_KEYS = ("dtype", "torch_dtype", "quantization_config")
 _PLACEMENT_KEYS = ("device_map", "max_memory", "offload_folder", "offload_buffers")
+_OTHER_KEYS = (
+    "config",
+    "output_loading_info",
+    "allow_pickle",
+    "architecture",
+    "attn_implementation",
+    "use_safetensors",
+)
 
 # Where torch's own CPU allocator puts tensors.
 _ALIGNMENT = 64
@@ -48,6 +58,7 @@ def load_sae(
         raise TypeError("SAE.from_pretrained takes keyword arguments only, besides the name or path.")
     if kwargs.get("use_safetensors") is False:
         raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
+    _refuse_misspelled(cls, kwargs)
     allow_pickle = kwargs.pop("allow_pickle", False)
     if config is None:
         if not holds_config(source, kwargs):
@@ -79,6 +90,23 @@ def load_sae(
     refuse_unusable(source, sae)
     _align(sae)
     return (sae, info) if output_loading_info else sae
+
+
+def _refuse_misspelled(cls: type[PreTrainedModel], given: dict[str, Any]) -> None:
+    """Raises for an argument that is none, before anything is fetched, where it is clear which one was meant.
+
+    What nothing here resembles passes on to transformers, whose newer versions know more.
+    """
+    if "expansion_factor" in given:
+        raise ValueError("expansion_factor cannot be overridden: the size of the saved weights says it.")
+    known = {*_HUB_KEYS, *_WEIGHT_KEYS, *_PLACEMENT_KEYS, *_OTHER_KEYS, *_fields_of(SAEConfig)}
+    refuse_misspelled(given, known, f"{cls.__name__}.from_pretrained")
+
+
+def _fields_of(config_class: type[SAEConfig]) -> set[str]:
+    """The fields of a config class and of all that derive from it, which include users' own."""
+    own = {option.name for option in fields(config_class)}
+    return own.union(*(_fields_of(derived) for derived in config_class.__subclasses__()))
 
 
 @reachable()

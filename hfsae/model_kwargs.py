@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hfsae.suggestions import did_you_mean
+
 RECORDED = {
     "attn_implementation",
     "experts_implementation",
@@ -49,8 +51,11 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given.keys() - RECORDED - _OF_THIS_MACHINE:
         if name in _ELSEWHERE:
             raise ValueError(f"model_kwargs: give {name} as {_ELSEWHERE[name]}.")
+        known = sorted(RECORDED | _OF_THIS_MACHINE)
+        if hint := did_you_mean(name, known):
+            raise ValueError(f"model_kwargs: unknown argument {name!r}.{hint}")
         raise ValueError(
-            f"model_kwargs: {name!r} is none of {', '.join(sorted(RECORDED | _OF_THIS_MACHINE))}. To change the "
+            f"model_kwargs: {name!r} is none of {', '.join(known)}. To change the "
             "model's config, save a model with that config and name its folder; a token belongs in `hf auth login`."
         )
     values = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in given.items()}

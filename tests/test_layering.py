@@ -21,14 +21,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODEL = {"storage", "functional", "configuration", "outputs", "objective", "folders", "places", "connection"} | {
     "loading",
     "doors",
-    "progress",
     "modeling",
+    "progress",
+    "suggestions",
 }
 SAES = MODEL | {"architectures", "initialisation"}
 READING = {"hooks", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
     "functional": set(),
-    "configuration": set(),
+    "configuration": {"suggestions"},
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "folders": set(),
@@ -36,11 +37,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "in_use": set(),
     "progress": set(),
-    "model_kwargs": set(),
+    "suggestions": set(),
+    "model_kwargs": {"suggestions"},
     "model_cards": set(),
     "connection": set(),
     "doors": set(),
-    "loading": {"configuration", "folders", "places", "connection", "progress", "storage"},
+    "loading": {"configuration", "folders", "places", "connection", "progress", "storage", "suggestions"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,

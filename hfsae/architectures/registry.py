@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.modeling import SAE
+from hfsae.suggestions import did_you_mean
 
 _PREFIX = "hfsae_"
 _REGISTERED: dict[str, type[SAE]] = {}
@@ -47,5 +48,6 @@ def config_class_of(architecture: str) -> type[SAEConfig]:
         ValueError: If there is no such architecture; names those there are.
     """
     if architecture not in _REGISTERED:
-        raise ValueError(f"unknown architecture {architecture!r}; there are {', '.join(sorted(_REGISTERED))}.")
+        hint = did_you_mean(architecture, _REGISTERED)
+        raise ValueError(f"unknown architecture {architecture!r}; there are {', '.join(sorted(_REGISTERED))}.{hint}")
     return _REGISTERED[architecture].config_class

@@ -1,6 +1,5 @@
 """`SAETrainingArguments`: everything a training run can be told, named after `transformers.TrainingArguments`."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from huggingface_hub.utils import validate_repo_id
 
 from hfsae.model_kwargs import checked
+from hfsae.suggestions import did_you_mean, names_near_matches
 from hfsae.training.argument_places import with_places_in_full
 
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
@@ -72,6 +72,7 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+@names_near_matches
 @dataclass(kw_only=True)
 class SAETrainingArguments:
     """Arguments of `SAETrainer`, of `hfsae train` and of its YAML files. Sizes are in tokens, schedules in steps.
@@ -79,7 +80,8 @@ class SAETrainingArguments:
     The help of each argument stands in its metadata (`hfsae train --help` prints it).
 
     Raises:
-        ValueError: On construction, if an argument is out of range or contradicts another.
+        TypeError: On construction, if there is no such argument; names the one that was probably meant.
+        ValueError: If an argument is out of range or contradicts another.
 
     Example:
         >>> from hfsae import SAETrainingArguments
@@ -324,8 +326,7 @@ class SAETrainingArguments:
         for name in own.keys() - PER_SAE:
             if name in {option.name for option in fields(self)}:
                 raise ValueError(f"{name} is the same for all SAEs of a run: it cannot be given for one of them.")
-            near = difflib.get_close_matches(name, PER_SAE, n=1)
-            raise ValueError(f"unknown argument {name!r} of an SAE." + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"unknown argument {name!r} of an SAE.{did_you_mean(name, PER_SAE)}")
         if "target_l0" in own or "sparsity_coefficient" in own:
             own = {"target_l0": None, "sparsity_coefficient": None, **own}  # one of its own replaces the run's other
         if "expansion_factor" in own:

@@ -1,7 +1,6 @@
 """Training arguments from a YAML file and command-line overrides, checked by name and type."""
 
 import argparse
-import difflib
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from hfsae.suggestions import did_you_mean
 from hfsae.training.arguments import SAETrainingArguments
 
 
@@ -94,8 +94,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def refuse_unknown(name: Any, known: Collection[str], where: str) -> None:
     """Raises a ValueError if a name is not among those that are known, with the one that was probably meant."""
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        raise ValueError(f"{where}: unknown argument {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(f"{where}: unknown argument {name!r}.{did_you_mean(name, known)}")
 
 
 def coerce(name: str, value: Any, where: str) -> Any:
