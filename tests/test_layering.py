@@ -21,6 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODEL = {"storage", "functional", "configuration", "outputs", "objective", "folders", "places", "connection"} | {
     "loading",
     "doors",
+    "html_table",
     "modeling",
     "progress",
     "suggestions",
@@ -28,13 +29,14 @@ MODEL = {"storage", "functional", "configuration", "outputs", "objective", "fold
 SAES = MODEL | {"architectures", "initialisation"}
 READING = {"hooks", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "functional": set(),
+    "functional": {"html_table"},
     "configuration": {"suggestions"},
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "folders": set(),
     "places": set(),
     "storage": set(),
+    "html_table": set(),
     "in_use": set(),
     "progress": set(),
     "suggestions": set(),

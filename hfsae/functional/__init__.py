@@ -5,7 +5,7 @@ formulas that both are tested against.
 """
 
 from hfsae.functional.encode import encode
-from hfsae.functional.features import SparseFeatures
+from hfsae.functional.features import SparseFeatures, TopFeatures
 from hfsae.functional.gate import gated_magnitude
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
@@ -22,6 +22,7 @@ __all__ = [
     "Selection",
     "SparseFeatures",
     "SparsePattern",
+    "TopFeatures",
     "TopK",
     "at_least_float32",
     "count_active",

@@ -1,11 +1,30 @@
 """`SparseFeatures`: the active features of some activations, without anything of size tokens × n_features."""
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfsae.functional.patterns import Pattern, SparsePattern
+from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
+from hfsae.html_table import html_table
+
+# Tokens, and the strongest features of each, that a notebook shows.
+_SHOWN_TOKENS, _SHOWN_FEATURES = 20, 5
+
+
+class TopFeatures(NamedTuple):
+    """The strongest features of every token, strongest first.
+
+    Attributes:
+        values: (..., k); 0 where a token has fewer active features.
+        indices: int64 (..., k); 0 there.
+    """
+
+    values: Tensor
+    indices: Tensor
 
 
 class SparseFeatures:
@@ -22,6 +41,10 @@ class SparseFeatures:
         >>> f = SparseFeatures.from_padded(torch.tensor([[2.0, 0.0]]), torch.tensor([[3, 0]]), n_features=5)
         >>> f.to_dense()
         tensor([[0., 0., 0., 2., 0.]])
+        >>> f.topk(1).indices
+        tensor([[3]])
+        >>> f[0], f.of(3)
+        (SparseFeatures(shape=(5,), active=1), tensor([2.]))
     """
 
     def __init__(self, pattern: Pattern, entry_values: Tensor, leading_shape: torch.Size):
@@ -84,5 +107,141 @@ class SparseFeatures:
         """On how many tokens each feature is active: (n_features,) int64."""
         return self.pattern.tokens_firing(self.entry_values)
 
+    # -- parts of it --------------------------------------------------------------------------------------------------
+    def topk(self, k: int) -> TopFeatures:
+        """The k strongest features of every token.
+
+        Args:
+            k: How many.
+
+        Raises:
+            ValueError: If k is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"k must be positive, got {k}.")
+        values, indices = self._padded
+        found = min(k, values.shape[-1])
+        order = values.masked_fill(values == 0, -torch.inf).topk(found, dim=-1).indices
+        missing = (0, k - found)
+        return TopFeatures(
+            torch.nn.functional.pad(values.gather(-1, order), missing),
+            torch.nn.functional.pad(indices.gather(-1, order), missing),
+        )
+
+    def of(self, features: int | Sequence[int] | Tensor) -> Tensor:
+        """The values of one feature at every token (...), or of several (..., n); 0 where one is not active.
+
+        Args:
+            features: One index, or several.
+
+        Raises:
+            IndexError: If there is no such feature.
+        """
+        wanted = torch.as_tensor(features, device=self.device).long()
+        if wanted.numel() and not -self.n_features <= int(wanted.min()) <= int(wanted.max()) < self.n_features:
+            raise IndexError(f"there are features 0 to {self.n_features - 1}, got {wanted.tolist()}.")
+        rows = [self._of_one(int(feature)) for feature in wanted.remainder(self.n_features).reshape(-1)]
+        if not rows:
+            return self.entry_values.new_zeros(*self.leading_shape, 0)
+        return rows[0] if wanted.ndim == 0 else torch.stack(rows, dim=-1)
+
+    def _of_one(self, feature: int) -> Tensor:
+        values, indices = self._padded
+        return values.masked_fill(indices != feature, 0).sum(-1)
+
+    def __len__(self) -> int:
+        if not self.leading_shape:
+            raise TypeError("these are the features of one token, which has no length.")
+        return self.leading_shape[0]
+
+    def __iter__(self) -> Iterator["SparseFeatures"]:
+        return (self[token] for token in range(len(self)))
+
+    def __getitem__(self, tokens: Any) -> "SparseFeatures":
+        """The features of some tokens: `f[0]`, `f[0, -1]`, `f[:, 1:]`, `f[keep]`, as the activations are indexed.
+
+        Raises:
+            IndexError: If there is no such token, or the index goes on to features: their values are `f.of(17)`.
+        """
+        grid = torch.arange(self.pattern.n_tokens, device=self.device).reshape(self.leading_shape)
+        try:
+            chosen = grid[tokens]
+        except IndexError as error:
+            raise IndexError(
+                f"{error}. An index picks tokens of shape {tuple(self.leading_shape)}; the values of features at "
+                "them are features.of(17)."
+            ) from error
+        pattern, values = self._entries_of(chosen.reshape(-1))
+        return SparseFeatures(pattern, values, chosen.shape)
+
+    def _entries_of(self, tokens: Tensor) -> tuple[Pattern, Tensor]:
+        """The entries of tokens (n,) in their order, as a pattern of n tokens, and their values."""
+        if not isinstance(self.pattern, SparsePattern):
+            values = self.pattern.to_dense(self.entry_values)[tokens]
+            return DensePattern.from_mask(values.detach() != 0), values
+        per_token = self.pattern.per_token[tokens]
+        moved = self.pattern.offsets[tokens] - (per_token.cumsum(0) - per_token)
+        entries = torch.repeat_interleave(moved, per_token)
+        entries = entries + torch.arange(len(entries), device=entries.device)
+        return SparsePattern(self.pattern.features[entries], per_token, self.n_features), self.entry_values[entries]
+
+    # -- elsewhere ----------------------------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Where the values lie."""
+        return self.entry_values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.entry_values.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> "SparseFeatures":
+        """The same features on another device, or with values of another dtype; arguments as of `Tensor.to`."""
+        values = self.entry_values.to(*args, **kwargs)
+        pattern = self.pattern
+        if values.device != self.device:
+            if isinstance(pattern, SparsePattern):
+                features, per_token = pattern.features.to(values.device), pattern.per_token.to(values.device)
+                pattern = SparsePattern(features, per_token, self.n_features)
+            else:
+                pattern = DensePattern.from_mask(values.detach() != 0)
+        return SparseFeatures(pattern, values, self.leading_shape)
+
+    def cpu(self) -> "SparseFeatures":
+        """The same features in main memory."""
+        return self.to("cpu")
+
+    def detach(self) -> "SparseFeatures":
+        """The same features without a gradient."""
+        return SparseFeatures(self.pattern, self.entry_values.detach(), self.leading_shape)
+
+    def numpy(self) -> Any:
+        """The dense features (..., n_features) as a numpy array; float32 where numpy has no such type (bfloat16)."""
+        dense = self.to_dense().detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+
+    # -- shown --------------------------------------------------------------------------------------------------------
     def __repr__(self) -> str:
         return f"SparseFeatures(shape={tuple(self.shape)}, active={int(torch.count_nonzero(self.entry_values))})"
+
+    def _repr_html_(self) -> str:
+        """A row a token, with its strongest features and their values."""
+        n_tokens = self.pattern.n_tokens
+        flat = SparseFeatures(self.pattern, self.entry_values.detach(), torch.Size([n_tokens]))
+        top = flat[:_SHOWN_TOKENS].topk(_SHOWN_FEATURES)
+        places = product(*map(range, self.leading_shape))
+        rows = [
+            [
+                ", ".join(map(str, place)),
+                *(f"{i}: {value:.4g}" if value else "" for value, i in zip(*one, strict=True)),
+            ]
+            for place, *one in zip(places, top.values.tolist(), top.indices.tolist(), strict=False)
+        ]
+        left = n_tokens - len(rows)
+        return html_table(
+            rows,
+            header=["token", "strongest", *("" for _ in range(1, _SHOWN_FEATURES))],
+            caption=repr(self),
+            note=f"… and {left:,} more tokens" if left > 0 else "",
+        )

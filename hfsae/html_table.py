@@ -1,0 +1,29 @@
+"""Tables as notebooks show them: `_repr_html_` of hfsae's objects."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+def html_table(
+    rows: Iterable[Sequence[object]], *, header: Sequence[object] = (), caption: str = "", note: str = ""
+) -> str:
+    """An HTML table; everything in it is escaped, and it takes the notebook's own colours.
+
+    Args:
+        rows: The cells, as objects whose `str` is shown.
+        header: Titles of the columns; without them the first cell of each row is its title.
+        caption: A line above.
+        note: A line below, such as how much is left out.
+    """
+    head = f"<thead><tr>{''.join(_cell('th', title) for title in header)}</tr></thead>" if header else ""
+    body = "".join(
+        f"<tr>{_cell('td' if header else 'th', row[0])}{''.join(_cell('td', cell) for cell in row[1:])}</tr>"
+        for row in rows
+    )
+    above = f'<div style="font-weight:bold">{escape(caption)}</div>' if caption else ""
+    below = f'<div style="opacity:.7">{escape(note)}</div>' if note else ""
+    return f"<div>{above}<table>{head}<tbody>{body}</tbody></table>{below}</div>"
+
+
+def _cell(tag: str, content: object) -> str:
+    return f'<{tag} style="text-align:left">{escape(str(content))}</{tag}>'
