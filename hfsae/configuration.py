@@ -6,12 +6,13 @@ Architectures add their own fields in `hfsae/architectures/`.
 """
 
 from contextvars import ContextVar
-from dataclasses import field, fields
-from typing import Any, Literal
+from dataclasses import MISSING, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hfsae.notebook import completions, html_table
 from hfsae.suggestions import did_you_mean
 
 # A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
@@ -29,6 +30,16 @@ _TRANSFORMERS_KEYS = {
     "_commit_hash",
     "_name_or_path",
 }
+
+# The figures that say most about an SAE.
+_HEADLINE = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
+
+# What people use of what a config inherits.
+_INHERITED = {"from_pretrained", "save_pretrained", "to_dict", "to_json_string", "name_or_path", "update"}
+
+# What `repr` says first, and of what it says only that it is there.
+_SAID_FIRST = ("d_in", "n_features", "k")
+_SAID_SHORT = ("training", "metrics", "base_model_kwargs")
 
 
 @strict
@@ -104,6 +115,9 @@ class SAEConfig(PreTrainedConfig):
     training: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
 
+    if TYPE_CHECKING:  # checkers of types take it for a field, which is how it is given
+        expansion_factor: float = 0.0
+
     def __post_init__(self, **kwargs: Any):
         expansion_factor = kwargs.pop("expansion_factor", None)
         if not _LOADING.get():
@@ -140,10 +154,12 @@ class SAEConfig(PreTrainedConfig):
         finally:
             _LOADING.reset(token)
 
-    @property
-    def expansion_factor(self) -> float:
-        """`n_features / d_in`."""
-        return self.n_features / self.d_in
+    if not TYPE_CHECKING:
+
+        @property
+        def expansion_factor(self) -> float:
+            """`n_features / d_in`."""
+            return self.n_features / self.d_in
 
     @property
     def is_transcoder(self) -> bool:
@@ -181,3 +197,69 @@ class SAEConfig(PreTrainedConfig):
     def validate_positions(self):
         if any(position < 0 for position in self.exclude_positions):
             raise ValueError(f"exclude_positions counts from the start of a block, got {self.exclude_positions}.")
+
+    # -- what is shown of it ------------------------------------------------------------------------------------------
+    @property
+    def architecture(self) -> str:
+        """`"topk"`, ...: the name that training and the catalogue use."""
+        return self.model_type.removeprefix("hfsae_")
+
+    @property
+    def reads_and_writes(self) -> str:
+        """`"reads transformer.h.8.output of openai-community/gpt2"`, and where a transcoder writes."""
+        if self.hook_point is None and self.base_model is None:
+            return "reads a place that is not recorded"
+        writes = f", writes {self.target_hook_point}" if self.is_transcoder else ""
+        return f"reads {self.hook_point or 'an unnamed place'}{writes} of {self.base_model or 'an unnamed model'}"
+
+    def summary(self) -> dict[str, str]:
+        """What the SAE is, where it reads, what it was trained on and what was measured, each in a few words."""
+        revision = f" @ {self.base_model_revision[:12]}" if self.base_model_revision else ""
+        adapter = f" with the adapter {self.base_model_adapter}" if self.base_model_adapter else ""
+        facts = {
+            "architecture": self.architecture,
+            "features": f"{self.n_features:,} ({self.expansion_factor:g}x of d_in = {self.d_in})",
+            "reads": self.hook_point or "not recorded",
+            "of": f"{self.base_model or 'not recorded'}{revision}{adapter}",
+        }
+        if self.is_transcoder:
+            facts["writes"] = f"{self.target_hook_point} (d_out = {self.d_out})"
+        training, metrics = self.training or {}, self.metrics or {}
+        if "n_tokens" in training:
+            text = training.get("dataset") or "text that was given as an object"
+            facts["trained on"] = f"{training['n_tokens']:,} tokens of {text}"
+        measured = [f"{name} {metrics[name]:.4g}" for name in _HEADLINE if metrics.get(name) is not None]
+        facts["measured"] = ", ".join(measured) or "not yet: `hfsae eval`"
+        return facts
+
+    def __repr__(self) -> str:
+        """The constructor's call, less what has its default; long records are only named."""
+        given = {option.name: getattr(self, option.name) for option in fields(self) if not self._is_default(option)}
+        first = {name: getattr(self, name) for name in _SAID_FIRST if hasattr(self, name)}
+        if self.d_out == self.d_in:
+            given.pop("d_out", None)
+        said = [f"{name}={_short(name, value)}" for name, value in {**first, **given}.items()]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+    def _is_default(self, option: Any) -> bool:
+        if option.name in _NOT_OURS:
+            return True
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        return getattr(self, option.name) == default
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary().items(), caption=type(self).__name__)
+
+    def __dir__(self) -> list[str]:
+        return completions(self, PreTrainedConfig, _INHERITED, super().__dir__())
+
+
+_NOT_OURS = {option.name for option in fields(PreTrainedConfig)}  # type: ignore[arg-type]
+
+
+def _short(name: str, value: Any) -> str:
+    if name in _SAID_SHORT:
+        return "{…}"
+    if name.endswith("_revision") and isinstance(value, str):
+        return repr(value if len(value) <= 12 else f"{value[:8]}…")
+    return repr(value)

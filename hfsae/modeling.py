@@ -30,12 +30,20 @@ from hfsae.functional import (
 )
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
+from hfsae.notebook import completions, html_table
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.progress import quietly
 from hfsae.storage import seal
 
 _LAYER_NORM_EPS = 1e-5
+
+# What people use of what a model inherits: the other names are not completed.
+_INHERITED = {
+    "bfloat16", "config", "cpu", "cuda", "device", "dtype", "eval", "float", "get_memory_footprint", "half",
+    "load_state_dict", "name_or_path", "named_buffers", "named_parameters", "num_parameters", "parameters",
+    "requires_grad_", "state_dict", "to", "train", "training", "zero_grad",
+}  # fmt: skip
 
 
 class SAE(Doors, PreTrainedModel):
@@ -575,6 +583,26 @@ class SAE(Doors, PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             seal(save_directory)
+
+    # -- what is shown of it ------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        config = self.config
+        sizes = {"d_in": config.d_in, "d_out": config.d_out, "n_features": config.n_features}
+        if config.d_out == config.d_in:
+            del sizes["d_out"]
+        if hasattr(config, "k"):
+            sizes["k"] = config.k
+        shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        dtype = str(self.W_dec.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({shape}, {config.reads_and_writes}, {dtype} on {self.W_dec.device})"
+
+    def _repr_html_(self) -> str:
+        weights = {"weights": f"{str(self.W_dec.dtype).removeprefix('torch.')} on {self.W_dec.device}"}
+        return html_table([*self.config.summary().items(), *weights.items()], caption=type(self).__name__)
+
+    def __dir__(self) -> list[str]:
+        names = set(super().__dir__()) - {"all_tied_weights_keys", "kernel_config", "loss_type"}
+        return completions(self, PreTrainedModel, _INHERITED, names)
 
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
         """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""

@@ -77,6 +77,18 @@ class SAEOutput(ModelOutput):
     features: SparseFeatures | None = field(default=None)
     statistics: StepStatistics | None = None
 
+    def __repr__(self) -> str:
+        """Shapes instead of numbers; the loss and its terms as they are."""
+        return f"SAEOutput({', '.join(f'{name}={_brief(value)}' for name, value in self.items())})"
+
     def __iter__(self) -> Iterator[Tensor | None]:  # type: ignore[override]
         yield self.reconstruction
         yield None if self.features is None else self.features.to_dense()
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.item():.4g}" if value.ndim == 0 else f"{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_brief(term)}' for name, term in value.items())}}}"
+    return "StepStatistics(…)" if isinstance(value, StepStatistics) else repr(value)

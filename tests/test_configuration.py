@@ -210,10 +210,6 @@ def test_defaults_are_not_shared_between_configs():
     assert second.exclude_positions == [0] == topk().exclude_positions
 
 
-def test_repr_shows_the_config():
-    assert '"n_features": 32' in repr(topk()) and "TopKSAEConfig" in repr(topk())
-
-
 def test_only_topk_style_configs_have_k():
     with pytest.raises(ValueError, match="StandardSAEConfig has no field 'k'"):
         StandardSAEConfig(d_in=8, n_features=32, k=4)
@@ -226,3 +222,39 @@ def test_no_version_of_transformers_makes_a_config_without_sizes():
     assert TopKSAEConfig.has_no_defaults_at_init
     with pytest.raises(ValueError, match="d_in"):
         TopKSAEConfig()
+
+
+TRAINED = {
+    "base_model": "openai-community/gpt2",
+    "base_model_revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "hook_point": "transformer.h.8.output",
+    "training": {"n_tokens": 4_000_000, "dataset": "org/text"},
+    "metrics": {"l0": 32.0, "explained_variance": 0.93},
+}
+
+
+def test_repr_is_one_line_with_what_differs_from_the_defaults():
+    assert repr(TopKSAEConfig(d_in=8, n_features=32)) == "TopKSAEConfig(d_in=8, n_features=32, k=32)"
+    shown = repr(TopKSAEConfig(d_in=8, n_features=32, k=4, **TRAINED))
+    assert shown.startswith("TopKSAEConfig(d_in=8, n_features=32, k=4, base_model='openai-community/gpt2', ")
+    assert "base_model_revision='607a30d7…', hook_point='transformer.h.8.output'" in shown
+    assert shown.endswith("training={…}, metrics={…})")
+
+
+def test_the_repr_of_a_small_config_makes_it_again():
+    config = TopKSAEConfig(d_in=8, d_out=4, n_features=32, target_hook_point="b", hook_point="a", subtract_b_dec=False)
+    assert eval(repr(config)).to_dict() == config.to_dict()
+
+
+def test_a_summary_says_where_an_sae_reads_and_what_was_measured():
+    summary = TopKSAEConfig(d_in=8, n_features=32, k=4, **TRAINED).summary()
+    assert summary["features"] == "32 (4x of d_in = 8)" and summary["of"] == "openai-community/gpt2 @ 607a30d783df"
+    assert summary["trained on"] == "4,000,000 tokens of org/text"
+    assert summary["measured"] == "l0 32, explained_variance 0.93"
+    assert "<td" in TopKSAEConfig(d_in=8, n_features=32)._repr_html_()
+
+
+def test_tab_completes_the_fields_and_not_what_transformers_has_for_language_models():
+    names = dir(TopKSAEConfig(d_in=8, n_features=32))
+    assert {"d_in", "k", "hook_point", "expansion_factor", "save_pretrained", "from_pretrained"} <= set(names)
+    assert not {"rope_scaling", "id2label", "is_encoder_decoder", "get_text_config"} & set(names)

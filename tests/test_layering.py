@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODEL = {"storage", "functional", "configuration", "outputs", "objective", "folders", "places", "connection"} | {
     "loading",
     "doors",
-    "html_table",
+    "notebook",
     "modeling",
     "progress",
     "suggestions",
@@ -29,15 +29,15 @@ MODEL = {"storage", "functional", "configuration", "outputs", "objective", "fold
 SAES = MODEL | {"architectures", "initialisation"}
 READING = {"hooks", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "functional": {"html_table"},
-    "configuration": {"suggestions"},
+    "functional": {"notebook"},
+    "configuration": {"notebook", "suggestions"},
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "folders": set(),
     "places": set(),
     "storage": set(),
-    "html_table": set(),
     "in_use": set(),
+    "notebook": set(),
     "progress": set(),
     "suggestions": set(),
     "model_kwargs": {"suggestions"},

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, StandardSAEConfig, TopKSAEConfig
 from hfsae.functional import SparseFeatures
 from tests.architectures.variants import ARCHITECTURES, D_IN, N_FEATURES, VARIANTS, activations, state
 
@@ -378,3 +378,42 @@ def test_tensors_are_found_by_their_stored_names(name: str):
     sae = VARIANTS[name].make()
     for stored, tensor in sae.state_dict().items():
         assert sae.get_tensor(stored).data_ptr() == tensor.data_ptr()
+
+
+# -- what is shown of it ----------------------------------------------------------------------------------------------
+def test_repr_says_what_it_is_where_it_reads_and_where_it_lies():
+    config = TopKSAEConfig(d_in=8, n_features=32, k=4, base_model="org/lm", hook_point="layers.3.output")
+    assert repr(SAE.from_config(config)) == (
+        "TopKSAE(d_in=8, n_features=32, k=4, reads layers.3.output of org/lm, float32 on cpu)"
+    )
+    config = StandardSAEConfig(
+        d_in=8, d_out=4, n_features=32, hook_point="a", target_hook_point="b", subtract_b_dec=False
+    )
+    assert repr(SAE.from_config(config).bfloat16()) == (
+        "StandardSAE(d_in=8, d_out=4, n_features=32, reads a, writes b of an unnamed model, bfloat16 on cpu)"
+    )
+
+
+def test_a_notebook_shows_the_summary_of_the_config_and_the_weights():
+    html = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4, base_model="a<b"))._repr_html_()
+    assert "TopKSAE" in html and "32 (4x of d_in = 8)" in html and "float32 on cpu" in html and "a&lt;b" in html
+
+
+def test_tab_completes_what_an_sae_is_for_and_little_of_what_it_inherits():
+    sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+    public = {name for name in dir(sae) if not name.startswith("_")}
+    assert {
+        "encode",
+        "decode",
+        "attach",
+        "W_dec",
+        "encoder",
+        "config",
+        "to",
+        "push_to_hub",
+        "save_pretrained",
+    } <= public
+    assert not {"T_destination", "add_adapter", "resize_token_embeddings", "tp_plan", "loss_type"} & public
+    assert len(public) < 90 and all(hasattr(sae, name) for name in public)
+    sae.note = "mine"
+    assert "note" in dir(sae) and set(dir(sae)) >= {"__class__", "_parameters"}

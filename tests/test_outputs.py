@@ -64,3 +64,9 @@ def test_a_step_needs_nothing_said_to_be_a_plain_one():
     step = StepState()
     assert (step.step, step.sparsity_coefficient, step.n_dead, step.auxk_alpha, step.path) == (0, 0.0, 0, 0.0, "auto")
     assert step.dead is None and step.target_l0 is None and step.world_size == 1
+
+
+def test_repr_is_one_line_of_shapes_with_the_loss(out: SAEOutput):
+    shown = repr(out)
+    assert "\n" not in shown and len(shown) < 300
+    assert f"loss={out.loss.item():.4g}" in shown and "reconstruction=(5, " in shown and "SparseFeatures(" in shown

@@ -23,11 +23,14 @@ from hfsae.analysis.records import (
     TokenEffect,
 )
 from hfsae.analysis.weights import LogitEffects, Neighbours
+from hfsae.notebook import html_table
 from hfsae.saving import files_at_once, write_json
 from hfsae.storage import read_json, read_tensors, write_tensors
 
 TENSORS, ABOUT = "features.safetensors", "features.json"
 _FORMAT = 1
+# Features that a notebook shows.
+_SHOWN = 20
 
 
 class FeatureCollection(Sequence[Feature]):
@@ -62,6 +65,27 @@ class FeatureCollection(Sequence[Feature]):
         self.sample = sample
         self.logits = logits
         self.neighbours = neighbours
+
+    def __repr__(self) -> str:
+        about = self.about
+        text = f" of {about.dataset}" if about.dataset else ""
+        return (
+            f"FeatureCollection({len(self):,} of {about.n_features:,} features, over {about.n_tokens:,} tokens{text}, "
+            f"at {about.hook_point or 'an unnamed place'} of {about.base_model or 'an unnamed model'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A row a feature: how often it fires and how strongly."""
+        shown = [self[row] for row in range(min(len(self), _SHOWN))]
+        return html_table(
+            [
+                [one.index, f"{one.density:.4%}", f"{one.maximum:.4g}", f"{one.mean:.4g}", len(one.top)]
+                for one in shown
+            ],
+            header=["feature", "fires on", "maximum", "mean where it fires", "examples"],
+            caption=repr(self),
+            note=f"… and {len(self) - len(shown):,} more" if len(self) > len(shown) else "",
+        )
 
     # -- reading ------------------------------------------------------------------------------------------------------
     @property

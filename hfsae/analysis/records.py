@@ -164,6 +164,12 @@ class Feature:
     co_firing: list[Partner]
     logit_histogram: list[tuple[float, int]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return (
+            f"Feature({self.index}: fires on {self.density:.4%} of tokens, maximum {self.maximum:.4g}, "
+            f"mean {self.mean:.4g}, {len(self.top)} top examples)"
+        )
+
     def quantiles(self, n_bands: int = 5) -> list[list[Example]]:
         """The sample in bands of equal size, from the strongest to the weakest; shorter ones come last."""
         bounds = [round(band * len(self.sample) / n_bands) for band in range(n_bands + 1)]

@@ -46,6 +46,11 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     return "\n".join(([title] if title else []) + lines)
 
 
+def headlines(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The few figures that say most, by their titles; a dash where one was not measured."""
+    return {metric.title: _figure(metric, metrics.get(metric.name)) for metric in METRICS if metric.headline}
+
+
 def by_reason(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
     """Why figures are missing, each reason once, with the names of the metrics that it is about."""
     reasons: dict[str, list[str]] = {}

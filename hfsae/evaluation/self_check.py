@@ -46,6 +46,9 @@ class SelfCheck:
         """Whether the SAE does here what its config says."""
         return self.measured.fit(self.recorded)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         known = self.recorded.explained_variance is not None
         lines = [f"measured on {self.n_tokens:,} tokens: {self.measured}"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
-from hfsae.html_table import html_table
+from hfsae.notebook import html_table
 
 # Tokens, and the strongest features of each, that a notebook shows.
 _SHOWN_TOKENS, _SHOWN_FEATURES = 20, 5

@@ -144,6 +144,10 @@ class Capture(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __repr__(self) -> str:
+        seen = [f"{name}: {tuple(self[name].shape)}" if name in self else f"{name}: –" for name in self.hook_points]
+        return f"Capture({', '.join(seen)})"
+
     @contextmanager
     def _installed(self) -> Iterator[None]:
         layout = DecoderLayout.find(self._model)

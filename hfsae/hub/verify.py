@@ -71,6 +71,9 @@ class Verification:
         """Whether the card is true."""
         return not self.problems and all(claim.holds for claim in self.claims)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         lines = [f"{'metric':<20} {'card':>10} {'measured':>10}"]
         for claim in self.claims:

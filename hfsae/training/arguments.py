@@ -362,6 +362,10 @@ class SAETrainingArguments:
         values = self._plain()
         return {f.name: values[f.name] for f in fields(self) if f.name in values and values[f.name] != _default(f)}
 
+    def __repr__(self) -> str:
+        """Those that differ from their defaults."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
+
     def differing_from(self, other: "SAETrainingArguments") -> dict[str, Any]:
         """The arguments whose values are others there, with the values they have here."""
         values, others = self.stored(), other.stored()

@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
+from hfsae.evaluation.report import headlines
 from hfsae.hooks import inner_model
 from hfsae.in_use import in_use, make_folder
 from hfsae.modeling import SAE
+from hfsae.notebook import html_table
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
@@ -59,6 +61,19 @@ class TrainOutput:
     completed: bool
     configs: dict[str, SAEConfig]
     best_checkpoint: Path | None = None
+
+    def __repr__(self) -> str:
+        how = "completed" if self.completed else "interrupted"
+        names = ", ".join(name or repr(config) for name, config in self.configs.items())
+        return f"TrainOutput({how} after {self.steps:,} steps: {names})"
+
+    def _repr_html_(self) -> str:
+        """A row an SAE with the figures that say most."""
+        return html_table(
+            [[name or "SAE", *headlines(self.metrics.get(name, {})).values()] for name in self.configs],
+            header=["", *headlines({})],
+            caption=f"{'completed' if self.completed else 'interrupted'} after {self.steps:,} steps",
+        )
 
     @property
     def sae(self) -> SAE:

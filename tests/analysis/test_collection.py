@@ -60,3 +60,14 @@ def test_a_collection_without_effects_on_logits_keeps_none(collection, tmp_path)
     loaded = FeatureCollection.load(tmp_path)
     assert loaded.logits is None and loaded[0].promoted == []
     assert torch.equal(loaded.top.tokens, collection.top.tokens)
+
+
+def test_a_collection_and_its_features_are_shown_in_a_line_each_and_as_a_table(collection: FeatureCollection):
+    shown = repr(collection)
+    about = collection.about
+    assert f"{len(collection):,} of {about.n_features:,} features, over {about.n_tokens:,} tokens" in shown
+    assert str(about.hook_point) in shown and "\n" not in shown
+    first = collection[0]
+    assert repr(first).startswith(f"Feature({first.index}: fires on {first.density:.4%} of tokens, maximum ")
+    html = collection._repr_html_()
+    assert f">{first.maximum:.4g}<" in html and html.count("<tr>") == 1 + min(20, len(collection))

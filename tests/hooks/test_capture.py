@@ -350,3 +350,11 @@ def test_after_an_early_stop_the_model_still_reports_its_hidden_states(model):
     with torch.no_grad(), recorded(model, ["transformer.h.0.output"]) as seen:
         hidden_states = model(input_ids(), output_hidden_states=True).hidden_states
     assert len(hidden_states) == 3 and torch.equal(hidden_states[1], seen["transformer.h.0.output"])
+
+
+def test_repr_names_the_places_with_the_shapes_seen_there(model):
+    with capture(model, ["resid_post.0", "resid_post.1"]) as run:
+        assert repr(run) == "Capture(resid_post.0: –, resid_post.1: –)"
+        run.run(input_ids=torch.arange(6).view(2, 3))
+    width = model.config.hidden_size
+    assert repr(run) == f"Capture(resid_post.0: (2, 3, {width}), resid_post.1: (2, 3, {width}))"

@@ -116,3 +116,10 @@ def test_a_run_does_not_go_on_with_arguments_that_change_numbers():
 )
 def test_what_is_read_for_calibration_is_sized_to_the_run_unless_it_is_told(options, expected):
     assert SAETrainingArguments(**options).tokens_for_calibration == expected
+
+
+def test_repr_shows_what_differs_from_the_defaults_and_makes_it_again():
+    assert repr(SAETrainingArguments()) == "SAETrainingArguments()"
+    args = SAETrainingArguments(k=7, output_dir="x", architecture_options={"penalty": "l1"}, hub_token="hf_secret")
+    assert repr(args) == "SAETrainingArguments(output_dir='x', k=7, architecture_options={'penalty': 'l1'})"
+    assert eval(repr(args)).stored() == args.stored()

@@ -83,6 +83,13 @@ def test_saes_of_many_architectures_and_places_share_one_pass_of_the_language_mo
     assert (saes["mine"].W_dec - saes["mine"].encoder.weight).abs().max() > 0  # the object itself was trained
 
 
+def test_what_comes_out_is_shown_in_a_line_and_as_a_table_of_figures(tmp_path):
+    output = trainer(tmp_path, inputs={"saes": {"a": {"k": 3}, "b": {"k": 4}}}, eval_tokens=100).train()
+    assert repr(output) == f"TrainOutput(completed after {output.steps} steps: a, b)"
+    html = output._repr_html_()
+    assert "loss recovered" in html and f"{output.metrics['b']['explained_variance']:.3f}" in html
+
+
 def test_an_sae_in_a_run_of_many_ends_equal_to_the_same_sae_alone(tmp_path):
     configs = {
         "topk": TopKSAEConfig(d_in=16, n_features=64, k=3, hook_point=RESIDUAL),

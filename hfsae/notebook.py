@@ -1,7 +1,8 @@
-"""Tables as notebooks show them: `_repr_html_` of hfsae's objects."""
+"""What notebooks and interpreters show of hfsae's objects: tables, and the names that they complete."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
+from typing import Any
 
 
 def html_table(
@@ -23,6 +24,21 @@ def html_table(
     above = f'<div style="font-weight:bold">{escape(caption)}</div>' if caption else ""
     below = f'<div style="opacity:.7">{escape(note)}</div>' if note else ""
     return f"<div>{above}<table>{head}<tbody>{body}</tbody></table>{below}</div>"
+
+
+def completions(value: Any, base: type, kept: Collection[str], names: Iterable[str]) -> list[str]:
+    """What `dir` is to say of an object: without the public names that it inherits, except a few.
+
+    Args:
+        value: The object.
+        base: The class of another library that it inherits from.
+        kept: Inherited names that people use.
+        names: All names, as `dir` would have them.
+    """
+    bases = type(value).__mro__
+    own = {name for derived in bases[: bases.index(base)] for name in vars(derived)}
+    hidden = {name for name in dir(base) if not name.startswith("_")} - own - set(kept)
+    return sorted(set(names) - hidden)
 
 
 def _cell(tag: str, content: object) -> str:

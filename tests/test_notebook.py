@@ -1,6 +1,6 @@
 from xml.etree import ElementTree
 
-from hfsae.html_table import html_table
+from hfsae.notebook import html_table
 
 
 def test_a_table_holds_its_cells_and_escapes_them():
