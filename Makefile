@@ -58,6 +58,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	.ci/snippets $(BIN)
 
 # What a user's pip finds, not what lies on this machine.
 resolve: setup

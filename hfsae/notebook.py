@@ -42,4 +42,4 @@ def completions(value: Any, base: type, kept: Collection[str], names: Iterable[s
 
 
 def _cell(tag: str, content: object) -> str:
-    return f'<{tag} style="text-align:left">{escape(str(content))}</{tag}>'
+    return f'<{tag} style="text-align:left;padding:2px 12px 2px 0">{escape(str(content))}</{tag}>'

@@ -1,5 +1,6 @@
 """What the README and the docs show runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def test_the_five_lines_of_the_readme_read_features_of_a_published_sae(hub, tmp_
     with torch.no_grad():
         residual = model(**inputs, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(run.features.to_dense(), sae.encode(residual))
-    assert "tensor" in capsys.readouterr().out
+    printed = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert [token for token, _ in printed] == tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    dense = run.features.to_dense()[0]
+    assert [json.loads(features) for _, features in printed] == dense.topk(5).indices.tolist()
 
 
 def test_the_readme_names_arguments_and_configs_that_exist(tmp_path, monkeypatch):

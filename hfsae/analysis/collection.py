@@ -75,8 +75,8 @@ class FeatureCollection(Sequence[Feature]):
         )
 
     def _repr_html_(self) -> str:
-        """A row a feature: how often it fires and how strongly."""
-        shown = [self[row] for row in range(min(len(self), _SHOWN))]
+        """A row a feature, those that fire most often first: how often and how strongly."""
+        shown = [self[row] for row in self.densities.argsort(descending=True, stable=True)[:_SHOWN].tolist()]
         return html_table(
             [
                 [one.index, f"{one.density:.4%}", f"{one.maximum:.4g}", f"{one.mean:.4g}", len(one.top)]

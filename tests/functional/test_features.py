@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -198,7 +200,7 @@ def test_a_notebook_shows_tokens_with_their_strongest_features():
     dense[0, 1, 7], dense[0, 1, 39] = 2.5, 4.0
     for features in each_way(dense):
         html = features._repr_html_()
-        assert '<td style="text-align:left">0, 1</td><td style="text-align:left">39: 4</td>' in html
-        assert "7: 2.5" in html and "… and 10 more tokens" in html
+        assert re.search(r">0, 1</td><td[^>]*>39: 4</td><td[^>]*>7: 2.5</td>", html)
+        assert "… and 10 more tokens" in html
     assert "<table>" in SparseFeatures.from_dense(dense[0, 1])._repr_html_()
     assert "<table>" in SparseFeatures.from_dense(dense[:0])._repr_html_()
