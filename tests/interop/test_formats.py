@@ -70,7 +70,7 @@ def test_config_fields_can_be_given(tmp_path: Path):
     sae = load(foreign, k=1, hook_point="resid_pre.4")
     assert (sae.config.k, sae.config.hook_point) == (1, "resid_pre.4")
     assert (sae.encode(X) != 0).sum(1).max() == 1
-    with pytest.raises(ValueError, match="no field 'hook_pont'. Did you mean 'hook_point'"):
+    with pytest.raises(TypeError, match="no argument 'hook_pont'. Did you mean 'hook_point'"):
         load(foreign, hook_pont="resid_pre.4")
 
 
