@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outputs": {"functional"},
     "objective": {"functional", "outputs"},
     "folders": set(),
+    "versions": set(),
     "places": set(),
     "storage": set(),
     "in_use": set(),
@@ -55,12 +56,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": SAES,
     "info": SAES,
     "interop": SAES | {"hooks", "saving"},
-    "evaluation": SAES | READING | {"language_model", "attach", "saving"},
+    "evaluation": SAES | READING | {"language_model", "attach", "saving", "versions"},
     "analysis": SAES | READING | {"attach", "saving", "evaluation"},
     "hub": SAES | {"data", "saving", "evaluation"},
     "training": SAES
     | READING
-    | {"in_use", "model_kwargs", "language_model", "attach", "saving", "evaluation", "analysis", "hub"},
+    | {"in_use", "model_kwargs", "language_model", "attach", "saving", "versions", "evaluation", "analysis", "hub"},
     "dashboard": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
     "cli": SAES
     | READING

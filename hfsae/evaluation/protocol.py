@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.modeling import SAE
+from hfsae.versions import version_of
 
 
 def weights_sha256(sae: SAE) -> str:
@@ -55,9 +55,9 @@ def describe(
         "split": None,
         **measured,
         "dtype": _dtypes(sae, model),
-        "hfsae_version": version("hfsae"),
-        "transformers_version": version("transformers"),
-        "torch_version": version("torch"),
+        "hfsae_version": version_of("hfsae"),
+        "transformers_version": version_of("transformers"),
+        "torch_version": version_of("torch"),
         "weights_sha256": weights_sha256(sae),
         **(given or {}),
     }

@@ -142,12 +142,16 @@ def card_values(
 
 
 def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) -> str:
-    """What a card calls its SAE: the repository's name, or what the config describes where there is none."""
+    """What a card calls its SAE: the repository's name, or what the config describes where there is none.
+
+    The L0 that it was to have may stand in its folder's name; where it became another, that is said.
+    """
+    missed = missed_l0(config)
     if repo_id is not None:
-        return "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
+        called = "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
+        return f"{called} (L0 {missed[1]:.3g})" if missed else called
     model = (hub_id(config.base_model) or "").split("/")[-1]
     place = text(mapping(config.training).get("portable_name")) or config.hook_point
-    missed = missed_l0(config)  # what it was to be may stand in its folder's name
     parts = (model, place, architecture_name(config), config.n_features, missed and f"l0_{missed[1]:.3g}")
     return "-".join(str(part) for part in parts if part)
 

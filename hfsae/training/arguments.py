@@ -54,12 +54,12 @@ PER_SAE = {
 # What values may be; None, where an argument allows it, is not looked at.
 _POSITIVE = (
     "expansion_factor", "n_features", "k", "target_l0", "init_tokens", "training_tokens", "train_batch_tokens",
-    "gradient_accumulation_steps", "lm_batch_sequences", "calibration_tokens", "adam_epsilon", "dead_feature_window",
+    "gradient_accumulation_steps", "lm_batch_sequences", "adam_epsilon", "dead_feature_window",
     "resample_every", "feature_sampling_window", "logging_steps", "save_total_limit", "save_minutes",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "sparsity_coefficient", "shuffle_window_tokens", "prefetch_batches", "eval_tokens", "lr_start", "lr_end",
-    "warmup_steps", "max_grad_norm", "auxk_alpha", "save_steps", "seed",
+    "sparsity_coefficient", "shuffle_window_tokens", "prefetch_batches", "calibration_tokens", "eval_tokens",
+    "lr_start", "lr_end", "warmup_steps", "max_grad_norm", "auxk_alpha", "save_steps", "seed",
 )  # fmt: skip
 _SHARES = ("sparsity_warmup_fraction", "lr_decay_fraction")
 _PARTS = ("calibration_share", "evaluation_share")
@@ -188,7 +188,8 @@ class SAETrainingArguments:
     calibration_tokens: int | None = _option(
         None,
         "Tokens, of neither training nor evaluation text, for thresholds, mean activations and baselines, read where "
-        "the SAE or its evaluation needs them; None: 1/16 of training_tokens, between 8,192 and 65,536.",
+        "the SAE or its evaluation needs them; None: 1/16 of training_tokens, between 8,192 and 65,536. With 0 "
+        "thresholds stay as trained, and the evaluation takes the beginning of its own text.",
     )
 
     # -- optimisation -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hfsae.data import CachedActivations, CacheDescription, contents_of, remove_
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.folders import found_again
 from hfsae.language_model import Origin, find, without_weights
-from hfsae.storage import DamagedFileError, naming
+from hfsae.storage import ODD, DamagedFileError, naming
 from hfsae.training import feed
 from hfsae.training.argument_places import with_places_in_full
 from hfsae.training.arguments import SAETrainingArguments
@@ -91,6 +91,10 @@ def cache_activations(
     source = feed.model_source(args, base, blocks, places)
     if args.overwrite_output_dir:
         remove_cache(args.output_dir)
+
+    def other_text() -> dict[str, Tensor]:
+        return feed.calibration_rows(args, base, texts, places)
+
     try:
         write_cache(
             source,
@@ -98,7 +102,7 @@ def cache_activations(
             rows=_rows_read(args),
             made_from=_described(args, base, texts, blocks.prepend_bos),
             dtype=getattr(torch, args.activation_dtype),
-            held_out=lambda: feed.calibration_rows(args, base, texts, places),
+            held_out=None if texts.calibration is None else other_text,
             shard_rows=shard_rows,
             disable_tqdm=args.disable_tqdm,
         )
@@ -233,7 +237,7 @@ class Cache:
     def skeleton(self) -> BaseModel:
         """The language model without weights: enough to name hook points."""
         origin = self._made_from["base_model"]
-        with naming(f"what the activation cache {self._folder} says of its language model"):
+        with naming(f"what the activation cache {self._folder} says of its language model", (*ODD, ValueError)):
             model = without_weights(AutoConfig.for_model(**self._made_from["model_config"]))
         return BaseModel(model, None, Origin(**origin) if origin else None)
 

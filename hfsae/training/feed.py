@@ -145,12 +145,15 @@ def calibration_rows(
     of_first_process: bool = False,
     exact: bool = True,
 ) -> dict[str, Tensor]:
-    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each.
+    """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each; none where the
+    arguments want none.
 
     With `of_first_process` every process calls this and all get what the first one read, to the bit. Where they need
     not be `exact`, they are read as training text is: what is measured needs the model's own precision, thresholds do
     not.
     """
+    if texts.calibration is None:
+        return {}
     with all_or_none(of_first_process):
         blocks = token_blocks(args, texts.calibration, base, repeat=False)
         batches = list(take(blocks, args.tokens_for_calibration))

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -29,6 +28,7 @@ from hfsae.training.base_model import move_base_model
 from hfsae.training.run import Run
 from hfsae.training.sparsity import missed_target
 from hfsae.training.unharmed import unharmed
+from hfsae.versions import version_of
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
         "folder": os.path.abspath(run.folder_of(name)),
         "arguments": {name: stored[name] for name in args.given()},
         "hardware": _hardware(run),
-        "versions": {**{name: version(name) for name in _VERSIONS}, "python": platform.python_version()},
+        "versions": {**{name: version_of(name) for name in _VERSIONS}, "python": platform.python_version()},
     }
 
 

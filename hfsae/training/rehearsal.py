@@ -45,7 +45,9 @@ def rehearse_evaluation(
     try:
         blocks = feed.token_blocks(args, texts.evaluation, base, repeat=False, rank=rank, world_size=processes)
         move_base_model(base, device)
-        rehearse(saes, base.model, _counting(blocks), held_out or _other_text(args, base, texts), base.tokenizer)
+        batch = _counting(blocks)
+        other = held_out or (batch if texts.calibration is None else _other_text(args, base, texts))
+        rehearse(saes, base.model, batch, other, base.tokenizer)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".rstrip(".")
         raise ValueError(

@@ -17,7 +17,7 @@ class Texts:
 
     Args:
         train: What is trained on.
-        calibration: For thresholds, the mean activation and baselines.
+        calibration: For thresholds, the mean activation and baselines; None where it is off.
         evaluation: What is measured on; None where evaluation is off.
         trained: Names the text that is trained on, all its parts together.
         measured: Names the text that is measured on.
@@ -37,7 +37,7 @@ class Texts:
         return {
             **self.measured.recorded(),
             "max_tokens": args.eval_tokens,
-            "calibration": calibration if self.trained.dataset else None,
+            "calibration": calibration if self.trained.dataset and self.calibration is not None else None,
         }
 
 
@@ -68,10 +68,13 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
             "of token ids; make a dataset of a list with Dataset.from_dict({'text': texts})."
         )
     else:
-        train, calibration = (trained.named(part).documents(train_dataset) for part in ("train", "calibration"))
+        train = trained.named("train").documents(train_dataset)
+        wanted = args.tokens_for_calibration
+        calibration = trained.named("calibration").documents(train_dataset) if wanted else None
         own = args.eval_tokens and eval_dataset is None
         evaluation = trained.named("evaluation").documents(train_dataset) if own else None
     evaluation = evaluation if eval_dataset is None else eval_dataset
+    calibration = calibration if args.tokens_for_calibration else None
     return Texts(train, calibration, evaluation, trained, measured, digest)
 
 

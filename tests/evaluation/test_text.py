@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from hfsae.data import TokenBatch, TokenBlocks
-from hfsae.evaluation.text import count, left_out_in_words, read_batches, split, take
+from hfsae.evaluation.text import count, left_out_in_words, read_batches, say_shortfall, split, take, tokens_digest
 from tests.data.tiny import assert_equal, language_model, llama_like, pythia_like, text_dataset
 from tests.evaluation.tiny import VOCABULARY, batches, make_sae, tokens_of
 
@@ -135,3 +135,32 @@ def test_no_tokens_to_measure_on_is_an_error():
 )
 def test_what_is_left_out_is_said_in_words(fields, words):
     assert left_out_in_words(make_sae(**fields).config) == words
+
+
+def test_a_text_that_ends_early_is_said_and_a_sequence_that_did_not_fit_is_not(caplog):
+    made = batches(3)
+    longest = max(batch.input_ids.shape[1] for batch in made)
+    say_shortfall(made, tokens_of(made) + longest - 1, "evaluation")
+    assert not caplog.messages
+    say_shortfall(made, 5000, "evaluation")
+    say_shortfall([], 10, "calibration")
+    assert caplog.messages == [
+        f"{tokens_of(made):,} of the 5,000 tokens for evaluation could be had: the text ends",
+        "0 of the 10 tokens for calibration could be had: the text ends",
+    ]
+
+
+def test_the_digest_of_tokens_is_that_of_the_sequences_alone():
+    text = blocks(repeat=False)
+    digest = tokens_digest(take(text, 50))
+    for batch_size in (1, 7):
+        other = TokenBlocks(text_dataset(50, 50), pythia_like(), context_length=8, batch_size=batch_size, repeat=False)
+        assert tokens_digest(take(other, 50)) == digest
+    (first, *rest) = take(blocks(repeat=False), 50)
+    wider = TokenBatch(*(torch.nn.functional.pad(part, (0, 3)) for part in first))
+    assert tokens_digest([wider, *rest]) == digest
+    other_ids, other_keep = first.input_ids.clone(), first.keep.clone()
+    other_ids[0, 1] += 1
+    other_keep[0, 2] = ~other_keep[0, 2]
+    for changed in (first._replace(input_ids=other_ids), first._replace(keep=other_keep)):
+        assert tokens_digest([changed, *rest]) != digest

@@ -35,7 +35,7 @@ def test_every_argument_is_read_somewhere_and_explained(name):
     [
         ("expansion_factor", 0), ("n_features", 0), ("k", 0), ("target_l0", 0.0), ("init_tokens", 0),
         ("training_tokens", -1), ("train_batch_tokens", 0), ("gradient_accumulation_steps", 0),
-        ("lm_batch_sequences", 0), ("calibration_tokens", 0), ("adam_epsilon", 0.0), ("dead_feature_window", 0),
+        ("lm_batch_sequences", 0), ("calibration_tokens", -1), ("adam_epsilon", 0.0), ("dead_feature_window", 0),
         ("resample_every", 0), ("feature_sampling_window", 0), ("logging_steps", 0), ("save_total_limit", 0),
         ("sparsity_coefficient", -1.0), ("shuffle_window_tokens", -1), ("prefetch_batches", -1), ("eval_tokens", -1),
         ("lr_start", -1.0), ("lr_end", -1.0), ("warmup_steps", -1), ("max_grad_norm", -1.0), ("auxk_alpha", -1.0),

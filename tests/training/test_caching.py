@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,30 @@ def test_another_model_is_refused_before_it_is_measured_with(cache, tmp_path):
     inputs = {"model": language_model(n_layer=2), "train_dataset": text(), "processing_class": pythia_like()}
     with pytest.raises(ValueError, match="made with another language model"):
         SAETrainer(args=arguments(tmp_path, **options), **inputs).train()
+
+
+@pytest.mark.parametrize(
+    "said, odd",
+    [
+        ({"base_model": {"repo": "org/lm"}}, "base_model"),
+        ({"base_model": {"name": "org/lm", "branch": "main"}}, "base_model"),
+        ({"base_model": "org/lm"}, "base_model"),
+        ({"arguments": None}, "arguments"),
+        ({"arguments": {"model_name_or_path": "org/lm"}}, "context_length"),
+        ({"model_config": ["gpt2"], "text_digest": None}, "model_config, text_digest"),
+        ({"model_config": {}}, "says of its language model"),
+        ({"model_config": {"model_type": "nothing-known"}}, "says of its language model"),
+    ],
+)
+def test_a_cache_that_another_version_wrote_is_told_from_one_that_can_be_read(place, cache, tmp_path, said, odd):
+    folder = Path(shutil.copytree(cache, tmp_path / "cache"))
+    description = json.loads((folder / "cache.json").read_text())
+    description["made_from"] |= said
+    (folder / "cache.json").write_text(json.dumps(description))
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises((OSError, ValueError), match=odd) as caught:
+        train(tmp_path / "sae", place, activation_cache=str(folder), eval_tokens=0)
+    assert str(folder) in str(caught.value)
 
 
 def test_no_cache_and_a_folder_with_another_are_refused(place, cache, tmp_path):

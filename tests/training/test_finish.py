@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
@@ -213,6 +214,7 @@ def test_a_run_too_short_for_its_target_says_so_and_name_and_card_say_what_it_be
     became = config.training["final_l0"]
     assert became > 2.2 and f"L0 is {became:.3g}, but 2 was asked for" in said and "12,800 tokens (400 steps)" in said
     assert display_name(config, None, None).endswith(f"-l0_{became:.3g}")
+    assert display_name(config, "org/zoo", f"{architecture}-l0-2") == f"zoo/{architecture}-l0-2 (L0 {became:.3g})"
     assert "training was to steer to 2 and ended at" in (tmp_path / "README.md").read_text()
 
 
@@ -220,3 +222,16 @@ def test_a_run_that_nobody_steers_says_nothing_of_a_target(tmp_path, caplog):
     trainer(tmp_path, steps=4, architecture="topk").train()
     assert not [message for message in caplog.messages if "was asked for" in message]
     assert SAE.from_pretrained(tmp_path).config.training["target_l0"] is None
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+def test_without_text_for_calibration_thresholds_stay_and_the_evaluation_takes_its_own_beginning(
+    tmp_path, architecture
+):
+    one = Dataset.from_dict({"text": ["w1 w2 w3 w4 w5 " * 50]})  # nothing can be kept of it
+    options = {"calibration_tokens": 0, "evaluation_share": 0.2, "architecture": architecture, "eval_tokens": 60}
+    inputs = {"model": language_model(), "train_dataset": text(40)}
+    metrics = trainer(tmp_path / "a", inputs=inputs, **options).train().metrics[""]
+    assert metrics["protocol"]["calibration"] is None and metrics["ce_mean"] is not None and metrics["baselines"]
+    output = trainer(tmp_path / "b", inputs={**inputs, "train_dataset": one}, **options | {"eval_tokens": 0}).train()
+    assert output.saes[""].config.metrics is None

@@ -1,0 +1,34 @@
+"""The versions that records name."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import hfsae
+from hfsae.versions import version_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_installed_package_tells_its_version_and_hfsae_that_which_runs():
+    assert version_of("transformers") == version("transformers") and version_of("hfsae") == hfsae.__version__
+    assert version_of("never-heard-of") == "unknown"
+
+
+def test_a_source_tree_that_was_never_installed_knows_its_version(tmp_path):
+    shutil.copytree(ROOT / "hfsae", tmp_path / "hfsae", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import importlib.metadata as m, hfsae; from hfsae.versions import version_of; "
+        # What is installed of it here is hidden, as where nothing is.
+        "m.Distribution.from_name = classmethod(lambda cls, name: (_ for _ in ()).throw(m.PackageNotFoundError(name)));"
+        "print(hfsae.__file__, version_of('hfsae'), version_of('torch'))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    place, own, torch = done.stdout.split()
+    assert Path(place).is_relative_to(tmp_path) and own == hfsae.__version__ and torch[0].isdigit()
