@@ -23,6 +23,7 @@ from hfsae.notebook import html_table
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
+from hfsae.training.fellows import Fellows
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
 from hfsae.training.launching import start_accelerator
@@ -166,11 +167,13 @@ class SAETrainer:
             FloatingPointError: If a loss stops being a number; names the SAE and the step.
             NonFiniteActivationsError: If activations do; names the module and the step.
             OSError: If a checkpoint cannot be written; earlier ones stay whole.
+            ProcessLostError: If another process of the run has ended; names it.
         """
         make_folder(self._output_dir)
         accelerator = start_accelerator(self.args)
         # Of several processes the main one holds the folder for all.
-        with in_use(self._output_dir) if accelerator.is_main_process else nullcontext():
+        held = in_use(self._output_dir) if accelerator.is_main_process else nullcontext()
+        with Fellows(accelerator, self._what_is_left), held:
             return self._train(accelerator, resume_from_checkpoint)
 
     def _train(self, accelerator: Accelerator, resume_from_checkpoint: str | os.PathLike | bool | None) -> TrainOutput:

@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hfsae import SAE, SAETrainer
+from hfsae.training import fellows
 from hfsae.training.trainer import TrainOutput
 from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
 
@@ -170,11 +172,17 @@ def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
     return trainer(folder, callbacks=[told], training_tokens=100 * 64).train()
 
 
-def train_until_one_dies(folder: Path) -> TrainOutput:
-    """A run whose last process is killed in its sixth step, after the checkpoint of the fourth."""
-    last = int(os.environ["RANK"]) == world() - 1
-    killed = At(6, lambda **_: os.kill(os.getpid(), signal.SIGKILL) if last else None)
-    return trainer(folder, callbacks=[killed], save_steps=4, training_tokens=20 * 64).train()
+def train_until_one(folder: Path, which: int, does: Callable[[], Any]) -> TrainOutput:
+    """A run of which one process does something in its sixth step, after the checkpoint of the fourth."""
+    fellows._SILENT = 6.0  # a test shall not wait for the better part of a minute
+    it = int(os.environ["RANK"]) == which % world()
+    at = At(6, lambda **_: does() if it else None)
+    return trainer(folder, callbacks=[at], save_steps=4, training_tokens=20 * 64).train()
+
+
+def fail() -> None:
+    """Raises."""
+    raise ValueError("this process alone has had enough")
 
 
 def train_until_one_is_not_a_number(folder: Path, **options: str) -> TrainOutput:
@@ -226,7 +234,10 @@ SPREAD = {
 
 # Which never ends well.
 BROKEN = {
-    "one-dies": train_until_one_dies,
+    "one-dies": lambda folder: train_until_one(folder, -1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "first-dies": lambda folder: train_until_one(folder, 0, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "one-is-silent": lambda folder: train_until_one(folder, -1, lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+    "one-fails": lambda folder: train_until_one(folder, -1, fail),
     "nan-spread": lambda folder: train_until_one_is_not_a_number(folder, sae_placement="spread"),
     "nan-replicate": train_until_one_is_not_a_number,
 }

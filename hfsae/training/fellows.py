@@ -1,0 +1,160 @@
+"""The processes of a run look after each other: one that dies ends all within a minute, with its name.
+
+Each tells through torch's own store (`torch.distributed.TCPStore`) that it lives and watches the one after it. On one
+machine the system says whether a process lives; of another machine the store says when it was last heard of. Without
+this the others would wait for what the dead one will not send: for minutes (NCCL), or half an hour (gloo).
+"""
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+from types import TracebackType
+
+import psutil
+import torch.distributed as distributed
+from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+# Seconds: between signs of life, and without one until a process on another machine counts as dead.
+_BEAT, _SILENT = 1.0, 40.0
+# The main thread has so many seconds to end by itself; it may wait for ever for a process that is gone.
+_GRACE = 5.0
+
+_SILENTLY = "has died without a word: it was killed, ran out of memory, or its machine is gone"
+
+_entered = count()
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run has ended; the message says which, why, and what is left."""
+
+
+class Fellows:
+    """A context in which the end of one process ends all; of one process alone it does nothing.
+
+    Args:
+        accelerator: The run's accelerator.
+        what_is_left: Says what the user has after the end.
+
+    Raises:
+        ProcessLostError: On leaving the context, in place of the error of an exchange with a process that was lost.
+    """
+
+    def __init__(self, accelerator: Accelerator, what_is_left: Callable[[], str]):
+        self._rank, self._processes = accelerator.process_index, accelerator.num_processes
+        self._what_is_left = what_is_left
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Fellows":
+        # Whoever joins processes by other means than the usual variables has no such store.
+        if self._processes > 1 and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            self._store = _store()
+            me = psutil.Process()
+            self._me = {"rank": self._rank, "host": platform.node(), "pid": me.pid, "born": me.create_time()}
+            self._store.set(f"who/{self._rank}", json.dumps(self._me))
+            self._next = json.loads(self._store.get(f"who/{(self._rank + 1) % self._processes}"))
+            self._first = json.loads(self._store.get("who/0"))
+            self._thread = threading.Thread(target=self._watch, name="hfsae-fellows", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._thread is None:
+            return
+        lost = None
+        if error is not None and _is_of_an_exchange(error):
+            lost = self._wait_for_the_lost()
+        elif error is not None:
+            self._tell_of(self._me, f"has ended with {type(error).__name__}: {error}")
+        self._left.set()
+        self._thread.join()
+        if lost is not None:
+            raise ProcessLostError(self._described(lost)) from error
+
+    def _watch(self) -> None:
+        beats, heard = -1, time.monotonic()
+        while not self._left.wait(_BEAT):
+            try:
+                self._store.add(f"beat/{self._rank}", 1)
+                now = self._store.add(f"beat/{self._next['rank']}", 0)
+                if now != beats:
+                    beats, heard = now, time.monotonic()
+                elif not self._store.check([f"left/{self._next['rank']}"]) and self._is_dead(time.monotonic() - heard):
+                    self._tell_of(self._next, _SILENTLY)
+                lost = self._lost()
+            except (distributed.DistError, RuntimeError):  # whoever keeps the store is gone
+                lost = {**self._first, "why": _SILENTLY}
+            if lost is not None:
+                self._end_with(lost)
+                return
+        try:
+            self._store.set(f"left/{self._rank}", "")
+        except (distributed.DistError, RuntimeError):
+            pass
+
+    def _is_dead(self, silent: float) -> bool:
+        if self._next["host"] == platform.node():
+            try:
+                process = psutil.Process(self._next["pid"])
+                lives = process.create_time() == self._next["born"] and process.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                lives = False
+            if not lives:
+                return True
+        return silent > _SILENT
+
+    def _tell_of(self, who: dict, why: str) -> None:
+        """Tells all of a process that has ended; of several the first one counts."""
+        self._store.compare_set("lost", "", json.dumps({**who, "why": why}))
+
+    def _lost(self) -> dict | None:
+        return json.loads(self._store.get("lost")) if self._store.check(["lost"]) else None
+
+    def _wait_for_the_lost(self) -> dict | None:
+        """Who it was that an exchange has failed with; None if all turn out to live."""
+        until = time.monotonic() + _SILENT + 3 * _BEAT
+        while time.monotonic() < until:
+            try:
+                lost = self._lost()
+            except (distributed.DistError, RuntimeError):
+                return {**self._first, "why": _SILENTLY}
+            if lost is not None:
+                return None if lost["rank"] == self._rank else lost
+            time.sleep(_BEAT / 4)
+        return None
+
+    def _end_with(self, lost: dict) -> None:
+        """Ends this process where its main thread does not do so."""
+        if lost["rank"] == self._rank or self._left.wait(_GRACE):
+            return
+        logger.error("%s", self._described(lost))
+        logging.shutdown()
+        os._exit(1)
+
+    def _described(self, lost: dict) -> str:
+        return (
+            f"process {lost['rank']} of {self._processes}, on {lost['host']} (pid {lost['pid']}), {lost['why']}. "
+            f"The run cannot go on without it. {self._what_is_left()}"
+        )
+
+
+def _store() -> distributed.Store:
+    """A connection of its own to the store that the processes met by, which a thread may use."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_SILENT))
+    return distributed.PrefixStore(f"hfsae/fellows/{next(_entered)}", store)
+
+
+def _is_of_an_exchange(error: BaseException) -> bool:
+    """Whether an error says that other processes could not be reached: gloo's have no class of their own."""
+    if isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection"))

@@ -1,0 +1,110 @@
+"""Processes that are killed, fall silent or fail: the others end soon, name them, and leave a whole checkpoint.
+
+They are started one by one, as on several machines: no launcher is there to end what is left.
+"""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hfsae.training.checkpoints import check_whole, last_checkpoint
+from hfsae.training.fellows import Fellows
+from tests.training.tiny import trainer
+
+
+def started(folder: Path, case: str, processes: int = 2, port: int = 29615) -> list[subprocess.Popen[str]]:
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.two_processes", str(folder), case],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case, lost, why",
+    [
+        ("one-dies", 1, "has died without a word: it was killed, ran out of memory, or its machine is gone"),
+        ("first-dies", 0, "has died without a word"),
+        ("one-is-silent", 1, "has died without a word"),
+        ("one-fails", 1, "has ended with ValueError: this process alone has had enough"),
+    ],
+)
+def test_the_others_end_with_the_name_of_the_lost_and_a_whole_checkpoint(tmp_path, case, lost, why):
+    both = started(tmp_path, case)
+    left = both[1 - lost]
+    try:
+        said = left.communicate(timeout=90)[1]
+        assert left.returncode == 1
+        assert f"process {lost} of 2, on {platform.node()} (pid {both[lost].pid}), {why}" in said
+        folder = tmp_path / case
+        assert f"The last good checkpoint is {folder / 'checkpoint-4'}" in said
+        assert last_checkpoint(folder) == folder / "checkpoint-4"
+        check_whole(folder / "checkpoint-4")
+        if case == "one-dies":
+            assert both[lost].wait() == -signal.SIGKILL
+            going_on = trainer(folder, save_steps=4, training_tokens=20 * 64)
+            assert going_on.train(resume_from_checkpoint=True).completed
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_ever_is_ended_too(tmp_path):
+    """Its main thread is in a collective that nobody will answer, as NCCL's are."""
+    waiting = (
+        "import sys, time\n"
+        "from accelerate import Accelerator\n"
+        "from hfsae.training.fellows import Fellows\n"
+        "with Fellows(Accelerator(cpu=True), lambda: 'Nothing is left.'):\n"
+        "    print('in', flush=True)\n"
+        "    time.sleep(1000)\n"
+    )
+    common = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29616", "OMP_NUM_THREADS": "1"}
+    common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    all_of_them = [
+        subprocess.Popen(
+            [sys.executable, "-c", waiting],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        for process in all_of_them:
+            assert process.stdout is not None and process.stdout.readline() == "in\n"
+        all_of_them[2].kill()
+        killed_at = time.monotonic()
+        for process in all_of_them[:2]:
+            said = process.communicate(timeout=60)[1]
+            assert (
+                process.returncode == 1 and f"process 2 of 3, on {platform.node()} (pid {all_of_them[2].pid})" in said
+            )
+        assert time.monotonic() - killed_at < 30
+    finally:
+        for process in all_of_them:
+            process.kill()
+            process.wait()
+
+
+def test_one_process_by_itself_is_not_watched():
+    alone = type("Alone", (), {"process_index": 0, "num_processes": 1})()
+    with pytest.raises(KeyError), Fellows(alone, lambda: "") as fellows:
+        assert fellows._thread is None
+        raise KeyError
