@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae import hooks
 from hfsae.configuration import SAEConfig
 from hfsae.data.encoding import special_token_ids
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPoint, inner_model, resolve_hook_point, width
-from hfsae.hooks.access import runs_again_in_backward, visiting
+from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
-from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.passes import Passes
-from hfsae.hooks.probe import seen_at
+from hfsae.hooks.passes import Listener
+from hfsae.hooks.sites import Sites
+from hfsae.hooks.splice import splicing
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -152,31 +151,22 @@ def attach(
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
     inner = inner_model(model)
     source, target = hook_points_of(sae.config, inner)
-    layout = DecoderLayout.find(inner)
-    places = dict.fromkeys((source, target) if splice else (source,))
-    seen = seen_at(inner, places, layout)
-    for place in places:
-        if (here := seen[place]) is not None:
-            here.check(place)
-    recomputed = any(runs_again_in_backward(layout, place) for place in places)
-    passes = Passes(inner, [place.path for place in places], wrapper=model, recomputed=recomputed)
-    record = CallRecord(inner, passes, prompt_length)
-    attachment = _Attachment(sae, record, _Policy(sae.config, inner, tokenizer), edit, keep_error)
-    here = seen[source]
-    with ExitStack() as stack:
+    sites = Sites.at(inner, (source, target) if splice else (source,))
+    sites.check()
+    with sites.passes(wrapper=model) as passes:
+        record = CallRecord(inner, passes, prompt_length)
+        attachment = _Attachment(sae, record, _Policy(sae.config, inner, tokenizer), edit, keep_error)
         passes.tell(attachment)
-        stack.enter_context(passes.open())
-        stack.enter_context(record.open())
-        time_major = here is not None and here.time_major
-        stack.enter_context(visiting(inner, layout, source, attachment.read, passes=passes, time_major=time_major))
-        if splice:
-            # The error is held constant: with gradients through it too, those through the features would cancel.
-            stack.enter_context(
-                hooks.splice(
-                    inner, target, attachment.replace, keep_error=keep_error, detach_error=keep_error, passes=passes
+        with ExitStack() as stack:
+            stack.enter_context(record.open())
+            stack.enter_context(visiting(sites[source], attachment.read, passes))
+            if splice:
+                # The error is held constant: with gradients through it too, those through the features would cancel.
+                spliced = splicing(
+                    sites[target], attachment.replace, passes, keep_error=keep_error, detach_error=keep_error
                 )
-            )
-        yield attachment.run
+                stack.enter_context(spliced)
+            yield attachment.run
 
 
 def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint, HookPoint]:
@@ -208,7 +198,7 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
     return points[0], points[1]
 
 
-class _Attachment:
+class _Attachment(Listener):
     """What one attached SAE does in a forward pass."""
 
     def __init__(self, sae: SAE, record: CallRecord, policy: "_Policy", edit: FeatureEdit | None, keep_error: bool):
@@ -221,14 +211,9 @@ class _Attachment:
         self._in_this_pass: _Seen | None = None
 
     def begins(self) -> None:
-        """What was read in the pass before must not be taken for this one's."""
+        # What was read in the pass before must not be taken for this one's. It stays after the pass, for blocks that
+        # run again in the backward pass.
         self._in_this_pass = None
-
-    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The record notes the call."""
-
-    def ends(self, output: Any) -> None:
-        """What was read stays, for blocks that run again in the backward pass."""
 
     def read(self, x: Tensor) -> None:
         output = self._sae(x.to(self._sae.W_dec.device))

@@ -13,6 +13,7 @@ from hfsae.functional import SparseFeatures
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
+from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
 from hfsae.modeling import SAE
 
@@ -56,11 +57,12 @@ class FeatureReader:
     def __init__(self, sae: SAE, model: PreTrainedModel):
         self._sae, self._model = sae, model
         self._source = hook_points_of(sae.config, model)[0]
+        self._sites = Sites.at(model, [self._source])
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Firings:
         """The features of the tokens that count; the others have none."""
-        with evaluating(self._model), capture(self._model, self._source) as activations:
+        with evaluating(self._model), capture(self._model, self._sites) as activations:
             activations.run(**model_inputs(self._model, batch))
         rows = of_tokens(activations[self._source], batch.input_ids.shape, self._source).flatten(0, 1)
         kept = batch.keep.flatten().nonzero().squeeze(1)

@@ -16,9 +16,8 @@ from hfsae.data.prefetch import Prefetcher
 from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
-from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
-from hfsae.hooks.probe import seen_at
+from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
 
 _ADVICE = "float16 overflows in many language models, use bfloat16 or float32; else check the model's weights"
@@ -98,12 +97,9 @@ class LMActivations:
             raise ValueError(
                 f"context_length is {blocks.context_length}, but the language model's context is {context} tokens"
             )
-        with capture(model, hook_points) as activations:
-            self._hook_points = dict(activations.hook_points)
-        for point, seen in seen_at(model, self._hook_points.values(), DecoderLayout.find(model)).items():
-            if seen is not None:
-                seen.check(point)
-        self._widths = {name: width(model, point) for name, point in self._hook_points.items()}
+        self._sites = Sites.find(model, hook_points)
+        self._sites.check()
+        self._widths = {name: width(model, point) for name, point in self._sites.hook_points.items()}
         self._model = model.eval()
         self._device = input_device(model)
         self._dtype = dtype
@@ -140,7 +136,7 @@ class LMActivations:
         # Of a mask that masks nothing the model would ask the device whether it does, and wait for the answer.
         if not batch.attention_mask.all():
             inputs["attention_mask"] = _send(batch.attention_mask, self._device)
-        with capture(self._model, list(self._hook_points.values())) as activations:
+        with capture(self._model, self._sites) as activations:
             with self._precision.entered(), torch.inference_mode(), fused_gelu(self._model):
                 activations.run(**inputs)
             # Found on the CPU: a boolean mask on an accelerator would wait for the model to count its rows.
@@ -148,7 +144,7 @@ class LMActivations:
             # Outside inference mode, so that the rows are ordinary tensors that autograd may save.
             return {
                 name: _rows(name, activations[point], batch, kept).to(self._dtype)
-                for name, point in self._hook_points.items()
+                for name, point in self._sites.hook_points.items()
             }
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text import rows
 from hfsae.hooks import HookPoint, capture
+from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
 from hfsae.outputs import SAEOutput
 from hfsae.progress import token_bar
@@ -70,6 +71,7 @@ def measure(
     """
     sources = [subject.source for subject in subjects.values()]
     targets = [subject.target for subject in subjects.values()]
+    sites = Sites.at(model, [*sources, *targets])
     replay = None
     if predictions.of is not None:
         replay = Replay(model, sources, targets, model_inputs(model, batches[0]))
@@ -80,7 +82,7 @@ def measure(
             length = batch.input_ids.shape[1]
             for piece in _pieces(batch, replay.sequences_at_once(length, n_runs) if replay is not None else None):
                 if replay is None:
-                    with capture(model, list(dict.fromkeys([*sources, *targets]))) as read:
+                    with capture(model, sites) as read:
                         read.run(**model_inputs(model, piece))
                     activations = {place: read[place] for place in read.hook_points.values()}
                     for subject in subjects.values():

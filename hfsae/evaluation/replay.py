@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
-from hfsae.hooks import HookPoint, capture, splice
+from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.sites import Sites
+from hfsae.hooks.splice import splicing
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Replay:
         self._model = model
         self._writes = list(dict.fromkeys(writes))
         self._places = list(dict.fromkeys([*reads, *self._writes]))
+        self._sites = Sites.at(model, self._places)
         self.vocabulary: int = model.config.get_text_config().vocab_size
         accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
@@ -73,13 +76,14 @@ class Replay:
         layout = DecoderLayout.find(model)
         if layout is not None and self._inside(layout.decoder_path):
             self._end = HookPoint(layout.decoder_path, "output")
+            self._end_site = Sites.at(model, [self._end])
             self._decoder = model.get_submodule(layout.decoder_path)
             self._below = {place: _blocks_below(place, layout) for place in self._writes}
             self._check({name: value[:1] for name, value in inputs.items()})
 
     def read(self, inputs: Mapping[str, Tensor]) -> tuple[dict[HookPoint, Tensor], Tensor]:
         """The untouched model's activations at all places, (batch, seq, d) each, and its final state."""
-        with capture(self._model, self._places) as activations, self._remembering():
+        with capture(self._model, self._sites) as activations, self._remembering():
             final = self._run(inputs)
         return {place: activations[place] for place in self._places}, final
 
@@ -91,7 +95,8 @@ class Replay:
                 remembered = self._memory[below[-1]]
                 # A copy each time, because some models write into what their blocks return.
                 stack.enter_context(_answering(below, lambda: copy.deepcopy(remembered)))
-            stack.enter_context(splice(self._model, place, lambda _: activation))
+            passes = stack.enter_context(self._sites.passes())
+            stack.enter_context(splicing(self._sites[place], lambda _: activation, passes))
             return self._run(inputs)
 
     def logits(self, final: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ class Replay:
         with fused_gelu(self._model):
             if not self.shortcuts:
                 return self._model(**inputs, **self._options).logits
-            with capture(self._model, self._end) as end:
+            with capture(self._model, self._end_site) as end:
                 return end.run(**inputs)[self._end]
 
     @contextmanager

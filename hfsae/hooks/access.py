@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +15,83 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hfsae.hooks.eager import uncompiled
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.passes import Passes
+from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.points import HookPoint, HookPointError
 
 Visitor = Callable[[Tensor], Tensor | None]
 """Gets the activation, (batch, seq, d); returns what takes its place, or None to leave it as it is."""
 
 
+@dataclass(frozen=True)
+class Site:
+    """A hook point of one model, and what whoever visits it has to know.
+
+    Attributes:
+        hook_point: The place.
+        module: The module whose input or output passes there.
+        block: The decoder block around that module; None where there is none, or it is the module itself.
+        through: Whether a replacement is written through to the residual stream, not to the module that reads it.
+        stream_axis: The axis on which one of several streams is chosen; None where the name chooses none.
+        runs_again: Whether gradient checkpointing runs the module again in the backward pass.
+        time_major: Whether activations are (seq, batch, d).
+    """
+
+    hook_point: HookPoint
+    module: nn.Module
+    block: nn.Module | None
+    through: bool
+    stream_axis: int | None
+    runs_again: bool
+    time_major: bool = False
+
+    @classmethod
+    def find(cls, model: nn.Module, layout: DecoderLayout | None, hook_point: HookPoint) -> "Site":
+        """Where a resolved hook point lies in its model; the model is not run.
+
+        Raises:
+            HookPointError: If the name chooses a stream that is not there.
+        """
+        module = model.get_submodule(hook_point.path)
+        around = layout.block_around(hook_point.path) if layout is not None else None
+        return cls(
+            hook_point,
+            module,
+            block=None if around is module else around,
+            through=layout is not None and "resid_mid" in layout.roles(hook_point),
+            stream_axis=layout.stream_axis(hook_point) if layout is not None else None,
+            runs_again=_runs_again_in_backward(module, around),
+        )
+
+
+def _runs_again_in_backward(module: nn.Module, block: nn.Module | None) -> bool:
+    """Whether a module lies in what gradient checkpointing runs again.
+
+    transformers' own blocks keep their hooks outside of the part that runs again; others may not.
+    """
+    if block is None:
+        return False
+    keeps_hooks_outside = isinstance(block, GradientCheckpointingLayer) and type(block).__call__ is nn.Module.__call__
+    return not (module is block and keeps_hooks_outside)
+
+
+def passes_of(model: nn.Module, sites: Iterable[Site], wrapper: nn.Module | None = None) -> Passes:
+    """A model's forward passes, for whoever visits some of its sites.
+
+    Args:
+        model: The model that will be called.
+        sites: Where it is visited.
+        wrapper: What is around it and may be called in its place.
+    """
+    sites = list(sites)
+    recomputed = any(site.runs_again for site in sites)
+    return Passes(model, [site.hook_point.path for site in sites], wrapper=wrapper, recomputed=recomputed)
+
+
 @contextmanager
 def visiting(
-    model: nn.Module,
-    layout: DecoderLayout | None,
-    hook_point: HookPoint,
-    visitor: Visitor,
-    *,
-    passes: Passes | None = None,
-    time_major: bool = False,
-    may_be_skipped: bool = False,
-    every_visit: bool = False,
+    site: Site, visitor: Visitor, passes: Passes, *, may_be_skipped: bool = False, every_visit: bool = False
 ) -> Iterator[None]:
-    """Call `visitor` when the model passes `hook_point`; leaving the context takes all hooks off.
+    """Call `visitor` when the model passes a site; leaving the context takes all hooks off.
 
     The visitor sees (batch, seq, d) also where the module works on flattened tokens, (batch * seq, d), as OPT's `fc1`
     and `fc2` do, or with the sequence first; of several streams it sees the one that is named. Visits at one place
@@ -41,112 +99,56 @@ def visiting(
     pass of the model that does not pass the place once, or not the visit that it names, is an error.
 
     Args:
-        model: The model that holds the module.
-        layout: The model's layout, if it has one.
-        hook_point: A resolved hook point of that model.
+        site: The place.
         visitor: What to do there. A replacement has the activation's shape, dtype and device.
-        passes: The model's passes, if they are open already.
-        time_major: Whether activations are (seq, batch, d).
+        passes: The model's passes, which are open.
         may_be_skipped: Whether a pass that never comes to the place is no error.
         every_visit: Whether the visitor is called each time where the place is passed several times.
     """
-    module = model.get_submodule(hook_point.path)
-    block = layout.block_around(hook_point.path) if layout is not None else None
-    through = layout is not None and "resid_mid" in layout.roles(hook_point)
+    visit = _Visit(site, visitor, passes, may_be_skipped=may_be_skipped, every_visit=every_visit)
+    passes.tell(visit)
     with ExitStack() as hooks:
-        if passes is None:
-            recomputed = runs_again_in_backward(layout, hook_point)
-            passes = hooks.enter_context(Passes(model, [hook_point.path], recomputed=recomputed).open())
-        visit = _Visit(
-            hook_point,
-            visitor,
-            passes,
-            model_name=type(model).__name__,
-            through=through,
-            stream_axis=layout.stream_axis(hook_point) if layout is not None else None,
-            time_major=time_major,
-            may_be_skipped=may_be_skipped,
-            every_visit=every_visit,
-        )
-        passes.tell(visit)
-        if block is not None and block is not module:
-            hooks.callback(block.register_forward_pre_hook(uncompiled(visit.on_block), with_kwargs=True).remove)
-        if hook_point.side == "input":
-            hooks.callback(module.register_forward_pre_hook(uncompiled(visit.on_input), with_kwargs=True).remove)
+        if site.block is not None:
+            hooks.callback(site.block.register_forward_pre_hook(uncompiled(visit.on_block), with_kwargs=True).remove)
+        if site.hook_point.side == "input":
+            hooks.callback(site.module.register_forward_pre_hook(uncompiled(visit.on_input), with_kwargs=True).remove)
         else:
-            hooks.callback(module.register_forward_hook(uncompiled(visit.on_output)).remove)
+            hooks.callback(site.module.register_forward_hook(uncompiled(visit.on_output)).remove)
         yield
 
 
-def runs_again_in_backward(layout: DecoderLayout | None, hook_point: HookPoint) -> bool:
-    """Whether a place lies in what gradient checkpointing runs again.
-
-    transformers' own blocks keep their hooks outside of the part that runs again; others may not.
-    """
-    block = layout.block_around(hook_point.path) if layout is not None else None
-    if block is None:
-        return False
-    assert layout is not None
-    at_its_border = layout.model.get_submodule(hook_point.path) is block
-    keeps_hooks_outside = isinstance(block, GradientCheckpointingLayer) and type(block).__call__ is nn.Module.__call__
-    return not (at_its_border and keeps_hooks_outside)
-
-
-class _Visit:
+class _Visit(Listener):
     """The hooks of one visit: take the activation out of a call, show it to the visitor, put back what it returns.
 
     Args:
-        hook_point: The place.
+        site: The place.
         visitor: What to do there.
         passes: The model's forward passes.
-        model_name: For messages.
-        through: Write a replacement through to the residual stream, not only to the module that reads it.
-        stream_axis: Where the place names one of several streams, the axis on which it is chosen.
-        time_major: Whether activations are (seq, batch, d).
         may_be_skipped: Whether a pass that never comes here is no error.
         every_visit: Whether each of several visits in a pass is meant.
     """
 
-    def __init__(
-        self,
-        hook_point: HookPoint,
-        visitor: Visitor,
-        passes: Passes,
-        *,
-        model_name: str,
-        through: bool,
-        stream_axis: int | None,
-        time_major: bool,
-        may_be_skipped: bool,
-        every_visit: bool,
-    ):
-        self._hook_point = hook_point
+    def __init__(self, site: Site, visitor: Visitor, passes: Passes, *, may_be_skipped: bool, every_visit: bool):
+        self._site = site
+        self._hook_point = site.hook_point
         self._visitor = visitor
         self._passes = passes
-        self._model_name = model_name
-        self._through = through
-        self._stream_axis = stream_axis
-        self._time_major = time_major
         self._may_be_skipped = may_be_skipped
         self._every_visit = every_visit
         self._leading_shape = torch.Size()
         self._visits = 0
 
     def begins(self) -> None:
-        """A forward pass begins."""
         self._visits = 0
 
-    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A model in the pass is called: nothing to note."""
-
     def ends(self, output: Any) -> None:
-        """A forward pass has ended, in which the place must have been passed."""
+        """In the pass that has ended, the place must have been passed."""
         if self._visits == 0 and not self._may_be_skipped:
-            raise never_passed(self._model_name, [self._hook_point])
+            raise never_passed(self._passes.model_name, [self._hook_point])
         if self._hook_point.visit is not None and self._visits <= self._hook_point.visit:
             raise HookPointError(
-                f"{self._hook_point} was asked for, but {self._model_name} passed the place {self._visits} times in "
-                f"this forward pass: visits go from 0 to {self._visits - 1}."
+                f"{self._hook_point} was asked for, but {self._passes.model_name} passed the place {self._visits} "
+                f"times in this forward pass: visits go from 0 to {self._visits - 1}."
             )
 
     def on_block(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -160,7 +162,7 @@ class _Visit:
             return None
         value = _input_value(module, args, kwargs)
         activation = self._activation(value)
-        if self._through:
+        if self._site.through:
             # The block keeps this very tensor as its residual stream and hands it to a norm: a replacement handed to
             # the norm alone would leave the stream as it was. The visitor gets a copy, so that what autograd saves
             # of it is not written over.
@@ -189,15 +191,15 @@ class _Visit:
         if not self._passes.inside:  # a part of the model was called by hand, or runs again in the backward pass
             if wanted is not None:
                 raise HookPointError(
-                    f"{self._hook_point} was passed outside of a forward pass of {self._model_name}, so its visits "
-                    "cannot be counted: call the model itself, without gradient checkpointing."
+                    f"{self._hook_point} was passed outside of a forward pass of {self._passes.model_name}, so its "
+                    "visits cannot be counted: call the model itself, without gradient checkpointing."
                 )
             return True
         self._visits += 1
         if self._every_visit:
             return True
         if wanted is None and self._visits > 1:
-            raise several_visits(self._model_name, self._hook_point)
+            raise several_visits(self._passes.model_name, self._hook_point)
         return wanted is None or self._visits - 1 == wanted
 
     def _activation(self, value: Any) -> Tensor:
@@ -209,13 +211,13 @@ class _Visit:
         return activation
 
     def _visit(self, activation: Tensor) -> Tensor | None:
-        if self._stream_axis is not None:
+        if self._site.stream_axis is not None:
             assert self._hook_point.stream is not None
-            replacement = self._visitor(activation.select(self._stream_axis, self._hook_point.stream))
+            replacement = self._visitor(activation.select(self._site.stream_axis, self._hook_point.stream))
             if replacement is None:
                 return None
-            return activation.select_scatter(replacement, self._stream_axis, self._hook_point.stream)
-        if self._time_major and activation.dim() > 2:
+            return activation.select_scatter(replacement, self._site.stream_axis, self._hook_point.stream)
+        if self._site.time_major and activation.dim() > 2:
             replacement = self._visitor(activation.transpose(0, 1))
             return None if replacement is None else replacement.transpose(0, 1)
         flattened = activation.dim() == 2 and len(self._leading_shape) == 2

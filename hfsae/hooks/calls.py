@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.hooks.generating import Prompt, each_beam, told_of_generate
-from hfsae.hooks.passes import Passes
+from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.points import HookPointError
 from hfsae.hooks.sequences import Sequence, Sequences, carries, is_fresh, length
 
@@ -109,7 +109,7 @@ class Call:
         return self.generated | (self.slots == last)
 
 
-class CallRecord:
+class CallRecord(Listener):
     """Notes the calls of a model while it is open; `call` is the one whose activations pass now.
 
     Args:

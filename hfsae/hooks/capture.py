@@ -10,12 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hfsae.hooks.access import Visitor, never_passed, runs_again_in_backward, visiting
-from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.names import expand_hook_points
-from hfsae.hooks.passes import Passes, forget_passes
+from hfsae.hooks.access import Visitor, never_passed, visiting
+from hfsae.hooks.passes import Listener, forget_passes
 from hfsae.hooks.points import HookPoint, HookPointError
-from hfsae.hooks.probe import seen_at
+from hfsae.hooks.sites import Sites
 
 
 class _Stopped(BaseException):  # Not an Exception: no `except Exception` in a model's code may swallow it.
@@ -25,7 +23,7 @@ class _Stopped(BaseException):  # Not an Exception: no `except Exception` in a m
         self.by = by
 
 
-class Capture(Mapping[str, Tensor]):
+class Capture(Mapping[str, Tensor], Listener):
     """The activations of the last forward pass, by name; made by `capture`.
 
     A key is a name as the caller gave it; the canonical name and the `HookPoint` work too. A name with a wildcard or
@@ -37,20 +35,11 @@ class Capture(Mapping[str, Tensor]):
         output: What the model returned in the last `run`, or None if that run was stopped early.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        hook_points: dict[str, HookPoint],
-        *,
-        may_be_skipped: frozenset[HookPoint],
-        stop: bool,
-        detach: bool,
-        dtype: torch.dtype | None,
-    ):
-        self.hook_points = hook_points
+    def __init__(self, sites: Sites, *, stop: bool, detach: bool, dtype: torch.dtype | None):
+        self.hook_points = sites.hook_points
         self.output: Any = None
-        self._model = model
-        self._may_be_skipped = may_be_skipped
+        self._model = sites.model
+        self._sites = sites
         self._stop = stop
         self._detach = detach
         self._dtype = dtype
@@ -106,11 +95,7 @@ class Capture(Mapping[str, Tensor]):
         return self
 
     def begins(self) -> None:
-        """A forward pass begins."""
         self._passed.clear()
-
-    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A model in the pass is called: nothing to note."""
 
     def ends(self, output: Any) -> None:
         """A whole forward pass has ended: what it did not come to is not in the capture."""
@@ -150,30 +135,15 @@ class Capture(Mapping[str, Tensor]):
 
     @contextmanager
     def _installed(self) -> Iterator[None]:
-        layout = DecoderLayout.find(self._model)
-        points = list(dict.fromkeys(self.hook_points.values()))
-        seen = seen_at(self._model, points, layout)
-        recomputed = any(runs_again_in_backward(layout, point) for point in points)
+        for place, seen in self._sites.seen.items():
+            if seen is not None and seen.visits:
+                seen.check_visit(place)
+                _passed_once(self._model).add(place)
         with ExitStack() as visits:
-            passes = visits.enter_context(
-                Passes(self._model, [point.path for point in points], recomputed=recomputed).open()
-            )
-            for point in points:
-                here = seen[point]
-                if here is not None and here.visits:
-                    here.check_visit(point)
-                    _passed_once(self._model).add(point)
-                visits.enter_context(
-                    visiting(
-                        self._model,
-                        layout,
-                        point,
-                        self._reader(point),
-                        passes=passes,
-                        time_major=here is not None and here.time_major,
-                        may_be_skipped=point in self._may_be_skipped,
-                    )
-                )
+            passes = visits.enter_context(self._sites.passes())
+            for place, site in self._sites.by_place.items():
+                skippable = place in self._sites.optional
+                visits.enter_context(visiting(site, self._reader(place), passes, may_be_skipped=skippable))
             passes.tell(self)
             self._open = True
             try:
@@ -209,7 +179,7 @@ class Capture(Mapping[str, Tensor]):
 @contextmanager
 def capture(
     model: nn.Module,
-    hook_points: str | HookPoint | Sequence[str | HookPoint],
+    hook_points: str | HookPoint | Sequence[str | HookPoint] | Sites,
     *,
     stop: bool = True,
     detach: bool = True,
@@ -226,7 +196,8 @@ def capture(
 
     Args:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
-        hook_points: One name or several, as `resolve_hook_points` takes them.
+        hook_points: One name or several, as `resolve_hook_points` takes them; or the `Sites` that they are, which
+            whoever captures many times finds once.
         stop: Let `Capture.run` end the forward pass right after the last of the hook points.
         detach: Give tensors that are cut from the graph. Otherwise they are part of it: with grad enabled, gradients
             of whatever the model computes with respect to them exist, also where the model's parameters are frozen.
@@ -247,27 +218,10 @@ def capture(
         >>> activations["resid_post.4"].shape
         torch.Size([8, 128, 768])
     """
-    result = Capture(
-        model,
-        expand_hook_points(model, hook_points),
-        may_be_skipped=_of_wildcards(model, hook_points),
-        stop=stop,
-        detach=detach,
-        dtype=dtype,
-    )
+    sites = hook_points if isinstance(hook_points, Sites) else Sites.find(model, hook_points)
+    result = Capture(sites, stop=stop, detach=detach, dtype=dtype)
     with result._installed():
         yield result
-
-
-def _of_wildcards(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> frozenset[HookPoint]:
-    """The places that only a wildcard names; a forward pass need not come to each of them."""
-    asked = [names] if isinstance(names, str | HookPoint) else list(names)
-    wild = [name for name in asked if "*" in str(name)]
-    if not wild:
-        return frozenset()
-    named = [name for name in asked if name not in wild]
-    exact = set(expand_hook_points(model, named).values()) if named else set()
-    return frozenset(expand_hook_points(model, wild).values()) - exact
 
 
 _passed_places: WeakKeyDictionary[nn.Module, set[HookPoint]] = WeakKeyDictionary()

@@ -60,6 +60,7 @@ class DecoderLayout:
         self.model = model
         self.config: Any = config.get_text_config(decoder=True)
         self.layers_path, self.blocks = _find_blocks(model, self.config)
+        self._places: dict[int, dict[str, HookPoint]] = {}
 
     @classmethod
     def find(cls, model: nn.Module) -> "DecoderLayout | None":
@@ -116,8 +117,10 @@ class DecoderLayout:
 
     def places(self, layer: int) -> dict[str, HookPoint]:
         """What one layer offers, by role (`"resid_pre"`, `"attn_out"`, ...)."""
-        found = block_places(self.blocks[layer], self.config)
-        return {role: self._below(layer, found[role]) for role in LAYER_ROLES if role in found}
+        if layer not in self._places:
+            found = block_places(self.blocks[layer], self.config)
+            self._places[layer] = {role: self._below(layer, found[role]) for role in LAYER_ROLES if role in found}
+        return self._places[layer]
 
     def transformer_lens_places(self, layer: int) -> dict[str, HookPoint]:
         """What one layer offers beside that, by TransformerLens' names (`"mlp.hook_out"`, `"attn.hook_q"`, ...)."""

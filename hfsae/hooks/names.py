@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -70,7 +70,7 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
         >>> str(resolve_hook_point(gpt2, "blocks.8.hook_resid_pre"))
         'transformer.h.8.input'
     """
-    points = expand_hook_points(model, name)
+    points = expand_hook_points(model, name).places
     if len(points) > 1 or _names_several(str(name)):
         raise HookPointError(f"{str(name)!r} can name several places; use resolve_hook_points for such names")
     return next(iter(points.values()))
@@ -92,18 +92,30 @@ def resolve_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str 
     Raises:
         HookPointError: As for `resolve_hook_point`.
     """
-    return list(dict.fromkeys(expand_hook_points(model, names).values()))
+    return list(dict.fromkeys(expand_hook_points(model, names).places.values()))
 
 
-def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> dict[str, HookPoint]:
+@dataclass(frozen=True)
+class NamedPlaces:
+    """What names mean in a model.
+
+    Attributes:
+        places: Name to hook point. A name with a wildcard or range becomes one name a layer, in the same style.
+        optional: The places that only a wildcard names.
+        layout: The model's layout, if it has one.
+    """
+
+    places: dict[str, HookPoint]
+    optional: frozenset[HookPoint]
+    layout: DecoderLayout | None
+
+
+def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> NamedPlaces:
     """Find many places, each under the name it was asked by.
 
     Args:
         model: As for `resolve_hook_point`.
         names: As for `resolve_hook_points`.
-
-    Returns:
-        Name to hook point. A name with a wildcard or range becomes one name a layer, in the same style.
 
     Raises:
         HookPointError: As for `resolve_hook_point`, and if `names` is empty.
@@ -113,14 +125,18 @@ def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str |
         raise HookPointError("no hook point was named")
     layout, reason = _layout(model)
     points: dict[str, HookPoint] = {}
+    wild: set[HookPoint] = set()
+    exact: set[HookPoint] = set()
     for name in asked:
         try:
-            points |= _expand(model, layout, str(name))
+            found = _expand(model, layout, str(name))
         except HookPointError as error:
             if layout is None:
                 raise HookPointError(f"{error}. Only module paths can name its places, because {reason}") from error
             raise
-    return points
+        points |= found
+        (wild if "*" in str(name) else exact).update(found.values())
+    return NamedPlaces(points, frozenset(wild - exact), layout)
 
 
 def _layout(model: nn.Module) -> tuple[DecoderLayout | None, str]:

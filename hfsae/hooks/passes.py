@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from hfsae.hooks.points import HookPointError
 from hfsae.hooks.quiet import depth_of_questions
 
 
-class Listener(Protocol):
-    """What wants to know of a model's passes."""
+class Listener:
+    """What wants to know of a model's passes; a subclass overrides what it has use for."""
 
     def begins(self) -> None:
         """A pass begins."""
@@ -43,6 +43,7 @@ class Passes:
         recomputed: Whether some of them run again in the backward pass when gradients are checkpointed.
 
     Attributes:
+        model_name: The model's class.
         inside: Whether a pass is under way.
         number: How many passes have begun.
     """
@@ -53,6 +54,7 @@ class Passes:
         around = [wrapper] if isinstance(wrapper, nn.Module) and wrapper is not model else []
         self._levels = [*around, *_models_on_the_way(model, paths)]
         self._model = self._levels[0]
+        self.model_name = type(model).__name__
         self._recomputed = recomputed
         self._listeners: list[Listener] = []
         self._stack: list[int] = []

@@ -10,16 +10,16 @@ import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from hfsae.hooks.access import never_passed, several_visits, visiting
+from hfsae.hooks.access import Site, never_passed, passes_of, several_visits, visiting
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.hooks.passes import Passes
 from hfsae.hooks.points import HookPoint, HookPointError
 from hfsae.hooks.quiet import on_the_side
 
@@ -178,21 +178,17 @@ def _run(
         inputs = {name: value for name, value in inputs.items() if name in accepted}
     found: dict[HookPoint, list[Tensor]] = {place: [] for place in places}
     with on_the_side(model), ExitStack() as hooks:
-        passes = hooks.enter_context(Passes(model, [place.path for place in places]).open())
-        for place in places:
-            hooks.enter_context(
-                visiting(
-                    model,
-                    layout,
-                    place,
-                    lambda x, place=place: found[place].append(x.clone()),
-                    passes=passes,
-                    may_be_skipped=True,
-                    every_visit=True,
-                )
-            )
+        sites = [Site.find(model, layout, place) for place in places]
+        passes = hooks.enter_context(passes_of(model, sites).open())
+        for site in sites:
+            keep = partial(_append_copy, found[site.hook_point])
+            hooks.enter_context(visiting(site, keep, passes, may_be_skipped=True, every_visit=True))
         model(**inputs)
     return found
+
+
+def _append_copy(seen: list[Tensor], activation: Tensor) -> None:
+    seen.append(activation.clone())
 
 
 def _neighbour(layout: DecoderLayout | None, place: HookPoint) -> HookPoint | None:

@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfsae.hooks.access import visiting
-from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.access import Site, visiting
 from hfsae.hooks.names import resolve_hook_point
 from hfsae.hooks.passes import Passes
 from hfsae.hooks.points import HookPoint, HookPointError
-from hfsae.hooks.probe import seen_at
+from hfsae.hooks.sites import Sites
 
 
 @contextmanager
@@ -22,7 +21,6 @@ def splice(
     *,
     keep_error: bool = False,
     detach_error: bool = False,
-    passes: Passes | None = None,
 ) -> Iterator[HookPoint]:
     """Replace an activation while the model runs.
 
@@ -48,7 +46,6 @@ def splice(
             prompt first, then with one position at a time.
         keep_error: Whether `edit` returns a pair and the reconstruction error is kept.
         detach_error: Whether no gradient flows through the error term. Only with `keep_error`.
-        passes: The model's forward passes where a caller of ours watches them already.
 
     Yields:
         The resolved hook point.
@@ -71,6 +68,16 @@ def splice(
     if detach_error and not keep_error:
         raise HookPointError("detach_error concerns the error term, which is only kept with keep_error=True")
     point = resolve_hook_point(model, hook_point)
+    sites = Sites.at(model, [point])
+    with sites.passes() as passes, splicing(sites[point], edit, passes, keep_error, detach_error):
+        yield point
+
+
+@contextmanager
+def splicing(
+    site: Site, edit: Callable[[Tensor], Any], passes: Passes, keep_error: bool = False, detach_error: bool = False
+) -> Iterator[None]:
+    """`splice` at a site that is known, in passes that are open already."""
 
     def replace(x: Tensor) -> Tensor:
         if keep_error:
@@ -84,10 +91,8 @@ def splice(
         # A copy, because some models go on to write into their modules' outputs, and this tensor is the user's.
         return edited.to(x.dtype, copy=True)
 
-    layout = DecoderLayout.find(model)
-    seen = seen_at(model, [point], layout)[point]
-    with visiting(model, layout, point, replace, passes=passes, time_major=seen is not None and seen.time_major):
-        yield point
+    with visiting(site, replace, passes):
+        yield
 
 
 def add_vector(vector: Tensor, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
