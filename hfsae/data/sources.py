@@ -103,7 +103,7 @@ class LMActivations:
         self._model = model.eval()
         self._device = input_device(model)
         self._dtype = dtype
-        self._precision = LowPrecision(model, self._hook_points.values(), autocast_dtype)
+        self._precision = LowPrecision(model, self._sites.hook_points.values(), autocast_dtype)
         self._prefetcher = Prefetcher(blocks, prefetch) if prefetch else None
         self._batches = blocks if self._prefetcher is None else self._prefetcher
         self._late_check = _LateCheck()

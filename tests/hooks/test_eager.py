@@ -96,15 +96,19 @@ def test_compiled_code_is_back_after_the_last_of_several_contexts():
 
 
 def test_a_compiled_model_around_the_one_that_is_hooked_is_an_error_not_silence():
+    """What dynamo leaves to Python, in a process that compiled much before, obeys hooks; the rest must not pass."""
     model = copy.deepcopy(build("llama"))
     compiled = returned(model)
     logits(compiled)
-    with splice(model, PLACE, lambda x: x * 0), pytest.raises(HookPointError, match="compiled"):
-        logits(compiled)
-    with splice(compiled, PLACE, lambda x: x * 0):
-        zeroed = logits(compiled)
     with replaced(model, "model.layers.0.output", lambda x: x * 0):
-        torch.testing.assert_close(zeroed, logits(model))
+        expected = logits(model)
+    with splice(model, PLACE, lambda x: x * 0):
+        try:
+            torch.testing.assert_close(logits(compiled), expected)
+        except HookPointError as error:
+            assert "compiled" in str(error)
+    with splice(compiled, PLACE, lambda x: x * 0):
+        torch.testing.assert_close(logits(compiled), expected)
 
 
 @torch._dynamo.config.patch(recompile_limit=1)
