@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data.encoding import special_token_ids
 from hfsae.functional import SparseFeatures
-from hfsae.hooks import HookPoint, inner_model, resolve_hook_point, width
+from hfsae.hooks import HookPoint, HookPointError, inner_model, resolve_hook_point, width
 from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
 from hfsae.hooks.passes import Listener
@@ -224,10 +224,16 @@ class _Attachment(Listener):
 
     def replace(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         seen = self._in_this_pass
-        if seen is None or seen.keep is None or seen.keep.shape != x.shape[:-1]:
-            raise ValueError(
-                f"activations {tuple(x.shape)} are to be replaced, but which tokens are they? Call the "
-                "model itself (not a part of it, nor its experts' hook points), with input_ids or inputs_embeds."
+        if seen is None or seen.keep is None:
+            raise HookPointError(
+                f"activations {tuple(x.shape)} are to be replaced, but which tokens are they? Call the model itself "
+                "(not a part of it), with input_ids or inputs_embeds."
+            )
+        if seen.keep.shape != x.shape[:-1]:
+            raise HookPointError(
+                f"activations {tuple(x.shape)} are to be replaced, but the model was given {tuple(seen.keep.shape)} "
+                "tokens: it puts rows of its own before them, or hands this module a share of them. Such a place can "
+                "be read (splice=False), but not spliced."
             )
         keep = seen.keep.to(x.device)[..., None]
         reconstruction = torch.where(keep, seen.reconstruction.to(x.device), x)

@@ -68,13 +68,13 @@ class Seen:
         self.check_visit(hook_point)
         if not self.time_major and not self._is_batch_major():
             seen = " and ".join(
-                f"{tuple(shapes[-1])} for {self.rows} sequences of {length}" if shapes else f"nothing for {length}"
+                f"{tuple(shapes[-1])} for {self.rows} rows of {length}" if shapes else f"nothing for {length}"
                 for length, shapes in zip(_LENGTHS, self.shapes, strict=True)
             )
             raise HookPointError(
                 f"what {self.model_name} passes at {hook_point} cannot be matched with tokens: its shape was {seen} "
                 f"tokens, where ({self.rows}, {_LENGTHS[0]}, d) and ({self.rows}, {_LENGTHS[1]}, d) were expected. "
-                f"Choose another place{self._which_stream(hook_point)}."
+                f"Choose another place{self._which_stream(hook_point)}.{self._of_codebooks()}"
             )
         if self.unlike_neighbour is not None:
             raise HookPointError(
@@ -101,6 +101,14 @@ class Seen:
     def _which_stream(self, hook_point: HookPoint) -> str:
         several = hook_point.stream is None and any(len(shape) == 4 for shapes in self.shapes for shape in shapes)
         return f", or one of several streams, such as '{replace(hook_point, stream=0)}'" if several else ""
+
+    def _of_codebooks(self) -> str:
+        if self.rows == _BATCH:
+            return ""
+        return (
+            f" This model makes one sequence of {self.rows // _BATCH} rows of ids, so nothing that it computes "
+            "belongs to one token; hfsae.hooks.capture reads it all the same."
+        )
 
     def _is_batch_major(self) -> bool:
         return all(

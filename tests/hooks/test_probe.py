@@ -94,7 +94,7 @@ def test_an_experts_share_of_the_tokens_is_refused():
 
     model = copy.deepcopy(build("llama"))
     model.model.layers[0].mlp = Inner(model.model.layers[0].mlp)
-    with pytest.raises(HookPointError, match=r"its shape was \(3, 16\) for 2 sequences of 2"):
+    with pytest.raises(HookPointError, match=r"its shape was \(3, 16\) for 2 rows of 2"):
         with attach(sae_at("model.layers.0.mlp.expert.output", 16), model):
             pass
 
