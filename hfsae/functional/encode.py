@@ -18,6 +18,7 @@ from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import narrowed
 from hfsae.functional.screening import Screen, pays
 from hfsae.functional.selection import Screened, Selection
+from hfsae.functional.traced import is_traced
 
 Path = Literal["auto", "dense", "sparse"]
 
@@ -69,6 +70,9 @@ def encode(
         The pattern, and the pre-activations at its entries: (entries,) or (N, n). Differentiable in `x`, `weight`,
         `bias` and `center`; both paths have the same gradients.
     """
+    if is_traced(x):
+        pre = F.linear(x if center is None else x - center, weight, bias)
+        return DensePattern(pre, selection.mask), pre
     with torch.no_grad():
         centered = x if center is None else x - center
         load = cache(lambda: selection.load(lambda: F.linear(_probe(centered), weight, bias)))

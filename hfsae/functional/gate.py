@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hfsae.functional.blocks import SumLike, in_blocks, where_positive
+from hfsae.functional.traced import is_traced
 
 
 class _GatedMagnitude(torch.autograd.Function):
@@ -38,4 +39,7 @@ def gated_magnitude(gate: Tensor, gate_bias: Tensor, scale: Tensor, bias: Tensor
         scale: exp(r).
         bias: The bias of the magnitude.
     """
+    if is_traced(gate):
+        magnitude = torch.addcmul(bias - scale * gate_bias, gate, scale).relu()
+        return torch.where(gate <= 0, 0, magnitude)
     return _GatedMagnitude.apply(gate, gate_bias, scale, bias)  # type: ignore[return-value]

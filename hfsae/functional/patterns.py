@@ -86,16 +86,19 @@ class DensePattern:
     def __init__(self, pre: Tensor, rule: Callable[[Tensor], Tensor]):
         self.n_tokens, self.n_features = pre.shape
         self._pre, self._rule = pre, rule
+        self._mask: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "DensePattern":
         """The entries where `mask` (N, n) is True."""
         return cls(mask, torch.Tensor.bool)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """(N, n) bool, True at entries."""
-        return self._rule(self._pre)
+        if self._mask is None:  # no cached_property: export cannot look into its lock
+            self._mask = self._rule(self._pre)
+        return self._mask
 
     def gather(self, parameter: Tensor) -> Tensor:
         return parameter

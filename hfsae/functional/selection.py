@@ -17,6 +17,7 @@ from hfsae.functional.entries import Entries
 from hfsae.functional.kernels import serves
 from hfsae.functional.patterns import SparsePattern
 from hfsae.functional.screening import Candidates, Screen
+from hfsae.functional.traced import is_traced
 
 # Gives the pre-activations (tokens, n) of each chunk in order, and again when asked; the next may lie in its memory.
 Chunks = Callable[[], Iterator[Tensor]]
@@ -66,7 +67,7 @@ class TopK:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, _largest(pre, self.k), True)
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, _largest(pre, self.k), 1)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
@@ -92,7 +93,7 @@ class GroupMax:
         return self.k
 
     def mask(self, pre: Tensor) -> Tensor:
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self._largest(pre), True)
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self._largest(pre), 1)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
@@ -240,6 +241,8 @@ class BatchTopK:
 
 def _largest(pre: Tensor, k: int) -> Tensor:
     """The features of each token's k largest pre-activations (N, k); on a CPU of equal ones the first features."""
+    if is_traced(pre):
+        return pre.topk(k, dim=-1, sorted=False).indices
     if serves(pre):
         from hfsae.functional.kernels.largest import largest
 

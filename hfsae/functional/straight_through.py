@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hfsae.functional.blocks import SumLike, in_blocks, where_positive, where_within
 from hfsae.functional.precision import at_least_float32
+from hfsae.functional.traced import is_traced
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -57,6 +58,11 @@ def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         threshold: Of the same shape, or of fewer dimensions and broadcasting against `pre`.
         bandwidth: ε, in the units of `pre`.
     """
+    if is_traced(pre):
+        margin = (pre - threshold).to(pre.dtype).detach()
+        near = -(threshold / bandwidth) * (margin.abs() < bandwidth / 2)
+        # Adds 0, whose gradient is that of the threshold.
+        return torch.where(margin <= 0, 0, pre) + (near.detach() * (threshold - threshold.detach())).to(pre.dtype)
     return _JumpReLU.apply(pre, threshold, bandwidth)  # type: ignore[return-value]
 
 
