@@ -107,32 +107,32 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_sums(folder: Path) -> dict[str, str]:
-    """What `SHA256SUMS` of a folder says, by file; empty where there is none.
+def read_sums(folder: Path, name: str = SUMS) -> dict[str, str]:
+    """What `SHA256SUMS` of a folder, or another file of that kind, says, by file; empty where there is none.
 
     Raises:
         DamagedFileError: If it is not in the format of `sha256sum`.
     """
-    path = folder / SUMS
+    path = folder / name
     if not path.is_file():
         return {}
     sums, content = {}, path.read_text(encoding="utf-8", errors="replace")
     if not content.endswith("\n"):
         raise DamagedFileError(f"{path} is cut off.")
     for line in content.splitlines():
-        digest, separator, name = line.partition("  ")
+        digest, separator, file = line.partition("  ")
         if not separator or len(digest) != 64:
             raise DamagedFileError(f"{path} is damaged: {line[:80]!r} is no line of sha256sum.")
-        sums[name] = digest
+        sums[file] = digest
     return sums
 
 
-def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
-    """Writes `SHA256SUMS`, whole or not at all."""
-    beside = folder / f".{SUMS}.part"
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+def write_sums(folder: Path, sums: Mapping[str, str], name: str = SUMS) -> None:
+    """Writes `SHA256SUMS`, or another file of that kind, whole or not at all."""
+    beside = folder / f".{name}.part"
+    lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
     beside.write_text("".join(lines), encoding="utf-8")
-    os.replace(beside, folder / SUMS)
+    os.replace(beside, folder / name)
 
 
 def sum_up(folder: Path, names: Iterable[str]) -> None:

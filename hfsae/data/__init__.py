@@ -11,7 +11,8 @@ after is equal bit for bit. Nothing here knows of sparse autoencoders.
 """
 
 from hfsae.data.blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
-from hfsae.data.cache import CachedActivations, CacheDescription, remove_cache, write_cache
+from hfsae.data.cache import CachedActivations, CacheDescription
+from hfsae.data.cache_writing import Writers, remove_cache, write_cache
 from hfsae.data.contents import Contents, contents_of
 from hfsae.data.prefetch import Prefetcher, StatefulIterator
 from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
@@ -40,6 +41,7 @@ __all__ = [
     "TextSource",
     "TokenBatch",
     "TokenBlocks",
+    "Writers",
     "contents_of",
     "default_window_tokens",
     "load_text",

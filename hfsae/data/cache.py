@@ -7,52 +7,39 @@
         rows-00000.safetensors     for each hook point (shard_rows, d), in the order of the source
         rows-00001.safetensors     ...
 
-A shard is written beside and renamed, and carries in its metadata where the source stood after it: a cache whose
-writer was killed goes on from its last whole shard and ends with the same bytes.
+`hfsae.data.cache_writing` writes it.
 """
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfsae.data.sources import RowSource, check_finite
+from hfsae.data.sources import check_finite
 from hfsae.data.stored import StoredRows
-from hfsae.data.stream import ChunkRows
-from hfsae.in_use import in_use
-from hfsae.progress import token_bar
 from hfsae.storage import (
     SUMS,
     DamagedFileError,
     check_sum,
-    in_bytes,
     open_tensors,
     read_json,
     read_sums,
     read_tensors,
     size_of_header,
-    tensors_as_bytes,
-    write_sums,
 )
 
-_DESCRIPTION, _HELD_OUT = "cache.json", "held-out.safetensors"
-# Large enough for a disk to read at its full speed, small enough to be in memory twice: filled, and as a file's bytes.
-_SHARD_BYTES = 2**28
+DESCRIPTION, HELD_OUT = "cache.json", "held-out.safetensors"
+SUMS_OF_ONE = f".{SUMS}.of-"
+"""How the digests are called of which one of several writers keeps its own, until they are put together."""
+
 # A description that names more is damaged: it would be worked through shard by shard.
 _MOST, _MOST_SHARDS = 2**48, 10**6
 # How safetensors calls what activations are stored as.
 _CALLED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# The key of a shard's metadata that holds the source's place after it.
-_NEXT = "next"
 
 
 @dataclass(frozen=True)
@@ -82,9 +69,9 @@ class CacheDescription:
             DamagedFileError: If the description is damaged, or is none.
             ValueError: If a newer version wrote it.
         """
-        path = Path(folder) / _DESCRIPTION
+        path = Path(folder) / DESCRIPTION
         if not path.is_file():
-            raise FileNotFoundError(f"no activation cache in {folder}: there is no {_DESCRIPTION}; make one first")
+            raise FileNotFoundError(f"no activation cache in {folder}: there is no {DESCRIPTION}; make one first")
         said = read_json(path)
         check_sum(path.parent, path.name)
         return cls._of(said, path)
@@ -131,153 +118,6 @@ class CacheDescription:
             return path.is_file() and path.stat().st_size == (size_of_header(path) or 0) + rows * self.row_bytes
 
         return [name for name, rows in self.shards().items() if not is_whole(name, rows)]
-
-
-def write_cache(
-    source: RowSource,
-    folder: str | Path,
-    *,
-    rows: int,
-    made_from: dict[str, Any],
-    dtype: torch.dtype = torch.bfloat16,
-    held_out: Callable[[], Mapping[str, Tensor]] | None = None,
-    shard_rows: int | None = None,
-    disable_tqdm: bool = False,
-) -> None:
-    """Writes the first rows of a source, or goes on where an earlier call with the same arguments was ended.
-
-    Memory: two shards (half a gigabyte) beside what the source needs.
-
-    Args:
-        source: Where rows come from, at its beginning.
-        folder: Where to; made if it is not there.
-        rows: How many.
-        made_from: What they are made from, in values that JSON can hold.
-        dtype: What they are stored as.
-        held_out: Makes rows of other text by hook point, stored beside as they are; called once.
-        shard_rows: Rows in a shard; None for a quarter of a gigabyte.
-        disable_tqdm: Show no progress bar.
-
-    Raises:
-        FileExistsError: If the folder holds another cache; says in what they differ. Or if another process is writing
-            one into it (`hfsae.in_use.FolderInUseError`).
-        OSError: If the disk has too little space; before anything is computed.
-        ValueError: If the source ends early.
-    """
-    folder = Path(folder)
-    row_bytes = sum(source.widths.values()) * dtype.itemsize
-    shard_rows = shard_rows or max(1, _SHARD_BYTES // row_bytes)
-    name_of_dtype = str(dtype).removeprefix("torch.")
-    # Through JSON and back, so that it equals what will be read.
-    description = CacheDescription(
-        rows, shard_rows, name_of_dtype, dict(source.widths), json.loads(json.dumps(made_from))
-    )
-    with in_use(folder):
-        _claim(folder, description)
-        _check_disk(folder, description)
-        if held_out is not None and not (folder / _HELD_OUT).exists():
-            tables = {name: table.cpu().contiguous() for name, table in held_out().items()}
-            _write_file(folder, _HELD_OUT, tensors_as_bytes(tables))
-        _write_shards(source, folder, description, disable_tqdm)
-
-
-def _claim(folder: Path, description: CacheDescription) -> None:
-    """Makes the folder this cache's, or sees that it is."""
-    if (folder / _DESCRIPTION).exists():
-        differing = _differences(asdict(CacheDescription.read(folder)), asdict(description))
-        if differing:
-            raise FileExistsError(
-                f"{folder} holds another cache: {'; '.join(differing)}. Choose another folder, make the same one, or "
-                "remove it first."
-            )
-        return
-    _write_file(folder, _DESCRIPTION, json.dumps(asdict(description), indent=2).encode())
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], inside: str = "") -> list[str]:
-    """Every value that differs, by its path: `made_from.seed was 0 and is 1`."""
-    found = []
-    for name in {**before, **now}:
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{inside}{name}.")
-        elif old != new:
-            found.append(f"{inside}{name} was {old!r} and is {new!r}")
-    return found
-
-
-def _check_disk(folder: Path, description: CacheDescription) -> None:
-    shards = description.shards()
-    needed = sum(shards[name] for name in description.unfinished(folder)) * description.row_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder} has {in_bytes(free)} free, but {in_bytes(needed)} of activations are to be written: free "
-            "some space, choose another folder, or write fewer rows."
-        )
-
-
-def _write_shards(source: RowSource, folder: Path, description: CacheDescription, disable_tqdm: bool) -> None:
-    shards, unfinished = description.shards(), description.unfinished(folder)
-    first = list(shards).index(unfinished[0]) if unfinished else len(shards)
-    reader = ChunkRows(source)
-    if 0 < first < len(shards):
-        check_sum(folder, list(shards)[first - 1])
-        with open_tensors(folder / list(shards)[first - 1]) as last_whole:
-            reader.load_state_dict(json.loads(last_whole.metadata()[_NEXT]))
-    done = sum(list(shards.values())[:first])
-    with token_bar("writing activations", description.rows, done=done, disable=disable_tqdm) as bar:
-        for name, rows in list(shards.items())[first:]:
-            tensors = _gather(reader, description, rows, bar)
-            _write_file(folder, name, tensors_as_bytes(tensors, {_NEXT: json.dumps(reader.state_dict())}))
-
-
-def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: Any) -> dict[str, Tensor]:
-    """The next rows of every hook point."""
-    dtype = getattr(torch, description.dtype)
-    shard = {name: torch.empty(rows, width, dtype=dtype) for name, width in description.widths.items()}
-    filled = 0
-    while filled < rows:
-        piece = reader.take(rows - filled)
-        if not piece:
-            raise ValueError(f"the source of activations ended before its {description.rows:,} rows were written")
-        end = filled + len(next(iter(piece.values())))
-        for name, table in piece.items():
-            shard[name][filled:end].copy_(table)
-        bar.update(end - filled)
-        filled = end
-    return shard
-
-
-def _write_file(folder: Path, name: str, content: bytes) -> None:
-    """Writes a file of a cache, and its digest before: no file is ever there without one."""
-    write_sums(folder, {**read_sums(folder), name: hashlib.sha256(content).hexdigest()})
-    with _appearing_whole(folder / name) as beside:
-        beside.write_bytes(content)
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def remove_cache(folder: str | Path) -> None:
-    """Removes the files of a cache, and nothing else that lies beside them."""
-    # The description last: what is left of a cache half-removed is still known as one.
-    if not Path(folder).is_dir():
-        return
-    with in_use(folder):
-        for pattern in (".rows-*.part", "rows-*.safetensors", _HELD_OUT, SUMS, _DESCRIPTION):
-            for path in Path(folder).glob(pattern):
-                path.unlink()
 
 
 class CachedActivations(StoredRows):
@@ -327,6 +167,11 @@ class CachedActivations(StoredRows):
                 f"the cache {folder} is not whole: {len(unfinished)} of {len(self.description.shards())} shards are "
                 f"missing or cut off, {unfinished[0]} first. The command that began it goes on with it"
             )
+        if any(self._folder.glob(f"{SUMS_OF_ONE}*")):
+            raise ValueError(
+                f"the cache {folder} is not whole: its writers have not put their digests together. The command that "
+                "began it does so"
+            )
         self._shards = list(self.description.shards())
         self._open_shard: tuple[int, Any] | None = None
         self._sums = read_sums(self._folder)
@@ -369,7 +214,7 @@ class CachedActivations(StoredRows):
         shapes = {name: (tuple(table.get_shape()), table.get_dtype()) for name, table in there.items()}
         dtype = _CALLED[self.description.dtype]
         if shapes != {name: ((rows, width), dtype) for name, width in self.description.widths.items()}:
-            raise DamagedFileError(f"{path} holds {shapes}, which is not what {_DESCRIPTION} says.")
+            raise DamagedFileError(f"{path} holds {shapes}, which is not what {DESCRIPTION} says.")
         return shard
 
     def _check(self, index: int) -> "Future[None]":
@@ -381,10 +226,10 @@ class CachedActivations(StoredRows):
 
     def held_out(self) -> dict[str, Tensor]:
         """The rows of other text at the hook points that are read; empty where none were stored."""
-        path = self._folder / _HELD_OUT
+        path = self._folder / HELD_OUT
         if not path.is_file():
             return {}
-        check_sum(self._folder, _HELD_OUT, self._sums)
+        check_sum(self._folder, HELD_OUT, self._sums)
         tables = read_tensors(path)
         check_finite(tables)
         return {name: tables[name] for name in self._hook_points}

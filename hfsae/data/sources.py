@@ -53,6 +53,8 @@ class RowSource(Protocol):
         """Ends threads; the source is not used again."""
         ...
 
+    # A source that can pass over its next chunk without making it has `skip() -> int`, which gives the chunk's rows.
+
 
 class LMActivations:
     """Runs a frozen language model over token blocks; one pass, stopped after the last hook point, feeds them all.
@@ -146,6 +148,10 @@ class LMActivations:
                 name: _rows(name, activations[point], batch, kept).to(self._dtype)
                 for name, point in self._sites.hook_points.items()
             }
+
+    def skip(self) -> int:
+        """Passes over the next chunk without a pass of the model; gives the rows that it would have had."""
+        return int(next(self._batches).keep.sum())
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the text where the next chunk begins."""

@@ -198,6 +198,33 @@ class ChunkRows:
         start, self._used = self._used, min(self._used + most, self._size)
         return {name: rows[start : self._used] for name, rows in self._chunk.items()}
 
+    def skip(self, rows: int) -> None:
+        """Passes over so many rows; the source makes no chunk for it but the one in which they end, if it can.
+
+        Raises:
+            ValueError: If the source ends before.
+        """
+        while rows:
+            if self._used < self._size:
+                passed = min(rows, self._size - self._used)
+                self._used += passed
+            else:
+                before = self._source.state_dict()
+                self._drop_chunk()
+                passed = self._pass_over_chunk()
+                if passed > rows:
+                    self._source.load_state_dict(before)
+                    self._next_chunk()
+                    passed = 0
+            rows -= passed
+
+    def _pass_over_chunk(self) -> int:
+        skip = getattr(self._source, "skip", None) or (lambda: len(next(iter(next(self._source).values()))))
+        try:
+            return skip()
+        except StopIteration:
+            raise ValueError("the source of activations ended before the rows that are wanted of it") from None
+
     def _next_chunk(self) -> bool:
         before = self._source.state_dict()
         self._drop_chunk()

@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfsae.data import CachedActivations, CacheDescription, contents_of, remove_cache, write_cache
+from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.folders import found_again
+from hfsae.in_use import make_folder
 from hfsae.language_model import Origin, find, without_weights
 from hfsae.storage import ODD, DamagedFileError, naming
 from hfsae.training import feed
 from hfsae.training.argument_places import with_places_in_full
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
+from hfsae.training.fellows import Fellows
+from hfsae.training.launching import start_accelerator
 from hfsae.training.texts import Texts, load_texts
 
 logger = logging.getLogger(__name__)
@@ -53,8 +57,10 @@ def cache_activations(
     """Writes the activations that a training run with these arguments reads into `args.output_dir`.
 
     One pass of the language model serves every hook point. An interrupted call is taken up by the same call and ends
-    with the same bytes. `SAETrainingArguments(activation_cache=...)` then trains from the folder; on one process the
-    SAE is equal, bit for bit, to one trained from the language model with the same `seed`.
+    with the same bytes. Several processes (`torchrun`), also of several machines with one file system, share out the
+    shards and write the bytes that one would write; as many as one likes go on.
+    `SAETrainingArguments(activation_cache=...)` then trains from the folder; on one process the SAE is equal, bit for
+    bit, to one trained from the language model with the same `seed`.
 
     Args:
         args: A run's arguments; those of the SAE and its optimiser do not matter.
@@ -69,7 +75,8 @@ def cache_activations(
     Raises:
         FileExistsError: If the folder holds another cache.
         OSError: If the disk has too little space.
-        ValueError: If the arguments fit neither each other nor the model, or several processes were launched.
+        ValueError: If the arguments fit neither each other nor the model.
+        ProcessLostError: If another process that writes has ended; names it.
 
     Example:
         >>> args = SAETrainingArguments(
@@ -81,15 +88,29 @@ def cache_activations(
         >>> cache_activations(args).rows  # doctest: +SKIP
         4194304
     """
-    accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
-    if accelerator.num_processes > 1:
-        raise ValueError("a cache is written by one process; several can read it.")
-    base = open_base_model(args, model, processing_class, accelerator.device)
+    make_folder(Path(args.output_dir))
+    accelerator = start_accelerator(dataclasses.replace(args, report_to="none"))
+    with Fellows(accelerator, lambda: "The same command goes on with the cache."):
+        _write(args, model, train_dataset, processing_class, shard_rows, accelerator)
+    logger.info("wrote %s", args.output_dir)
+    return CacheDescription.read(args.output_dir)
+
+
+def _write(
+    args: SAETrainingArguments,
+    model: PreTrainedModel | str | None,
+    train_dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    shard_rows: int | None,
+    accelerator: Accelerator,
+) -> None:
+    base = open_base_model(args, model, tokenizer, accelerator.device)
     places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
     texts = load_texts(args, train_dataset, None)
-    blocks = feed.training_blocks(args, texts.train, base, accelerator)
+    # Of all the text, whoever writes: several share out the shards, not the documents.
+    blocks = feed.training_blocks(args, texts.train, base)
     source = feed.model_source(args, base, blocks, places)
-    if args.overwrite_output_dir:
+    if args.overwrite_output_dir and accelerator.is_main_process:
         remove_cache(args.output_dir)
 
     def other_text() -> dict[str, Tensor]:
@@ -105,11 +126,19 @@ def cache_activations(
             held_out=None if texts.calibration is None else other_text,
             shard_rows=shard_rows,
             disable_tqdm=args.disable_tqdm,
+            writers=_writers(accelerator),
         )
     finally:
         source.close()
-    logger.info("wrote %s", args.output_dir)
-    return CacheDescription.read(args.output_dir)
+
+
+def _writers(accelerator: Accelerator) -> Writers:
+    def of_first(names: list[str]) -> list[str]:
+        return broadcast_object_list([names])[0]
+
+    if accelerator.num_processes == 1:
+        return Writers()
+    return Writers(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone, of_first)
 
 
 def _rows_read(args: SAETrainingArguments) -> int:

@@ -59,19 +59,20 @@ def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **op
 
 
 def training_blocks(
-    args: SAETrainingArguments, dataset: Any, base: BaseModel, accelerator: Accelerator
+    args: SAETrainingArguments, dataset: Any, base: BaseModel, accelerator: Accelerator | None = None
 ) -> TokenBlocks:
-    """This process's share of the training text, over and over."""
+    """This process's share of the training text, over and over; without an accelerator all of it."""
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     return token_blocks(
         args,
         dataset,
         base,
         shuffle=args.shuffle_documents and hasattr(dataset, "__len__"),
         seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=rank,
+        world_size=processes,
         repeat=True,
-        wanted_tokens=args.training_tokens // accelerator.num_processes,
+        wanted_tokens=args.training_tokens // processes,
     )
 
 
