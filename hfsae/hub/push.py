@@ -32,7 +32,7 @@ from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.progress import quietly
 from hfsae.saving import write_json
-from hfsae.storage import SUMS
+from hfsae.storage import SUMS, read_json, read_sums, sha256_of, write_sums
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _LANGUAGE_MODEL = (
     *("base_model", "base_model_revision", "base_model_adapter", "base_model_adapter_revision"),
     "base_model_kwargs",
 )
+# What may hold folders in the files of a checkpoint.
+_PLACES = ("base_model", "base_model_adapter", "training", "metrics", "arguments", "own_arguments")
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
@@ -103,6 +105,7 @@ def publish(
         gone = [path for name in saes for path in _left_over(repository, place, name)]
         if beside is not None:
             shutil.copytree(beside, place / LAST_CHECKPOINT)
+            _make_fit(place / LAST_CHECKPOINT)
             gone += [path for path in repository.files if _is_old_checkpoint(path, place)]
         only = next(iter(saes.values())).sae
         what = type(only).__name__ if len(saes) == 1 else f"{len(saes)} SAEs"
@@ -199,6 +202,18 @@ def _fit_for_publication(config: SAEConfig) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(config, name, value)
+
+
+def _make_fit(checkpoint: Path) -> None:
+    """Shortens the folders that a checkpoint names; whoever goes on from it has them elsewhere."""
+    for path in (checkpoint / "run.json", *checkpoint.glob("saes/**/config.json")):
+        said = read_json(path)
+        said.pop("folder", None)
+        places = {name: _without_folders(said[name]) for name in _PLACES if said.get(name)}
+        write_json(path, said | places)
+    deepest_first = sorted(checkpoint.rglob(SUMS), key=lambda path: len(path.parts), reverse=True)
+    for folder in (path.parent for path in deepest_first):  # sums of sums come last
+        write_sums(folder, {name: sha256_of(folder / name) for name in read_sums(folder)})
 
 
 def _without_folders(value: Any) -> Any:

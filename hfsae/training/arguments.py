@@ -10,34 +10,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfsae.model_kwargs import checked
 from hfsae.suggestions import did_you_mean, names_near_matches
-from hfsae.training.argument_places import with_places_in_full
+from hfsae.training.argument_places import PLACES, same_place, with_places_in_full
 
 # Arguments that may differ between a run and its resumption: they do not change what is computed.
 _FREE_ON_RESUME = {
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "logging_steps",
-    "save_steps",
-    "save_minutes",
-    "save_total_limit",
-    "metric_for_best_model",
-    "greater_is_better",
-    "report_to",
-    "html_report",
-    "run_name",
-    "disable_tqdm",
-    "prefetch_batches",
-    "eval_tokens",
-    "eval_dataset_name",
-    "eval_dataset_config",
-    "eval_dataset_split",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_revision",
-    "hub_private_repo",
-}
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps", "save_minutes",
+    "save_total_limit", "metric_for_best_model", "greater_is_better", "report_to", "html_report", "run_name",
+    "disable_tqdm", "prefetch_batches", "eval_tokens", "eval_dataset_name", "eval_dataset_config",
+    "eval_dataset_split", "push_to_hub", "hub_model_id", "hub_strategy", "hub_revision", "hub_private_repo",
+}  # fmt: skip
 
 # What no file and no log may hold.
 _SECRET = {"hub_token"}
@@ -386,7 +367,10 @@ class SAETrainingArguments:
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
             for name in now
-            if name in before and name not in _FREE_ON_RESUME and before[name] != now[name]
+            if name in before
+            and name not in _FREE_ON_RESUME
+            and before[name] != now[name]
+            and not (name in PLACES and same_place(before[name], now[name]))
         ]
         if differing:
             raise ValueError(

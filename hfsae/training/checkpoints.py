@@ -38,6 +38,7 @@ from hfsae.storage import (
     sum_up,
     write_tensors,
 )
+from hfsae.training.argument_places import same_place
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.learner import Learner
 
@@ -161,7 +162,7 @@ def _refuse_other_sae(checkpoint: Path, learner: Learner) -> None:
     differing = [
         f"{name} was {getattr(before, name, None)!r} and is {getattr(now, name)!r}"
         for name in ("model_type", *sorted(names - {"training", "metrics"}))
-        if getattr(before, name, None) != getattr(now, name)
+        if not same_place(getattr(before, name, None), getattr(now, name))
     ]
     if differing:
         called = f"SAE {learner.name!r}" if learner.name else "The SAE"

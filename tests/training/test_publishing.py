@@ -2,13 +2,15 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import snapshot_download
 
-from hfsae import SAE, SAETrainingArguments, TopKSAEConfig, list_saes
-from tests.training.tiny import arguments, trainer
+from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig, list_saes
+from tests.data.tiny import language_model, pythia_like
+from tests.training.tiny import arguments, text, trainer
 
 REPO = "tester/run"
 PUSH = {"push_to_hub": True, "hub_model_id": REPO}
@@ -50,6 +52,23 @@ def test_a_run_can_be_resumed_from_what_the_checkpoint_strategy_pushed(hub, tmp_
     assert [entry.name for entry in list_saes(REPO)] == [""]
     local = snapshot_download(REPO, revision=revision, allow_patterns="last-checkpoint/*", local_dir=tmp_path / "hub")
     output = trainer(tmp_path / "second", steps=6).train(resume_from_checkpoint=f"{local}/last-checkpoint")
+    assert output.steps == 6 and torch.equal(output.sae.W_dec, whole.W_dec)
+
+
+def test_a_checkpoint_is_pushed_without_the_folders_of_this_machine_and_can_be_gone_on_from(hub, tmp_path):
+    language_model().save_pretrained(tmp_path / "lm")
+    pythia_like().save_pretrained(tmp_path / "lm")
+    text().to_json(tmp_path / "text.jsonl")
+    named = {"model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "text.jsonl")}
+    options = {"steps": 6, "save_steps": 3, **named}
+    args = arguments(tmp_path / "first", **options, hub_strategy="checkpoint", **PUSH)
+    whole = SAETrainer(args=args).train().sae
+    revision = next(oid for oid, commit in hub.repo(REPO).commits.items() if "step 3" in commit.title)
+    local = Path(snapshot_download(REPO, revision=revision, local_dir=tmp_path / "hub"))
+    published = [path for path in local.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    assert len(published) > 8 and not [path for path in published if str(tmp_path).encode() in path.read_bytes()]
+    run = SAETrainer(args=arguments(tmp_path / "second", **options))
+    output = run.train(resume_from_checkpoint=local / "last-checkpoint")
     assert output.steps == 6 and torch.equal(output.sae.W_dec, whole.W_dec)
 
 
