@@ -15,6 +15,9 @@ from transformers import PreTrainedConfig
 from hfsae.notebook import completions, html_table
 from hfsae.suggestions import did_you_mean
 
+MODEL_TYPE_PREFIX = "hfsae_"
+"""What the `model_type` of every architecture begins with; its name follows."""
+
 # A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
 _LOADING: ContextVar[bool] = ContextVar("hfsae_config_is_being_loaded", default=False)
 
@@ -78,6 +81,8 @@ class SAEConfig(PreTrainedConfig):
         exclude_positions: Positions of each block that were left out likewise.
         training: Summary of the training run, as the card shows it.
         metrics: Measured metrics with their protocol, as `hfsae.evaluate_sae` returns them.
+        defined_in: The module that defines the architecture, so that whoever lacks it learns what to install; None for
+            hfsae's own. Set by the class itself.
 
     Raises:
         ValueError: If a size is not positive, sizes contradict each other, or a field name is unknown.
@@ -114,6 +119,7 @@ class SAEConfig(PreTrainedConfig):
     exclude_positions: list[int] = field(default_factory=lambda: [0])
     training: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
+    defined_in: str | None = None
 
     if TYPE_CHECKING:  # checkers of types take it for a field, which is how it is given
         expansion_factor: float = 0.0
@@ -122,6 +128,8 @@ class SAEConfig(PreTrainedConfig):
         expansion_factor = kwargs.pop("expansion_factor", None)
         if not _LOADING.get():
             self._refuse_unknown(kwargs)
+        module = type(self).__module__
+        self.defined_in = None if module.partition(".")[0] == "hfsae" else module
         self._resolve_sizes(expansion_factor)
         super().__post_init__(**kwargs)
 
@@ -202,7 +210,7 @@ class SAEConfig(PreTrainedConfig):
     @property
     def architecture(self) -> str:
         """`"topk"`, ...: the name that training and the catalogue use."""
-        return self.model_type.removeprefix("hfsae_")
+        return self.model_type.removeprefix(MODEL_TYPE_PREFIX)
 
     @property
     def reads_and_writes(self) -> str:
@@ -217,7 +225,9 @@ class SAEConfig(PreTrainedConfig):
         revision = f" @ {self.base_model_revision[:12]}" if self.base_model_revision else ""
         adapter = f" with the adapter {self.base_model_adapter}" if self.base_model_adapter else ""
         facts = {
-            "architecture": self.architecture,
+            "architecture": f"{self.architecture}, defined in {self.defined_in}"
+            if self.defined_in
+            else self.architecture,
             "features": f"{self.n_features:,} ({self.expansion_factor:g}x of d_in = {self.d_in})",
             "reads": self.hook_point or "not recorded",
             "of": f"{self.base_model or 'not recorded'}{revision}{adapter}",

@@ -91,7 +91,7 @@ def _gain(sae: SAE, scaled: Tensor, goal: Tensor) -> Tensor:
     """The factor on the features that brings the reconstruction closest to the goal; a transcoder's near 0."""
     some = slice(None, None, max(1, len(scaled) // _GAIN_TOKENS))
     scaled, goal = scaled[some], goal[some]
-    pattern, pre = sae._encode(scaled, sae.training_selection(), path="auto")
+    pattern, pre = sae._encode(scaled, sae.training_selection(progress=0.0), path="auto")
     written = pattern.decode(sae.activation(pattern, pre), sae.decoder_rows).float()
     wanted = (goal - sae.b_dec).float()
     if sae.config.is_transcoder:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from hfsae.configuration import SAEConfig
+from hfsae import guests
+from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
@@ -38,6 +39,11 @@ _ALIGNMENT = 64
 _LARGEST_NAMED = 2**28
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class UnknownArchitectureError(ValueError):
+    """An SAE of an architecture that is not registered here."""
+
 
 # Folders that an error message names, at most.
 _MOST_FOLDERS = 20
@@ -218,12 +224,13 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     hub, weights, rest = _sorted_out(kwargs)
     try:
         with naming(f"the config of {source}"):
-            loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
+            try:
+                loaded: Any = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
+            except ValueError:
+                if not _bring_in_guest(source, hub):
+                    raise
+                loaded = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **rest)
     except (OSError, ValueError) as error:
-        if "model type `hfsae" in str(error):
-            raise ValueError(
-                f"{source} holds an SAE of an architecture this version of hfsae does not know. Upgrade hfsae."
-            ) from error
         _name_the_folders(source, hub, error)
         raise
     config, rest = loaded
@@ -231,6 +238,33 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
     with naming(f"the config of {source}"):
         config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
+
+
+def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
+    """Imports the architecture of an SAE from the package that offers it; False where it is known already.
+
+    Raises:
+        UnknownArchitectureError: If no installed package offers it.
+        hfsae.guests.BrokenGuestError: If the package that does cannot be imported.
+    """
+    stored, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    model_type, module = stored.get("model_type"), stored.get("defined_in")
+    ours = isinstance(model_type, str) and f"{model_type}_".startswith(MODEL_TYPE_PREFIX)
+    if not ours or model_type in CONFIG_MAPPING:
+        return False
+    name = model_type.removeprefix(MODEL_TYPE_PREFIX)
+    guests.load(guests.ARCHITECTURES, name)
+    if model_type in CONFIG_MAPPING:
+        return True
+    if not isinstance(module, str):
+        raise UnknownArchitectureError(
+            f"{source} holds an SAE of the architecture {name!r}, which this version of hfsae does not know. Upgrade "
+            "hfsae."
+        )
+    raise UnknownArchitectureError(
+        f"{source} holds an SAE of the architecture {name!r}, which is no part of hfsae: the Python module {module!r} "
+        "defines it. Install the package that has it, or import the module first."
+    )
 
 
 def _find_folders_again(config: SAEConfig, source: str | os.PathLike, subfolder: str | None) -> None:

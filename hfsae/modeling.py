@@ -111,8 +111,12 @@ class SAE(Doors, PreTrainedModel):
         """The rule that picks the active features in use (not in training)."""
         raise NotImplementedError("abstract: an architecture says which features are active")
 
-    def training_selection(self) -> Selection:
-        """The entries a training step needs: the active ones, and those whose gradient reaches a threshold."""
+    def training_selection(self, progress: float = 1.0) -> Selection:
+        """The entries a training step needs: the active ones, and those whose gradient reaches a threshold.
+
+        Args:
+            progress: How much of the run is done, from 0 to 1, for an architecture with a schedule of its own.
+        """
         return self.selection()
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
@@ -151,7 +155,8 @@ class SAE(Doors, PreTrainedModel):
     @property
     def steps_alike(self) -> bool:
         """Whether a training step runs the same operations on tensors of the same shapes, whatever the batch holds and
-        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed."""
+        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed, with the step's
+        `progress` as it was."""
         return False
 
     @property
@@ -414,7 +419,7 @@ class SAE(Doors, PreTrainedModel):
         goal = x
         if self.config.is_transcoder:
             goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
-        pattern, pre = self._encode(x, self.training_selection(), state.path)
+        pattern, pre = self._encode(x, self.training_selection(state.progress), state.path)
         values = self.activation(pattern, pre)
         reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
         step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state, self.combined)

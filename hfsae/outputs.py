@@ -16,6 +16,7 @@ class StepState:
 
     Args:
         step: Number of optimiser steps taken before this one.
+        progress: The share of the run's steps that were taken before this one, from 0 to below 1.
         sparsity_coefficient: λ now, a number or a () tensor, after warm-up and the `target_l0` controller.
         dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
         n_dead: Number of True in `dead`, or somewhat more: so many features are worked on. 0 while none is dead.
@@ -26,6 +27,7 @@ class StepState:
     """
 
     step: int = 0
+    progress: float = 0.0
     sparsity_coefficient: float | Tensor = 0.0
     dead: Tensor | None = None
     n_dead: int = 0

@@ -21,6 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODEL = {"storage", "functional", "configuration", "outputs", "objective", "folders", "places", "connection"} | {
     "loading",
     "doors",
+    "guests",
     "notebook",
     "modeling",
     "progress",
@@ -45,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_cards": set(),
     "connection": set(),
     "doors": set(),
-    "loading": {"configuration", "folders", "places", "connection", "progress", "storage", "suggestions"},
+    "guests": set(),
+    "loading": {"configuration", "folders", "guests", "places", "connection", "progress", "storage"} | {"suggestions"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,

@@ -1,13 +1,21 @@
 """One file an architecture, each holding its config, its model, its training objective.
 
-Adding one: write the file, add its line here. Nothing else in the package names architectures.
+Adding one: write the file, add its line here; or keep it in a package of one's own (docs/new_architecture.md).
+Nothing else in the package names architectures.
 """
 
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.architectures.matryoshka import MatryoshkaSAE, MatryoshkaSAEConfig
-from hfsae.architectures.registry import architecture_name, architectures, config_class_of, register
+from hfsae.architectures.registry import (
+    architecture_name,
+    architecture_names,
+    architectures,
+    class_of,
+    config_class_of,
+    register,
+)
 from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
 from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
 
@@ -25,7 +33,9 @@ __all__ = [
     "TopKSAE",
     "TopKSAEConfig",
     "architecture_name",
+    "architecture_names",
     "architectures",
+    "class_of",
     "config_class_of",
     "register",
 ]

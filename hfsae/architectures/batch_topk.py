@@ -74,7 +74,7 @@ class BatchTopKSAE(SAE):
     def selection(self) -> Selection:
         return Above(self.threshold.clamp(min=0))
 
-    def training_selection(self) -> Selection:
+    def training_selection(self, progress: float = 1.0) -> Selection:
         return BatchTopK(self.config.k)
 
     def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ class JumpReLUSAE(SAE):
     def selection(self) -> Selection:
         return Above(self.threshold.detach())
 
-    def training_selection(self) -> Selection:
+    def training_selection(self, progress: float = 1.0) -> Selection:
         """Everything within reach of the kernel too: the entries just below a threshold move it as well."""
         return Above(self.threshold.detach(), margin=self.config.bandwidth / 2)
 

@@ -1,12 +1,15 @@
-"""Which architectures there are. Registering one makes `SAE.from_pretrained`, `AutoModel` and training know it."""
+"""Which architectures there are. Registering one makes `SAE.from_pretrained`, `AutoModel` and training know it.
+
+Those of other installed packages (entry points `hfsae.architectures`) are imported when they are asked for.
+"""
 
 from transformers import AutoConfig, AutoModel
 
-from hfsae.configuration import SAEConfig
+from hfsae import guests
+from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
 from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
 
-_PREFIX = "hfsae_"
 _REGISTERED: dict[str, type[SAE]] = {}
 
 
@@ -23,8 +26,8 @@ def register(sae_class: type[SAE]) -> type[SAE]:
         ValueError: If the model type does not start with `hfsae_`.
     """
     config_class = sae_class.config_class
-    if not config_class.model_type.startswith(_PREFIX):
-        raise ValueError(f"model_type must be '{_PREFIX}<name>', got {config_class.model_type!r}.")
+    if not config_class.model_type.startswith(MODEL_TYPE_PREFIX):
+        raise ValueError(f"model_type must be '{MODEL_TYPE_PREFIX}<name>', got {config_class.model_type!r}.")
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, sae_class, exist_ok=True)
     _REGISTERED[architecture_name(config_class)] = sae_class
@@ -33,21 +36,37 @@ def register(sae_class: type[SAE]) -> type[SAE]:
 
 def architecture_name(config: SAEConfig | type[SAEConfig]) -> str:
     """`"topk"` for a `TopKSAEConfig`, class or object."""
-    return config.model_type.removeprefix(_PREFIX)
+    return config.model_type.removeprefix(MODEL_TYPE_PREFIX)
 
 
 def architectures() -> dict[str, type[SAE]]:
-    """Every registered architecture by name."""
+    """Every architecture by name: registered ones, and those that other installed packages offer."""
+    for sae_class in guests.load_all(guests.ARCHITECTURES).values():
+        register(sae_class)
     return dict(_REGISTERED)
 
 
-def config_class_of(architecture: str) -> type[SAEConfig]:
-    """The config class of an architecture.
+def architecture_names() -> list[str]:
+    """The names of `architectures()`, without an import of what other packages offer."""
+    return sorted({*_REGISTERED, *guests.names(guests.ARCHITECTURES)})
+
+
+def class_of(architecture: str) -> type[SAE]:
+    """The class of an architecture.
 
     Raises:
         ValueError: If there is no such architecture; names those there are.
+        hfsae.guests.BrokenGuestError: If an installed package offers it, but cannot be imported.
     """
+    if architecture not in _REGISTERED and (guest := guests.load(guests.ARCHITECTURES, architecture)) is not None:
+        register(guest)
     if architecture not in _REGISTERED:
-        hint = did_you_mean(architecture, _REGISTERED)
-        raise ValueError(f"unknown architecture {architecture!r}; there are {', '.join(sorted(_REGISTERED))}.{hint}")
-    return _REGISTERED[architecture].config_class
+        known = architecture_names()
+        hint = did_you_mean(architecture, known)
+        raise ValueError(f"unknown architecture {architecture!r}; there are {', '.join(known)}.{hint}")
+    return _REGISTERED[architecture]
+
+
+def config_class_of(architecture: str) -> type[SAEConfig]:
+    """The config class of an architecture; raises as `class_of`."""
+    return class_of(architecture).config_class

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hfsae.architectures import architecture_name, architectures
+from hfsae.architectures import architecture_name, architecture_names
 from hfsae.configuration import SAEConfig
 from hfsae.hub import model_index
 from hfsae.hub.kinds import mapping, text
@@ -96,4 +96,4 @@ def merge(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any
 
 def _says_what_it_is(tag: Any) -> bool:
     """Whether a tag names an architecture or a place, of which ours are the true ones."""
-    return isinstance(tag, str) and (tag in architectures() or _PLACE.fullmatch(tag) is not None)
+    return isinstance(tag, str) and (tag in architecture_names() or _PLACE.fullmatch(tag) is not None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfsae.architectures import architecture_name, architectures
+from hfsae.architectures import architecture_name, class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
@@ -111,7 +111,7 @@ def card_values(
     return {
         "config": config,
         "name": display_name(config, repo_id, subfolder),
-        "class_name": architectures()[architecture_name(config)].__name__,
+        "class_name": class_of(architecture_name(config)).__name__,
         "about_architecture": about_architecture(config),
         "settings": architecture_settings(config),
         "base_model": hub_id(config.base_model),
@@ -158,7 +158,7 @@ def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) 
 
 def about_architecture(config: SAEConfig) -> str:
     """The first paragraph of the architecture's file, which says what it does and who described it."""
-    module = sys.modules[architectures()[architecture_name(config)].__module__]
+    module = sys.modules[class_of(architecture_name(config)).__module__]
     paragraph = (module.__doc__ or "").strip().split("\n\n")[0]
     return "" if module.__name__ == "__main__" else " ".join(paragraph.split())
 

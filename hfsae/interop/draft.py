@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from hfsae.architectures import architectures, config_class_of
+from hfsae.architectures import class_of, config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.loading import refuse_mismatch, refuse_unusable
 from hfsae.modeling import SAE
@@ -98,7 +98,7 @@ class Draft:
             ValueError: If tensors are missing, unexpected, of the wrong size or not finite, naming them.
         """
         with torch.device("meta"):
-            sae = architectures()[self.architecture](config)
+            sae = class_of(self.architecture)(config)
         expected = sae.state_dict()
         tensors = {**_defaults(expected), **self.tensors}
         refuse_mismatch(

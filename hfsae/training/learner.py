@@ -210,6 +210,7 @@ class Learner:
         self._refresh_dead(step)
         state = StepState(
             step=step,
+            progress=step / self.plan.total_steps,
             sparsity_coefficient=self.coefficient.at(step),
             dead=self._dead,
             n_dead=self._n_dead,

@@ -180,8 +180,8 @@ class _PartOfSAE(SAE):
 
     mesh: DeviceMesh
 
-    def training_selection(self) -> Selection:
-        return of_all(super().training_selection(), self.mesh)
+    def training_selection(self, progress: float = 1.0) -> Selection:
+        return of_all(super().training_selection(progress), self.mesh)
 
     def strongest(self, k: int) -> Selection:
         return of_all(super().strongest(k), self.mesh)

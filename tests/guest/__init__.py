@@ -1,0 +1,1 @@
+"""Architectures as somebody else would write them: one file each, outside of hfsae."""
