@@ -37,8 +37,10 @@ if TYPE_CHECKING:
         steer,
     )
     from hfsae.evaluation import evaluate_sae
+    from hfsae.evaluation.self_check import self_check
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, load_saes, push_saes
+    from hfsae.interop import export_sae
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
 
 __version__ = "0.1.0"
@@ -52,6 +54,7 @@ _LAZY = {
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
     "evaluate_sae": "hfsae.evaluation",
+    "export_sae": "hfsae.interop",
     "feature_activations": "hfsae.analysis",
     "feature_effects": "hfsae.analysis",
     "find_max_activating_examples": "hfsae.analysis",
@@ -60,6 +63,7 @@ _LAZY = {
     "load_saes": "hfsae.hub",
     "logit_effects": "hfsae.analysis",
     "push_saes": "hfsae.hub",
+    "self_check": "hfsae.evaluation.self_check",
     "splice": "hfsae.hooks",
     "steer": "hfsae.analysis",
 }
@@ -88,6 +92,7 @@ __all__ = [
     "capture",
     "collect_features",
     "evaluate_sae",
+    "export_sae",
     "feature_activations",
     "feature_effects",
     "find_max_activating_examples",
@@ -96,6 +101,7 @@ __all__ = [
     "load_saes",
     "logit_effects",
     "push_saes",
+    "self_check",
     "splice",
     "steer",
 ]

@@ -24,10 +24,12 @@ def install(folder: Path, package: str, group: str, points: dict[str, str]) -> N
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
-def python(*command: str, path: list[Path] | None = None) -> subprocess.CompletedProcess:
+def python(*command: str, path: list[Path] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """A new Python process that finds packages in these folders."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *(path or [])])), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd, timeout=300
+    )
 
 
 @pytest.fixture
@@ -97,6 +99,33 @@ def test_two_packages_that_offer_one_name_are_an_error(tmp_path: Path):
     install(tmp_path, "two", "hfsae.architectures", {"twice": "tests.guest.annealed_topk:AnnealedTopKSAE"})
     done = python("-c", "from hfsae.architectures import class_of; class_of('twice')", path=[tmp_path])
     assert "one 1.0 and two 1.0 both offer 'twice'" in done.stderr
+
+
+def test_a_format_of_another_package_is_read_written_and_converted(tmp_path: Path):
+    install(tmp_path / "site", "matrices", "hfsae.formats", {"two-matrices": "tests.guest.two_matrices"})
+    script = """
+        import sys, torch
+        from hfsae import SAE, TopKSAEConfig, export_sae
+        from hfsae.interop.convert import convert
+        torch.manual_seed(0)
+        sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+        sae.input_scale.fill_(1.7)
+        x = torch.randn(50, 8)
+        theirs = SAE.from_pretrained(export_sae(sae, "theirs", "two-matrices", note="a"))
+        torch.testing.assert_close(theirs.encode(x), sae.encode(x))
+        convert("theirs", "ours")
+        convert("ours", "theirs_again", "two-matrices")
+        torch.testing.assert_close(SAE.from_pretrained("theirs_again")(x).reconstruction, sae(x).reconstruction)
+        export_sae(sae, "wrong", "two-matrics")
+    """
+    done = python("-c", textwrap.dedent(script), path=[tmp_path / "site"], cwd=tmp_path)
+    assert (
+        "there is no format 'two-matrics' to write: saelens, sparsify, two-matrices. Did you mean 'two-matrices'?"
+        in (done.stderr.strip().splitlines()[-1])
+    )
+    assert (tmp_path / "theirs/two_matrices.json").read_text() == '{"k": 4, "note": "a"}'
+    without = describe(tmp_path / "theirs")
+    assert "holds no sparse autoencoder of a known format" in without.stderr
 
 
 def test_nothing_of_a_guest_is_imported_with_hfsae(site: Path):

@@ -6,7 +6,8 @@ tensors. Nothing is fetched but the files that hold the SAE.
 """
 
 from hfsae.interop.draft import Draft
+from hfsae.interop.export import export_formats, export_sae
 from hfsae.interop.formats import load_foreign
-from hfsae.interop.source import Source
+from hfsae.interop.source import Source, renamed
 
-__all__ = ["Draft", "Source", "load_foreign"]
+__all__ = ["Draft", "Source", "export_formats", "export_sae", "load_foreign", "renamed"]

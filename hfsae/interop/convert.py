@@ -4,11 +4,12 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from hfsae.interop import catalogue, circuit_tracer_writer, sparsify_writer
+from hfsae.interop.export import export_formats, export_sae
 from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
@@ -16,14 +17,16 @@ from hfsae.modeling import SAE
 from hfsae.places import is_unfinished
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once
+from hfsae.suggestions import did_you_mean
 
-Target = Literal["hfsae", "saelens", "sparsify", "circuit-tracer"]
+_SET = "circuit-tracer"
+"""The format that holds all transcoders of a model in one folder."""
 
 
 def convert(
     source: str | os.PathLike,
     destination: str | os.PathLike,
-    to: Target = "hfsae",
+    to: str = "hfsae",
     *,
     subfolder: str = "",
     allow_pickle: bool = False,
@@ -35,8 +38,8 @@ def convert(
     Args:
         source: Folder, file, Hub repository or release of the catalogue; any format that `SAE.from_pretrained` reads.
         destination: Folder to write into; made if missing. A single SAE is written right there.
-        to: `"hfsae"`, `"saelens"`, `"sparsify"`, whose folders are called after the hooked module, or
-            `"circuit-tracer"`, which makes one set of all transcoders.
+        to: `"hfsae"`; `"circuit-tracer"`, which makes one set of all transcoders; or what `export_sae` takes, such as
+            `"saelens"`, or `"sparsify"`, whose folders are called after the hooked module.
         subfolder: Only what lies in this folder of the source, or this file; of a release, an id of its SAEs.
         allow_pickle: Whether pickles may be opened.
         given: Config fields that the source does not say, such as `hook_point`.
@@ -53,8 +56,8 @@ def convert(
         >>> convert("EleutherAI/sae-pythia-70m-32k", "converted")  # doctest: +SKIP
         [PosixPath('converted/layers.0'), PosixPath('converted/layers.0.mlp'), ...]
     """
-    if to not in get_args(Target):
-        raise ValueError(f"to must be one of {', '.join(get_args(Target))}, got {to!r}.")
+    if to not in (known := targets()):
+        raise ValueError(f"to must be one of {', '.join(known)}, got {to!r}.{did_you_mean(to, known)}")
     source, subfolder = catalogue.located(source, subfolder)
     places = list(find(source, subfolder, **hub))
     if not places:
@@ -62,7 +65,7 @@ def convert(
     options = {"allow_pickle": allow_pickle, **hub, **(given or {})}
     showing = tqdm(places, desc="converting", disable=len(places) == 1)
     with quietly():
-        if to == "circuit-tracer":
+        if to == _SET:
             saes = [SAE.from_pretrained(source, subfolder=place, **options) for place in showing]
             return [circuit_tracer_writer.write_transcoder_set(saes, destination)]
         written = []
@@ -71,6 +74,11 @@ def convert(
             folder = Path(destination) / (_folder_of(place, subfolder) if len(places) > 1 else "")
             written.append(_write(sae, folder, to))
     return written
+
+
+def targets() -> list[str]:
+    """What `convert` writes."""
+    return ["hfsae", _SET, *export_formats()]
 
 
 def find(source: str | os.PathLike, subfolder: str = "", **hub: Any) -> Iterator[str]:
@@ -106,12 +114,10 @@ def _folder_of(place: str, subfolder: str) -> str:
     return posixpath.relpath(stem if suffix in WEIGHTS_FILES else place, subfolder or ".")
 
 
-def _write(sae: SAE, folder: Path, to: Target) -> Path:
-    if to == "saelens":
-        return sae.to_saelens(folder)
-    if to == "sparsify":
-        named_alike = folder.name == sparsify_writer.module_of(sae)
-        return sae.to_sparsify(folder.parent if named_alike else folder)
+def _write(sae: SAE, folder: Path, to: str) -> Path:
+    if to != "hfsae":
+        named_by_format = to == "sparsify" and folder.name == sparsify_writer.module_of(sae)
+        return export_sae(sae, folder.parent if named_by_format else folder, to)
     with files_at_once(folder) as beside:
         sae.save_pretrained(beside)
     return folder

@@ -1,4 +1,7 @@
-"""The table of foreign formats, and loading whatever of them lies at a place."""
+"""The table of foreign formats, and loading whatever of them lies at a place.
+
+Other installed packages add to it by entry points `hfsae.formats`: a module, or an object, that is a `Format`.
+"""
 
 import os
 from collections.abc import Collection, Mapping
@@ -8,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from transformers import PreTrainedModel
 
+from hfsae import guests
 from hfsae.interop import catalogue
 from hfsae.interop.draft import Draft
 from hfsae.interop.source import Source
@@ -107,15 +111,15 @@ def recognise(source: Source) -> str:
         UnknownFormatError: If none fits.
         ValueError: If several do.
     """
-    for table in (BY_FILES, BY_TENSORS):
-        found = [name for name in table if _module(name).recognises(source)]
+    for table in (_by_files(), _by_tensors()):
+        found = [name for name, format in table.items() if format.recognises(source)]
         if len(found) > 1:
             raise ValueError(f"{source} may be of {' or of '.join(found)}: keep one SAE a folder.")
         if found:
             return found[0]
     raise UnknownFormatError(
         f"{source} holds no sparse autoencoder of a known format: expected hfsae's config.json, or the files "
-        f"of {', '.join([*BY_FILES, *BY_TENSORS])}. Is it in a subfolder?"
+        f"of {', '.join([*_by_files(), *BY_TENSORS])}. Is it in a subfolder?"
     )
 
 
@@ -126,7 +130,7 @@ def is_bare(names: Collection[str]) -> bool:
 
 def is_known_by_files(source: Source) -> bool:
     """Whether configs and file names alone tell a format."""
-    return any(_module(name).recognises(source) for name in BY_FILES)
+    return any(format.recognises(source) for format in _by_files().values())
 
 
 def read(source: Source) -> Draft:
@@ -138,7 +142,7 @@ def read(source: Source) -> Draft:
     name = recognise(source)
     if "architecture" in source.given and name not in BY_TENSORS:
         raise ValueError(f"{source.path} is of {name}, which says its architecture itself: leave architecture= out.")
-    draft = _module(name).read(source)
+    draft = {**_by_files(), **_by_tensors()}[name].read(source)
     path = source.path.removeprefix(f"{source.repo_id}/")
     if (release := catalogue.release_of(source.repo_id, path)) is not None:
         draft.complete(release.facts(path), release.input_scales.get(path))
@@ -146,5 +150,15 @@ def read(source: Source) -> Draft:
     return draft
 
 
-def _module(name: str) -> Format:
-    return cast(Format, import_module({**BY_FILES, **BY_TENSORS}[name]))
+def _by_files() -> dict[str, Format]:
+    """The formats that configs and file names tell apart, guests' among them."""
+    offered = guests.load_all(guests.FORMATS)
+    return _modules(BY_FILES) | {name: format for name, format in offered.items() if hasattr(format, "recognises")}
+
+
+def _by_tensors() -> dict[str, Format]:
+    return _modules(BY_TENSORS)
+
+
+def _modules(table: Mapping[str, str]) -> dict[str, Format]:
+    return {name: cast(Format, import_module(module)) for name, module in table.items()}

@@ -99,7 +99,7 @@ def test_a_place_without_saes_and_an_unknown_format_are_errors(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no SAE of a known format lies in .*empty"):
         convert(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ValueError, match="to must be one of hfsae, saelens, sparsify, circuit-tracer, got 'onnx'"):
+    with pytest.raises(ValueError, match="to must be one of hfsae, circuit-tracer, saelens, sparsify, got 'onnx'"):
         convert(tmp_path / "empty", tmp_path / "out", "onnx")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
