@@ -89,8 +89,8 @@ class SAETrainingArguments:
     )
     model_device_map: str | None = _option(
         None,
-        "How the language model is spread over the devices of one process: auto, balanced, sequential, or names of "
-        "modules with devices as JSON; None puts it where the SAEs are.",
+        "How the language model of a process is spread over the process's devices: auto, balanced, sequential, or "
+        "names of modules with devices as JSON, numbered from 0; None puts it where the SAEs are.",
     )
     model_kwargs: dict[str, Any] = field(
         default_factory=dict,
@@ -193,7 +193,7 @@ class SAETrainingArguments:
     sae_placement: Literal["replicate", "spread", "shard"] = _option(
         "replicate",
         "Of several processes: 'replicate' has every SAE in each and averages gradients, 'spread' gives each process "
-        "SAEs of its own (one process: each of its GPUs), 'shard' some features of every SAE; these two "
+        "SAEs of its own (and each of its GPUs), 'shard' some features of every SAE; these two "
         "exchange activations.",
     )
     bf16: bool = _option(False, "Whether matrix products run in bfloat16 (autocast); parameters stay float32.")

@@ -2,9 +2,11 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +14,7 @@ from hfsae.hooks.inner import inner_model, model_to_call
 from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of
 from hfsae.model_kwargs import checked
 from hfsae.training.arguments import SAETrainingArguments
+from hfsae.training.launching import launched_here
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,11 @@ class BaseModel:
 
 
 def open_base_model(
-    args: SAETrainingArguments, model: Any, tokenizer: PreTrainedTokenizerBase | None, device: torch.device
+    args: SAETrainingArguments,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: torch.device,
+    devices: Sequence[torch.device] = (),
 ) -> BaseModel:
     """Loads the language model that the arguments name, or takes the object given.
 
@@ -46,6 +53,7 @@ def open_base_model(
         model: A causal LM, a wrapper around one, or its name; None takes `args.model_name_or_path`.
         tokenizer: Its tokenizer; None loads it.
         device: Where the model goes.
+        devices: This process's own, over which `model_device_map` spreads it; none where all are its own.
 
     Raises:
         TypeError: If the object is no language model.
@@ -53,7 +61,7 @@ def open_base_model(
     """
     if model is None or isinstance(model, str):
         origin = named_origin(args, model)
-        lm = load(origin, **_precision_and_place(args, device))
+        lm = load(origin, **_precision_and_place(args, device, devices))
     else:
         origin, lm = _origin_of_object(args, model), model
     if tokenizer is None and (named := origin or _named(args, inner_model(lm))) is not None:
@@ -99,11 +107,13 @@ def _named(args: SAETrainingArguments, model: PreTrainedModel) -> Origin | None:
     return replace(origin, kwargs={**origin.kwargs, **checked({"quantization_config": quantisation})})
 
 
-def _precision_and_place(args: SAETrainingArguments, device: torch.device) -> dict[str, Any]:
+def _precision_and_place(
+    args: SAETrainingArguments, device: torch.device, devices: Sequence[torch.device]
+) -> dict[str, Any]:
     """What the arguments say of the language model's numbers and devices, for `from_pretrained`."""
     dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
     if args.model_device_map is not None:
-        return {"dtype": dtype, "device_map": _device_map(args.model_device_map)}
+        return {"dtype": dtype, **_on_own(_device_map(args.model_device_map), devices)}
     if "quantization_config" in args.model_kwargs:  # some kinds cannot be moved once they are made
         return {"dtype": dtype, "device_map": {"": str(device)}}
     return {"dtype": dtype}
@@ -117,6 +127,35 @@ def _device_map(given: str) -> str | dict[str, Any]:
         return json.loads(given)
     except json.JSONDecodeError as error:
         raise ValueError(f"model_device_map must be a word such as 'auto' or JSON, got {given!r}: {error}.") from error
+
+
+def _on_own(device_map: str | dict[str, Any], devices: Sequence[torch.device]) -> dict[str, Any]:
+    """A device map on the devices of this process alone, which it numbers from 0.
+
+    Raises:
+        ValueError: If it names a device that the process does not have.
+    """
+    own = [device for device in devices if device.type == "cuda"]
+    if not own:
+        return {"device_map": device_map}
+    if isinstance(device_map, str):
+        free: dict[Any, int] = {device.index: torch.cuda.mem_get_info(device)[0] for device in own}
+        free["cpu"] = psutil.virtual_memory().available // launched_here()
+        return {"device_map": device_map, "max_memory": free}
+    return {"device_map": {name: _own_number(place, own) for name, place in device_map.items()}}
+
+
+def _own_number(place: Any, own: Sequence[torch.device]) -> Any:
+    kind, _, number = str(place).rpartition(":")
+    if not number.isdigit():  # the host's memory, or the disk
+        return place
+    if int(number) >= len(own):
+        raise ValueError(
+            f"model_device_map names device {place}, but this process has {len(own)}, numbered from 0: of the devices "
+            "of a machine each of its processes has an equal part. Launch fewer, or name others."
+        )
+    index = own[int(number)].index
+    return f"{kind}:{index}" if kind else index
 
 
 def move_base_model(base: BaseModel, device: torch.device) -> None:

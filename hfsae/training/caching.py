@@ -27,6 +27,7 @@ from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.fellows import Fellows
 from hfsae.training.launching import start_accelerator
+from hfsae.training.placement import own_devices
 from hfsae.training.texts import Texts, load_texts
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _write(
     shard_rows: int | None,
     accelerator: Accelerator,
 ) -> None:
-    base = open_base_model(args, model, tokenizer, accelerator.device)
+    base = open_base_model(args, model, tokenizer, accelerator.device, own_devices(accelerator))
     places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
     texts = load_texts(args, train_dataset, None)
     # Of all the text, whoever writes: several share out the shards, not the documents.

@@ -80,6 +80,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def launched_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+
+
 def _asked_of_accelerate() -> int:
     """The `--num_processes` of the `accelerate launch` that started this process; 1 where there is none.
 

@@ -2,7 +2,7 @@
 
 * `"replicate"`: every process holds every SAE and steps on rows of its own; gradients are averaged.
 * `"spread"`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes;
-  where there is one process with several devices, each device has some of them.
+  where a process has several devices, each device has some of them.
 * `"shard"`: each process holds some of the features of every SAE (`hfsae.training.sharding`), and steps on all rows.
 """
 
@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+
+from hfsae.training.launching import launched_here
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +83,33 @@ def deal_devices(costs: Mapping[str, int], devices: Sequence[torch.device]) -> d
 
 
 def devices_here(accelerator: Accelerator) -> list[torch.device]:
-    """The devices that a process may train SAEs on: where there are several processes, each has one of its own."""
+    """The devices of a process, its main one first; `model_device_map` spreads the language model over them, and
+    `"spread"` its SAEs."""
     kind = accelerator.device.type
-    if accelerator.num_processes > 1 or kind == "cpu":
+    if kind == "cpu":
         return [accelerator.device]
-    return [torch.device(kind, index) for index in range(torch.accelerator.device_count())]
+    numbers = shared_out(torch.accelerator.device_count(), accelerator.local_process_index, launched_here())
+    return [torch.device(kind, index) for index in numbers]
+
+
+def own_devices(accelerator: Accelerator) -> list[torch.device]:
+    """`devices_here` where other processes have others; none where all are this process's."""
+    return devices_here(accelerator) if accelerator.num_processes > 1 else []
+
+
+def shared_out(devices: int, process: int, processes: int) -> list[int]:
+    """The numbers of a machine's devices that belong to one of its processes, the one that Accelerate gives it first.
+
+    Args:
+        devices: How many the machine has.
+        process: The process's number on this machine.
+        processes: How many are on this machine.
+
+    Example:
+        >>> shared_out(devices=8, process=1, processes=4)
+        [1, 5]
+    """
+    return list(range(process, devices, processes)) or [process % devices]
 
 
 def rows_of_all(batch: Mapping[str, Tensor], accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Tensor]:

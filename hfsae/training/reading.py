@@ -22,6 +22,7 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.caching import Cache
+from hfsae.training.placement import own_devices
 from hfsae.training.texts import Texts, load_texts
 
 SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
@@ -159,7 +160,7 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
         return Reading(args, source, places, targets, None, None, held_out, None)
     if args.activation_cache is not None:
         return _read_cache(args, inputs, accelerator)
-    base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device)
+    base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device, own_devices(accelerator))
     refuse_without_ids(base.model)
     places, targets = _model_places(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)

@@ -180,11 +180,6 @@ def prepare_run(
     for name in inputs.by_name or [""]:
         # A misspelt name shall not cost the loading of a language model.
         config_class_of(inputs.arguments_of(name, args).architecture)
-    if args.model_device_map is not None and accelerator.num_processes > 1:
-        raise ValueError(
-            "model_device_map spreads one language model over all devices, but each of the "
-            f"{accelerator.num_processes} processes has one of its own: launch one process, or leave it out."
-        )
     if args.sae_placement == "spread" and inputs.by_name:
         refuse_idle(len(inputs.by_name), accelerator.num_processes)
     told, inputs = inputs, with_published(inputs, args)

@@ -10,7 +10,7 @@ from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig
 from transformers import QuantoConfig
 
 from hfsae.language_model import Origin
-from hfsae.training.base_model import BaseModel, open_base_model
+from hfsae.training.base_model import BaseModel, _on_own, open_base_model
 from tests import models_on_disk
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
@@ -124,3 +124,19 @@ def test_the_quantisation_of_a_model_object_is_recorded(llama_folder):
     config = QuantoConfig(weights="int8")
     model = hf.AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
     assert opened(model).origin == Origin(str(llama_folder), kwargs={"quantization_config": config.to_dict()})
+
+
+def test_a_device_map_counts_the_devices_of_its_own_process():
+    own = [torch.device("cuda", 1), torch.device("cuda", 5)]
+    given = {"transformer.h.0": 0, "transformer.h.1": "cuda:1", "transformer.ln_f": "1", "lm_head": "cpu", "x": "disk"}
+    placed = _on_own(given, own)["device_map"]
+    assert placed == {
+        "transformer.h.0": 1,
+        "transformer.h.1": "cuda:5",
+        "transformer.ln_f": 5,
+        "lm_head": "cpu",
+        "x": "disk",
+    }
+    with pytest.raises(ValueError, match="names device 2, but this process has 2, numbered from 0"):
+        _on_own({"lm_head": 2}, own)
+    assert _on_own("auto", [torch.device("cpu")]) == {"device_map": "auto"}

@@ -23,6 +23,7 @@ PLACES = {
 def trained(folder, model=None, **options) -> dict[str, tuple[torch.Tensor, float]]:
     inputs = {} if model is None else {"model": model}
     saes = {"inside": {"hook_point": "resid_post.0"}, "after": {"hook_point": "resid_post.1"}}
+    options = {"activation_dtype": "float32", **options}  # in full precision passes are the same wherever weights lie
     output = trainer(folder, inputs={**inputs, "saes": saes}, steps=4, eval_tokens=100, **options).train()
     return {name: (sae.W_dec, output.metrics[name]["loss_recovered"]) for name, sae in output.saes.items()}
 

@@ -8,7 +8,15 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, rows_of_all
+from hfsae.training.placement import (
+    deal,
+    deal_devices,
+    devices_here,
+    from_owners,
+    own_devices,
+    rows_of_all,
+    shared_out,
+)
 from tests.training.tiny import trainer
 
 
@@ -57,3 +65,16 @@ def test_a_run_that_is_spread_over_one_process_is_the_same_run(tmp_path, monkeyp
     ]
     for name in saes:
         assert all(map(torch.equal, ends[0][name].parameters(), ends[1][name].parameters()))
+
+
+@given(st.integers(1, 16), st.integers(1, 16))
+def test_a_machines_devices_are_shared_out_and_each_process_keeps_that_of_accelerate(devices, processes):
+    shares = [shared_out(devices, process, processes) for process in range(processes)]
+    assert [share[0] for share in shares] == [process % devices for process in range(processes)]
+    if processes <= devices:
+        assert sorted(sum(shares, [])) == list(range(devices))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_process_by_itself_may_use_whatever_there_is():
+    assert own_devices(Accelerator(cpu=True)) == []

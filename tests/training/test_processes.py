@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hfsae import SAE
 from hfsae.training.checkpoints import last_checkpoint
+from tests.data.tiny import language_model
 from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer
 from tests.training.two_processes import (
     CASES,
@@ -61,6 +62,7 @@ def trained(tmp_path_factory):
     """A folder in which two processes have trained every case."""
     folder = tmp_path_factory.mktemp("torchrun")
     go_on_with_more(folder / "begun-alone")
+    language_model().save_pretrained(folder / "lm")
     return launch("torchrun", folder, *CASES, *SPREAD)
 
 
@@ -144,6 +146,16 @@ def test_a_transcoder_cut_over_two_processes_takes_the_steps_of_a_whole_one(trai
     assert cut.config.is_transcoder
     for name, tensor in alone.state_dict().items():
         assert torch.allclose(cut.state_dict()[name], tensor, rtol=0, atol=1e-5), name
+
+
+def test_saes_that_are_spread_beside_language_models_that_lie_where_a_map_puts_them(trained):
+    """Each process has a language model of its own, in memory and on the disk."""
+    mapped, unmapped = of_both(trained, "mapped"), of_both(trained, "unmapped")
+    assert [set(found["digests"]) for found in mapped] == [{"after"}, {"inside"}]
+    for with_map, without in zip(mapped, unmapped, strict=True):
+        assert with_map["digests"] == without["digests"] and with_map["completed"]
+        for name, metrics in without["metrics"].items():
+            assert with_map["metrics"][name]["loss_recovered"] == pytest.approx(metrics["loss_recovered"])
 
 
 def test_a_run_that_is_spread_writes_everything_about_all_its_saes_once(trained):

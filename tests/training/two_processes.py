@@ -18,6 +18,7 @@ import torch
 from hfsae import SAE, SAETrainer
 from hfsae.training import fellows
 from hfsae.training.trainer import TrainOutput
+from tests.training.test_device_map import PLACES
 from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
 
 STEPS = 20
@@ -62,7 +63,7 @@ def train_several_alike(folder: Path, processes: int, **options: str) -> TrainOu
     return train_alike(folder, saes, processes, **options)
 
 
-def train_text(folder: Path, inputs: dict[str, Any] | None = None, **options: str) -> TrainOutput:
+def train_text(folder: Path, inputs: dict[str, Any] | None = None, **options: Any) -> TrainOutput:
     """A whole run on text, in which features die and come back."""
     tiny = {"dead_feature_window": 100, "resample_every": 200, "gradient_accumulation_steps": 2, "eval_tokens": 100}
     tiny["use_cpu"] = ON_GPUS not in os.environ
@@ -116,6 +117,15 @@ def as_dealt(rows: torch.Tensor, processes: int) -> torch.Tensor:
     batch = ROWS // 2
     whole = len(rows) // batch * batch
     return rows[:whole].view(-1, batch // processes, processes, rows.shape[1]).transpose(1, 2).reshape(whole, -1)
+
+
+def train_beside_a_map(folder: Path, model_device_map: str | None) -> TrainOutput:
+    """SAEs that are spread beside a language model (in `lm`) that lies where a map puts it, in each process."""
+    saes = {"inside": {"hook_point": "resid_post.0"}, "after": {"hook_point": "resid_post.1", "n_features": 96}}
+    inputs = {"model": str(folder.with_name("lm")), "saes": saes}
+    # In full precision passes are the same wherever weights lie.
+    options = {"sae_placement": "spread", "activation_dtype": "float32", "model_device_map": model_device_map}
+    return train_text(folder, inputs, **options)
 
 
 def train_wide(folder: Path, processes: int, sae: SAE | None = None, **options: Any) -> TrainOutput:
@@ -230,6 +240,8 @@ SPREAD = {
     "several-spread": lambda folder: train_several_alike(folder, 2, sae_placement="spread"),
     "text-spread": spread_over_text,
     "two-parts-spread": spread_in_two_parts,
+    "mapped": lambda folder: train_beside_a_map(folder, json.dumps(PLACES)),
+    "unmapped": lambda folder: train_beside_a_map(folder, None),
 }
 
 # Which never ends well.
