@@ -139,7 +139,7 @@ class CallRecord(Listener):
     def call(self) -> Call | None:
         """The call under way, or the last one; None where only a part of the model was called, without tokens."""
         if self._call is None:
-            self._call = self._given.call(self._prompts[-1] if self._prompts else None, self._prompt_length)
+            self._call = self._given.call(self._prompt_length)
         return self._call
 
     def begins(self) -> None:
@@ -148,12 +148,16 @@ class CallRecord(Listener):
 
     def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A model is called: what it is given completes or corrects what the ones around it were given."""
-        arguments = dict(zip(_parameters(type(module)), args, strict=False)) | kwargs
+        parameters = _parameters(type(module))
+        if "decoder_input_ids" in parameters:  # its encoder and its decoder are models that have tokens of their own
+            self._given = _Given()
+            return
+        arguments = dict(zip(parameters, args, strict=False)) | kwargs
         self._given.add(arguments, self._prompts[-1] if self._prompts else None, self._sequences)
 
     def ends(self, output: Any) -> None:
         """A forward pass has ended."""
-        self._given.end(self._prompts[-1] if self._prompts else None, self._sequences, output)
+        self._given.end(self._sequences, output)
 
     def generate_begins(self, arguments: dict[str, Any]) -> None:
         """`generate` was called with these arguments."""
@@ -177,6 +181,8 @@ class _Given:
     mask: Tensor | None = None
     position_ids: Tensor | None = None
     carriers: tuple[Any, ...] = ()
+    prompt: Prompt | None = None
+    aside: bool = False
     start: int | None = None
     virtual: int = 0
     prompt_end: int = 0
@@ -188,8 +194,6 @@ class _Given:
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             return
         if isinstance(ids, Tensor) and ids.dim() == 2:
-            if self.ids is not None and ids.shape != self.ids.shape:  # a decoder's, inside of an encoder's
-                self.__init__()
             self.ids = ids
         around = None if self.tokens is None or self.start is None else self.start + self.tokens.shape[1]
         self.tokens = tokens
@@ -201,17 +205,30 @@ class _Given:
         self.carriers = tuple(value for name, value in arguments.items() if carries(name, value)) or self.carriers
         rows = tokens.shape[1]
         known = sequences.find(self.carriers)
-        self.start = self._start(rows, prompt, known)
-        if prompt is not None:
-            self.virtual = self._virtual(rows, prompt)
-            self.prompt_end = prompt.length + prompt.virtual
+        self.aside = self.aside or (prompt is not None and self._is_aside(prompt, known))
+        self.prompt = None if self.aside else prompt
+        self.start = self._start(rows, self.prompt, known)
+        if self.prompt is not None:
+            self.virtual = self._virtual(rows, self.prompt)
+            self.prompt_end = self.prompt.length + self.prompt.virtual
             return
         if around is not None:  # the models around this one know nothing of the virtual tokens that a wrapper adds
             self.virtual += max(0, self.start + rows - around)
-        goes_on = known is not None and self.start > 0
-        if known is not None and goes_on:
+        self.prompt_end = self.start + rows
+        if known is not None and self.start > 0:
             self.virtual = max(self.virtual, known.virtual)
-        self.prompt_end = known.prompt_end if known is not None and goes_on else self.start + rows
+            if self.start >= known.prompt_end:  # else its cache was cropped, and the prompt is read anew from there
+                self.prompt_end = known.prompt_end
+        elif self.aside and prompt is not None and prompt.negative_length is not None:
+            self.prompt_end = prompt.negative_length
+
+    def _is_aside(self, prompt: Prompt, known: Sequence | None) -> bool:
+        """Whether `generate` reads another sequence than the prompt's, as guidance does with a negative prompt."""
+        if known is not None and known.aside:
+            return True
+        if self.carriers or not prompt.passes:
+            return False
+        return prompt.carried or (prompt.negative_length is not None and not prompt.begins(self.ids))
 
     def _start(self, rows: int, prompt: Prompt | None, known: Sequence | None) -> int:
         """How many slots stand before the first row."""
@@ -249,23 +266,24 @@ class _Given:
                 prompt.virtual = self.start
         return prompt.virtual
 
-    def end(self, prompt: Prompt | None, sequences: Sequences, output: Any) -> None:
+    def end(self, sequences: Sequences, output: Any) -> None:
         """The pass is over: notes how far its sequences were read."""
         if self.tokens is None or self.start is None:
             return
         read = self.start + self.tokens.shape[1]
-        if prompt is not None:
-            prompt.seen = max(prompt.seen, read)
-            prompt.passes += 1
+        if self.prompt is not None:
+            self.prompt.seen = max(self.prompt.seen, read)
+            self.prompt.passes += 1
+            self.prompt.carried |= bool(self.carriers)
         given_back = output.items() if isinstance(output, Mapping) else ()
         carried = [value for name, value in given_back if carries(name, value)]
-        sequences.note([*self.carriers, *carried], Sequence(read, self.prompt_end, self.virtual))
+        sequences.note([*self.carriers, *carried], Sequence(read, self.prompt_end, self.virtual, self.aside))
 
-    def call(self, prompt: Prompt | None, prompt_length: int | None) -> Call | None:
+    def call(self, prompt_length: int | None) -> Call | None:
         if self.tokens is None or self.start is None:
             return None
         batch, rows = self.tokens.shape[:2]
-        position_ids = self.position_ids
+        position_ids, prompt = self.position_ids, self.prompt
         prompt_mask = None if prompt is None or prompt.mask is None else each_beam(prompt.mask, batch)
         return Call(
             shape=(batch, rows),
@@ -273,20 +291,20 @@ class _Given:
             start=self.start,
             virtual=self.virtual,
             prompt_end=self.prompt_end if prompt_length is None else prompt_length + self.virtual,
-            token_ids=self._ids(batch, rows, prompt),
+            token_ids=self._ids(batch, rows),
             mask=self._mask(rows, prompt_mask),
             prompt_mask=None if prompt_length is not None else prompt_mask,
             position_ids=position_ids if position_ids is not None and position_ids.shape[1] == rows else None,
         )
 
-    def _ids(self, batch: int, rows: int, prompt: Prompt | None) -> Tensor | None:
+    def _ids(self, batch: int, rows: int) -> Tensor | None:
         """The rows' ids; where the innermost model is given embeddings, those that the models around it were given."""
         assert self.start is not None
         if self.ids is not None:
             return each_beam(self.ids, batch) if self.ids.shape[1] <= rows else None
-        if prompt is None or prompt.ids is None:
+        if self.prompt is None or self.prompt.ids is None:
             return None
-        ids = F.pad(each_beam(prompt.ids, batch), (self.virtual, 0), value=-1)[:, self.start : self.start + rows]
+        ids = F.pad(each_beam(self.prompt.ids, batch), (self.virtual, 0), value=-1)[:, self.start : self.start + rows]
         return ids if ids.shape[1] == rows else None
 
     def _mask(self, rows: int, prompt_mask: Tensor | None) -> Tensor | None:

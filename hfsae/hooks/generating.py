@@ -10,6 +10,8 @@ from functools import wraps
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,21 +38,26 @@ class Prompt:
     """What `generate` was given, and what its steps have shown since.
 
     Attributes:
-        length: How many tokens.
-        ids: (batch, length), None for embeddings.
+        length: How many tokens, those in a cache that was given included.
+        ids: (batch, length), None for embeddings; -1 for tokens that are in the cache alone.
         mask: (batch, length), None where none was given.
         has_cache: Whether a cache was given too.
+        negative_length: How many tokens a negative prompt has; None where nothing is guided by one.
         virtual: How many virtual tokens stand before the text.
         seen: Up to which slot the model has read.
+        passes: How many forward passes have read it.
+        carried: Whether a cache or state has carried it from pass to pass.
     """
 
     length: int
     ids: Tensor | None
     mask: Tensor | None
     has_cache: bool
+    negative_length: int | None = None
     virtual: int = 0
     seen: int = 0
     passes: int = 0
+    carried: bool = False
 
     @classmethod
     def given(cls, arguments: Mapping[str, Any], encoder_decoder: bool) -> "Prompt":
@@ -60,12 +67,30 @@ class Prompt:
         embeddings = arguments.get(f"{before}inputs_embeds")
         tokens = embeddings if embeddings is not None else ids
         mask = arguments.get(f"{before}attention_mask")
-        return cls(
-            length=tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() > 1 else 1,  # nothing: BOS alone
-            ids=ids if isinstance(ids, Tensor) and ids.dim() == 2 and embeddings is None else None,
-            mask=mask if isinstance(mask, Tensor) and mask.dim() == 2 else None,
-            has_cache=any(is_cache(value) for value in arguments.values()),
-        )
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        ids = ids if isinstance(ids, Tensor) and ids.dim() == 2 and embeddings is None else None
+        length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() > 1 else 1  # nothing: BOS alone
+        has_cache = any(is_cache(value) for value in arguments.values())
+        if has_cache and mask is not None and mask.shape[1] > length:  # the ids are those that the cache lacks
+            ids = None if ids is None else F.pad(ids, (mask.shape[1] - length, 0), value=-1)
+            length = mask.shape[1]
+        return cls(length, ids, mask, has_cache, _negative_length(arguments))
+
+    def begins(self, ids: Tensor | None) -> bool:
+        """Whether a sequence that is read from its start is this prompt, or goes on from it."""
+        if ids is None or self.ids is None:
+            return True
+        ids = ids[:, : self.length]
+        return ids.shape[1] == self.length and torch.equal(ids, each_beam(self.ids, len(ids)).to(ids.device))
+
+
+def _negative_length(arguments: Mapping[str, Any]) -> int | None:
+    """How many tokens the negative prompt of classifier-free guidance has: the prompt's last where none is given."""
+    scale = arguments.get("guidance_scale", getattr(arguments.get("generation_config"), "guidance_scale", None))
+    if scale is None or scale == 1:
+        return None
+    negative = arguments.get("negative_prompt_ids")
+    return negative.shape[1] if isinstance(negative, Tensor) and negative.dim() == 2 else 1
 
 
 def each_beam(rows: Tensor, batch: int) -> Tensor:

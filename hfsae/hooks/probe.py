@@ -182,6 +182,8 @@ def _run(
     ids = (3 + torch.arange(rows * length)).remainder(vocabulary).view(rows, length).to(input_device(model))
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids[:_BATCH]), "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
+    if "decoder_input_ids" in accepted:  # T5 does not make them of its own
+        inputs["decoder_input_ids"] = ids
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         inputs = {name: value for name, value in inputs.items() if name in accepted}
     found: dict[HookPoint, list[Tensor]] = {place: [] for place in places}

@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sequence:
-    """What is known of a sequence that goes on from call to call: slots read, slots of the prompt, virtual tokens."""
+    """What is known of a sequence that goes on from call to call.
+
+    Attributes:
+        read: Slots read.
+        prompt_end: Slots of the prompt.
+        virtual: Virtual tokens before the text.
+        aside: Whether `generate` reads it beside the sequence that it was asked to go on with.
+    """
 
     read: int
     prompt_end: int
     virtual: int
+    aside: bool = False
 
 
 class Sequences:

@@ -10,7 +10,7 @@ import inspect
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, PreTrainedModel
 
 from hfsae.analysis import ablate, steer
 from tests.analysis.test_interventions import STRENGTHS, added, clamped, from_column, sae_at
@@ -67,7 +67,7 @@ def filled_cache(model: PreTrainedModel, ids: Tensor):
 
 def first_column(way, positions: str) -> int:
     """Where the change begins; what a cache holds was read without the SAE."""
-    return max(FIRST_COLUMN[positions], CACHED if way is with_a_filled_cache else 0)
+    return max(FIRST_COLUMN[positions], CACHED if way in (with_a_filled_cache, with_what_the_cache_lacks) else 0)
 
 
 # Each way gives the tokens and logits that a model writes after `ids`.
@@ -104,6 +104,13 @@ def with_a_filled_cache(model, ids):
     return written(model, ids, past_key_values=filled_cache(twin(family), ids[:, :CACHED]))
 
 
+def with_what_the_cache_lacks(model, ids):
+    """`generate` takes the new ids alone too, where the mask is as long as the whole prompt."""
+    family = next(name for name in FAMILIES if build(name) is model)
+    cache = filled_cache(twin(family), ids[:, :CACHED])
+    return written(model, ids[:, CACHED:], attention_mask=torch.ones_like(ids), past_key_values=cache)
+
+
 def left_padded(model, ids):
     padded = torch.nn.functional.pad(ids, (2, 0))
     return written(model, padded, attention_mask=(padded != 0).long())
@@ -135,7 +142,15 @@ def decoded(model, ids, name, **first):
 
 
 EVERY_MODEL = [plain, without_cache, without_mask, by_hand, by_hand_with_a_cache_from_the_start]
-ATTENTION = [static_cache, chunked_prefill, prompt_lookup, with_a_filled_cache, left_padded, left_padded_static]
+ATTENTION = [
+    static_cache,
+    chunked_prefill,
+    prompt_lookup,
+    with_a_filled_cache,
+    with_what_the_cache_lacks,
+    left_padded,
+    left_padded_static,
+]
 ONE_PROMPT = [prompt_lookup, with_assistant]
 CASES = [
     *((family, way) for family in FAMILIES for way in EVERY_MODEL),
@@ -253,3 +268,120 @@ def test_a_first_call_with_a_filled_cache_holds_the_rest_of_the_prompt():
         steered = decoded(model, ids[:, 3:], name, **{name: cache})
     assert torch.equal(steered[0], tokens)
     torch.testing.assert_close(steered[1], logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", FIRST_COLUMN)
+@pytest.mark.parametrize("more", [2, 5])
+def test_after_a_crop_the_prompt_is_read_anew(positions, more):
+    """Many questions are asked after one beginning: its cache is cropped, and the next question goes on from there."""
+    model, place, name = build("llama"), FAMILIES["llama"], cache_name(build("llama"))
+    sae, ids = sae_at(place), input_ids(2, LENGTH)
+    other = torch.cat([ids[:, :3], input_ids(2, more).flip(1)], 1)
+    with torch.no_grad(), steer(model, sae, STRENGTHS, positions=positions):
+        cache = cache_of(model(input_ids=ids, use_cache=True))
+        cache.crop(3 - LENGTH)
+        tokens, logits = decoded(model, other[:, 3:], name, **{name: cache})
+    first = FIRST_COLUMN[positions] if positions == "all" else FIRST_COLUMN[positions] - LENGTH + 3 + more
+    expected = longhand(model, place, other, from_column(first, added(sae)))
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(logits, expected[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", FIRST_COLUMN)
+@pytest.mark.parametrize("negative", [None, 1, 4, 9])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_negative_prompt_is_a_prompt_of_its_own(positions, negative, use_cache):
+    """Classifier-free guidance reads a second sequence; without a negative prompt it begins with the last token."""
+    model, place, scale = build("llama"), FAMILIES["llama"], 1.5
+    sae, ids = sae_at(place), input_ids(1, LENGTH)
+    unwanted = ids[:, -1:] if negative is None else input_ids(1, negative).flip(1)
+    options = {} if negative is None else {"negative_prompt_ids": unwanted}
+    with steer(model, sae, STRENGTHS, positions=positions):
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            guidance_scale=scale,
+            use_cache=use_cache,
+            max_new_tokens=STEPS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+    offset = FIRST_COLUMN[positions] - LENGTH
+    ends = [LENGTH, unwanted.shape[1]]
+    columns = [max(1, 1 if positions == "all" else end + offset) for end in ends]
+    texts = [ids, unwanted]
+    for scores in output.scores:
+        found = []
+        for text, column in zip(texts, columns, strict=True):
+            with torch.no_grad(), replaced(model, place, from_column(column, added(sae))):
+                found.append(model(input_ids=text, use_cache=False).logits[:, -1].log_softmax(-1))
+        wanted, unconditional = found
+        torch.testing.assert_close(scores, scale * (wanted - unconditional) + unconditional, rtol=0, atol=1e-4)
+        token = scores.argmax(-1, keepdim=True)
+        texts = [torch.cat([text, token], 1) for text in texts]
+
+
+@functools.cache
+def encoder_decoder(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 16, "decoder_start_token_id": 0, "pad_token_id": 0}
+    if family == "t5":
+        sizes |= {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    else:
+        for side in ("encoder", "decoder"):
+            sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
+        sizes |= {"bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": None}
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(family, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+ENCODER_DECODERS = {"t5": "decoder.block.0.output", "bart": "model.decoder.layers.0.output"}
+
+
+def padded_question() -> dict[str, Tensor]:
+    """What an encoder reads: the first of two rows is shorter."""
+    ids = input_ids(2, LENGTH)
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("length", [LENGTH, 4])
+def test_a_decoder_has_its_own_padding_and_not_its_encoders(family, length):
+    model, place = encoder_decoder(family), ENCODER_DECODERS[family]
+    sae, answer = sae_at(place), input_ids(2, length).flip(0)
+    call = functools.partial(model, **padded_question(), decoder_input_ids=answer, use_cache=False)
+    with torch.no_grad(), replaced(model, place, from_column(1, added(sae))):
+        expected = call().logits
+    with torch.no_grad(), steer(model, sae, STRENGTHS) as run:
+        torch.testing.assert_close(call().logits, expected, rtol=0, atol=1e-4)
+    assert run.keep.tolist() == [[False] + [True] * (length - 1)] * 2
+
+
+@pytest.mark.parametrize("positions", ["all", "generated"])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_a_decoder_is_steered_in_generate(family, positions):
+    model, place = encoder_decoder(family), ENCODER_DECODERS[family]
+    sae, begun = sae_at(place), torch.nn.functional.pad(input_ids(2, 2), (1, 0))  # begins with the start token
+    options = padded_question() | {
+        "decoder_input_ids": begun,
+        "max_new_tokens": STEPS,
+        "do_sample": False,
+        "eos_token_id": None,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    with replaced(model, place, from_column(1 if positions == "all" else 3, added(sae))):
+        expected = model.generate(**options, use_cache=False).logits
+    for use_cache in (True, False):
+        with steer(model, sae, STRENGTHS, positions=positions):
+            logits = model.generate(**options, use_cache=use_cache).logits
+        torch.testing.assert_close(torch.stack(logits), torch.stack(expected), rtol=0, atol=1e-4)
