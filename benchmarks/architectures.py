@@ -2,23 +2,26 @@
 
     python benchmarks/architectures.py [CONFIG.yaml] [--active 32 8] [--without_revival] [any option of `hfsae train`]
 
-The config is `examples/configs/tiny.yaml` unless another is given. Writes results.json to output_dir and prints a
+The config is `hfsae/configs/tiny.yaml` unless another is given. Writes results.json to output_dir and prints a
 table. All are trained in one run, on the same activations; an SAE ends the same alone or in company.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from hfsae import SAE, SAETrainer
 from hfsae.architectures import architectures
+from hfsae.command_line import NUMBERS, option
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.saving import write_json
 from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.config_file import add_training_options, arguments_from
+from hfsae.training.command_options import Config, run_script, with_training_options
+from hfsae.training.config_file import arguments_from
 
 A_MILLION = 1_048_576
 
@@ -86,25 +89,26 @@ def rows(active: int, metrics: dict[str, dict], without_revival: dict[str, dict]
     return lines
 
 
-def main() -> None:
+@with_training_options
+def main(
+    config: Config = "tiny",
+    active: Annotated[list[int], option("--active", "Active features per token.", metavar=NUMBERS)] = [32, 8],  # noqa: B006
+    without_revival: Annotated[bool, option("--without_revival", "Train each once more without revival.")] = False,
+    *,
+    given: dict[str, str],
+) -> None:
     """Trains, measures, prints the table."""
-    parser = argparse.ArgumentParser(description="Every architecture on one language model.")
-    add_training_options(parser)
-    parser.set_defaults(config="examples/configs/tiny.yaml")
-    parser.add_argument("--active", type=int, nargs="+", default=[32, 8], help="active features per token")
-    parser.add_argument("--without_revival", action="store_true", help="train each once more without revival")
-    parsed = parser.parse_args()
-    args = arguments_from(vars(parsed), overwrite_output_dir=True, save_steps=0)
+    args = arguments_from({**given, "config": config}, overwrite_output_dir=True, save_steps=0)
     if args.target_hook_point is not None:
-        parser.error("transcoders have no untrained baseline to stand beside: compare them with `hfsae sweep`.")
-    revived = train(args, parsed.active, "auto")
-    plain = train(args, parsed.active, "none") if parsed.without_revival else {}
+        sys.exit("transcoders have no untrained baseline to stand beside: compare them with `hfsae sweep`.")
+    revived = train(args, active, "auto")
+    plain = train(args, active, "none") if without_revival else {}
     write_json(Path(args.output_dir) / "results.json", {"auto": revived, "none": plain})
-    lines = [line for active in parsed.active for line in rows(active, revived[active], plain.get(active, {}))]
+    lines = [line for number in active for line in rows(number, revived[number], plain.get(number, {}))]
     print("| active | | L0 | explained variance | loss recovered | gap closed | dead | without revival |")
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

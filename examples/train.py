@@ -4,17 +4,18 @@ Offline, on the language model that comes with this repository (a few minutes on
 
     python examples/train.py
 
-Any option of `hfsae.SAETrainingArguments` can be given, in a YAML file, on the command line, or both:
+Any argument of `hfsae.SAETrainingArguments` can be given on the command line, in a YAML file, or in both; a file that
+comes along is found by its name:
 
-    python examples/train.py examples/configs/tiny.yaml --architecture jumprelu --output_dir runs/jumprelu
+    python examples/train.py tiny --architecture jumprelu --output_dir runs/jumprelu
 
 gpt2 at 16x, from the Hub, on one GPU:
 
-    accelerate launch examples/train.py examples/configs/gpt2.yaml
+    accelerate launch examples/train.py gpt2
 
 on four GPUs (tokens per batch are per process; the run's tokens are shared):
 
-    accelerate launch --multi_gpu --num_processes 4 examples/train.py examples/configs/gpt2.yaml
+    accelerate launch --multi_gpu --num_processes 4 examples/train.py gpt2
 
 and on two processes of a machine without GPUs:
 
@@ -28,14 +29,15 @@ from pathlib import Path
 
 from hfsae import SAETrainer
 from hfsae.evaluation.report import report
-from hfsae.training.config_file import parse_training_arguments, read_config
+from hfsae.training.command_options import parse_training_arguments
+from hfsae.training.config_file import read_config
 
 HERE = Path(__file__).resolve().parent
 
 
 def default_arguments() -> dict[str, object]:
     """The offline default, its model found from wherever this is run."""
-    defaults = read_config(HERE / "configs" / "tiny.yaml")
+    defaults = read_config("tiny")
     return {**defaults, "model_name_or_path": os.path.relpath(HERE / "tiny_lm")}
 
 

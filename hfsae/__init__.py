@@ -4,26 +4,9 @@ Importing registers the configs and models with `AutoConfig` / `AutoModel`; trai
 when they are first used.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from hfsae.architectures import (
-    BatchTopKSAE,
-    BatchTopKSAEConfig,
-    GatedSAE,
-    GatedSAEConfig,
-    JumpReLUSAE,
-    JumpReLUSAEConfig,
-    MatryoshkaSAE,
-    MatryoshkaSAEConfig,
-    StandardSAE,
-    StandardSAEConfig,
-    TopKSAE,
-    TopKSAEConfig,
-)
-from hfsae.configuration import SAEConfig
-from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput
 
 if TYPE_CHECKING:
     from hfsae.analysis import (
@@ -36,16 +19,48 @@ if TYPE_CHECKING:
         logit_effects,
         steer,
     )
+    from hfsae.architectures import (
+        BatchTopKSAE,
+        BatchTopKSAEConfig,
+        GatedSAE,
+        GatedSAEConfig,
+        JumpReLUSAE,
+        JumpReLUSAEConfig,
+        MatryoshkaSAE,
+        MatryoshkaSAEConfig,
+        StandardSAE,
+        StandardSAEConfig,
+        TopKSAE,
+        TopKSAEConfig,
+    )
+    from hfsae.configuration import SAEConfig
     from hfsae.evaluation import evaluate_sae
     from hfsae.evaluation.self_check import self_check
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, load_saes, push_saes
     from hfsae.interop import export_sae
+    from hfsae.modeling import SAE
+    from hfsae.outputs import SAEOutput
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
 
 __version__ = "0.1.0"
 
-_LAZY = {
+_HOME = {
+    "SAE": "hfsae.modeling",
+    "SAEConfig": "hfsae.configuration",
+    "SAEOutput": "hfsae.outputs",
+    "BatchTopKSAE": "hfsae.architectures",
+    "BatchTopKSAEConfig": "hfsae.architectures",
+    "GatedSAE": "hfsae.architectures",
+    "GatedSAEConfig": "hfsae.architectures",
+    "JumpReLUSAE": "hfsae.architectures",
+    "JumpReLUSAEConfig": "hfsae.architectures",
+    "MatryoshkaSAE": "hfsae.architectures",
+    "MatryoshkaSAEConfig": "hfsae.architectures",
+    "StandardSAE": "hfsae.architectures",
+    "StandardSAEConfig": "hfsae.architectures",
+    "TopKSAE": "hfsae.architectures",
+    "TopKSAEConfig": "hfsae.architectures",
     "FeatureCollection": "hfsae.analysis",
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
@@ -108,10 +123,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'hfsae' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_HOME])
+
+
+# The command line is to answer before torch is loaded: its commands import what they need.
+if "hfsae_cli" not in sys.modules:
+    import_module("hfsae.architectures")

@@ -8,7 +8,8 @@ from itertools import groupby
 import pytest
 
 from hfsae import SAE
-from hfsae.cli import main
+from hfsae.cli import COMMANDS, main
+from hfsae.training.arguments import OPTIONS
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import text
 
@@ -54,25 +55,64 @@ def say(capsys, *command_line):
     return status, captured.out, captured.err
 
 
-def test_help_names_the_commands_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "hfsae.cli", "--help"]
+COMMANDS_HERE = [name for commands in COMMANDS.values() for name in commands]
+
+HEAVY = """
+import json, sys
+sys.modules["hfsae_cli"] = sys
+from hfsae.cli import main
+try:
+    main(json.loads(sys.argv[1]))
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "transformers", "datasets", "accelerate", "numpy", "huggingface_hub.errors", "yaml"}
+print("loaded:", *sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS_HERE)], ids=str
+)
+def test_help_is_there_before_anything_heavy_is_loaded(command):
+    run = [sys.executable, "-c", HEAVY, json.dumps(command)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "loaded:\n"
+    assert ("hfsae 0." if command == ["--version"] else "Usage: hfsae") in done.stdout
+
+
+@pytest.mark.parametrize("module", ["hfsae_cli", "hfsae.cli"])
+def test_no_command_shows_the_help_in_a_process_of_its_own(module):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", module]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0 and done.stderr == ""
-    assert all(command in done.stdout for command in ("train", "eval", "card", "info"))
+    assert all(command in done.stdout for command in COMMANDS_HERE)
 
 
-def test_help_of_training_explains_every_option(capsys):
+def test_commands_load_what_they_need_by_themselves(trained):
+    """Started as the console script does, where importing hfsae loads nothing."""
+    command = [sys.executable, "-m", "hfsae_cli", "info", str(trained)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.startswith("architecture  topk\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "estimate", "sweep", "cache"])
+def test_help_of_training_explains_every_option_with_its_group_choices_and_default(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as end:
-        main(["train", "--help"])
+        main([command, "--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "--dead_feature_window" in shown and "Peak learning rate" in shown
+    names = set(re.findall(r"^│ --(\w+) ", shown, re.M))
+    assert set(OPTIONS) <= names
+    assert {option.metadata["group"] for option in OPTIONS.values()} <= set(re.findall(r"╭─ (.*?) ─+╮", shown))
+    flowing = re.sub(r"[│\s]+", " ", shown)
+    assert "Choices: replicate, spread, shard. Default: replicate." in flowing and "Default: 4_000_000." in flowing
 
 
 def test_train_saves_an_sae_and_prints_what_was_measured(place, capsys):
     folder = place / "printed"
-    options = ["--output_dir", folder, "--k", 3, "--disable_tqdm", "--use_cpu"]
+    options = ["--output-dir", folder, "--k", 3, "--disable-tqdm", "--use_cpu"]
     status, out, _ = say(capsys, "train", place / "config.yaml", *options)
     sae = SAE.from_pretrained(folder)
     assert status == 0 and sae.config.k == 3 and sae.config.training["steps"] == 3
@@ -122,6 +162,7 @@ def test_info_says_what_an_sae_is(trained, capsys):
     ("command", "message"),
     [
         (["train", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["train", "gtp2"], "no config file gtp2. Did you mean 'gpt2'?"),
         (["train", "--k", "many"], "--k: expected int, got 'many'"),
         (["train", "--k", "-1"], "k must be positive, got -1"),
         (["train", "--exclude_positions", "[1"], "--exclude_positions: this is not YAML"),
@@ -157,8 +198,34 @@ def test_a_mistake_shows_where_it_came_from_on_request(tmp_path):
         main(["train", "--k", "many", "--traceback"])
 
 
-@pytest.mark.parametrize("command", [[], ["tain"], ["train", "--kk", "3"], ["eval"]])
-def test_a_command_that_is_none_is_refused_with_the_usage(capsys, command):
+@pytest.mark.parametrize(
+    ("command", "near"),
+    [
+        (["tain"], "'train'"),
+        (["train", "--kk", "3"], "--k"),
+        (["train", "--learning-rte", "3"], "--learning_rate"),
+        (["eval", "x", "--max-token", "z"], "z"),
+        (["eval"], "SAE"),
+    ],
+)
+def test_a_command_that_is_none_is_refused_with_the_usage_and_what_is_near(capsys, command, near):
     with pytest.raises(SystemExit) as end:
         main(command)
-    assert end.value.code == 2 and "usage: hfsae" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert end.value.code == 2 and "Usage: hfsae" in shown and near in shown
+
+
+def test_a_config_that_comes_along_is_found_by_its_name(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "sweep", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+    (tmp_path / "sweep").write_text("k: [1, 2]")  # a file that is there comes first
+    assert main(["sweep", "sweep", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_page_of_a_saved_sae_is_written_again(trained, capsys):
+    page = trained / "report.html"
+    page.unlink()
+    status, out, _ = say(capsys, "report", trained, "--tokens", "500")
+    assert status == 0 and out == f"wrote {page}\n" and "explained variance" in page.read_text()

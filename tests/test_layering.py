@@ -63,12 +63,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": SAES | {"data", "saving", "evaluation"},
     "training": SAES
     | READING
+    | {"command_line"}
     | {"in_use", "model_kwargs", "language_model", "attach", "saving", "versions", "evaluation", "analysis", "hub"},
     "dashboard": SAES | READING | {"language_model", "attach", "saving", "evaluation", "analysis", "hub"},
+    "command_line": set(),
     "cli": SAES
     | READING
     | {"language_model", "attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "dashboard"}
-    | {"training"},
+    | {"command_line", "training"},
 }
 
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.
@@ -86,7 +88,7 @@ DOORS = {
 # What `import hfsae` may load of the package; everything else waits for its first use.
 EAGER = SAES
 # Where modules are imported by name.
-BY_NAME = {"hfsae/__init__.py", "hfsae/cli/__init__.py", "hfsae/interop/formats.py"}
+BY_NAME = {"hfsae/__init__.py", "hfsae/cli/__init__.py", "hfsae/interop/formats.py", "hfsae/training/__init__.py"}
 # Packages whose objects are part of another's interface, and so always come with it.
 COMES_WITH = {"markupsafe": "jinja2"}
 

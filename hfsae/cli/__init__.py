@@ -1,32 +1,47 @@
 """The command line, `hfsae COMMAND`: one module a command, named after it.
 
-A command's module has `add_options(parser)` and `run(args)`, which returns the exit status; what is heavy it imports
-inside of `run`.
+A command's module has `run`: its signature is what the command takes, and it returns the exit status. What is heavy it
+imports inside of `run`, so that the help of every command is there at once.
 """
 
-import argparse
+import functools
+import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
 
-# The commands in the order of `hfsae --help`, and what each is for.
+import typer
+from typer.main import get_command
+
+from hfsae.command_line import Command, option
+
 COMMANDS = {
-    "train": "train SAEs from a YAML file and options",
-    "estimate": "say what a run will need, before anything is loaded",
-    "sweep": "train many SAEs on one stream and compare them",
-    "cache": "write activations to disk, to train from with --activation_cache",
-    "eval": "measure a saved SAE, on the text of its record or on another",
-    "card": "write the model card of a saved SAE anew",
-    "features": "show which features fire on a text",
-    "catalogue": "list well-known published SAEs",
-    "convert": "convert SAEs from or to the formats of other projects, one or a whole repository",
-    "push": "publish a saved SAE, or a folder of many, on the Hub",
-    "verify": "measure a published SAE again and compare with its card",
-    "dashboard": "write the features of an SAE on one page, to be searched, read and labelled",
-    "space": "write the dashboard as a static Space of the Hub",
-    "info": "say what a saved or published SAE is",
+    "Train": {
+        "train": "Train SAEs from a YAML file and options.",
+        "estimate": "Say what a run will need, before anything is loaded.",
+        "sweep": "Train many SAEs on one stream and compare them.",
+        "cache": "Write activations to disk, to train from with --activation_cache.",
+    },
+    "Look at an SAE": {
+        "info": "Say what a saved or published SAE is.",
+        "features": "Show which features fire on a text.",
+        "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
+        "eval": "Measure a saved SAE, on the text of its record or on another.",
+        "card": "Write the model card of a saved SAE again.",
+        "report": "Write the page with curves, figures and features of a saved SAE again.",
+    },
+    "The Hub and other projects": {
+        "push": "Publish a saved SAE, or a folder of many, on the Hub.",
+        "verify": "Measure a published SAE again and compare with its card.",
+        "space": "Write the dashboard as a static Space of the Hub.",
+        "catalogue": "List well-known published SAEs.",
+        "convert": "Convert SAEs from or to the formats of other projects, one or a whole repository.",
+    },
 }
+"""What each command is for, under the headings and in the order of `hfsae --help`."""
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -37,29 +52,67 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or 1 with one line on standard error where the user can mend what went wrong.
+
+    Raises:
+        SystemExit: If there is nothing to run: help was asked for (0), or the command line is none (2).
     """
-    args = _parser().parse_args(command_line)
-    from huggingface_hub.errors import StrictDataclassError
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("hfsae").setLevel(logging.INFO)
+    ended: list[int] = []
     try:
-        return args.run(args)
-    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, StrictDataclassError) as error:
-        if args.traceback:
+        get_command(_application(ended)).main(args=command_line, prog_name="hfsae")
+    except SystemExit:
+        if not ended:
             raise
-        # Errors of the Hub and of configs come in several lines.
-        print(f"hfsae {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return ended[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfsae", description="Sparse autoencoders on Hugging Face language models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, purpose in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose)
-        module = import_module(f"hfsae.cli.{name}")
-        module.add_options(command)
-        command.set_defaults(run=module.run)
-        command.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return parser
+def _application(ended: list[int]) -> typer.Typer:
+    """All commands; the exit status of the one that runs is put on `ended`."""
+    application = typer.Typer(
+        help="Sparse autoencoders on Hugging Face language models.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="An option is called as the argument in Python and YAML; hyphens may stand for its underscores.",
+    )
+    application.callback(invoke_without_command=True)(_root)
+    for panel, commands in COMMANDS.items():
+        for name, purpose in commands.items():
+            run = _guarded(name, import_module(f"hfsae.cli.{name}").run, ended)
+            application.command(name, cls=Command, help=purpose, rich_help_panel=panel)(run)
+    return application
+
+
+def _root(
+    context: typer.Context, version: Annotated[bool, option("--version", "Say which version this is.")] = False
+) -> None:
+    if version:
+        print(f"hfsae {installed_version('hfsae')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+
+
+def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[..., None]:
+    """A command that says in one line what a user can mend, and takes `--traceback`."""
+
+    @functools.wraps(run)
+    def guarded(*, traceback: bool = False, **values: Any) -> None:
+        from huggingface_hub.errors import StrictDataclassError
+
+        import_module("hfsae.architectures")  # as importing hfsae does elsewhere: SAEs and their configs are known
+        mendable = (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, StrictDataclassError)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("hfsae").setLevel(logging.INFO)
+        try:
+            ended.append(run(**values))
+        except mendable as error:
+            if traceback:
+                raise
+            # Errors of the Hub and of configs come in several lines.
+            print(f"hfsae {name}: {' '.join(str(error).split())}", file=sys.stderr)
+            ended.append(1)
+
+    own = list(inspect.signature(run).parameters.values())
+    shows = Annotated[bool, option("--traceback", "Show where an error came from.")]
+    last = inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=shows)
+    del guarded.__wrapped__  # typer would read the signature of what is wrapped
+    guarded.__signature__ = inspect.Signature([*own, last])  # type: ignore[attr-defined]
+    guarded.__annotations__ = {one.name: one.annotation for one in (*own, last)}
+    return guarded

@@ -1,4 +1,4 @@
-"""`python -m hfsae.cli`, for where the console script is not on the path."""
+"""`python -m hfsae.cli`; `python -m hfsae_cli` shows its help sooner."""
 
 import sys
 

@@ -1,23 +1,21 @@
 """`hfsae cache`: activations of a language model on disk, for as many training runs as wanted."""
 
-import argparse
+from functools import partial
+
+from hfsae.training.command_options import Config, with_training_options
+
+_OUTPUT_DIR = "activations"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the config file and every training argument."""
-    from hfsae.training.config_file import add_training_options
-
-    add_training_options(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@partial(with_training_options, output_dir=_OUTPUT_DIR)
+def run(config: Config = None, *, given: dict[str, str]) -> int:
     """Writes the cache, or goes on with it."""
     from accelerate import PartialState
 
     from hfsae.training.caching import cache_activations
     from hfsae.training.config_file import arguments_from
 
-    training = arguments_from(vars(args), output_dir="activations")
+    training = arguments_from({**given, "config": config}, output_dir=_OUTPUT_DIR)
     description = cache_activations(training)
     if not PartialState().is_main_process:
         return 0

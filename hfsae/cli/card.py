@@ -1,20 +1,19 @@
-"""`hfsae card`: writes a model card anew, or shows it."""
+"""`hfsae card`: writes a model card again, or shows it."""
 
-import argparse
+from typing import Annotated
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the folder, and whether the card is only looked at."""
-    parser.add_argument("path", help="folder of the SAE")
-    parser.add_argument("--print", action="store_true", help="print the card instead; nothing is written")
+from hfsae.cli.measuring import Folder
+from hfsae.command_line import option
 
 
-def run(args: argparse.Namespace) -> int:
+def run(
+    path: Folder, only_print: Annotated[bool, option("--print", "Print the card instead; nothing is written.")] = False
+) -> int:
     """Renders the card from what stands in the folder."""
     from hfsae.hub.card import card_of, write_card
 
-    if args.print:
-        print(card_of(args.path))
+    if only_print:
+        print(card_of(path))
     else:
-        print(f"wrote {write_card(args.path)}")
+        print(f"wrote {write_card(path)}")
     return 0

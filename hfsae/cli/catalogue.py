@@ -1,26 +1,29 @@
 """`hfsae catalogue`: the well-known published SAEs, and how each is loaded."""
 
-import argparse
 import json
 from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from hfsae.command_line import option
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what to look for."""
-    parser.add_argument("words", nargs="*", help="words of the name, repository, model, format or place")
-    parser.add_argument("--base-model", help="Hub id of the language model")
-    parser.add_argument("--format", help="name of the format, such as 'Gemma Scope'")
-    parser.add_argument("--architecture", help="topk, jumprelu, ...")
-    parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORDS", help="Words of the name, repository, model, format or place."),
+    ] = None,
+    base_model: Annotated[str | None, option("--base_model", "Hub id of the language model.")] = None,
+    format: Annotated[str | None, option("--format", "Name of the format, such as 'Gemma Scope'.")] = None,
+    architecture: Annotated[str | None, option("--architecture", "topk, jumprelu, ...")] = None,
+    as_json: Annotated[bool, option("--json", "Print everything that is known, as JSON.")] = False,
+) -> int:
     """Prints one line a release."""
     from hfsae.interop.catalogue import search
 
-    wanted = {"base_model": args.base_model, "format": args.format, "architecture": args.architecture}
-    found = search(" ".join(args.words), **wanted)
-    if args.json:
+    found = search(" ".join(words or ()), base_model=base_model, format=format, architecture=architecture)
+    if as_json:
         print(json.dumps([asdict(release) for release in found], indent=2))
         return 0
     for release in found:

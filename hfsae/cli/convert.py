@@ -1,46 +1,58 @@
 """`hfsae convert`: SAEs of other projects into hfsae's format, and into those of SAELens, sparsify, circuit-tracer."""
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hfsae.command_line import option
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares what is converted, where to, and what the files do not say."""
-    parser.add_argument("source", help="folder, file, Hub repository or release of the catalogue")
-    parser.add_argument("destination", help="folder to write into; of many SAEs each keeps its place in it")
-    parser.add_argument(
-        "--to", choices=("hfsae", "saelens", "sparsify", "circuit-tracer"), default="hfsae", help="format to write"
-    )
-    parser.add_argument(
-        "--subfolder", default="", help="only this folder or file of the source, or this SAE of the release"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights, as plain data alone")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="a config field that the source does not say, such as hook_point=resid_post.19; may be repeated",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, file, Hub repository or release of the catalogue.")
+    ],
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="DESTINATION", help="Folder to write into; of many SAEs each keeps its place in it."),
+    ],
+    to: Annotated[
+        Literal["hfsae", "saelens", "sparsify", "circuit-tracer"],
+        option("--to", "Format to write: hfsae, saelens, sparsify or circuit-tracer.", metavar="<choice>"),
+    ] = "hfsae",
+    subfolder: Annotated[
+        str,
+        option(
+            "--subfolder",
+            "Only this folder or file of the source, or this SAE of the release.",
+            show_default=False,
+        ),
+    ] = "",
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit.")] = None,
+    allow_pickle: Annotated[bool, option("--allow_pickle", "Open pickled weights, as plain data alone.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        option(
+            "--set",
+            "A config field that the source does not say, such as hook_point=resid_post.19; may be repeated.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+) -> int:
     """Converts, writes the cards of hfsae's format, and prints the folders."""
     from hfsae.interop.convert import convert
 
     written = convert(
-        args.source,
-        args.destination,
-        args.to,
-        subfolder=args.subfolder,
-        allow_pickle=args.allow_pickle,
-        given=_fields(args.set),
-        revision=args.revision,
+        source,
+        destination,
+        to,
+        subfolder=subfolder,
+        allow_pickle=allow_pickle,
+        given=_fields(settings or []),
+        revision=revision,
     )
-    if args.to == "hfsae":
-        _write_cards(Path(args.destination), written)
+    if to == "hfsae":
+        _write_cards(Path(destination), written)
     for folder in written:
         print(folder)
     return 0

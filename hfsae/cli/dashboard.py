@@ -1,54 +1,84 @@
 """`hfsae dashboard`: the features of a saved SAE on one page."""
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from hfsae.cli.measuring import add_hub_options, add_measuring_options, hub_options, measuring_options
+from hfsae.cli.measuring import (
+    AllowPickle,
+    BatchSize,
+    Dataset,
+    DatasetConfig,
+    Model,
+    Place,
+    Revision,
+    Split,
+    Subfolder,
+    hub_options,
+)
+from hfsae.command_line import option, whole_number
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the SAE, the page, and what it shows."""
-    add_contents(parser)
-    parser.add_argument(
-        "--output",
-        help="a file that ends in .html, or a folder for large SAEs and the web (default: dashboard.html beside it)",
-    )
-
-
-def add_contents(parser: argparse.ArgumentParser) -> None:
-    """Declares the SAE and what its dashboard is to show."""
-    parser.add_argument("path", help="folder of the SAE, Hub repository, or release of the catalogue")
-    add_hub_options(parser)
-    parser.add_argument(
-        "--text", action="append", default=[], help="a prompt, to see which features fire where; may be repeated"
-    )
-    parser.add_argument("--labels", help="labels that the page saved; they become labels.json where there is none")
-    parser.add_argument(
+Texts = Annotated[list[str] | None, option("--text", "A prompt, to see which features fire where; may be repeated.")]
+Labels = Annotated[
+    str | None, option("--labels", "Labels that the page saved; they become labels.json where there is none.")
+]
+Write = Annotated[
+    bool,
+    option(
         "--write",
-        action="store_true",
-        help="let what is shown of another text or model, and other labels, replace what lies beside the weights",
-    )
-    add_measuring_options(parser)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to read (default: %(default)s)")
+        "Let what is shown of another text or model, and other labels, replace what lies beside the weights.",
+    ),
+]
+TokensToRead = Annotated[
+    int,
+    option(
+        "--max_tokens",
+        "Tokens to read. --tokens for short.",
+        parser=whole_number,
+        metavar="<int>",
+        rich_help_panel="Measuring",
+    ),
+]
 
 
-def contents(args: argparse.Namespace) -> dict[str, Any]:
-    """What `hfsae.dashboard.gather` wants, of the arguments."""
-    return {
-        "texts": args.text,
-        "labels": args.labels,
-        "write": args.write,
-        **hub_options(args),
-        **measuring_options(args),
-    }
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    path: Place,
+    output: Annotated[
+        str | None,
+        option(
+            "--output",
+            "A file that ends in .html, or a folder for large SAEs and the web; by default dashboard.html beside it.",
+        ),
+    ] = None,
+    text: Texts = None,
+    labels: Labels = None,
+    write: Write = False,
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    model_name_or_path: Model = None,
+    dataset_name: Dataset = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: Split = None,
+    max_tokens: TokensToRead = 1_000_000,
+    batch_size: BatchSize = 16,
+) -> int:
     """Collects what is missing and writes the page."""
     from hfsae.dashboard import make_dashboard
 
-    page = make_dashboard(args.path, args.output, **contents(args))
+    page = make_dashboard(
+        path,
+        output,
+        texts=text or [],
+        labels=labels,
+        write=write,
+        model=model_name_or_path,
+        dataset=dataset_name,
+        dataset_config=dataset_config,
+        split=dataset_split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        **hub_options(subfolder, revision, allow_pickle),
+    )
     print(f"wrote {page} ({_size(page):.1f} MB)")
     return 0
 

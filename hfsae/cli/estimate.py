@@ -1,40 +1,47 @@
 """`hfsae estimate`: what a run or a sweep will need, before anything is loaded."""
 
-import argparse
+from typing import Annotated
+
+from hfsae.command_line import option
+from hfsae.training.command_options import Config, with_training_options
+
+_DEVICE = "Device: by default the one at hand, which is measured for a moment"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the config file, every training argument, and the device to estimate for."""
-    from hfsae.training.config_file import add_training_options
-
-    add_training_options(parser)
-    device = parser.add_argument_group("device", "By default the one at hand, which is measured for a moment.")
-    device.add_argument("--memory_gb", type=float, help="memory of each device")
-    device.add_argument("--tflops", type=float, help="what a large matrix product reaches on it, in 10¹² a second")
-    device.add_argument("--processes", type=int, default=1, help="processes, each with a device (default: 1)")
-
-
-def run(args: argparse.Namespace) -> int:
+@with_training_options
+def run(
+    config: Config = None,
+    memory_gb: Annotated[
+        float | None, option("--memory_gb", "Memory of each device.", rich_help_panel=_DEVICE)
+    ] = None,
+    tflops: Annotated[
+        float | None,
+        option("--tflops", "What a large matrix product reaches on it, in 10¹² a second.", rich_help_panel=_DEVICE),
+    ] = None,
+    processes: Annotated[int, option("--processes", "Processes, each with a device.", rich_help_panel=_DEVICE)] = 1,
+    *,
+    given: dict[str, str],
+) -> int:
     """Prints the estimate; 1 where the run will not fit."""
     import torch
 
     from hfsae.training.estimate import estimate, free_memory, measured_flops_per_second
     from hfsae.training.sweep import Sweep
 
-    if args.config is None:
+    if config is None:
         raise ValueError("an estimate needs a YAML file.")
-    sweep = Sweep.read(args.config, vars(args))
+    sweep = Sweep.read(config, given)
     here = (
         torch.device("cpu") if sweep.args.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
     )
-    elsewhere = args.tflops is not None or args.memory_gb is not None
+    elsewhere = tflops is not None or memory_gb is not None
     found = estimate(
         sweep.args,
         sweep.saes,
         device_type="cuda" if elsewhere and not sweep.args.use_cpu else here.type,
-        processes=args.processes,
+        processes=processes,
     )
-    memory = round(args.memory_gb * 1e9) if args.memory_gb is not None else free_memory(here)
-    speed = args.tflops * 1e12 if args.tflops is not None else measured_flops_per_second(here)
+    memory = round(memory_gb * 1e9) if memory_gb is not None else free_memory(here)
+    speed = tflops * 1e12 if tflops is not None else measured_flops_per_second(here)
     print(found.report(memory, speed))
     return 0 if found.peak_bytes <= memory else 1

@@ -1,41 +1,45 @@
 """`hfsae features`: which features of an SAE fire on a text, its tokens shaded by how strongly."""
 
-import argparse
 import sys
+from typing import Annotated, Literal
 
-from hfsae.cli.measuring import add_hub_options, hub_options
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the SAE, the text and what is shown of it."""
-    parser.add_argument("path", help="folder or Hub repository of the SAE")
-    parser.add_argument("--text", required=True, help="the text; - reads it from standard input")
-    add_hub_options(parser)
-    parser.add_argument("--model", help="language model to read the text with; by default the one the config names")
-    parser.add_argument(
-        "--features", type=int, nargs="+", metavar="I", help="these features, instead of the strongest"
-    )
-    parser.add_argument("--top", type=int, default=5, help="how many of the strongest (default: %(default)s)")
-    parser.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="shade with colours; without them a token is shown as [token|value] (default: where it is a terminal)",
-    )
+from hfsae.cli.measuring import AllowPickle, Place, Revision, Subfolder, hub_options
+from hfsae.command_line import NUMBERS, option
 
 
-def run(args: argparse.Namespace) -> int:
+def run(
+    path: Place,
+    text: Annotated[str, option("--text", "The text; - reads it from standard input.")],
+    model_name_or_path: Annotated[
+        str | None,
+        option(
+            "--model_name_or_path",
+            "Language model to read the text with; by default the one that the config names. --model for short.",
+        ),
+    ] = None,
+    features: Annotated[
+        list[int] | None, option("--features", "These features, instead of the strongest.", metavar=NUMBERS)
+    ] = None,
+    top: Annotated[int, option("--top", "How many of the strongest.")] = 5,
+    color: Annotated[
+        Literal["auto", "always", "never"],
+        option("--color", "Shade with colours, or show a token with its value in brackets; auto: in a terminal."),
+    ] = "auto",
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+) -> int:
     """Prints the text once for each feature."""
     from hfsae.analysis.shading import shaded_features
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
 
-    sae = SAE.from_pretrained(args.path, **hub_options(args))
-    if args.model is not None:
-        rename_base_model(sae.config, args.model)
-    text = sys.stdin.read() if args.text == "-" else args.text
-    color = sys.stdout.isatty() if args.color == "auto" else args.color == "always"
+    sae = SAE.from_pretrained(path, **hub_options(subfolder, revision, allow_pickle))
+    if model_name_or_path is not None:
+        rename_base_model(sae.config, model_name_or_path)
+    words = sys.stdin.read() if text == "-" else text
+    shaded = sys.stdout.isatty() if color == "auto" else color == "always"
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-    for line in shaded_features(sae, model, tokenizer, text, features=args.features, top=args.top, color=color):
+    for line in shaded_features(sae, model, tokenizer, words, features=features or None, top=top, color=shaded):
         print(line)
     return 0

@@ -1,38 +1,70 @@
 """What several commands are told: where an SAE lies, and the language model and the text to measure it on."""
 
-import argparse
-from typing import Any
+from typing import Annotated
+
+import typer
+
+from hfsae.command_line import option, whole_number
+
+_MEASURING = "Measuring"
+_HUB = "Hub"
+
+Folder = Annotated[str, typer.Argument(metavar="SAE", help="Folder of the SAE.")]
+Place = Annotated[
+    str, typer.Argument(metavar="SAE", help="Folder of the SAE, Hub repository, or release of the catalogue.")
+]
+Subfolder = Annotated[
+    str,
+    option(
+        "--subfolder", "Folder inside the repository, or id in the release.", rich_help_panel=_HUB, show_default=False
+    ),
+]
+Revision = Annotated[str | None, option("--revision", "Branch, tag or commit.", rich_help_panel=_HUB)]
+AllowPickle = Annotated[
+    bool, option("--allow_pickle", "Open pickled weights of other projects.", rich_help_panel=_HUB)
+]
+
+Model = Annotated[
+    str | None,
+    option(
+        "--model_name_or_path",
+        "Language model to measure it in; by default the one that its config names. --model for short.",
+        rich_help_panel=_MEASURING,
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    option(
+        "--dataset_name",
+        "Text to measure on; by default that of its recorded metrics. --dataset for short.",
+        rich_help_panel=_MEASURING,
+    ),
+]
+DatasetConfig = Annotated[
+    str | None, option("--dataset_config", "Configuration of that dataset.", rich_help_panel=_MEASURING)
+]
+Split = Annotated[
+    str | None,
+    option(
+        "--dataset_split",
+        "Split of that dataset; by default the only one, or test. --split for short.",
+        rich_help_panel=_MEASURING,
+    ),
+]
+BatchSize = Annotated[int, option("--batch_size", "Blocks of text per pass.", rich_help_panel=_MEASURING)]
+Tokens = Annotated[
+    int | None,
+    option(
+        "--max_tokens",
+        "Tokens to measure on; by default as many as were recorded. --tokens for short.",
+        parser=whole_number,
+        metavar="<int>",
+        rich_help_panel=_MEASURING,
+    ),
+]
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Declares which SAE of a place is meant, and how it may be read."""
-    parser.add_argument("--subfolder", default="", help="folder inside the repository, or id of the release")
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--allow-pickle", action="store_true", help="open pickled weights of other projects")
-
-
-def hub_options(args: argparse.Namespace) -> dict[str, Any]:
+def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, str | bool]:
     """Those of the options that were given, as `SAE.from_pretrained` and others call them."""
-    names = ("subfolder", "revision", "allow_pickle")
-    return {name: getattr(args, name) for name in names if getattr(args, name)}
-
-
-def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Declares language model, text and batch size."""
-    parser.add_argument("--model", help="language model to measure it in; by default the one its config names")
-    parser.add_argument("--dataset", help="text to measure on; by default that of its recorded metrics")
-    parser.add_argument("--dataset-config", help="configuration of that dataset")
-    parser.add_argument("--split", help="split of that dataset (default: the only one, or test)")
-    parser.add_argument("--batch-size", type=int, default=16, help="blocks of text per pass (default: %(default)s)")
-
-
-def measuring_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options and `--tokens`, as `hfsae.evaluation.saved.measure_again` calls them."""
-    return {
-        "model": args.model,
-        "dataset": args.dataset,
-        "dataset_config": args.dataset_config,
-        "split": args.split,
-        "max_tokens": args.tokens,
-        "batch_size": args.batch_size,
-    }
+    given = {"subfolder": subfolder, "revision": revision, "allow_pickle": allow_pickle}
+    return {name: value for name, value in given.items() if value}

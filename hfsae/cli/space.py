@@ -1,26 +1,61 @@
 """`hfsae space`: the dashboard as a static Space of the Hub."""
 
-import argparse
+from typing import Annotated
+
+from hfsae.cli.dashboard import Labels, Texts, TokensToRead, Write
+from hfsae.cli.measuring import (
+    AllowPickle,
+    BatchSize,
+    Dataset,
+    DatasetConfig,
+    Model,
+    Place,
+    Revision,
+    Split,
+    Subfolder,
+    hub_options,
+)
+from hfsae.command_line import option
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the SAE, the folder, and what the Space shows."""
-    from hfsae.cli.dashboard import add_contents
-
-    add_contents(parser)
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--title", help="what the Space is called; by default as the SAE")
-    parser.add_argument("--repo-id", help="Hub repository of the SAE, for the Space to be listed there")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    path: Place,
+    output: Annotated[str, option("--output", "Folder to write.")],
+    title: Annotated[str | None, option("--title", "What the Space is called; by default as the SAE.")] = None,
+    repo_id: Annotated[
+        str | None, option("--repo_id", "Hub repository of the SAE, for the Space to be listed there.")
+    ] = None,
+    text: Texts = None,
+    labels: Labels = None,
+    write: Write = False,
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    model_name_or_path: Model = None,
+    dataset_name: Dataset = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: Split = None,
+    max_tokens: TokensToRead = 1_000_000,
+    batch_size: BatchSize = 16,
+) -> int:
     """Collects what is missing and writes the folder."""
-    from hfsae.cli.dashboard import contents
     from hfsae.dashboard import gather, write_space
 
-    material = gather(args.path, **contents(args))._asdict()
-    if args.title:
-        material["title"] = args.title
-    folder = write_space(output=args.output, repo_id=args.repo_id, **material)
+    material = gather(
+        path,
+        texts=text or [],
+        labels=labels,
+        write=write,
+        model=model_name_or_path,
+        dataset=dataset_name,
+        dataset_config=dataset_config,
+        split=dataset_split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        **hub_options(subfolder, revision, allow_pickle),
+    )._asdict()
+    if title:
+        material["title"] = title
+    folder = write_space(output=output, repo_id=repo_id, **material)
     print(f"wrote {folder}; publish it with: hf upload ORG/NAME {folder} --repo-type space")
     return 0

@@ -1,17 +1,18 @@
 """`hfsae sweep`: many SAEs on one stream, measured side by side."""
 
-import argparse
+from typing import Annotated
+
+from hfsae.command_line import option
+from hfsae.training.command_options import Config, with_training_options
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the config file and every training argument."""
-    from hfsae.training.config_file import add_training_options
-
-    add_training_options(parser)
-    parser.add_argument("--list", action="store_true", help="name the SAEs and train nothing")
-
-
-def run(args: argparse.Namespace) -> int:
+@with_training_options
+def run(
+    config: Config = None,
+    list_only: Annotated[bool, option("--list", "Name the SAEs and train nothing.")] = False,
+    *,
+    given: dict[str, str],
+) -> int:
     """Trains, and prints the table with its fronts; 130 where the run was interrupted."""
     import json
     from pathlib import Path
@@ -21,10 +22,10 @@ def run(args: argparse.Namespace) -> int:
     from hfsae.training.sweep import Sweep, run_sweep
     from hfsae.training.sweep_results import RESULTS_JSON, results_table
 
-    if args.config is None:
+    if config is None:
         raise ValueError("a sweep needs a YAML file.")
-    sweep = Sweep.read(args.config, vars(args))
-    if args.list:
+    sweep = Sweep.read(config, given)
+    if list_only:
         print("\n".join(sweep.saes))
         return 0
     output = run_sweep(sweep)

@@ -1,22 +1,44 @@
 """`hfsae verify`: whether the card of an SAE is true."""
 
-import argparse
+from hfsae.cli.measuring import (
+    AllowPickle,
+    BatchSize,
+    Dataset,
+    DatasetConfig,
+    Model,
+    Place,
+    Revision,
+    Split,
+    Subfolder,
+    Tokens,
+    hub_options,
+)
 
-from hfsae.cli.measuring import add_hub_options, add_measuring_options, hub_options, measuring_options
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the SAE, and what to measure it with."""
-    parser.add_argument("path", help="Hub repository, folder, or release of the catalogue")
-    add_hub_options(parser)
-    add_measuring_options(parser)
-    parser.add_argument("--tokens", type=int, help="tokens to measure on; by default as many as were recorded")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(
+    path: Place,
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    model_name_or_path: Model = None,
+    dataset_name: Dataset = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: Split = None,
+    max_tokens: Tokens = None,
+    batch_size: BatchSize = 16,
+) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""
     from hfsae.hub import verify
 
-    outcome = verify(args.path, **hub_options(args), **measuring_options(args))
+    outcome = verify(
+        path,
+        model=model_name_or_path,
+        dataset=dataset_name,
+        dataset_config=dataset_config,
+        split=dataset_split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        **hub_options(subfolder, revision, allow_pickle),
+    )
     print(outcome)
     return 0 if outcome.ok else 1

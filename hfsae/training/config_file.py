@@ -1,45 +1,19 @@
 """Training arguments from a YAML file and command-line overrides, checked by name and type."""
 
-import argparse
 import types
 import typing
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Collection
+from contextlib import suppress
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Union
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from hfsae.suggestions import did_you_mean
-from hfsae.training.arguments import SAETrainingArguments
-
-
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser a positional YAML file and one option for every training argument."""
-    parser.add_argument("config", nargs="?", help="YAML file with any of the options below")
-    options = parser.add_argument_group("options", "Each can stand in the YAML file; the command line wins.")
-    for option in fields(SAETrainingArguments):
-        options.add_argument(
-            f"--{option.name}",
-            # A bare flag means true: `--streaming`.
-            nargs="?",
-            const="true",
-            default=argparse.SUPPRESS,
-            metavar="X",
-            help=option.metadata["help"].replace("%", "%%"),
-        )
-
-
-def parse_training_arguments(command_line: Sequence[str] | None = None, **defaults: Any) -> SAETrainingArguments:
-    """Arguments of a script: `script.py [CONFIG.yaml] [--option value ...]`.
-
-    Args:
-        command_line: What to parse; None for that of the process.
-        **defaults: Arguments for when neither file nor command line gives them.
-    """
-    parser = argparse.ArgumentParser()
-    add_training_options(parser)
-    return arguments_from(vars(parser.parse_args(command_line)), **defaults)
+from hfsae.training.arguments import OPTIONS, SAETrainingArguments
 
 
 def arguments_from(parsed: dict[str, Any], **defaults: Any) -> SAETrainingArguments:
@@ -53,11 +27,10 @@ def arguments_from(parsed: dict[str, Any], **defaults: Any) -> SAETrainingArgume
         FileNotFoundError: If there is no such file.
         ValueError: If a name is unknown or a value has the wrong type; says which and where.
     """
-    names = {option.name for option in fields(SAETrainingArguments)}
     values = dict(defaults)
     if parsed.get("config"):
         values |= read_config(parsed["config"])
-    for name in names & parsed.keys():
+    for name in OPTIONS.keys() & parsed.keys():
         values[name] = coerce(name, parsed[name], f"--{name}")
     return SAETrainingArguments(**values)
 
@@ -71,7 +44,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     content = read_mapping(path)
     for name in content:
-        refuse_unknown(name, [option.name for option in fields(SAETrainingArguments)], str(path))
+        refuse_unknown(name, OPTIONS, str(path))
     return {name: coerce(name, value, f"{path}: {name}") for name, value in content.items()}
 
 
@@ -82,13 +55,29 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no config file {path}.")
+    path = _found(path)
     content = read_yaml(path.read_text(), str(path))
     if not isinstance(content, dict | None):
         raise ValueError(f"{path} must hold `name: value` lines, got a {type(content).__name__}.")
     return content or {}
+
+
+def _found(path: str | Path) -> Path:
+    """A file as it is named, or the one of that name that comes along."""
+    if Path(path).is_file():
+        return Path(path)
+    own = {file.stem: file for file in Path(str(files("hfsae") / "configs")).glob("*.yaml")}
+    if str(path).removesuffix(".yaml") in own:
+        return own[str(path).removesuffix(".yaml")]
+    known = ", ".join(f"{name} ({_first_line(file)})" for name, file in sorted(own.items()))
+    raise FileNotFoundError(
+        f"no config file {path}.{did_you_mean(Path(path).stem, own)} Those that come along, by name: {known}."
+    )
+
+
+def _first_line(file: Path) -> str:
+    """What a file that comes along is for: the beginning of its first line."""
+    return file.read_text().partition("\n")[0].lstrip("# ").partition(":")[0].rstrip(".")
 
 
 def refuse_unknown(name: Any, known: Collection[str], where: str) -> None:
@@ -98,7 +87,7 @@ def refuse_unknown(name: Any, known: Collection[str], where: str) -> None:
 
 
 def coerce(name: str, value: Any, where: str) -> Any:
-    """The value of an argument in the type that it has.
+    """The value of an argument in the type that it has, as pydantic has it.
 
     YAML 1.1 reads `1e-3` as text, and a shell gives nothing but text.
 
@@ -110,29 +99,32 @@ def coerce(name: str, value: Any, where: str) -> Any:
     Raises:
         ValueError: If the value has another type.
     """
-    annotation = typing.get_type_hints(SAETrainingArguments)[name]
-    if value == "null" and _accepts(annotation, type(None)):
-        return None
-    if isinstance(value, str) and not _matches(value, annotation):
-        value = read_yaml(value, where)
-    if not _matches(value, annotation):
-        value = _as_number(value, annotation)
-    if not _matches(value, annotation):
-        raise ValueError(f"{where}: expected {_spell(annotation)}, got {value!r}.")
-    return value
+    adapter, readings = _adapter(name), [value]
+    if isinstance(value, str):
+        readings = [None, value] if value == "null" else [value]
+    for reading in readings:
+        with suppress(ValidationError):
+            return adapter.validate_python(reading, strict=True)
+    value = read_yaml(value, where) if isinstance(value, str) else value
+    for reading in (value, _as_number(value)):
+        with suppress(ValidationError):
+            return adapter.validate_python(reading, strict=True)
+    raise ValueError(f"{where}: expected {_spell(OPTIONS[name].type)}, got {value!r}.")
 
 
-def _as_number(value: Any, annotation: Any) -> Any:
-    """A number in the type that is wanted: 1 for a float, `1e9` for an int; anything else as it is."""
+@cache
+def _adapter(name: str) -> TypeAdapter:
+    return TypeAdapter(OPTIONS[name].type)
+
+
+def _as_number(value: Any) -> Any:
+    """What people write as a number, as one: `1e9` and 64.0 are whole ones; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return value
-    try:
+    with suppress(ValueError):
         number = float(value)
-    except ValueError:
-        return value
-    if _accepts(annotation, float):
-        return number
-    return int(number) if _accepts(annotation, int) and number.is_integer() else value
+        return int(number) if number.is_integer() else number
+    return value
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -145,26 +137,6 @@ def read_yaml(text: str, where: str) -> Any:
 
 def _members(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def _accepts(annotation: Any, kind: type) -> bool:
-    return kind in _members(annotation)
-
-
-def _matches(value: Any, annotation: Any) -> bool:
-    for member in _members(annotation):
-        origin, inner = typing.get_origin(member), typing.get_args(member)
-        if origin is Literal:
-            fits = value in inner
-        elif origin is list:
-            fits = isinstance(value, list) and all(_matches(item, inner[0]) for item in value)
-        elif origin is dict:
-            fits = isinstance(value, dict)
-        else:
-            fits = type(value) is (type(None) if member is None else member)
-        if fits:
-            return True
-    return False
 
 
 def _spell(annotation: Any) -> str:

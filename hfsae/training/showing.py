@@ -1,5 +1,7 @@
-"""The page about a run that is written where no tracker watches it, with examples of what features fire on."""
+"""The page about a trained SAE, with examples of what features fire on: a run without a tracker ends with one."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -7,15 +9,18 @@ import torch
 from torch import Tensor
 
 from hfsae.analysis import Feature, TokenTexts, collect_features
+from hfsae.evaluation.saved import text_to_measure
+from hfsae.hub.card import draw_pictures
 from hfsae.hub.html_report import ShownFeature, ShownToken, write_report
+from hfsae.language_model import rename_base_model
+from hfsae.loading import load_config
 from hfsae.modeling import SAE
 from hfsae.training.run import Run
 from hfsae.training.unharmed import unharmed
 
-_FEATURES, _CONTEXTS = 16, 4
+_FEATURES = 16
 _TOKENS = 20_000
-_BEFORE, _AFTER = 14, 8
-_PROMOTED = 5
+_SHOWN: dict[str, Any] = {"n_top": 4, "n_sample": 1, "before": 14, "after": 8, "n_tokens_promoted": 5}
 
 
 def is_wanted(run: Run) -> bool:
@@ -38,6 +43,50 @@ def show(run: Run, name: str, sae: SAE) -> None:
         write_report(folder, sae.config, examples)
 
 
+def show_saved(
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str | None = None,
+    max_tokens: int = _TOKENS,
+    disable_tqdm: bool = False,
+) -> Path:
+    """Writes the page of a saved SAE again, from its config, its log and examples of what its features fire on.
+
+    Args:
+        folder: Where it was saved.
+        model: The language model; None loads the one that the config names. Without either there are no examples.
+        dataset: Text of the examples; None takes the one that the recorded metrics were measured on.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset; None: the only one, or `"test"`.
+        max_tokens: Tokens of it to read.
+        disable_tqdm: Whether to show no progress bar.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: If the folder holds no SAE, or no text is named and none was recorded.
+        OSError: If the language model or the text is not there.
+    """
+    sae, config = SAE.from_pretrained(folder), load_config(folder)
+    examples: list[ShownFeature] = []
+    if model is not None:
+        rename_base_model(sae.config, model)
+    if sae.config.base_model is not None:
+        source = text_to_measure(config, folder, dataset, dataset_config, split).source
+        tokenizer, text = sae.load_tokenizer(), source.documents()
+        lm = sae.load_base_model()
+        told = {"max_tokens": max_tokens, "text_column": source.text_column, "disable_tqdm": disable_tqdm}
+        collection = collect_features(sae, lm, tokenizer, text, **_SHOWN, **told)
+        chosen = _spread(collection.densities)
+        examples = _all_shown([collection[row] for row in chosen], tokenizer)
+    draw_pictures(Path(folder), config)
+    return write_report(Path(folder), config, examples)
+
+
 def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
     base, text = run.base, run.texts.evaluation if run.texts is not None else None
     if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor):
@@ -52,16 +101,17 @@ def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
         text,
         features=chosen,
         max_tokens=min(_TOKENS, run.args.eval_tokens or _TOKENS),
-        n_top=_CONTEXTS,
-        n_sample=1,
-        before=_BEFORE,
-        after=_AFTER,
-        n_tokens_promoted=_PROMOTED,
         text_column=run.args.text_column,
         disable_tqdm=True,
+        **_SHOWN,
     )
-    texts = TokenTexts(base.tokenizer)
-    shown = [_shown(feature, texts) for feature in collection if feature.top]
+    return _all_shown(collection, base.tokenizer)
+
+
+def _all_shown(features: Iterable[Feature], tokenizer: Any) -> list[ShownFeature]:
+    """Those that have examples, the most frequent first."""
+    texts = TokenTexts(tokenizer)
+    shown = [_shown(feature, texts) for feature in features if feature.top]
     return sorted(shown, key=lambda feature: -feature.density)
 
 

@@ -1,6 +1,8 @@
 import inspect
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import hfsae
 from hfsae import SAETrainingArguments
 from hfsae.data import TokenBlocks, default_window_tokens
 from hfsae.data.text_source import ARGUMENTS, READING
+from hfsae.hub.sections import HOUSEKEEPING
+from hfsae.training.arguments import OPTIONS, SECRET
 
 NAMES = [option.name for option in fields(SAETrainingArguments)]
 
@@ -27,7 +31,7 @@ def test_every_argument_is_read_somewhere_and_explained(name):
     read = re.search(rf"\bargs\.{name}\b|\bself\.{field}\b", source_of_the_package())
     assert handed_on or read, f"nothing reads {name}"
     option = next(option for option in fields(SAETrainingArguments) if option.name == name)
-    assert option.metadata["help"].endswith(".")
+    assert option.metadata["help"].endswith(".") and option.metadata["group"]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,24 @@ def test_a_value_that_cannot_be_is_refused_by_name(name, value):
 )  # fmt: skip
 def test_zero_is_taken_where_it_switches_something_off(name, value):
     assert getattr(SAETrainingArguments(**{name: value}), name) == 0
+
+
+def test_what_cards_leave_out_is_told_where_the_argument_is_declared():
+    """The cards stand below the training, and so have a list of their own."""
+    left_out = {name for name, option in OPTIONS.items() if not option.metadata["on_card"]}
+    assert left_out == HOUSEKEEPING | SECRET
+
+
+def test_the_arguments_are_there_without_torch():
+    code = """
+import sys
+sys.modules["hfsae_cli"] = sys
+import hfsae.training.arguments
+heavy = {"torch", "transformers", "datasets", "accelerate", "numpy", "huggingface_hub.errors"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
 
 
 def test_a_coefficient_cannot_be_both_held_and_steered():

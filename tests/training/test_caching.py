@@ -233,7 +233,7 @@ def test_a_cache_whose_writer_is_killed_again_and_again_ends_with_the_same_bytes
     (tmp_path / "config.yaml").write_text(json.dumps(options))
     write = (
         "import sys\nfrom hfsae.training.caching import cache_activations\n"
-        "from hfsae.training.config_file import parse_training_arguments\n"
+        "from hfsae.training.command_options import parse_training_arguments\n"
         "from tests.training.killed import kill_at_rename\n"
         "number, after = map(int, sys.argv[1:3])\n"
         "kill_at_rename(number, after=bool(after))\n"

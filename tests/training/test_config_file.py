@@ -1,6 +1,7 @@
 import pytest
 
-from hfsae.training.config_file import parse_training_arguments, read_config
+from hfsae.training.command_options import parse_training_arguments
+from hfsae.training.config_file import read_config
 
 
 @pytest.fixture

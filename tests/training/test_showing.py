@@ -8,7 +8,8 @@ from hfsae.analysis import collect_features
 from hfsae.dashboard import make_dashboard
 from hfsae.evaluation import evaluate_sae
 from hfsae.evaluation.saved import evaluate_saved
-from tests.data.tiny import CHAT_TEMPLATE, WORDS, chat_tokenizer, language_model
+from hfsae.training.showing import show_saved
+from tests.data.tiny import CHAT_TEMPLATE, WORDS, chat_tokenizer, language_model, pythia_like
 from tests.training.tiny import arguments, sparse_rows, text, trainer
 
 
@@ -35,6 +36,26 @@ def test_activations_of_ones_own_have_a_page_without_examples(tmp_path):
     trainer(tmp_path, steps=2, html_report=True, inputs={"activations": sparse_rows(200)}).train()
     page = (tmp_path / "report.html").read_text()
     assert "Examples of features" not in page and "data:image/png" in page
+
+
+def test_the_page_of_a_saved_sae_is_written_again_with_features_of_its_text(tmp_path):
+    language_model().save_pretrained(tmp_path / "lm")
+    pythia_like().save_pretrained(tmp_path / "lm")
+    text(2000).to_json(tmp_path / "text.jsonl")
+    names = {"model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "text.jsonl")}
+    run = tmp_path / "run"
+    SAETrainer(args=arguments(run, steps=10, eval_tokens=300, html_report=True, **names)).train()
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    page = show_saved(run, disable_tqdm=True)
+    again = page.read_text()
+    assert page == run / "report.html" and "background: rgba" in again and again.count("data:image/png") >= 2
+    assert before.partition("Examples of features")[0] == again.partition("Examples of features")[0]
+
+
+def test_the_page_of_a_saved_sae_of_unnamed_activations_has_no_examples(tmp_path):
+    trainer(tmp_path, steps=2, inputs={"activations": sparse_rows(200)}).train()
+    assert "Examples of features" not in show_saved(tmp_path).read_text()
 
 
 def conversations(count: int = 300) -> list[list[dict[str, str]]]:

@@ -1,0 +1,138 @@
+"""The dialect of every command line here: options are called as arguments in Python and YAML, by typer.
+
+`--learning_rate` and `--learning-rate` are one option. Old names stay, and the beginning of a name is enough where no
+other option begins so.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+OLD_NAMES = {
+    "commit_message": ("message",),
+    "dataset_name": ("dataset",),
+    "dataset_split": ("split",),
+    "json_file": ("json",),
+    "max_tokens": ("tokens",),
+    "model_name_or_path": ("model",),
+}
+"""Options by their names, and what they were called once, or are called for short where it is clear what is meant."""
+
+BOOLEAN = "true|false"
+CHECKPOINT = "last|FOLDER"
+NUMBERS = "NUMBERS"
+_BARE = {BOOLEAN: "true", CHECKPOINT: "last"}
+"""What an option means that is given without a value, by the kind of value that it takes."""
+
+_WORDS = {"true", "false", "yes", "no", "on", "off", "null"}
+
+
+class Command(TyperCommand):
+    """A command whose options may be spelled in every way that the dialect has."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses, after every option was given the name that it is declared by."""
+        return super().parse_args(ctx, _spelled_alike(args, self.params))
+
+
+def option(name: str, help: str, **more: Any) -> Any:
+    """An option under exactly this name: `Annotated[int, option("--max_tokens", "tokens to read")]`.
+
+    Args:
+        name: With its hyphens, and for a switch with what switches it off: `"--write/--no_write"`.
+        help: What it does.
+        **more: For `typer.Option`.
+    """
+    return typer.Option(name, help=help, **more)
+
+
+def with_options(command: Callable[..., Any], given_as: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """A command that takes further options, whose texts it gets as one dictionary.
+
+    Args:
+        command: The function of the command.
+        given_as: Its keyword for the dictionary of those that were given.
+        options: What `typer.Option` made of each, by name.
+    """
+    own = [one for one in inspect.signature(command).parameters.values() if one.name != given_as]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    further = [
+        inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, one])
+        for name, one in options.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        texts = {name: values.pop(name) for name in options}
+        return command(**values, **{given_as: {name: text for name, text in texts.items() if text is not None}})
+
+    del run.__wrapped__  # typer would read the signature of what is wrapped
+    run.__signature__ = inspect.Signature([*(one.replace(kind=kind) for one in own), *further])  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in (*own, *further)}
+    return run
+
+
+def whole_number(text: str) -> int:
+    """A number of tokens as people write it: `200000`, `200_000` or `2e5`."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def _spelled_alike(args: Sequence[str], params: Sequence[Any]) -> list[str]:
+    """A command line in which every option has the name that it is declared by, and a value if it takes one."""
+    declared = {
+        _key(name): (name, param)
+        for param in params
+        for name in (*param.opts, *param.secondary_opts)
+        if name.startswith("--")
+    }
+    rest, spelled = list(args), []
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*spelled, word, *rest]
+        given, equals, value = word.partition("=")
+        name, param = _declared(given, declared) if word.startswith("--") else ("", None)
+        if param is None:
+            spelled.append(word)
+        elif equals:
+            spelled += [name, value]
+        elif param.is_flag:
+            spelled.append(name)
+        elif param.metavar in _BARE and not _is_value(rest, param.metavar):
+            spelled += [name, _BARE[param.metavar]]
+        else:
+            spelled += [name, *rest[:1]]
+            del rest[:1]
+            while param.multiple and param.metavar == NUMBERS and rest and rest[0].isdigit():
+                spelled += [name, rest.pop(0)]
+    return spelled
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _declared(given: str, declared: Mapping[str, tuple[str, Any]]) -> tuple[str, Any]:
+    """The option that is meant: by its name, by an old one, or by a beginning that no other option has."""
+    key = _key(given)
+    if key in declared:
+        return declared[key]
+    for name, old in OLD_NAMES.items():
+        if key in old and name in declared:
+            return declared[name]
+    begun = [name for name in declared if key and name.startswith(key)]
+    return declared[begun[0]] if len(begun) == 1 else ("", None)
+
+
+def _is_value(rest: Sequence[str], kind: str) -> bool:
+    """Whether the next word is the value of an option that may go without."""
+    if not rest or rest[0].startswith("--"):
+        return False
+    return kind != BOOLEAN or rest[0].lower() in _WORDS

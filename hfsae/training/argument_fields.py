@@ -1,0 +1,99 @@
+"""What is known of one training argument: metadata of its field, which help, checks, sweeps and resumption read."""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an argument may be; None, where it is allowed, is not looked at.
+
+    Args:
+        expected: What an error says behind the argument's name: `"must be positive"`.
+        fits: Whether a number is one of them.
+    """
+
+    expected: str
+    fits: Callable[[float], bool]
+
+    def refuse_unless_fits(self, name: str, value: Any) -> None:
+        """Raises a ValueError that names the argument, where its value is none of these numbers."""
+        if value is not None and not self.fits(value):
+            raise ValueError(f"{name} {self.expected}, got {value}.")
+
+
+POSITIVE = Range("must be positive", lambda value: value > 0)
+NOT_NEGATIVE = Range("must be 0 or more", lambda value: value >= 0)
+SHARE_OF_RUN = Range("is a share of the run, between 0 and 1", lambda value: 0 <= value <= 1)
+SHARE_OF_DOCUMENTS = Range("is a share of the documents, more than 0 and less than 1", lambda value: 0 < value < 1)
+BELOW_ONE = Range("must be at least 0 and less than 1", lambda value: 0 <= value < 1)
+A_CONTEXT = Range("must be at least 2 tokens", lambda value: value >= 2)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arguments that `--help` shows together. Called, it declares one of them, which may differ from the others.
+
+    Args:
+        title: What the help calls them.
+        per_sae: Whether they may differ between the SAEs of a run; else they are of the stream that all share.
+        free_on_resume: Whether they may differ between a run and its resumption: they change nothing that is computed.
+        on_card: Whether the card of an SAE shows them, where they differ from their defaults.
+    """
+
+    title: str
+    per_sae: bool = False
+    free_on_resume: bool = False
+    on_card: bool = True
+
+    def __call__(
+        self,
+        default: Any,
+        help: str,
+        range: Range | None = None,
+        *,
+        per_sae: bool | None = None,
+        free_on_resume: bool | None = None,
+        on_card: bool | None = None,
+        secret: bool = False,
+    ) -> Any:
+        """The field of a dataclass.
+
+        Args:
+            default: Its default; a function is called for one.
+            help: A sentence or two.
+            range: Which numbers it may be.
+            per_sae: None for what the group says; so the next two.
+            free_on_resume: Likewise.
+            on_card: Likewise.
+            secret: Whether no file and no log may hold it.
+        """
+        told = {
+            "help": help,
+            "group": self.title,
+            "range": range,
+            "per_sae": self.per_sae if per_sae is None else per_sae,
+            "free_on_resume": self.free_on_resume if free_on_resume is None else free_on_resume,
+            "on_card": (self.on_card if on_card is None else on_card) and not secret,
+            "secret": secret,
+        }
+        if callable(default):
+            return field(default_factory=default, metadata=told)
+        return field(default=default, repr=not secret, metadata=told)
+
+
+OUTPUT = Group("Output", free_on_resume=True, on_card=False)
+LANGUAGE_MODEL = Group("Language model, and the place in it")
+SAE_ITSELF = Group("Sparse autoencoder", per_sae=True)
+TEXT = Group("Text")
+EVALUATION = Group("Evaluation")
+OPTIMISATION = Group("Optimisation")
+DEAD_FEATURES = Group("Dead features", per_sae=True)
+SAVING = Group("Saving and logging", free_on_resume=True)
+PUBLISHING = Group("Publishing", free_on_resume=True, on_card=False)
+
+
+def names_where(options: tuple[Field, ...], told: str) -> set[str]:
+    """The arguments of which something is told: `"per_sae"`, `"free_on_resume"`, `"on_card"`, `"secret"`."""
+    return {option.name for option in options if option.metadata[told]}

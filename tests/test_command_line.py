@@ -1,0 +1,105 @@
+from typing import Annotated, Literal
+
+import pytest
+import typer
+from typer.main import get_command
+
+from hfsae.command_line import BOOLEAN, NUMBERS, Command, option, whole_number, with_options
+
+
+def parse(*words: str) -> dict:
+    """What a command with an option of every kind gets of a command line."""
+    got: dict = {}
+
+    def command(
+        place: Annotated[str | None, typer.Argument()] = None,
+        max_tokens: Annotated[int, option("--max_tokens", "How many.", parser=whole_number)] = 5,
+        batch_size: Annotated[int, option("--batch_size", "How many.")] = 16,
+        numbers: Annotated[list[int] | None, option("--numbers", "Some.", metavar=NUMBERS)] = None,
+        text: Annotated[list[str] | None, option("--text", "Some.")] = None,
+        write: Annotated[bool | None, option("--write/--no_write", "Whether.")] = None,
+        color: Annotated[Literal["red", "blue"], option("--color", "Which.")] = "red",
+        *,
+        given: dict[str, str],
+    ) -> None:
+        got.update(locals())
+
+    further = {
+        "learning_rate": typer.Option("--learning_rate", metavar="<float>"),
+        "streaming": typer.Option("--streaming", metavar=BOOLEAN),
+        "model_name_or_path": typer.Option("--model_name_or_path"),
+    }
+    application = typer.Typer(add_completion=False)
+    application.command(cls=Command)(with_options(command, "given", further))
+    with pytest.raises(SystemExit) as end:
+        get_command(application).main(args=list(words))
+    got["status"] = end.value.code
+    return got
+
+
+def test_what_is_not_given_has_its_default_or_is_left_out():
+    got = parse()
+    assert (got["max_tokens"], got["batch_size"], got["write"], got["color"]) == (5, 16, None, "red")
+    assert got["given"] == {} and got["status"] == 0
+
+
+@pytest.mark.parametrize("name", ["--learning_rate", "--learning-rate", "--learning", "--learning_rate=1e-3"])
+def test_a_name_is_spelled_with_hyphens_or_underscores_or_begun(name):
+    words = [name] if "=" in name else [name, "1e-3"]
+    assert parse(*words)["given"] == {"learning_rate": "1e-3"}
+
+
+@pytest.mark.parametrize("name", ["--max_tokens", "--max-tokens", "--tokens"])
+def test_an_old_name_stays(name):
+    assert parse(name, "2e5")["max_tokens"] == 200_000
+    assert parse("--model", "gpt2")["given"] == {"model_name_or_path": "gpt2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "streaming", "place"),
+    [
+        (["--streaming"], "true", None),
+        (["--streaming", "false", "x"], "false", "x"),
+        (["--streaming", "x"], "true", "x"),
+        (["--streaming=no", "x"], "no", "x"),
+        (["x", "--streaming", "--batch-size", "3"], "true", "x"),
+    ],
+)
+def test_a_boolean_is_a_flag_or_a_word_and_takes_no_other(words, streaming, place):
+    got = parse(*words)
+    assert got["given"] == {"streaming": streaming} and got["place"] == place
+
+
+def test_numbers_follow_one_another_or_their_option_again():
+    assert list(parse("--numbers", "1", "2", "x")["numbers"]) == [1, 2]
+    got = parse("--numbers", "1", "--numbers", "2", "x")
+    assert list(got["numbers"]) == [1, 2] and got["place"] == "x"
+
+
+def test_a_value_may_look_like_an_option_or_be_negative():
+    assert list(parse("--text", "--streaming", "--text", "a")["text"]) == ["--streaming", "a"]
+    assert parse("--learning_rate", "-1")["given"] == {"learning_rate": "-1"}
+    assert parse("--", "--streaming")["place"] == "--streaming"
+
+
+def test_a_switch_goes_both_ways():
+    assert (parse("--write")["write"], parse("--no-write")["write"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rte", "3"], "--learning_rate"),
+        (["--b", "3", "--zzz"], "--zzz"),
+        (["--max_tokens", "2.5"], "2.5"),
+        (["--color", "green"], "green"),
+        (["--learning_rate"], "learning_rate"),
+    ],
+)
+def test_what_is_none_is_refused_with_what_is_near(capsys, words, message):
+    got = parse(*words)
+    assert got["status"] == 2 and "batch_size" not in got and message in capsys.readouterr().err
+
+
+def test_a_beginning_that_two_options_have_is_refused(capsys):
+    assert parse("--m", "3")["status"] == 2
