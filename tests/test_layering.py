@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": SAES
     | READING
     | {"language_model", "attach", "saving", "info", "interop", "evaluation", "analysis", "hub", "dashboard"}
-    | {"command_line", "training"},
+    | {"command_line", "training", "versions"},
 }
 
 # Methods that are doors to upper floors: imports inside of a function (or for type checking) that point upward.

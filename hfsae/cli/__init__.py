@@ -10,13 +10,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import version as installed_version
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
 from hfsae.command_line import Command, option
+from hfsae.versions import version_of
 
 COMMANDS = {
     "Train": {
@@ -84,7 +84,7 @@ def _root(
     context: typer.Context, version: Annotated[bool, option("--version", "Say which version this is.")] = False
 ) -> None:
     if version:
-        print(f"hfsae {installed_version('hfsae')}")
+        print(f"hfsae {version_of('hfsae')}")
     elif context.invoked_subcommand is None:
         print(context.get_help(), end="")
 
@@ -97,12 +97,12 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
         from huggingface_hub.errors import StrictDataclassError
 
         import_module("hfsae.architectures")  # as importing hfsae does elsewhere: SAEs and their configs are known
-        mendable = (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, StrictDataclassError)
+        mendable = (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, ImportError)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("hfsae").setLevel(logging.INFO)
         try:
             ended.append(run(**values))
-        except mendable as error:
+        except (*mendable, StrictDataclassError) as error:
             if traceback:
                 raise
             # Errors of the Hub and of configs come in several lines.
