@@ -22,7 +22,7 @@ OLD_NAMES = {
 }
 """Options by their names, and what they were called once, or are called for short where it is clear what is meant."""
 
-BOOLEAN = "true|false"
+BOOLEAN = "<bool>"
 CHECKPOINT = "last|FOLDER"
 NUMBERS = "NUMBERS"
 _BARE = {BOOLEAN: "true", CHECKPOINT: "last"}
