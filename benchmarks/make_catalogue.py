@@ -111,6 +111,11 @@ def main() -> None:
     print(f"{len(releases)} releases, {OUT.stat().st_size / 1e3:.0f} kB")
 
 
+def spelled(base_model: str | None) -> str | None:
+    """The id as its owner spells it: `Qwen/Qwen3-0.6B`, which the list writes in small letters."""
+    return base_model and re.sub(r"Qwen/qwen3-([\d.]+)b$", r"Qwen/Qwen3-\1B", base_model)
+
+
 def release(name: str, said: dict[str, Any], source: str) -> dict[str, Any] | None:
     """What SAELens says of a release; None where hfsae does not read its format."""
     loader = said.get("conversion_func")
@@ -123,7 +128,7 @@ def release(name: str, said: dict[str, Any], source: str) -> dict[str, Any] | No
     entry = {
         "name": name,
         "repo": said["repo_id"],
-        "base_model": hub_id(said["model"]),
+        "base_model": spelled(hub_id(said["model"])),
         "format": kind,
         "architecture": architecture,
         "places": next((roles for pattern, roles in ROLES if re.search(pattern, told)), []),

@@ -92,7 +92,8 @@ class SAE(Doors, PreTrainedModel):
             )
         super().__init__(config)
         n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
-        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.get_default_device()))
+        # torch.get_default_device() knows nothing of `with torch.device(...)` before torch 2.7.
+        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.empty(0).device))
         self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
         self.b_dec = nn.Parameter(torch.empty(d_out))
         self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))

@@ -2,9 +2,10 @@
 
 import re
 import tomllib
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,6 +20,8 @@ def _pins() -> dict[str, Requirement]:
 
 
 def test_what_torch_pins_is_not_pinned_again():
+    if not _pins()["torch"].specifier.contains(version("torch"), prereleases=True):
+        pytest.skip("what the pinned torch pins is told where it is installed")
     exact = {
         canonicalize_name(wanted.name)
         for wanted in map(Requirement, requires("torch") or [])

@@ -55,7 +55,7 @@ def test_what_is_exported_and_traced_computes_the_same_on_other_activations(name
         return torch.allclose(found[whole], expected[whole], atol=1e-6) and bool(found[3].isnan().any())
 
     tokens = ({0: torch.export.Dim("tokens")},)
-    for strict in (False, True):
+    for strict in (False, True) if hasattr(torch.compiler, "is_exporting") else (False,):  # from torch 2.7 on
         exported = torch.export.export(call, (x,), dynamic_shapes=tokens, strict=strict).module()
         assert is_right(exported(other))
     with torch.no_grad():

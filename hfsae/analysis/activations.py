@@ -56,7 +56,8 @@ def read_pieces(
         model: Its language model.
         tokenizer: Its tokenizer.
         documents: Texts in a list, or a dataset of texts, conversations or token ids.
-        features: The features wanted, whose columns `activations` has in this order; None for all.
+        features: The features wanted, whose columns `activations` has in this order; None for all, which are
+            batch_size × context_length × n_features numbers at a time.
         context_length: Tokens that the model sees at once; None takes the config's.
         batch_size: Pieces per run of the model.
         text_column: The column of documents; None finds it.

@@ -12,8 +12,12 @@ def is_traced(tensor: Tensor) -> bool:
     """Whether a computation is being recorded or transformed, or has no numbers at all."""
     if tensor.is_meta or torch.jit.is_tracing():
         return True
-    # torch 2.6 has no such question; its export of data-dependent code fails by itself.
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    if is_exporting is not None and is_exporting():
+    is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting)
+    if is_exporting():
         return True
     return torch._C._are_functorch_transforms_active()
+
+
+def _is_exporting() -> bool:
+    """What torch 2.6 can tell of it: not of a strict export, which it takes for a compilation."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

@@ -14,7 +14,7 @@ from hfsae.functional import Elementwise, Pattern, Selection
 from hfsae.initialisation import initialise
 from hfsae.objective import TrainingStep
 from hfsae.outputs import StepState
-from tests.architectures.variants import activations
+from tests.architectures.variants import activations, scramble
 
 
 def test_the_architectures_by_name():
@@ -123,3 +123,29 @@ def test_a_sixth_architecture_is_one_registered_class(signed: type[SAE], tmp_pat
     for loaded in (SAE.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(loaded) is signed and loaded.config.margin == 0.7
         assert torch.equal(loaded.encode(x), sae.encode(x))
+
+
+class AlignedSAE(TopKSAE):
+    """Encoder rows that are computed: each has an inner product of 1 with its decoder row."""
+
+    @property
+    def encoder_rows(self) -> Tensor:
+        weight, rows = self.encoder.weight, self.W_dec
+        return weight + (1 - (weight * rows).sum(1, keepdim=True)) * rows
+
+
+@pytest.mark.parametrize("n_dead", [0, 100])
+def test_computed_encoder_rows_have_the_same_gradients_on_both_paths(n_dead: int):
+    """The sparse path hands sparse gradients back where few rows are read; what computes them must take them."""
+    gradients = {}
+    for path in ("dense", "sparse"):
+        torch.manual_seed(0)
+        sae = AlignedSAE(TopKSAEConfig(d_in=32, n_features=1024, k=8)).to(torch.float64)
+        scramble(sae)
+        dead = torch.arange(1024) < n_dead
+        state = StepState(dead=dead if n_dead else None, n_dead=n_dead, auxk_alpha=1 / 32, path=path)
+        sae(activations(256, 32), state=state).loss.backward()
+        gradients[path] = {name: p.grad.to_dense() for name, p in sae.named_parameters()}
+    for name, gradient in gradients["dense"].items():
+        torch.testing.assert_close(gradients["sparse"][name], gradient)
+        assert gradient.any(), name

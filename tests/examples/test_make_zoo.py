@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from examples.make_zoo import LAYERS, N_FEATURES, SPARSITIES, main, members
 from hfsae import list_saes
@@ -38,6 +39,12 @@ def test_a_card_of_the_zoo_says_on_how_many_tokens_it_was_trained():
     for name in members():
         text = (CARDS / name / "README.md").read_text()
         assert "| tokens | 499,712 |" in text and f"{N_FEATURES} features" in text and "](training_curve.png)" in text
+
+
+def test_the_figures_of_its_cards_carry_the_mark_by_which_they_are_told_from_those_of_others():
+    for name in members():
+        (entry,) = ModelCard.load(CARDS / name / "README.md").data.to_dict()["model-index"]
+        assert all(metric["config"] == "hfsae" for result in entry["results"] for metric in result["metrics"])
 
 
 @pytest.mark.slow

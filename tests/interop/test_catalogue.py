@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_every_entry_is_sound_and_names_its_source():
     for release in releases().values():
         assert release.format in formats and release.source and set(release.places) <= {*LAYER_ROLES, EMBED}
         assert release.places and release.base_model and "/" in release.base_model
+        assert not re.match("Qwen/[^Q]", release.base_model)  # as its owner spells it
         for text in [text for pair in release.patterns for text in pair]:
             assert "#" not in text
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import BloomConfig, FalconConfig, Gemma2Config, GPT2Config, GPTNeoConfig, OlmoConfig
 
@@ -126,23 +127,25 @@ def test_topk_with_rows_of_several_norms_keeps_its_choice(tmp_path: Path):
 # Models whose names say nothing: by type, and where the block's output is.
 MODELS = {
     "gpt_neo": (
-        GPTNeoConfig(hidden_size=6, num_layers=3, num_heads=2, attention_types=[[["global"], 3]]),
+        lambda: GPTNeoConfig(hidden_size=6, num_layers=3, num_heads=2, attention_types=[[["global"], 3]]),
         "transformer.h",
     ),
-    "bloom": (BloomConfig(hidden_size=8, n_layer=3, n_head=2), "transformer.h"),
-    "falcon": (FalconConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2), "transformer.h"),
+    "bloom": (lambda: BloomConfig(hidden_size=8, n_layer=3, n_head=2), "transformer.h"),
+    "falcon": (lambda: FalconConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2), "transformer.h"),
     "olmo": (
-        OlmoConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8),
+        lambda: OlmoConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8),
         "model.layers",
     ),
-    "gpt2": (GPT2Config(n_embd=8, n_layer=3, n_head=2), "transformer.h"),
+    "gpt2": (lambda: GPT2Config(n_embd=8, n_layer=3, n_head=2), "transformer.h"),
 }
+if transformers.__version__.startswith("5.4."):  # refuses the default of a field of its own
+    del MODELS["olmo"]
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_place_is_named_by_the_language_models_own_config(kind: str, tmp_path: Path):
-    config, layers = MODELS[kind]
-    config.save_pretrained(tmp_path / "a_model")
+    make_config, layers = MODELS[kind]
+    make_config().save_pretrained(tmp_path / "a_model")
     sae = make("standard", base_model=str(tmp_path / "a_model"), hook_point=f"{layers}.2.output")
     metadata = json.loads((sae.to_saelens(tmp_path / "out") / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == sae.to_saebench().cfg.hook_name == "blocks.2.hook_resid_post"
