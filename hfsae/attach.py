@@ -1,6 +1,6 @@
 """Running a language model with an SAE attached: reading its activations, or taking their place."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.data.encoding import special_token_ids
+from hfsae.data.left_out import LeftOut
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPoint, HookPointError, inner_model, resolve_hook_point, width
 from hfsae.hooks.access import visiting
@@ -155,7 +156,7 @@ def attach(
     sites.check()
     with sites.passes(wrapper=model) as passes:
         record = CallRecord(inner, passes, prompt_length)
-        attachment = _Attachment(sae, record, _Policy(sae.config, inner, tokenizer), edit, keep_error)
+        attachment = _Attachment(sae, record, _left_out(sae.config, inner, tokenizer), edit, keep_error)
         passes.tell(attachment)
         with ExitStack() as stack:
             stack.enter_context(record.open())
@@ -201,11 +202,11 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
 class _Attachment(Listener):
     """What one attached SAE does in a forward pass."""
 
-    def __init__(self, sae: SAE, record: CallRecord, policy: "_Policy", edit: FeatureEdit | None, keep_error: bool):
+    def __init__(self, sae: SAE, record: CallRecord, left_out: LeftOut, edit: FeatureEdit | None, keep_error: bool):
         self.run = AttachedSAE(sae, record)
         self._sae = sae
         self._record = record
-        self._policy = policy
+        self._left_out = left_out
         self._edit = edit
         self._keep_error = keep_error
         self._in_this_pass: _Seen | None = None
@@ -219,7 +220,7 @@ class _Attachment(Listener):
         output = self._sae(x.to(self._sae.W_dec.device))
         assert output.features is not None and output.reconstruction is not None
         call = self._record.call
-        keep = None if call is None else self._policy.keep(call)
+        keep = None if call is None else self._left_out.counted(call.real, call.ids, call.positions)
         self._in_this_pass = self.run._seen = _Seen(x, output.features, output.reconstruction, keep)
 
     def replace(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -244,30 +245,10 @@ class _Attachment(Listener):
         return (reconstruction, edited) if self._keep_error else edited
 
 
-class _Policy:
-    """Which tokens of a call an SAE's config leaves out."""
-
-    def __init__(self, config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"):
-        self._positions = config.exclude_positions
-        self._special = _special_token_ids(config, model, tokenizer) if config.exclude_special_tokens else []
-
-    def keep(self, call: Call) -> Tensor:
-        """(batch, seq) bool for the tokens of one call; without ids special tokens cannot be told."""
-        keep = _without(call.real, call.positions, self._positions)
-        return keep if call.ids is None else _without(keep, call.ids, self._special)
-
-
-def _without(keep: Tensor, numbers: Tensor, left_out: Sequence[int]) -> Tensor:
-    """A mask without the places at which some numbers stand."""
-    if len(left_out) > _FEW:
-        return keep & ~torch.isin(numbers, torch.tensor(left_out, device=numbers.device))
-    for number in left_out:
-        keep = keep & (numbers != number)
-    return keep
-
-
-# So many comparisons take less time than one look-up, in the small calls of `generate`.
-_FEW = 8
+def _left_out(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:
+    """Which tokens an SAE's config leaves out of this model's text."""
+    special = _special_token_ids(config, model, tokenizer) if config.exclude_special_tokens else []
+    return LeftOut(tuple(special), tuple(config.exclude_positions))
 
 
 def _special_token_ids(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch, contents_of
 from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
+from hfsae.data.left_out import LeftOut
 from hfsae.evaluation.text import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 
@@ -85,8 +86,8 @@ class PieceReader:
         self._batch_size = batch_size
         self._prepend_bos = config.prepend_bos
         self._reading = reading_of(config, tokenizer)
-        self._special = torch.tensor(special_token_ids(tokenizer) if config.exclude_special_tokens else [])
-        self._positions = [position for position in config.exclude_positions if position < self.context_length]
+        special = special_token_ids(tokenizer) if config.exclude_special_tokens else []
+        self._left_out = LeftOut(tuple(special), tuple(config.exclude_positions))
 
     def batches(
         self, documents: Documents, *, text_column: str | None = None, rank: int = 0, world_size: int = 1
@@ -162,8 +163,7 @@ class PieceReader:
                 ids[row, :length], counts[row, :length] = tokens
                 mask[row, :length] = 1
             input_ids, attention_mask = torch.from_numpy(ids), torch.from_numpy(mask)
-            keep = torch.from_numpy(counts) & ~torch.isin(input_ids, self._special)
-            keep[:, [position for position in self._positions if position < shape[1]]] = False
+            keep = self._left_out.counted_in_blocks(torch.from_numpy(counts), input_ids)
             documents, starts = (torch.tensor(column) for column in zip(*(piece[:2] for piece in batch), strict=True))
             yield Pieces(TokenBatch(input_ids, attention_mask, keep), documents, starts)
 

@@ -18,6 +18,7 @@ from hfsae.data.encoding import (
     one_token,
     special_token_ids,
 )
+from hfsae.data.left_out import LeftOut
 from hfsae.data.packing import Packer
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class TokenBlocks:
         self.batch_size = batch_size
         self.prepend_bos = kind == "text" and adds_bos(tokenizer) if prepend_bos is None else prepend_bos
         self.special_token_ids = special_token_ids(tokenizer) if exclude_special_tokens else []
-        self._exclude_positions = list(exclude_positions)
+        self._left_out = LeftOut(tuple(self.special_token_ids), tuple(exclude_positions))
         self._repeat = repeat
         self._encode = DocumentEncoder(contents, tokenizer, assistant_only=assistant_only)
         self._documents = _reader(dataset, contents.columns, rank, world_size, shuffle, seed)
@@ -224,7 +225,7 @@ class TokenBlocks:
         self._encode.say_missing()
         if self._tokens is None or self._settings["rank"]:
             return
-        kept = self._tokens * (1 - len(self._exclude_positions) / self.context_length)
+        kept = self._tokens * (1 - len(self._left_out.positions) / self.context_length)
         holds = f"the text holds about {kept * self._settings['world_size']:,.0f} tokens that count"
         if self._wanted_tokens is None or self._wanted_tokens <= kept:
             logger.warning("%s: it is read again from its beginning", holds)
@@ -241,10 +242,9 @@ class TokenBlocks:
             ids[row, :length] = block[0]
             mask[row, :length] = 1
             keep[row, :length] = block[1]
-        keep[:, [position for position in self._exclude_positions if position < shape[1]]] = False
         input_ids = torch.from_numpy(ids)
-        is_special = torch.isin(input_ids, torch.tensor(self.special_token_ids, dtype=torch.int64))
-        return TokenBatch(input_ids, torch.from_numpy(mask), torch.from_numpy(keep) & ~is_special)
+        counted = self._left_out.counted_in_blocks(torch.from_numpy(keep), input_ids)
+        return TokenBatch(input_ids, torch.from_numpy(mask), counted)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, in values that JSON can hold.

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
+from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, measure
@@ -20,7 +22,6 @@ from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import (
     Text,
     count,
-    left_out_in_words,
     read_batches,
     say_shortfall,
     split,
@@ -204,7 +205,7 @@ def evaluate_saes(
             "n_sequences": int(sums[_SAE]["n_sequences"]),
             "context_length": max(batch.input_ids.shape[1] for batch in batches),
             **({"tokens_sha256": tokens_digest(batches)} if processes == 1 else {}),
-            "left_out": left_out_in_words(sae.config),
+            "left_out": ", ".join(["padding", *_left_out(sae.config)]),
             "loss": str(predictions),
             "ablation": f"0 (CE zero), or the mean over {len(known[places[name][1]]):,} other tokens (CE mean)",
         }
@@ -235,6 +236,10 @@ def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor],
     k = max(1, round(active.item()))
     pca = PCA(calibration.to(sae.device), min(k, sae.config.d_in))
     return {**measured, _UNTRAINED: untrained(sae, fitting, k), _PCA: pca}
+
+
+def _left_out(config: SAEConfig) -> list[str]:
+    return in_words(config.exclude_special_tokens, config.exclude_positions)
 
 
 def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:

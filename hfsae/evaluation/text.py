@@ -135,18 +135,6 @@ def say_shortfall(batches: Sequence[TokenBatch], wanted: int, purpose: str) -> N
         logger.warning("%s of the %s tokens for %s could be had: the text ends", f"{found:,}", f"{wanted:,}", purpose)
 
 
-def left_out_in_words(config: SAEConfig) -> str:
-    """Which tokens an SAE leaves out: `"padding, special tokens, position 0 of every block"`."""
-    positions = config.exclude_positions
-    parts = ["padding"]
-    if config.exclude_special_tokens:
-        parts.append("special tokens")
-    if positions:
-        which = f"position {positions[0]}" if len(positions) == 1 else f"positions {', '.join(map(str, positions))}"
-        parts.append(f"{which} of every block")
-    return ", ".join(parts)
-
-
 def _batches(
     data: Any,
     tokenizer: "PreTrainedTokenizerBase | None",

@@ -8,6 +8,7 @@ from typing import Any
 
 from hfsae.architectures import architecture_name, class_of
 from hfsae.configuration import SAEConfig
+from hfsae.data.left_out import in_words
 from hfsae.data.text_source import DEFAULTS, TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
 from hfsae.evaluation.predictions import NEXT_TOKEN
@@ -183,12 +184,7 @@ def _loaded_with(config: SAEConfig) -> list[str]:
 
 def left_out(config: SAEConfig) -> str:
     """Which tokens the SAE neither learned from nor was measured on."""
-    positions = ", ".join(str(position) for position in config.exclude_positions)
-    parts = [
-        "special tokens" if config.exclude_special_tokens else "",
-        f"position{'s' * (len(config.exclude_positions) > 1)} {positions} of every block" if positions else "",
-    ]
-    return " and ".join(part for part in parts if part)
+    return " and ".join(in_words(config.exclude_special_tokens, config.exclude_positions))
 
 
 def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from hfsae.data import TokenBatch, TokenBlocks
-from hfsae.evaluation.text import count, left_out_in_words, read_batches, say_shortfall, split, take, tokens_digest
+from hfsae.evaluation.text import count, read_batches, say_shortfall, split, take, tokens_digest
 from tests.data.tiny import assert_equal, language_model, llama_like, pythia_like, text_dataset
 from tests.evaluation.tiny import VOCABULARY, batches, make_sae, tokens_of
 
@@ -123,18 +123,6 @@ def test_no_tokens_to_measure_on_is_an_error():
     ids = torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="every token is left out"):
         read([TokenBatch(ids, ids + 1, ids.bool())])
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, "padding, special tokens, position 0 of every block"),
-        ({"exclude_special_tokens": False, "exclude_positions": [0, 1]}, "padding, positions 0, 1 of every block"),
-        ({"exclude_positions": []}, "padding, special tokens"),
-    ],
-)
-def test_what_is_left_out_is_said_in_words(fields, words):
-    assert left_out_in_words(make_sae(**fields).config) == words
 
 
 def test_a_text_that_ends_early_is_said_and_a_sequence_that_did_not_fit_is_not(caplog):

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfsae.data.left_out import LeftOut, in_words
+
+numbers = st.lists(st.integers(0, 30), max_size=20).map(tuple)
+
+
+@given(numbers, numbers, st.integers(0, 2**31))
+def test_what_counts_is_what_is_neither_padding_nor_special_nor_at_a_position_that_is_left_out(
+    special: tuple[int, ...], positions: tuple[int, ...], seed: int
+):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 30, (3, 12), generator=generator)
+    real = torch.rand(3, 12, generator=generator) > 0.2
+    counted = LeftOut(special, positions).counted_in_blocks(real, ids)
+    for row in range(3):
+        for column in range(12):
+            expected = real[row, column] and ids[row, column].item() not in special and column not in positions
+            assert counted[row, column] == expected
+
+
+def test_positions_may_be_given_row_by_row_and_ids_may_be_unknown():
+    rule = LeftOut((5,), (0,))
+    tokens, positions = torch.ones(2, 3, dtype=torch.bool), torch.tensor([[0, 1, 2], [-1, 0, 1]])
+    ids = torch.tensor([[1, 5, 2], [1, 2, 5]])
+    assert rule.counted(tokens, ids, positions).tolist() == [[False, False, True], [True, False, False]]
+    assert rule.counted(tokens, None, positions).tolist() == [[False, True, True], [True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("special", "positions", "words"),
+    [
+        (True, [0], ["special tokens", "position 0 of every block"]),
+        (False, [0, 1], ["positions 0, 1 of every block"]),
+        (True, [], ["special tokens"]),
+        (False, [], []),
+    ],
+)
+def test_what_is_left_out_in_words(special: bool, positions: list[int], words: list[str]):
+    assert in_words(special, positions) == words
