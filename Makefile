@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/tiny
 
-.PHONY: setup train test test-slow test-second test-newest lint resolve clean
+.PHONY: setup train test test-slow test-second test-newest lint resolve docs clean
 
 setup: $(VENV)/.ready
 
@@ -64,5 +64,16 @@ lint: setup
 resolve: setup
 	.ci/resolve $(BIN)
 
+# The documentation as a site, in site/. An environment of its own: it reads the code and does not import it.
+DOCS := $(VENV)-docs
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+$(DOCS)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet --upgrade pip
+	$(DOCS)/bin/pip install --quiet --group docs
+	touch $@
+
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
