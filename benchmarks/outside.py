@@ -4,7 +4,7 @@
 
 RUN is a TopK SAE in the embedded language model; RELUS and JUMPS are folders of transcoders of all its layers:
 
-    hfsae train examples/configs/tiny.yaml --hook_point 'mlp_in.*' --target_hook_point 'mlp_out.*' --n_features 512 \
+    hfsae train tiny --hook_point 'mlp_in.*' --target_hook_point 'mlp_out.*' --n_features 512 \
         --architecture standard --output_dir runs/relus
 
 and the same with `--architecture jumprelu --architecture_options '{"skip": true}' --output_dir runs/jumps`.

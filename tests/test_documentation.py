@@ -11,6 +11,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.architectures import registry
+from hfsae.cli import COMMANDS
+from hfsae.command_line import OLD_NAMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,3 +99,22 @@ def test_configs_of_the_examples_hold_known_arguments_of_the_right_type():
         assert sweep.args.output_dir
         counts[config.stem] = len(sweep.saes)
     assert counts["tiny"] == 1 and counts["sweep"] == 12
+
+
+def test_the_page_on_the_command_line_names_every_command_and_config_that_comes_along():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    first_cells = set(re.findall(r"`([a-z0-9]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M))))
+    commands = {name for commands in COMMANDS.values() for name in commands}
+    assert first_cells == commands | {path.stem for path in (ROOT / "hfsae" / "configs").glob("*.yaml")}
+
+
+def test_the_script_of_the_page_on_the_command_line_takes_its_own_options_and_those_of_training(capsys):
+    names: dict = {}
+    exec(snippets("docs/command_line.md", "run_script(main)"), names)
+    names["run_script"](names["main"], ["--repeats", "2", "--k", "7"])
+    assert capsys.readouterr().out == "2 7\n"
+
+
+def test_the_changes_name_old_options_that_are_still_taken():
+    table = re.findall(r"^\| `--(\w+)` \| `--(\w+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert {name: old for name, old in table} == {name: old for name, (old, *_) in OLD_NAMES.items()}

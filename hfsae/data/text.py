@@ -112,7 +112,9 @@ def only_split(
     if len(splits) == 1:
         return splits[0]
     if "test" not in splits:
-        raise ValueError(f"{name} has the splits {', '.join(map(repr, splits))}: name one (--split, or split=...).")
+        raise ValueError(
+            f"{name} has the splits {', '.join(map(repr, splits))}: name one (--dataset_split, or split=...)."
+        )
     return "test"
 
 

@@ -232,7 +232,7 @@ def text_to_measure(
         return TextToMeasure(_fitting(named))
     recorded = (config.metrics or {}).get("protocol") or (config.training or {}).get("evaluation") or {}
     if not recorded.get("dataset"):
-        raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset).")
+        raise ValueError(f"no text was recorded in {called}: name one (dataset=..., or --dataset_name).")
     calibration = recorded.get("calibration")
     return TextToMeasure(
         TextSource.of_record(recorded, arguments),

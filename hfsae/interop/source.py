@@ -275,7 +275,7 @@ class Source:
         if name.endswith(PICKLES) and not self.allow_pickle:
             raise ValueError(
                 f"{name} of {self.path} is a pickle, a kind of file that can run code when it is opened. If you trust "
-                "whoever made it: SAE.from_pretrained(..., allow_pickle=True), or `hfsae convert --allow-pickle` once "
+                "whoever made it: SAE.from_pretrained(..., allow_pickle=True), or `hfsae convert --allow_pickle` once "
                 "for a copy in safetensors. Even then only tensors and plain values are read (weights_only)."
             )
         if name not in self._read:

@@ -132,7 +132,9 @@ def _by_hand(run: Run, saes: Iterable[str]) -> str:
     named = run.base is not None and run.base.origin is not None
     if run.texts is None or run.texts.measured.dataset is None or not named:
         return f"measure by hand: sae = SAE.from_pretrained({folders}), evaluate_sae(sae, model, text, tokenizer)"
-    commands = "; ".join(f"hfsae eval {quote(folder)} --tokens {args.eval_tokens} --baselines" for folder in folders)
+    commands = "; ".join(
+        f"hfsae eval {quote(folder)} --max_tokens {args.eval_tokens} --baselines" for folder in folders
+    )
     return f"measure by hand: {commands}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("hfsae", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("hfsae", "hfsae_cli.py", "pyproject.toml", "README.md", "LICENSE")
 
 RENDER = """
 from importlib.resources import files
@@ -46,9 +46,11 @@ def test_the_wheel_holds_every_module_and_template_and_nothing_else(wheel: Path)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae").rglob("*.py")}
     templates = {f"hfsae/model_cards/{path.name}" for path in (ROOT / "hfsae/model_cards").glob("*.jinja")}
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/dashboard/assets").iterdir()}
-    data = {"hfsae/py.typed", "hfsae/interop/catalogue.json"}
+    configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/configs").glob("*.yaml")}
+    data = {"hfsae/py.typed", "hfsae/interop/catalogue.json", *configs}
+    assert len(configs) >= 4
     assert modules | templates | assets | data <= packed
-    assert {name.split("/")[0] for name in packed if not name.startswith("hfsae-")} == {"hfsae"}
+    assert {name.split("/")[0] for name in packed if not name.startswith("hfsae-")} == {"hfsae", "hfsae_cli.py"}
 
 
 @pytest.mark.slow
@@ -82,3 +84,20 @@ def test_an_installed_wheel_writes_a_card(wheel: Path, tmp_path: Path):
     package, templates, rendered_well = rendered.stdout.split()
     assert rendered_well == "True"
     assert Path(package).is_relative_to(site) and Path(templates).is_relative_to(site), "not those of this checkout"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_has_the_command_and_configs_by_name(wheel: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, timeout=300)
+    listed = subprocess.run(
+        [str(site / "bin" / "hfsae"), "sweep", "sweep", "--list"],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert len(listed.stdout.splitlines()) == 12
