@@ -115,7 +115,7 @@ def attach(
     the context takes every hook off the model.
 
     The hooks act in the thread that entered the context, and in no other: where a server calls one model from several
-    threads, each enters a context of its own. A model that torch.compile compiled runs uncompiled inside.
+    threads, each enters a context of its own. What torch.compile compiled runs uncompiled inside.
 
     Args:
         sae: The SAE.

@@ -233,8 +233,7 @@ def never_passed(model_name: str, hook_points: Iterable[HookPoint]) -> HookPoint
     return HookPointError(
         f"{model_name} finished without passing {places}: nothing was read or changed there. The module was not "
         "called in this forward pass: a list of modules never is, nor an expert without tokens, nor a branch that "
-        "this input does not use (cross-attention without images). Name a place that this input passes; and where the "
-        "model was compiled by torch.compile, hand over what torch.compile returned"
+        "this input does not use (cross-attention without images). Name a place that this input passes"
     )
 
 

@@ -79,7 +79,7 @@ class Passes:
         self._thread = threading.get_ident()
         self._depth = depth_of_questions()
         with ExitStack() as stack:
-            stack.enter_context(running_as_written(self._model))
+            stack.enter_context(running_as_written(self._levels))
             for level, module in enumerate(self._levels):
                 before = uncompiled(partial(self._before, level))
                 after = uncompiled(partial(self._after, level))
