@@ -263,7 +263,7 @@ def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
         )
     raise UnknownArchitectureError(
         f"{source} holds an SAE of the architecture {name!r}, which is no part of hfsae: the Python module {module!r} "
-        "defines it. Install the package that has it, or import the module first."
+        "defines it. Install the package that has it, or import the module first (--import on the command line)."
     )
 
 

@@ -128,6 +128,23 @@ def test_a_format_of_another_package_is_read_written_and_converted(tmp_path: Pat
     assert "holds no sparse autoencoder of a known format" in without.stderr
 
 
+def test_a_module_that_no_package_holds_is_imported_by_the_command_line(tmp_path: Path):
+    source = (ROOT / "tests/guest/tied_topk.py").read_text().replace("hfsae_tied_topk", "hfsae_mine")
+    (tmp_path / "my_topk.py").write_text(source)
+    script = """
+        import torch, my_topk
+        torch.manual_seed(0)
+        my_topk.TiedTopKSAE(my_topk.TiedTopKSAEConfig(d_in=4, n_features=8, k=2)).save_pretrained("sae")
+    """
+    assert python("-c", textwrap.dedent(script), path=[tmp_path], cwd=tmp_path).returncode == 0
+    without = python("-m", "hfsae.cli", "info", "sae", cwd=tmp_path)
+    assert without.returncode == 1 and "import the module first (--import on the command line)" in without.stderr
+    shown = python("-m", "hfsae.cli", "info", "sae", "--import", "my_topk", cwd=tmp_path)
+    assert shown.returncode == 0 and "mine, defined in my_topk" in shown.stdout, shown.stderr
+    misspelled = python("-m", "hfsae.cli", "info", "sae", "--import", "my_topkk", cwd=tmp_path)
+    assert misspelled.returncode == 1 and "No module named 'my_topkk'" in misspelled.stderr
+
+
 def test_nothing_of_a_guest_is_imported_with_hfsae(site: Path):
     script = "import sys, hfsae; hfsae.SAE.from_config(hfsae.TopKSAEConfig(d_in=4, n_features=8, k=2))"
     script += "; print(len([name for name in sys.modules if name.startswith('tests')]))"

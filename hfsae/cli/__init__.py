@@ -7,6 +7,7 @@ imports inside of `run`, so that the help of every command is there at once.
 import functools
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -93,7 +94,7 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
     """A command that says in one line what a user can mend, and takes `--traceback`."""
 
     @functools.wraps(run)
-    def guarded(*, traceback: bool = False, **values: Any) -> None:
+    def guarded(*, modules: list[str] | None = None, traceback: bool = False, **values: Any) -> None:
         from huggingface_hub.errors import StrictDataclassError
 
         import_module("hfsae.architectures")  # as importing hfsae does elsewhere: SAEs and their configs are known
@@ -101,6 +102,7 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
         logging.basicConfig(format="%(message)s")
         logging.getLogger("hfsae").setLevel(logging.INFO)
         try:
+            _import(modules or [])
             ended.append(run(**values))
         except (*mendable, StrictDataclassError) as error:
             if traceback:
@@ -111,8 +113,27 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
 
     own = list(inspect.signature(run).parameters.values())
     shows = Annotated[bool, option("--traceback", "Show where an error came from.")]
-    last = inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=shows)
+    imports = Annotated[
+        list[str] | None,
+        option(
+            "--import",
+            "A Python module to import first, such as one with an architecture of your own; may be repeated.",
+            metavar="MODULE",
+        ),
+    ]
+    common = [
+        inspect.Parameter("modules", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=imports),
+        inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=shows),
+    ]
     del guarded.__wrapped__  # typer would read the signature of what is wrapped
-    guarded.__signature__ = inspect.Signature([*own, last])  # type: ignore[attr-defined]
-    guarded.__annotations__ = {one.name: one.annotation for one in (*own, last)}
+    guarded.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    guarded.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
     return guarded
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Imports modules by name, those of the folder that the command runs in among them."""
+    for module in modules:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
+        import_module(module)

@@ -1,7 +1,7 @@
 """`hfsae convert`: SAEs of other projects into hfsae's format, and into those of SAELens, sparsify, circuit-tracer."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +17,8 @@ def run(
         typer.Argument(metavar="DESTINATION", help="Folder to write into; of many SAEs each keeps its place in it."),
     ],
     to: Annotated[
-        Literal["hfsae", "saelens", "sparsify", "circuit-tracer"],
-        option("--to", "Format to write: hfsae, saelens, sparsify or circuit-tracer.", metavar="<choice>"),
+        str,
+        option("--to", "Format to write: hfsae, saelens, sparsify, circuit-tracer, or one of another package."),
     ] = "hfsae",
     subfolder: Annotated[
         str,
