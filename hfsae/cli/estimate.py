@@ -18,14 +18,18 @@ def run(
         float | None,
         option("--tflops", "What a large matrix product reaches on it, in 10¹² a second.", rich_help_panel=_DEVICE),
     ] = None,
-    processes: Annotated[int, option("--processes", "Processes, each with a device.", rich_help_panel=_DEVICE)] = 1,
+    processes: Annotated[
+        int,
+        option("--processes", "Processes, each with a device, or a part of the CPU at hand.", rich_help_panel=_DEVICE),
+    ] = 1,
     *,
     given: dict[str, str],
 ) -> int:
     """Prints the estimate; 1 where the run will not fit."""
     import torch
 
-    from hfsae.training.estimate import estimate, free_memory, measured_flops_per_second
+    from hfsae.training.estimate import estimate, free_memory
+    from hfsae.training.hours import Machine
     from hfsae.training.sweep import Sweep
 
     if config is None:
@@ -42,6 +46,6 @@ def run(
         processes=processes,
     )
     memory = round(memory_gb * 1e9) if memory_gb is not None else free_memory(here)
-    speed = tflops * 1e12 if tflops is not None else measured_flops_per_second(here)
-    print(found.report(memory, speed))
+    machine = Machine.told(tflops * 1e12) if tflops is not None else Machine.measured(here, processes)
+    print(found.report(memory, machine))
     return 0 if found.peak_bytes <= memory else 1

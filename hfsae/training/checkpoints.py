@@ -110,7 +110,7 @@ def save_checkpoint(
 
 
 def _save_learner(folder: Path, learner: Learner, *, writes: bool) -> None:
-    weights, state = learner.weights(), learner.state_dict()  # every process has its part in these
+    weights, state = learner.weights(writes), learner.state_dict(writes)  # every process has its part in these
     if not writes:
         return
     with quietly():

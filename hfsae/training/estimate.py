@@ -2,11 +2,11 @@
 
 The language model and the SAEs are built without weights. Memory counts what training holds at its fullest moment:
 the language model, the shuffled window, weights, gradients and Adam's moments of every SAE, and the workspace of one
-step (they are stepped one after another). The workspaces are upper guesses; everything else is counted.
+step (they are stepped one after another). The workspaces are upper guesses; everything else is counted. Hours are a
+guess of arithmetic, bytes moved and exchanged, and what Python and the tokeniser take (`hfsae.training.hours`).
 """
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfsae.functional import TopK
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.layout import DecoderLayout
@@ -25,9 +26,11 @@ from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import named_origin
+from hfsae.training.hours import Machine, Work
 from hfsae.training.learner import revival_of
 from hfsae.training.placement import deal
 from hfsae.training.run import config_from_arguments
+from hfsae.training.selection_of_all import FEW_CANDIDATES
 
 # Tensors of tokens × hidden size that a block of the language model holds at once: the stream, its norm, queries,
 # keys, values, attention's output, and the widened MLP before and after its activation.
@@ -42,7 +45,15 @@ _DENSE_IN_AUXK = 2.5
 _SPARSE_PRODUCTS, _DENSE_PRODUCTS = 1.4, 5.6
 # Share of the speed of one large matrix product that a whole language model, and a whole step, reach.
 _MODEL_EFFICIENCY, _STEP_EFFICIENCY = 0.5, 0.8
-_PROBE_SIZE = 1024
+# Seconds that Python and launches take: of a block in a pass of the language model, and of a step (12 ms for the eight
+# blocks of a GPT-2, 3 to 5 ms for a step, measured beside a GPU; a CPU's operations are not launched, but called).
+_BLOCK_SECONDS, _STEP_SECONDS = 5e-4, 3e-3
+# Tokens a second that a thread makes of text, at most.
+_TOKENISED = 1e6
+# How often a step reads or writes weights, gradients and moments: products, clipping, Adam.
+_PASSES_OVER_STATE = 3
+# How often a row is written or read on its way: into the window, out of it and into float32, by the step.
+_PASSES_OVER_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,14 @@ class SAENeeds:
         state_bytes: Weights, gradients and Adam's two moments, in float32.
         workspace_bytes: Of one step, at most.
         flops_per_token: Of one step, in all processes together.
+        step: What a step takes of a process that trains it.
     """
 
     parameters: int
     state_bytes: int
     workspace_bytes: int
     flops_per_token: float
+    step: Work
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Estimate:
         window_bytes: Of the shuffled activations.
         saes: By name.
         training_tokens: Tokens trained on, over all processes.
+        steps: Optimiser steps, times the batches of each.
+        reading: What the tokens of a batch take of a process until the SAEs have them.
         processes: Number of processes.
         spread: Whether each of them trains SAEs of its own.
     """
@@ -85,6 +100,8 @@ class Estimate:
     window_bytes: int
     saes: dict[str, SAENeeds]
     training_tokens: int
+    steps: float
+    reading: Work
     processes: int = 1
     spread: bool = False
 
@@ -107,15 +124,14 @@ class Estimate:
         """Memory of a device at its fullest moment."""
         return self.fixed_bytes + _held(self.held_together, self.model_workspace_bytes)
 
-    def seconds(self, flops_per_second: float) -> float:
+    def seconds(self, machine: Machine) -> float:
         """A guess at the time of the training, evaluation aside.
 
         Args:
-            flops_per_second: What a large matrix product reaches on a device.
+            machine: What each process has.
         """
-        of_saes = sum(sae.flops_per_token for sae in self.saes.values())
-        per_token = self.model_flops_per_token / _MODEL_EFFICIENCY + of_saes / _STEP_EFFICIENCY
-        return self.training_tokens / self.processes * per_token / flops_per_second
+        batch = sum((needs.step for needs in self.held_together), self.reading)
+        return self.steps * batch.seconds(machine)
 
     def groups(self, memory_bytes: int) -> list[list[str]]:
         """The SAEs in groups, in their order, each of which fits into a memory beside all else.
@@ -146,15 +162,15 @@ class Estimate:
                 groups.append([name])
         return groups
 
-    def report(self, memory_bytes: int, flops_per_second: float) -> str:
+    def report(self, memory_bytes: int, machine: Machine) -> str:
         """The estimate as lines for a terminal.
 
         Args:
             memory_bytes: What the device has to give.
-            flops_per_second: What a large matrix product reaches on it.
+            machine: What each process has.
         """
         saes = self.held_together
-        seconds = self.seconds(flops_per_second)
+        seconds = self.seconds(machine)
         rate = self.training_tokens / seconds
         state = sum(sae.state_bytes for sae in saes)
         rows = {
@@ -228,25 +244,39 @@ def estimate(
     }
     window = feed.window_tokens(args, processes) or args.train_batch_tokens
     row_bytes = sum(widths.values()) * getattr(torch, args.activation_dtype).itemsize
+    batch = args.train_batch_tokens
+    rows = Work(moved=batch * row_bytes * _PASSES_OVER_ROWS)
+    if args.sae_placement != "replicate":
+        rows += Work(exchanged=batch * row_bytes * (processes - 1))
     common = {
         "window_bytes": window * row_bytes,
         "saes": needs,
         "training_tokens": args.training_tokens,
+        "steps": args.training_tokens / (batch * processes),
         "processes": processes,
         "spread": args.sae_placement == "spread",
     }
     if args.activation_cache is not None:
-        return Estimate(0, 0, 0, 0.0, **common)
+        return Estimate(0, 0, 0, 0.0, reading=rows, **common)
     itemsize = skeleton.dtype.itemsize
     config = skeleton.config.get_text_config()
     tokens = args.lm_batch_sequences * args.context_length
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     read = tokens * sum(widths.values())
+    workspace = (tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize
+    blocks, flops = _model_work(skeleton, list(widths), args.context_length)
+    narrow = feed.runs_in_bfloat16(args, skeleton, torch.device(device_type))
+    one_pass = Work(
+        **{"narrow" if narrow else "flops": tokens * flops / _MODEL_EFFICIENCY},
+        moved=blocks * workspace + flops / 2 * itemsize,  # streams of every block, and every weight once
+        waited=blocks * _BLOCK_SECONDS + tokens / _TOKENISED,
+    )
     return Estimate(
         model_parameters=parameters,
         model_bytes=parameters * itemsize,
-        model_workspace_bytes=(tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize,
-        model_flops_per_token=_model_flops(skeleton, list(widths), args.context_length),
+        model_workspace_bytes=workspace,
+        model_flops_per_token=flops,
+        reading=rows + one_pass * (batch / tokens),
         **common,
     )
 
@@ -266,8 +296,8 @@ def _skeleton(args: SAETrainingArguments, model: PreTrainedModel | None) -> PreT
     return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
 
 
-def _model_flops(model: PreTrainedModel, places: list[HookPoint], context_length: int) -> float:
-    """Work per token up to the last place: two operations a matrix entry, and attention over half the context.
+def _model_work(model: PreTrainedModel, places: list[HookPoint], context_length: int) -> tuple[int, float]:
+    """Blocks up to the last place, and operations per token: two a matrix entry, and attention over half the context.
 
     Of a mixture of experts it counts every expert, which is too much.
     """
@@ -278,7 +308,7 @@ def _model_flops(model: PreTrainedModel, places: list[HookPoint], context_length
         blocks = blocks[: 1 + max(layer for layer in reached if layer is not None)]
     matrices = sum(parameter.numel() for block in blocks for parameter in block.parameters() if parameter.ndim > 1)
     attention = len(blocks) * 2 * context_length * model.config.get_text_config().hidden_size
-    return 2.0 * matrices + attention
+    return len(blocks), 2.0 * matrices + attention
 
 
 def _needs(
@@ -298,12 +328,34 @@ def _needs(
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival == "auxk" else 0
+    flops = (d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
+    state_bytes = 4 * 4 * (parameters // parts)
     return SAENeeds(
         parameters=parameters,
-        state_bytes=4 * 4 * (parameters // parts),
+        state_bytes=state_bytes,
         workspace_bytes=int(wide + 4 * tokens * max(d_in, config.d_out) * _STREAMS_IN_A_STEP + 48 * tokens * active),
-        flops_per_token=(d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS),
+        flops_per_token=flops,
+        step=Work(
+            flops=tokens * flops / parts / _STEP_EFFICIENCY,
+            moved=_PASSES_OVER_STATE * state_bytes + (2 if sparse else _DENSE_IN_A_STEP) * dense_bytes,
+            exchanged=_exchanged(args, sae, processes, tokens, active),
+            waited=_STEP_SECONDS,
+        ),
     )
+
+
+def _exchanged(args: SAETrainingArguments, sae: SAE, processes: int, tokens: int, active: float) -> float:
+    """Bytes that a process sends in a step besides rows; an all-reduce of m bytes sends 2 (P − 1) / P · m."""
+    if processes == 1 or args.sae_placement == "spread":
+        return 0.0
+    all_reduce = 2 * (processes - 1) / processes
+    if args.sae_placement == "replicate":
+        return all_reduce * 4 * sum(parameter.numel() for parameter in sae.parameters())
+    candidates = 0.0
+    if isinstance(sae.training_selection(), TopK):  # values, or four histograms of 256 counts
+        few = active * processes <= FEW_CANDIDATES
+        candidates = 4 * tokens * (active * (processes - 1) if few else all_reduce * 4 * 256)
+    return all_reduce * 4 * tokens * sae.config.d_out + candidates
 
 
 def free_memory(device: torch.device) -> int:
@@ -311,18 +363,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def measured_flops_per_second(device: torch.device, seconds: float = 0.3) -> float:
-    """What a matrix product reaches on a device: bfloat16 where there is an accelerator, float32 on a CPU."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    matrix = torch.randn(_PROBE_SIZE, _PROBE_SIZE, device=device, dtype=dtype)
-    (matrix @ matrix).sum().item()  # the first product pays for everybody's setup
-    products, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        (matrix @ matrix).sum().item()
-        products += 1
-    return products * 2 * _PROBE_SIZE**3 / max(passed, 1e-9)
 
 
 def _gb(size: float) -> str:

@@ -119,16 +119,16 @@ def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlock
 
 
 def _narrow_dtype(args: SAETrainingArguments, model: PreTrainedModel) -> torch.dtype | None:
-    return torch.bfloat16 if _runs_in_bfloat16(args, model) else None
+    return torch.bfloat16 if runs_in_bfloat16(args, model, model.device) else None
 
 
-def _runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel) -> bool:
+def runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel, device: torch.device) -> bool:
     """Whether the language model's products run in bfloat16: where it was asked for, and on a device with units for it
     where neither the model nor its activations were asked for in more. Quantised products choose their own precision.
     """
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
     is_quantised = getattr(model.config, "quantization_config", None) is not None
-    return args.bf16 or (left_open and not is_quantised and _has_units(model.device))
+    return args.bf16 or (left_open and not is_quantised and _has_units(device))
 
 
 def _has_units(device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from hfsae.training.dead_features import FiringCounter, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
 from hfsae.training.replay import Replay
 from hfsae.training.schedules import auto_learning_rate, learning_rate_at, warmup_factor
-from hfsae.training.sharding import ShardedSAE, load_whole, placed_like, whole
+from hfsae.training.sharding import ShardedSAE, load_whole, placed_like, stored, whole
 from hfsae.training.sparsity import SparsityCoefficient
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
@@ -344,17 +344,23 @@ class Learner:
         self._wrapped = self.sae  # what wrapped it holds on to the processes' group
         self.sae.to(self._accelerator.device)  # type: ignore[arg-type]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The SAE's tensors, whole; where it is cut every process must call this, as for `state_dict`."""
-        return {name: whole(tensor.detach()) for name, tensor in self.sae.state_dict().items()}
+    def weights(self, keep: bool = True) -> dict[str, Tensor]:
+        """The SAE's tensors, whole; where it is cut every process must call this, as for `state_dict`.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights: tensors, and plain values under `"values"`."""
+        Args:
+            keep: Whether this process wants them: else each is let go of before the next one is put together.
+        """
+        gathered = ((name, stored(tensor.detach(), keep)) for name, tensor in self.sae.state_dict().items())
+        return {name: tensor for name, tensor in gathered if tensor is not None}
+
+    def state_dict(self, keep: bool = True) -> dict[str, Any]:
+        """Everything but the weights: tensors, and plain values under `"values"`; `keep` as for `weights`."""
         tensors = {f"firing.{k}": v for k, v in self.firing.state_dict().items() if isinstance(v, Tensor)}
         names = {id(p): name for name, p in self.sae.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
             for moment, tensor in moments.items():
-                tensors[f"optimiser.{names[id(parameter)]}.{moment}"] = whole(tensor)
+                if (gathered := stored(tensor, keep)) is not None:
+                    tensors[f"optimiser.{names[id(parameter)]}.{moment}"] = gathered
         values = {
             "firing": {k: v for k, v in self.firing.state_dict().items() if not isinstance(v, Tensor)},
             "coefficient": self.coefficient.state_dict(),

@@ -1,8 +1,8 @@
 """Rules that pick features of all processes, where each holds some of an SAE's features and all see the same tokens.
 
 A threshold, and the largest of a group of neighbours, are decided by each process alone. Of a token's k largest the
-candidates' values go round. A batch's k·N largest are found from counts: of float32 numbers above 0 the larger one has
-the larger bits, so the bound is read off two histograms of half the bits each, whatever k and N are.
+candidates' values go round, while they are few. Else, and for a batch's k·N largest, the bound is found from counts:
+of float32 numbers above 0 the larger one has the larger bits, so it is read off histograms of some bits after others.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +22,9 @@ from hfsae.functional.selection import Chunks, Screened
 # Of the 31 bits of a number above 0 the upper ones are counted first, then these below.
 _LOW_BITS = 16
 _BITS = 31
+
+FEW_CANDIDATES = 1024
+"""So many a token of all processes go round as values; of more, four histograms of 256 counts are less."""
 
 SHARED = (Elementwise, GroupMax, TopK, BatchTopK)
 """Rules that `of_all` knows."""
@@ -94,12 +97,39 @@ class _TopKOfAll(_OfAll):
         return TopK(min(self.k, n_features))
 
     def _are_kept(self, offered: Entries, n_features: int) -> Tensor:
-        own = min(self.k, n_features)
-        candidates = F.pad(offered.pre.view(-1, own), (0, self.k - own), value=-torch.inf)
-        everyone = DTensor.from_local(candidates, self.mesh, [Shard(1)]).full_tensor()
+        candidates = offered.pre.view(-1, min(self.k, n_features))
+        few = self.k * self.mesh.size() <= FEW_CANDIDATES
+        return (self._by_values(candidates) if few else self._by_counts(candidates)).flatten()
+
+    def _by_values(self, candidates: Tensor) -> Tensor:
+        own = candidates.shape[1]
+        padded = F.pad(candidates, (0, self.k - own), value=-torch.inf)
+        everyone = DTensor.from_local(padded, self.mesh, [Shard(1)]).full_tensor()
         kept = torch.zeros_like(everyone, dtype=torch.bool)
         kept.scatter_(-1, everyone.topk(self.k, dim=-1, sorted=False).indices, True)
-        return kept.chunk(self.mesh.size(), dim=-1)[self.mesh.get_local_rank()][:, :own].flatten()
+        return kept.chunk(self.mesh.size(), dim=-1)[self.mesh.get_local_rank()][:, :own]
+
+    def _by_counts(self, candidates: Tensor) -> Tensor:
+        """The same from histograms, one a token, of eight bits after the other."""
+        bits = (candidates.float() + 0.0).view(torch.int32)  # −0 equals 0, but for its bits
+        # Of numbers below 0 the larger one has the smaller bits.
+        order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() + (1 << 31)
+        left = torch.full((len(order), 1), self.k, device=order.device)
+        kept, alike = torch.zeros_like(order, dtype=torch.bool), torch.ones_like(order, dtype=torch.bool)
+        for shift in (24, 16, 8, 0):
+            digits = (order >> shift) & 0xFF
+            own = torch.zeros(len(order), 256, dtype=torch.int32, device=order.device)
+            own.scatter_add_(1, digits, alike.int())
+            counts = DTensor.from_local(own, self.mesh, [Partial()]).full_tensor()
+            down_to = counts.flip(1).cumsum(1).flip(1)
+            digit = (torch.count_nonzero(down_to >= left, dim=1)[:, None] - 1).clamp(min=0)
+            kept |= alike & (digits > digit)
+            left = left - (down_to.gather(1, digit) - counts.gather(1, digit))
+            alike &= digits == digit
+        # Of equals those of the first processes, of one process's the first features.
+        equals = DTensor.from_local(alike.sum(1, keepdim=True), self.mesh, [Shard(1)]).full_tensor()
+        before = equals[:, : self.mesh.get_local_rank()].sum(1, keepdim=True)
+        return kept | (alike & (before + alike.cumsum(1) <= left))
 
 
 class _BatchTopKOfAll(_OfAll):

@@ -134,6 +134,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def stored(tensor: Tensor, keep: bool) -> Tensor | None:
+    """A tensor put together for a file: in the host's memory where it was cut, and only for a process that keeps it.
+
+    Every process must call this; none has more than one tensor whole on its device at a time.
+    """
+    put_together = whole(tensor)
+    if not keep:
+        return None
+    return put_together if put_together is tensor else put_together.cpu()
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, to be edited in place; the tensor itself where it is not cut."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from hfsae.functional import Above, BatchTopK, GroupMax, Selection, TopK
+from hfsae.training import selection_of_all
 from hfsae.training.launching import part
 from hfsae.training.selection_of_all import of_all
 
@@ -47,7 +48,10 @@ def main(folder: str) -> None:
             pattern, values = shared.select(lambda own=own: iter(own.tensor_split(3)), own.shape[1])
             assert torch.equal(values, own[pattern.tokens, pattern.features])
             by_entries = pattern.to_dense(torch.ones_like(values)).bool()
-            for path, mask in (("dense", shared.mask(own)), ("sparse", by_entries)):
+            selection_of_all.FEW_CANDIDATES = 0
+            counted = shared.mask(own)
+            selection_of_all.FEW_CANDIDATES = 1024
+            for path, mask in (("dense", shared.mask(own)), ("sparse", by_entries), ("counted", counted)):
                 found[name, kind, path] = DTensor.from_local(mask, mesh, [Shard(1)]).full_tensor()
     if mesh.get_local_rank() == 0:
         torch.save(found, Path(folder) / "found.pt")

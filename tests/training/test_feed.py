@@ -42,9 +42,9 @@ def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_
     config = SimpleNamespace(quantization_config=None)
     place = torch.device(device.split()[0])  # none is needed to ask
     model = SimpleNamespace(dtype=torch.float32, device=place, config=config)
-    assert feed._runs_in_bfloat16(arguments("unused", **options), model) is expected
+    assert feed.runs_in_bfloat16(arguments("unused", **options), model, model.device) is expected
     config.quantization_config = {"quant_method": "quanto"}
-    assert feed._runs_in_bfloat16(arguments("unused", **options), model) is bool(options.get("bf16"))
+    assert feed.runs_in_bfloat16(arguments("unused", **options), model, model.device) is bool(options.get("bf16"))
 
 
 def test_what_training_text_is_read_in_is_known_and_said_where_it_is_not_the_models_own(monkeypatch, caplog):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae import SAE, StandardSAE, TopKSAEConfig
-from hfsae.training.sharding import placed_like, refuse_unfit, rows_of_own, whole
+from hfsae.training.sharding import placed_like, refuse_unfit, rows_of_own, stored, whole
 from tests.training.tiny import ARCHITECTURES, make_sae, trainer
 
 
@@ -48,7 +48,8 @@ def test_on_one_process_it_is_the_ordinary_run(tmp_path):
 
 def test_a_tensor_that_is_not_cut_is_left_as_it_is():
     tensor = torch.arange(3.0)
-    assert whole(tensor) is tensor and placed_like(tensor, torch.zeros(5)).equal(tensor)
+    assert whole(tensor) is tensor and stored(tensor, keep=True) is tensor and stored(tensor, keep=False) is None
+    assert placed_like(tensor, torch.zeros(5)).equal(tensor)
 
 
 def test_of_a_tensor_that_is_not_cut_all_rows_are_here():
