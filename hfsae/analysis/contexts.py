@@ -49,19 +49,25 @@ def windows(pieces: Pieces, firings: Firings, tokens: Tensor, features: Tensor, 
     """
     ids, mask = pieces.tokens.input_ids, pieces.tokens.attention_mask.bool()
     length = ids.shape[1]
-    columns = tokens[:, None] % length + torch.arange(-before, after + 1)
+    start = tokens - tokens % length
     around = tokens[:, None] + torch.arange(-before, after + 1)
-    inside = (columns >= 0) & (columns < length)
+    inside = (around >= start[:, None]) & (around < start[:, None] + length)
     around = torch.where(inside, around, 0)
     inside &= mask.flatten()[around]
     window = torch.where(inside, ids.flatten()[around], NO_TOKEN).int()
 
-    # An entry's number tells token and feature, so a sorted list of them answers who fires where.
-    numbers, order = (firings.tokens * firings.n_features + firings.features).sort()
-    wanted = around * firings.n_features + features[:, None]
-    found = torch.searchsorted(numbers, wanted).clamp(max=max(len(numbers) - 1, 0))
-    fires = inside & (numbers[found] == wanted)
-    return window, torch.where(fires, firings.values[order][found], 0.0)
+    # In a list sorted by feature and token, a feature's firings in a window stand side by side.
+    numbers, order = (firings.features * ids.numel() + firings.tokens).sort()
+    mine = features * ids.numel()
+    first = torch.searchsorted(numbers, mine + torch.maximum(tokens - before, start))
+    behind = torch.searchsorted(numbers, mine + torch.minimum(tokens + after, start + length - 1), right=True)
+    counts = behind - first
+    row = torch.repeat_interleave(torch.arange(len(tokens)), counts)
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    entry = order[first[row] + place]
+    activations = torch.zeros(window.shape)
+    activations[row, firings.tokens[entry] - tokens[row] + before] = firings.values[entry]
+    return window, activations
 
 
 def strongest(firings: Firings, size: int) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,10 @@ _TOKENS = 1024
 # A token's k-th largest is bounded from so many groups of features for each that is wanted.
 _GROUPS_PER_K = 8
 # Smaller products are not worth the looking, nor is it where more is active: what is computed again costs too much
-# then. Selection with and without, an Intel CPU with AMX, one thread, tokens × width × features: 512 × 256 × 4096 at
-# k = 32 takes 1.00 times as long, 4096 × 256 × 4096 0.74, 4096 × 128 × 2048 0.95, 4096 × 768 × 12288 0.45; at 1/100
-# active 0.80, at 1/64 (n = 4096) 0.96, at 1/32 1.50.
-_LEAST_WIDTH, _LEAST_FEATURES, _LEAST_TOKENS = 192, 4096, 512
+# then. Selection of the 32 largest with and without, an Intel CPU with AMX, one thread, tokens × width × features:
+# 512 × 128 × 4096 takes 1.36 times as long, 1024 × 256 × 4096 0.77, 4096 × 128 × 2048 0.90, 4096 × 128 × 4096 0.65,
+# 4096 × 64 × 12288 0.41, 4096 × 768 × 12288 0.38; with 1/96 active there 0.81, with 1/48 1.29.
+_LEAST_WIDTH, _LEAST_FEATURES, _LEAST_TOKENS = 64, 4096, 1024
 _MOST_ACTIVE = 1 / 80
 
 
