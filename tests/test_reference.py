@@ -36,7 +36,12 @@ def shown() -> dict[str, Any]:
     pages = [page.read_text() for page in (DOCS / "reference").glob("*.md")]
     names = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.M)]
     assert len(names) == len(set(names)), "a name stands on two pages"
-    return {name: getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names}
+    found = {name: getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names}
+    for name, one in found.items():
+        home = getattr(one, "__module__", "")
+        if home.endswith(f".{name.rpartition('.')[2]}"):
+            assert name.startswith(home), f"the page would show the module {home}: name what is in it"
+    return found
 
 
 def leaves(menu: Any) -> Iterator[str]:
