@@ -1,7 +1,11 @@
-"""The site's pages: every public name stands on one, and every page is in the site's menu."""
+"""The site: every public name stands on a page, every page in the menu, and what pages say of the code holds."""
 
+import ast
+import json
 import re
+import runpy
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hfsae import SAE, SAETrainingArguments, TopKSAEConfig
+from hfsae.architectures import config_class_of
+
+REGISTERED = ["standard", "topk", "batch_topk", "matryoshka", "jumprelu", "gated"]
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PUBLIC = [
@@ -69,3 +77,70 @@ def test_every_part_with_public_names_is_looked_at():
 def test_every_page_is_in_the_menu_once():
     pages = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
     assert pages == sorted(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+
+
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "scripts" / f"{name}.py"))
+
+
+def test_the_page_of_arguments_is_made_from_the_arguments_there_are():
+    made = script("arguments_page")["page"]()
+    assert made == (DOCS / "arguments.md").read_text(), "run python docs/scripts/arguments_page.py"
+    for option in fields(SAETrainingArguments):
+        assert f"| `{option.name}`" in made
+
+
+def test_the_import_graph_is_that_of_the_code():
+    graph = script("import_graph")
+    assert graph["drawn"]() == (DOCS / "import_graph.svg").read_text(), "run python docs/scripts/import_graph.py"
+    assert max(graph["floors"](graph["imports"]()[0]).values()) < 10
+    with pytest.raises(ValueError, match="a circle among attach, hooks"):
+        graph["floors"]({"attach": {"hooks"}, "hooks": {"attach"}, "storage": set()})
+
+
+def test_what_the_architecture_page_names_is_where_it_says():
+    page = (DOCS / "architecture.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| `(hfsae/[\w/]+\.py)` \| `([\w.]+)` \|$", page, re.M)
+    assert len(rows) >= 12
+    for path, name in rows:
+        one: Any = import_module(path.removesuffix(".py").replace("/", "."))
+        for part in name.split("."):
+            one = getattr(one, part)
+    files = re.findall(r"`((?:[a-z_]+/)?[a-z_]+\.py)`", page)
+    assert len(files) >= 20
+    assert not [path for path in files if not (ROOT / path).exists() and not (ROOT / "hfsae" / path).exists()]
+
+
+def texts_of_the_code() -> Iterator[str]:
+    """Every text of the package, with `{}` for what is filled in."""
+    for path in (ROOT / "hfsae").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    page = (DOCS / "troubleshooting.md").read_text()
+    messages = [message.replace(" ... ", " {} ") for message in re.findall(r"^\| `([^`]+)` \|", page, re.M)]
+    assert len(messages) >= 40
+    everything = "\n".join(texts_of_the_code())
+    assert not [message for message in messages if message not in everything]
+
+
+def test_the_tensors_of_the_page_on_formats_are_those_of_the_architectures():
+    page = (DOCS / "file_formats.md").read_text().partition("## The tensors of an SAE")[2]
+    told = {name for cell in re.findall(r"^\| (`[^|]+) \|", page, re.M) for name in re.findall(r"`([\w.]+)`", cell)}
+    transcoder = {"skip": True, "subtract_b_dec": False, "target_hook_point": "b.output"}
+    configs = [config_class_of(name)(d_in=4, n_features=64) for name in REGISTERED]
+    configs += [TopKSAEConfig(d_in=4, n_features=16, k=4, hook_point="a.output", **transcoder)]
+    assert told == {name for config in configs for name in SAE.from_config(config).state_dict()}
+
+
+def test_fields_of_a_newer_version_are_kept(tmp_path):
+    SAE.from_config(TopKSAEConfig(d_in=4, n_features=16, k=4)).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(written | {"of_tomorrow": 3}))
+    SAE.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["of_tomorrow"] == 3

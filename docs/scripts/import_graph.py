@@ -1,0 +1,135 @@
+"""Draws who imports whom in the package: docs/import_graph.svg. Run it after a part of the package moved.
+
+    python docs/scripts/import_graph.py
+
+A part is a file or a folder of hfsae/. Its floor is one above the highest part that it imports when it is loaded.
+Grey lines go down to a part; those that other lines imply are left out. Dashed lines are imports inside of functions
+that point upward. The script fails if parts import each other in a circle.
+"""
+
+import ast
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / "docs" / "import_graph.svg"
+_BOX, _GAP, _ROW, _PER_ROW = (118, 26), 14, 74, 9
+
+Edges = dict[str, set[str]]
+
+
+def imports() -> tuple[Edges, Edges]:
+    """What each part imports when it is loaded, and what it imports inside of functions alone."""
+    loaded: Edges = {}
+    later: Edges = {}
+    for path in sorted((ROOT / "hfsae").rglob("*.py")):
+        part = path.relative_to(ROOT / "hfsae").parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for name, eager in _own(ast.parse(path.read_text()), eager=True):
+            if name != part:
+                (loaded if eager else later).setdefault(part, set()).add(name)
+        loaded.setdefault(part, set())
+    return loaded, {part: names - loaded[part] for part, names in later.items()}
+
+
+def _own(node: ast.AST, eager: bool) -> Iterator[tuple[str, bool]]:
+    """The parts of hfsae that a piece of code imports, and whether it does so when it is loaded."""
+    for child in ast.iter_child_nodes(node):
+        inner = eager and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            modules = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom) and child.module == "hfsae":
+            modules = [f"hfsae.{alias.name}" for alias in child.names]
+        else:
+            modules = [child.module] if isinstance(child, ast.ImportFrom) and child.module else []
+        for module in modules:
+            if module.startswith("hfsae.") and (ROOT / "hfsae" / module.split(".")[1]).with_suffix(".py").exists():
+                yield module.split(".")[1], inner
+            elif module.startswith("hfsae.") and (ROOT / "hfsae" / module.split(".")[1]).is_dir():
+                yield module.split(".")[1], inner
+        yield from _own(child, inner)
+
+
+def floors(loaded: Edges) -> dict[str, int]:
+    """The floor of every part, from 0.
+
+    Raises:
+        ValueError: If parts import each other in a circle; names them.
+    """
+    found: dict[str, int] = {}
+    while rest := loaded.keys() - found.keys():
+        ready = {part for part in rest if loaded[part] <= found.keys()}
+        if not ready:
+            raise ValueError(f"there is a circle among {', '.join(sorted(rest))}.")
+        found |= {part: max((found[name] + 1 for name in loaded[part]), default=0) for part in ready}
+    return found
+
+
+def _not_implied(loaded: Edges) -> Edges:
+    """The imports that no chain of other imports implies."""
+
+    def below(part: str) -> set[str]:
+        return loaded[part].union(*(below(name) for name in loaded[part]))
+
+    reach = {part: below(part) for part in loaded}
+    implied = {part: set().union(*(reach[name] for name in loaded[part])) for part in loaded}
+    return {part: loaded[part] - implied[part] for part in loaded}
+
+
+def drawn() -> str:
+    """The picture, as SVG."""
+    loaded, later = imports()
+    floor = floors(loaded)
+    rows: list[list[str]] = []
+    for level in range(max(floor.values()), -1, -1):
+        parts = sorted(part for part in floor if floor[part] == level)
+        rows += [parts[i : i + _PER_ROW] for i in range(0, len(parts), _PER_ROW)]
+    width = 60 + max(len(row) for row in rows) * (_BOX[0] + _GAP)
+    at: dict[str, tuple[float, float]] = {}
+    for i, row in enumerate(rows):
+        left = 60 + (width - 60 - len(row) * (_BOX[0] + _GAP)) / 2
+        at |= {part: (left + j * (_BOX[0] + _GAP), 12 + i * _ROW) for j, part in enumerate(row)}
+    lines = [_line(at[part], at[name], "") for part, names in _not_implied(loaded).items() for name in sorted(names)]
+    up = [(part, name) for part, names in later.items() for name in names if floor[name] >= floor[part]]
+    lines += [_line(at[part], at[name], ' class="up"') for part, name in sorted(up)]
+    boxes = [_box(part, *place) for part, place in sorted(at.items())]
+    labels = {level: min(at[part][1] for part in at if floor[part] == level) for level in set(floor.values())}
+    texts = [f'<text class="floor" x="6" y="{y + 17:.0f}">{level}</text>' for level, y in sorted(labels.items())]
+    height = 12 + len(rows) * _ROW
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" role="img">',
+            f"<title>The parts of hfsae on {max(floor.values()) + 1} floors, and who imports whom</title>",
+            "<style>svg{background:#fff}rect{fill:#eef;stroke:#557}text{font:12px sans-serif;text-anchor:middle;"
+            "fill:#223}path{fill:none;stroke:#bbc}.up{stroke:#c63;stroke-dasharray:4 3}.floor{text-anchor:start;"
+            "fill:#889}</style>",
+            *lines,
+            *boxes,
+            *texts,
+            "</svg>\n",
+        ]
+    )
+
+
+def _line(start: tuple[float, float], end: tuple[float, float], kind: str) -> str:
+    x1, y1, x2, y2 = start[0] + _BOX[0] / 2, start[1] + _BOX[1], end[0] + _BOX[0] / 2, end[1]
+    if y2 < y1:
+        y1, y2 = start[1], end[1] + _BOX[1]
+    bend = (y1 + y2) / 2
+    return f'<path{kind} d="M{x1:.0f} {y1:.0f}C{x1:.0f} {bend:.0f} {x2:.0f} {bend:.0f} {x2:.0f} {y2:.0f}"/>'
+
+
+def _box(part: str, x: float, y: float) -> str:
+    middle = x + _BOX[0] / 2
+    return (
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX[0]}" height="{_BOX[1]}" rx="4"/>'
+        f'<text x="{middle:.0f}" y="{y + 17:.0f}">{escape(part)}</text>'
+    )
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(drawn())
