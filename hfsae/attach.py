@@ -16,7 +16,7 @@ from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPoint, HookPointError, inner_model, resolve_hook_point, width
 from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
-from hfsae.hooks.passes import Listener
+from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
 from hfsae.modeling import SAE
@@ -35,6 +35,7 @@ class _Seen:
     features: SparseFeatures
     reconstruction: Tensor
     keep: Tensor | None
+    without_gradients: bool
 
 
 class AttachedSAE:
@@ -55,17 +56,17 @@ class AttachedSAE:
     @property
     def activations(self) -> Tensor:
         """(batch, seq, d_in) at the SAE's `hook_point`, as the model computed them: its dtype, its device."""
-        return self._last.activations
+        return self._computed.activations
 
     @property
     def features(self) -> SparseFeatures:
         """The features of every token, (batch, seq, n_features), before any edit, on the SAE's device."""
-        return self._last.features
+        return self._computed.features
 
     @property
     def reconstruction(self) -> Tensor:
         """(batch, seq, d_out), what these features stand for, on the SAE's device."""
-        return self._last.reconstruction
+        return self._computed.reconstruction
 
     @property
     def keep(self) -> Tensor | None:
@@ -88,6 +89,16 @@ class AttachedSAE:
         if self._seen is None:
             raise RuntimeError("the model has not passed the SAE's hook point yet: run the model inside the context.")
         return self._seen
+
+    @property
+    def _computed(self) -> _Seen:
+        if self._last.without_gradients and torch.is_grad_enabled():
+            raise RuntimeError(
+                "what was read inside of this block has no gradients, because reentrant gradient checkpointing only "
+                "makes them in the backward pass: pass gradient_checkpointing_kwargs={'use_reentrant': False}, or "
+                "read it under torch.no_grad()."
+            )
+        return self._last
 
     def __repr__(self) -> str:
         seen = "nothing seen yet" if self._seen is None else repr(self.features)
@@ -156,7 +167,7 @@ def attach(
     sites.check()
     with sites.passes(wrapper=model) as passes:
         record = CallRecord(inner, passes, prompt_length)
-        attachment = _Attachment(sae, record, _left_out(sae.config, inner, tokenizer), edit, keep_error)
+        attachment = _Attachment(sae, passes, record, _left_out(sae.config, inner, tokenizer), edit, keep_error)
         passes.tell(attachment)
         with ExitStack() as stack:
             stack.enter_context(record.open())
@@ -202,8 +213,17 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
 class _Attachment(Listener):
     """What one attached SAE does in a forward pass."""
 
-    def __init__(self, sae: SAE, record: CallRecord, left_out: LeftOut, edit: FeatureEdit | None, keep_error: bool):
+    def __init__(
+        self,
+        sae: SAE,
+        passes: Passes,
+        record: CallRecord,
+        left_out: LeftOut,
+        edit: FeatureEdit | None,
+        keep_error: bool,
+    ):
         self.run = AttachedSAE(sae, record)
+        self._passes = passes
         self._sae = sae
         self._record = record
         self._left_out = left_out
@@ -221,7 +241,9 @@ class _Attachment(Listener):
         assert output.features is not None and output.reconstruction is not None
         call = self._record.call
         keep = None if call is None else self._left_out.counted(call.real, call.ids, call.positions)
-        self._in_this_pass = self.run._seen = _Seen(x, output.features, output.reconstruction, keep)
+        self._in_this_pass = self.run._seen = _Seen(
+            x, output.features, output.reconstruction, keep, without_gradients=self._passes.loses_gradients
+        )
 
     def replace(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         seen = self._in_this_pass

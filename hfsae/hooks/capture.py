@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.hooks.access import Visitor, never_passed, visiting
-from hfsae.hooks.passes import Listener, forget_passes
+from hfsae.hooks.passes import Listener, Passes, forget_passes
 from hfsae.hooks.points import HookPoint, HookPointError
 from hfsae.hooks.sites import Sites
 
@@ -143,7 +143,7 @@ class Capture(Mapping[str, Tensor], Listener):
             passes = visits.enter_context(self._sites.passes())
             for place, site in self._sites.by_place.items():
                 skippable = place in self._sites.optional
-                visits.enter_context(visiting(site, self._reader(place), passes, may_be_skipped=skippable))
+                visits.enter_context(visiting(site, self._reader(place, passes), passes, may_be_skipped=skippable))
             passes.tell(self)
             self._open = True
             try:
@@ -151,7 +151,7 @@ class Capture(Mapping[str, Tensor], Listener):
             finally:
                 self._open = False
 
-    def _reader(self, point: HookPoint) -> Visitor:
+    def _reader(self, point: HookPoint, passes: Passes) -> Visitor:
         def read(activation: Tensor) -> Tensor | None:
             self._awaited.discard(point)
             self._passed.add(point)
@@ -163,6 +163,12 @@ class Capture(Mapping[str, Tensor], Listener):
                 self._values[point] = activation.detach().to(dtype, copy=not stops_here)
                 replacement = None
             else:
+                if passes.loses_gradients:
+                    raise HookPointError(
+                        f"what passes at {point} has no gradients here, because reentrant gradient checkpointing only "
+                        "makes them in the backward pass: pass gradient_checkpointing_kwargs={'use_reentrant': "
+                        "False}, or capture with detach=True."
+                    )
                 # What is kept is a station on the way to the logits, passed by nothing but what goes through this
                 # place, so that gradients with respect to it exist and are those of the place.
                 value = self._values[point] = activation.to(dtype, copy=True)

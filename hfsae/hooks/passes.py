@@ -106,6 +106,15 @@ class Passes:
             return depth_of_questions() == self._depth
         return self._backward == _backward_pass() != -1
 
+    @property
+    def loses_gradients(self) -> bool:
+        """Whether what is computed here has no gradients, though the pass was begun with them.
+
+        So it is in what reentrant gradient checkpointing runs: gradients come when it runs again.
+        """
+        cut = self.inside and self._with_gradients and not torch.is_grad_enabled()
+        return cut and _checkpoints_gradients(self._model)
+
     def forget(self) -> None:
         """Takes the pass that is under way for ended."""
         self._stack.clear()
@@ -189,7 +198,12 @@ def _backward_pass() -> int:
 
 
 def _checkpoints_gradients(model: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())
+    """Whether blocks run again in the backward pass: by transformers' own means, or in torch's wrapper (FSDP's)."""
+    return any(
+        (getattr(module, "gradient_checkpointing", False) and module.training)
+        or "_checkpoint_wrapped_module" in module._modules
+        for module in model.modules()
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

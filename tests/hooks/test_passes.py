@@ -6,7 +6,9 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.attach import attach
@@ -250,3 +252,47 @@ def test_at_a_block_s_border_the_backward_pass_may_come_later(checkpointing, pla
         loss = loss_of(checkpointing)
     for one, other in zip(backward(checkpointing, loss), expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_read_has_gradients_or_is_refused(checkpointing, request, place):
+    """A loss of features beside the model's own would else lose its part without a word."""
+    plain = copy.deepcopy(build("llama")).train()
+    sae = SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=6, hook_point=place))
+    with attach(sae, plain) as run:
+        expected = gradients(plain, loss_of(plain) + run.features.values.square().sum())
+    reentrant = "not reentrant" not in request.node.name
+    with attach(sae, checkpointing) as run:
+        loss = loss_of(checkpointing)
+        if reentrant and place in PLACES[:3]:
+            with pytest.raises(RuntimeError, match="use_reentrant"):
+                _ = run.features
+            with torch.no_grad():
+                assert run.features.shape == (2, 5, 48)
+            with (
+                capture(checkpointing, place, stop=False, detach=False),
+                pytest.raises(HookPointError, match="detach"),
+            ):
+                loss_of(checkpointing)
+            return
+        found = backward(checkpointing, loss + run.features.values.square().sum())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_torch_s_own_wrapper_runs_blocks_again_too(model):
+    """FSDP's activation checkpointing puts every block into it."""
+    model.train()
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, GradientCheckpointingLayer))
+    place = "model.layers.0._checkpoint_wrapped_module.self_attn.output"
+    plain = copy.deepcopy(build("llama")).train()
+    with splice(plain, "attn_out.0", add_vector(VECTOR)):
+        loss_of(plain).backward()
+    with splice(model, place, add_vector(VECTOR)):
+        loss_of(model).backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    with splice(model, place, add_vector(VECTOR)):
+        loss = loss_of(model)
+    with pytest.raises(HookPointError, match="has been left: call backward"):
+        loss.backward()
