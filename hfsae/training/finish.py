@@ -5,13 +5,14 @@ import logging
 import os
 import platform
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerState
 
@@ -33,6 +34,7 @@ from hfsae.versions import version_of
 logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 4096
+_UNCALIBRATED = "keeps the thresholds that training ended with; sae.calibrate sets them."
 _VERSIONS = ("hfsae", "torch", "transformers", "accelerate", "datasets")
 
 
@@ -52,22 +54,19 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
-    with unharmed("not calibrated", "SAEs keep the thresholds that training ended with; sae.calibrate sets them."):
+    with unharmed("not calibrated", f"every SAE {_UNCALIBRATED}"):
         calibration = _calibration_rows(run, saes)
     for name, sae in saes.items():
         if sae.needs_calibration and (rows := calibration.get(run.places[name])) is not None:
-            _calibrate(sae, rows)
+            failing = unharmed(f"{name or 'SAE'} not calibrated", f"it {_UNCALIBRATED}")
+            # The processes of a spread SAE calibrate it together: one that fails must not go on alone.
+            with nullcontext() if run.is_spread else failing:
+                _calibrate(sae, rows)
         if not run.is_spread:
             for buffer in sae.buffers():  # devices of another kind may round otherwise
                 buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
     mine = {name: sae for name, sae in saes.items() if run.is_written_here(name)}
-    for name, sae in mine.items():
-        sae.config.training, sae.config.metrics = _summary(run, name, state, seconds), None
-        save_trained(sae, run.folder_of(name), _log_of(name, run, state))
-        learner = run.learners[name]
-        reached, wanted = learner.coefficient.l0, learner.plan.target_l0
-        if said := missed_target(reached, wanted, state.global_step, run.tokens_per_step):
-            logger.warning("%s: %s", name or "SAE", said)
+    _save(run, mine, state, seconds)
     measured: dict[str, dict[str, Any]] = {}
     with unharmed("not measured", _by_hand(run, mine)):
         measured = _evaluate(run, saes, calibration)
@@ -79,6 +78,32 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
             showing.show(run, name, sae)
     run.accelerator.wait_for_everyone()
     return metrics
+
+
+def _save(run: Run, saes: dict[str, SAE], state: TrainerState, seconds: float) -> None:
+    """Saves every SAE that there is room for.
+
+    Raises:
+        OSError: If one could not be written, when all have been tried.
+    """
+    unsaved: dict[str, Exception] = {}
+    for name, sae in saes.items():
+        sae.config.training, sae.config.metrics = _summary(run, name, state, seconds), None
+        try:
+            save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+        except (OSError, SafetensorError) as error:  # the others may have room
+            unsaved[name] = error
+        learner = run.learners[name]
+        reached, wanted = learner.coefficient.l0, learner.plan.target_l0
+        if said := missed_target(reached, wanted, state.global_step, run.tokens_per_step):
+            logger.warning("%s: %s", name or "SAE", said)
+    if unsaved:
+        folders = ", ".join(str(run.folder_of(name)) for name in unsaved)
+        error = next(iter(unsaved.values()))
+        raise OSError(
+            f"{folders} could not be written ({error}); every other SAE of the run is saved. Make room, and resume "
+            "the run from its last checkpoint."
+        ) from error
 
 
 def _calibrate(sae: SAE, rows: Tensor) -> None:

@@ -170,6 +170,27 @@ def test_an_evaluation_that_fails_costs_no_sae_and_the_command_in_the_warning_ma
     }
 
 
+def test_a_calibration_that_fails_costs_no_sae(tmp_path, caplog):
+    spoil = At(3, lambda saes, **_: setattr(saes[""], "calibrate", out_of_memory))
+    options = CALIBRATED | {"steps": 3}
+    with caplog.at_level(logging.WARNING, "hfsae"):
+        output = trainer(
+            tmp_path, inputs={"activations": sparse_rows(2000)}, calibration_tokens=200, callbacks=[spoil], **options
+        ).train()
+    (warning,) = [text for text in caplog.messages if "The run goes on" in text]
+    assert warning.startswith("SAE not calibrated: OutOfMemoryError") and "sae.calibrate" in warning
+    assert torch.equal(SAE.from_pretrained(tmp_path).threshold, output.sae.threshold)
+
+
+def test_an_sae_that_cannot_be_written_costs_no_other(tmp_path):
+    """A file stands where the first one's folder is to be."""
+    saes = {name: TopKSAEConfig(d_in=16, n_features=48, k=k) for name, k in (("two", 2), ("four", 4))}
+    block = At(2, lambda **_: (tmp_path / "two").write_text("taken"))
+    with pytest.raises(OSError, match="two could not be written.*every other SAE of the run is saved"):
+        trainer(tmp_path, steps=2, inputs={"saes": saes}, callbacks=[block]).train()
+    assert SAE.from_pretrained(tmp_path / "four").config.training["steps"] == 2
+
+
 def test_objects_without_names_are_measured_by_hand_in_python(tmp_path, caplog):
     model = language_model()
     spoil = At(2, lambda **_: model.lm_head.register_forward_hook(out_of_memory))
