@@ -15,6 +15,8 @@ from hfsae.cli import COMMANDS
 from hfsae.command_line import OLD_NAMES
 
 ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+PAGES += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def snippets(path: str, containing: str) -> str:
@@ -81,9 +83,7 @@ def test_the_architecture_of_the_docs_trains_a_step():
             MODEL_MAPPING._extra_content.pop(names["MyTopKSAEConfig"], None)
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-)
+@pytest.mark.parametrize("path", PAGES)
 def test_links_to_files_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):
         if not target.startswith("http"):
