@@ -1,5 +1,6 @@
 """Progress bars: one look for all of hfsae's own, and silence for those of the libraries below."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
+
+# For a terminal that says it has none, as some containers have it: tqdm would draw nothing.
+_COLUMNS, _ROWS = 80, 24
 
 
 def token_bar(description: str, total: int | None, *, done: int = 0, disable: bool = False) -> tqdm:
@@ -18,13 +22,16 @@ def token_bar(description: str, total: int | None, *, done: int = 0, disable: bo
         done: Tokens that an earlier run did, which the rate leaves out.
         disable: Whether nothing is shown.
     """
+    has_size = shutil.get_terminal_size((0, 0)).columns > 0
     return tqdm(
         desc=description,
         total=total,
         initial=done,
         unit=" tokens",
         unit_scale=True,
-        dynamic_ncols=True,
+        dynamic_ncols=has_size,
+        ncols=None if has_size else _COLUMNS,
+        nrows=None if has_size else _ROWS,
         disable=disable,
     )
 

@@ -1,4 +1,13 @@
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
 import datasets
+import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging as transformers_logging
 
@@ -31,3 +40,14 @@ def test_a_bar_counts_tokens_and_leaves_what_was_done_before_out_of_its_rate(cap
         bar.update(3000)
         assert bar.format_dict["initial"] == 1000
     assert "reading: 100%" in (err := capfd.readouterr().err) and "4.00k/4.00k" in err and "tokens/s" in err
+
+
+@pytest.mark.parametrize("columns", [0, 100])
+def test_a_bar_is_seen_in_a_terminal_that_does_not_know_its_width(columns):
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40 if columns else 0, columns, 0, 0))
+    code = "from hfsae.progress import token_bar\nwith token_bar('reading', 10) as bar: bar.update(10)"
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=follower, stderr=follower, env=environment)
+    assert run.wait(timeout=300) == 0
+    assert b"reading: 100%" in os.read(leader, 10_000)
