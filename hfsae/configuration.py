@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hfsae.notebook import completions, html_table
+from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.suggestions import did_you_mean
 
 MODEL_TYPE_PREFIX = "hfsae_"
@@ -273,3 +273,6 @@ def _short(name: str, value: Any) -> str:
     if name.endswith("_revision") and isinstance(value, str):
         return repr(value if len(value) <= 12 else f"{value[:8]}…")
     return repr(value)
+
+
+complete_by_dir(SAEConfig)

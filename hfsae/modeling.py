@@ -30,7 +30,7 @@ from hfsae.functional import (
 )
 from hfsae.functional.encode import Path
 from hfsae.loading import class_for, load_sae
-from hfsae.notebook import completions, html_table
+from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.progress import quietly
@@ -617,3 +617,6 @@ class SAE(Doors, PreTrainedModel):
 
 def _describe(value: Any) -> str:
     return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+complete_by_dir(SAE)

@@ -1,5 +1,6 @@
 """What notebooks and interpreters show of hfsae's objects: tables, and the names that they complete."""
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import Any
@@ -39,6 +40,16 @@ def completions(value: Any, base: type, kept: Collection[str], names: Iterable[s
     own = {name for derived in bases[: bases.index(base)] for name in vars(derived)}
     hidden = {name for name in dir(base) if not name.startswith("_")} - own - set(kept)
     return sorted(set(names) - hidden)
+
+
+def complete_by_dir(kind: type) -> None:
+    """Has IPython complete what `dir` says of an object, to which it otherwise adds all names of the class.
+
+    Args:
+        kind: The class of the objects.
+    """
+    if (generics := sys.modules.get("IPython.utils.generics")) is not None:  # IPython is running
+        generics.complete_object.register(kind, lambda value, names: dir(value))
 
 
 def _cell(tag: str, content: object) -> str:
