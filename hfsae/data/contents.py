@@ -1,6 +1,7 @@
 """What the documents of a dataset are: texts, conversations or token ids, told by the type of their column."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -123,8 +124,8 @@ def _kinds(dataset: "Dataset | IterableDataset") -> dict[str, str]:
     unknown = [name for name, kind in kinds.items() if kind is None]
     if features is None or unknown:
         dataset = dataset if features is None else dataset.select_columns(unknown)
-        rows: Any = dataset.with_format(None).take(_FIRST_ROWS)
-        for row in rows:
+        rows: Any = dataset.with_format(None)
+        for row in islice(rows, _FIRST_ROWS):  # of a shorter table, datasets 4.0 refuses to `take` so many
             kinds |= {name: kinds.get(name) or _kind_of_value(value) for name, value in row.items()}
             if all(kinds.values()):
                 break  # as few rows as possible: a stream may be one that cannot be read again
