@@ -166,7 +166,7 @@ def attach(
     sites = Sites.at(inner, (source, target) if splice else (source,))
     sites.check()
     with sites.passes(wrapper=model) as passes:
-        record = CallRecord(inner, passes, prompt_length)
+        record = CallRecord(inner, passes, prompt_length, wrapper=model)
         attachment = _Attachment(sae, passes, record, _left_out(sae.config, inner, tokenizer), edit, keep_error)
         passes.tell(attachment)
         with ExitStack() as stack:

@@ -7,7 +7,7 @@ are, and what `generate` was given is noted as it is given.
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -117,10 +117,18 @@ class CallRecord(Listener):
         passes: Its forward passes.
         prompt_length: How many tokens the prompt has, for a model that is called by hand. Without it the prompt is
             what `generate` was given, or what the first call of a sequence holds.
+        wrapper: What is around the model; its `generate` may call the model in a way of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, passes: Passes, prompt_length: int | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        passes: Passes,
+        prompt_length: int | None = None,
+        wrapper: nn.Module | None = None,
+    ):
         self._model = model
+        self._around = [model] if wrapper is None or wrapper is model else [model, wrapper]
         self._passes = passes
         self._prompt_length = prompt_length
         self._prompts: list[Prompt] = []
@@ -132,7 +140,9 @@ class CallRecord(Listener):
     @contextmanager
     def open(self) -> Iterator["CallRecord"]:
         """Listens to `generate`; leaving ends that."""
-        with told_of_generate(self._model, self):
+        with ExitStack() as stack:
+            for model in self._around:
+                stack.enter_context(told_of_generate(model, self))
             yield self
 
     @property
@@ -159,9 +169,10 @@ class CallRecord(Listener):
         """A forward pass has ended."""
         self._given.end(self._sequences, output)
 
-    def generate_begins(self, arguments: dict[str, Any]) -> None:
-        """`generate` was called with these arguments."""
-        self._prompts.append(Prompt.given(arguments, bool(getattr(self._model.config, "is_encoder_decoder", False))))
+    def generate_begins(self, arguments: dict[str, Any] | None) -> None:
+        """`generate` was called with these arguments, or that of a wrapper with others."""
+        encoder_decoder = bool(getattr(self._model.config, "is_encoder_decoder", False))
+        self._prompts.append(Prompt() if arguments is None else Prompt.given(arguments, encoder_decoder))
 
     def generate_ends(self) -> None:
         """`generate` has returned, or failed."""
@@ -209,6 +220,8 @@ class _Given:
         self.prompt = None if self.aside else prompt
         self.start = self._start(rows, self.prompt, known)
         if self.prompt is not None:
+            if not self.prompt.length:
+                self.prompt.length = self.start + rows
             self.virtual = self._virtual(rows, self.prompt)
             self.prompt_end = self.prompt.length + self.prompt.virtual
             return

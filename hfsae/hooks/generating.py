@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.hooks.points import HookPointError
@@ -26,8 +26,8 @@ class GenerateListener(Protocol):
         """Whether the calling thread is the one whose calls are noted."""
         ...
 
-    def generate_begins(self, arguments: dict[str, Any]) -> None:
-        """`generate` was called with these arguments."""
+    def generate_begins(self, arguments: dict[str, Any] | None) -> None:
+        """`generate` was called with these arguments; None for a wrapper's, which may take text, or anything."""
 
     def generate_ends(self) -> None:
         """`generate` has returned, or failed."""
@@ -38,7 +38,8 @@ class Prompt:
     """What `generate` was given, and what its steps have shown since.
 
     Attributes:
-        length: How many tokens, those in a cache that was given included.
+        length: How many tokens, those in a cache that was given included; 0 until the first pass shows it, where a
+            wrapper generates in a way of its own.
         ids: (batch, length), None for embeddings; -1 for tokens that are in the cache alone.
         mask: (batch, length), None where none was given.
         has_cache: Whether a cache was given too.
@@ -49,10 +50,10 @@ class Prompt:
         carried: Whether a cache or state has carried it from pass to pass.
     """
 
-    length: int
-    ids: Tensor | None
-    mask: Tensor | None
-    has_cache: bool
+    length: int = 0
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+    has_cache: bool = False
     negative_length: int | None = None
     virtual: int = 0
     seen: int = 0
@@ -98,15 +99,15 @@ def each_beam(rows: Tensor, batch: int) -> Tensor:
     return rows if len(rows) == batch else rows.repeat_interleave(max(1, batch // len(rows)), 0)
 
 
-_listening: WeakKeyDictionary[PreTrainedModel, list[GenerateListener]] = WeakKeyDictionary()
-_own_generate: WeakKeyDictionary[PreTrainedModel, dict[str, Any]] = WeakKeyDictionary()
+_listening: WeakKeyDictionary[nn.Module, list[GenerateListener]] = WeakKeyDictionary()
+_own_generate: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 @contextmanager
-def told_of_generate(model: PreTrainedModel, record: GenerateListener) -> Iterator[None]:
-    """While open, a record is told what the model's `generate` is called with, whoever calls it."""
-    if not hasattr(model, "generate"):
+def told_of_generate(model: nn.Module, record: GenerateListener) -> Iterator[None]:
+    """While open, a record is told when the `generate` of a model or a wrapper is called, whoever calls it."""
+    if not hasattr(type(model), "generate"):
         yield
         return
     with _lock:
@@ -123,14 +124,15 @@ def told_of_generate(model: PreTrainedModel, record: GenerateListener) -> Iterat
                 _unwrap_generate(model)
 
 
-def _wrap_generate(model: PreTrainedModel, records: list[GenerateListener]) -> None:
+def _wrap_generate(model: nn.Module, records: list[GenerateListener]) -> None:
     original: Callable[..., Any] = model.generate  # pyright: ignore[reportAssignmentType]
     names = list(inspect.signature(original).parameters)
+    is_wrapper = not isinstance(model, PreTrainedModel)
 
     @wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
         told = _those_of_this_thread(records)
-        arguments = dict(zip(names, args, strict=False)) | kwargs
+        arguments = None if is_wrapper else dict(zip(names, args, strict=False)) | kwargs
         for record in told:
             record.generate_begins(arguments)
         try:
@@ -149,7 +151,7 @@ def _wrap_generate(model: PreTrainedModel, records: list[GenerateListener]) -> N
     vars(model).update(generate=generate, init_continuous_batching=init_continuous_batching)
 
 
-def _unwrap_generate(model: PreTrainedModel) -> None:
+def _unwrap_generate(model: nn.Module) -> None:
     for name, own in _own_generate.pop(model).items():
         if own is None:
             del vars(model)[name]

@@ -13,6 +13,7 @@ from hfsae.analysis import ablate, steer
 from hfsae.attach import attach
 from hfsae.hooks import HookPointError
 from tests.analysis.test_interventions import STRENGTHS, added, clamped, from_column, sae_at
+from tests.analysis.test_positions import cache_name, cache_of
 from tests.hooks.families import build, input_ids
 from tests.hooks.witness import replaced
 
@@ -105,3 +106,39 @@ def test_continuous_batching_runs_in_another_thread_and_is_refused():
         with pytest.raises(HookPointError, match="thread of its own"):
             model.generate_batch([[3, 4, 5]], max_new_tokens=2)
     assert "generate" not in vars(model) and "init_continuous_batching" not in vars(model)
+
+
+class GeneratesByItself(nn.Module):
+    """A wrapper that never calls its model's `generate`, as TransformerLens' bridge."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.original_model = model
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, use_cache: bool) -> Tensor:
+        output = self.original_model(ids, use_cache=use_cache)
+        for _ in range(STEPS):
+            ids = torch.cat([ids, output.logits[:, -1:].argmax(-1)], 1)
+            if use_cache:
+                inputs = {"input_ids": ids[:, -1:], cache_name(self.original_model): cache_of(output)}
+            else:
+                inputs = {"input_ids": ids}
+            output = self.original_model(**inputs, use_cache=use_cache)
+        return ids[:, -STEPS:]
+
+
+@pytest.mark.parametrize("positions", FIRST_COLUMN)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_prompt_of_a_wrapper_that_generates_by_itself_is_what_it_reads_first(positions, use_cache):
+    model = build("llama")
+    wrapper, sae, ids = GeneratesByItself(model), sae_at(), input_ids(2, LENGTH)
+    expected = ids
+    with torch.no_grad(), replaced(model, PLACE, from_column(FIRST_COLUMN[positions], added(sae))):
+        for _ in range(STEPS):
+            token = model(expected, use_cache=False).logits[:, -1:].argmax(-1)
+            expected = torch.cat([expected, token], 1)
+    with steer(wrapper, sae, STRENGTHS, positions=positions):
+        for _ in range(2):
+            assert torch.equal(wrapper.generate(ids, use_cache), expected[:, LENGTH:])
+    assert "generate" not in vars(wrapper)
