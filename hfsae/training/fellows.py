@@ -12,13 +12,16 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
+from typing import Any
 
 import psutil
-import torch.distributed as distributed
 from accelerate import Accelerator
+from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Fellows:
         self._what_is_left = what_is_left
         self._left = threading.Event()
         self._thread: threading.Thread | None = None
+        self._first: dict[str, Any] | None = None
 
     def __enter__(self) -> "Fellows":
         # Whoever joins processes by other means than the usual variables has no such store.
@@ -60,8 +64,6 @@ class Fellows:
             me = psutil.Process()
             self._me = {"rank": self._rank, "host": platform.node(), "pid": me.pid, "born": me.create_time()}
             self._store.set(f"who/{self._rank}", json.dumps(self._me))
-            self._next = json.loads(self._store.get(f"who/{(self._rank + 1) % self._processes}"))
-            self._first = json.loads(self._store.get("who/0"))
             self._thread = threading.Thread(target=self._watch, name="hfsae-fellows", daemon=True)
             self._thread.start()
         return self
@@ -80,58 +82,58 @@ class Fellows:
             raise ProcessLostError(self._described(lost)) from error
 
     def _watch(self) -> None:
-        beats, heard = -1, time.monotonic()
-        while not self._left.wait(_BEAT):
+        after = (self._rank + 1) % self._processes
+        watched, beats, heard = None, -1, time.monotonic()
+        while not self._left.wait(_BEAT if watched and self._first else _BEAT / 10):
             try:
                 self._store.add(f"beat/{self._rank}", 1)
-                now = self._store.add(f"beat/{self._next['rank']}", 0)
-                if now != beats:
+                self._first = self._first or self._who(0)
+                watched = watched or self._who(after)  # it may come here much later
+                now = self._store.add(f"beat/{after}", 0)
+                if now != beats or watched is None:
                     beats, heard = now, time.monotonic()
-                elif not self._store.check([f"left/{self._next['rank']}"]) and self._is_dead(time.monotonic() - heard):
-                    self._tell_of(self._next, _SILENTLY)
+                elif not self._store.check([f"left/{after}"]) and _is_dead(watched, time.monotonic() - heard):
+                    self._tell_of(watched, _SILENTLY)
                 lost = self._lost()
-            except (distributed.DistError, RuntimeError):  # whoever keeps the store is gone
-                lost = {**self._first, "why": _SILENTLY}
+            except RuntimeError:
+                lost = self._keeper_of_the_store()
             if lost is not None:
                 self._end_with(lost)
                 return
-        try:
+        with suppress(RuntimeError):
             self._store.set(f"left/{self._rank}", "")
-        except (distributed.DistError, RuntimeError):
-            pass
 
-    def _is_dead(self, silent: float) -> bool:
-        if self._next["host"] == platform.node():
-            try:
-                process = psutil.Process(self._next["pid"])
-                lives = process.create_time() == self._next["born"] and process.status() != psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                lives = False
-            if not lives:
-                return True
-        return silent > _SILENT
+    def _who(self, rank: int) -> dict[str, Any] | None:
+        """What a process has told of itself; None while it has not."""
+        key = f"who/{rank}"
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
-    def _tell_of(self, who: dict, why: str) -> None:
+    def _keeper_of_the_store(self) -> dict[str, Any]:
+        """The process without which there is no store."""
+        first = self._first or {"rank": 0, "host": os.environ["MASTER_ADDR"], "pid": "unknown"}
+        return {**first, "why": _SILENTLY}
+
+    def _tell_of(self, who: dict[str, Any], why: str) -> None:
         """Tells all of a process that has ended; of several the first one counts."""
         self._store.compare_set("lost", "", json.dumps({**who, "why": why}))
 
-    def _lost(self) -> dict | None:
+    def _lost(self) -> dict[str, Any] | None:
         return json.loads(self._store.get("lost")) if self._store.check(["lost"]) else None
 
-    def _wait_for_the_lost(self) -> dict | None:
+    def _wait_for_the_lost(self) -> dict[str, Any] | None:
         """Who it was that an exchange has failed with; None if all turn out to live."""
         until = time.monotonic() + _SILENT + 3 * _BEAT
         while time.monotonic() < until:
             try:
                 lost = self._lost()
-            except (distributed.DistError, RuntimeError):
-                return {**self._first, "why": _SILENTLY}
+            except RuntimeError:
+                return self._keeper_of_the_store()
             if lost is not None:
                 return None if lost["rank"] == self._rank else lost
             time.sleep(_BEAT / 4)
         return None
 
-    def _end_with(self, lost: dict) -> None:
+    def _end_with(self, lost: dict[str, Any]) -> None:
         """Ends this process where its main thread does not do so."""
         if lost["rank"] == self._rank or self._left.wait(_GRACE):
             return
@@ -139,22 +141,34 @@ class Fellows:
         logging.shutdown()
         os._exit(1)
 
-    def _described(self, lost: dict) -> str:
+    def _described(self, lost: dict[str, Any]) -> str:
         return (
             f"process {lost['rank']} of {self._processes}, on {lost['host']} (pid {lost['pid']}), {lost['why']}. "
             f"The run cannot go on without it. {self._what_is_left()}"
         )
 
 
-def _store() -> distributed.Store:
+def _is_dead(process: dict[str, Any], silent: float) -> bool:
+    """Whether a process is gone, that has been silent for so many seconds."""
+    if process["host"] == platform.node():
+        try:
+            found = psutil.Process(process["pid"])
+            if found.create_time() != process["born"] or found.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+    return silent > _SILENT
+
+
+def _store() -> Store:
     """A connection of its own to the store that the processes met by, which a thread may use."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_SILENT))
-    return distributed.PrefixStore(f"hfsae/fellows/{next(_entered)}", store)
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_SILENT))
+    return PrefixStore(f"hfsae/fellows/{next(_entered)}", store)
 
 
 def _is_of_an_exchange(error: BaseException) -> bool:
     """Whether an error says that other processes could not be reached: gloo's have no class of their own."""
-    if isinstance(error, distributed.DistError):
+    if isinstance(error, DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection"))

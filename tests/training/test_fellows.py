@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from hfsae.training.checkpoints import check_whole, last_checkpoint
 from hfsae.training.fellows import Fellows
@@ -103,8 +104,32 @@ def test_a_process_that_waits_for_ever_is_ended_too(tmp_path):
             process.wait()
 
 
+@pytest.mark.slow
+def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
+    """Of processes that joined long ago one may have prepared something; at the end one may have more to do."""
+    late = (
+        "import os, time\n"
+        "from accelerate import Accelerator\n"
+        "from hfsae.training import fellows\n"
+        "fellows._SILENT = 2.0\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "time.sleep(5 * int(os.environ['RANK']))\n"
+        "with fellows.Fellows(accelerator, str):\n"
+        "    time.sleep(6)\n"
+        "accelerator.wait_for_everyone()\n"
+    )
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29619", "OMP_NUM_THREADS": "1"}
+    common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", late], env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}
+        )
+        for r in range(2)
+    ]
+    assert [process.wait(timeout=90) for process in both] == [0, 0]
+
+
 def test_one_process_by_itself_is_not_watched():
-    alone = type("Alone", (), {"process_index": 0, "num_processes": 1})()
-    with pytest.raises(KeyError), Fellows(alone, lambda: "") as fellows:
+    with pytest.raises(KeyError), Fellows(Accelerator(cpu=True), lambda: "") as fellows:
         assert fellows._thread is None
         raise KeyError
