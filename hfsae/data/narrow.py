@@ -97,6 +97,11 @@ class NarrowWeights:
         self._weights = _read_by_a_pass(model, list(places))
         self._copies: dict[nn.Parameter, tuple[tuple[int, int], Tensor]] = {}
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of the copies."""
+        return sum(weight.numel() for weight in self._weights) * self._dtype.itemsize
+
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether a model's weights can be stood in for: float32 numbers in the host's memory that nothing moves."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfsae.data.narrow import NarrowWeights
 from hfsae.functional import TopK
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
 from hfsae.hooks import HookPoint, inner_model
@@ -81,7 +82,7 @@ class Estimate:
 
     Args:
         model_parameters: Of the language model; 0 where a cache is read.
-        model_bytes: Its weights.
+        model_bytes: Its weights, with the narrow copies that a CPU reads with.
         model_workspace_bytes: Of one pass, at most.
         model_flops_per_token: Of a pass up to the last hook point.
         window_bytes: Of the shuffled activations.
@@ -266,6 +267,9 @@ def estimate(
     workspace = (tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize
     blocks, flops = _model_work(skeleton, list(widths), args.context_length)
     narrow = feed.runs_in_bfloat16(args, skeleton, torch.device(device_type))
+    copied = 0
+    if narrow and device_type == "cpu" and skeleton.dtype == torch.float32:
+        copied = NarrowWeights(skeleton, widths, torch.bfloat16).copied_bytes
     one_pass = Work(
         **{"narrow" if narrow else "flops": tokens * flops / _MODEL_EFFICIENCY},
         moved=blocks * workspace + flops / 2 * itemsize,  # streams of every block, and every weight once
@@ -273,7 +277,7 @@ def estimate(
     )
     return Estimate(
         model_parameters=parameters,
-        model_bytes=parameters * itemsize,
+        model_bytes=parameters * itemsize + copied,
         model_workspace_bytes=workspace,
         model_flops_per_token=flops,
         reading=rows + one_pass * (batch / tokens),

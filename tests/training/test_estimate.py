@@ -2,12 +2,13 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from hfsae.data import ActivationStream, TensorActivations
+from hfsae.data import ActivationStream, LMActivations, TensorActivations, TokenBlocks
+from hfsae.training import feed
 from hfsae.training.estimate import SAENeeds, estimate
 from hfsae.training.hours import Machine, Work
 from hfsae.training.learner import Learner
-from tests.data.tiny import language_model
-from tests.training.tiny import ARCHITECTURES, arguments, make_sae, sparse_rows
+from tests.data.tiny import language_model, pythia_like
+from tests.training.tiny import ARCHITECTURES, arguments, make_sae, sparse_rows, text
 from tests.training.tiny import make_learner as learner_of
 
 MACHINE = Machine.told(1e9)
@@ -37,7 +38,26 @@ def test_the_window_and_the_language_model_are_counted():
     assert 3 * sum(b.numel() * b.element_size() for b in stream._buffers.values()) == found.window_bytes
     model = language_model()
     assert found.model_parameters == sum(p.numel() for p in model.parameters())
-    assert found.model_bytes == 4 * found.model_parameters
+    assert found.model_bytes >= 4 * found.model_parameters
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_the_copies_that_a_cpu_reads_with_are_counted(monkeypatch, has_units):
+    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: has_units)
+    model = language_model()
+    source = LMActivations(
+        model,
+        TokenBlocks(text(), pythia_like(), context_length=12, batch_size=4),
+        "resid_post.1",
+        autocast_dtype=torch.bfloat16,
+    )
+    next(source)
+    copies = [copy for _, copy in source._precision._weights._copies.values()]
+    source.close()
+    found = needs_of(hook_point="resid_post.1", activation_dtype="bfloat16")
+    expected = sum(copy.numel() * copy.element_size() for copy in copies) if has_units else 0
+    assert found.model_bytes - 4 * found.model_parameters == expected
+    assert copies and needs_of(model_dtype="float32").model_bytes == 4 * found.model_parameters
 
 
 def test_work_grows_with_the_depth_of_the_place_and_the_width_of_the_sae():
