@@ -249,8 +249,9 @@ def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
     """
     stored, _ = PreTrainedConfig.get_config_dict(source, **hub)
     model_type, module = stored.get("model_type"), stored.get("defined_in")
-    ours = isinstance(model_type, str) and f"{model_type}_".startswith(MODEL_TYPE_PREFIX)
-    if not ours or model_type in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or not f"{model_type}_".startswith(MODEL_TYPE_PREFIX):
+        return False  # not one of ours
+    if model_type in CONFIG_MAPPING:
         return False
     name = model_type.removeprefix(MODEL_TYPE_PREFIX)
     guests.load(guests.ARCHITECTURES, name)

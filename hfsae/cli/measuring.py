@@ -1,6 +1,6 @@
 """What several commands are told: where an SAE lies, and the language model and the text to measure it on."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,7 +64,7 @@ Tokens = Annotated[
 ]
 
 
-def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, str | bool]:
+def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
     """Those of the options that were given, as `SAE.from_pretrained` and others call them."""
     given = {"subfolder": subfolder, "revision": revision, "allow_pickle": allow_pickle}
     return {name: value for name, value in given.items() if value}

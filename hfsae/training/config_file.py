@@ -114,7 +114,8 @@ def coerce(name: str, value: Any, where: str) -> Any:
 
 @cache
 def _adapter(name: str) -> TypeAdapter:
-    return TypeAdapter(OPTIONS[name].type)
+    annotation: Any = OPTIONS[name].type
+    return TypeAdapter(annotation)
 
 
 def _as_number(value: Any) -> Any:
