@@ -22,7 +22,7 @@ WRITE = (
     "import os, sys, torch\n"
     "torch.set_num_threads(1)\n"
     "from hfsae.training.caching import cache_activations\n"
-    "from hfsae.training.config_file import parse_training_arguments\n"
+    "from hfsae.training.command_options import parse_training_arguments\n"
     "from tests.training.killed import kill_at_rename\n"
     "victim, number = map(int, sys.argv[1:3])\n"
     "if int(os.environ['RANK']) == victim:\n"
