@@ -10,7 +10,7 @@ from torch import Tensor
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether a computation is being recorded or transformed, or has no numbers at all."""
-    if tensor.is_meta or torch.jit.is_tracing():
+    if tensor.is_meta or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return True
     is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting)
     if is_exporting():
