@@ -70,7 +70,7 @@ def train_text(folder: Path, inputs: dict[str, Any] | None = None, **options: An
     return trainer(folder, inputs=inputs, training_tokens=12 * 128, logging_steps=4, **tiny, **options).train()
 
 
-def train_in_two_parts(folder: Path, inputs: dict[str, Any] | None = None, **options: str) -> TrainOutput:
+def train_in_two_parts(folder: Path, inputs: dict[str, Any] | None = None, **options: Any) -> TrainOutput:
     """A run that is stopped and resumed, and the same without a break beside it."""
 
     def part(name: str, stop: int) -> SAETrainer:
@@ -152,7 +152,7 @@ def shard_over_text(folder: Path) -> TrainOutput:
     return train_text(folder, sae_placement="shard")
 
 
-def shard_in_two_parts(folder: Path, **options: str) -> TrainOutput:
+def shard_in_two_parts(folder: Path, **options: Any) -> TrainOutput:
     """As `train_in_two_parts`, of an SAE whose features lie in both processes."""
     return train_in_two_parts(folder, sae_placement="shard", **options)
 
