@@ -12,19 +12,25 @@ from hfsae.interop.source import Source, renamed
 CONFIG, WEIGHTS = "config.yaml", "layer_*.safetensors"
 TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 OPTIONAL = {"threshold": "activation_function.threshold", "W_skip": "W_skip"}
+_CROSS_LAYER = "cross_layer_transcoder"
+"""The `model_kind` of features that write at several layers, which lie in `W_enc_N` and `W_dec_N.safetensors`."""
+
 # Configs of Weights & Biases; one of the two is a slip of the pen that some repositories carry.
 RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
 
 
 def recognises(source: Source) -> bool:
     """Numbered weights beside a config of circuit-tracer's; transcoders for Qwen3 have another config besides."""
-    if CONFIG not in source.listing or not source.matching(WEIGHTS):
+    if CONFIG not in source.listing or of_a_run(source):
         return False
-    return source.yaml(CONFIG).get("model_kind") == "transcoder_set" and not of_a_run(source)
+    kind = source.yaml(CONFIG).get("model_kind")
+    return kind == _CROSS_LAYER or (kind == "transcoder_set" and bool(source.matching(WEIGHTS)))
 
 
 def read(source: Source) -> Draft:
     """See `hfsae.interop.formats.Format`."""
+    if source.yaml(CONFIG).get("model_kind") == _CROSS_LAYER:
+        raise ValueError(f"{source.path} holds a cross-layer transcoder, for which there is no class.")
     config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
     layer = layer_of_file(source)
     reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))
