@@ -80,6 +80,7 @@ def test_help_is_there_before_anything_heavy_is_loaded(command):
     assert ("hfsae 0." if command == ["--version"] else "Usage: hfsae") in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["hfsae_cli", "hfsae.cli"])
 def test_no_command_shows_the_help_in_a_process_of_its_own(module):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -89,6 +90,7 @@ def test_no_command_shows_the_help_in_a_process_of_its_own(module):
     assert all(command in done.stdout for command in COMMANDS_HERE)
 
 
+@pytest.mark.slow
 def test_commands_load_what_they_need_by_themselves(trained):
     """Started as the console script does, where importing hfsae loads nothing."""
     command = [sys.executable, "-m", "hfsae_cli", "info", str(trained)]

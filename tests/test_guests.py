@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # each starts processes that import torch
 GUESTS = {
     "annealed_topk": "tests.guest.annealed_topk:AnnealedTopKSAE",
     "tied_topk": "tests.guest.tied_topk:TiedTopKSAE",
@@ -44,7 +45,6 @@ def describe(folder: Path, *path: Path) -> subprocess.CompletedProcess:
     return python("-c", script, str(folder), path=list(path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "class_name"), [("annealed_topk", "AnnealedTopKSAE"), ("tied_topk", "TiedTopKSAE")])
 def test_a_guest_is_trained_by_the_command_line_and_loaded_in_a_new_process(
     site: Path, tmp_path: Path, name: str, class_name: str

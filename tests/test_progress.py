@@ -42,6 +42,7 @@ def test_a_bar_counts_tokens_and_leaves_what_was_done_before_out_of_its_rate(cap
     assert "reading: 100%" in (err := capfd.readouterr().err) and "4.00k/4.00k" in err and "tokens/s" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 100])
 def test_a_bar_is_seen_in_a_terminal_that_does_not_know_its_width(columns):
     leader, follower = pty.openpty()

@@ -72,6 +72,7 @@ def test_every_splice_acts_in_a_first_context_and_in_later_ones(compiled):
     assert (expected - untouched).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_reading_and_steering_act_too(compiled):
     plain, sae = build("llama"), sae_at(PLACE)
     with capture(plain, PLACE) as expected, capture(compiled, PLACE) as found:
