@@ -1,6 +1,7 @@
-"""Two real processes (gloo) for tests of what several do together."""
+"""Real processes (gloo) for tests of what several do together, and ports where they meet."""
 
 import multiprocessing
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def in_two_processes(work: Callable[[int, Path], None], folder: Path) -> None:
     for worker in workers:
         worker.join(timeout=120)
         assert worker.exitcode == 0
+
+
+def free_port() -> int:
+    """A port that nobody listens at now: tests that run side by side must not meet at one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _in_process(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from hfsae.data import CachedActivations
 from hfsae.training.caching import cache_activations
+from tests.processes import free_port
 from tests.training.test_caching import cache_contents, place  # noqa: F401
 from tests.training.tiny import arguments
 
@@ -31,10 +32,8 @@ WRITE = (
 )
 
 
-def launched(
-    script: Path, folder: Path, config: Path, processes: int, victim: int = -1, at: int = 0, port: int = 29617
-):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+def launched(script: Path, folder: Path, config: Path, processes: int, victim: int = -1, at: int = 0):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
     options = [str(victim), str(at), str(config), "--output_dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, *launcher, str(script), *options]
@@ -90,7 +89,7 @@ def test_a_second_launch_into_the_same_folder_is_refused_with_the_name_of_the_fi
     held = json.loads((tmp_path / ".in-use.json").read_text())["pid"]
     os.kill(held, signal.SIGSTOP)
     try:
-        done = launched(script, tmp_path, config, processes=2, port=29618)
+        done = launched(script, tmp_path, config, processes=2)
         said = done.communicate(timeout=120)[1]
     finally:
         os.kill(held, signal.SIGCONT)

@@ -16,11 +16,12 @@ from accelerate import Accelerator
 
 from hfsae.training.checkpoints import check_whole, last_checkpoint
 from hfsae.training.fellows import Fellows
+from tests.processes import free_port
 from tests.training.tiny import trainer
 
 
-def started(folder: Path, case: str, processes: int = 2, port: int = 29615) -> list[subprocess.Popen[str]]:
-    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def started(folder: Path, case: str, processes: int = 2) -> list[subprocess.Popen[str]]:
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return [
         subprocess.Popen(
@@ -75,7 +76,7 @@ def test_a_process_that_waits_for_ever_is_ended_too(tmp_path):
         "    print('in', flush=True)\n"
         "    time.sleep(1000)\n"
     )
-    common = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29616", "OMP_NUM_THREADS": "1"}
+    common = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     all_of_them = [
         subprocess.Popen(
@@ -118,7 +119,7 @@ def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
         "    time.sleep(6)\n"
         "accelerator.wait_for_everyone()\n"
     )
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29619", "OMP_NUM_THREADS": "1"}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     both = [
         subprocess.Popen(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hfsae import SAE
 from hfsae.training.checkpoints import last_checkpoint
 from tests.data.tiny import language_model
+from tests.processes import free_port
 from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer
 from tests.training.two_processes import (
     CASES,
@@ -33,19 +34,17 @@ from tests.training.two_processes import (
 pytestmark = pytest.mark.slow
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
-    "accelerate": [
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29612"),
-    ],
+    "torchrun": "torch.distributed.run --nproc_per_node {processes} --master_port {port}",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes {processes} --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no --main_process_port {port}",
 }
 
 
 def ended(
     launcher: str, folder: Path, *cases: str, on_gpus: bool = False, processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
-    launching = [str(processes) if part == "2" else part for part in LAUNCHERS[launcher]]
-    command = [sys.executable, *launching, "-m", "tests.training.two_processes", str(folder), *cases]
+    launching = LAUNCHERS[launcher].format(processes=processes, port=free_port()).split()
+    command = [sys.executable, "-m", *launching, "-m", "tests.training.two_processes", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     environment |= {ON_GPUS: "1"} if on_gpus else {}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)

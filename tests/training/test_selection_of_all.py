@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hfsae.functional import TopK
+from tests.processes import free_port
 from tests.training.picked import RULES, batches
 
 pytestmark = pytest.mark.slow
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("picked")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(request.param), "--master_port", "29613"]
+    meeting = ["--nproc_per_node", str(request.param), "--master_port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, *launcher, "-m", "tests.training.picked", str(folder)]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "tests.training.picked", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "found.pt")
