@@ -20,15 +20,16 @@ from tests.processes import free_port
 from tests.training.tiny import trainer
 
 
-def started(folder: Path, case: str, processes: int = 2) -> list[subprocess.Popen[str]]:
+def started(processes: int, *command: str, **pipes: int) -> list[subprocess.Popen[str]]:
+    """So many Python processes that run one command as ranks of one group; `pipes` are `stdout` and `stderr`."""
     common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.two_processes", str(folder), case],
+            [sys.executable, *command],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
             text=True,
+            **pipes,
         )
         for rank in range(processes)
     ]
@@ -45,7 +46,7 @@ def started(folder: Path, case: str, processes: int = 2) -> list[subprocess.Pope
     ],
 )
 def test_the_others_end_with_the_name_of_the_lost_and_a_whole_checkpoint(tmp_path, case, lost, why):
-    both = started(tmp_path, case)
+    both = started(2, "-m", "tests.training.two_processes", str(tmp_path), case, stderr=subprocess.PIPE)
     left = both[1 - lost]
     try:
         said = left.communicate(timeout=90)[1]
@@ -76,18 +77,7 @@ def test_a_process_that_waits_for_ever_is_ended_too(tmp_path):
         "    print('in', flush=True)\n"
         "    time.sleep(1000)\n"
     )
-    common = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
-    all_of_them = [
-        subprocess.Popen(
-            [sys.executable, "-c", waiting],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
+    all_of_them = started(3, "-c", waiting, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         for process in all_of_them:
             assert process.stdout is not None and process.stdout.readline() == "in\n"
@@ -119,14 +109,7 @@ def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
         "    time.sleep(6)\n"
         "accelerator.wait_for_everyone()\n"
     )
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": str(Path(__file__).parents[2])}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", late], env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)}
-        )
-        for r in range(2)
-    ]
+    both = started(2, "-c", late)
     assert [process.wait(timeout=90) for process in both] == [0, 0]
 
 
