@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfsae.functional.kernels import break_even_here, serves
+from hfsae.functional.entries import Entries
+from hfsae.functional.kernels import break_even_here, screens, serves
 from hfsae.functional.not_a_number import apart_from_nan
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import narrowed
 from hfsae.functional.screening import Screen, pays
-from hfsae.functional.selection import Screened, Selection
+from hfsae.functional.selection import Screened, Selection, TopK
 from hfsae.functional.traced import is_traced
 
 Path = Literal["auto", "dense", "sparse"]
@@ -33,6 +34,9 @@ _EFFICIENT_TOKENS = 2048
 # Below this share of active entries a sparse step is cheaper than a dense one on a CPU (whole steps of 4,096 tokens in
 # float32, standard, topk and gated: 1/7 at d = 768 and n = 12288, 1/7 at 256 and 4096, 1/9 at 128 and 2048).
 CPU_BREAK_EVEN = 1 / 8
+
+# Bytes that a number takes where a GPU screens: one in bfloat16, one in float32.
+_SCREENED = 6
 
 # Below this share they take less memory: an entry of the sparse path needs three to four times the bytes of one of the
 # dense path.
@@ -99,11 +103,17 @@ def _selected(
     weight: Tensor, bias: Tensor, selection: Selection, load: Callable[[], float], x: Tensor
 ) -> tuple[SparsePattern, Tensor]:
     """What a rule picks for tokens (N, d), and its pre-activations; screened in bfloat16 where that is cheaper."""
+    n_features = weight.shape[0]
+    if isinstance(selection, TopK) and screens(x, weight, selection.k):
+        from hfsae.functional.kernels.screened import screened_largest
+
+        features, pre = screened_largest(x, weight, bias, selection.k, max(1, CHUNK_BYTES // (_SCREENED * n_features)))
+        return Entries.as_many_each(features, pre).pattern(n_features)
     if pays(x, weight, load) and isinstance(selection, Screened):
         screen = Screen(x, weight, bias, lambda rows: _product_in_chunks(rows, weight, bias))
         if (found := selection.screened(screen)) is not None:
             return found
-    return selection.select(partial(_product_in_chunks, x, weight, bias), weight.shape[0])
+    return selection.select(partial(_product_in_chunks, x, weight, bias), n_features)
 
 
 def _most_active(x: Tensor, n_features: int) -> float:

@@ -4,26 +4,8 @@ On a CPU with bfloat16 units a product in bfloat16 costs a fifth of one in float
 all that may be selected lies above a cut; only those few are computed in float32, and they alone decide. The result is
 that of float32 throughout.
 
-The bound. For a token a (d,) and a feature w (d,) with bias b, all float32, let ã, w̃ and b̃ be their roundings to
-bfloat16, and h = a·w + b the exact number. Then
-
-    a·w − ã·w̃ = (a − ã)·w̃ + a·(w − w̃),   |a·w − ã·w̃| ≤ ‖a − ã‖‖w̃‖ + ‖a‖‖w − w̃‖,
-
-by Cauchy and Schwarz, with all four norms measured, those of features as maxima over the features. Further:
-
-* The bias is off by |b − b̃|, measured.
-* A sum of m float32 terms, in whatever order it is made, is off by at most m·u / (1 − m·u) times the sum of their
-  magnitudes, u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 4.2). Products of two bfloat16 numbers
-  are exact in float32. With the bias and a last sum of partial sums m ≤ d + 2, and Σ|ã_i w̃_i| ≤ ‖ã‖‖w̃‖; m·2⁻²³
-  instead covers the denominator, and units that cut off instead of rounding. The float32 value that decides is itself
-  such a sum: it comes in twice.
-* Units for bfloat16 take numbers below 2⁻¹²⁶ for 0, as operands and as results. Operands: at most 2⁻¹²⁶ √d ‖w̃‖ and
-  2⁻¹²⁶ √d ‖ã‖. Results: at most 2⁻¹²⁶ for each of 2d + 2 operations.
-* Norms are made in float32 themselves: off by the factor 1 + (d + 8)·2⁻²³ at most, and by √d·2⁻⁶² where squares fall
-  below what float32 holds.
-
-Their sum is ε. Then the product p̃ in float32 is within ε of the float32 value h̄ that decides. Last, p̃ is rounded to
-bfloat16: h̃ with |p̃ − h̃| ≤ 2⁻⁸|h̃|. So h̃ − 2⁻⁸|h̃| − ε ≤ h̄ ≤ h̃ + 2⁻⁸|h̃| + ε.
+The bound is that of `hfsae.functional.rounding`: h̃ − 2⁻⁸|h̃| − ε ≤ h̄ ≤ h̃ + 2⁻⁸|h̃| + ε for the bfloat16 number h̃
+and the float32 number h̄ that decides.
 
 Selection by comparison: if k features have h̃ ≥ v > 0, the k-th largest h̄ is at least (1 − 2⁻⁸)v − ε, and a feature
 may only be among the k largest if (1 + 2⁻⁸)h̃ + ε reaches that.
@@ -38,26 +20,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfsae.functional.blocks import in_blocks
 from hfsae.functional.entries import Entries, Grouped
 from hfsae.functional.patterns import SparsePattern
+from hfsae.functional.rounding import FLUSHED, HALF_PLACE, LARGEST, ProductError, narrowed_rows
 
-# Half a unit in the last place of a bfloat16 number, relative to it.
-_HALF_PLACE = 2.0**-8
-# A float32 rounding, or two of them where it is a bound for rounding to nearest.
-_ROUNDING = 2.0**-23
-# What is below this is taken for 0.
-_FLUSHED = 2.0**-126
-# Above this nothing is said: sums might overflow.
-_LARGEST = 2.0**120
-# Features are filled up to a multiple of so many by some that are never active, and dimensions by some that are 0.
-_MULTIPLE, _MULTIPLE_OF_WIDTH = 64, 32
+# Features are filled up to a multiple of so many by some that are never active.
+_MULTIPLE = 64
 # A token of whose features a larger share may be selected is cheaper in float32.
 _MOST_PASSING = 1 / 16
 # Tokens of a chunk: each reads the weights anew, and what it makes is the largest thing of a step (d = 768, n = 12288:
@@ -128,7 +101,7 @@ class Candidates:
     @property
     def upper(self) -> Tensor:
         """What they are at most."""
-        return self.screened.double() * (1 + _HALF_PLACE) + self.error
+        return self.screened.double() * (1 + HALF_PLACE) + self.error
 
     def kept(self, keep: Tensor) -> "Candidates":
         """Those that a mask keeps."""
@@ -170,8 +143,8 @@ class Chunk:
         Returns:
             The entries, and (tokens,) bool, of which tokens they are; the others have to be looked at in float32.
         """
-        cut = (level - self._error) / (1 + _HALF_PLACE)
-        certain = (cut > 2 * _FLUSHED) & (cut < _LARGEST)  # False for NaN
+        cut = (level - self._error) / (1 + HALF_PLACE)
+        certain = (cut > 2 * FLUSHED) & (cut < LARGEST)  # False for NaN
         narrow = cut.bfloat16()
         bits = narrow.view(torch.int16) - (narrow.double() > cut).short()
         most = max(1, int(_MOST_PASSING * self.made.shape[1]))
@@ -205,39 +178,11 @@ class Screen:
         self.x, self._weight, self._bias = x, weight, bias
         self._in_float32 = in_float32
         self.n_features, self._width = weight.shape
-        # One more dimension holds 1 in every token and the biases in the features: a product that adds biases itself
-        # writes them to memory first, which costs a third of it.
-        self._narrow_x = _narrowed(x, len(x))
+        self._narrow_x = narrowed_rows(x, len(x))
         self._narrow_x[:, self._width] = 1.0
-        self._narrow_weight = _narrowed(weight, self.n_features + -self.n_features % _MULTIPLE)
-        self._measure()
-
-    def _measure(self) -> None:
-        """Norms, and the part of the error that the biases have no share in."""
-        x_norm, x_off = self._norms(self.x, self._narrow_x)
-        w_norm, w_off = (_largest(n) for n in self._norms(self._weight, self._narrow_weight[: self.n_features]))
-        # The exact rows are no longer than their roundings and what these are off by.
-        x_norm = x_norm + x_off
-        # ‖a‖‖w‖ and more: no |a·w| of a token is above it.
-        self._reach = (x_norm + x_off) * (w_norm + w_off)
-        flushed = 2 * _FLUSHED * (self._width**0.5 * (x_norm + x_off + w_norm + w_off) + 2 * self._width + 2)
-        self._off = x_off * w_norm + x_norm * w_off + self._sums_off(self._reach) + flushed
-
-    def _norms(self, rows: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows,) float64, at least: the norm of each row in bfloat16, and that of what it is off by."""
-        norms, off = [], []
-        for exact, rounded in in_blocks(rows, narrow):
-            wide = rounded[:, : self._width].float()
-            norms.append(torch.linalg.vector_norm(wide, dim=1))
-            off.append(torch.linalg.vector_norm(wide.sub_(exact), dim=1))
-        return self._at_least(torch.cat(norms)), self._at_least(torch.cat(off))
-
-    def _at_least(self, norm: Tensor) -> Tensor:
-        return norm.double() * (1 + (self._width + 8) * _ROUNDING) + self._width**0.5 * 2.0**-62
-
-    def _sums_off(self, magnitude: Any) -> Any:
-        """By how much two float32 sums over terms of such a magnitude together may differ from the exact one."""
-        return 2 * (self._width + 2) * _ROUNDING * magnitude
+        self._narrow_weight = narrowed_rows(weight, self.n_features + -self.n_features % _MULTIPLE)
+        error = ProductError(x, self._narrow_x, weight, self._narrow_weight)
+        self._reach, self._off, self._sums_off = error.reach, error.off, error.sums_off
 
     def chunks(self, above: Tensor | float = 0.0) -> Iterator[Chunk]:
         """The pre-activations less `above` in bfloat16, each chunk in the memory of the one before.
@@ -260,7 +205,7 @@ class Screen:
 
         A bias so low that its feature is active nowhere counts for no error: it becomes one that is low enough.
         """
-        known = self._reach < _LARGEST
+        known = self._reach < LARGEST
         reach = torch.where(known, self._reach, 0.0).max().item()
         given = self._bias.double()
         bias = given - above
@@ -270,11 +215,11 @@ class Screen:
         matters = ~((bias + self._sums_off(given.abs()) < lowest) | (bias == -math.inf))  # True for NaN
         largest = _largest(torch.where(matters, size, 0.0))
         off = torch.where(known, self._off, 0.0).max().item()
-        raised_by = 2 * (off + (_HALF_PLACE + self._sums_off(1.0)) * largest)
+        raised_by = 2 * (off + (HALF_PLACE + self._sums_off(1.0)) * largest)
         wanted = torch.where(matters, bias + raised_by, 0.0)
         narrow = wanted.bfloat16()
         error = self._off + _largest((narrow.double() - wanted).abs()) + self._sums_off(largest + raised_by)
-        certain = known & (largest + raised_by < _LARGEST) & (error < raised_by)
+        certain = known & (largest + raised_by < LARGEST) & (error < raised_by)
         if not raised_by + 2 * reach + lowest < 0:
             certain = torch.zeros_like(certain)
         low = torch.full((len(self._narrow_weight),), lowest, dtype=torch.bfloat16)
@@ -319,19 +264,9 @@ class Screen:
         return entries.with_rows(rows, Entries.joined([alone(pre) for pre in self._in_float32(self.x[rows])]))
 
 
-def _narrowed(rows: Tensor, height: int) -> Tensor:
-    """(height, more than d) bfloat16: rows (m, d) rounded, 0 in what is left."""
-    n_rows, width = rows.shape
-    narrow = rows.new_empty(height, width + _MULTIPLE_OF_WIDTH - width % _MULTIPLE_OF_WIDTH, dtype=torch.bfloat16)
-    narrow[:n_rows, :width] = rows
-    narrow[:, width:] = 0
-    narrow[n_rows:] = 0
-    return narrow
-
-
 def _lower(screened: Tensor, error: Tensor) -> Tensor:
     wide = screened.double()
-    return wide - _HALF_PLACE * wide.abs() - error
+    return wide - HALF_PLACE * wide.abs() - error
 
 
 def _largest(values: Tensor) -> float:

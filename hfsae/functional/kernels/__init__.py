@@ -24,6 +24,9 @@ _PEAKS = {
 # what sparse ones gather lies in cache. Whole steps on an H200, N = 16384, d = 768: they break even at about 1/36 in
 # bfloat16 with n = 32768 (1/64 against a compiled dense step), at about 1/12 in float32 with n = 16384.
 _ADVANTAGE = 2.5
+# Of each token 4 k features are read again, 16 d bytes for each that is wanted; by the peaks of an H100 that takes as
+# long as the float32 product of 160 features. Not yet measured.
+_FEATURES_PER_K = 256
 # Of a GPU that is not in the table: of those in it, the one whose dense products are the hardest to beat.
 _UNKNOWN = "H100"
 
@@ -31,6 +34,24 @@ _UNKNOWN = "H100"
 def serves(*tensors: Tensor) -> bool:
     """Whether kernels may take these tensors: all on CUDA, none wider than float32, and Triton installed."""
     return all(tensor.is_cuda and tensor.dtype in _DTYPES for tensor in tensors) and has_triton()
+
+
+def screens(x: Tensor, weight: Tensor, k: int) -> bool:
+    """Whether the k largest of each token are screened in bfloat16: on CUDA where float32 products are in full
+    precision, and features so many that the product costs more than looking at some of them again.
+
+    Args:
+        x: (N, d).
+        weight: (n, d).
+        k: How many are wanted.
+    """
+    exact = x.dtype == weight.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return exact and serves(x, weight) and len(x) > 0 and len(weight) >= _FEATURES_PER_K * k and has_tensor_cores(x)
+
+
+def has_tensor_cores(x: Tensor) -> bool:
+    """Whether a tensor's GPU multiplies in bfloat16 by units of its own: the A100 and what came after it."""
+    return torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 @cache

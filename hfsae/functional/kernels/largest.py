@@ -27,9 +27,12 @@ _GROUPS_AT_ONCE = 64
 
 
 @triton.jit
-def _group_maxima(out, rows, n, n_groups, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+def _group_maxima(out, rows, wanted, n, n_groups, GROUP: tl.constexpr, GROUPS: tl.constexpr, SOME: tl.constexpr):
     """out[r, j] = the largest of rows[r, j·GROUP : (j + 1)·GROUP]."""
     row = tl.program_id(0).to(tl.int64)
+    if SOME:
+        if tl.load(wanted + row) == 0:
+            return
     groups = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     columns = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     tile = tl.load(rows + row * n + columns, mask=columns < n, other=float("-inf"))
@@ -37,9 +40,23 @@ def _group_maxima(out, rows, n, n_groups, GROUP: tl.constexpr, GROUPS: tl.conste
 
 
 @triton.jit
-def _select(out, rows, groups, n, k, GROUP: tl.constexpr, SLOTS: tl.constexpr, BITS: tl.constexpr):
+def _select(
+    out,
+    rows,
+    groups,
+    wanted,
+    n,
+    k,
+    GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BITS: tl.constexpr,
+    SOME: tl.constexpr,
+):
     """out[r] = the columns of the k largest of row r, of those in its chosen groups; without groups of all."""
     row = tl.program_id(0).to(tl.int64)
+    if SOME:
+        if tl.load(wanted + row) == 0:
+            return
     slot = tl.arange(0, SLOTS)
     if GROUP > 0:
         in_reach = slot < k * GROUP
@@ -67,12 +84,13 @@ def _select(out, rows, groups, n, k, GROUP: tl.constexpr, SLOTS: tl.constexpr, B
     tl.store(out + row * k + place, column, mask=chosen)
 
 
-def largest(rows: Tensor, k: int) -> Tensor:
+def largest(rows: Tensor, k: int, wanted: Tensor | None = None) -> Tensor:
     """The columns of the k largest numbers of every row: (N, k) int64, in no order; of equal numbers any.
 
     Args:
         rows: (N, n) of bfloat16, float16 or float32, without NaN.
         k: How many, at most n.
+        wanted: (N,) bool, which rows are looked at, the others' columns being any; None for all.
     """
     n_rows, n = rows.shape
     if not n_rows or not k:
@@ -81,15 +99,22 @@ def largest(rows: Tensor, k: int) -> Tensor:
     group = group_size(n, k)
     n_groups = triton.cdiv(n, group)
     if n_groups <= k:
-        return _selected(rows, k) if n <= _MOST_CANDIDATES else rows.topk(k, dim=-1, sorted=False).indices
+        return _selected(rows, k, wanted) if n <= _MOST_CANDIDATES else rows.topk(k, dim=-1, sorted=False).indices
     if max(n_groups, k * group) > _MOST_CANDIDATES:
         return rows.topk(k, dim=-1, sorted=False).indices
     maxima = rows.new_empty(n_rows, n_groups)
     with torch.cuda.device_of(rows):
         _group_maxima[(n_rows, triton.cdiv(n_groups, _GROUPS_AT_ONCE))](
-            maxima, rows, n, n_groups, GROUP=group, GROUPS=_GROUPS_AT_ONCE
+            maxima,
+            rows,
+            rows if wanted is None else wanted,
+            n,
+            n_groups,
+            GROUP=group,
+            GROUPS=_GROUPS_AT_ONCE,
+            SOME=wanted is not None,
         )
-    return _selected(rows, k, _selected(maxima, k), group)
+    return _selected(rows, k, wanted, _selected(maxima, k, wanted), group)
 
 
 def group_size(n: int, k: int) -> int:
@@ -97,20 +122,24 @@ def group_size(n: int, k: int) -> int:
     return max(2, 1 << round(math.log2(n / k) / 2))
 
 
-def _selected(rows: Tensor, k: int, groups: Tensor | None = None, group: int = 0) -> Tensor:
+def _selected(rows: Tensor, k: int, wanted: Tensor | None, groups: Tensor | None = None, group: int = 0) -> Tensor:
     n_rows, n = rows.shape
     slots = triton.next_power_of_2(n if groups is None else k * group)
-    out = torch.empty(n_rows, k, dtype=torch.int64, device=rows.device)
+    # Where rows are left out their columns have to be some all the same.
+    make = torch.empty if wanted is None else torch.zeros
+    out = make(n_rows, k, dtype=torch.int64, device=rows.device)
     with torch.cuda.device_of(rows):
         _select[(n_rows,)](
             out,
             rows,
             out if groups is None else groups,
+            rows if wanted is None else wanted,
             n,
             k,
             GROUP=group,
             SLOTS=slots,
             BITS=16 if rows.dtype == torch.bfloat16 else 32,
+            SOME=wanted is not None,
             num_warps=max(4, slots // _CANDIDATES_OF_A_WARP),
         )
     return out

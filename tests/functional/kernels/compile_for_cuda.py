@@ -10,10 +10,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hfsae.functional.kernels import above, largest, products, rows
+from hfsae.functional.kernels import above, largest, products, rows, screened
 
-INTEGERS = {"indices", "starts", "ends", "further", "features", "offsets", "groups"}
-SIZES = {"width", "n", "n_groups", "k", "blocks"}
+INTEGERS = {"indices", "starts", "ends", "further", "features", "offsets", "groups", "wanted"}
+SIZES = {"width", "n", "n_rows", "n_groups", "k", "blocks"}
 FLOATS = {"cut": "*fp32", "least": "fp32", "parts": "*fp32"}
 BLOCKS = {"ENTRIES": 8, "COLUMNS": 256}
 # Each kernel with its constants as `hfsae` launches it, and what it writes where that is not what it reads.
@@ -22,9 +22,11 @@ KERNELS = [
     (products._join, {"COLUMNS": 256}, "fp32"),
     (products._inner_products, BLOCKS, "fp32"),
     (products._sum_values, {"VALUES": 256}, "fp32"),
-    (largest._group_maxima, {"GROUP": 32, "GROUPS": 64}, None),
-    (largest._select, {"GROUP": 0, "SLOTS": 1024}, "i64"),
-    (largest._select, {"GROUP": 32, "SLOTS": 1024}, "i64"),
+    (largest._group_maxima, {"GROUP": 32, "GROUPS": 64, "SOME": False}, None),
+    (largest._group_maxima, {"GROUP": 32, "GROUPS": 64, "SOME": True}, None),
+    (largest._select, {"GROUP": 0, "SLOTS": 1024, "SOME": False}, "i64"),
+    (largest._select, {"GROUP": 32, "SLOTS": 1024, "SOME": True}, "i64"),
+    (screened._product_where, {"TOKENS": 16, "FEATURES": 64, "COLUMNS": 32}, "fp32"),
     (above._count, {"EACH": True, "BLOCK": 2048}, "i64"),
     (above._write, {"EACH": False, "BLOCK": 2048}, None),
     (rows._remove_parallel, {"COLUMNS": 1024}, None),

@@ -53,6 +53,16 @@ def test_of_equal_numbers_as_many_as_are_wanted_are_taken():
     check(torch.tensor([[0.0, -0.0] * 30, [-1.0] * 60]), 5)
 
 
+@pytest.mark.parametrize("n", [20, 400])
+def test_rows_that_are_not_wanted_are_left_out(n: int):
+    """Their columns are some all the same, so that something may be gathered there."""
+    rows = torch.randn(3, n)
+    rows[1] = torch.nan
+    columns = largest(rows.to(DEVICE), 4, torch.tensor([True, False, True], device=DEVICE)).cpu()
+    assert ((columns >= 0) & (columns < n)).all()
+    assert torch.equal(columns[[0, 2]].sort().values, rows[[0, 2]].topk(4).indices.sort().values)
+
+
 def test_rows_that_lie_apart_in_memory():
     check(torch.randn(40, 2).T, 4)
 
