@@ -15,6 +15,9 @@ from transformers import PreTrainedConfig
 from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.suggestions import did_you_mean
 
+TOGETHER = "+"
+"""What joins the names of places that one crosscoder reads: `"resid_post.1+resid_post.2"`."""
+
 MODEL_TYPE_PREFIX = "hfsae_"
 """What the `model_type` of every architecture begins with; its name follows."""
 
@@ -168,6 +171,11 @@ class SAEConfig(PreTrainedConfig):
         def expansion_factor(self) -> float:
             """`n_features / d_in`."""
             return self.n_features / self.d_in
+
+    @property
+    def input_widths(self) -> list[int]:
+        """Sizes of the parts of what is read that have a scale of their own, one behind the other."""
+        return [self.d_in]
 
     @property
     def is_transcoder(self) -> bool:

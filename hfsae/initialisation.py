@@ -4,7 +4,6 @@ The same start, untrained, is the baseline that belongs beside every headline fi
 recovers a lot by itself.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -59,12 +58,12 @@ def initialise(
     x = activations.to(sae.W_dec.device, sae.W_dec.dtype)
     target = None if target is None else target.to(sae.W_dec.device, sae.W_dec.dtype)
     if sae.config.scale_inputs:
-        _fit_scale(sae.input_scale, sae.scaled, x)
+        _fit_scale(sae.input_scale, sae.scaled, x, sae.config.input_widths)
     scaled = goal = sae.scaled(x)
     find_center = geometric_median if center == "geometric_median" else partial(torch.mean, dim=0)
     if sae.config.is_transcoder:
         if sae.config.scale_inputs:
-            _fit_scale(sae.output_scale, partial(sae.scaled_target, x), target)
+            _fit_scale(sae.output_scale, partial(sae.scaled_target, x), target, [sae.config.d_out])
         goal = sae.scaled_target(x, target)
     sae.b_dec.copy_(find_center(goal))
     if sae.config.is_transcoder and not sae.config.subtract_b_dec:
@@ -77,14 +76,16 @@ def initialise(
     return sae
 
 
-def _fit_scale(scale: Tensor, scaled: Callable[[Any], Tensor], x: Tensor | None) -> None:
-    """Sets a scale so that what it scales has a mean norm of √d."""
+def _fit_scale(scale: Tensor, scaled: Callable[[Any], Tensor], x: Tensor | None, widths: list[int]) -> None:
+    """Sets a scale, or one for each of the parts of so many dimensions, so that a part's mean norm becomes √width."""
     scale.fill_(1.0)
-    rows = scaled(x)
-    mean_norm = rows.norm(dim=1).mean().item()
-    if not 0 < mean_norm < math.inf:
-        raise ValueError(f"initialise() needs finite activations, not all of them 0: their mean norm is {mean_norm}.")
-    scale.fill_(rows.shape[1] ** 0.5 / mean_norm)
+    mean_norms = torch.stack([part.norm(dim=1).mean() for part in scaled(x).split(widths, dim=1)]).float()
+    if not ((mean_norms > 0) & mean_norms.isfinite()).all():
+        raise ValueError(
+            "initialise() needs finite activations, not all of them 0: their mean norm is "
+            f"{', '.join(f'{norm:g}' for norm in mean_norms.tolist())}."
+        )
+    scale.copy_((mean_norms.new_tensor(widths).sqrt() / mean_norms).view_as(scale))
 
 
 def _gain(sae: SAE, scaled: Tensor, goal: Tensor) -> Tensor:

@@ -363,8 +363,8 @@ def refuse_unusable(source: str | os.PathLike, sae: PreTrainedModel) -> None:
                 f"{name} of {source} holds NaN or infinity, in {bad:,} of {tensor.numel():,} places: these weights "
                 "are broken. Take them from a copy or an earlier checkpoint."
             )
-        if name in ("input_scale", "output_scale") and not tensor > 0:
-            raise ValueError(f"{name} of {source} is {tensor.item()}, expected a number above 0.")
+        if name in ("input_scale", "output_scale") and not (tensor > 0).all():
+            raise ValueError(f"{name} of {source} is {tensor.min().item()}, expected a number above 0.")
 
 
 def _weights_files(source: str | os.PathLike, kwargs: dict[str, Any]) -> list[Path]:

@@ -53,7 +53,8 @@ class SAE(Doors, PreTrainedModel):
     architecture, or `SAE.from_pretrained` / `SAE.from_config`, which return the class that the config names.
 
     Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
-    `b_dec` (d_out,), `input_scale` (); transcoders also `output_scale` (); `W_skip` (d_out, d_in) where there is one.
+    `b_dec` (d_out,), `input_scale` (), or (sources,) of a crosscoder; transcoders also `output_scale` (); `W_skip`
+    (d_out, d_in) where there is one.
 
     Example:
         >>> import torch
@@ -248,8 +249,13 @@ class SAE(Doors, PreTrainedModel):
         return (at_least_float32(rows) / self._scale_out).to(rows.dtype)
 
     @property
+    def _scale_in(self) -> Tensor:
+        """What activations are multiplied by: (), or (d_in,) where dimensions differ."""
+        return self.input_scale
+
+    @property
     def _scale_out(self) -> Tensor:
-        return self.output_scale if self.config.is_transcoder else self.input_scale
+        return self.output_scale if self.config.is_transcoder else self._scale_in
 
     # -- into scaled space and back -----------------------------------------------------------------------------------
     def _transform(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
@@ -268,7 +274,7 @@ class SAE(Doors, PreTrainedModel):
     def scaled(self, activations: Tensor) -> Tensor:
         """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
         x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
-        return (at_least_float32(x) * self.input_scale).to(x.dtype)
+        return (at_least_float32(x) * self._scale_in).to(x.dtype)
 
     def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
         """What a transcoder is to write, as it leaves the decoder: times `output_scale`.
@@ -468,17 +474,17 @@ class SAE(Doors, PreTrainedModel):
             The SAE itself.
 
         Raises:
-            ValueError: For another `keep`, or for a transcoder with `"unit_rows"`: its two scales cannot both move
-                into the features.
+            ValueError: For another `keep`, or with `"unit_rows"` for a transcoder or crosscoder: its several scales
+                cannot all move into the features.
         """
         if keep not in ("features", "unit_rows"):
             raise ValueError(f"keep must be 'features' or 'unit_rows', got {keep!r}.")
-        if keep == "unit_rows" and self.config.is_transcoder:
-            raise ValueError("keep='unit_rows' needs one scale for input and output; use keep='features'.")
+        if keep == "unit_rows" and (self.config.is_transcoder or self.input_scale.ndim):
+            raise ValueError("keep='unit_rows' needs one scale for all of input and output; use keep='features'.")
         self._fold_decoder_norm()
         if self.config.is_transcoder:
             self._subtract_b_dec(False)
-        s_in, s_out = self.input_scale.clone(), self._scale_out.clone()
+        s_in, s_out = self._scale_in.clone(), self._scale_out.clone()
         if keep == "features":
             self.encoder.weight.mul_(s_in)
             self.W_dec.div_(s_out)
@@ -488,8 +494,9 @@ class SAE(Doors, PreTrainedModel):
         self.b_dec.div_(s_out)
         if self.config.skip:
             self.W_skip.mul_(s_in / s_out)
-        self.input_scale.fill_(1.0)
-        self._scale_out.fill_(1.0)
+        for name in ("input_scale", "output_scale"):
+            if (scale := getattr(self, name, None)) is not None:
+                scale.fill_(1.0)
         self.config.scale_inputs = False
         return self
 

@@ -4,10 +4,21 @@ from torch import Tensor
 
 from hfsae import SAE, StandardSAEConfig, TopKSAEConfig
 from hfsae.functional import SparseFeatures
-from tests.architectures.variants import ARCHITECTURES, D_IN, N_FEATURES, VARIANTS, activations, state
+from tests.architectures.variants import (
+    ARCHITECTURES,
+    CROSSCODERS,
+    D_IN,
+    N_FEATURES,
+    OF_ONE_SOURCE,
+    VARIANTS,
+    activations,
+    state,
+)
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+of_one_source = pytest.mark.parametrize("name", OF_ONE_SOURCE)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
+variant_of_one_source = pytest.mark.parametrize("name", [name for name in VARIANTS if name not in CROSSCODERS])
 
 
 def topk(**options) -> SAE:
@@ -50,7 +61,7 @@ def test_decode_takes_dense_and_sparse_features_and_gives_what_forward_gives(nam
     torch.testing.assert_close(sae.decode(sae.encode(x)), reconstruction)
     torch.testing.assert_close(sae.decode(sae.encode_sparse(x)), reconstruction)
     torch.testing.assert_close(sae.decode(SparseFeatures.from_dense(sae.encode(x))), reconstruction)
-    expected = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae.input_scale
+    expected = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae._scale_in
     torch.testing.assert_close(reconstruction, expected)
 
 
@@ -88,7 +99,7 @@ def test_of_features_that_stand_alone_no_others_are_computed(name: str):
 
 def test_pre_activations_are_those_of_the_formula():
     sae, x = topk(), activations(10)
-    expected = (sae.input_scale * x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    expected = (sae._scale_in * x - sae.b_dec) @ sae.W_enc + sae.b_enc
     torch.testing.assert_close(sae.pre_activations(x), expected)
 
 
@@ -139,10 +150,10 @@ def test_a_step_reports_its_terms_its_features_and_how_often_each_fired(name: st
     torch.testing.assert_close(out.statistics.l0, (dense != 0).sum(1).float().mean())
     torch.testing.assert_close(out.reconstruction, sae.decode(dense, x).detach())
     error = out.losses["mse"] if out.statistics.squared_error is None else out.statistics.squared_error
-    torch.testing.assert_close(error, (out.reconstruction - x).square().sum(1).mean() * sae.input_scale**2)
+    torch.testing.assert_close(error, ((out.reconstruction - x) * sae._scale_in).square().sum(1).mean())
 
 
-@every_variant
+@variant_of_one_source
 @pytest.mark.parametrize("transform", ["center", "layer_norm", "constant_norm"])
 def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, transform: str):
     sae, x = VARIANTS[name].make(input_transform=transform), activations(40) + 5
@@ -150,11 +161,18 @@ def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, tra
     torch.testing.assert_close(out.reconstruction, sae.decode(out.features, x).detach())
 
 
-@every_variant
-@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"skip": True}], ids=str)
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        (name, options)
+        for name in VARIANTS
+        for options in ({}, {"rescale_by_decoder_norm": True}, {"skip": True})
+        if name not in CROSSCODERS or "skip" not in options
+    ],
+)
 def test_the_reconstruction_in_scaled_space_is_that_of_a_step(name: str, options: dict):
     sae, x = VARIANTS[name].make(**options), activations(40)
-    expected = sae(x, state=state()).reconstruction * sae.input_scale
+    expected = sae(x, state=state()).reconstruction * sae._scale_in
     torch.testing.assert_close(sae.scaled_reconstruction(sae.scaled(x)), expected)
     assert not sae.scaled_reconstruction(sae.scaled(x)).requires_grad
 
@@ -167,7 +185,7 @@ def test_without_subtracting_b_dec_the_encoder_does_not_see_it(name: str):
     with torch.no_grad():
         sae.b_dec += 3
     torch.testing.assert_close(sae.encode(x), before)
-    torch.testing.assert_close(sae(x).reconstruction, reconstruction + 3 / sae.input_scale)
+    torch.testing.assert_close(sae(x).reconstruction, reconstruction + 3 / sae._scale_in)
     torch.testing.assert_close(sae.pre_activations(x), sae.scaled(x) @ sae.W_enc + sae.b_enc)
 
 
@@ -177,11 +195,11 @@ def test_without_subtracting_b_dec_its_gradient_comes_from_the_decoder_alone(nam
     sae, x = VARIANTS[name].make(subtract_b_dec=False, **of_one_error(name)), activations(10)
     out = sae(x, state=state(path))
     out.loss.backward()
-    residual = out.reconstruction * sae.input_scale - sae.scaled(x)
+    residual = out.reconstruction * sae._scale_in - sae.scaled(x)
     torch.testing.assert_close(sae.b_dec.grad, 2 * residual.mean(0))
 
 
-@every_architecture
+@of_one_source
 def test_centred_sae_ignores_the_mean_over_dimensions_and_puts_it_back(name: str):
     sae, x = VARIANTS[name].make(input_transform="center"), activations(10)
     shift = torch.linspace(-5, 5, 10, dtype=torch.float64)[:, None]
@@ -191,7 +209,7 @@ def test_centred_sae_ignores_the_mean_over_dimensions_and_puts_it_back(name: str
     torch.testing.assert_close(sae.decode(sae.encode(x), x), without + x.mean(1, keepdim=True))
 
 
-@every_architecture
+@of_one_source
 def test_layer_normed_sae_ignores_mean_and_spread_and_puts_both_back(name: str):
     sae, x = VARIANTS[name].make(input_transform="layer_norm"), activations(10)
     other = 1000 * x + 3
@@ -199,19 +217,19 @@ def test_layer_normed_sae_ignores_mean_and_spread_and_puts_both_back(name: str):
     torch.testing.assert_close(sae.encode(other), sae.encode(x), **tolerance)
     torch.testing.assert_close((sae(other).reconstruction - 3) / 1000, sae(x).reconstruction, **tolerance)
     mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True)
-    torch.testing.assert_close(sae.scaled(x), (x - mean) / (spread + 1e-5) * sae.input_scale)
-    written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae.input_scale
+    torch.testing.assert_close(sae.scaled(x), (x - mean) / (spread + 1e-5) * sae._scale_in)
+    written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae._scale_in
     torch.testing.assert_close(sae(x).reconstruction, written * spread + mean)
 
 
-@every_architecture
+@of_one_source
 def test_an_sae_of_constant_norm_ignores_lengths_and_puts_them_back(name: str):
     sae, x = VARIANTS[name].make(input_transform="constant_norm"), activations(10)
     torch.testing.assert_close(sae.encode(7 * x), sae.encode(x))
     torch.testing.assert_close(sae(7 * x).reconstruction, 7 * sae(x).reconstruction)
     length = x.norm(dim=1, keepdim=True) / sae.config.d_in**0.5
-    torch.testing.assert_close(sae.scaled(x), x / length * sae.input_scale)
-    written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae.input_scale
+    torch.testing.assert_close(sae.scaled(x), x / length * sae._scale_in)
+    written = (sae.encode(x) @ sae.W_dec + sae.b_dec) / sae._scale_in
     torch.testing.assert_close(sae(x).reconstruction, written * length)
     assert sae(torch.zeros(1, sae.config.d_in)).reconstruction.count_nonzero() == 0
 
@@ -238,7 +256,7 @@ def test_rescaling_selects_and_reports_at_the_decoders_norm_and_writes_along_uni
     torch.testing.assert_close(sae.pre_activations(x), plain * norm)
     torch.testing.assert_close(sae.decoder_rows, sae.W_dec / norm[:, None])
     written = sae.encode(x) @ (sae.W_dec / norm[:, None])
-    torch.testing.assert_close(sae(x).reconstruction, (written + sae.b_dec) / sae.input_scale)
+    torch.testing.assert_close(sae(x).reconstruction, (written + sae.b_dec) / sae._scale_in)
 
 
 @every_variant
@@ -256,7 +274,7 @@ def test_rescaling_is_the_same_sae_to_training_as_the_one_it_folds_into(name: st
     torch.testing.assert_close(folded(x, state=step).losses, before)
 
 
-@every_architecture
+@of_one_source
 def test_a_skip_connection_starts_at_0_and_is_added_to_the_reconstruction(name: str):
     fresh = SAE.from_config(VARIANTS[name].make(skip=True).config)
     assert not fresh.W_skip.any()
@@ -264,10 +282,10 @@ def test_a_skip_connection_starts_at_0_and_is_added_to_the_reconstruction(name: 
     with torch.no_grad():
         sae.W_skip.normal_(generator=torch.Generator().manual_seed(0))
     written = sae.encode(x) @ sae.W_dec + sae.b_dec + sae.scaled(x) @ sae.W_skip.T
-    torch.testing.assert_close(sae(x).reconstruction, written / sae.input_scale)
+    torch.testing.assert_close(sae(x).reconstruction, written / sae._scale_in)
     out = sae(x, state=state())
     out.loss.backward()
-    residual = out.reconstruction * sae.input_scale - sae.scaled(x)
+    residual = out.reconstruction * sae._scale_in - sae.scaled(x)
     torch.testing.assert_close(sae.W_skip.grad, 2 * residual.T @ sae.scaled(x) / 10)
 
 
@@ -284,7 +302,7 @@ def test_every_reconstruction_in_a_loss_has_the_skip_connection():
 
 
 # -- transcoders ------------------------------------------------------------------------------------------------------
-@every_architecture
+@of_one_source
 def test_a_transcoder_reads_at_one_scale_and_writes_at_another_in_another_size(name: str):
     sae, x = transcoder(name, d_out=4), activations(10)
     assert sae.W_dec.shape == (N_FEATURES, 4) and sae.b_dec.shape == (4,)
@@ -295,7 +313,7 @@ def test_a_transcoder_reads_at_one_scale_and_writes_at_another_in_another_size(n
     torch.testing.assert_close(sae(x.reshape(2, 5, D_IN)).reconstruction, sae(x).reconstruction.reshape(2, 5, 4))
 
 
-@every_variant
+@variant_of_one_source
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_a_transcoder_is_trained_towards_its_target_at_the_targets_scale(name: str, path: str):
     sae, x = transcoder(name, d_out=4, skip=True, **of_one_error(name)), activations(12)
@@ -320,7 +338,7 @@ def test_a_transcoder_says_what_target_it_needs(target: Tensor | None, message: 
         transcoder(d_out=4)(activations(12), target, state())
 
 
-@every_architecture
+@of_one_source
 def test_folding_a_transcoder_that_subtracts_b_dec_moves_the_subtraction_into_the_biases(name: str):
     places = {"hook_point": "layers.3.mlp.input", "target_hook_point": "layers.3.mlp.output"}
     sae, x = VARIANTS[name].make(subtract_b_dec=True, **places), activations(20)
@@ -332,7 +350,7 @@ def test_folding_a_transcoder_that_subtracts_b_dec_moves_the_subtraction_into_th
     torch.testing.assert_close(after.reconstruction, before.reconstruction)
 
 
-@every_architecture
+@of_one_source
 @pytest.mark.parametrize("skip", [False, True])
 def test_folding_both_scales_of_a_transcoder_is_exact(name: str, skip: bool):
     sae, x = transcoder(name, d_out=4, skip=skip), activations(20)
@@ -345,7 +363,7 @@ def test_folding_both_scales_of_a_transcoder_is_exact(name: str, skip: bool):
 
 
 def test_a_transcoders_scales_cannot_both_move_into_its_features():
-    with pytest.raises(ValueError, match="one scale for input and output; use keep='features'"):
+    with pytest.raises(ValueError, match="one scale for all of input and output; use keep='features'"):
         transcoder().fold_input_scale("unit_rows")
 
 
@@ -363,7 +381,7 @@ def test_a_narrow_sae_is_scaled_by_the_float32_scale_and_not_by_a_rounded_one(dt
     sae = SAE.from_config(TopKSAEConfig(d_in=256, n_features=8, k=2)).to(dtype)
     sae.input_scale.fill_(1.2345678)
     x = activations(4, 256, dtype=dtype)
-    exact = (x.float() * sae.input_scale).to(dtype)
+    exact = (x.float() * sae._scale_in).to(dtype)
     assert torch.equal(sae.scaled(x), exact)
     assert not torch.equal(x * sae.input_scale.to(dtype), exact), "the test could not fail"
 

@@ -5,6 +5,16 @@ Nothing else in the package names architectures.
 """
 
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.architectures.crosscoder import (
+    CrosscoderSAE,
+    CrosscoderSAEConfig,
+    JumpReLUCrosscoderSAE,
+    JumpReLUCrosscoderSAEConfig,
+    StandardCrosscoderSAE,
+    StandardCrosscoderSAEConfig,
+    TopKCrosscoderSAE,
+    TopKCrosscoderSAEConfig,
+)
 from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.architectures.matryoshka import MatryoshkaSAE, MatryoshkaSAEConfig
@@ -16,20 +26,30 @@ from hfsae.architectures.registry import (
     config_class_of,
     register,
 )
+from hfsae.architectures.sources import Crosscoder
 from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
 from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
 
 __all__ = [
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
+    "Crosscoder",
+    "CrosscoderSAE",
+    "CrosscoderSAEConfig",
     "GatedSAE",
     "GatedSAEConfig",
+    "JumpReLUCrosscoderSAE",
+    "JumpReLUCrosscoderSAEConfig",
     "JumpReLUSAE",
     "JumpReLUSAEConfig",
     "MatryoshkaSAE",
     "MatryoshkaSAEConfig",
+    "StandardCrosscoderSAE",
+    "StandardCrosscoderSAEConfig",
     "StandardSAE",
     "StandardSAEConfig",
+    "TopKCrosscoderSAE",
+    "TopKCrosscoderSAEConfig",
     "TopKSAE",
     "TopKSAEConfig",
     "architecture_name",

@@ -64,9 +64,14 @@ class StandardSAE(SAE):
         # Nothing to keep apart: what is not active is 0 after the ReLU.
         return torch.relu(pre)
 
+    @property
+    def penalised_norms(self) -> Tensor:
+        """What a feature's L1 is weighed by, (n_features,)."""
+        return self.decoder_rows.norm(dim=1)
+
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         if self.config.penalty == "decoder_norm":
-            penalty = step.mean_weighted(step.values, self.decoder_rows.norm(dim=1))
+            penalty = step.mean_weighted(step.values, self.penalised_norms)
         else:
             penalty = step.mean_per_token(step.values)
         return {"mse": step.mse(), "l1": step.state.sparsity_coefficient * penalty}

@@ -41,11 +41,20 @@ def _largest(numbers: Tensor, k: int) -> Tensor:
 
 
 def standard(
-    x: Tensor, w: Weights, *, coefficient: float, weight_by_decoder_norm: bool = True
+    x: Tensor,
+    w: Weights,
+    *,
+    coefficient: float,
+    weight_by_decoder_norm: bool = True,
+    widths: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """ReLU features; squared error + λ · Σ z_i, each z_i times ‖W_dec[i]‖ or not."""
+    """ReLU features; squared error + λ · Σ z_i, each z_i times ‖W_dec[i]‖ or not.
+
+    Of a crosscoder with sources of these `widths`, ‖W_dec[i]‖ is the sum of the row's norms in all of them.
+    """
     z = pre_activations(x, w).relu()
-    penalised = z * w.W_dec.norm(dim=1) if weight_by_decoder_norm else z
+    norms = sum(part.norm(dim=1) for part in w.W_dec.split(widths or w.W_dec.shape[1], dim=1))
+    penalised = z * norms if weight_by_decoder_norm else z
     return z, squared_error(decode(z, w), x) + coefficient * penalised.sum(1).mean()
 
 

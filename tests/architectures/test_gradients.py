@@ -55,7 +55,7 @@ def test_a_step_is_the_references_on_both_paths(name: str, data: st.DataObject):
         x = x.round()
     with torch.no_grad():
         sae.encoder.bias += shift
-        x[:idle] = (sae.b_dec / sae.input_scale).to(dtype)  # tokens on which the encoder sees nothing but its bias
+        x[:idle] = (sae.b_dec / sae._scale_in).to(dtype)  # tokens on which the encoder sees nothing but its bias
 
     features, loss = variant.reference(sae, sae.scaled(x))
     loss.backward()
@@ -87,7 +87,11 @@ def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: s
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "name", ["standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "gated"]
+    "name",
+    [
+        *("standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "gated"),
+        *("crosscoder", "topk_crosscoder", "standard_crosscoder"),
+    ],
 )
 def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, path: str):
     """Numerical differentiation: independent of the reference too. Gated is left without its detached decoder term."""
@@ -105,7 +109,7 @@ def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "jumprelu"])
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "jumprelu", "crosscoder"])
 @pytest.mark.parametrize("n_dead", [1, 2, 9])
 def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_uses(name: str, path: str, n_dead: int):
     """d_in = 6 lets 3 dead features at a time reconstruct a token's residual."""

@@ -8,6 +8,7 @@ from hfsae import SAE
 from hfsae.architectures import architectures, config_class_of
 from hfsae.initialisation import initialise
 from hfsae.outputs import StepState
+from tests.architectures.variants import sources
 
 D_IN, N_TRUE, ACTIVE, NOISE = 32, 64, 3, 0.05
 STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
@@ -21,6 +22,10 @@ SETTINGS: dict[str, tuple[str, dict, float]] = {
     "standard-l1": ("standard", {"penalty": "l1"}, 2.0),
     "jumprelu": ("jumprelu", {"initial_l0": 2 * ACTIVE}, 0.5),
     "gated": ("gated", {}, 4.0),
+    "crosscoder": ("crosscoder", {"k": ACTIVE}, 0.0),
+    "topk_crosscoder": ("topk_crosscoder", {"k": ACTIVE}, 0.0),
+    "jumprelu_crosscoder": ("jumprelu_crosscoder", {"initial_l0": 2 * ACTIVE}, 0.5),
+    "standard_crosscoder": ("standard_crosscoder", {}, 1.5),
 }
 
 
@@ -67,7 +72,8 @@ def test_training_finds_the_planted_directions_that_the_start_does_not_have(name
     directions = torch.nn.functional.normalize(torch.randn(N_TRUE, D_IN, generator=generator), dim=1)
     architecture, options, coefficient = SETTINGS[name]
     torch.manual_seed(1)
-    sae = SAE.from_config(config_class_of(architecture)(d_in=D_IN, n_features=2 * N_TRUE, **options))
+    sizes = {"d_in": D_IN, "n_features": 2 * N_TRUE, **sources(architecture, D_IN)}
+    sae = SAE.from_config(config_class_of(architecture)(**sizes, **options))
     initialise(sae, planted(4096, generator, directions))
     untrained = mean_max_cosine(sae, directions)
     train(sae, coefficient, generator, directions)

@@ -14,11 +14,20 @@ from hfsae.functional.reference import Weights
 from hfsae.outputs import StepState
 
 D_IN, N_FEATURES, K = 6, 24, 3
-HAVE_K = ("topk", "batch_topk", "matryoshka")
-SHARE_A_BUDGET = ("batch_topk", "matryoshka")
+HAVE_K = ("topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
+CROSSCODERS = ("crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder")
+SHARE_A_BUDGET = ("batch_topk", "matryoshka", "crosscoder")
 """Variants whose choice of features spans the batch."""
 
 COEFFICIENT, TARGET_L0, BANDWIDTH = 0.3, 3.0, 0.6
+
+
+def sources(architecture: str, d_in: int) -> dict[str, Any]:
+    """Config fields of two unequal sources for a crosscoder, of one where there is but one dimension; else none."""
+    if architecture not in CROSSCODERS:
+        return {}
+    widths = [d_in] if d_in == 1 else [d_in // 3 or 1, d_in - (d_in // 3 or 1)]
+    return {"source_names": ["base", "tuned"][: len(widths)], "source_widths": widths}
 
 
 def weights_of(sae: SAE) -> Weights:
@@ -45,7 +54,8 @@ class Variant:
         """An SAE whose every tensor is away from its trivial start."""
         if self.architecture in HAVE_K:
             options.setdefault("k", min(K, n_features))
-        options = {"d_in": d_in, "n_features": n_features, **self.options, **options}
+        sizes = {"d_in": d_in, "n_features": n_features, **sources(self.architecture, d_in)}
+        options = {**sizes, **self.options, **options}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sae = SAE.from_config(config_class_of(self.architecture)(**options)).to(dtype)
@@ -77,7 +87,7 @@ def activations(n_tokens: int, d_in: int = D_IN, *, dtype: torch.dtype = torch.f
     return torch.randn(n_tokens, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def _jumprelu(sparsity: str) -> Variant:
+def _jumprelu(sparsity: str, architecture: str = "jumprelu") -> Variant:
     def expected(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return reference.jumprelu(
             x,
@@ -90,12 +100,16 @@ def _jumprelu(sparsity: str) -> Variant:
             tanh_scale=2.0,
         )
 
-    return Variant("jumprelu", expected, {"bandwidth": BANDWIDTH, "sparsity": sparsity, "tanh_scale": 2.0})
+    return Variant(architecture, expected, {"bandwidth": BANDWIDTH, "sparsity": sparsity, "tanh_scale": 2.0})
 
 
 def _gated(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     magnitudes = {"magnitude_bias": sae.magnitude_bias, "magnitude_log_scale": sae.magnitude_log_scale}
     return reference.gated(x, weights_of(sae), **magnitudes, coefficient=COEFFICIENT)
+
+
+def _standard_crosscoder(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.standard(x, weights_of(sae), coefficient=COEFFICIENT, widths=sae.config.source_widths)
 
 
 def _matryoshka(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +137,14 @@ VARIANTS: dict[str, Variant] = {
     "jumprelu-quadratic": _jumprelu("l0_quadratic"),
     "jumprelu-tanh": _jumprelu("tanh"),
     "gated": Variant("gated", _gated),
+    "crosscoder": Variant("crosscoder", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
+    "topk_crosscoder": Variant("topk_crosscoder", lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k)),
+    "jumprelu_crosscoder": _jumprelu("l0", "jumprelu_crosscoder"),
+    "standard_crosscoder": Variant("standard_crosscoder", _standard_crosscoder),
 }
 
 # One form of each, for what does not depend on the loss.
 ARCHITECTURES = [name for name, variant in VARIANTS.items() if name == variant.architecture]
+
+# Those with an activation of one place, which may be transformed, passed on by `skip`, or be a transcoder's.
+OF_ONE_SOURCE = [name for name in ARCHITECTURES if name not in CROSSCODERS]
