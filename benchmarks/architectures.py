@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 
 from hfsae import SAE, SAETrainer
-from hfsae.architectures import architectures
+from hfsae.architectures import Crosscoder, architectures
 from hfsae.command_line import NUMBERS, option
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.saving import write_json
@@ -28,7 +28,8 @@ A_MILLION = 1_048_576
 
 def train(args: SAETrainingArguments, actives: Sequence[int], revival: str) -> dict[int, dict[str, dict]]:
     """Trains every architecture with each number of active features; their metrics by that number and by name."""
-    wanted = [(active, architecture) for active in actives for architecture in architectures()]
+    of_one_place = [name for name, sae_class in architectures().items() if not issubclass(sae_class, Crosscoder)]
+    wanted = [(active, architecture) for active in actives for architecture in of_one_place]
     args = replace(
         args,
         output_dir=str(Path(args.output_dir) / revival),

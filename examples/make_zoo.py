@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, list_saes, push_saes
-from hfsae.architectures import architectures
+from hfsae.architectures import Crosscoder, architectures
 from hfsae.hub.card import CARD_FILE, render_card
 from hfsae.hub.listing import render_listing
 
@@ -39,7 +39,8 @@ def members() -> dict[str, dict[str, object]]:
             "target_l0": k,
         }
         for layer in LAYERS
-        for name in architectures()
+        for name, sae_class in architectures().items()
+        if not issubclass(sae_class, Crosscoder)  # which read several places
         for k in SPARSITIES
     }
 

@@ -190,12 +190,18 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
 
     Raises:
         HookPointError: If the model has no such place.
-        ValueError: If the config names none, or the activations there have another size than the SAE's.
+        ValueError: If the config names none, is a crosscoder's, or the activations there have another size than the
+            SAE's.
     """
     if config.hook_point is None:
         raise ValueError(
             "this SAE's config names no hook point. Set sae.config.hook_point to the place it was trained on, such as "
             "'resid_post.8'; hfsae.hooks.available_hook_points(model) lists what the model offers."
+        )
+    if len(config.input_widths) > 1:
+        raise ValueError(
+            f"a crosscoder reads several sources at once ({config.hook_point}): take one of them, sae.source(name), "
+            "or give it activations of all."
         )
     target = config.target_hook_point or config.hook_point
     points = []

@@ -15,6 +15,7 @@ import yaml
 
 from hfsae import SAE, SAETrainingArguments, TopKSAEConfig
 from hfsae.architectures import config_class_of
+from tests.architectures.variants import sources
 
 REGISTERED = ["standard", "topk", "batch_topk", "matryoshka", "jumprelu", "gated"]
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ def test_the_tensors_of_the_page_on_formats_are_those_of_the_architectures():
     page = (DOCS / "file_formats.md").read_text().partition("## The tensors of an SAE")[2]
     told = {name for cell in re.findall(r"^\| (`[^|]+) \|", page, re.M) for name in re.findall(r"`([\w.]+)`", cell)}
     transcoder = {"skip": True, "subtract_b_dec": False, "target_hook_point": "b.output"}
-    configs = [config_class_of(name)(d_in=4, n_features=64) for name in REGISTERED]
+    configs = [config_class_of(name)(d_in=4, n_features=64, **sources(name, 4)) for name in REGISTERED]
     configs += [TopKSAEConfig(d_in=4, n_features=16, k=4, hook_point="a.output", **transcoder)]
     assert told == {name for config in configs for name in SAE.from_config(config).state_dict()}
 

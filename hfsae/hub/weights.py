@@ -12,13 +12,13 @@ class WeightFacts:
     """Scales and norms.
 
     Args:
-        input_scale: What activations are multiplied by before they are encoded.
+        input_scales: What activations are multiplied by before they are encoded: one number, or one a source.
         output_scale: What a transcoder's reconstruction is divided by; None for an autoencoder.
         smallest_row: The least norm among the rows of `W_dec`.
         largest_row: The greatest.
     """
 
-    input_scale: float
+    input_scales: list[float]
     output_scale: float | None
     smallest_row: float
     largest_row: float
@@ -28,7 +28,7 @@ class WeightFacts:
         """The facts about an SAE."""
         norms = sae.W_dec.detach().float().norm(dim=1)
         output_scale = float(sae.get_tensor("output_scale")) if sae.config.is_transcoder else None
-        return cls(float(sae.input_scale), output_scale, float(norms.min()), float(norms.max()))
+        return cls(sae.input_scale.flatten().tolist(), output_scale, float(norms.min()), float(norms.max()))
 
     @property
     def unit_rows(self) -> bool:

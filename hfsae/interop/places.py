@@ -135,9 +135,12 @@ def transformer_lens_names(
         hook_name_out: The second.
 
     Raises:
-        ValueError: If a place has no TransformerLens name, or the language model is not known well enough to tell.
+        ValueError: If a place has no TransformerLens name, or the language model is not known well enough to tell; of
+            a crosscoder.
             Under another name SAELens would run the model without the SAE and say nothing.
     """
+    if len(config.input_widths) > 1:
+        raise ValueError("a crosscoder has several places, of which that has no room: take one, sae.source(name).")
     target = config.target_hook_point if config.is_transcoder else None
     portable = (config.training or {}).get("portable_name")
     found = []

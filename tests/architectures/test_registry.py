@@ -18,7 +18,8 @@ from tests.architectures.variants import activations, scramble
 
 
 def test_the_architectures_by_name():
-    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated", "matryoshka"}
+    crosscoders = {"crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder"}
+    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated", "matryoshka", *crosscoders}
     assert architectures()["topk"] is TopKSAE and config_class_of("topk") is TopKSAEConfig
 
 
@@ -34,7 +35,7 @@ def test_changing_the_answer_does_not_change_the_registry():
 
 def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown architecture 'top_k'; there are batch_topk, gated, jumprelu, matryoshka, standard"
+        ValueError, match="unknown architecture 'top_k'; there are batch_topk, crosscoder, gated, jumprelu, jumprelu_crosscoder"
     ):
         config_class_of("top_k")
 

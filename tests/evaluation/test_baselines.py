@@ -6,6 +6,7 @@ import torch
 from hfsae import SAE
 from hfsae.architectures import architectures
 from hfsae.evaluation import PCA, untrained
+from tests.architectures.variants import sources
 from tests.evaluation.tiny import WIDTH, make_sae
 
 
@@ -17,9 +18,9 @@ def activations() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", sorted(architectures()))
 def test_an_untrained_sae_knows_only_scale_centre_and_gain_and_has_as_many_active_features(name, activations):
-    sae = SAE.from_config(architectures()[name].config_class(d_in=WIDTH, n_features=64))
+    sae = SAE.from_config(architectures()[name].config_class(d_in=WIDTH, n_features=64, **sources(name, WIDTH)))
     fresh = untrained(sae, activations, k=5)
-    torch.testing.assert_close(fresh.b_dec / fresh.input_scale, activations.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fresh.b_dec / fresh._scale_in, activations.mean(0), atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         output = fresh(activations)
     assert output.features.shape == (600, 64)

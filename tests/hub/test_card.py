@@ -13,12 +13,13 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import GPT2Config
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig
 from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import render_card, write_card
 from hfsae.hub.card import BEGIN, END
 from hfsae.hub.entries import entry_of
+from tests.architectures.variants import sources
 from tests.hub.samples import LOG, config, metrics, reread, snippet
 
 
@@ -87,10 +88,17 @@ def test_a_bare_config_has_a_card():
 
 @pytest.mark.parametrize("name", sorted(architectures()))
 def test_every_architecture_has_a_card_that_says_what_it_is(name: str):
-    sae = SAE.from_config(architectures()[name].config_class(d_in=8, n_features=40))
+    sae = SAE.from_config(architectures()[name].config_class(d_in=8, n_features=40, **sources(name, 8)))
     card = render_card(sae)
     assert name in card.data.tags and type(sae).__name__ in card.text
     assert re.search(r"\d{4}", card.text.split("## Measured")[0].split("\n\n")[2]), "the paper's year"
+
+
+def test_a_crosscoders_card_says_the_scale_of_every_source():
+    sae = SAE.from_config(CrosscoderSAEConfig(source_names=["a", "b"], source_widths=[4, 4], n_features=40, k=4))
+    with torch.no_grad():
+        sae.input_scale.copy_(torch.tensor([0.375, 2.5]))
+    assert "`input_scale` = 0.375, 2.5" in render_card(sae).text
 
 
 def test_figures_of_other_weights_are_called_stale_and_leave_the_metadata():

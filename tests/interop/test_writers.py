@@ -12,7 +12,7 @@ from transformers import BloomConfig, FalconConfig, Gemma2Config, GPT2Config, GP
 
 from hfsae import SAE
 from hfsae.architectures import architecture_name
-from tests.architectures.variants import ARCHITECTURES, VARIANTS
+from tests.architectures.variants import CROSSCODERS, OF_ONE_SOURCE, VARIANTS
 from tests.interop.foreign import FOREIGN, D
 
 X = 2 * torch.randn(30, D, generator=torch.Generator().manual_seed(3)) + 0.5
@@ -54,7 +54,7 @@ def test_to_saelens_and_back_is_exact(architecture: str, options: dict, tmp_path
         assert getattr(again.config, name) == getattr(sae.config, name), name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ONE_SOURCE)
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"input_transform": "center"}], ids=str)
 def test_to_saelens_folds_scales_and_computes_the_same(architecture: str, options: dict, tmp_path: Path):
     sae = make(architecture, scale=1.5, **options)
@@ -268,7 +268,7 @@ def test_sparsify_to_ours_to_sparsify_is_exact(name: str, tmp_path: Path):
 
 
 # -- SAEBench ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_ONE_SOURCE)
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}], ids=str)
 def test_the_view_for_saebench_reconstructs_the_same_along_unit_rows(architecture: str, options: dict):
     sae = make(architecture, scale=1.5, **options)
@@ -323,6 +323,20 @@ def test_what_saebench_has_to_know_is_asked_for(field: str):
     setattr(sae.config, field, None)
     with pytest.raises(ValueError, match=f"SAEBench asks .*config.{field}|not known what TransformerLens"):
         sae.to_saebench()
+
+
+@pytest.mark.parametrize("architecture", CROSSCODERS)
+def test_a_crosscoder_is_refused_and_one_source_of_it_is_written(architecture: str, tmp_path: Path):
+    place = {"hook_point": "gpt_neox.layers.1.output+gpt_neox.layers.2.output"}
+    sae = make(architecture, **place)
+    for write in (sae.to_saelens, sae.to_sparsify, lambda _: sae.to_saebench(hook_name="blocks.2.hook_resid_post")):
+        with pytest.raises(ValueError, match="nothing that computes|one, sae.source|sparsify holds TopK"):
+            write(tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    alone, x = sae.source("tuned"), X[:, :4]
+    again = SAE.from_pretrained(alone.to_saelens(tmp_path / "out"))
+    torch.testing.assert_close(again(x).reconstruction, alone(x).reconstruction, **CLOSE)
+    assert again.config.hook_point == "gpt_neox.layers.2.output"
 
 
 @pytest.mark.parametrize("options", [{"input_transform": "layer_norm"}, {"skip": True}, MLP], ids=str)
