@@ -35,7 +35,7 @@ def test_changing_the_answer_does_not_change_the_registry():
 
 def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown architecture 'top_k'; there are batch_topk, crosscoder, gated, jumprelu, jumprelu_crosscoder"
+        ValueError, match="unknown architecture 'top_k'; there are batch_topk, crosscoder, gated, jumprelu"
     ):
         config_class_of("top_k")
 
