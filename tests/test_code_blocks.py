@@ -73,6 +73,12 @@ def test_a_script_of_ones_own(monkeypatch, capsys):
     assert capsys.readouterr().out.split() == ["3", "7"]
 
 
+def test_a_crosscoder_by_source():
+    names = run("docs/concepts.md")
+    assert names["reconstruction"]["tuned"].shape == (10, 64) and names["features"].shape == (10, 512)
+    assert names["norms"].shape == (512, 2) and type(names["tuned"]).__name__ == "BatchTopKSAE"
+
+
 @pytest.mark.slow
 def test_pushing_listing_and_checking(hub, trained_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.add_user("owner", "org").write_token)
