@@ -199,7 +199,7 @@ class Grouped:
             cut: (tokens,) as for `reaching`.
             most: Where there are more groups, None.
         """
-        tokens, group = few_nonzero(groups)
+        tokens, group = groups.nonzero(as_tuple=True)
         if len(tokens) > most:
             return None
         n, n_groups = self._bits.shape[1], self._maxima.shape[1]
