@@ -21,7 +21,7 @@ MODELS = {"stories260K-llama": [32, 4], "babyllama-char105-llama": [32, 8]}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("model", "actives"), MODELS.items())
 def test_every_architecture_beats_its_untrained_self_and_pca_on_a_real_model(model, actives, tmp_path):
     if not (ASSETS / "models" / model).is_dir():
