@@ -41,8 +41,9 @@ if TYPE_CHECKING:
         TopKSAE,
         TopKSAEConfig,
     )
+    from hfsae.attach import attach_all
     from hfsae.configuration import SAEConfig
-    from hfsae.evaluation import evaluate_sae
+    from hfsae.evaluation import evaluate_sae, evaluate_together
     from hfsae.evaluation.self_check import self_check
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, load_saes, push_saes
@@ -81,10 +82,12 @@ _HOME = {
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
     "ablate": "hfsae.analysis",
+    "attach_all": "hfsae.attach",
     "cache_activations": "hfsae.training",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
     "evaluate_sae": "hfsae.evaluation",
+    "evaluate_together": "hfsae.evaluation",
     "export_sae": "hfsae.interop",
     "feature_activations": "hfsae.analysis",
     "feature_effects": "hfsae.analysis",
@@ -127,10 +130,12 @@ __all__ = [
     "TopKSAE",
     "TopKSAEConfig",
     "ablate",
+    "attach_all",
     "cache_activations",
     "capture",
     "collect_features",
     "evaluate_sae",
+    "evaluate_together",
     "export_sae",
     "feature_activations",
     "feature_effects",

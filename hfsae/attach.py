@@ -1,6 +1,7 @@
 """Running a language model with an SAE attached: reading its activations, or taking their place."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# The name of an SAE that is attached by itself; messages leave it out.
+_ALONE = ""
 
 FeatureEdit = Callable[[SparseFeatures], SparseFeatures | Tensor]
 
@@ -159,26 +163,115 @@ def attach(
         >>> with attach(sae, model, splice=True) as run:  # doctest: +SKIP
         ...     model.generate(**sae.tokenize("def main("), max_new_tokens=20)
     """
-    if (keep_error or edit is not None) and not splice:
+    told: dict[str, Any] = {"splice": splice, "keep_error": keep_error, "tokenizer": tokenizer}
+    edits = None if edit is None else {_ALONE: edit}
+    with attach_all(model, {_ALONE: sae}, edits=edits, prompt_length=prompt_length, **told) as runs:
+        yield runs[_ALONE]
+
+
+@contextmanager
+def attach_all(
+    model: nn.Module,
+    saes: Mapping[str, SAE],
+    *,
+    splice: bool = False,
+    keep_error: bool = False,
+    edits: Mapping[str, FeatureEdit] | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    prompt_length: int | None = None,
+) -> Iterator[dict[str, AttachedSAE]]:
+    """Runs a language model with many SAEs at once: `with attach_all(model, load_saes(folder), splice=True) as runs:`.
+
+    Spliced in, each takes its place in the same forward pass: what a later one reads is what the earlier ones made of
+    the text. With `keep_error` every one of them adds back what it misses, so that the model's output stays as it is.
+    Where one writes at a place that another reads, they act in the order in which they are given.
+
+    Args:
+        model: As for `attach`, like what is not said here.
+        saes: The SAEs by name, as `load_saes` gives them.
+        splice: Whether the activations are replaced; otherwise they are only read.
+        keep_error: Whether the errors are added back. Only with `splice`.
+        edits: What is made of the features before they are spliced in, by the SAE's name. Only with `splice`.
+        tokenizer: Says which tokens are special.
+        prompt_length: How many tokens the prompt has.
+
+    Yields:
+        The run of each SAE by its name.
+
+    Raises:
+        HookPointError: As `attach`, with the SAE's name.
+        ValueError: As `attach`, with the SAE's name; if there is no SAE, if two are to be spliced in at one place, or
+            if `edits` names none of them.
+        TypeError: If there is no Hugging Face model inside of `model`.
+
+    Example:
+        >>> saes = load_saes("runs/transcoder_set")  # doctest: +SKIP
+        >>> with attach_all(model, saes, splice=True) as runs:  # doctest: +SKIP
+        ...     logits = model(input_ids).logits
+        >>> runs["mlp_in.0"].features  # doctest: +SKIP
+    """
+    edits = edits or {}
+    if (keep_error or edits) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
     inner = inner_model(model)
-    source, target = hook_points_of(sae.config, inner)
-    sites = Sites.at(inner, (source, target) if splice else (source,))
+    places = places_of(saes, inner, splice=splice)
+    if unknown := edits.keys() - saes.keys():
+        raise ValueError(f"edits names {', '.join(sorted(unknown))}, but the SAEs are {', '.join(saes)}.")
+    sites = Sites.at(inner, [point for pair in places.values() for point in (pair if splice else pair[:1])])
     sites.check()
-    with sites.passes(wrapper=model) as passes:
+    with sites.passes(wrapper=model) as passes, ExitStack() as stack:
         record = CallRecord(inner, passes, prompt_length, wrapper=model)
-        attachment = _Attachment(sae, passes, record, _left_out(sae.config, inner, tokenizer), edit, keep_error)
-        passes.tell(attachment)
-        with ExitStack() as stack:
-            stack.enter_context(record.open())
-            stack.enter_context(visiting(sites[source], attachment.read, passes))
+        attached = {
+            name: _Attachment(
+                sae, passes, record, _left_out(sae.config, inner, tokenizer), edits.get(name), keep_error
+            )
+            for name, sae in saes.items()
+        }
+        for attachment in attached.values():
+            passes.tell(attachment)
+        stack.enter_context(record.open())
+        for name, (source, target) in places.items():
+            stack.enter_context(visiting(sites[source], attached[name].read, passes))
             if splice:
                 # The error is held constant: with gradients through it too, those through the features would cancel.
                 spliced = splicing(
-                    sites[target], attachment.replace, passes, keep_error=keep_error, detach_error=keep_error
+                    sites[target], attached[name].replace, passes, keep_error=keep_error, detach_error=keep_error
                 )
                 stack.enter_context(spliced)
-            yield attachment.run
+        yield {name: attachment.run for name, attachment in attached.items()}
+
+
+def places_of(
+    saes: Mapping[str, SAE], model: PreTrainedModel, *, splice: bool
+) -> dict[str, tuple[HookPoint, HookPoint]]:
+    """Where in a model each of several SAEs reads and writes.
+
+    Args:
+        saes: The SAEs by name.
+        model: A causal LM.
+        splice: Whether all are to be spliced in at once.
+
+    Raises:
+        HookPointError, ValueError: As `hook_points_of`, with the SAE's name; if there is no SAE, or if two are to be
+            spliced in at one place.
+    """
+    if not saes:
+        raise ValueError("there is no SAE to attach: pass some by name, such as load_saes(folder).")
+    places = {}
+    for name, sae in saes.items():
+        try:
+            places[name] = hook_points_of(sae.config, model)
+        except ValueError as error:
+            raise error if name == _ALONE else type(error)(f"SAE {name!r}: {error}") from error
+    written = Counter(target for _, target in places.values())
+    for target, writers in written.items() if splice else ():
+        if writers > 1:
+            names = " and ".join(repr(name) for name, (_, place) in places.items() if place == target)
+            raise ValueError(
+                f"{names} write at {target}, where one activation has room for one reconstruction: splice in one of "
+                "them, or read all with splice=False."
+            )
+    return places
 
 
 def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint, HookPoint]:

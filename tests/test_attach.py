@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.attach import attach
+from hfsae.attach import attach, attach_all
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPointError
 from tests.data.tiny import llama_like
@@ -335,3 +335,75 @@ def test_a_block_alone_is_read_but_not_spliced(sae, model):
     with torch.no_grad(), attach(sae, model, splice=True):
         with pytest.raises(ValueError, match="Call the model itself"):
             model.model.layers[0](x, position_embeddings=rotary)
+
+
+# -- many at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transcoders() -> dict[str, SAE]:
+    return {f"mlp_in.{i}": sae_at(f"mlp_in.{i}", target_hook_point=f"mlp_out.{i}") for i in (0, 1)}
+
+
+def test_all_of_a_set_read_one_forward_pass(transcoders, model):
+    names = [f"model.layers.{i}.mlp.input" for i in (0, 1)]
+    with torch.no_grad(), attach_all(model, transcoders) as runs, recorded(model, names) as seen:
+        model(input_ids())
+    assert list(runs) == list(transcoders)
+    for run, name in zip(runs.values(), names, strict=True):
+        assert torch.equal(run.activations, seen[name])
+        assert run.features.shape == (2, 5, 48) and torch.equal(run.features.to_dense(), run.sae.encode(seen[name]))
+
+
+def test_all_of_a_set_spliced_in_is_each_attached_around_the_other(transcoders, model):
+    first, second = transcoders.values()
+    with torch.no_grad():
+        with attach_all(model, transcoders, splice=True) as runs:
+            together = model(input_ids()).logits
+        with attach(first, model, splice=True), attach(second, model, splice=True) as run:
+            nested = model(input_ids()).logits
+    assert torch.equal(together, nested) and torch.equal(runs["mlp_in.1"].activations, run.activations)
+    assert not torch.allclose(together, spliced_logits(first, model, input_ids=input_ids()))
+
+
+def test_with_all_errors_kept_the_model_is_what_it_was_and_an_edit_has_its_effect(transcoders, model):
+    def silent(features: SparseFeatures) -> Tensor:
+        return torch.zeros_like(features.to_dense())
+
+    with torch.no_grad():
+        clean = model(input_ids()).logits
+        with attach_all(model, transcoders, splice=True, keep_error=True):
+            assert torch.equal(model(input_ids()).logits, clean)
+        edits = {"mlp_in.1": silent}
+        with attach_all(model, transcoders, splice=True, keep_error=True, edits=edits) as runs:
+            edited = model(input_ids()).logits
+        with attach(transcoders["mlp_in.1"], model, splice=True, keep_error=True, edit=silent):
+            assert torch.allclose(model(input_ids()).logits, edited, atol=1e-6)
+    assert not torch.allclose(edited, clean) and len(runs["mlp_in.0"].features.values)
+
+
+def test_an_autoencoder_first_at_a_place_hands_its_reconstruction_on(model):
+    place = "model.layers.0.output"
+    reader = sae_at(place, target_hook_point="model.layers.1.output")
+    with torch.no_grad(), attach_all(model, {"first": sae_at(place), "then": reader}, splice=True) as runs:
+        model(input_ids())
+    keep = runs["first"].keep[..., None]
+    assert torch.equal(
+        runs["then"].activations, torch.where(keep, runs["first"].reconstruction, runs["first"].activations)
+    )
+
+
+def test_what_cannot_be_attached_together_is_refused_by_name(transcoders, model):
+    rival = {**transcoders, "rival": sae_at("mlp_in.1", target_hook_point="mlp_out.1")}
+    with pytest.raises(ValueError, match=r"'mlp_in\.1' and 'rival' write at .*splice=False"):
+        attach_all(model, rival, splice=True).__enter__()
+    with attach_all(model, rival):  # they may read it together
+        pass
+    with pytest.raises(HookPointError, match=r"SAE 'far': .*9"):
+        attach_all(model, {"far": sae_at("mlp_in.9")}).__enter__()
+    with pytest.raises(ValueError, match="there is no SAE to attach"):
+        attach_all(model, {}).__enter__()
+    with pytest.raises(ValueError, match="edits names mlp_in.7, but the SAEs are mlp_in.0, mlp_in.1"):
+        attach_all(model, transcoders, splice=True, edits={"mlp_in.7": lambda features: features}).__enter__()
+    with pytest.raises(ValueError, match="pass splice=True too"):
+        attach_all(model, transcoders, keep_error=True).__enter__()

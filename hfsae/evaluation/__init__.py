@@ -3,8 +3,8 @@
     metrics = evaluate_sae(sae, model, load_text("held_out.txt"), tokenizer, baselines=True)
     text = report(metrics)
 
-`evaluate_saes` measures many on the same runs of the model. `load_metric` gives a metric as an `evaluate.Metric`, for
-sums of one's own.
+`evaluate_saes` measures many on the same runs of the model, `evaluate_together` the model with all of them in place.
+`load_metric` gives a metric as an `evaluate.Metric`, for sums of one's own.
 """
 
 from hfsae.evaluation.baselines import PCA, untrained
@@ -15,6 +15,7 @@ from hfsae.evaluation.modules import METRIC_SCRIPT, load_metric
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.report import report
 from hfsae.evaluation.sums import add, as_columns, reconstruction_sums, reduce_sums
+from hfsae.evaluation.together import evaluate_together
 
 __all__ = [
     "FORMULAS",
@@ -25,6 +26,7 @@ __all__ = [
     "as_columns",
     "evaluate_sae",
     "evaluate_saes",
+    "evaluate_together",
     "finalise",
     "load_metric",
     "reconstruction_sums",

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from hfsae.data import TokenBatch
 from hfsae.evaluation.processes import all_or_none
 from hfsae.evaluation.replay import model_inputs
+from hfsae.evaluation.text import counted
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
-from hfsae.hooks.tokens import of_tokens
 
 Calibration: TypeAlias = Mapping[str, Tensor]
 """Activations (N, d) of text that is not evaluated, by hook point."""
@@ -58,13 +58,9 @@ def read_rows(
         for batch in batches:
             activations.run(**model_inputs(model, batch))
             for place, read in parts.items():
-                read.append(_kept(activations[place], batch, place).float())
+                read.append(counted(activations[place], batch, place).float())
     rows = {place: torch.cat(read) for place, read in parts.items()}
     return {place: _broadcast(read) for place, read in rows.items()} if of_first_process else rows
-
-
-def _kept(activation: Tensor, batch: TokenBatch, place: HookPoint) -> Tensor:
-    return of_tokens(activation, batch.input_ids.shape, place)[batch.keep.to(activation.device)]
 
 
 def _broadcast(rows: Tensor) -> Tensor:

@@ -9,35 +9,23 @@ from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
 from hfsae.configuration import SAEConfig
-from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
-from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
+from hfsae.evaluation.calibration import Calibration
 from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import predictions_of
+from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
-from hfsae.evaluation.text import (
-    Text,
-    count,
-    read_batches,
-    say_shortfall,
-    split,
-    take,
-    tokens_digest,
-)
+from hfsae.evaluation.text import Text, tokens_digest
 from hfsae.hooks.quiet import evaluating
 from hfsae.modeling import SAE
 from hfsae.outputs import SAEOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Where the caller brings no activations of other text, this share of the text is kept for that, and not evaluated.
-_CALIBRATION_SHARE = 1 / 8
-_CALIBRATION_TOKENS = 32_768
 
 # Rows that the untrained SAE is fitted on and that PCA's size is taken from.
 _FIT_ROWS = 8192
@@ -159,30 +147,15 @@ def evaluate_saes(
     """
     if not saes:
         return {}
-    places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
-    targets = {places[name][1]: sae.config.d_out for name, sae in saes.items()}
-    known = None if calibration is None else given_rows(calibration, model, targets)
-    rank, processes = process() if all_processes else (0, 1)
-    tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
-    aside = 0 if known is not None else min(_CALIBRATION_TOKENS, max(1, round(tokens * _CALIBRATION_SHARE)))
-    with all_or_none(all_processes):
-        batches = read_batches(
-            data,
-            tokenizer,
-            model,
-            {name: sae.config for name, sae in saes.items()},
-            max_tokens=tokens + aside,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=processes,
-        )
-        other_text, batches = ([], batches) if known is not None else _set_aside(batches, aside, tokens)
+    places, batches, known, means = prepare(
+        *(saes, model, data, tokenizer),
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        calibration=calibration,
+        all_processes=all_processes,
+    )
+    processes = process()[1] if all_processes else 1
     with evaluating(model):
-        if known is None:
-            known = read_rows(model, other_text, targets, of_first_process=processes > 1)
-        if rank == 0:
-            say_shortfall(batches, tokens, "evaluation" if processes == 1 else "evaluation by each process")
-        means = {target: rows.double().mean(0).float() for target, rows in known.items()}
         with all_or_none(all_processes):
             subjects = {
                 (name, kind): Subject(reconstruct, *places[name], device=sae.device)
@@ -211,18 +184,6 @@ def evaluate_saes(
         }
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
     return results
-
-
-def _set_aside(batches: list[TokenBatch], aside: int, tokens: int) -> tuple[list[TokenBatch], list[TokenBatch]]:
-    """The beginning of the text, for calibration, and `tokens` tokens of what comes after."""
-    first, rest = split(batches, min(aside, max(1, round(count(batches) * _CALIBRATION_SHARE))))
-    rest = list(take(rest, tokens))
-    if not count(rest):
-        raise ValueError(
-            "the text is too short to keep its beginning for the mean activation: pass more text, or the activations "
-            "of other text as calibration."
-        )
-    return first, rest
 
 
 def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:

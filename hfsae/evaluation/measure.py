@@ -13,7 +13,7 @@ from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.predictions import Predictions
 from hfsae.evaluation.replay import Replay, model_inputs
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
-from hfsae.evaluation.text import rows
+from hfsae.evaluation.text import counted, rows
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
@@ -103,7 +103,7 @@ def _reconstruct(
 ) -> Tensor:
     """Adds to a subject's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
     source, target = (
-        _tokens(activations[place], place, batch).to(subject.device) for place in (subject.source, subject.target)
+        counted(activations[place], batch, place).to(subject.device) for place in (subject.source, subject.target)
     )
     output = subject.reconstruct(source)
     assert output.reconstruction is not None and output.features is not None
@@ -143,7 +143,7 @@ def _measure_batch(
     for name, subject in subjects.items():
         reconstruction = _reconstruct(subject, activations, batch, means)
         if seen is not activations:
-            output = subject.reconstruct(_tokens(seen[subject.source], subject.source, batch).to(subject.device))
+            output = subject.reconstruct(counted(seen[subject.source], batch, subject.source).to(subject.device))
             assert output.reconstruction is not None
             reconstruction = output.reconstruction
         finals["spliced", name] = run_with(subject.target, reconstruction)
@@ -162,8 +162,3 @@ def _measure_batch(
             "kl_nats": divergences["spliced", name],
         }
         subject.sums = add(subject.sums, sums)
-
-
-def _tokens(activation: Tensor, place: HookPoint, batch: TokenBatch) -> Tensor:
-    """The rows (N, d) of the tokens that count."""
-    return of_tokens(activation, batch.input_ids.shape, place)[batch.keep.to(activation.device)]

@@ -55,12 +55,15 @@ def describe(
         "split": None,
         **measured,
         "dtype": _dtypes(sae, model),
-        "hfsae_version": version_of("hfsae"),
-        "transformers_version": version_of("transformers"),
-        "torch_version": version_of("torch"),
+        **versions(),
         "weights_sha256": weights_sha256(sae),
         **(given or {}),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of what measures."""
+    return {f"{name}_version": version_of(name) for name in ("hfsae", "transformers", "torch")}
 
 
 def _dtypes(sae: SAE, model: PreTrainedModel) -> str:

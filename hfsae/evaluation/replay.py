@@ -84,7 +84,7 @@ class Replay:
     def read(self, inputs: Mapping[str, Tensor]) -> tuple[dict[HookPoint, Tensor], Tensor]:
         """The untouched model's activations at all places, (batch, seq, d) each, and its final state."""
         with capture(self._model, self._sites) as activations, self._remembering():
-            final = self._run(inputs)
+            final = self.run(inputs)
         return {place: activations[place] for place in self._places}, final
 
     def write(self, inputs: Mapping[str, Tensor], place: HookPoint, activation: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Replay:
                 stack.enter_context(_answering(below, lambda: copy.deepcopy(remembered)))
             passes = stack.enter_context(self._sites.passes())
             stack.enter_context(splicing(self._sites[place], lambda _: activation, passes))
-            return self._run(inputs)
+            return self.run(inputs)
 
     def logits(self, final: Tensor) -> Tensor:
         """Logits (n, vocabulary) of n positions of a final state, (n, ...)."""
@@ -117,7 +117,8 @@ class Replay:
         """How many sequences fit where the final states of so many runs are kept; None for any number."""
         return None if self.shortcuts else max(1, _LOGIT_BYTES // (4 * length * self.vocabulary * runs))
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The final state of a batch, with whatever hooks the caller has hung on the model."""
         with fused_gelu(self._model):
             if not self.shortcuts:
                 return self._model(**inputs, **self._options).logits

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBatch, TokenBlocks
 from hfsae.data.encoding import marks_assistant
+from hfsae.hooks import HookPoint
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
+from hfsae.hooks.tokens import of_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -103,6 +106,11 @@ def split(batches: Sequence[TokenBatch], tokens: int) -> tuple[list[TokenBatch],
 def rows(batch: TokenBatch, chosen: slice) -> TokenBatch:
     """Some sequences of a batch."""
     return TokenBatch(*(part[chosen] for part in batch))
+
+
+def counted(activation: Tensor, batch: TokenBatch, place: HookPoint) -> Tensor:
+    """The rows (N, d) of the tokens that count."""
+    return of_tokens(activation, batch.input_ids.shape, place)[batch.keep.to(activation.device)]
 
 
 def tokens_digest(batches: Iterable[TokenBatch]) -> str:
