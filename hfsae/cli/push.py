@@ -37,6 +37,7 @@ def run(
     """Pushes, and prints where to."""
     from pathlib import Path
 
+    from hfsae.evaluation.saved_set import SET_FILE, read_set
     from hfsae.hub import push_saes
     from hfsae.places import sae_folders
 
@@ -63,6 +64,7 @@ def run(
         private=private or None,
         commit_message=commit_message,
         token=token,
+        together=None if subfolder else read_set(place / SET_FILE),
     )
     print(f"pushed to {info.pr_url or info.repo_url} (commit {info.oid[:12]})")
     return 0

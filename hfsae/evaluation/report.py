@@ -46,6 +46,41 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     return "\n".join(([title] if title else []) + lines)
 
 
+TOGETHER = {
+    "ce_clean": "CE of the model",
+    "ce_spliced": "CE with all in place",
+    "ce_increase": "CE increase",
+    "ce_zero": "CE, 0 in all places",
+    "ce_mean": "CE, means in all places",
+    "loss_recovered": "loss recovered",
+    "loss_recovered_mean": "loss recovered (mean)",
+    "kl": "KL from the model",
+    "l0": "active features, all SAEs",
+    "ce_with_errors": "CE, errors added back",
+    "kl_with_errors": "KL, errors added back",
+    "with_errors_difference": "difference then",
+}
+"""What `evaluate_together` measures, and how tables call it."""
+
+
+def report_together(figures: Mapping[str, Any]) -> str:
+    """Lays out for a terminal what `evaluate_together` returned.
+
+    Example:
+        >>> print(report_together({"n_saes": 12, "ce_clean": 3.25, "ce_increase": None, "notes": {}}))
+        all 12 SAEs in place at once
+        CE of the model               3.25
+        CE increase                      –
+    """
+    lines = [f"all {figures['n_saes']} SAEs in place at once"]
+    for name, title in TOGETHER.items():
+        if name in figures:
+            value = figures[name]
+            lines.append(f"{title:<26} {'–' if value is None else format(value, '.4g'):>7}")
+    lines += [f"- {', '.join(names)}: {reason}" for reason, names in by_reason(figures).items()]
+    return "\n".join(lines + ([_text(figures)] if "n_tokens" in figures else []))
+
+
 def headlines(metrics: Mapping[str, Any]) -> dict[str, str]:
     """The few figures that say most, by their titles; a dash where one was not measured."""
     return {metric.title: _figure(metric, metrics.get(metric.name)) for metric in METRICS if metric.headline}

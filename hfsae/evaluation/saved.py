@@ -1,7 +1,7 @@
 """Measuring an SAE from its saved folder alone: on the text its metrics name, or on another."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,14 @@ def measure_again(
     if model is not None:
         rename_base_model(sae.config, model)
     lm = sae.load_base_model()
-    blocks = _blocks(sae, text.source, batch_size)
+    blocks = blocks_of(sae, text.source, batch_size)
     metrics = evaluate_sae(
         sae,
         lm,
         blocks,
         sae.load_tokenizer(),
         max_tokens=max_tokens,
-        calibration=_calibration(sae, lm, text, batch_size),
+        calibration=calibration_of([sae], lm, text, batch_size),
         baselines=baselines,
         protocol=text.protocol(max_tokens),
     )
@@ -251,7 +251,7 @@ def _fitting(source: TextSource) -> TextSource:
     return replace(source, chat=kind == "chat")
 
 
-def _blocks(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
+def blocks_of(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
     """A text, cut as the SAE's config says."""
     return TokenBlocks(
         source.documents(),
@@ -266,12 +266,15 @@ def _blocks(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
     )
 
 
-def _calibration(sae: SAE, lm: PreTrainedModel, text: TextToMeasure, batch_size: int) -> Calibration | None:
-    """The activations that the recorded mean was taken over."""
+def calibration_of(
+    saes: Collection[SAE], lm: PreTrainedModel, text: TextToMeasure, batch_size: int
+) -> Calibration | None:
+    """The activations that the recorded means were taken over, at all places of SAEs that read the same text."""
     if text.calibration is None:
         return None
-    batches = list(take(_blocks(sae, text.calibration, batch_size), text.calibration_tokens))
-    places = dict.fromkeys(hook_points_of(sae.config, lm))
+    blocks = blocks_of(next(iter(saes)), text.calibration, batch_size)
+    batches = list(take(blocks, text.calibration_tokens))
+    places = dict.fromkeys(place for sae in saes for place in hook_points_of(sae.config, lm))
     rows = read_rows(lm, batches, places, of_first_process=False)
     return {str(place): read for place, read in rows.items()}
 

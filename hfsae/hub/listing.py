@@ -10,15 +10,17 @@ from huggingface_hub import ModelCard
 
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.saved_set import SET_FILE, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card
 from hfsae.hub.entries import INDEX_FILE, LISTED, SAEEntry, entry_of, index_text, read_index
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
+from hfsae.hub.whole_set import WholeSet
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, folders_among, natural_order
-from hfsae.saving import files_at_once
+from hfsae.saving import files_at_once, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def write_listing(
     repository: Repository,
     license: str | None = None,
     language: str | list[str] | None = None,
+    together: Mapping[str, Any] | None = None,
 ) -> None:
     """Adds the index file and the root card to what a push is about to commit, where it concerns many SAEs.
 
@@ -42,6 +45,7 @@ def write_listing(
         repository: Where they go; the other SAEs there stay listed.
         license: For the root card.
         language: Likewise.
+        together: The record of the set that the SAEs are; None keeps the one that is in the repository.
     """
     if set(saes) == {""} and INDEX_FILE not in repository.files:
         return
@@ -50,12 +54,21 @@ def write_listing(
         blob = git_blob_id((place / name / CONFIG_FILE).read_bytes())
         listed[name] = entry_of(sae.config, name, repository.repo_id, weights_sha256(sae)), blob
     (place / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
+    if together is not None:
+        write_json(place / SET_FILE, together)
+    elif (recorded := repository.download(SET_FILE)) is not None:
+        together = read_set(recorded)
     if "" not in listed:
         published = repository.download(CARD_FILE)
         existing = read_card(published, f"{CARD_FILE} of {repository.repo_id}") if published else None
         entries = [entry for entry, _ in listed.values()]
         card = render_listing(
-            entries, repo_id=repository.repo_id, existing=existing, license=license, language=language
+            entries,
+            repo_id=repository.repo_id,
+            existing=existing,
+            license=license,
+            language=language,
+            together=None if together is None else WholeSet.of(together, saes, [entry.name for entry in entries]),
         )
         (place / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
 
@@ -73,7 +86,9 @@ def write_listing_beside(root: Path, entries: Iterable[SAEEntry]) -> None:
     with files_at_once(root) as beside:
         (beside / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
         if "" not in listed:
-            card = render_listing(entries, repo_id=root.resolve().name, existing=existing)
+            card = render_listing(
+                entries, repo_id=root.resolve().name, existing=existing, together=WholeSet.in_folder(root)
+            )
             (beside / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
 
 
@@ -127,6 +142,7 @@ def render_listing(
     existing: ModelCard | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
+    together: WholeSet | None = None,
 ) -> ModelCard:
     """The root card of a repository with many SAEs.
 
@@ -136,6 +152,7 @@ def render_listing(
         existing: The card to refresh, whose own text, metadata and licence stay.
         license: A licence id of the Hub.
         language: ISO 639 codes of the text.
+        together: What was measured with all SAEs of a set in place.
 
     Returns:
         The card, with one row for every SAE in natural order of their names.
@@ -159,6 +176,8 @@ def render_listing(
         "tokens": sorted({entry.n_tokens for entry in rows if entry.n_tokens}),
         "stale": any(entry.stale for entry in rows),
         "index_file": INDEX_FILE,
+        "together": together,
+        "set_file": SET_FILE,
     }
     return assemble(data, render("listing_card.md.jinja", values), existing)
 

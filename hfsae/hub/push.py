@@ -75,6 +75,7 @@ def publish(
     *,
     card: CardFields = CardFields(),
     beside: Path | None = None,
+    together: Mapping[str, Any] | None = None,
 ) -> CommitInfo:
     """Puts SAEs into a repository, each into the folder of its name, with their cards and the table of them all.
 
@@ -83,6 +84,7 @@ def publish(
         destination: Where to.
         card: For the metadata of cards.
         beside: A folder that becomes the repository's `last-checkpoint`.
+        together: The record of the set that the SAEs are, in whose repository no other SAEs are.
 
     Returns:
         What `huggingface_hub` says of the commit; of the newest one, where nothing had changed.
@@ -99,9 +101,9 @@ def publish(
         for name, saved in saes.items():
             with _fit_for_publication(saved.sae.config):
                 _write(place / name, name, saved, repository, card)
-        write_listing(
-            place, {name: saved.sae for name, saved in saes.items()}, repository, card.license, card.language
-        )
+        record = None if together is None else _without_folders(dict(together))
+        loaded = {name: saved.sae for name, saved in saes.items()}
+        write_listing(place, loaded, repository, card.license, card.language, record)
         gone = [path for name in saes for path in _left_over(repository, place, name)]
         if beside is not None:
             shutil.copytree(beside, place / LAST_CHECKPOINT)

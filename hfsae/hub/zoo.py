@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
 from hfsae.connection import reachable
+from hfsae.evaluation.saved_set import set_names
 from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
 from hfsae.hub.errors import explained, usable_token
 from hfsae.hub.listing import config_blobs, entry_from, is_worth_fetching
@@ -48,6 +49,7 @@ def push_saes(
     license: str | None = None,
     language: str | list[str] | None = None,
     collection: str | None = None,
+    together: Mapping[str, Any] | None = None,
     **destination: Any,
 ) -> CommitInfo:
     """Publishes many SAEs in one atomic commit, each in a folder with its card, and a root card that lists them.
@@ -61,13 +63,15 @@ def push_saes(
         license: For the cards, such as `"apache-2.0"`; without it one that stands there already stays.
         language: ISO 639 codes of the text, such as `"en"`; likewise.
         collection: Title of a collection on the Hub that the repository is added to; made when missing.
+        together: What `evaluate_together` measured of them, by the same names; the root card then shows it.
         **destination: As for `SAE.push_to_hub`.
 
     Returns:
         What `huggingface_hub` says of the commit.
 
     Raises:
-        ValueError: If there is none, two have the same name, a name cannot be a folder, or a card cannot be read.
+        ValueError: If there is none, `together` is of other SAEs, two have the same name, a name cannot be a folder,
+            or a card cannot be read.
         PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
 
     Example:
@@ -77,8 +81,10 @@ def push_saes(
     if not named:
         raise ValueError("there is no SAE to push.")
     loaded = {name.strip("/"): _saved(item) for name, item in named.items()}
+    if together is not None and (missing := set(set_names(together)) ^ set(loaded)):
+        raise ValueError(f"together is of other SAEs than those that are pushed: {', '.join(sorted(missing))}.")
     to = Destination(repo_id, **destination)
-    info = publish(loaded, to, card=CardFields(license, language))
+    info = publish(loaded, to, card=CardFields(license, language), together=together)
     if collection is not None:
         add_to_collection(info.repo_url.repo_id, collection, token=to.token)
     return info

@@ -30,6 +30,7 @@ from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint, inner_model, resolve_hook_points
+from hfsae.hooks.layout import DecoderLayout
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
 from hfsae.training.texts import Texts
@@ -88,12 +89,38 @@ def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tupl
         return [(source, None) for source in sources]
     targets = _resolved(model, args.target_hook_point)
     targets = targets * len(sources) if len(targets) == 1 else targets
+    if _is_wild(args.hook_point) and _is_wild(args.target_hook_point):
+        _refuse_other_layers(args, model, sources, targets)
     if len(targets) != len(sources):
         raise ValueError(
             f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a transcoder reads at one "
             "and writes at one. Name as many, in the same order, or one target for all."
         )
     return [(source, target if target != source else None) for source, target in zip(sources, targets, strict=True)]
+
+
+def _is_wild(names: str) -> bool:
+    return "*" in names and "," not in names
+
+
+def _refuse_other_layers(
+    args: SAETrainingArguments, model: PreTrainedModel, sources: list[HookPoint], targets: list[HookPoint]
+) -> None:
+    """`mlp_in.*` to `mlp_out.*` means layer by layer: not the third layer to the second, where one lacks a place.
+
+    Raises:
+        ValueError: If one name finds places in layers in which the other finds none.
+    """
+    layout = DecoderLayout.find(inner_model(model))
+    assert layout is not None  # a wildcard has found layers
+    read, written = ([layout.layer_of(point.path) for point in points] for points in (sources, targets))
+    if read != written:
+        only = ", ".join(str(layer) for layer in sorted(set(read) ^ set(written), key=str))
+        raise ValueError(
+            f"{args.hook_point!r} and {args.target_hook_point!r} do not find the same layers of "
+            f"{type(inner_model(model)).__name__}: of layers {only} there is one of the two places alone. Name the "
+            "layers that have both, such as 'mlp_in.1-3' and 'mlp_out.1-3'."
+        )
 
 
 def _resolved(model: PreTrainedModel, names: str) -> list[HookPoint]:

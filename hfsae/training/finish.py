@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast
@@ -28,6 +28,7 @@ from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import move_base_model
 from hfsae.training.run import Run
 from hfsae.training.sparsity import missed_target
+from hfsae.training.together import finish_set
 from hfsae.training.unharmed import unharmed
 from hfsae.versions import version_of
 
@@ -38,7 +39,20 @@ _UNCALIBRATED = "keeps the thresholds that training ended with; sae.calibrate se
 _VERSIONS = ("hfsae", "torch", "transformers", "accelerate", "datasets")
 
 
-def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str, Any]]:
+class Finished(NamedTuple):
+    """What was measured of a run.
+
+    Attributes:
+        metrics: By SAE name, the same on all processes, each of which has read its share of the text; empty where
+            evaluation is off, has failed, or there is no text to evaluate on.
+        together: Of the model with all transcoders of a set in place; None likewise, and where there is no set.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    together: dict[str, Any] | None
+
+
+def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     """Calibrates and saves every SAE of a run that has taken its last step, then measures and shows them.
 
     Whatever fails after an SAE is saved costs nothing but itself: the run says so, and how to do it by hand.
@@ -49,8 +63,7 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
         seconds: Time spent training.
 
     Returns:
-        The metrics by SAE name, the same on all processes, each of which has read its share of the text; empty where
-        evaluation is off, has failed, or there is no text to evaluate on.
+        What was measured.
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
@@ -77,7 +90,7 @@ def finish(run: Run, state: TrainerState, seconds: float) -> dict[str, dict[str,
         if showing.is_wanted(run):
             showing.show(run, name, sae)
     run.accelerator.wait_for_everyone()
-    return metrics
+    return Finished(metrics, finish_set(run, saes, calibration))
 
 
 def _save(run: Run, saes: dict[str, SAE], state: TrainerState, seconds: float) -> None:

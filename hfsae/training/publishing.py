@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from hfsae.evaluation.saved_set import SET_FILE, read_set
 from hfsae.hub.push import Saved, publish
 from hfsae.hub.repository import Destination, Repository
 from hfsae.modeling import SAE
@@ -80,10 +81,12 @@ class PushToHub(TrainerCallback):
     def _publish_trained(self) -> None:
         saes = {name: _load(self._folder / name) for name in self._names}
         checkpoint = last_checkpoint(self._folder) if self._strategy == "checkpoint" else None
-        self._publish(saes, "End of training", checkpoint)
+        self._publish(saes, "End of training", checkpoint, read_set(self._folder / SET_FILE))
 
-    def _publish(self, saes: dict[str, Saved], title: str, checkpoint: Path | None) -> None:
-        publish(saes, self._to.titled(title), beside=checkpoint)
+    def _publish(
+        self, saes: dict[str, Saved], title: str, checkpoint: Path | None, together: dict[str, Any] | None = None
+    ) -> None:
+        publish(saes, self._to.titled(title), beside=checkpoint, together=together)
 
     def _unharmed(self, push: Callable[[], Any], when: str) -> None:
         with unharmed(f"not pushed{when}", f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"):

@@ -53,6 +53,8 @@ class TrainOutput:
         completed: False if the run was interrupted; its last checkpoint is the place to resume from.
         configs: Of all SAEs by name.
         best_checkpoint: The checkpoint of the best `metric_for_best_model`, where one was named.
+        together: What was measured with all of a set of transcoders in place, as `evaluate_together` gives it; None
+            where the run trained no set.
     """
 
     saes: dict[str, SAE]
@@ -62,6 +64,7 @@ class TrainOutput:
     completed: bool
     configs: dict[str, SAEConfig]
     best_checkpoint: Path | None = None
+    together: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         how = "completed" if self.completed else "interrupted"
@@ -200,12 +203,12 @@ class SAETrainer:
         if accelerator.num_processes > 1:
             accelerator.free_memory()  # its models are wrapped in what holds on to the processes' group
         completed = self.state.global_step == self.state.max_steps
-        metrics = finish(self._run, self.state, self._seconds) if completed else {}
+        metrics, together = finish(self._run, self.state, self._seconds) if completed else ({}, None)
         self._call("on_train_end")
         saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
         configs = self._run.of_all({name: sae.config for name, sae in saes.items()})
         state, best = self.state, self._best.checkpoint
-        return TrainOutput(saes, metrics, state.log_history, state.global_step, completed, configs, best)
+        return TrainOutput(saes, metrics, state.log_history, state.global_step, completed, configs, best, together)
 
     def _begin(self, checkpoint: Path | None) -> None:
         run = self._run

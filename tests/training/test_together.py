@@ -1,0 +1,135 @@
+"""A set: a transcoder for every layer in one pass of the model, measured as a whole, with one card and one record."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from hfsae import SAE, attach_all, evaluate_together, load_saes
+from hfsae.data import TokenBlocks
+from hfsae.evaluation.saved_set import SET_FILE
+from hfsae.hooks import HookPointError
+from hfsae.training import feed
+from hfsae.training.config_file import read_config
+from hfsae.training.estimate import estimate
+from hfsae.training.sweep import Sweep
+from hfsae.training.together import is_set
+from tests.data.tiny import language_model, pythia_like
+from tests.hooks.families import build
+from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
+
+SET = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
+NAMES = ["mlp_in.0", "mlp_in.1", "mlp_in.2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A set that was trained, measured and saved, and what training returned of it."""
+    place = tmp_path_factory.mktemp("run") / "set"
+    output = trainer(place, steps=30, eval_tokens=200, architecture_options={"skip": True}, **SET).train()
+    return place, output
+
+
+def test_every_layer_has_a_transcoder_in_its_subfolder(folder):
+    saes = load_saes(folder[0])
+    assert list(saes) == NAMES
+    for layer, sae in enumerate(saes.values()):
+        places = (sae.config.hook_point, sae.config.target_hook_point)
+        assert places == (f"transformer.h.{layer}.mlp.input", f"transformer.h.{layer}.mlp.output") and sae.config.skip
+
+
+def test_the_whole_set_is_measured_on_the_evaluation_text_of_each(folder):
+    place, output = folder
+    record = json.loads((place / SET_FILE).read_text())
+    assert record == output.together and record["n_saes"] == 3
+    each = output.metrics["mlp_in.0"]
+    assert record["n_tokens"] == each["n_tokens"]
+    assert record["ce_clean"] == pytest.approx(each["ce_clean"], rel=1e-6)
+    assert record["protocol"]["tokens_sha256"] == each["protocol"]["tokens_sha256"]
+    assert abs(record["ce_with_errors"] - record["ce_clean"]) < 1e-5 < abs(record["ce_increase"])
+
+
+def test_one_card_has_a_row_a_layer_and_the_figures_of_the_whole(folder):
+    place, output = folder
+    card = (place / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("| [")]
+    assert [row.split("]")[0].replace("\\", "") for row in rows] == [f"| [{name}" for name in NAMES]
+    assert f"| all reconstructions in place | {output.together['ce_spliced']:.4g} |" in card
+    assert "errors of the untouched run added back" in card and "attach_all(model, saes, splice=True)" in card
+    for name in NAMES:
+        assert (place / name / "README.md").is_file()
+
+
+def test_what_was_trained_is_what_was_measured(folder):
+    saes, output = load_saes(folder[0]), folder[1]
+    blocks = TokenBlocks(text(), pythia_like(), context_length=12, batch_size=8, exclude_positions=[0], repeat=False)
+    measured = [
+        evaluate_together(some, language_model(), blocks, max_tokens=300, disable_tqdm=True)["kl"]
+        for some in (saes, output.saes)
+    ]
+    assert measured[0] == measured[1] > 0
+    model = language_model()
+    with torch.no_grad(), attach_all(model, saes, splice=True) as runs:
+        model(torch.tensor([[5, 6, 7, 8]]))
+    assert all(run.features.shape == (1, 4, 48) for run in runs.values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_makes_a_set(tmp_path, architecture):
+    output = trainer(tmp_path, steps=4, eval_tokens=100, architecture=architecture, **SET).train()
+    assert list(output.saes) == NAMES and output.together["kl"] > 0
+    assert output.together["with_errors_difference"] < 1e-4
+
+
+def test_a_set_that_was_interrupted_ends_as_one_that_was_not(tmp_path, folder):
+    options = {"steps": 30, "eval_tokens": 200, "architecture_options": {"skip": True}, **SET}
+    place = tmp_path / "set"
+    assert trainer(place, callbacks=[stop_at(11)], **options).train().together is None
+    assert not (place / SET_FILE).exists()
+    trainer(place, **options).train(resume_from_checkpoint=True)
+    whole, resumed = contents(folder[0] / "checkpoint-30"), contents(place / "checkpoint-30")
+    assert resumed == whole
+    first, second = (json.loads((run / SET_FILE).read_text()) for run in (folder[0], place))
+    assert first == second
+
+
+def test_alone_or_in_company_a_transcoder_ends_the_same(tmp_path, folder):
+    one = {"hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1", "architecture_options": {"skip": True}}
+    trainer(tmp_path, steps=30, **one).train()
+    alone, among = SAE.from_pretrained(tmp_path), SAE.from_pretrained(folder[0], subfolder="mlp_in.1")
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, among.state_dict()[name]), name
+
+
+def test_only_transcoders_with_targets_of_their_own_are_a_set(tmp_path):
+    for number, places in enumerate(({"hook_point": "resid_post.*"}, {**SET, "target_hook_point": "mlp_out.2"})):
+        run = trainer(tmp_path / str(number), steps=2, eval_tokens=100, **places)
+        assert run.train().together is None and not is_set(run._run)
+        assert not (tmp_path / str(number) / SET_FILE).exists()
+
+
+def test_names_that_do_not_find_the_same_layers_are_refused(tmp_path):
+    told = arguments(
+        tmp_path, hook_point="model.layers.*.mlp.input", target_hook_point="model.layers.*.self_attn.output"
+    )
+    with pytest.raises(ValueError, match="do not find the same layers of Qwen3Next.*: of layers 0 there is one of"):
+        feed.hook_points(told, build("qwen3-next"))
+
+
+def test_a_model_that_has_no_such_places_is_refused(tmp_path):
+    with pytest.raises(HookPointError, match="mlp_in"):
+        feed.hook_points(arguments(tmp_path, **SET), build("mamba"))
+
+
+def test_the_estimate_knows_every_transcoder_of_a_set(tmp_path):
+    needs = estimate(arguments(tmp_path, **SET), model=language_model(), device_type="cpu")
+    assert len(needs.saes) == 3
+
+
+def test_the_config_that_comes_along_trains_a_set_of_the_embedded_model():
+    values = read_config("transcoder_set")
+    assert values["hook_point"] == "mlp_in.*" and values["target_hook_point"] == "mlp_out.*"
+    sweep = Sweep.read("transcoder_set", {"n_features": "64"})
+    needs = estimate(sweep.args, sweep.saes, device_type="cpu")
+    assert len(needs.saes) == 4 and AutoTokenizer.from_pretrained(values["model_name_or_path"]) is not None
