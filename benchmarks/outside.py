@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "benchmarks" / "outside_tools"
 TINY_LM = ROOT / "examples" / "tiny_lm"
 
-# What is installed; torch is the CPU's. Those after a bar are installed without their own dependencies.
+# What is installed, beside the torch that runs this. Those after a bar are installed without their own dependencies.
 ENVIRONMENTS = {
     "saebench": "sae-bench==0.6.0",
     "dashboard": "sae-dashboard==0.8.0 neuronpedia==1.2.1 pyarrow<21",
@@ -119,7 +119,7 @@ def dashboard(place: Place) -> Iterator[Row]:
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
     ids = _rows(tokenizer, 128, 128)
     x = _activations(model, ids, str(sae.config.hook_point))
-    features = SAE.from_pretrained(sae.to_saelens(place.folder / "saelens")).encode(x)
+    features = SAE.from_pretrained(sae.to_saelens(place.folder / "saelens")).encode(x).detach()
     shown = (features > 0).sum(0).argsort(descending=True)[:100].contiguous()
     save_file({"ids": ids, "features": shown}, place.folder / "tokens.safetensors")
     collection = collect_features(
@@ -160,7 +160,8 @@ def delphi(place: Place) -> Iterator[Row]:
     kept = rows != tokenizer.bos_token_id
     kept[:, sae.config.exclude_positions] = False
     entries = int((encoded * kept[..., None] > 0).sum())
-    difference = (encoded[row, position, feature] - theirs["activations"].float()).abs().max() / encoded.max()
+    found = encoded.detach()
+    difference = (found[row, position, feature] - theirs["activations"].float()).abs().max() / found.max()
     yield Row("delphi 0.1.3", "entries", f"{len(row)}", f"{entries}")
     yield Row("delphi 0.1.3", "activations (float16), largest relative difference", f"{float(difference):.1e}", "0")
     apart = _apart(theirs["features"], sae.encode(x))
@@ -238,10 +239,12 @@ def environment(name: str, root: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
         install = [str(python), "-m", "pip", "install", "--quiet"]
         with_dependencies, _, alone = ENVIRONMENTS[name].partition("|")
-        subprocess.run([*install, f"torch=={torch.__version__}", *with_dependencies.split()], check=True)
+        # Without a local part ("+cpu"), which PyPI does not have; where such a one is at hand, pip prefers it.
+        version = torch.__version__.partition("+")[0]
+        subprocess.run([*install, f"torch=={version}", *with_dependencies.split()], check=True)
         if alone:
             subprocess.run([*install, "--no-deps", *alone.split()], check=True)
-        # The one that they pull in does not fit the CPU's torch, and transformers then fails on import.
+        # The one that they pull in need not fit this torch, and transformers then fails on import.
         subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
     return python
 

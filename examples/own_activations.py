@@ -14,7 +14,7 @@ import argparse
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
@@ -31,6 +31,11 @@ def vision_model() -> ViTModel:
         "intermediate_size": 64,
     }
     return ViTModel(ViTConfig(**sizes, image_size=IMAGE, patch_size=PATCH), add_pooling_layer=False).eval()
+
+
+def layer_path(model: ViTModel) -> str:
+    """The path of the layer whose output is read; versions of transformers differ in where the layers lie."""
+    return next(f"{path}.{LAYER}" for path, module in model.named_modules() if isinstance(module, nn.ModuleList))
 
 
 def images(n: int) -> Tensor:
@@ -50,7 +55,7 @@ def activations(model: ViTModel, pictures: Tensor, batch_size: int = 256) -> Ten
         states = output[0] if isinstance(output, tuple) else output
         read.append(states[:, 1:].flatten(0, 1).clone())
 
-    handle = model.get_submodule(f"layers.{LAYER}").register_forward_hook(keep)
+    handle = model.get_submodule(layer_path(model)).register_forward_hook(keep)
     try:
         for batch in pictures.split(batch_size):
             model(pixel_values=batch)
@@ -79,7 +84,7 @@ def main(command_line: list[str] | None = None) -> None:
         overwrite_output_dir=True,
         html_report=False,
     )
-    config = TopKSAEConfig(d_in=WIDTH, n_features=8 * WIDTH, k=8, hook_point=f"layers.{LAYER}.output")
+    config = TopKSAEConfig(d_in=WIDTH, n_features=8 * WIDTH, k=8, hook_point=f"{layer_path(model)}.output")
     SAETrainer(args=training, saes=config, activations=rows).train()
 
     sae = SAE.from_pretrained(args.output_dir)

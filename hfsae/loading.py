@@ -222,6 +222,9 @@ def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
 def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
     """The config, and the arguments that are left for the weights."""
     hub, weights, rest = _sorted_out(kwargs)
+    # Else transformers 5.4 could run the code of a repository whose model type is registered here, and every version that
+    # of another type.
+    rest["trust_remote_code"] = False
     try:
         with naming(f"the config of {source}"):
             try:
@@ -250,6 +253,11 @@ def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
     stored, _ = PreTrainedConfig.get_config_dict(source, **hub)
     model_type, module = stored.get("model_type"), stored.get("defined_in")
     if not isinstance(model_type, str) or not f"{model_type}_".startswith(MODEL_TYPE_PREFIX):
+        if "auto_map" in stored:  # transformers offers to run it
+            raise ValueError(
+                f"{source} holds a {model_type!r} model with code of its own, not a sparse autoencoder of hfsae, which "
+                "runs no code of a repository, not even with trust_remote_code. Load it with transformers."
+            )
         return False  # not one of ours
     if model_type in CONFIG_MAPPING:
         return False

@@ -25,9 +25,12 @@ def test_an_sae_is_trained_on_the_patches_of_a_vision_transformer_and_read_in_it
 
 def test_what_a_model_that_reads_images_cannot_do_is_said_in_one_sentence(tmp_path):
     model = own_activations.vision_model()
-    assert width(model, "layers.1.output") == width(model, "layers.1.mlp.fc1.input") == own_activations.WIDTH
+    layer = own_activations.layer_path(model)
+    inner = model.get_submodule(layer).named_modules()
+    linear = next(path for path, module in inner if isinstance(module, torch.nn.Linear))
+    assert width(model, f"{layer}.output") == width(model, f"{layer}.{linear}.input") == own_activations.WIDTH
     message = r"ViTModel reads pixel_values and no token ids.*SAETrainer\(activations=...\), see examples/own_act"
     with pytest.raises(TypeError, match=message):
-        width(model, "layers.1.mlp.output")
+        width(model, f"{layer}.attention.output")
     with pytest.raises(TypeError, match=message):
         SAETrainer(model=model, args=arguments(tmp_path), train_dataset=torch.ones(300, 12, dtype=torch.long)).train()

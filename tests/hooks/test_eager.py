@@ -12,6 +12,7 @@ from hfsae.hooks.eager import running_as_written
 from tests.analysis.test_interventions import STRENGTHS, sae_at
 from tests.hooks.families import build, input_ids
 from tests.hooks.witness import replaced
+from tests.older import compiles_models
 
 PLACE = "resid_post.0"
 
@@ -36,7 +37,7 @@ def its_blocks(model: PreTrainedModel):
     return model
 
 
-WAYS = [returned, in_place, its_forward, its_blocks]
+WAYS = [*(pytest.param(way, marks=compiles_models) for way in (returned, in_place, its_forward)), its_blocks]
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,7 @@ def model_around(model: PreTrainedModel):
     return lambda ids: compiled(ids, use_cache=False).logits
 
 
+@compiles_models
 @pytest.mark.parametrize("around", [function_around, model_around])
 def test_the_model_inside_of_what_was_compiled_obeys_its_hooks(around):
     model = copy.deepcopy(build("llama"))
@@ -125,6 +127,7 @@ def test_compiled_code_is_back_after_the_last_of_several_contexts_in_whatever_or
     assert torch.equal(compiled(x), x.sin())
 
 
+@compiles_models
 @torch._dynamo.config.patch(recompile_limit=1)
 def test_a_compiled_model_that_runs_as_written_obeys_the_hooks_inside_it():
     returned(copy.deepcopy(build("llama")))(input_ids(2, 6))  # the one compilation that is allowed
@@ -135,6 +138,7 @@ def test_a_compiled_model_that_runs_as_written_obeys_the_hooks_inside_it():
         torch.testing.assert_close(zeroed, logits(model))
 
 
+@compiles_models
 def test_what_is_compiled_inside_a_context_forgets_its_hooks_with_it():
     model = copy.deepcopy(build("llama"))
     untouched = logits(model)

@@ -18,6 +18,7 @@ from hfsae.hooks import (
 from hfsae.hooks.blocks import transformer_lens_places
 from tests.hooks.families import FAMILIES, SMALL, build
 from tests.hooks.model_types import text_ids, tiny_model
+from tests.older import OLDER_TRANSFORMERS, skipping_unknown_models
 
 
 def resolved(model: nn.Module, *names: str | HookPoint) -> list[str]:
@@ -117,6 +118,7 @@ def test_queries_keys_and_values_are_what_their_matrices_return():
         resolve_hook_point(build("qwen3-next"), "blocks.1.attn.hook_q")  # a gate comes with the queries
 
 
+@pytest.mark.skipif(OLDER_TRANSFORMERS, reason="transformers 5.4 makes the keys that it does not use")
 def test_layers_that_use_another_layer_s_keys_and_values_have_only_queries():
     model = tiny_model("gemma3n_text", num_kv_shared_layers=2)
     offered = [transformer_lens_places(block, model.config) for block in model.model.layers]
@@ -130,7 +132,8 @@ def test_layers_that_use_another_layer_s_keys_and_values_have_only_queries():
 def test_what_a_norm_computes_before_its_weight_is_no_place():
     with pytest.raises(HookPointError, match="before it multiplies by its weight.*ln2.hook_out is what it returns"):
         resolve_hook_point(build("llama"), "blocks.1.ln2.hook_normalized")
-    model = AutoModelForCausalLM.from_config(OlmoConfig(**SMALL))  # its norms have no weight
+    with skipping_unknown_models():
+        model = AutoModelForCausalLM.from_config(OlmoConfig(**SMALL))  # its norms have no weight
     point = resolve_hook_point(model, "blocks.1.ln2.hook_normalized")
     assert str(point) == "model.layers.1.post_attention_layernorm.output"
 

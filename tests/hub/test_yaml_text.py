@@ -89,4 +89,6 @@ mappings = st.dictionaries(st.text(max_size=5), plain, max_size=4)
 @given(mappings, mappings)
 def test_any_values_can_become_any_others(old, new):
     wanted = yaml.safe_load(dump(new))
-    assert dump(yaml.safe_load(patched(dump(old), wanted))) == dump(wanted)
+    said = yaml.safe_load(patched(dump(old), wanted))
+    # Keys keep their place, so their order is another; as text NaN is equal to itself.
+    assert yaml.dump(said, sort_keys=True) == yaml.dump(wanted, sort_keys=True)
