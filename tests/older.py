@@ -1,4 +1,4 @@
-"""What older versions of other libraries cannot do, as reasons to skip: no test fails for it at the dependency floors."""
+"""What older versions of other libraries cannot do, as reasons to skip: no test fails for it at the floors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

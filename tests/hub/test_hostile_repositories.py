@@ -74,7 +74,7 @@ def test_code_in_the_repository_is_not_run_even_by_those_who_trust_it(hub, files
         assert torch.equal(loaded.W_dec, make().W_dec)
     publish(hub, {**edited(files, auto_map=auto_map, model_type="evil"), "evil.py": code})
     for trust in ({}, {"trust_remote_code": True}):
-        with pytest.raises(ValueError, match="holds a 'evil' model with code of its own.*runs no code of a repository"):
+        with pytest.raises(ValueError, match="'evil' model with code of its own.*hfsae runs no code of a repo"):
             SAE.from_pretrained(REPO, **trust)
     assert not sprung.exists() and not hub.requests.matching(path="evil.py")
 
