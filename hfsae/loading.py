@@ -222,7 +222,7 @@ def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
 def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAEConfig, dict[str, Any]]:
     """The config, and the arguments that are left for the weights."""
     hub, weights, rest = _sorted_out(kwargs)
-    # Else transformers would run a repository's code: its version 5.4 any, newer ones that of a model type not our own.
+    # Else transformers would run a repository's code: its version 5.4 any, newer ones that of types not our own.
     rest["trust_remote_code"] = False
     try:
         with naming(f"the config of {source}"):
@@ -254,8 +254,8 @@ def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
     if not isinstance(model_type, str) or not f"{model_type}_".startswith(MODEL_TYPE_PREFIX):
         if "auto_map" in stored:  # transformers offers to run it
             raise ValueError(
-                f"{source} holds a {model_type!r} model with code of its own, not a sparse autoencoder of hfsae. hfsae "
-                "runs no code of a repository, not even with trust_remote_code: load it with transformers."
+                f"{source} holds a {model_type!r} model with code of its own, not a sparse autoencoder of hfsae. "
+                "hfsae runs no code of a repository, not even with trust_remote_code: load it with transformers."
             )
         return False  # not one of ours
     if model_type in CONFIG_MAPPING:
