@@ -6,10 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hfsae import guests
 from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
@@ -18,6 +17,7 @@ from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
 from hfsae.progress import quietly
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
+from hfsae.strict import class_for, refuse_mismatch, refuse_other_models, refuse_unusable
 from hfsae.suggestions import refuse_misspelled
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -236,7 +236,7 @@ def _load_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[SAE
         _name_the_folders(source, hub, error)
         raise
     config, rest = loaded
-    _refuse_foreign(config, source)
+    refuse_other_models(config, source)
     with naming(f"the config of {source}"):
         config.validate()  # overrides were set one by one: together they may contradict
     return config, {**hub, **weights, **rest}
@@ -302,76 +302,6 @@ def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exc
             f"{source} has no SAE {f'in {asked!r}' if asked else 'at its root'}; pass as subfolder one of those that "
             f"have: {shown}{more}."
         ) from error
-
-
-def _refuse_foreign(config: Any, source: str | os.PathLike) -> None:
-    if not isinstance(config, SAEConfig):
-        kind = getattr(config, "model_type", None) or type(config).__name__
-        raise ValueError(f"{source} holds a {kind!r} model, not a sparse autoencoder.")
-
-
-def class_for(config: SAEConfig, wanted: type[PreTrainedModel], source: str | os.PathLike) -> type[PreTrainedModel]:
-    """The class of the architecture that a config belongs to.
-
-    Args:
-        config: The config.
-        wanted: The class that was asked for: this one, or a base of it.
-        source: What error messages call the SAE.
-
-    Raises:
-        ValueError: If the config is not an architecture's, or the class is not a kind of `wanted`.
-    """
-    _refuse_foreign(config, source)
-    try:
-        found: Any = AutoModel._model_mapping[type(config)]  # type: ignore[index]
-    except KeyError:
-        raise ValueError(f"{source} names no architecture, only the abstract {type(config).__name__}.") from None
-    if not issubclass(found, wanted):
-        raise ValueError(f"{source} is of a {found.__name__}: use {found.__name__} or SAE, not {wanted.__name__}.")
-    return found
-
-
-def refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
-    """Raises for tensors that a config does not have, or a file lacks, or that are of another size, naming them.
-
-    Args:
-        source: What the error calls the SAE.
-        info: `missing_keys`, `unexpected_keys`, `mismatched_keys` (name, size there, size expected) and `error_msgs`,
-            as transformers reports them.
-    """
-    found = {
-        "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]),
-        "of the wrong size": sorted(
-            f"{name} (stored {tuple(stored)}, expected {tuple(expected)})"
-            for name, stored, expected in info["mismatched_keys"]
-        ),
-        "unreadable": info["error_msgs"],
-    }
-    if any(found.values()):
-        details = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
-        raise ValueError(f"The weights of {source} do not match its config. Tensors {details}.")
-
-
-def refuse_unusable(source: str | os.PathLike, sae: PreTrainedModel) -> None:
-    """Raises for weights and thresholds that are not finite, and scales that are not positive, naming them.
-
-    Args:
-        source: What the error calls the SAE.
-        sae: The SAE; tensors that lie nowhere yet, and quantised ones, pass.
-    """
-    for name, tensor in [*sae.named_parameters(), *sae.named_buffers()]:
-        if tensor.is_meta or not tensor.is_floating_point():
-            continue
-        # One reduction, which is finite where all its terms are unless it overflows.
-        if not tensor.detach().sum(dtype=torch.float32).isfinite() and not (finite := tensor.isfinite()).all():
-            bad = int(torch.count_nonzero(~finite))
-            raise ValueError(
-                f"{name} of {source} holds NaN or infinity, in {bad:,} of {tensor.numel():,} places: these weights "
-                "are broken. Take them from a copy or an earlier checkpoint."
-            )
-        if name in ("input_scale", "output_scale") and not (tensor > 0).all():
-            raise ValueError(f"{name} of {source} is {tensor.min().item()}, expected a number above 0.")
 
 
 def _weights_files(source: str | os.PathLike, kwargs: dict[str, Any]) -> list[Path]:

@@ -29,12 +29,13 @@ from hfsae.functional import (
     encode,
 )
 from hfsae.functional.encode import Path
-from hfsae.loading import class_for, load_sae
+from hfsae.loading import load_sae
 from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.objective import TrainingStep, auxk_loss
 from hfsae.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.progress import quietly
 from hfsae.storage import seal
+from hfsae.strict import class_for
 
 _LAYER_NORM_EPS = 1e-5
 

@@ -25,6 +25,7 @@ MODEL = {"storage", "functional", "configuration", "outputs", "objective", "fold
     "notebook",
     "modeling",
     "progress",
+    "strict",
     "suggestions",
 }
 SAES = MODEL | {"architectures", "initialisation"}
@@ -47,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "connection": set(),
     "doors": set(),
     "guests": set(),
-    "loading": {"configuration", "folders", "guests", "places", "connection", "progress", "storage"} | {"suggestions"},
+    "strict": {"configuration"},
+    "loading": {"configuration", "folders", "guests", "places", "connection", "progress", "storage", "strict"}
+    | {"suggestions"},
     "modeling": MODEL,
     "architectures": MODEL,
     "initialisation": MODEL,

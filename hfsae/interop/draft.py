@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hfsae.architectures import class_of, config_class_of
 from hfsae.configuration import SAEConfig
-from hfsae.loading import refuse_mismatch, refuse_unusable
 from hfsae.modeling import SAE
+from hfsae.strict import refuse_mismatch, refuse_unusable
 
 
 @dataclass

@@ -15,9 +15,9 @@ from hfsae import guests
 from hfsae.interop import catalogue
 from hfsae.interop.draft import Draft
 from hfsae.interop.source import Source
-from hfsae.loading import class_for
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
+from hfsae.strict import class_for
 
 
 class Format(Protocol):
