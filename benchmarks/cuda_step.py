@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import SparsePattern, kernels
-from hfsae.initialisation import initialise
 from hfsae.training.learner import Learner
 
 DEVICE = "cuda"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
 from hfsae.architectures import config_class_of
 from hfsae.hooks import capture, resolve_hook_point
 
@@ -234,7 +234,7 @@ def read_by_sae_lens(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs
         forms |= {f"{name} transcoder": (name, TRANSCODER), f"{name} skip transcoder": (name, TRANSCODER | SKIP)}
     for title, (architecture, options) in forms.items():
         sae = ours(architecture, x, **options)
-        loaded = LensSAE.load_from_disk(sae.to_saelens(folder / title.replace(" ", "_")))
+        loaded = LensSAE.load_from_disk(export_sae(sae, folder / title.replace(" ", "_"), "saelens"))
         # TopK with rows of one norm goes out with unit rows: a feature is then as large as what it writes is long.
         rescaled = getattr(loaded.cfg, "rescale_acts_by_decoder_norm", False)
         unit = sae.feature_directions.norm(dim=1) if rescaled else torch.ones(())
@@ -253,7 +253,7 @@ def read_by_sparsify(folder: Path, x: Tensor) -> Iterator[tuple[str, SAE, Theirs
     }
     for title, options in forms.items():
         sae = ours("topk", x, **options)
-        coder = SparseCoder.load_from_disk(sae.to_sparsify(folder / title.replace(" ", "_")))
+        coder = SparseCoder.load_from_disk(export_sae(sae, folder / title.replace(" ", "_"), "sparsify"))
         yield title, sae, Theirs(folder, lambda x, coder=coder: _dense(coder, x), lambda x, c=coder: c(x).sae_out)
 
 

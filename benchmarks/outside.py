@@ -9,10 +9,10 @@ RUN is a TopK SAE in the embedded language model; RELUS and JUMPS are folders of
 
 and the same with `--architecture jumprelu --architecture_options '{"skip": true}' --output_dir runs/jumps`.
 
-SAEBench's core evaluates `to_saebench()`; sae-dashboard shows what `to_saelens` wrote, and Neuronpedia's client reads
-`export_neuronpedia`; delphi loads `export_delphi` and `to_sparsify`; circuit-tracer draws a graph with the set that
-`hfsae convert --to circuit-tracer` makes. An environment that is not there is made (--environments, about 2 GB each).
-Prints one row a figure; `--json` keeps them.
+SAEBench's core evaluates `SAEBenchView`; sae-dashboard shows an SAE exported to SAELens, and Neuronpedia's client
+reads `export_neuronpedia`; delphi loads `export_delphi` and an SAE exported to sparsify; circuit-tracer draws a graph
+with the set that `hfsae convert --to circuit-tracer` makes. An environment that is not there is made
+(--environments, about 2 GB each). Prints one row a figure; `--json` keeps them.
 """
 
 import argparse
@@ -29,12 +29,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hfsae import SAE, collect_features
+from hfsae import SAE, collect_features, export_sae
 from hfsae.analysis import export_delphi, export_neuronpedia
 from hfsae.data import TokenBatch, load_text
 from hfsae.evaluation import evaluate_sae
 from hfsae.hooks import capture
-from hfsae.interop.convert import convert
+from hfsae.saved.convert import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "benchmarks" / "outside_tools"
@@ -119,7 +119,7 @@ def dashboard(place: Place) -> Iterator[Row]:
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
     ids = _rows(tokenizer, 128, 128)
     x = _activations(model, ids, str(sae.config.hook_point))
-    features = SAE.from_pretrained(sae.to_saelens(place.folder / "saelens")).encode(x).detach()
+    features = SAE.from_pretrained(export_sae(sae, place.folder / "saelens", "saelens")).encode(x).detach()
     shown = (features > 0).sum(0).argsort(descending=True)[:100].contiguous()
     save_file({"ids": ids, "features": shown}, place.folder / "tokens.safetensors")
     collection = collect_features(
@@ -148,7 +148,7 @@ def delphi(place: Place) -> Iterator[Row]:
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
     text = load_text("python-stdlib", split="train").select(range(40))
     export_delphi(sae, model, tokenizer, text, place.folder / "export", max_tokens=32_000, disable_tqdm=True)
-    written = sae.to_sparsify(place.folder / "sparsify")
+    written = export_sae(sae, place.folder / "sparsify", "sparsify")
     ids = _rows(tokenizer, 16, 128)
     x = _activations(model, ids, str(sae.config.hook_point))
     save_file({"x": x}, place.folder / "x.safetensors")

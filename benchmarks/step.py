@@ -31,7 +31,7 @@ from torch import Tensor
 
 from hfsae import SAE, SAETrainingArguments
 from hfsae.architectures import config_class_of
-from hfsae.initialisation import initialise
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.training.learner import Learner
 from hfsae.training.memory import freed_memory_kept
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from hfsae import SAE
-from hfsae.evaluation.saved import evaluate_saved
+from hfsae.saved.measuring_again import evaluate_saved
 
 TOLERANCE = 1e-4
 

@@ -42,14 +42,15 @@ if TYPE_CHECKING:
         TopKSAEConfig,
     )
     from hfsae.attach import attach_all
+    from hfsae.autoencoder.outputs import SAEOutput
     from hfsae.configuration import SAEConfig
     from hfsae.evaluation import evaluate_sae, evaluate_together
     from hfsae.evaluation.self_check import self_check
     from hfsae.hooks import capture, splice
-    from hfsae.hub import find_saes, list_saes, load_saes, push_saes
+    from hfsae.hub import find_saes, list_saes, push_saes
     from hfsae.interop import export_sae
     from hfsae.modeling import SAE
-    from hfsae.outputs import SAEOutput
+    from hfsae.saved.many import load_saes
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
 
 __version__ = "0.1.0"
@@ -57,7 +58,7 @@ __version__ = "0.1.0"
 _HOME = {
     "SAE": "hfsae.modeling",
     "SAEConfig": "hfsae.configuration",
-    "SAEOutput": "hfsae.outputs",
+    "SAEOutput": "hfsae.autoencoder.outputs",
     "BatchTopKSAE": "hfsae.architectures",
     "BatchTopKSAEConfig": "hfsae.architectures",
     "CrosscoderSAE": "hfsae.architectures",
@@ -94,7 +95,7 @@ _HOME = {
     "find_max_activating_examples": "hfsae.analysis",
     "find_saes": "hfsae.hub",
     "list_saes": "hfsae.hub",
-    "load_saes": "hfsae.hub",
+    "load_saes": "hfsae.saved.many",
     "logit_effects": "hfsae.analysis",
     "push_saes": "hfsae.hub",
     "self_check": "hfsae.evaluation.self_check",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
@@ -20,7 +21,6 @@ from hfsae.hooks.calls import Call, CallRecord
 from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class AttachedSAE:
         sae: The SAE.
     """
 
-    def __init__(self, sae: SAE, record: CallRecord):
+    def __init__(self, sae: SparseAutoencoder, record: CallRecord):
         self.sae = sae
         self._record = record
         self._seen: _Seen | None = None
@@ -111,7 +111,7 @@ class AttachedSAE:
 
 @contextmanager
 def attach(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: nn.Module,
     *,
     splice: bool = False,
@@ -172,7 +172,7 @@ def attach(
 @contextmanager
 def attach_all(
     model: nn.Module,
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     *,
     splice: bool = False,
     keep_error: bool = False,
@@ -242,7 +242,7 @@ def attach_all(
 
 
 def places_of(
-    saes: Mapping[str, SAE], model: PreTrainedModel, *, splice: bool
+    saes: Mapping[str, SparseAutoencoder], model: PreTrainedModel, *, splice: bool
 ) -> dict[str, tuple[HookPoint, HookPoint]]:
     """Where in a model each of several SAEs reads and writes.
 
@@ -314,7 +314,7 @@ class _Attachment(Listener):
 
     def __init__(
         self,
-        sae: SAE,
+        sae: SparseAutoencoder,
         passes: Passes,
         record: CallRecord,
         left_out: LeftOut,

@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hfsae import guests
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.strict import class_for, refuse_mismatch, refuse_other_models, refuse_unusable
 from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
 from hfsae.progress import quietly
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
-from hfsae.strict import class_for, refuse_mismatch, refuse_other_models, refuse_unusable
 from hfsae.suggestions import refuse_misspelled
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -51,33 +52,32 @@ _MOST_FOLDERS = 20
 
 @reachable()
 def load_sae(
-    cls: type[PreTrainedModel],
-    base: type[PreTrainedModel],
     source: str | os.PathLike,
     *args: Any,
+    wanted: type[SparseAutoencoder] = SparseAutoencoder,
     config: SAEConfig | None = None,
     output_loading_info: bool = False,
     **kwargs: Any,
-):
-    """`SAE.from_pretrained` for the class `cls` on which it was called; `base` is `SAE` itself."""
+) -> Any:
+    """Loads an SAE; `SAE.from_pretrained` of the class `wanted`, whose arguments these are."""
     if args:
         raise TypeError("SAE.from_pretrained takes keyword arguments only, besides the name or path.")
     if kwargs.get("use_safetensors") is False:
         raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
-    _refuse_misspelled(cls, kwargs)
+    _refuse_misspelled(wanted, kwargs)
     allow_pickle = kwargs.pop("allow_pickle", False)
     if config is None:
         if not holds_config(source, kwargs):
-            sae = _load_foreign(source, cls, kwargs, allow_pickle)
+            sae = _load_foreign(source, wanted, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
-    target = class_for(config, cls, source)
+    target = class_for(config, wanted, source)
     _find_folders_again(config, source, kwargs.get("subfolder"))
     # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be
     # huge would have its claim allocated first.
     named = config.n_features * (config.d_in + config.d_out) <= _LARGEST_NAMED
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": named}
-    inherited: Any = super(base, target)
+    inherited: Any = super(SparseAutoencoder, target)
     for path in _weights_files(source, kwargs) if os.path.isdir(source) else ():
         check_sum(path.parent, path.name)
     try:
@@ -133,7 +133,7 @@ def load_config(
         OSError: If there is nothing.
     """
     if fetch_weights and not holds_config(source, hub):
-        return _load_foreign(source, PreTrainedModel, hub, allow_pickle).config
+        return _load_foreign(source, SparseAutoencoder, hub, allow_pickle).config
     config = _load_config(source, hub)[0]
     _find_folders_again(config, source, hub.get("subfolder"))
     return config

@@ -1,43 +1,34 @@
-"""`SAE`: the `PreTrainedModel` base of every sparse autoencoder.
+"""`SAE`: the class that people hold. It is loaded and saved, runs in a language model, and goes to the Hub.
 
-It holds what all architectures share: the tensors, the input scale, encode / decode / forward, strict loading of
-whatever class the config names. An architecture (`hfsae/architectures/`) adds which features are active, what their
-values are, and what training minimises.
+`hfsae.autoencoder.model` says what it computes, an architecture (`hfsae/architectures/`) which features are active.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
-from typing import Any, Literal, Self, cast
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import skip_init
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from torch import nn
+from transformers import PreTrainedModel
 
-from hfsae.configuration import SAEConfig
-from hfsae.doors import Doors
-from hfsae.functional import (
-    Elementwise,
-    Pattern,
-    Selection,
-    SparseFeatures,
-    SparsePattern,
-    TopK,
-    at_least_float32,
-    encode,
-)
-from hfsae.functional.encode import Path
+from hfsae.autoencoder.folding import fold_input_scale
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.loading import load_sae
 from hfsae.notebook import complete_by_dir, completions, html_table
-from hfsae.objective import TrainingStep, auxk_loss
-from hfsae.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.progress import quietly
 from hfsae.storage import seal
-from hfsae.strict import class_for
 
-_LAYER_NORM_EPS = 1e-5
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+    from hfsae.attach import AttachedSAE, FeatureEdit
+    from hfsae.evaluation.self_check import SelfCheck
+    from hfsae.interop.saebench import SAEBenchView
+
+T = TypeVar("T")
 
 # What people use of what a model inherits: the other names are not completed.
 _INHERITED = {
@@ -47,7 +38,7 @@ _INHERITED = {
 }  # fmt: skip
 
 
-class SAE(Doors, PreTrainedModel):
+class SAE(SparseAutoencoder):
     """A sparse autoencoder: `z = activation(W_e (s·x − b_dec) + b_e)`, `x̂ = (Σ z_i W_dec[i] + b_dec) / s`.
 
     It takes raw activations and returns raw reconstructions: the scale s is part of the model. Use a class of an
@@ -66,495 +57,7 @@ class SAE(Doors, PreTrainedModel):
         (torch.Size([2, 5, 8]), True)
     """
 
-    config_class: type[SAEConfig] = SAEConfig
-    config: SAEConfig
-    encoder: nn.Linear
-    input_scale: Tensor
-    output_scale: Tensor
-    base_model_prefix = ""
-    main_input_name = "activations"
-    _no_split_modules = []
-    _float32_tensors = ("input_scale", "output_scale")
-    _keep_in_fp32_modules_strict = ["input_scale", "output_scale", "threshold"]
-
-    # What lives in the units of pre-activations and moves when the input scale is folded into the weights.
-    _in_scaled_space: tuple[str, ...] = ("encoder.bias",)
-
-    # How training revives dead features unless told otherwise, and λ unless told otherwise (None: has no penalty).
-    default_revival: Literal["auxk", "resample"] = "resample"
-    default_sparsity_coefficient: float | None = None
-
-    def __init__(self, config: SAEConfig):
-        if type(self) is SAE:
-            raise TypeError("SAE is abstract: use SAE.from_pretrained, SAE.from_config or a class such as TopKSAE.")
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got a {type(config).__name__}: "
-                "SAE.from_config picks the class that belongs to a config."
-            )
-        super().__init__(config)
-        n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
-        # torch.get_default_device() knows nothing of `with torch.device(...)` before torch 2.7.
-        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.empty(0).device))
-        self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
-        self.b_dec = nn.Parameter(torch.empty(d_out))
-        self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))
-        if config.is_transcoder:
-            self.register_buffer("output_scale", torch.ones((), dtype=torch.float32))
-        if config.skip:
-            self.W_skip = nn.Parameter(torch.empty(d_out, d_in))
-        self._declare(config)
-        self.post_init()
-
-    # -- what an architecture adds ----------------------------------------------------------------------------------
-    def _declare(self, config: Any) -> None:
-        """Declares further parameters; called before the weights are initialised or loaded."""
-
-    def selection(self) -> Selection:
-        """The rule that picks the active features in use (not in training)."""
-        raise NotImplementedError("abstract: an architecture says which features are active")
-
-    def training_selection(self, progress: float = 1.0) -> Selection:
-        """The entries a training step needs: the active ones, and those whose gradient reaches a threshold.
-
-        Args:
-            progress: How much of the run is done, from 0 to 1, for an architecture with a schedule of its own.
-        """
-        return self.selection()
-
-    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
-        """Feature values at the entries of a pattern from their pre-activations."""
-        return pattern.keep(torch.relu(pre))
-
-    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        """The weighted terms of the loss, in scaled space."""
-        return {"mse": step.mse()}
-
-    def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
-        """Further fields of `StepStatistics` that this architecture's trainer needs."""
-        return {}
-
-    @torch.no_grad()
-    def start_from(self, scaled: Tensor) -> None:
-        """Sets thresholds and the like from a first batch (N, d_in) in scaled space; may be called again."""
-
-    @torch.no_grad()
-    def after_step(self, statistics: StepStatistics, state: StepState) -> None:
-        """Puts parameters back where they must be after an optimiser step."""
-
-    @torch.no_grad()
-    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Sets inference-time constants from activations of their own, at the end of training."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether `calibrate` sets anything: else nothing has to be read for it."""
-        return False
-
-    def parts(self) -> "dict[str, SAE]":
-        """Smaller SAEs inside of this one that are measured beside it, by name."""
-        return {}
-
-    @property
-    def steps_alike(self) -> bool:
-        """Whether a training step runs the same operations on tensors of the same shapes, whatever the batch holds and
-        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed, with the step's
-        `progress` as it was."""
-        return False
-
-    @property
-    def can_be_sharded(self) -> bool:
-        """Whether its features can lie in several processes. The loss then sees what the others write by `combined`:
-        in `mse`, `mean_per_token` and `mean_weighted`, and in whatever else the objective decodes."""
-        return False
-
-    def strongest(self, k: int) -> Selection:
-        """The rule that picks the k largest of a token; where features lie in several processes, the k of all."""
-        return TopK(k)
-
-    def combined(self, written: Tensor) -> Tensor:
-        """(N, d_out) that the features write together, or any other sum over them, from what those of this process do.
-
-        Differentiable: each process's part has the gradient of the sum.
-        """
-        return written
-
-    def own_blocks(self, sizes: list[int]) -> list[int]:
-        """How many features of each of these consecutive blocks lie in this process."""
-        return sizes
-
-    @property
-    def unit_decoder_rows(self) -> bool:
-        """Whether training keeps the rows of `W_dec` at unit norm."""
-        return True
-
-    # -- initialisation ---------------------------------------------------------------------------------------------
-    def _init_weights(self, module: nn.Module) -> None:
-        """Random unit decoder rows, encoder tied to them at the start."""
-        if module is not self:
-            return
-        # Only `init` calls, which leave loaded tensors alone.
-        init.normal_(self.W_dec)
-        init.copy_(self.W_dec, torch.nn.functional.normalize(self.W_dec.detach(), dim=1))
-        if self.config.d_out == self.config.d_in:
-            init.copy_(self.encoder.weight, self.W_dec.detach())
-        else:
-            init.normal_(self.encoder.weight, std=self.config.d_in**-0.5)
-        init.zeros_(self.encoder.bias)
-        init.zeros_(self.b_dec)
-        for name in ("input_scale", "output_scale"):
-            if (scale := getattr(self, name, None)) is not None:
-                init.ones_(scale)
-        if self.config.skip:
-            init.zeros_(self.W_skip)
-
-    # -- names people know ------------------------------------------------------------------------------------------
-    @property
-    def W_enc(self) -> Tensor:
-        """The encoder as (d_in, n_features), a view of `encoder.weight`."""
-        return self.encoder.weight.T
-
-    @property
-    def b_enc(self) -> Tensor:
-        """The encoder's bias, (n_features,)."""
-        return self.encoder.bias
-
-    @property
-    def encoder_rows(self) -> Tensor:
-        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, perhaps by decoder norms."""
-        if self.config.rescale_by_decoder_norm:
-            return self.encoder.weight * self.W_dec.norm(dim=1, keepdim=True)
-        return self.encoder.weight
-
-    @property
-    def encoder_bias(self) -> Tensor:
-        """The bias that belongs to `encoder_rows`, (n_features,)."""
-        if self.config.rescale_by_decoder_norm:
-            return self.encoder.bias * self.W_dec.norm(dim=1)
-        return self.encoder.bias
-
-    @property
-    def decoder_rows(self) -> Tensor:
-        """What the features write in scaled space, (n_features, d_out): `W_dec`, or its rows at unit norm."""
-        if self.config.rescale_by_decoder_norm:
-            return torch.nn.functional.normalize(self.W_dec, dim=1)
-        return self.W_dec
-
-    @property
-    def feature_directions(self) -> Tensor:
-        """What one unit of each feature adds to the language model's own activations: (n_features, d_out).
-
-        Bare `W_dec` is wrong by the output scale here.
-        """
-        rows = self.decoder_rows
-        return (at_least_float32(rows) / self._scale_out).to(rows.dtype)
-
-    @property
-    def _scale_in(self) -> Tensor:
-        """What activations are multiplied by: (), or (d_in,) where dimensions differ."""
-        return self.input_scale
-
-    @property
-    def _scale_out(self) -> Tensor:
-        return self.output_scale if self.config.is_transcoder else self._scale_in
-
-    # -- into scaled space and back -----------------------------------------------------------------------------------
-    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """The activations after `input_transform`, with the mean and spread that were taken out."""
-        if self.config.input_transform == "none":
-            return x, 0.0, 1.0
-        if self.config.input_transform == "constant_norm":
-            spread = x.norm(dim=-1, keepdim=True) / self.config.d_in**0.5
-            return x / spread.clamp(min=torch.finfo(x.dtype).tiny), 0.0, spread
-        mean = x.mean(-1, keepdim=True)
-        if self.config.input_transform == "center":
-            return x - mean, mean, 1.0
-        spread = x.std(-1, keepdim=True)
-        return (x - mean) / (spread + _LAYER_NORM_EPS), mean, spread
-
-    def scaled(self, activations: Tensor) -> Tensor:
-        """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
-        x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
-        return (at_least_float32(x) * self._scale_in).to(x.dtype)
-
-    def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
-        """What a transcoder is to write, as it leaves the decoder: times `output_scale`.
-
-        Args:
-            activations: (..., d_in), what it reads.
-            target: (..., d_out).
-
-        Raises:
-            ValueError: If there is no target, or not one row for each activation.
-        """
-        if target is None:
-            raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
-        expected = (*activations.shape[:-1], self.config.d_out)
-        if target.shape != expected:
-            raise ValueError(
-                f"target must have shape {expected}, one row for each activation, got {(*target.shape,)}."
-            )
-        return (at_least_float32(target) * self.output_scale).to(self.W_dec.dtype)
-
-    def _check(self, activations: Tensor) -> Tensor:
-        if not isinstance(activations, Tensor) or not activations.is_floating_point():
-            raise TypeError(f"activations must be a floating point tensor, got {_describe(activations)}.")
-        if activations.shape[-1:] != (self.config.d_in,):
-            raise ValueError(
-                f"activations must have shape (..., d_in={self.config.d_in}), got {tuple(activations.shape)}. "
-                f"This SAE reads {self.config.hook_point or 'an unnamed hook point'} of "
-                f"{self.config.base_model or 'an unnamed model'}."
-            )
-        return activations
-
-    # -- use ----------------------------------------------------------------------------------------------------------
-    def pre_activations(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
-        """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
-        x = self.encoder_input(self.scaled(activations))
-        index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
-        return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
-
-    @property
-    def _encoder_center(self) -> Tensor | None:
-        return self.b_dec if self.config.subtract_b_dec else None
-
-    def encoder_input(self, scaled: Tensor) -> Tensor:
-        """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
-        return scaled if self._encoder_center is None else scaled - self._encoder_center
-
-    def encode(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Dense feature activations, by the inference rule.
-
-        Args:
-            activations: (..., d_in), any float dtype and memory layout.
-            features: Indices of the only features wanted. Where a feature's pre-activation alone decides whether it is
-                active (all but topk), no others are computed.
-
-        Returns:
-            (..., n_features), or (..., len(features)) in their order.
-        """
-        selection = self.selection()
-        if features is not None and isinstance(selection, Elementwise):
-            return self._encode_only(activations, torch.as_tensor(features, device=self.W_dec.device), selection)
-        dense = self.encode_sparse(activations).to_dense()
-        return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
-
-    def _encode_only(self, activations: Tensor, features: Tensor, selection: Elementwise) -> Tensor:
-        """(..., len(features)) the values of some features, each of which is decided by itself."""
-        if features.dtype == torch.bool:
-            features = features.nonzero()[:, 0]
-        pre = self.pre_activations(activations, features)
-        rows = pre.reshape(-1, len(features))
-        tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
-        per_token = torch.bincount(tokens, minlength=len(rows))
-        pattern = SparsePattern(features[column] % self.config.n_features, per_token, self.config.n_features)
-        values = self.activation(pattern, rows[tokens, column])
-        return values.new_zeros(rows.shape).index_put((tokens, column), values).reshape(pre.shape)
-
-    def encode_sparse(self, activations: Tensor) -> SparseFeatures:
-        """The active features alone; nothing of size tokens × n_features is kept.
-
-        Args:
-            activations: (..., d_in).
-        """
-        x = self.scaled(activations)
-        pattern, pre = self._encode(x.reshape(-1, self.config.d_in), self.selection(), path="sparse")
-        return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
-
-    def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
-        return encode(x, self.encoder_rows, self.encoder_bias, self._encoder_center, selection, path)
-
-    def decode(self, features: Tensor | SparseFeatures, activations: Tensor | None = None) -> Tensor:
-        """Activations (..., d_out) that the features stand for.
-
-        Args:
-            features: Dense (..., n_features), or what `encode_sparse` returned.
-            activations: The activations (..., d_in) that were encoded; needed where what was taken out of them must
-                be put back (`input_transform` of `"layer_norm"` or `"constant_norm"`) and for `skip`. With `"center"`
-                they bring the mean back.
-
-        Raises:
-            ValueError: If they are needed and missing.
-        """
-        config = self.config
-        if activations is None and (config.skip or config.input_transform in ("layer_norm", "constant_norm")):
-            why = "skip=True" if config.skip else f"input_transform={config.input_transform!r}"
-            raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
-        if isinstance(features, SparseFeatures):
-            written = features.decode(self.decoder_rows)
-        else:
-            written = features.to(self.W_dec.dtype) @ self.decoder_rows
-        offset = self.offset(self.scaled(cast(Tensor, activations))) if config.skip else self.b_dec
-        return self._unscaled(written + offset, activations)
-
-    def offset(self, scaled: Tensor) -> Tensor:
-        """What a reconstruction holds beside features, in scaled space: `b_dec`, and what `skip` passes on.
-
-        Args:
-            scaled: (..., d_in) scaled activations.
-
-        Returns:
-            (d_out,), or (..., d_out) with `skip`.
-        """
-        return self.b_dec + scaled @ self.W_skip.T if self.config.skip else self.b_dec
-
-    def _unscaled(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
-        """Undoes the output scale and, where the activations are known, `input_transform`."""
-        raw = (at_least_float32(scaled) / self._scale_out).to(scaled.dtype)
-        if activations is None or self.config.input_transform == "none":
-            return raw
-        _, mean, spread = self._transform(activations.to(self.W_dec.dtype))
-        return raw * spread + mean
-
-    def forward(self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None) -> SAEOutput:
-        """Reconstructs activations; with a `state`, also takes a training step's loss.
-
-        Args:
-            activations: (..., d_in).
-            target: (..., d_out), what a transcoder is to predict; only read with a `state`.
-            state: The trainer's view of the step. Without it the inference rule applies and `loss` is None.
-
-        Returns:
-            An `SAEOutput`.
-        """
-        if state is not None:
-            return self._training_step(activations, target, state)
-        features = self.encode_sparse(activations)
-        return SAEOutput(reconstruction=self.decode(features, activations), features=features)  # type: ignore[arg-type]
-
-    def _training_step(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
-        x = self.scaled(activations).reshape(-1, self.config.d_in)
-        goal = x
-        if self.config.is_transcoder:
-            goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
-        pattern, pre = self._encode(x, self.training_selection(state.progress), state.path)
-        values = self.activation(pattern, pre)
-        reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
-        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state, self.combined)
-        losses = self.objective(step)
-        if state.auxk_alpha and state.n_dead:
-            encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
-            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, strongest=self.strongest)
-        features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
-        written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
-        firing = pattern.tokens_firing(values)
-        statistics = StepStatistics(
-            tokens_firing=firing,
-            l0=firing.sum() / max(pattern.n_tokens, 1),
-            variance=step.variance,
-            **self.training_statistics(step),
-        )
-        total = reduce(torch.add, [at_least_float32(term) for term in losses.values()])
-        return SAEOutput(
-            loss=total,  # type: ignore[arg-type]
-            losses={name: term.detach() for name, term in losses.items()},
-            reconstruction=self._unscaled(written, activations),  # type: ignore[arg-type]
-            features=features,
-            statistics=statistics,
-        )
-
-    @torch.no_grad()
-    def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
-        """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
-        pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
-        return self.combined(pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled))
-
-    # -- scale and precision ------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def fold_input_scale(self, keep: Literal["features", "unit_rows"] = "features") -> "SAE":
-        """Folds `input_scale` (and `output_scale`) into the weights, exactly; the scales become 1.
-
-        A transcoder that subtracts `b_dec` does so at its input's scale and adds it at its output's: the subtraction
-        moves into the biases, and `config.subtract_b_dec` becomes False.
-
-        Args:
-            keep: `"features"` leaves every feature value unchanged and rows of `W_dec` become 1/s as long;
-                `"unit_rows"` leaves `W_e` and `W_dec` unchanged and feature values become z/s.
-
-        Returns:
-            The SAE itself.
-
-        Raises:
-            ValueError: For another `keep`, or with `"unit_rows"` for a transcoder or crosscoder: its several scales
-                cannot all move into the features.
-        """
-        if keep not in ("features", "unit_rows"):
-            raise ValueError(f"keep must be 'features' or 'unit_rows', got {keep!r}.")
-        if keep == "unit_rows" and (self.config.is_transcoder or self.input_scale.ndim):
-            raise ValueError("keep='unit_rows' needs one scale for all of input and output; use keep='features'.")
-        self._fold_decoder_norm()
-        if self.config.is_transcoder:
-            self._subtract_b_dec(False)
-        s_in, s_out = self._scale_in.clone(), self._scale_out.clone()
-        if keep == "features":
-            self.encoder.weight.mul_(s_in)
-            self.W_dec.div_(s_out)
-        else:
-            for name in self._in_scaled_space:
-                self.get_tensor(name).div_(s_in)
-        self.b_dec.div_(s_out)
-        if self.config.skip:
-            self.W_skip.mul_(s_in / s_out)
-        for name in ("input_scale", "output_scale"):
-            if (scale := getattr(self, name, None)) is not None:
-                scale.fill_(1.0)
-        self.config.scale_inputs = False
-        return self
-
-    def _subtract_b_dec(self, subtract: bool) -> None:
-        """Sets `config.subtract_b_dec`; its effect moves into or out of the biases, so that features stay the same."""
-        if subtract != self.config.subtract_b_dec:
-            shift = self.encoder_rows @ self.b_dec
-            self.shift_pre_activations(shift if subtract else -shift)
-            self.config.subtract_b_dec = subtract
-
-    def shift_pre_activations(self, shift: Tensor) -> None:
-        """Adds to every feature's pre-activation, through the biases."""
-        norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
-        self.encoder.bias.add_(shift / norm)
-
-    def _fold_decoder_norm(self) -> None:
-        """Writes `rescale_by_decoder_norm` into the weights: rows of `W_dec` at unit norm, the encoder scaled up."""
-        if not self.config.rescale_by_decoder_norm:
-            return
-        norm = self.W_dec.norm(dim=1)
-        self.encoder.weight.mul_(norm[:, None])
-        self.encoder.bias.mul_(norm)
-        self.W_dec.div_(norm[:, None])
-        self.config.rescale_by_decoder_norm = False
-
-    def get_tensor(self, name: str) -> Tensor:
-        """A parameter or buffer by its stored name."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return tensors[name]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        """Moves everything; scales and thresholds stay float32: rounded to bfloat16 they change the features."""
-        kept = {id(t) for name in self._float32_tensors if (t := getattr(self, name, None)) is not None}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in kept and moved.dtype != torch.float32 and moved.is_floating_point():
-                return tensor.to(device=moved.device, dtype=torch.float32)
-            return moved
-
-        return super()._apply(move, recurse)
-
     # -- loading and saving -----------------------------------------------------------------------------------------
-    @classmethod
-    def from_config(cls, config: SAEConfig, **kwargs: Any) -> "SAE":
-        """A freshly initialised SAE of the class that the config names.
-
-        Args:
-            config: A config of an architecture.
-            **kwargs: For `AutoModel.from_config`: `dtype`.
-
-        Raises:
-            ValueError: If the config belongs to another class than the one called.
-        """
-        class_for(config, cls, "the config")
-        return AutoModel.from_config(config, **kwargs)
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Loads an SAE from a folder or a Hub repository and returns the class that its config names.
@@ -581,7 +84,7 @@ class SAE(Doors, PreTrainedModel):
             huggingface_hub.errors.StrictDataclassError: If a config field is given a value it cannot have.
             OSError: If there is nothing to load, or the weights are damaged or something else in their place.
         """
-        return load_sae(cls, SAE, pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[return-value]
+        return load_sae(pretrained_model_name_or_path, *args, wanted=cls, **kwargs)  # type: ignore[return-value]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes config and weights (safetensors) into a folder, as `PreTrainedModel.save_pretrained`.
@@ -597,6 +100,173 @@ class SAE(Doors, PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             seal(save_directory)
+
+    def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""
+        return is_main_process
+
+    def fold_input_scale(self, keep: Literal["features", "unit_rows"] = "features") -> Self:
+        """Folds `input_scale` (and `output_scale`) into the weights, exactly; the scales become 1.
+
+        Args:
+            keep: `"features"` leaves every feature value unchanged and rows of `W_dec` become 1/s as long;
+                `"unit_rows"` leaves `W_e` and `W_dec` unchanged and feature values become z/s.
+
+        Returns:
+            The SAE itself.
+
+        Raises:
+            ValueError: For another `keep`, or with `"unit_rows"` for a transcoder or crosscoder.
+        """
+        fold_input_scale(self, keep)
+        return self
+
+    # -- language models and the Hub ----------------------------------------------------------------------------------
+    def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
+        """The language model this SAE reads, at the commit it was trained on.
+
+        Args:
+            **kwargs: For `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
+
+        Raises:
+            ValueError: If the config names no base model.
+        """
+        from hfsae.language_model import load_base_model
+
+        return load_base_model(self.config, **kwargs)
+
+    def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
+        """The tokenizer of `load_base_model()`, at the same commit."""
+        from hfsae.language_model import load_tokenizer
+
+        return load_tokenizer(self.config, **kwargs)
+
+    def tokenize(
+        self, texts: str | Sequence[str], tokenizer: "PreTrainedTokenizerBase | None" = None
+    ) -> "BatchEncoding":
+        """Makes tokens of prompts as this SAE wants them: begun as the text was that it was trained on.
+
+        Args:
+            texts: A prompt or several; shorter ones are padded on the side that the tokenizer's `padding_side` names.
+            tokenizer: The language model's; None loads it.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 tensors (texts, tokens), as `model(**...)` and `generate` take
+            them. They begin with BOS (or CLS) where the config's `prepend_bos` says so, or where it says nothing and
+            the tokenizer does that itself.
+
+        Raises:
+            ValueError: If a prompt has no token, or BOS is wanted of a tokenizer that has none.
+
+        Example:
+            >>> model.generate(**sae.tokenize("The Eiffel Tower is in", tokenizer))  # doctest: +SKIP
+        """
+        from hfsae.data.prompts import tokenize
+
+        return tokenize(texts, tokenizer or self.load_tokenizer(), prepend_bos=self.config.prepend_bos)
+
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        splice: bool = False,
+        keep_error: bool = False,
+        edit: "FeatureEdit | None" = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        prompt_length: int | None = None,
+    ) -> "AbstractContextManager[AttachedSAE]":
+        """Runs a language model with this SAE reading, or spliced in.
+
+        Args:
+            model: Any Hugging Face causal LM that has the config's `hook_point`, or a wrapper around one.
+            splice: Whether the activations are replaced by the reconstruction; otherwise they are only read.
+            keep_error: With `splice`, whether the error x − x̂ is added back, so that the model's output stays as it is
+                until features are edited.
+            edit: With `splice`, gets the features and returns those to be spliced in instead.
+            tokenizer: Says which tokens are special; without it the model's config does.
+            prompt_length: Says how long the prompt is where the model is called by hand; see `hfsae.attach.attach`.
+
+        Returns:
+            A context manager that gives a run whose `features` are those of the model's last forward.
+
+        Example:
+            >>> with sae.attach(model) as run:  # doctest: +SKIP
+            ...     model(**sae.tokenize("Hello"))
+            >>> run.features  # doctest: +SKIP
+            SparseFeatures(shape=(1, 1, 12288), active=32)
+        """
+        from hfsae.attach import attach
+
+        return attach(
+            self,
+            model,
+            splice=splice,
+            keep_error=keep_error,
+            edit=edit,
+            tokenizer=tokenizer,
+            prompt_length=prompt_length,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        folder: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        license: str | None = None,
+        language: str | list[str] | None = None,
+        **destination: Any,
+    ) -> "CommitInfo":
+        """Publishes the SAE with its card, in one atomic commit; the repository and the branch are made when missing.
+
+        What fails for a passing reason is tried again; pushing once more after a failure sends nothing twice. Figures
+        that were measured on other weights are marked as stale.
+
+        Args:
+            repo_id: `"org/gpt2-l8-16x"`.
+            folder: What training saved, whose log and card go along.
+            subfolder: Folder in the repository, whose root card then lists all that are there.
+            license: For the card, such as `"apache-2.0"`; without it one that stands there already stays.
+            language: ISO 639 codes of the text, such as `"en"`; likewise.
+            **destination: `revision` (a branch), `create_pr`, `private`, `token` (not kept anywhere), `tag`,
+                `commit_message`, `retries`: see `hfsae.hub.repository.Destination`.
+
+        Returns:
+            What `huggingface_hub` says of the commit.
+
+        Raises:
+            ValueError: If the arguments contradict each other, or the card on the Hub cannot be read.
+            hfsae.hub.PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
+        """
+        from hfsae.hub import push_sae
+
+        about = {"license": license, "language": language}
+        return push_sae(self, repo_id, folder=folder, subfolder=subfolder, **about, **destination)
+
+    # -- old names, for one version ---------------------------------------------------------------------------------
+    def self_check(self, *args: Any, **kwargs: Any) -> "SelfCheck":
+        """Deprecated: use `hfsae.self_check(sae, model, texts)`."""
+        from hfsae.evaluation.self_check import self_check
+
+        return _renamed("self_check(sae, ...)", self_check)(self, *args, **kwargs)
+
+    def to_saelens(self, folder: str | os.PathLike, **kwargs: Any) -> Path:
+        """Deprecated: use `hfsae.export_sae(sae, folder, "saelens")`."""
+        from hfsae.interop import export_sae
+
+        return _renamed('export_sae(sae, folder, "saelens")', export_sae)(self, folder, "saelens", **kwargs)
+
+    def to_sparsify(self, folder: str | os.PathLike) -> Path:
+        """Deprecated: use `hfsae.export_sae(sae, folder, "sparsify")`."""
+        from hfsae.interop import export_sae
+
+        return _renamed('export_sae(sae, folder, "sparsify")', export_sae)(self, folder, "sparsify")
+
+    def to_saebench(self, **kwargs: Any) -> "SAEBenchView":
+        """Deprecated: use `hfsae.interop.SAEBenchView(sae)`."""
+        from hfsae.interop import SAEBenchView
+
+        return _renamed("interop.SAEBenchView(sae)", SAEBenchView)(self, **kwargs)
 
     # -- what is shown of it ------------------------------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -618,13 +288,11 @@ class SAE(Doors, PreTrainedModel):
         names = set(super().__dir__()) - {"all_tied_weights_keys", "kernel_config", "loss_type"}
         return completions(self, PreTrainedModel, _INHERITED, names)
 
-    def should_save_on_this_rank(self, is_main_process: bool) -> bool:
-        """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""
-        return is_main_process
 
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+def _renamed(now: str, function: Callable[..., T]) -> Callable[..., T]:
+    """The function in whose place an old method stands, after a warning that names it."""
+    warnings.warn(f"this method goes in the next version: use hfsae.{now}.", FutureWarning, stacklevel=3)
+    return function
 
 
 complete_by_dir(SAE)

@@ -88,3 +88,18 @@ def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     SAETrainer(args=args).train()
     return path
+
+
+@pytest.fixture
+def published(hub: HubServer, trained_folder) -> HubServer:
+    """The trained SAE and its language model, both on the Hub."""
+    from huggingface_hub import HfApi
+
+    from hfsae import SAE
+
+    sae = SAE.from_pretrained(trained_folder)
+    HfApi().create_repo("tester/tiny-lm")
+    HfApi().upload_folder(repo_id="tester/tiny-lm", folder_path=sae.config.base_model)
+    sae.config.base_model = "tester/tiny-lm"
+    sae.push_to_hub("tester/checked", folder=trained_folder, subfolder="a")
+    return hub

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants, get_session
 
-from hfsae import SAE, TopKSAEConfig, list_saes, load_saes
+from hfsae import SAE, TopKSAEConfig, export_sae, list_saes, load_saes
 from hfsae.cli import main
 from hfsae.connection import failed, never_silent
-from hfsae.evaluation.saved import evaluate_saved
 from hfsae.hub import PushError
-from hfsae.interop.convert import convert
+from hfsae.saved.convert import convert
+from hfsae.saved.measuring_again import evaluate_saved
 
 REPO = "tester/one"
 
@@ -162,7 +162,7 @@ def test_a_gated_repository_says_where_to_ask(hub):
 # -- without a network, from the cache --------------------------------------------------------------------------------
 def test_an_sae_of_another_project_that_was_loaded_once_loads_without_a_network(hub, sae, one_try, tmp_path):
     theirs = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4, hook_point="blocks.1.hook_resid_post"))
-    theirs.to_saelens(tmp_path / "theirs")
+    export_sae(theirs, tmp_path / "theirs", "saelens")
     HfApi().create_repo("tester/theirs")
     HfApi().upload_folder(repo_id="tester/theirs", folder_path=tmp_path / "theirs")
     loaded = SAE.from_pretrained("tester/theirs")

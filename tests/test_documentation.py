@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.architectures import registry
+from hfsae.autoencoder import registry
 from hfsae.cli import COMMANDS
 from hfsae.command_line import OLD_NAMES
 
@@ -67,7 +67,7 @@ def test_the_readme_names_arguments_and_configs_that_exist(tmp_path, monkeypatch
 
 
 def test_the_architecture_of_the_docs_trains_a_step():
-    from hfsae.outputs import StepState
+    from hfsae.autoencoder.outputs import StepState
 
     names: dict = {}
     try:

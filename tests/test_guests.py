@@ -106,7 +106,7 @@ def test_a_format_of_another_package_is_read_written_and_converted(tmp_path: Pat
     script = """
         import sys, torch
         from hfsae import SAE, TopKSAEConfig, export_sae
-        from hfsae.interop.convert import convert
+        from hfsae.saved.convert import convert
         torch.manual_seed(0)
         sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
         sae.input_scale.fill_(1.7)

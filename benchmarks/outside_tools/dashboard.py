@@ -1,4 +1,4 @@
-"""Shows what `SAE.to_saelens` wrote with sae-dashboard, and reads what `export_neuronpedia` wrote with its client.
+"""Shows an SAE exported to SAELens with sae-dashboard, and reads what `export_neuronpedia` wrote with its client.
 
     python dashboard.py SAELENS_FOLDER LANGUAGE_MODEL TOKENS NEURONPEDIA_FOLDER OUT
 

@@ -1,4 +1,4 @@
-"""Reads with delphi what `export_delphi` and `SAE.to_sparsify` wrote.
+"""Reads with delphi what `export_delphi` and `export_sae` wrote.
 
     python delphi_loader.py EXPORT SPARSIFY_FOLDER HOOKPOINT LANGUAGE_MODEL ACTIVATIONS OUT
 

@@ -1,4 +1,4 @@
-"""Runs SAEBench's core on `SAE.to_saebench()`; hfsae comes from the path, installed without its dependencies.
+"""Runs SAEBench's core on an `SAEBenchView`; hfsae comes from the path, installed without its dependencies.
 
     python saebench.py SAE LANGUAGE_MODEL TEXT_FOLDER OUT
 
@@ -15,6 +15,7 @@ from lens import lens_model
 from safetensors.torch import save_file
 
 from hfsae import SAE
+from hfsae.interop import SAEBenchView
 
 BATCHES, ROWS = 6, 16
 
@@ -31,7 +32,7 @@ def main(sae: str, model: str, text: str, out: str) -> None:
         return tokens
 
     core.ActivationsStore.get_batch_tokens = remember
-    view = SAE.from_pretrained(sae).to_saebench()
+    view = SAEBenchView(SAE.from_pretrained(sae))
     options = {"compute_featurewise_density_statistics": True, "compute_featurewise_weight_based_metrics": True}
     results = core.multiple_evals(
         [("hfsae", view)],

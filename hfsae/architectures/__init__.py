@@ -18,7 +18,10 @@ from hfsae.architectures.crosscoder import (
 from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.architectures.matryoshka import MatryoshkaSAE, MatryoshkaSAEConfig
-from hfsae.architectures.registry import (
+from hfsae.architectures.sources import Crosscoder
+from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
+from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
+from hfsae.autoencoder.registry import (
     architecture_name,
     architecture_names,
     architectures,
@@ -26,9 +29,6 @@ from hfsae.architectures.registry import (
     config_class_of,
     register,
 )
-from hfsae.architectures.sources import Crosscoder
-from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
-from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
 
 __all__ = [
     "BatchTopKSAE",

@@ -12,12 +12,12 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import initialization as init
 
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep
+from hfsae.autoencoder.outputs import StepState, StepStatistics
+from hfsae.autoencoder.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, BatchTopK, Selection
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep
-from hfsae.outputs import StepState, StepStatistics
 
 # How slowly the threshold follows the smallest activation kept: the last few hundred steps count.
 _THRESHOLD_DECAY = 0.99

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.architectures.registry import register
 from hfsae.architectures.sources import Crosscoder, SourcesConfig
 from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
 from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
+from hfsae.autoencoder.registry import register
 
 
 @strict

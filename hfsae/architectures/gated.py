@@ -8,11 +8,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep, squared_error
+from hfsae.autoencoder.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, gated_magnitude
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep, squared_error
 
 
 @strict

@@ -13,13 +13,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep, dead_features
+from hfsae.autoencoder.outputs import StepState, StepStatistics
+from hfsae.autoencoder.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
 from hfsae.functional.rows import rows_at
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep, dead_features
-from hfsae.outputs import StepState, StepStatistics
 
 
 @strict

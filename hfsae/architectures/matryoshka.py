@@ -14,9 +14,9 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep, squared_error
+from hfsae.autoencoder.registry import register
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep, squared_error
 
 # Where no widths are given: the whole width, and so many times half of it.
 _HALVINGS = 4

@@ -13,10 +13,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
+from hfsae.autoencoder.outputs import SAEOutput, StepState
 from hfsae.configuration import TOGETHER, SAEConfig
 from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput, StepState
 from hfsae.suggestions import did_you_mean
 
 

@@ -7,11 +7,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep
+from hfsae.autoencoder.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep
 
 # Where rows are free to grow they start short (Anthropic, April 2024 update).
 _FREE_ROW_NORM = 0.1

@@ -5,11 +5,11 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
-from hfsae.architectures.registry import register
+from hfsae.autoencoder.objective import TrainingStep, squared_error
+from hfsae.autoencoder.registry import register
 from hfsae.configuration import SAEConfig
 from hfsae.functional import GroupMax, Selection, TopK
 from hfsae.modeling import SAE
-from hfsae.objective import TrainingStep, squared_error
 
 # Weight of the error with 4k features: a tie-breaker beside the error with k (Gao et al. 2024, A.4).
 _MULTI_TOPK_WEIGHT = 1 / 8

@@ -40,7 +40,7 @@ def run(
     ] = None,
 ) -> int:
     """Converts, writes the cards of hfsae's format, and prints the folders."""
-    from hfsae.interop.convert import convert
+    from hfsae.saved.convert import convert
 
     written = convert(
         source,

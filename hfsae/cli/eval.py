@@ -29,8 +29,8 @@ def run(
 ) -> int:
     """Measures, prints the table, and writes what replaces the record."""
     from hfsae.evaluation.report import report
-    from hfsae.evaluation.saved import measure_saved
     from hfsae.hub.card import write_card
+    from hfsae.saved.measuring_again import measure_saved
     from hfsae.saving import write_json
 
     metrics, written = measure_saved(

@@ -14,8 +14,8 @@ def run(
     allow_pickle: AllowPickle = False,
 ) -> int:
     """Prints a description, or the config; weights are fetched of other projects' SAEs alone."""
-    from hfsae.info import describe
     from hfsae.loading import load_config
+    from hfsae.saved.info import describe
 
     where = hub_options(subfolder, revision, allow_pickle)
     if as_json:

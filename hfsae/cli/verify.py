@@ -28,7 +28,7 @@ def run(
     batch_size: BatchSize = 16,
 ) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""
-    from hfsae.hub import verify
+    from hfsae.saved import verify
 
     outcome = verify(
         path,

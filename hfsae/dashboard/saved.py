@@ -14,12 +14,12 @@ from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
 from hfsae.data import TextSource
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
 from hfsae.language_model import rename_base_model
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
+from hfsae.saved.measuring_again import text_to_measure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,16 +7,16 @@ many numbers a token as the SAE has active features, and are measured by the ver
 import torch
 from torch import Tensor
 
-from hfsae.architectures import TopKSAEConfig
+from hfsae.autoencoder.initialisation import initialise
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.outputs import SAEOutput
+from hfsae.autoencoder.registry import config_class_of
 from hfsae.functional import SparseFeatures
-from hfsae.initialisation import initialise
-from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput
 
 _SEED = 0
 
 
-def untrained(sae: SAE, activations: Tensor, k: int) -> SAE:
+def untrained(sae: SparseAutoencoder, activations: Tensor, k: int) -> SparseAutoencoder:
     """An SAE of the same width that learned nothing: random features, mean-centred, one fitted gain.
 
     Whatever the SAE's own rule, the k strongest features of every token are active. Under the rule of an architecture
@@ -30,7 +30,7 @@ def untrained(sae: SAE, activations: Tensor, k: int) -> SAE:
     Returns:
         A new SAE on the same device, the same for the same arguments.
     """
-    config = TopKSAEConfig(
+    config = config_class_of("topk")(
         d_in=sae.config.d_in,
         n_features=sae.config.n_features,
         k=min(k, sae.config.n_features),
@@ -39,7 +39,7 @@ def untrained(sae: SAE, activations: Tensor, k: int) -> SAE:
     # Seeded apart, so that whoever evaluates in the middle of a run does not change its course.
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        fresh = SAE.from_config(config)
+        fresh = SparseAutoencoder.from_config(config)
     return initialise(fresh.to(sae.device).eval(), activations, center="mean")  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import read_rows
@@ -18,7 +19,6 @@ from hfsae.evaluation.metrics import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.evaluation.text import read_batches, take
 from hfsae.hooks import HookPoint, available_hook_points, portable_name, width
-from hfsae.modeling import SAE
 
 # Trials look at many places of the model, so they get fewer tokens, and some places at once.
 _TRIAL_TOKENS, _PLACES_AT_ONCE = 4096, 8
@@ -65,7 +65,7 @@ class Trial(NamedTuple):
 class Subject:
     """What is checked, and on what."""
 
-    sae: SAE
+    sae: SparseAutoencoder
     model: PreTrainedModel
     texts: Any
     tokenizer: Any

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
@@ -21,8 +23,6 @@ from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, tokens_digest
 from hfsae.hooks.quiet import evaluating
-from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ _SAE, _UNTRAINED, _PCA = "sae", "untrained", "pca"
 
 
 def evaluate_sae(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     data: Text,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -91,7 +91,7 @@ def evaluate_sae(
 
 
 def evaluate_saes(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,
     data: Text,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -186,7 +186,7 @@ def evaluate_saes(
     return results
 
 
-def _kinds(sae: SAE, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
+def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
     """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
     measured = {_SAE: sae, **sae.parts()}
     if calibration is None or sae.config.is_transcoder:
@@ -203,7 +203,9 @@ def _left_out(config: SAEConfig) -> list[str]:
     return in_words(config.exclude_special_tokens, config.exclude_positions)
 
 
-def _figures(sae: SAE, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
+def _figures(
+    sae: SparseAutoencoder, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None
+) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
     metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
 from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.predictions import Predictions
@@ -17,7 +18,6 @@ from hfsae.evaluation.text import counted, rows
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
-from hfsae.outputs import SAEOutput
 from hfsae.progress import token_bar
 
 

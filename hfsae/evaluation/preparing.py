@@ -7,13 +7,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.attach import places_of
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import Text, count, read_batches, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,
     data: Text,
     tokenizer: "PreTrainedTokenizerBase | None",

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
-from hfsae.modeling import SAE
 from hfsae.versions import version_of
 
 
-def weights_sha256(sae: SAE) -> str:
+def weights_sha256(sae: SparseAutoencoder) -> str:
     """A digest of an SAE's stored tensors: metrics with another digest belong to other weights.
 
     It covers every tensor's name, dtype, shape and bytes in the order of names, so it does not depend on the file
@@ -40,7 +40,7 @@ def measured_digest(config: SAEConfig) -> str | None:
 
 
 def describe(
-    sae: SAE, model: PreTrainedModel, measured: Mapping[str, Any], given: Mapping[str, Any] | None
+    sae: SparseAutoencoder, model: PreTrainedModel, measured: Mapping[str, Any], given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The protocol of an evaluation, in plain values.
 
@@ -66,6 +66,6 @@ def versions() -> dict[str, str | None]:
     return {f"{name}_version": version_of(name) for name in ("hfsae", "transformers", "torch")}
 
 
-def _dtypes(sae: SAE, model: PreTrainedModel) -> str:
+def _dtypes(sae: SparseAutoencoder, model: PreTrainedModel) -> str:
     language_model, autoencoder = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, sae.dtype))
     return language_model if language_model == autoencoder else f"{language_model} (SAE: {autoencoder})"

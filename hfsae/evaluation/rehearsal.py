@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, measure
@@ -15,8 +17,6 @@ from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.text import read_batches
 from hfsae.hooks.quiet import evaluating
-from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ _ROWS = 32
 
 @torch.no_grad()
 def rehearse(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,
     batch: TokenBatch,
     other_text: TokenBatch | Calibration,
@@ -69,7 +69,7 @@ def rehearse(
         finalise(subject.sums, predictions.why)
 
 
-def _first_rows(sae: SAE) -> Callable[[Tensor], SAEOutput]:
+def _first_rows(sae: SparseAutoencoder) -> Callable[[Tensor], SAEOutput]:
     """An SAE that makes something of the first rows only, and 0 of the others."""
 
     def reconstruct(activations: Tensor) -> SAEOutput:

@@ -8,12 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from hfsae.attach import hook_points_of
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.causes import Figures, Subject, trials
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.text import Text, count
 from hfsae.hooks.quiet import evaluating
-from hfsae.modeling import SAE
+from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ _SHARE_BROUGHT_BACK, _SHARE_IF_IT_FITS, _MOST_CAUSES = 0.7, 0.5, 3
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The outcome of `SAE.self_check`; printed, it says everything in words.
+    """The outcome of `self_check`; printed, it says everything in words.
 
     Args:
         measured: The figures on the texts that were given.
@@ -60,7 +61,7 @@ class SelfCheck:
 
 @torch.no_grad()
 def self_check(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     texts: Text,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -68,7 +69,7 @@ def self_check(
     max_tokens: int = _MAX_TOKENS,
     batch_size: int = 16,
 ) -> SelfCheck:
-    """Compares L0 and explained variance on a few texts with what the config recorded; see `SAE.self_check`.
+    """Compares L0 and explained variance on a few texts with what the config recorded; see `self_check`.
 
     Where they do not fit, each usual mistake is undone in turn (another hook point, another handling of BOS and of
     position 0, another scale, activations of processed weights), and those that bring the figures back are named.
@@ -88,7 +89,7 @@ def self_check(
     """
     source, target = hook_points_of(sae.config, model)
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
-        tokenizer = tokenizer or sae.load_tokenizer()
+        tokenizer = tokenizer or load_tokenizer(sae.config)
     subject = Subject(sae, model, texts, tokenizer, max_tokens, batch_size)
     with evaluating(model):
         batches = subject.batches(sae.config)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.calibration import Calibration
@@ -26,7 +27,6 @@ from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
 from hfsae.hooks.tokens import of_tokens
-from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ Rewrite = Callable[[str, Tensor], Tensor]
 
 @torch.no_grad()
 def evaluate_together(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,
     data: Text,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -125,7 +125,7 @@ def evaluate_together(
     return figures | {"n_saes": len(saes), "protocol": {"dataset": None, "split": None, **about, **(protocol or {})}}
 
 
-def _left_out(saes: Mapping[str, SAE]) -> list[str]:
+def _left_out(saes: Mapping[str, SparseAutoencoder]) -> list[str]:
     return [
         word
         for sae in saes.values()
@@ -134,7 +134,11 @@ def _left_out(saes: Mapping[str, SAE]) -> list[str]:
 
 
 def _measure(
-    saes: Mapping[str, SAE], model: PreTrainedModel, prepared: Prepared, predictions: Predictions, disable_tqdm: bool
+    saes: Mapping[str, SparseAutoencoder],
+    model: PreTrainedModel,
+    prepared: Prepared,
+    predictions: Predictions,
+    disable_tqdm: bool,
 ) -> Sums:
     places, batches = prepared.places, prepared.batches
     sources, targets = ([pair[side] for pair in places.values()] for side in (0, 1))
@@ -153,7 +157,7 @@ def _measure(
 
 
 def _sums_of(
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     replay: Replay,
     replaced: "_Replaced",
     batch: TokenBatch,

@@ -7,7 +7,7 @@ that we do not write are kept. Nothing here needs a network, and the same config
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
@@ -15,6 +15,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.hub.kinds import mapping, number
@@ -24,7 +25,7 @@ from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weights import WeightFacts
 from hfsae.hub.written_card import WrittenCard, taken_apart
 from hfsae.hub.yaml_text import dump, patched
-from hfsae.modeling import SAE
+from hfsae.loading import load_sae
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once
 from hfsae.storage import naming
@@ -44,7 +45,7 @@ _MOST_ALIASES = 8
 
 
 def render_card(
-    sae_or_config: SAE | SAEConfig,
+    sae_or_config: SparseAutoencoder | SAEConfig,
     *,
     repo_id: str | None = None,
     subfolder: str | None = None,
@@ -83,7 +84,7 @@ def render_card(
     """
     if repo_id is not None:
         validate_repo_id(repo_id)
-    sae = sae_or_config if isinstance(sae_or_config, SAE) else None
+    sae = sae_or_config if isinstance(sae_or_config, SparseAutoencoder) else None
     config = sae_or_config if isinstance(sae_or_config, SAEConfig) else sae_or_config.config
     folder = None if folder is None else Path(folder)
     stale = _stale(config, sae, weights_digest)
@@ -120,7 +121,7 @@ def assemble(data: Mapping[str, Any], block: str, existing: ModelCard | None) ->
 
 def write_card(
     folder: str | os.PathLike,
-    sae: SAE | None = None,
+    sae: SparseAutoencoder | None = None,
     *,
     repo_id: str | None = None,
     subfolder: str | None = None,
@@ -198,7 +199,7 @@ def _with_block(text: str, block: str) -> str:
     return before + block + rest.partition(END)[2]
 
 
-def _stale(config: SAEConfig, sae: SAE | None, weights_digest: str | None) -> Stale | None:
+def _stale(config: SAEConfig, sae: SparseAutoencoder | None, weights_digest: str | None) -> Stale | None:
     measured = measured_digest(config)
     if measured is None or (sae is None and weights_digest is None):
         return None
@@ -206,12 +207,12 @@ def _stale(config: SAEConfig, sae: SAE | None, weights_digest: str | None) -> St
     return None if measured == stored else Stale(measured[:12], str(stored)[:12])
 
 
-def _saved_in(folder: Path) -> SAE | SAEConfig:
+def _saved_in(folder: Path) -> SparseAutoencoder | SAEConfig:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: save the SAE there first, with sae.save_pretrained.")
     if any(folder.glob("*.safetensors")):
         with quietly():
-            return cast(SAE, SAE.from_pretrained(folder))
+            return load_sae(folder)
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, SAEConfig):
         raise ValueError(f"{folder} holds a {config.model_type!r} model, not a sparse autoencoder.")
@@ -262,12 +263,12 @@ def _density(config: SAEConfig) -> dict[str, Any] | None:
     return dict(density) if all(number(value) is not None for value in told) else None
 
 
-def is_dashboard_of(page: Path, sae: SAE) -> bool:
+def is_dashboard_of(page: Path, sae: SparseAutoencoder) -> bool:
     """Whether a dashboard shows the features of these weights, whose digest every page holds."""
     return weights_sha256(sae) in page.read_text(encoding="utf-8", errors="replace")
 
 
-def _beside(folder: Path | None, config: SAEConfig, sae: SAE | None) -> set[str]:
+def _beside(folder: Path | None, config: SAEConfig, sae: SparseAutoencoder | None) -> set[str]:
     """The files that can be shown: no histogram of an earlier evaluation, no dashboard of other weights."""
     if folder is None:
         return set()

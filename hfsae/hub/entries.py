@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hfsae.architectures import architecture_name
+from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import measured_digest
 from hfsae.hub.kinds import mapping, number

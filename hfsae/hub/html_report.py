@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from hfsae.architectures import architecture_name
+from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.healthy import METRICS
 from hfsae.hub import sections

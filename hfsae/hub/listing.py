@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE, read_set
@@ -18,7 +19,6 @@ from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
 from hfsae.hub.whole_set import WholeSet
 from hfsae.loading import load_config
-from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, folders_among, natural_order
 from hfsae.saving import files_at_once, write_json
 
@@ -31,7 +31,7 @@ _LARGEST_INDEX = 16 * 2**20
 
 def write_listing(
     place: Path,
-    saes: Mapping[str, SAE],
+    saes: Mapping[str, SparseAutoencoder],
     repository: Repository,
     license: str | None = None,
     language: str | list[str] | None = None,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hfsae.architectures import architecture_name, architecture_names
+from hfsae.autoencoder.registry import architecture_name, architecture_names
 from hfsae.configuration import SAEConfig
 from hfsae.hub import model_index
 from hfsae.hub.kinds import mapping, text

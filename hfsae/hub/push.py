@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.hub.card import (
     CARD_FILE,
@@ -28,7 +29,6 @@ from hfsae.hub.listing import write_listing
 from hfsae.hub.names import without_folders
 from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
-from hfsae.modeling import SAE
 from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.progress import quietly
 from hfsae.saving import write_json
@@ -52,7 +52,7 @@ _GENERATED = (_WEIGHTS, SUMS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DE
 class Saved:
     """An SAE, and the folder that training saved it in where there is one."""
 
-    sae: SAE
+    sae: SparseAutoencoder
     folder: Path | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfsae.architectures import architecture_name, class_of
+from hfsae.autoencoder.registry import architecture_name, class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
 from hfsae.data.text_source import DEFAULTS, TITLES

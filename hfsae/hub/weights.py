@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hfsae.modeling import SAE
+from hfsae.autoencoder.model import SparseAutoencoder
 
 _UNIT_TOLERANCE = 0.01  # rows of a bfloat16 W_dec are this close to unit norm
 
@@ -24,7 +24,7 @@ class WeightFacts:
     largest_row: float
 
     @classmethod
-    def of(cls, sae: SAE) -> "WeightFacts":
+    def of(cls, sae: SparseAutoencoder) -> "WeightFacts":
         """The facts about an SAE."""
         norms = sae.W_dec.detach().float().norm(dim=1)
         output_scale = float(sae.get_tensor("output_scale")) if sae.config.is_transcoder else None

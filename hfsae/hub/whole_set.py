@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.saved_set import SET_FILE, is_stale, read_set, set_names
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.names import dataset_id
-from hfsae.modeling import SAE
+from hfsae.loading import load_sae
 from hfsae.progress import quietly
 
 _ROWS = (
@@ -48,7 +49,9 @@ class WholeSet:
     stale: bool
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], saes: Mapping[str, SAE], there: Collection[str]) -> "WholeSet":
+    def of(
+        cls, record: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], there: Collection[str]
+    ) -> "WholeSet":
         """What a record says.
 
         Args:
@@ -84,5 +87,5 @@ class WholeSet:
             return None
         there = [name for name in set_names(record) if (root / name / "config.json").is_file()]
         with quietly():
-            saes = {name: SAE.from_pretrained(root, subfolder=name) for name in there}
+            saes = {name: load_sae(root, subfolder=name) for name in there}
         return cls.of(record, saes, there)

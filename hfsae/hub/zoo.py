@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.connection import reachable
 from hfsae.evaluation.saved_set import set_names
 from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
@@ -16,9 +17,9 @@ from hfsae.hub.listing import config_blobs, entry_from, is_worth_fetching
 from hfsae.hub.metadata import LIBRARY, place_tags
 from hfsae.hub.push import CardFields, Saved, publish
 from hfsae.hub.repository import Destination
-from hfsae.hub.snapshot import is_remembered, look
-from hfsae.modeling import SAE
-from hfsae.places import CONFIG_FILE, matching, natural_order, sae_folders
+from hfsae.hub.snapshot import look
+from hfsae.loading import load_sae
+from hfsae.places import natural_order, sae_folders
 from hfsae.progress import quietly
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _MOST_REPOSITORIES = 100
 
 
 def push_sae(
-    sae: SAE,
+    sae: SparseAutoencoder,
     repo_id: str,
     *,
     folder: str | os.PathLike | None = None,
@@ -43,7 +44,7 @@ def push_sae(
 
 
 def push_saes(
-    saes: Mapping[str, SAE | str | os.PathLike] | Sequence[SAE | str | os.PathLike],
+    saes: Mapping[str, SparseAutoencoder | str | os.PathLike] | Sequence[SparseAutoencoder | str | os.PathLike],
     repo_id: str,
     *,
     license: str | None = None,
@@ -90,8 +91,8 @@ def push_saes(
     return info
 
 
-def _named(saes: Sequence[SAE | str | os.PathLike]) -> dict[str, SAE | str | os.PathLike]:
-    named: dict[str, SAE | str | os.PathLike] = {}
+def _named(saes: Sequence[SparseAutoencoder | str | os.PathLike]) -> dict[str, SparseAutoencoder | str | os.PathLike]:
+    named: dict[str, SparseAutoencoder | str | os.PathLike] = {}
     for item in saes:
         name = zoo_name(_saved(item).sae.config)
         if name in named:
@@ -100,11 +101,11 @@ def _named(saes: Sequence[SAE | str | os.PathLike]) -> dict[str, SAE | str | os.
     return named
 
 
-def _saved(item: SAE | str | os.PathLike) -> Saved:
-    if isinstance(item, SAE):
+def _saved(item: SparseAutoencoder | str | os.PathLike) -> Saved:
+    if isinstance(item, SparseAutoencoder):
         return Saved(item)
     with quietly():
-        return Saved(SAE.from_pretrained(item), Path(item))
+        return Saved(load_sae(item), Path(item))
 
 
 def add_to_collection(repo_id: str, title: str, *, token: str | bool | None = None) -> str:
@@ -160,54 +161,6 @@ def list_saes(
         if entry := entry_from(repo_id, name, repo_id, subfolder=name, token=usable_token(token), **snapshot.where):
             entries[name] = entry
     return [entries[name] for name in sorted(entries, key=natural_order)]
-
-
-def load_saes(
-    source: str | os.PathLike,
-    pattern: str = "*",
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    **kwargs: Any,
-) -> dict[str, SAE]:
-    """Loads those SAEs of a repository or a folder whose names fit a pattern, all from one commit.
-
-    Args:
-        source: A Hub repository, or a folder.
-        pattern: A shell pattern: `"resid_post.*"`, `"*/topk-*"`.
-        revision: Branch, tag or commit.
-        token: A token, instead of the one that `hf auth login` stored; False for none.
-        **kwargs: As for `SAE.from_pretrained`: `dtype`, `device_map`, ...
-
-    Returns:
-        The SAEs by name, in natural order.
-
-    Raises:
-        ValueError: If none fits; names those there are. And as `SAE.from_pretrained`.
-        OSError: If there is no such repository, or it cannot be reached.
-    """
-    if Path(source).is_dir():
-        names = _chosen(source, sae_folders(source), pattern)
-        return {name: SAE.from_pretrained(source, subfolder=name, **kwargs) for name in names}
-    repo_id, token = str(source), usable_token(token)
-    cache_dir = kwargs.get("cache_dir")
-    while True:
-        snapshot = look(
-            repo_id, revision, token, cache_dir=cache_dir, local_files_only=kwargs.get("local_files_only", False)
-        )
-        names = _chosen(repo_id, snapshot.with_weights, pattern)
-        config = f"{names[0]}/{CONFIG_FILE}" if names[0] else CONFIG_FILE
-        if is_remembered(snapshot, config, revision, token, cache_dir):
-            break
-    hub = {"token": token, **kwargs, **snapshot.where}
-    return {name: SAE.from_pretrained(repo_id, subfolder=name, **hub) for name in names}
-
-
-def _chosen(source: str | os.PathLike, names: Sequence[str], pattern: str) -> list[str]:
-    chosen = matching(names, pattern)
-    if not chosen:
-        raise ValueError(f"no SAE of {source} fits {pattern!r}; there are {', '.join(names) or 'none'}.")
-    return chosen
 
 
 def find_saes(

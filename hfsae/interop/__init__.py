@@ -8,6 +8,7 @@ tensors. Nothing is fetched but the files that hold the SAE.
 from hfsae.interop.draft import Draft
 from hfsae.interop.export import export_formats, export_sae
 from hfsae.interop.formats import load_foreign
+from hfsae.interop.saebench import SAEBenchView
 from hfsae.interop.source import Source, renamed
 
-__all__ = ["Draft", "Source", "export_formats", "export_sae", "load_foreign", "renamed"]
+__all__ = ["Draft", "SAEBenchView", "Source", "export_formats", "export_sae", "load_foreign", "renamed"]

@@ -8,18 +8,20 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hfsae.architectures import architecture_name
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.registry import architecture_name
 from hfsae.interop.circuit_tracer import CONFIG, OPTIONAL, TENSORS
 from hfsae.interop.places import layer_of, transformer_lens_names
 from hfsae.interop.writing import plain_copy, theirs
-from hfsae.modeling import SAE
 from hfsae.saving import files_at_once
 
 # Those that compute ReLU, or pass what lies above a threshold.
 _RELU, _THRESHOLD = ("standard",), ("jumprelu", "batch_topk", "matryoshka")
 
 
-def write_transcoder_set(saes: Sequence[SAE], folder: str | os.PathLike, *, scan: str | None = None) -> Path:
+def write_transcoder_set(
+    saes: Sequence[SparseAutoencoder], folder: str | os.PathLike, *, scan: str | None = None
+) -> Path:
     """Writes `config.yaml` and one `layer_N.safetensors` a layer, as circuit-tracer 0.5.0 loads them.
 
     Args:
@@ -40,7 +42,7 @@ def write_transcoder_set(saes: Sequence[SAE], folder: str | os.PathLike, *, scan
         >>> write_transcoder_set([SAE.from_pretrained(f"run/mlp_in.{i}") for i in range(12)], "set")  # doctest: +SKIP
         PosixPath('set')
     """
-    by_layer: dict[int, SAE] = {}
+    by_layer: dict[int, SparseAutoencoder] = {}
     hooks: set[tuple[str, str]] = set()
     for sae in saes:
         layer, reads, writes = _place(sae)
@@ -64,7 +66,7 @@ def write_transcoder_set(saes: Sequence[SAE], folder: str | os.PathLike, *, scan
     return Path(folder)
 
 
-def _place(sae: SAE) -> tuple[int, str, str]:
+def _place(sae: SparseAutoencoder) -> tuple[int, str, str]:
     """The layer, and the places within it."""
     config, name = sae.config, architecture_name(sae.config)
     if not config.is_transcoder or name not in (*_RELU, *_THRESHOLD) or config.d_in != config.d_out:
@@ -81,7 +83,7 @@ def _place(sae: SAE) -> tuple[int, str, str]:
     return layers[0], reads, writes
 
 
-def _refuse_unlike(by_layer: dict[int, SAE], hooks: set[tuple[str, str]]) -> None:
+def _refuse_unlike(by_layer: dict[int, SparseAutoencoder], hooks: set[tuple[str, str]]) -> None:
     layers = sorted(by_layer)
     if layers != list(range(len(layers))) or not layers:
         raise ValueError(f"circuit-tracer takes a transcoder for every layer from 0 on, got layers {layers}.")
@@ -93,7 +95,7 @@ def _refuse_unlike(by_layer: dict[int, SAE], hooks: set[tuple[str, str]]) -> Non
             raise ValueError(f"circuit-tracer's transcoders have one {fact} in all layers, got {sorted(values)}.")
 
 
-def _tensors(sae: SAE) -> dict[str, Tensor]:
+def _tensors(sae: SparseAutoencoder) -> dict[str, Tensor]:
     """One transcoder's, scales folded in, nothing subtracted."""
     plain = plain_copy(sae, subtract_b_dec=False)
     tensors, names = dict(plain.state_dict()), dict(TENSORS)

@@ -8,10 +8,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from hfsae.architectures import class_of, config_class_of
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.registry import class_of, config_class_of
+from hfsae.autoencoder.strict import refuse_mismatch, refuse_unusable
 from hfsae.configuration import SAEConfig
-from hfsae.modeling import SAE
-from hfsae.strict import refuse_mismatch, refuse_unusable
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Draft:
                 raise ValueError(f"the config of {source} says {name} = {said}, its weights say {sizes[name]}.")
         return sizes
 
-    def build(self, config: SAEConfig, source: str, dtype: torch.dtype | None = None) -> SAE:
+    def build(self, config: SAEConfig, source: str, dtype: torch.dtype | None = None) -> SparseAutoencoder:
         """The SAE, in evaluation mode.
 
         Args:

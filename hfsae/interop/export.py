@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from hfsae import guests
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.interop import saelens_writer, sparsify_writer
-from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
 
 # Formats that hold one SAE a folder.
 _WRITERS: dict[str, Callable[..., Path]] = {"saelens": saelens_writer.write, "sparsify": sparsify_writer.write}
 
 
-def export_sae(sae: SAE, folder: str | os.PathLike, format: str, **options: Any) -> Path:
+def export_sae(sae: SparseAutoencoder, folder: str | os.PathLike, format: str, **options: Any) -> Path:
     """Writes an SAE so that another project loads it, with the same features and reconstructions.
 
     * `"saelens"`: `cfg.json` and `sae_weights.safetensors`, as SAELens 6 loads them. TopK is written with unit decoder

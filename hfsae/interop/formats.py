@@ -9,15 +9,14 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from hfsae import guests
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.strict import class_for
 from hfsae.interop import catalogue
 from hfsae.interop.draft import Draft
 from hfsae.interop.source import Source
-from hfsae.modeling import SAE
 from hfsae.progress import quietly
-from hfsae.strict import class_for
 
 
 class Format(Protocol):
@@ -58,14 +57,14 @@ class UnknownFormatError(ValueError):
 
 def load_foreign(
     place: str | os.PathLike,
-    wanted: type[PreTrainedModel] = SAE,
+    wanted: type[SparseAutoencoder] = SparseAutoencoder,
     *,
     hub: Mapping[str, Any] | None = None,
     given: Mapping[str, Any] | None = None,
     dtype: torch.dtype | str | None = None,
     placement: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
-) -> SAE:
+) -> SparseAutoencoder:
     """An SAE of another project as one of ours; what `SAE.from_pretrained` does where no config of ours lies.
 
     Args:
@@ -96,9 +95,9 @@ def load_foreign(
     return _placed(sae, placement) if placement else sae
 
 
-def _placed(sae: SAE, placement: Mapping[str, Any]) -> SAE:
+def _placed(sae: SparseAutoencoder, placement: Mapping[str, Any]) -> SparseAutoencoder:
     """The SAE where transformers puts a model that it loads with the same arguments."""
-    inherited: Any = super(SAE, type(sae))
+    inherited: Any = super(SparseAutoencoder, type(sae))
     stored = {"config": sae.config, "state_dict": sae.state_dict(), "dtype": sae.W_dec.dtype}
     with quietly():
         return inherited.from_pretrained(None, **stored, **placement)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from hfsae.architectures import GatedSAE, architecture_name
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.registry import architecture_name, class_of
 from hfsae.interop.places import layer_of, transformer_lens_names
 from hfsae.interop.positions import kept_slice
-from hfsae.modeling import SAE
 
 
 @dataclass
@@ -81,7 +81,7 @@ class SAEBenchView(nn.Module):
             asks: the place, the language model, and whether blocks started with BOS.
 
     Example:
-        >>> view = sae.to_saebench()  # doctest: +SKIP
+        >>> view = SAEBenchView(sae)  # doctest: +SKIP
         >>> view.decode(view.encode(x)).shape, view.W_dec.norm(dim=1)  # doctest: +SKIP
         (torch.Size([4, 768]), tensor([1., 1., ...]))
     """
@@ -89,7 +89,7 @@ class SAEBenchView(nn.Module):
     # SAEBench flattens the heads of `hook_z` itself.
     hook_z_reshaping_mode = False
 
-    def __init__(self, sae: SAE, *, hook_name: str | None = None):
+    def __init__(self, sae: SparseAutoencoder, *, hook_name: str | None = None):
         super().__init__()
         config = sae.config
         if config.is_transcoder or config.skip or config.input_transform in ("layer_norm", "constant_norm"):
@@ -143,7 +143,7 @@ class SAEBenchView(nn.Module):
     @property
     def b_mag(self) -> Tensor:
         """(n_features,) of the magnitudes of a gated SAE, which SAEBench shows in place of `b_enc`."""
-        if not isinstance(self.sae, GatedSAE):
+        if not isinstance(self.sae, class_of("gated")):
             raise AttributeError("b_mag")
         return self.sae.get_tensor("magnitude_bias") * self._norm
 

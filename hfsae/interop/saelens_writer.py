@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hfsae.architectures import architecture_name
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.interop.places import transformer_lens_names
 from hfsae.interop.positions import kept_slice
 from hfsae.interop.saelens import GATED, TENSORS, WEIGHTS
 from hfsae.interop.writing import plain_copy, rows_of_one_norm, theirs, write_files
-from hfsae.modeling import SAE
 
 # The oldest version that reads this form; SAELens takes a config that names none for one of before version 6.
 _FORMAT_VERSION = "6.0.0"
@@ -34,9 +34,13 @@ _NORMALISATIONS = {
 
 
 def write(
-    sae: SAE, folder: str | os.PathLike, *, hook_name: str | None = None, hook_name_out: str | None = None
+    sae: SparseAutoencoder,
+    folder: str | os.PathLike,
+    *,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
 ) -> Path:
-    """Writes `cfg.json` and `sae_weights.safetensors`; see `SAE.to_saelens`.
+    """Writes `cfg.json` and `sae_weights.safetensors`; see `export_sae`.
 
     Args:
         sae: The SAE; it is not changed. Its scales are folded into the written weights.
@@ -63,7 +67,7 @@ def write(
     return write_files(folder, WEIGHTS, theirs(tensors, names), _config(plain, architecture, metadata))
 
 
-def _plain(sae: SAE, architecture: str) -> SAE:
+def _plain(sae: SparseAutoencoder, architecture: str) -> SparseAutoencoder:
     """A copy without scales.
 
     TopK gets unit rows and selects by their norms, as SAELens makes it: its tools refuse another. That changes no
@@ -79,7 +83,7 @@ def _plain(sae: SAE, architecture: str) -> SAE:
     return unit
 
 
-def _architecture(sae: SAE) -> str:
+def _architecture(sae: SparseAutoencoder) -> str:
     name, config = architecture_name(sae.config), sae.config
     there = _ARCHITECTURES.get(name)
     if config.is_transcoder:
@@ -92,7 +96,7 @@ def _architecture(sae: SAE) -> str:
     return there
 
 
-def _config(plain: SAE, architecture: str, metadata: dict[str, Any]) -> dict[str, Any]:
+def _config(plain: SparseAutoencoder, architecture: str, metadata: dict[str, Any]) -> dict[str, Any]:
     config = plain.config
     settings: dict[str, Any] = {
         "architecture": architecture,

@@ -3,16 +3,16 @@
 import os
 from pathlib import Path
 
-from hfsae.architectures import architecture_name
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.registry import architecture_name
 from hfsae.interop.places import canonical, module_path, transformer_lens
 from hfsae.interop.sparsify import TENSORS, WEIGHTS
 from hfsae.interop.writing import plain_copy, theirs, write_files
-from hfsae.modeling import SAE
 from hfsae.saving import write_json
 
 
-def write(sae: SAE, folder: str | os.PathLike) -> Path:
-    """Writes `layers.3.mlp/cfg.json`, `sae.safetensors` beside it and the run's `config.json`; see `SAE.to_sparsify`.
+def write(sae: SparseAutoencoder, folder: str | os.PathLike) -> Path:
+    """Writes `layers.3.mlp/cfg.json`, `sae.safetensors` beside it and the run's `config.json`; see `export_sae`.
 
     Args:
         sae: The SAE; it is not changed. Its scales are folded into the written weights.
@@ -52,7 +52,7 @@ def write(sae: SAE, folder: str | os.PathLike) -> Path:
     return written
 
 
-def module_of(sae: SAE) -> str:
+def module_of(sae: SparseAutoencoder) -> str:
     """What sparsify calls the place: the module whose output is read, or through which a transcoder leads."""
     config = sae.config
     reads, writes = (canonical(place, config.base_model) for place in (config.hook_point, config.target_hook_point))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.modeling import SAE
+from hfsae.autoencoder import folding
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.saving import files_at_once
 from hfsae.storage import write_tensors
 
@@ -20,8 +21,12 @@ _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1e-2, tor
 
 @torch.no_grad()
 def plain_copy(
-    sae: SAE, *, subtract_b_dec: bool | None = None, keep_decoder_norm: bool = False, unit_rows: bool = False
-) -> SAE:
+    sae: SparseAutoencoder,
+    *,
+    subtract_b_dec: bool | None = None,
+    keep_decoder_norm: bool = False,
+    unit_rows: bool = False,
+) -> SparseAutoencoder:
     """A copy with the same features and reconstructions whose scales are 1.
 
     Args:
@@ -34,21 +39,21 @@ def plain_copy(
     """
     plain = copy.deepcopy(sae)
     if subtract_b_dec is not None:
-        plain._subtract_b_dec(subtract_b_dec)
-    scales = [float(plain.get_tensor(name)) for name, _ in plain.named_buffers() if name in SAE._float32_tensors]
+        folding.subtract_b_dec(plain, subtract_b_dec)
+    scales = [float(tensor) for name, tensor in plain.named_buffers() if name in SparseAutoencoder._float32_tensors]
     if unit_rows:
         if any(scale != 1 for scale in scales):
-            plain.fold_input_scale(keep="unit_rows")
+            folding.fold_input_scale(plain, keep="unit_rows")
         plain.config.rescale_by_decoder_norm = True
-        plain._fold_decoder_norm()
+        folding.fold_decoder_norm(plain)
     elif any(scale != 1 for scale in scales):
-        plain.fold_input_scale(keep="features")
+        folding.fold_input_scale(plain, keep="features")
     elif not keep_decoder_norm:
-        plain._fold_decoder_norm()
+        folding.fold_decoder_norm(plain)
     return plain
 
 
-def rows_of_one_norm(sae: SAE) -> bool:
+def rows_of_one_norm(sae: SparseAutoencoder) -> bool:
     """Whether all rows of the decoder are equally long up to rounding, those of zeros left out."""
     norms = sae.W_dec.float().norm(dim=1)
     norms = norms[norms > 0]

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.dead_features import FiringCounter, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate

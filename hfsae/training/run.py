@@ -14,8 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfsae.architectures import config_class_of
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.configuration import SAEConfig
-from hfsae.initialisation import initialise
 from hfsae.language_model import record
 from hfsae.modeling import SAE
 from hfsae.saving import BESIDE

@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.func import functional_call
 
+from hfsae.autoencoder.outputs import SAEOutput, StepState
 from hfsae.functional import GroupMax, Selection
 from hfsae.modeling import SAE
-from hfsae.outputs import SAEOutput, StepState
 from hfsae.training.selection_of_all import SHARED, of_all
 
 # What has no row or number for each feature, even where it is as wide: kept whole in every process.

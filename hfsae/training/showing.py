@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hfsae.analysis import Feature, TokenTexts, collect_features
-from hfsae.evaluation.saved import text_to_measure
 from hfsae.hub.card import draw_pictures
 from hfsae.hub.html_report import ShownFeature, ShownToken, write_report
 from hfsae.language_model import rename_base_model
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
+from hfsae.saved.measuring_again import text_to_measure
 from hfsae.training.run import Run
 from hfsae.training.unharmed import unharmed
 

@@ -4,7 +4,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfsae import BatchTopKSAEConfig
-from hfsae.outputs import StepState, StepStatistics
+from hfsae.autoencoder.outputs import StepState, StepStatistics
 from tests.architectures.variants import D_IN, N_FEATURES, VARIANTS, activations, state
 
 K = 3

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hfsae import SAE
 from hfsae.architectures import config_class_of
-from hfsae.initialisation import initialise
+from hfsae.autoencoder.initialisation import initialise
 from tests.architectures.test_recovery import ACTIVE, BATCH, planted, train
 
 WIDTHS = {"base": 24, "tuned": 16}

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from hfsae import SAE
 from hfsae.architectures import architectures
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import SparsePattern
-from hfsae.initialisation import initialise
 from tests.architectures.variants import (
     ARCHITECTURES,
     CROSSCODERS,

@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfsae import SAE, JumpReLUSAEConfig
-from hfsae.initialisation import initialise
-from hfsae.outputs import StepState, StepStatistics
+from hfsae.autoencoder.initialisation import initialise
+from hfsae.autoencoder.outputs import StepState, StepStatistics
 from tests.architectures.variants import BANDWIDTH, D_IN, N_FEATURES, TARGET_L0, VARIANTS, activations, state
 
 NOTHING = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0), torch.tensor(1.0))

@@ -3,8 +3,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hfsae import SAE, MatryoshkaSAEConfig
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import reference
-from hfsae.initialisation import initialise
 from tests.architectures.variants import VARIANTS, K, activations, state, weights_of
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from hfsae import SAE
 from hfsae.architectures import architectures, config_class_of
-from hfsae.initialisation import initialise
-from hfsae.outputs import StepState
+from hfsae.autoencoder.initialisation import initialise
+from hfsae.autoencoder.outputs import StepState
 from tests.architectures.variants import sources
 
 D_IN, N_TRUE, ACTIVE, NOISE = 32, 64, 3, 0.05

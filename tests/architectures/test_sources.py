@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAE, CrosscoderSAEConfig, JumpReLUSAE, StandardSAE, TopKSAE
-from hfsae.initialisation import initialise
+from hfsae.autoencoder.initialisation import initialise
 from tests.architectures.variants import CROSSCODERS, D_IN, N_FEATURES, VARIANTS, activations, state
 
 every_crosscoder = pytest.mark.parametrize("name", CROSSCODERS)

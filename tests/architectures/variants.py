@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hfsae import SAE
 from hfsae.architectures import config_class_of
+from hfsae.autoencoder.outputs import StepState
 from hfsae.functional import reference
 from hfsae.functional.reference import Weights
-from hfsae.outputs import StepState
 
 D_IN, N_FEATURES, K = 6, 24, 3
 HAVE_K = ("topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, TopKSAEConfig, self_check
 from hfsae.evaluation.causes import _without_affine_norms
 from hfsae.evaluation.self_check import SelfCheck
 from hfsae.hooks import HookPoint, capture
@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def check(sae: SAE, model) -> SelfCheck:
-    return sae.self_check(model, TEXTS, tokenizer(), max_tokens=2000)
+    return self_check(sae, model, TEXTS, tokenizer(), max_tokens=2000)
 
 
 def first_cause(sae: SAE, model) -> str:

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from hfsae import SAE
+from hfsae import SAE, self_check
 from hfsae.evaluation.self_check import Figures, _helps
 from tests.evaluation.tiny import batches, language_model, make_sae
 
@@ -25,7 +25,7 @@ def sae(trained_folder) -> SAE:
 
 
 def check(sae, model):
-    return sae.self_check(model, TEXTS, max_tokens=3000)
+    return self_check(sae, model, TEXTS, max_tokens=3000)
 
 
 def test_an_sae_that_is_used_as_it_was_trained_fits(sae, model):
@@ -61,14 +61,14 @@ def test_another_commit_of_the_language_model_is_named(sae, model):
 
 
 def test_without_recorded_figures_it_must_explain_something():
-    outcome = make_sae().self_check(language_model(), batches())
+    outcome = self_check(make_sae(), language_model(), batches())
     assert not outcome.ok and outcome.recorded == Figures(None, None)
     assert "recorded: nothing to compare with" in str(outcome)
 
 
 def test_an_sae_of_another_model_is_refused(sae):
     with pytest.raises(ValueError, match="d_in=128: it belongs to"):
-        sae.self_check(language_model(), batches())
+        self_check(sae, language_model(), batches())
 
 
 @pytest.mark.parametrize(

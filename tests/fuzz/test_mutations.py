@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, TopKSAEConfig, export_sae
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.data import CachedActivations, NonFiniteActivationsError, TensorActivations, write_cache
 from hfsae.hub.card import read_card, render_card
@@ -72,7 +72,7 @@ def saved(folder: Path) -> None:
 
 
 def saelens(folder: Path) -> None:
-    sae().to_saelens(folder)
+    export_sae(sae(), folder, "saelens")
 
 
 def cached(folder: Path) -> None:

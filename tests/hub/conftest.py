@@ -1,11 +1,9 @@
-"""SAEs to push, so small that a push takes a fraction of a second, and one that was trained and is published."""
+"""SAEs to push, so small that a push takes a fraction of a second."""
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 
 from hfsae import SAE, TopKSAEConfig
-from tests.hub_server import HubServer
 
 
 def make(seed: int = 0, **fields) -> SAE:
@@ -23,14 +21,3 @@ def sae() -> SAE:
 def other() -> SAE:
     """Of the same shape, with other weights."""
     return make(seed=1)
-
-
-@pytest.fixture
-def published(hub: HubServer, trained_folder) -> HubServer:
-    """The trained SAE and its language model, both on the Hub."""
-    sae = SAE.from_pretrained(trained_folder)
-    HfApi().create_repo("tester/tiny-lm")
-    HfApi().upload_folder(repo_id="tester/tiny-lm", folder_path=sae.config.base_model)
-    sae.config.base_model = "tester/tiny-lm"
-    sae.push_to_hub("tester/checked", folder=trained_folder, subfolder="a")
-    return hub

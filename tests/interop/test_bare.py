@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hfsae import SAE
-from hfsae.interop.convert import convert, find
+from hfsae.saved.convert import convert, find
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D, K, N, jump, keep_largest, matrices, thresholds, write_tensors
 

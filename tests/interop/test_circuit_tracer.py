@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from hfsae import SAE
-from hfsae.interop.convert import convert
+from hfsae.saved.convert import convert
 from tests.interop.foreign import LAYER, D, jump, matrices, random, thresholds, write_tensors
 
 X = 2 * torch.randn(64, D, generator=torch.Generator().manual_seed(3)) + 0.5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
 from tests.interop.foreign import FOREIGN, D, N, saelens, write_json, write_tensors
 from tests.interop.foreign import matrices as four_matrices
 
@@ -152,4 +152,7 @@ def test_a_transcoder_that_does_not_say_where_it_writes_asks(architecture: str, 
         SAE.from_pretrained(tmp_path)
     sae = SAE.from_pretrained(tmp_path, target_hook_point="transformer.h.2.mlp.output")
     assert sae.config.is_transcoder and sae.config.skip == ("skip" in architecture)
-    assert json.loads((sae.to_saelens(tmp_path / "out") / "cfg.json").read_text())["architecture"] == architecture
+    assert (
+        json.loads((export_sae(sae, tmp_path / "out", "saelens") / "cfg.json").read_text())["architecture"]
+        == architecture
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
 from tests.interop.foreign import D, K, N, jump, matrices, random, saelens, write_json, write_tensors
 
 X = 2 * torch.randn(40, D, generator=torch.Generator().manual_seed(3)) + 0.5
@@ -43,7 +43,7 @@ def test_positions_that_were_left_out_stay_so_both_ways(kept: list, left_out: li
     saelens(tmp_path / "theirs", "standard", {"metadata": {"seqpos_slice": kept}}, matrices())
     sae = SAE.from_pretrained(tmp_path / "theirs")
     assert sae.config.exclude_positions == left_out
-    again = SAE.from_pretrained(sae.to_saelens(tmp_path / "back"))
+    again = SAE.from_pretrained(export_sae(sae, tmp_path / "back", "saelens"))
     assert again.config.exclude_positions == left_out
 
 
@@ -51,7 +51,7 @@ def test_positions_that_are_no_slice_are_refused_before_anything_is_written(tmp_
     saelens(tmp_path / "theirs", "standard", {}, matrices())
     sae = SAE.from_pretrained(tmp_path / "theirs", exclude_positions=[0, 3, 4])
     with pytest.raises(ValueError, match=r"exclude_positions=\[0, 3, 4\] of 64 is none"):
-        sae.to_saelens(tmp_path / "back")
+        export_sae(sae, tmp_path / "back", "saelens")
     assert not (tmp_path / "back").exists()
 
 
@@ -77,7 +77,7 @@ def test_policies_of_the_text_are_kept_both_ways(policy: dict, expected: dict, t
     sae = SAE.from_pretrained(tmp_path / "theirs")
     assert {name: getattr(sae.config, name) for name in expected} == expected
     sae.save_pretrained(tmp_path / "ours")
-    written = SAE.from_pretrained(tmp_path / "ours").to_saelens(tmp_path / "back")
+    written = export_sae(SAE.from_pretrained(tmp_path / "ours"), tmp_path / "back", "saelens")
     metadata = json.loads((written / "cfg.json").read_text())["metadata"]
     said = {key: value or None for key, value in policy.items() if value is not None}
     assert {key: metadata.get(key) or None for key in said} == {key: value or None for key, value in said.items()}
@@ -88,7 +88,7 @@ def test_a_policy_that_was_changed_here_is_written_as_it_is_now(tmp_path: Path):
 
     saelens(tmp_path / "theirs", "standard", {"metadata": {"exclude_special_tokens": [50256]}}, matrices())
     sae = SAE.from_pretrained(tmp_path / "theirs", exclude_special_tokens=False)
-    metadata = json.loads((sae.to_saelens(tmp_path / "back") / "cfg.json").read_text())["metadata"]
+    metadata = json.loads((export_sae(sae, tmp_path / "back", "saelens") / "cfg.json").read_text())["metadata"]
     assert metadata["exclude_special_tokens"] is False
 
 

@@ -10,8 +10,9 @@ import transformers
 from safetensors.torch import load_file
 from transformers import BloomConfig, FalconConfig, Gemma2Config, GPT2Config, GPTNeoConfig, OlmoConfig
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
 from hfsae.architectures import architecture_name
+from hfsae.interop import SAEBenchView
 from tests.architectures.variants import CROSSCODERS, OF_ONE_SOURCE, VARIANTS
 from tests.interop.foreign import FOREIGN, D
 
@@ -44,10 +45,10 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
     [{}, {"subtract_b_dec": False}, {"input_transform": "layer_norm"}, {"input_transform": "constant_norm"}],
     ids=str,
 )
-def test_to_saelens_and_back_is_exact(architecture: str, options: dict, tmp_path: Path):
+def test_into_saelens_and_back_is_exact(architecture: str, options: dict, tmp_path: Path):
     sae = make(architecture, **options)
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    again = SAE.from_pretrained(sae.to_saelens(tmp_path / "out"))
+    again = SAE.from_pretrained(export_sae(sae, tmp_path / "out", "saelens"))
     torch.testing.assert_close(again.state_dict(), before, rtol=0, atol=0)
     torch.testing.assert_close(sae.state_dict(), before, rtol=0, atol=0)
     for name in ("base_model", "hook_point", "subtract_b_dec", "input_transform", *POLICY):
@@ -56,9 +57,9 @@ def test_to_saelens_and_back_is_exact(architecture: str, options: dict, tmp_path
 
 @pytest.mark.parametrize("architecture", OF_ONE_SOURCE)
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"input_transform": "center"}], ids=str)
-def test_to_saelens_folds_scales_and_computes_the_same(architecture: str, options: dict, tmp_path: Path):
+def test_an_export_to_saelens_folds_scales_and_computes_the_same(architecture: str, options: dict, tmp_path: Path):
     sae = make(architecture, scale=1.5, **options)
-    same(SAE.from_pretrained(sae.to_saelens(tmp_path)), sae, **CLOSE)
+    same(SAE.from_pretrained(export_sae(sae, tmp_path, "saelens")), sae, **CLOSE)
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "batch_topk"])
@@ -66,13 +67,13 @@ def test_to_saelens_folds_scales_and_computes_the_same(architecture: str, option
 @pytest.mark.parametrize("skip", [True, False])
 def test_transcoders_go_to_saelens(architecture: str, subtract: bool, skip: bool, tmp_path: Path):
     sae = make(architecture, scale=1.5, subtract_b_dec=subtract, skip=skip, **MLP)
-    again = SAE.from_pretrained(sae.to_saelens(tmp_path))
+    again = SAE.from_pretrained(export_sae(sae, tmp_path, "saelens"))
     same(again, sae, **CLOSE)
     assert again.config.target_hook_point == MLP["target_hook_point"] and not again.config.subtract_b_dec
 
 
 def test_the_config_for_saelens_names_places_as_transformer_lens_does(tmp_path: Path):
-    config = json.loads((make("topk", k=3).to_saelens(tmp_path) / "cfg.json").read_text())
+    config = json.loads((export_sae(make("topk", k=3), tmp_path, "saelens") / "cfg.json").read_text())
     assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == ("topk", 3, 6, 24)
     assert config["metadata"]["hook_name"] == "blocks.2.hook_resid_post"
     assert config["metadata"]["hf_hook_name"] == PLACE["hook_point"]
@@ -91,7 +92,7 @@ def test_the_config_for_saelens_names_places_as_transformer_lens_does(tmp_path: 
 )
 def test_what_saelens_cannot_hold_is_refused_and_nothing_is_written(architecture: str, options: dict, tmp_path: Path):
     with pytest.raises(ValueError, match="SAELens has nothing that computes"):
-        make(architecture, **options).to_saelens(tmp_path / "out")
+        export_sae(make(architecture, **options), tmp_path / "out", "saelens")
     assert not (tmp_path / "out").exists()
 
 
@@ -101,7 +102,7 @@ def test_topk_with_rows_of_one_norm_gets_unit_rows_and_the_flag(tmp_path: Path):
     with torch.no_grad():
         sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
         sae.input_scale.fill_(2.0)
-    written = sae.to_saelens(tmp_path)
+    written = export_sae(sae, tmp_path, "saelens")
     config = json.loads((written / "cfg.json").read_text())
     rows = load_file(written / "sae_weights.safetensors")["W_dec"].norm(dim=1)
     assert config["rescale_acts_by_decoder_norm"] is True
@@ -111,14 +112,14 @@ def test_topk_with_rows_of_one_norm_gets_unit_rows_and_the_flag(tmp_path: Path):
     torch.testing.assert_close(again.encode(X), sae.encode(X) / 2.0, **CLOSE)  # rows were 1/2 long
     with torch.no_grad():
         sae.W_dec.mul_(3.0)
-    again = SAE.from_pretrained(sae.to_saelens(tmp_path))
+    again = SAE.from_pretrained(export_sae(sae, tmp_path, "saelens"))
     torch.testing.assert_close(again(X).reconstruction, sae(X).reconstruction, **CLOSE)
     torch.testing.assert_close(again.W_dec.norm(dim=1), torch.ones(24))
 
 
 def test_topk_with_rows_of_several_norms_keeps_its_choice(tmp_path: Path):
     sae = make("topk", scale=1.5)
-    written = sae.to_saelens(tmp_path)
+    written = export_sae(sae, tmp_path, "saelens")
     assert json.loads((written / "cfg.json").read_text())["rescale_acts_by_decoder_norm"] is False
     same(SAE.from_pretrained(written), sae, **CLOSE)
 
@@ -147,8 +148,8 @@ def test_the_place_is_named_by_the_language_models_own_config(kind: str, tmp_pat
     make_config, layers = MODELS[kind]
     make_config().save_pretrained(tmp_path / "a_model")
     sae = make("standard", base_model=str(tmp_path / "a_model"), hook_point=f"{layers}.2.output")
-    metadata = json.loads((sae.to_saelens(tmp_path / "out") / "cfg.json").read_text())["metadata"]
-    assert metadata["hook_name"] == sae.to_saebench().cfg.hook_name == "blocks.2.hook_resid_post"
+    metadata = json.loads((export_sae(sae, tmp_path / "out", "saelens") / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == SAEBenchView(sae).cfg.hook_name == "blocks.2.hook_resid_post"
     assert metadata["hf_hook_name"] == f"{layers}.2.output"
 
 
@@ -158,16 +159,16 @@ def test_the_config_of_a_model_wins_over_what_its_name_sounds_like(tmp_path: Pat
     )
     place = "model.layers.1.post_feedforward_layernorm.output"
     sae = make("standard", base_model=str(tmp_path / "like-llama-7b"), hook_point=place)
-    assert sae.to_saebench().cfg.hook_name == "blocks.1.hook_mlp_out"
+    assert SAEBenchView(sae).cfg.hook_name == "blocks.1.hook_mlp_out"
 
 
 def test_what_training_recorded_names_the_place_of_a_model_that_is_gone(tmp_path: Path):
     options: dict[str, Any] = {"base_model": "./gone", "hook_point": "transformer.h.1.output"}
     sae = make("topk", training={"portable_name": "resid_post.1"}, **options)
-    assert sae.to_saebench().cfg.hook_name == "blocks.1.hook_resid_post"
+    assert SAEBenchView(sae).cfg.hook_name == "blocks.1.hook_resid_post"
     sae.config.hook_point = "transformer.h.2.output"  # what was recorded is of another place now
     with pytest.raises(ValueError, match="not known what TransformerLens calls transformer.h.2.output of ./gone"):
-        sae.to_saebench()
+        SAEBenchView(sae)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def test_what_training_recorded_names_the_place_of_a_model_that_is_gone(tmp_path
 def test_a_place_without_a_known_name_is_refused_until_it_is_given(options: dict, tmp_path: Path):
     sae = make("standard", **options)
     with pytest.raises(ValueError, match="not known what TransformerLens calls .*: pass hook_name="):
-        sae.to_saelens(tmp_path / "out")
+        export_sae(sae, tmp_path / "out", "saelens")
     assert not (tmp_path / "out").exists()
-    written = sae.to_saelens(tmp_path / "out", hook_name="blocks.2.hook_mine")
+    written = export_sae(sae, tmp_path / "out", "saelens", hook_name="blocks.2.hook_mine")
     assert json.loads((written / "cfg.json").read_text())["metadata"]["hook_name"] == "blocks.2.hook_mine"
     assert SAE.from_pretrained(written).config.hook_point == options["hook_point"]
 
@@ -193,24 +194,26 @@ def test_a_transcoder_needs_both_names(tmp_path: Path):
     options: dict[str, Any] = {"base_model": None, "subtract_b_dec": False}
     sae = make("standard", **options, **MLP)
     with pytest.raises(ValueError, match="pass hook_name="):
-        sae.to_saelens(tmp_path)
+        export_sae(sae, tmp_path, "saelens")
     with pytest.raises(ValueError, match="pass hook_name_out="):
-        sae.to_saelens(tmp_path, hook_name="blocks.2.mlp.hook_in")
-    written = sae.to_saelens(tmp_path, hook_name="blocks.2.mlp.hook_in", hook_name_out="blocks.2.hook_mlp_out")
+        export_sae(sae, tmp_path, "saelens", hook_name="blocks.2.mlp.hook_in")
+    written = export_sae(
+        sae, tmp_path, "saelens", hook_name="blocks.2.mlp.hook_in", hook_name_out="blocks.2.hook_mlp_out"
+    )
     assert json.loads((written / "cfg.json").read_text())["metadata"]["hook_name_out"] == "blocks.2.hook_mlp_out"
 
 
 def test_a_name_of_transformer_lens_stays_as_it_is(tmp_path: Path):
     sae = make("standard", base_model="somebody/unheard-of", hook_point="blocks.18.ln2.hook_normalized")
-    metadata = json.loads((sae.to_saelens(tmp_path) / "cfg.json").read_text())["metadata"]
+    metadata = json.loads((export_sae(sae, tmp_path, "saelens") / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.18.ln2.hook_normalized"
 
 
 # -- sparsify ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", [{}, {"activation": "groupmax", "k": 4}, {"skip": True}], ids=str)
-def test_to_sparsify_and_back_is_exact(options: dict, tmp_path: Path):
+def test_into_sparsify_and_back_is_exact(options: dict, tmp_path: Path):
     sae = make(**options)
-    written = sae.to_sparsify(tmp_path)
+    written = export_sae(sae, tmp_path, "sparsify")
     assert written == tmp_path / "layers.2"
     again = SAE.from_pretrained(written)
     torch.testing.assert_close(again.state_dict(), sae.state_dict(), rtol=0, atol=0)
@@ -219,15 +222,15 @@ def test_to_sparsify_and_back_is_exact(options: dict, tmp_path: Path):
 
 
 @pytest.mark.parametrize("options", [{"subtract_b_dec": False}, {"rescale_by_decoder_norm": True}, MLP], ids=str)
-def test_to_sparsify_folds_what_it_lacks_and_computes_the_same(options: dict, tmp_path: Path):
+def test_an_export_to_sparsify_folds_what_it_lacks_and_computes_the_same(options: dict, tmp_path: Path):
     sae = make(scale=1.5, **options)
-    again = SAE.from_pretrained(sae.to_sparsify(tmp_path))
+    again = SAE.from_pretrained(export_sae(sae, tmp_path, "sparsify"))
     same(again, sae, **CLOSE)
     assert again.config.is_transcoder == sae.config.is_transcoder
 
 
 def test_a_blocks_input_is_what_the_block_before_gives_out(tmp_path: Path):
-    assert make(hook_point="gpt_neox.layers.3.input").to_sparsify(tmp_path).name == "layers.2"
+    assert export_sae(make(hook_point="gpt_neox.layers.3.input"), tmp_path, "sparsify").name == "layers.2"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_a_blocks_input_is_what_the_block_before_gives_out(tmp_path: Path):
 )
 def test_what_sparsify_cannot_hold_is_refused(architecture: str, options: dict, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
-        make(architecture, **options).to_sparsify(tmp_path / "out")
+        export_sae(make(architecture, **options), tmp_path / "out", "sparsify")
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +253,7 @@ def test_what_sparsify_cannot_hold_is_refused(architecture: str, options: dict, 
 def test_saelens_to_ours_to_saelens_is_exact(name: str, tmp_path: Path):
     foreign = FOREIGN[name](tmp_path / "theirs")
     SAE.from_pretrained(foreign.path).save_pretrained(tmp_path / "ours")
-    written = SAE.from_pretrained(tmp_path / "ours").to_saelens(tmp_path / "back")
+    written = export_sae(SAE.from_pretrained(tmp_path / "ours"), tmp_path / "back", "saelens")
     first, last = (load_file(folder / "sae_weights.safetensors") for folder in (foreign.path, written))
     torch.testing.assert_close(last, first, rtol=0, atol=0)
     first, last = (json.loads((folder / "cfg.json").read_text()) for folder in (foreign.path, written))
@@ -261,7 +264,7 @@ def test_saelens_to_ours_to_saelens_is_exact(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["sparsify_topk", "sparsify_groupmax", "sparsify_transcoder"])
 def test_sparsify_to_ours_to_sparsify_is_exact(name: str, tmp_path: Path):
     foreign = FOREIGN[name](tmp_path / "theirs")
-    written = SAE.from_pretrained(foreign.path).to_sparsify(tmp_path / "back")
+    written = export_sae(SAE.from_pretrained(foreign.path), tmp_path / "back", "sparsify")
     assert written.name == foreign.path.name
     first, last = (load_file(folder / "sae.safetensors") for folder in (foreign.path, written))
     torch.testing.assert_close(last, first, rtol=0, atol=0)
@@ -272,7 +275,7 @@ def test_sparsify_to_ours_to_sparsify_is_exact(name: str, tmp_path: Path):
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}], ids=str)
 def test_the_view_for_saebench_reconstructs_the_same_along_unit_rows(architecture: str, options: dict):
     sae = make(architecture, scale=1.5, **options)
-    view = sae.to_saebench()
+    view = SAEBenchView(sae)
     features = view.encode(X)
     torch.testing.assert_close(view.W_dec.norm(dim=1), torch.ones(24))
     torch.testing.assert_close(view(X), sae(X).reconstruction, **CLOSE)
@@ -282,13 +285,13 @@ def test_the_view_for_saebench_reconstructs_the_same_along_unit_rows(architectur
 
 
 def test_the_views_encoder_works_on_raw_activations():
-    view = make("standard", scale=1.5, subtract_b_dec=False).to_saebench()
+    view = SAEBenchView(make("standard", scale=1.5, subtract_b_dec=False))
     torch.testing.assert_close((X @ view.W_enc + view.b_enc).relu(), view.encode(X), **CLOSE)
 
 
 def test_the_view_says_where_it_belongs():
     sae = make("jumprelu")
-    said = sae.to_saebench().cfg.to_dict()
+    said = SAEBenchView(sae).cfg.to_dict()
     assert said == {
         "model_name": "pythia-70m",
         "d_in": 6,
@@ -304,7 +307,7 @@ def test_the_view_says_where_it_belongs():
 
 def test_the_view_answers_what_saebench_and_saelens_store_of_activations_ask():
     sae = make("gated", exclude_positions=[0, 1], exclude_special_tokens=True)
-    view = sae.to_saebench()
+    view = SAEBenchView(sae)
     assert view.cfg.normalize_activations == "none" and view.cfg.hook_head_index is None
     assert view.cfg.model_from_pretrained_kwargs == {} and view.cfg.to_dict() == json.loads(
         json.dumps(view.cfg.to_dict())
@@ -312,7 +315,7 @@ def test_the_view_answers_what_saebench_and_saelens_store_of_activations_ask():
     metadata = view.cfg.metadata
     assert (metadata.hook_name, metadata.context_size, metadata.prepend_bos) == ("blocks.2.hook_resid_post", 64, True)
     assert metadata.seqpos_slice == [2, None] and metadata.exclude_special_tokens is True
-    assert metadata.hook_head_index is None and not hasattr(make("standard").to_saebench(), "b_mag")
+    assert metadata.hook_head_index is None and not hasattr(SAEBenchView(make("standard")), "b_mag")
     torch.testing.assert_close(view.b_mag, sae.magnitude_bias * sae.feature_directions.norm(dim=1), **CLOSE)
     assert view.to(torch.bfloat16).cfg.dtype == "bfloat16"
 
@@ -322,7 +325,7 @@ def test_what_saebench_has_to_know_is_asked_for(field: str):
     sae = make("standard")
     setattr(sae.config, field, None)
     with pytest.raises(ValueError, match=f"SAEBench asks .*config.{field}|not known what TransformerLens"):
-        sae.to_saebench()
+        SAEBenchView(sae)
 
 
 @pytest.mark.parametrize("architecture", CROSSCODERS)
@@ -342,4 +345,4 @@ def test_a_crosscoder_is_refused_and_one_source_of_it_is_written(architecture: s
 @pytest.mark.parametrize("options", [{"input_transform": "layer_norm"}, {"skip": True}, MLP], ids=str)
 def test_what_decodes_with_more_than_features_has_no_view(options: dict):
     with pytest.raises(ValueError, match="needs the activations too"):
-        make(**options).to_saebench()
+        SAEBenchView(make(**options))

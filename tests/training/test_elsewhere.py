@@ -13,10 +13,10 @@ import pytest
 from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.data.text_source import TextSource
-from hfsae.evaluation.saved import evaluate_saved
 from hfsae.hub.card import render_card
 from hfsae.hub.push import _fit_for_publication
 from hfsae.language_model import find
+from hfsae.saved.measuring_again import evaluate_saved
 from hfsae.training.caching import cache_activations
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
@@ -143,7 +143,7 @@ SCRIPT = """
 import json, sys
 from hfsae import SAE
 from hfsae.cli import main
-from hfsae.evaluation.saved import evaluate_saved
+from hfsae.saved.measuring_again import evaluate_saved
 run = sys.argv[1]
 model = SAE.from_pretrained(run).load_base_model()
 figures = evaluate_saved(run, write=False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hfsae import SAE, SAETrainer, SAETrainingArguments
+from hfsae import SAE, SAETrainer, SAETrainingArguments, self_check
 from hfsae.hooks import inner_model
 from tests import models_on_disk
 from tests.models_on_disk import save
@@ -64,7 +64,7 @@ def test_a_model_on_disk_is_trained_on_measured_saved_and_found_again(kind, tmp_
     sae = SAE.from_pretrained(tmp_path / "sae")
     model = sae.load_base_model()
     assert type(inner_model(model)).__name__ == class_name and not model.training
-    check = sae.self_check(model, TEXTS[:40])
+    check = self_check(sae, model, TEXTS[:40])
     assert check.ok, str(check)
     ids = sae.load_tokenizer()(TEXTS[0], return_tensors="pt").input_ids
     with torch.no_grad(), sae.attach(model, splice=True) as run:

@@ -7,7 +7,7 @@ from hfsae import SAE, SAETrainer
 from hfsae.analysis import collect_features
 from hfsae.dashboard import make_dashboard
 from hfsae.evaluation import evaluate_sae
-from hfsae.evaluation.saved import evaluate_saved
+from hfsae.saved.measuring_again import evaluate_saved
 from hfsae.training.showing import show_saved
 from tests.data.tiny import CHAT_TEMPLATE, WORDS, chat_tokenizer, language_model, pythia_like
 from tests.training.tiny import arguments, sparse_rows, text, trainer

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments
 from hfsae.architectures import config_class_of
-from hfsae.initialisation import initialise
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.training.learner import Learner
 from tests.data.tiny import WORDS, language_model, pythia_like
 

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
-from hfsae.initialisation import geometric_median, initialise
-from hfsae.outputs import StepState
+from hfsae.autoencoder.initialisation import geometric_median, initialise
+from hfsae.autoencoder.outputs import StepState
 from tests.architectures.variants import ARCHITECTURES, OF_ONE_SOURCE, VARIANTS
 
 D_IN, N_FEATURES = 16, 128

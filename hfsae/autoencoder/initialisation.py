@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hfsae.modeling import SAE
+from hfsae.autoencoder.model import SparseAutoencoder
 
 # What the features of a fresh transcoder write together, as a share of the target's spread. After 600,000 tokens
 # (embedded language model, mlp_in.1 to mlp_out.1, 16x, k = 32) shares of 1, 0.3, 0.1, 0.03 and 0.01 left 77, 51, 22,
@@ -27,8 +27,8 @@ Center = Literal["geometric_median", "mean"]
 
 @torch.no_grad()
 def initialise(
-    sae: SAE, activations: Tensor, center: Center = "geometric_median", target: Tensor | None = None
-) -> SAE:
+    sae: SparseAutoencoder, activations: Tensor, center: Center = "geometric_median", target: Tensor | None = None
+) -> SparseAutoencoder:
     """Fits everything about a fresh SAE that depends on the data.
 
     In this order: `input_scale` = √d / mean‖x‖ (where `config.scale_inputs`), `b_dec` = centre of the scaled
@@ -88,7 +88,7 @@ def _fit_scale(scale: Tensor, scaled: Callable[[Any], Tensor], x: Tensor | None,
     scale.copy_((mean_norms.new_tensor(widths).sqrt() / mean_norms).view_as(scale))
 
 
-def _gain(sae: SAE, scaled: Tensor, goal: Tensor) -> Tensor:
+def _gain(sae: SparseAutoencoder, scaled: Tensor, goal: Tensor) -> Tensor:
     """The factor on the features that brings the reconstruction closest to the goal; a transcoder's near 0."""
     some = slice(None, None, max(1, len(scaled) // _GAIN_TOKENS))
     scaled, goal = scaled[some], goal[some]

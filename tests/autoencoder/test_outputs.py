@@ -5,7 +5,7 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch.utils import _pytree as pytree
 
-from hfsae.outputs import SAEOutput, StepState
+from hfsae.autoencoder.outputs import SAEOutput, StepState
 from tests.architectures.variants import VARIANTS, activations, state
 
 

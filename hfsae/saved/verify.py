@@ -13,7 +13,6 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from hfsae.connection import reachable
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
-from hfsae.evaluation.saved import measure_again
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index
 from hfsae.hub.card import CARD_FILE, read_card
@@ -22,8 +21,8 @@ from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import figure
 from hfsae.hub.snapshot import look
 from hfsae.hub.written_card import taken_apart
-from hfsae.loading import holds_config, located
-from hfsae.modeling import SAE
+from hfsae.loading import holds_config, load_sae, located
+from hfsae.saved.measuring_again import measure_again
 
 # What a card claims first of all.
 _COMPARED = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
@@ -133,7 +132,7 @@ def verify(
             at_hub |= look(source, revision, token).where
         ours = holds_config(source, {"subfolder": subfolder, **at_hub})
         card = _card(source, subfolder, at_hub) if ours else None
-        sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
+        sae = load_sae(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
     claimed = {} if card is None else _claims(card, source, sae.config.metrics)
     project = None if ours else str((sae.config.training or {}).get("converted_from"))
     if not ours and (reported := number((sae.config.training or {}).get("reported_l0"))) is not None:

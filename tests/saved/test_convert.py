@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from hfsae import SAE
 from hfsae.cli import main
 from hfsae.hub import list_saes
-from hfsae.interop.convert import convert, find
+from hfsae.saved.convert import convert, find
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D, Foreign
 from tests.interop.test_writers import make

@@ -1,7 +1,7 @@
 import pytest
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.info import describe
+from hfsae.saved.info import describe
 from tests.data.tiny import language_model
 
 

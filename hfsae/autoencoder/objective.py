@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfsae.autoencoder.outputs import StepState
 from hfsae.functional import Pattern, Selection, at_least_float32, encode
 from hfsae.functional.rows import rows_at
-from hfsae.outputs import StepState
 
 # The bias of a feature that is to be active nowhere: far below any pre-activation, and finite in bfloat16 too.
 _NEVER = -1e30

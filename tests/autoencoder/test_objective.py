@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfsae.autoencoder.objective import TrainingStep, squared_error
+from hfsae.autoencoder.outputs import StepState
 from hfsae.functional import DensePattern, Pattern, SparsePattern
-from hfsae.objective import TrainingStep, squared_error
-from hfsae.outputs import StepState
 from tests.architectures.variants import N_FEATURES, VARIANTS, activations, state
 
 ALPHA = 1 / 32

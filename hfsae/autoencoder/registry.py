@@ -3,17 +3,21 @@
 Those of other installed packages (entry points `hfsae.architectures`) are imported when they are asked for.
 """
 
+from typing import TypeVar
+
 from transformers import AutoConfig, AutoModel
 
 from hfsae import guests
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
-from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
 
-_REGISTERED: dict[str, type[SAE]] = {}
+SomeSAE = TypeVar("SomeSAE", bound=SparseAutoencoder)
+
+_REGISTERED: dict[str, type[SparseAutoencoder]] = {}
 
 
-def register(sae_class: type[SAE]) -> type[SAE]:
+def register(sae_class: type[SomeSAE]) -> type[SomeSAE]:
     """Makes `SAE.from_pretrained`, `AutoConfig`, `AutoModel`, training and the command line know an architecture.
 
     Args:
@@ -39,7 +43,7 @@ def architecture_name(config: SAEConfig | type[SAEConfig]) -> str:
     return config.model_type.removeprefix(MODEL_TYPE_PREFIX)
 
 
-def architectures() -> dict[str, type[SAE]]:
+def architectures() -> dict[str, type[SparseAutoencoder]]:
     """Every architecture by name: registered ones, and those that other installed packages offer."""
     for sae_class in guests.load_all(guests.ARCHITECTURES).values():
         register(sae_class)
@@ -51,7 +55,7 @@ def architecture_names() -> list[str]:
     return sorted({*_REGISTERED, *guests.names(guests.ARCHITECTURES)})
 
 
-def class_of(architecture: str) -> type[SAE]:
+def class_of(architecture: str) -> type[SparseAutoencoder]:
     """The class of an architecture.
 
     Raises:

@@ -9,11 +9,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hfsae import SAE, SAEConfig, TopKSAE, TopKSAEConfig
-from hfsae.architectures import architecture_name, architectures, config_class_of, register, registry
+from hfsae.architectures import architecture_name, architectures, config_class_of, register
+from hfsae.autoencoder import registry
+from hfsae.autoencoder.initialisation import initialise
+from hfsae.autoencoder.objective import TrainingStep
+from hfsae.autoencoder.outputs import StepState
 from hfsae.functional import Elementwise, Pattern, Selection
-from hfsae.initialisation import initialise
-from hfsae.objective import TrainingStep
-from hfsae.outputs import StepState
 from tests.architectures.variants import activations, scramble
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
 from hfsae.cli import main
-from hfsae.evaluation.saved import evaluate_saved
-from hfsae.hub import verify, write_card
+from hfsae.hub import write_card
 from hfsae.interop.catalogue import Release, releases
+from hfsae.saved import verify
+from hfsae.saved.measuring_again import evaluate_saved
 
 REPO = "tester/checked"
 
@@ -78,12 +79,12 @@ def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(tra
     sae = SAE.from_pretrained(trained_folder)
     protocol = sae.config.metrics["protocol"]
     text = ["--dataset", protocol["dataset"], "--split", protocol["split"], "--tokens", "2000"]
-    folder = sae.to_saelens(tmp_path / "theirs")
+    folder = export_sae(sae, tmp_path / "theirs", "saelens")
     assert main(["verify", str(folder), *text]) == 0
     assert "What SAELens says of it is true, measured on another text" in capsys.readouterr().out
     with torch.no_grad():
         sae.W_dec.copy_(sae.W_dec.flip(0))
-    sae.to_saelens(folder)
+    export_sae(sae, folder, "saelens")
     assert main(["verify", str(folder), *text]) == 1
     out = capsys.readouterr().out
     assert "It does not reconstruct what it is fed here: L0" in out and "What SAELens says of it is not true" in out
@@ -94,7 +95,7 @@ def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(tra
 def test_a_release_of_the_catalogue_is_checked_by_its_name(published, trained_folder, tmp_path, monkeypatch, capsys):
     sae = SAE.from_pretrained(trained_folder)
     sae.config.base_model, sae.config.hook_point = "tester/tiny-lm", None
-    sae.to_saelens(tmp_path / "deep" / "layer_1")
+    export_sae(sae, tmp_path / "deep" / "layer_1", "saelens")
     HfApi().create_repo("tester/theirs")
     HfApi().upload_folder(repo_id="tester/theirs", folder_path=tmp_path)
     release = Release(

@@ -11,8 +11,8 @@ import torch
 from hfsae import SAE, SAETrainer, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.data import TextSource
-from hfsae.evaluation.saved import evaluate_saved, replaces_record
-from hfsae.hub import verify
+from hfsae.saved import verify
+from hfsae.saved.measuring_again import evaluate_saved, replaces_record
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
 

@@ -1,0 +1,106 @@
+"""`Architecture`: what each architecture decides: which features are active, and what training minimises.
+
+An architecture (`hfsae/architectures/`) overrides what differs from these defaults. Only `selection` has none.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfsae.autoencoder.objective import TrainingStep
+from hfsae.autoencoder.outputs import StepState, StepStatistics
+from hfsae.functional import Pattern, Selection, TopK
+
+
+class Architecture:
+    """The part of an SAE that each architecture writes for itself."""
+
+    # What lives in the units of pre-activations and moves when the input scale is folded into the weights.
+    _in_scaled_space: tuple[str, ...] = ("encoder.bias",)
+
+    # How training revives dead features unless told otherwise, and λ unless told otherwise (None: has no penalty).
+    default_revival: Literal["auxk", "resample"] = "resample"
+    default_sparsity_coefficient: float | None = None
+
+    def _declare(self, config: Any) -> None:
+        """Declares further parameters; called before the weights are initialised or loaded."""
+
+    def selection(self) -> Selection:
+        """The rule that picks the active features in use (not in training)."""
+        raise NotImplementedError("abstract: an architecture says which features are active")
+
+    def training_selection(self, progress: float = 1.0) -> Selection:
+        """The entries a training step needs: the active ones, and those whose gradient reaches a threshold.
+
+        Args:
+            progress: How much of the run is done, from 0 to 1, for an architecture with a schedule of its own.
+        """
+        return self.selection()
+
+    def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
+        """Feature values at the entries of a pattern from their pre-activations."""
+        return pattern.keep(torch.relu(pre))
+
+    def objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        """The weighted terms of the loss, in scaled space."""
+        return {"mse": step.mse()}
+
+    def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
+        """Further fields of `StepStatistics` that this architecture's trainer needs."""
+        return {}
+
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor) -> None:
+        """Sets thresholds and the like from a first batch (N, d_in) in scaled space; may be called again."""
+
+    @torch.no_grad()
+    def after_step(self, statistics: StepStatistics, state: StepState) -> None:
+        """Puts parameters back where they must be after an optimiser step."""
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Sets inference-time constants from activations of their own, at the end of training."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` sets anything: else nothing has to be read for it."""
+        return False
+
+    def parts(self) -> "Mapping[str, Architecture]":
+        """Smaller SAEs inside of this one that are measured beside it, by name."""
+        return {}
+
+    @property
+    def steps_alike(self) -> bool:
+        """Whether a training step runs the same operations on tensors of the same shapes, whatever the batch holds and
+        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed, with the step's
+        `progress` as it was."""
+        return False
+
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether its features can lie in several processes. The loss then sees what the others write by `combined`:
+        in `mse`, `mean_per_token` and `mean_weighted`, and in whatever else the objective decodes."""
+        return False
+
+    def strongest(self, k: int) -> Selection:
+        """The rule that picks the k largest of a token; where features lie in several processes, the k of all."""
+        return TopK(k)
+
+    def combined(self, written: Tensor) -> Tensor:
+        """(N, d_out) that the features write together, or any other sum over them, from what those of this process do.
+
+        Differentiable: each process's part has the gradient of the sum.
+        """
+        return written
+
+    def own_blocks(self, sizes: list[int]) -> list[int]:
+        """How many features of each of these consecutive blocks lie in this process."""
+        return sizes
+
+    @property
+    def unit_decoder_rows(self) -> bool:
+        """Whether training keeps the rows of `W_dec` at unit norm."""
+        return True

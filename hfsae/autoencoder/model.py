@@ -1,0 +1,388 @@
+"""`SparseAutoencoder`: the tensors, the input scale, encode, decode and forward that all architectures share.
+
+What an SAE is to its users beside computing, such as loading, the Hub and language models, `hfsae.modeling.SAE` adds.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from hfsae.autoencoder.architecture import Architecture
+from hfsae.autoencoder.objective import TrainingStep, auxk_loss
+from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.strict import class_for
+from hfsae.configuration import SAEConfig
+from hfsae.functional import (
+    Elementwise,
+    Pattern,
+    Selection,
+    SparseFeatures,
+    SparsePattern,
+    at_least_float32,
+    encode,
+)
+from hfsae.functional.encode import Path
+
+_LAYER_NORM_EPS = 1e-5
+
+
+class SparseAutoencoder(Architecture, PreTrainedModel):
+    """Computes `z = activation(W_e (s·x − b_dec) + b_e)` and `x̂ = (Σ z_i W_dec[i] + b_dec) / s`.
+
+    Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
+    `b_dec` (d_out,), `input_scale` (), or (sources,) of a crosscoder; transcoders also `output_scale` (); `W_skip`
+    (d_out, d_in) where there is one.
+    """
+
+    config_class: type[SAEConfig] = SAEConfig
+    config: SAEConfig
+    encoder: nn.Linear
+    input_scale: Tensor
+    output_scale: Tensor
+    base_model_prefix = ""
+    main_input_name = "activations"
+    _no_split_modules = []
+    _float32_tensors = ("input_scale", "output_scale")
+    _keep_in_fp32_modules_strict = ["input_scale", "output_scale", "threshold"]
+
+    def __init__(self, config: SAEConfig):
+        if self.config_class is SAEConfig:
+            raise TypeError("SAE is abstract: use SAE.from_pretrained, SAE.from_config or a class such as TopKSAE.")
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got a {type(config).__name__}: "
+                "SAE.from_config picks the class that belongs to a config."
+            )
+        super().__init__(config)
+        n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
+        # torch.get_default_device() knows nothing of `with torch.device(...)` before torch 2.7.
+        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.empty(0).device))
+        self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
+        self.b_dec = nn.Parameter(torch.empty(d_out))
+        self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))
+        if config.is_transcoder:
+            self.register_buffer("output_scale", torch.ones((), dtype=torch.float32))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.empty(d_out, d_in))
+        self._declare(config)
+        self.post_init()
+
+    # -- initialisation ---------------------------------------------------------------------------------------------
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random unit decoder rows, encoder tied to them at the start."""
+        if module is not self:
+            return
+        # Only `init` calls, which leave loaded tensors alone.
+        init.normal_(self.W_dec)
+        init.copy_(self.W_dec, torch.nn.functional.normalize(self.W_dec.detach(), dim=1))
+        if self.config.d_out == self.config.d_in:
+            init.copy_(self.encoder.weight, self.W_dec.detach())
+        else:
+            init.normal_(self.encoder.weight, std=self.config.d_in**-0.5)
+        init.zeros_(self.encoder.bias)
+        init.zeros_(self.b_dec)
+        for name in ("input_scale", "output_scale"):
+            if (scale := getattr(self, name, None)) is not None:
+                init.ones_(scale)
+        if self.config.skip:
+            init.zeros_(self.W_skip)
+
+    # -- names people know ------------------------------------------------------------------------------------------
+    @property
+    def W_enc(self) -> Tensor:
+        """The encoder as (d_in, n_features), a view of `encoder.weight`."""
+        return self.encoder.weight.T
+
+    @property
+    def b_enc(self) -> Tensor:
+        """The encoder's bias, (n_features,)."""
+        return self.encoder.bias
+
+    @property
+    def encoder_rows(self) -> Tensor:
+        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, perhaps by decoder norms."""
+        if self.config.rescale_by_decoder_norm:
+            return self.encoder.weight * self.W_dec.norm(dim=1, keepdim=True)
+        return self.encoder.weight
+
+    @property
+    def encoder_bias(self) -> Tensor:
+        """The bias that belongs to `encoder_rows`, (n_features,)."""
+        if self.config.rescale_by_decoder_norm:
+            return self.encoder.bias * self.W_dec.norm(dim=1)
+        return self.encoder.bias
+
+    @property
+    def decoder_rows(self) -> Tensor:
+        """What the features write in scaled space, (n_features, d_out): `W_dec`, or its rows at unit norm."""
+        if self.config.rescale_by_decoder_norm:
+            return torch.nn.functional.normalize(self.W_dec, dim=1)
+        return self.W_dec
+
+    @property
+    def feature_directions(self) -> Tensor:
+        """What one unit of each feature adds to the language model's own activations: (n_features, d_out).
+
+        Bare `W_dec` is wrong by the output scale here.
+        """
+        rows = self.decoder_rows
+        return (at_least_float32(rows) / self._scale_out).to(rows.dtype)
+
+    @property
+    def _scale_in(self) -> Tensor:
+        """What activations are multiplied by: (), or (d_in,) where dimensions differ."""
+        return self.input_scale
+
+    @property
+    def _scale_out(self) -> Tensor:
+        """What reconstructions are divided by; of a transcoder it is a scale of its own."""
+        return self.output_scale if self.config.is_transcoder else self._scale_in
+
+    # -- into scaled space and back -----------------------------------------------------------------------------------
+    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """The activations after `input_transform`, with the mean and spread that were taken out."""
+        if self.config.input_transform == "none":
+            return x, 0.0, 1.0
+        if self.config.input_transform == "constant_norm":
+            spread = x.norm(dim=-1, keepdim=True) / self.config.d_in**0.5
+            return x / spread.clamp(min=torch.finfo(x.dtype).tiny), 0.0, spread
+        mean = x.mean(-1, keepdim=True)
+        if self.config.input_transform == "center":
+            return x - mean, mean, 1.0
+        spread = x.std(-1, keepdim=True)
+        return (x - mean) / (spread + _LAYER_NORM_EPS), mean, spread
+
+    def scaled(self, activations: Tensor) -> Tensor:
+        """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
+        x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
+        return (at_least_float32(x) * self._scale_in).to(x.dtype)
+
+    def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
+        """What a transcoder is to write, as it leaves the decoder: times `output_scale`.
+
+        Args:
+            activations: (..., d_in), what it reads.
+            target: (..., d_out).
+
+        Raises:
+            ValueError: If there is no target, or not one row for each activation.
+        """
+        if target is None:
+            raise ValueError(f"this SAE writes at {self.config.target_hook_point}: pass that activation as `target`.")
+        expected = (*activations.shape[:-1], self.config.d_out)
+        if target.shape != expected:
+            raise ValueError(
+                f"target must have shape {expected}, one row for each activation, got {(*target.shape,)}."
+            )
+        return (at_least_float32(target) * self.output_scale).to(self.W_dec.dtype)
+
+    def _check(self, activations: Tensor) -> Tensor:
+        if not isinstance(activations, Tensor) or not activations.is_floating_point():
+            raise TypeError(f"activations must be a floating point tensor, got {_describe(activations)}.")
+        if activations.shape[-1:] != (self.config.d_in,):
+            raise ValueError(
+                f"activations must have shape (..., d_in={self.config.d_in}), got {tuple(activations.shape)}. "
+                f"This SAE reads {self.config.hook_point or 'an unnamed hook point'} of "
+                f"{self.config.base_model or 'an unnamed model'}."
+            )
+        return activations
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+    def pre_activations(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
+        """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
+        x = self.encoder_input(self.scaled(activations))
+        index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
+        return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
+
+    @property
+    def _encoder_center(self) -> Tensor | None:
+        return self.b_dec if self.config.subtract_b_dec else None
+
+    def encoder_input(self, scaled: Tensor) -> Tensor:
+        """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
+        return scaled if self._encoder_center is None else scaled - self._encoder_center
+
+    def encode(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Dense feature activations, by the inference rule.
+
+        Args:
+            activations: (..., d_in), any float dtype and memory layout.
+            features: Indices of the only features wanted. Where a feature's pre-activation alone decides whether it is
+                active (all but topk), no others are computed.
+
+        Returns:
+            (..., n_features), or (..., len(features)) in their order.
+        """
+        selection = self.selection()
+        if features is not None and isinstance(selection, Elementwise):
+            return self._encode_only(activations, torch.as_tensor(features, device=self.W_dec.device), selection)
+        dense = self.encode_sparse(activations).to_dense()
+        return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+
+    def _encode_only(self, activations: Tensor, features: Tensor, selection: Elementwise) -> Tensor:
+        """(..., len(features)) the values of some features, each of which is decided by itself."""
+        if features.dtype == torch.bool:
+            features = features.nonzero()[:, 0]
+        pre = self.pre_activations(activations, features)
+        rows = pre.reshape(-1, len(features))
+        tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
+        per_token = torch.bincount(tokens, minlength=len(rows))
+        pattern = SparsePattern(features[column] % self.config.n_features, per_token, self.config.n_features)
+        values = self.activation(pattern, rows[tokens, column])
+        return values.new_zeros(rows.shape).index_put((tokens, column), values).reshape(pre.shape)
+
+    def encode_sparse(self, activations: Tensor) -> SparseFeatures:
+        """The active features alone; nothing of size tokens × n_features is kept.
+
+        Args:
+            activations: (..., d_in).
+        """
+        x = self.scaled(activations)
+        pattern, pre = self._encode(x.reshape(-1, self.config.d_in), self.selection(), path="sparse")
+        return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
+
+    def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
+        return encode(x, self.encoder_rows, self.encoder_bias, self._encoder_center, selection, path)
+
+    def decode(self, features: Tensor | SparseFeatures, activations: Tensor | None = None) -> Tensor:
+        """Activations (..., d_out) that the features stand for.
+
+        Args:
+            features: Dense (..., n_features), or what `encode_sparse` returned.
+            activations: The activations (..., d_in) that were encoded; needed where what was taken out of them must
+                be put back (`input_transform` of `"layer_norm"` or `"constant_norm"`) and for `skip`. With `"center"`
+                they bring the mean back.
+
+        Raises:
+            ValueError: If they are needed and missing.
+        """
+        config = self.config
+        if activations is None and (config.skip or config.input_transform in ("layer_norm", "constant_norm")):
+            why = "skip=True" if config.skip else f"input_transform={config.input_transform!r}"
+            raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
+        if isinstance(features, SparseFeatures):
+            written = features.decode(self.decoder_rows)
+        else:
+            written = features.to(self.W_dec.dtype) @ self.decoder_rows
+        offset = self.offset(self.scaled(cast(Tensor, activations))) if config.skip else self.b_dec
+        return self._unscaled(written + offset, activations)
+
+    def offset(self, scaled: Tensor) -> Tensor:
+        """What a reconstruction holds beside features, in scaled space: `b_dec`, and what `skip` passes on.
+
+        Args:
+            scaled: (..., d_in) scaled activations.
+
+        Returns:
+            (d_out,), or (..., d_out) with `skip`.
+        """
+        return self.b_dec + scaled @ self.W_skip.T if self.config.skip else self.b_dec
+
+    def _unscaled(self, scaled: Tensor, activations: Tensor | None) -> Tensor:
+        """Undoes the output scale and, where the activations are known, `input_transform`."""
+        raw = (at_least_float32(scaled) / self._scale_out).to(scaled.dtype)
+        if activations is None or self.config.input_transform == "none":
+            return raw
+        _, mean, spread = self._transform(activations.to(self.W_dec.dtype))
+        return raw * spread + mean
+
+    def forward(self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None) -> SAEOutput:
+        """Reconstructs activations; with a `state`, also takes a training step's loss.
+
+        Args:
+            activations: (..., d_in).
+            target: (..., d_out), what a transcoder is to predict; only read with a `state`.
+            state: The trainer's view of the step. Without it the inference rule applies and `loss` is None.
+
+        Returns:
+            An `SAEOutput`.
+        """
+        if state is not None:
+            return self._training_step(activations, target, state)
+        features = self.encode_sparse(activations)
+        return SAEOutput(reconstruction=self.decode(features, activations), features=features)  # type: ignore[arg-type]
+
+    def _training_step(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
+        x = self.scaled(activations).reshape(-1, self.config.d_in)
+        goal = x
+        if self.config.is_transcoder:
+            goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
+        pattern, pre = self._encode(x, self.training_selection(state.progress), state.path)
+        values = self.activation(pattern, pre)
+        reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
+        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state, self.combined)
+        losses = self.objective(step)
+        if state.auxk_alpha and state.n_dead:
+            encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
+            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, strongest=self.strongest)
+        features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
+        written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
+        firing = pattern.tokens_firing(values)
+        statistics = StepStatistics(
+            tokens_firing=firing,
+            l0=firing.sum() / max(pattern.n_tokens, 1),
+            variance=step.variance,
+            **self.training_statistics(step),
+        )
+        total = reduce(torch.add, [at_least_float32(term) for term in losses.values()])
+        return SAEOutput(
+            loss=total,  # type: ignore[arg-type]
+            losses={name: term.detach() for name, term in losses.items()},
+            reconstruction=self._unscaled(written, activations),  # type: ignore[arg-type]
+            features=features,
+            statistics=statistics,
+        )
+
+    @torch.no_grad()
+    def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
+        """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
+        pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
+        return self.combined(pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled))
+
+    # -- tensors and precision ----------------------------------------------------------------------------------------
+    def shift_pre_activations(self, shift: Tensor) -> None:
+        """Adds to every feature's pre-activation, through the biases."""
+        norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
+        self.encoder.bias.add_(shift / norm)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by its stored name."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return tensors[name]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Moves everything; scales and thresholds stay float32: rounded to bfloat16 they change the features."""
+        kept = {id(t) for name in self._float32_tensors if (t := getattr(self, name, None)) is not None}
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if id(tensor) in kept and moved.dtype != torch.float32 and moved.is_floating_point():
+                return tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        return super()._apply(move, recurse)
+
+    # -- loading and saving -----------------------------------------------------------------------------------------
+    @classmethod
+    def from_config(cls, config: SAEConfig, **kwargs: Any) -> Self:
+        """A freshly initialised SAE of the class that the config names.
+
+        Args:
+            config: A config of an architecture.
+            **kwargs: For `AutoModel.from_config`: `dtype`.
+
+        Raises:
+            ValueError: If the config belongs to another class than the one called.
+        """
+        class_for(config, cls, "the config")
+        return AutoModel.from_config(config, **kwargs)
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
