@@ -284,7 +284,7 @@ FOLDED = {
 )
 def test_folding_the_input_scale_away_is_exact(name: str, keep: str, options: dict):
     sae, x = VARIANTS[name].make(**options), activations(40)
-    scale, before = sae._scale_in.clone(), sae(x)
+    scale, before = sae._scale_in.double(), sae(x)
     rows, directions = sae.decoder_rows.detach().clone(), sae.feature_directions.detach().clone()
     assert sae.fold_input_scale(keep) is sae
     assert (sae.input_scale == 1).all() and not sae.config.scale_inputs
