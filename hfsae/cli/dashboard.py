@@ -64,22 +64,29 @@ def run(
 ) -> int:
     """Collects what is missing and writes the page."""
     from hfsae.dashboard import make_dashboard
+    from hfsae.evaluation.saved_set import SET_FILE, read_set, set_names
 
-    page = make_dashboard(
-        path,
-        output,
-        texts=text or [],
-        labels=labels,
-        write=write,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        **hub_options(subfolder, revision, allow_pickle),
-    )
-    print(f"wrote {page} ({_size(page):.1f} MB)")
+    record = None if subfolder else read_set(Path(path) / SET_FILE)
+    if record is not None and (output or labels):
+        raise ValueError(
+            f"{path} is a set, of which each SAE gets a page beside it: --output and --labels are of one."
+        )
+    for place in [path] if record is None else [str(Path(path) / name) for name in set_names(record)]:
+        page = make_dashboard(
+            place,
+            output,
+            texts=text or [],
+            labels=labels,
+            write=write,
+            model=model_name_or_path,
+            dataset=dataset_name,
+            dataset_config=dataset_config,
+            split=dataset_split,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            **hub_options(subfolder, revision, allow_pickle),
+        )
+        print(f"wrote {page} ({_size(page):.1f} MB)")
     return 0
 
 

@@ -1,7 +1,7 @@
 """`hfsae eval`: measures a saved SAE on held-out text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from hfsae.cli.measuring import BatchSize, Dataset, DatasetConfig, Folder, Model, Split, Tokens
 from hfsae.command_line import option
@@ -28,29 +28,66 @@ def run(
     batch_size: BatchSize = 16,
 ) -> int:
     """Measures, prints the table, and writes what replaces the record."""
+    from hfsae.evaluation.saved_set import SET_FILE
+    from hfsae.saving import write_json
+
+    options = {
+        "model": model_name_or_path,
+        "dataset": dataset_name,
+        "dataset_config": dataset_config,
+        "split": dataset_split,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+    }
+    is_set = (Path(path) / SET_FILE).is_file()
+    if is_set and baselines:
+        raise ValueError("--baselines is for one SAE: transcoders, of which sets are made, have none.")
+    measured = _measure_set(path, write, options) if is_set else _measure(path, write, options, baselines)
+    if json_file:
+        write_json(Path(json_file), measured)
+        print(f"wrote {json_file}")
+    return 0
+
+
+def _measure(path: str, write: bool | None, options: dict[str, Any], baselines: bool) -> dict[str, Any]:
     from hfsae.evaluation.report import report
     from hfsae.hub.card import write_card
     from hfsae.saved.measuring_again import measure_saved
-    from hfsae.saving import write_json
 
-    metrics, written = measure_saved(
-        path,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        baselines=baselines,
-        write=write,
-    )
+    metrics, written = measure_saved(path, write=write, baselines=baselines, **options)
     print(report(metrics))
-    if json_file:
-        write_json(Path(json_file), metrics)
-        print(f"wrote {json_file}")
     if written:
         write_card(path)
         print(f"wrote {Path(path) / 'metrics.json'} and {Path(path) / 'README.md'}")
     else:
-        print(f"the record in {path} stays as it is: --write replaces it by these figures")
-    return 0
+        _stays(path)
+    return metrics
+
+
+def _measure_set(path: str, write: bool | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Each SAE of a set, and the model with all of them in place."""
+    from hfsae.evaluation.report import report, report_together
+    from hfsae.evaluation.saved_set import SET_FILE
+    from hfsae.hub.card import write_card
+    from hfsae.hub.listing import write_listing_beside
+    from hfsae.hub.zoo import list_saes
+    from hfsae.saved.sets import load_set, measure_set_again, write_set
+
+    record, saes = load_set(path)
+    again = measure_set_again(record, saes, path, **options)
+    for name, metrics in again.metrics.items():
+        print(report(metrics, title=name))
+    print(report_together(again.together))
+    if again.same_text if write is None else write:
+        write_set(path, saes, again)
+        for name, sae in saes.items():
+            write_card(Path(path) / name, sae)
+        write_listing_beside(Path(path), list_saes(path))
+        print(f"wrote {Path(path) / SET_FILE}, {Path(path) / 'README.md'} and the record and the card of each SAE")
+    else:
+        _stays(path)
+    return {"saes": again.metrics, "together": again.together}
+
+
+def _stays(path: str) -> None:
+    print(f"the record in {path} stays as it is: --write replaces it by these figures")

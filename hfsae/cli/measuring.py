@@ -9,9 +9,10 @@ from hfsae.command_line import option, whole_number
 _MEASURING = "Measuring"
 _HUB = "Hub"
 
-Folder = Annotated[str, typer.Argument(metavar="SAE", help="Folder of the SAE.")]
+Folder = Annotated[str, typer.Argument(metavar="SAE", help="Folder of the SAE, or of a set.")]
 Place = Annotated[
-    str, typer.Argument(metavar="SAE", help="Folder of the SAE, Hub repository, or release of the catalogue.")
+    str,
+    typer.Argument(metavar="SAE", help="Folder of the SAE or of a set, Hub repository, or release of the catalogue."),
 ]
 Subfolder = Annotated[
     str,

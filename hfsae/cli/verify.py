@@ -29,8 +29,10 @@ def run(
 ) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""
     from hfsae.saved import verify
+    from hfsae.saved.verify_set import record_of, verify_set
 
-    outcome = verify(
+    of_set = not subfolder and not allow_pickle and record_of(path, revision) is not None
+    outcome = (verify_set if of_set else verify)(
         path,
         model=model_name_or_path,
         dataset=dataset_name,

@@ -82,14 +82,23 @@ def write_listing_beside(root: Path, entries: Iterable[SAEEntry]) -> None:
     """
     entries = list(entries)
     listed = {entry.name: (entry, git_blob_id((root / entry.name / CONFIG_FILE).read_bytes())) for entry in entries}
-    existing = read_card(root / CARD_FILE) if (root / CARD_FILE).is_file() else None
+    card = None if "" in listed else listing_of(root, entries)
     with files_at_once(root) as beside:
         (beside / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
-        if "" not in listed:
-            card = render_listing(
-                entries, repo_id=root.resolve().name, existing=existing, together=WholeSet.in_folder(root)
-            )
+        if card is not None:
             (beside / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def listing_of(root: Path, entries: Iterable[SAEEntry]) -> ModelCard:
+    """The root card of a folder with many SAEs; nothing is written.
+
+    Args:
+        root: The folder.
+        entries: Its SAEs.
+    """
+    existing = read_card(root / CARD_FILE) if (root / CARD_FILE).is_file() else None
+    together = WholeSet.in_folder(root)
+    return render_listing(entries, repo_id=root.resolve().name, existing=existing, together=together)
 
 
 def _others(repository: Repository, pushed: Iterable[str]) -> dict[str, tuple[SAEEntry, str]]:

@@ -37,7 +37,7 @@ class SetMeasuredAgain:
     Args:
         together: The figures of the whole set, as `evaluate_together` gives them.
         metrics: Those of each SAE, as `evaluate_saes` gives them.
-        same_text: Whether it was the recorded text, as much of it, with the same tokens.
+        same_text: Whether it was the recorded text, as much of it, with the same tokens, in the recorded model.
     """
 
     together: dict[str, Any]
@@ -93,7 +93,8 @@ def measure_set_again(
     together = evaluate_together(saes, lm, blocks, tokenizer, **options)
     recorded = record["protocol"].get("tokens_sha256")
     same = recorded is None or recorded == together["protocol"]["tokens_sha256"]
-    return SetMeasuredAgain(together, metrics, same and dataset is None and together["n_tokens"] == record["n_tokens"])
+    same &= dataset is None and model is None and together["n_tokens"] == record["n_tokens"]
+    return SetMeasuredAgain(together, metrics, same)
 
 
 def write_set(folder: str | Path, saes: Mapping[str, SAE], again: SetMeasuredAgain) -> None:

@@ -25,9 +25,9 @@ from hfsae.loading import holds_config, load_sae, located
 from hfsae.saved.measuring_again import measure_again
 
 # What a card claims first of all.
-_COMPARED = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
+COMPARED = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
 # Other machines and dtypes round differently: shares of the claimed value, at least of 1.
-_ON_THE_SAME_TEXT, _ON_OTHER_TEXT = 0.005, 0.1
+ON_THE_SAME_TEXT, ON_OTHER_TEXT = 0.005, 0.1
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ class Verification:
         return str(self)
 
     def __str__(self) -> str:
-        lines = [f"{'metric':<20} {'card':>10} {'measured':>10}"]
+        wide = max(20, *(len(claim.title) for claim in self.claims))
+        lines = [f"{'metric':<{wide}} {'card':>10} {'measured':>10}"]
         for claim in self.claims:
             mark = "" if claim.holds else "  differs"
-            lines.append(f"{claim.title:<20} {figure(claim.claimed):>10} {figure(claim.measured):>10}{mark}")
+            lines.append(f"{claim.title:<{wide}} {figure(claim.claimed):>10} {figure(claim.measured):>10}{mark}")
         lines += [f"- {problem}" for problem in self.problems]
         text = "the text that it names" if self.same_text else "another text, where figures may differ by a tenth"
         said = "The card" if self.project is None else f"What {self.project} says of it"
@@ -131,9 +132,9 @@ def verify(
         if at_hub:
             at_hub |= look(source, revision, token).where
         ours = holds_config(source, {"subfolder": subfolder, **at_hub})
-        card = _card(source, subfolder, at_hub) if ours else None
+        card = card_file(source, subfolder, at_hub) if ours else None
         sae = load_sae(source, subfolder=subfolder, allow_pickle=allow_pickle, **at_hub)
-    claimed = {} if card is None else _claims(card, source, sae.config.metrics)
+    claimed = {} if card is None else claims_of(card, source, sae.config.metrics)
     project = None if ours else str((sae.config.training or {}).get("converted_from"))
     if not ours and (reported := number((sae.config.training or {}).get("reported_l0"))) is not None:
         claimed["l0"] = reported
@@ -149,10 +150,10 @@ def verify(
         batch_size=batch_size,
     )
     same_text = dataset is None and not again.text_changed and again.metrics["n_tokens"] == recorded.get("n_tokens")
-    tolerance = _ON_THE_SAME_TEXT if same_text else _ON_OTHER_TEXT
+    tolerance = ON_THE_SAME_TEXT if same_text else ON_OTHER_TEXT
     titles = {metric.name: metric.title for metric in METRICS}
     claims = tuple(
-        Claim(titles[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in _COMPARED
+        Claim(titles[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in COMPARED
     )
     problems = []
     if digest is not None and digest != weights_sha256(sae):
@@ -169,7 +170,7 @@ def verify(
     return Verification(claims, tuple(problems), same_text, project)
 
 
-def _card(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> Path:
+def card_file(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> Path:
     """The file of an SAE's card."""
     name = f"{subfolder.strip('/')}/{CARD_FILE}".lstrip("/")
     path = Path(source) / name
@@ -183,7 +184,7 @@ def _card(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any]) -> 
     return path
 
 
-def _claims(path: Path, source: str | os.PathLike, metrics: Mapping[str, Any] | None) -> dict[str, float]:
+def claims_of(path: Path, source: str | os.PathLike, metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """The figures in the metadata of a card, of the text that the SAE's record names."""
     called = f"{path.name} of {source}"
     front, _ = taken_apart(read_card(path, called))

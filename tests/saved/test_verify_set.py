@@ -1,0 +1,131 @@
+"""A set on a disk and on the Hub: pushed, loaded, measured again and compared with what its cards say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from hfsae import SAE, SAETrainer, SAETrainingArguments, load_saes, push_saes
+from hfsae.cli import main
+from hfsae.evaluation.saved_set import SET_FILE, read_set
+from hfsae.saved.verify_set import verify_set
+from hfsae.saving import write_config
+from tests.hub.conftest import make
+
+TINY_LM = Path(__file__).parents[2] / "examples" / "tiny_lm"
+NAMES = ["mlp_in.2", "mlp_in.3"]
+REPO = "tester/set"
+
+
+@pytest.fixture(scope="session")
+def trained_set(tmp_path_factory) -> Path:
+    """Two transcoders of the embedded language model. Not to be written to."""
+    path = tmp_path_factory.mktemp("trained") / "set"
+    args = SAETrainingArguments(
+        output_dir=str(path),
+        model_name_or_path=str(TINY_LM),
+        hook_point="mlp_in.2-3",
+        target_hook_point="mlp_out.2-3",
+        dataset_name="python-stdlib",
+        n_features=64,
+        k=8,
+        training_tokens=8192,
+        train_batch_tokens=1024,
+        init_tokens=2048,
+        calibration_tokens=1024,
+        eval_tokens=1000,
+        lm_batch_sequences=8,
+        save_steps=0,
+        disable_tqdm=True,
+        html_report=False,
+    )
+    SAETrainer(args=args).train()
+    return path
+
+
+@pytest.fixture
+def copied(trained_set, tmp_path) -> Path:
+    return shutil.copytree(trained_set, tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_it_is_pushed_in_one_commit_and_its_card_is_true_from_the_hub_alone(hub, copied, capsys):
+    HfApi().create_repo("tester/tiny-lm")
+    HfApi().upload_folder(repo_id="tester/tiny-lm", folder_path=TINY_LM)
+    for name in NAMES:
+        config = SAE.from_pretrained(copied, subfolder=name).config
+        config.base_model = "tester/tiny-lm"
+        write_config(config, copied / name)
+    commits = len(hub.requests.matching("POST", "/commit/"))
+    assert main(["push", str(copied), REPO]) == 0
+    assert len(hub.requests.matching("POST", "/commit/")) == commits + 1
+    files = hub.repo(REPO).files()
+    record = json.loads(files[SET_FILE])
+    assert record["kl"] == read_set(copied / SET_FILE)["kl"] and str(copied) not in files[SET_FILE].decode()
+    card = files["README.md"].decode()
+    assert "## All in place at once" in card and f"| {record['ce_spliced']:.4g} |" in card
+    there, here = load_saes(REPO), load_saes(copied)
+    assert list(there) == NAMES
+    for name in NAMES:
+        assert torch.equal(there[name].W_dec, here[name].W_dec)
+    assert main(["verify", REPO]) == 0
+    out = capsys.readouterr().out
+    assert "mlp_in.3 explained variance" in out and "all: KL from the model" in out and "differs" not in out
+    # One of them pushed anew with other weights: the figures of the whole are not of them.
+    other = SAE.from_pretrained(copied, subfolder=NAMES[0])
+    with torch.no_grad():
+        other.W_dec.copy_(other.W_dec.flip(0))
+    push_saes({NAMES[0]: other}, REPO)
+    assert "figures of the whole set are of other weights" in hub.repo(REPO).files()["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_a_record_that_boasts_and_weights_that_were_changed_are_found_out(copied, capsys):
+    record = read_set(copied / SET_FILE)
+    (copied / SET_FILE).write_text(json.dumps(record | {"kl": record["kl"] / 2}))
+    sae = SAE.from_pretrained(copied, subfolder=NAMES[1])
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_dec.flip(0))
+    sae.save_pretrained(copied / NAMES[1])
+    outcome = verify_set(copied)
+    assert not outcome.ok and outcome.problems == (
+        "The weights are not those that were measured: they were changed since.",
+    )
+    wrong = {claim.title for claim in outcome.claims if not claim.holds}
+    assert {"all: KL from the model", "all: CE with all in place", "mlp_in.3 explained variance"} <= wrong
+    assert not any(title.startswith("mlp_in.2") for title in wrong)
+    # Measured again and written, everything is true; the card that is only printed is the one that is written.
+    assert main(["eval", str(copied)]) == 0
+    assert verify_set(copied).ok
+    card = (copied / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["card", str(copied), "--print"]) == 0
+    assert capsys.readouterr().out.strip() == card.strip()
+
+
+@pytest.mark.slow
+def test_figures_on_other_text_leave_the_record_alone(copied, capsys):
+    before = (copied / SET_FILE).read_bytes()
+    assert main(["eval", str(copied), "--max_tokens", "300"]) == 0
+    assert "all 2 SAEs in place at once" in capsys.readouterr().out
+    assert (copied / SET_FILE).read_bytes() == before
+    assert main(["eval", str(copied), "--baselines"]) == 1
+    assert "--baselines is for one SAE" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_record_or_with_a_broken_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no set: there is no set\.json"):
+        verify_set(tmp_path)
+    for broken in ("{", "[]", '{"protocol": {"weights_sha256": {}}}', '{"protocol": {"weights_sha256": {"a": 1}}}'):
+        (tmp_path / SET_FILE).write_text(broken)
+        with pytest.raises(ValueError, match="is no record of a set"):
+            verify_set(tmp_path)
+
+
+def test_figures_of_other_saes_are_not_pushed(hub):
+    record = {"protocol": {"weights_sha256": {"a": "0", "b": "0"}}}
+    with pytest.raises(ValueError, match="of other SAEs than those that are pushed: b"):
+        push_saes({"a": make()}, REPO, together=record)
