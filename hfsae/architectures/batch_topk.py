@@ -15,6 +15,7 @@ from transformers import initialization as init
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, BatchTopK, Selection
 from hfsae.modeling import SAE
@@ -49,6 +50,7 @@ class BatchTopKSAEConfig(SAEConfig):
 
 
 @register
+@shardable
 class BatchTopKSAE(SAE):
     """`z = h · 1[h > θ]` with a scalar θ in use; the k·N largest positive h of the batch in training."""
 
@@ -66,10 +68,6 @@ class BatchTopKSAE(SAE):
         super()._init_weights(module)
         if module is self:
             init.zeros_(self.threshold)
-
-    @property
-    def can_be_sharded(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return Above(self.threshold.clamp(min=0))

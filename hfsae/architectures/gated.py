@@ -10,6 +10,7 @@ from transformers import initialization as init
 
 from hfsae.autoencoder.objective import TrainingStep, squared_error
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, gated_magnitude
 from hfsae.modeling import SAE
@@ -29,6 +30,7 @@ class GatedSAEConfig(SAEConfig):
 
 
 @register
+@shardable
 class GatedSAE(SAE):
     """`z = 1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)` with π = W_e x̃; `encoder.bias` is b_gate.
 
@@ -55,10 +57,6 @@ class GatedSAE(SAE):
         super().shift_pre_activations(shift)
         self.magnitude_bias.add_(shift * self.magnitude_log_scale.exp())
 
-    @property
-    def can_be_sharded(self) -> bool:
-        return True
-
     def selection(self) -> Selection:
         return Above(0.0)
 
@@ -69,9 +67,9 @@ class GatedSAE(SAE):
     def objective(self, step: TrainingStep) -> dict[str, Tensor]:
         gate = torch.relu(step.pre)
         penalty = step.mean_weighted(gate, self.decoder_rows.norm(dim=1))
-        written = step.pattern.decode(gate, self.decoder_rows.detach()) + self.offset(step.x).detach()
+        written = step.pattern.decode(gate, self.decoder_rows.detach())
         return {
             "mse": step.mse(),
             "l1": step.state.sparsity_coefficient * penalty,
-            "gate": squared_error(self.combined(written), step.target),
+            "gate": squared_error(step.reconstruct(written, self.offset(step.x).detach()), step.target),
         }

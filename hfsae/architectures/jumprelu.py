@@ -16,6 +16,7 @@ from transformers import initialization as init
 from hfsae.autoencoder.objective import TrainingStep, dead_features
 from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
 from hfsae.functional.rows import rows_at
@@ -65,6 +66,7 @@ class JumpReLUSAEConfig(SAEConfig):
 
 
 @register
+@shardable
 class JumpReLUSAE(SAE):
     """`z = h · 1[h > θ]`, θ ≥ 0 a float32 vector. Loss: squared error + λ · a count of active features."""
 
@@ -87,10 +89,6 @@ class JumpReLUSAE(SAE):
     def default_sparsity_coefficient(self) -> float:
         """λ without a `target_l0` controller, for each form of the penalty."""
         return {"l0": 0.3, "l0_quadratic": 10.0, "tanh": 1.0}[self.config.sparsity]
-
-    @property
-    def can_be_sharded(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return Above(self.threshold.detach())

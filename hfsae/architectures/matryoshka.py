@@ -79,13 +79,13 @@ class MatryoshkaSAE(BatchTopKSAE):
         """
         sizes = self.config.prefixes
         weights = self.config.prefix_weights or [1.0] * len(sizes)
-        blocks = self.own_blocks([wider - m for m, wider in pairwise([0, *sizes])])
+        blocks = step.state.partition.sizes([wider - m for m, wider in pairwise([0, *sizes])])
         entries = step.pattern.blocks(step.values, blocks)
         written = (
             pattern.decode(values, rows)
             for (pattern, values), rows in zip(entries, self.decoder_rows.split(blocks), strict=True)
         )
-        made = (self.combined(partial + self.offset(step.x)) for partial in accumulate(written))
+        made = (step.reconstruct(partial, self.offset(step.x)) for partial in accumulate(written))
         errors = [squared_error(reconstruction, step.target) for reconstruction in made]
         shares = torch.tensor(weights, dtype=errors[0].dtype, device=step.x.device) / sum(weights)
         return {"mse": (torch.stack(errors) * shares).sum()}

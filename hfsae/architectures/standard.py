@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection
 from hfsae.modeling import SAE
@@ -37,6 +38,7 @@ class StandardSAEConfig(SAEConfig):
 
 
 @register
+@shardable
 class StandardSAE(SAE):
     """`z = ReLU(h)`. Loss: squared error + λ · mean over tokens of Σ z_i ‖W_dec[i]‖."""
 
@@ -52,10 +54,6 @@ class StandardSAE(SAE):
         super()._init_weights(module)
         if module is self and not self.unit_decoder_rows:
             init.copy_(self.W_dec, self.W_dec.detach() * _FREE_ROW_NORM)
-
-    @property
-    def can_be_sharded(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return Above(0.0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hfsae.autoencoder.objective import TrainingStep, squared_error
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import GroupMax, Selection, TopK
 from hfsae.modeling import SAE
@@ -49,20 +50,14 @@ class TopKSAEConfig(SAEConfig):
 
 
 @register
+@replayable
+@shardable
 class TopKSAE(SAE):
     """`z = ReLU(h)` at the k largest h of every token. Loss: squared error, plus auxk for dead features."""
 
     config_class = TopKSAEConfig
     config: TopKSAEConfig
     default_revival = "auxk"
-
-    @property
-    def steps_alike(self) -> bool:
-        return True
-
-    @property
-    def can_be_sharded(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return GroupMax(self.config.k) if self.config.activation == "groupmax" else TopK(self.config.k)
@@ -74,7 +69,7 @@ class TopKSAE(SAE):
         return losses
 
     def _error_with_more_features(self, step: TrainingStep) -> Tensor:
-        wider = self.strongest(min(4 * self.config.k, self.config.n_features))
+        wider = step.rule(TopK(min(4 * self.config.k, self.config.n_features)))
         pattern, pre = self._encode(step.x, wider, step.state.path)
         written = pattern.decode(self.activation(pattern, pre), self.decoder_rows)
-        return squared_error(self.combined(written + self.offset(step.x)), step.target)
+        return squared_error(step.reconstruct(written, self.offset(step.x)), step.target)

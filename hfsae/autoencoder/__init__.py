@@ -10,9 +10,11 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.registry import register
+from hfsae.autoencoder.strategies import Partition, replayable, shardable
 
 __all__ = [
     "Architecture",
+    "Partition",
     "SAEOutput",
     "SparseAutoencoder",
     "StepState",
@@ -20,4 +22,6 @@ __all__ = [
     "TrainingStep",
     "initialise",
     "register",
+    "replayable",
+    "shardable",
 ]

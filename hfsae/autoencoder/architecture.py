@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.outputs import StepState, StepStatistics
-from hfsae.functional import Pattern, Selection, TopK
+from hfsae.functional import Pattern, Selection
 
 
 class Architecture:
@@ -71,34 +71,6 @@ class Architecture:
     def parts(self) -> "Mapping[str, Architecture]":
         """Smaller SAEs inside of this one that are measured beside it, by name."""
         return {}
-
-    @property
-    def steps_alike(self) -> bool:
-        """Whether a training step runs the same operations on tensors of the same shapes, whatever the batch holds and
-        whichever step it is, and reads nothing back: on a GPU it is then recorded once and replayed, with the step's
-        `progress` as it was."""
-        return False
-
-    @property
-    def can_be_sharded(self) -> bool:
-        """Whether its features can lie in several processes. The loss then sees what the others write by `combined`:
-        in `mse`, `mean_per_token` and `mean_weighted`, and in whatever else the objective decodes."""
-        return False
-
-    def strongest(self, k: int) -> Selection:
-        """The rule that picks the k largest of a token; where features lie in several processes, the k of all."""
-        return TopK(k)
-
-    def combined(self, written: Tensor) -> Tensor:
-        """(N, d_out) that the features write together, or any other sum over them, from what those of this process do.
-
-        Differentiable: each process's part has the gradient of the sum.
-        """
-        return written
-
-    def own_blocks(self, sizes: list[int]) -> list[int]:
-        """How many features of each of these consecutive blocks lie in this process."""
-        return sizes
 
     @property
     def unit_decoder_rows(self) -> bool:

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from hfsae.autoencoder.architecture import Architecture
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.strategies import WHOLE, Partition
 from hfsae.autoencoder.strict import class_for
 from hfsae.configuration import SAEConfig
 from hfsae.functional import (
@@ -313,14 +314,12 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         goal = x
         if self.config.is_transcoder:
             goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
-        pattern, pre = self._encode(x, self.training_selection(state.progress), state.path)
-        values = self.activation(pattern, pre)
-        reconstruction = self.combined(pattern.decode(values, self.decoder_rows) + self.offset(x))
-        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state, self.combined)
+        reconstruction, pattern, pre, values = self._reconstruct(x, state.progress, state.path, state.partition)
+        step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
             encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
-            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows, strongest=self.strongest)
+            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows)
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
@@ -339,11 +338,19 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
             statistics=statistics,
         )
 
+    def _reconstruct(
+        self, x: Tensor, progress: float, path: Path, partition: Partition
+    ) -> tuple[Tensor, Pattern, Tensor, Tensor]:
+        """The reconstruction of (N, d_in) scaled activations by the training rule, and the entries that write it."""
+        pattern, pre = self._encode(x, partition.rule(self.training_selection(progress)), path)
+        values = self.activation(pattern, pre)
+        written = pattern.decode(values, self.decoder_rows) + partition.share(self.offset(x))
+        return partition.total(written), pattern, pre, values
+
     @torch.no_grad()
-    def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
+    def scaled_reconstruction(self, scaled: Tensor, partition: Partition = WHOLE) -> Tensor:
         """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
-        pattern, pre = self._encode(scaled, self.training_selection(), path="auto")
-        return self.combined(pattern.decode(self.activation(pattern, pre), self.decoder_rows) + self.offset(scaled))
+        return self._reconstruct(scaled, 1.0, "auto", partition)[0]
 
     # -- tensors and precision ----------------------------------------------------------------------------------------
     def shift_pre_activations(self, shift: Tensor) -> None:

@@ -1,6 +1,5 @@
 """What a training step knows, and the loss terms that architectures share. All in scaled space."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.autoencoder.outputs import StepState
-from hfsae.functional import Pattern, Selection, at_least_float32, encode
+from hfsae.functional import Pattern, Selection, TopK, at_least_float32, encode
 from hfsae.functional.rows import rows_at
 
 # The bias of a feature that is to be active nowhere: far below any pre-activation, and finite in bfloat16 too.
@@ -28,7 +27,6 @@ class TrainingStep:
         values: Feature activations at the entries.
         reconstruction: (N, d_out) at least float32, before the scale is undone.
         state: The trainer's view of the step.
-        combined: `SAE.combined`.
     """
 
     x: Tensor
@@ -38,7 +36,6 @@ class TrainingStep:
     values: Tensor
     reconstruction: Tensor
     state: StepState
-    combined: Callable[[Tensor], Tensor]
 
     @cached_property
     def variance(self) -> Tensor:
@@ -51,11 +48,25 @@ class TrainingStep:
 
     def mean_per_token(self, values: Tensor) -> Tensor:
         """The sum of values at the entries, or of sums over tokens, divided by the number of tokens."""
-        return self.combined(at_least_float32(values).sum()) / max(self.pattern.n_tokens, 1)
+        return self.state.partition.total(at_least_float32(values).sum()) / max(self.pattern.n_tokens, 1)
 
     def mean_weighted(self, values: Tensor, weights: Tensor) -> Tensor:
         """Sum over entries of value × the weight (n,) of its feature, mean over tokens."""
         return self.mean_per_token(self.pattern.total(values) * weights)
+
+    def reconstruct(self, written: Tensor, offset: Tensor) -> Tensor:
+        """(N, d_out) what all features write together, from what those of this process write.
+
+        Args:
+            written: (N, d_out), a sum over the decoder rows of this process's features.
+            offset: What the SAE adds to it: `sae.offset(step.x)`.
+        """
+        partition = self.state.partition
+        return partition.total(written + partition.share(offset))
+
+    def rule(self, selection: Selection) -> Selection:
+        """The rule by which this process picks its own of the features that a rule picks of all."""
+        return self.state.partition.rule(selection)
 
 
 def squared_error(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -75,8 +86,6 @@ def auxk_loss(
     bias: Tensor,
     center: Tensor | None,
     rows: Tensor,
-    *,
-    strongest: Callable[[int], Selection],
 ) -> Tensor:
     """Lets the strongest dead features reconstruct what the living ones missed.
 
@@ -91,22 +100,21 @@ def auxk_loss(
         bias: (n,).
         center: (d_in,) what the encoder subtracts (`b_dec`), or None.
         rows: (n, d_out) decoder rows.
-        strongest: `SAE.strongest`.
     """
     chosen, is_dead = dead_features(step.state)
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
     weight, rows = rows_at(weight, chosen), rows_at(rows, chosen)
     bias = torch.where(is_dead, bias.index_select(0, chosen), _NEVER)
-    selection = strongest(min(k_aux, step.state.n_dead))
+    selection = step.rule(TopK(min(k_aux, step.state.n_dead)))
     pattern, pre = encode(step.x, weight, bias, center, selection, step.state.path)
-    written = step.combined(pattern.decode(pattern.keep(torch.relu(pre)), rows))
+    written = step.state.partition.total(pattern.decode(pattern.keep(torch.relu(pre)), rows))
     error = F.mse_loss(at_least_float32(written), residual, reduction="sum")
     spread = _summed_variance(residual)
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.
     floor = 1e-6 * torch.linalg.vector_norm(at_least_float32(step.target).detach()).square()
     floor = floor.clamp(min=torch.finfo(floor.dtype).tiny)
-    n_dead = step.combined(is_dead.sum().to(spread.dtype))
+    n_dead = step.state.partition.total(is_dead.sum().to(spread.dtype))
     share = (n_dead / k_aux).clamp(max=1.0)
     return step.state.auxk_alpha * share * step.variance * error / torch.maximum(spread, floor)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from hfsae.autoencoder.strategies import WHOLE, Partition
 from hfsae.functional import SparseFeatures
 from hfsae.functional.encode import Path
 
@@ -23,6 +24,7 @@ class StepState:
         auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
         target_l0: The number of active features aimed at, where one was given.
         world_size: Number of processes whose batches make up this step.
+        partition: Where the features lie.
         path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
     """
 
@@ -34,6 +36,7 @@ class StepState:
     auxk_alpha: float = 0.0
     target_l0: float | None = None
     world_size: int = 1
+    partition: Partition = WHOLE
     path: Path = "auto"
 
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.strategies import is_replayable
 from hfsae.modeling import SAE
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.dead_features import FiringCounter, resample
@@ -226,7 +227,7 @@ class Learner:
     @property
     def _can_replay(self) -> bool:
         alone = self._accelerator.num_processes == 1 and self._device.type == "cuda"
-        return alone and self.sae.steps_alike
+        return alone and is_replayable(self.sae)
 
     def _replayed(self, rows: list[Tensor], state: StepState) -> "_Done":
         """`_update` as a replay of an earlier one that worked on as many dead features."""

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.func import functional_call
 
 from hfsae.autoencoder.outputs import SAEOutput, StepState
+from hfsae.autoencoder.strategies import Partition, is_shardable
 from hfsae.functional import GroupMax, Selection
 from hfsae.modeling import SAE
 from hfsae.training.selection_of_all import SHARED, of_all
@@ -39,7 +40,7 @@ def refuse_unfit(sae: SAE, processes: int) -> None:
         ValueError: Says why.
     """
     config, rule, why = sae.config, sae.training_selection(), None
-    if not sae.can_be_sharded or not isinstance(rule, SHARED):
+    if not is_shardable(sae) or not isinstance(rule, SHARED):
         why = f"does not know how to cut {config.model_type.removeprefix('hfsae_')}"
     elif config.n_features % processes:
         why = f"gives each process as many features, which {config.n_features} on {processes} processes are not"
@@ -72,7 +73,10 @@ class ShardedSAE(nn.Module):
             assert isinstance(parameter, DTensor)
             parameter.register_hook(lambda grad, to=parameter.placements: grad.redistribute(placements=to))
         self.sae = sae
-        self._part = _part(sae, self._mesh)
+        self._partition = Shards(self._mesh)
+        # What computes with this process's features, without weights of its own.
+        with torch.device("meta"):
+            self._part: SAE = type(sae)(copy.deepcopy(sae.config)).train()  # type: ignore[call-arg]
 
     def forward(self, activations: Tensor, target: Tensor | None, state: StepState) -> SAEOutput:
         """A training step's loss of the whole SAE.
@@ -82,10 +86,10 @@ class ShardedSAE(nn.Module):
             target: (N, d_out) likewise, where it is a transcoder.
             state: The trainer's view of the step, of all features.
         """
-        if state.dead is not None:
-            state = replace(
-                state, dead=distribute_tensor(state.dead, self._mesh, [Shard(0)], src_data_rank=None).to_local()
-            )
+        dead = state.dead
+        if dead is not None:
+            dead = distribute_tensor(dead, self._mesh, [Shard(0)], src_data_rank=None).to_local()
+        state = replace(state, dead=dead, partition=self._partition)
         output: SAEOutput = functional_call(self._part, self._tensors(), (activations, target), {"state": state})
         assert (statistics := output.statistics) is not None
         firing = DTensor.from_local(statistics.tokens_firing, self._mesh, [Shard(0)]).full_tensor()
@@ -99,7 +103,7 @@ class ShardedSAE(nn.Module):
     def scaled_reconstruction(self, scaled: Tensor) -> Tensor:
         """As `SAE.scaled_reconstruction`, of the whole SAE."""
         tensors = {f"part.{name}": tensor for name, tensor in self._tensors().items()}
-        return functional_call(_Reconstruction(self._part), tensors, (scaled,))
+        return functional_call(_Reconstruction(self._part, self._partition), tensors, (scaled,))
 
     def _tensors(self) -> dict[str, Tensor]:
         """What the part of the SAE computes with."""
@@ -173,51 +177,36 @@ def rows_of_own(tensor: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return mine, place[mine]
 
 
-def _part(sae: SAE, mesh: DeviceMesh) -> "_PartOfSAE":
-    """What computes with this process's features, without weights of its own."""
+class Shards(Partition):
+    """Each process holds as many features, in order, and all see the same rows."""
 
-    class Part(_PartOfSAE, type(sae)):
-        pass
+    def __init__(self, mesh: DeviceMesh):
+        self._mesh = mesh
 
-    with torch.device("meta"):
-        part = Part(copy.deepcopy(sae.config))
-    part.mesh = mesh
-    part.train()
-    return part
+    def rule(self, selection: Selection) -> Selection:
+        return of_all(selection, self._mesh)
 
-
-class _PartOfSAE(SAE):
-    """Some features of an SAE, which share every token with those of the other processes."""
-
-    mesh: DeviceMesh
-
-    def training_selection(self, progress: float = 1.0) -> Selection:
-        return of_all(super().training_selection(progress), self.mesh)
-
-    def strongest(self, k: int) -> Selection:
-        return of_all(super().strongest(k), self.mesh)
-
-    def offset(self, scaled: Tensor) -> Tensor:
-        """This process's share of what is added once."""
-        return super().offset(scaled) / self.mesh.size()
-
-    def combined(self, written: Tensor) -> Tensor:
-        parts = DTensor.from_local(written, self.mesh, [Partial()])
+    def total(self, part: Tensor) -> Tensor:
+        parts = DTensor.from_local(part, self._mesh, [Partial()])
         return parts.redistribute(placements=[Replicate()]).to_local(grad_placements=[Replicate()])
 
-    def own_blocks(self, sizes: list[int]) -> list[int]:
-        own = self.config.n_features // self.mesh.size()
-        first = own * self.mesh.get_local_rank()
-        ends = [min(max(end - first, 0), own) for end in accumulate(sizes)]
+    def share(self, added_once: Tensor) -> Tensor:
+        return added_once / self._mesh.size()
+
+    def sizes(self, blocks: list[int]) -> list[int]:
+        own = sum(blocks) // self._mesh.size()
+        first = own * self._mesh.get_local_rank()
+        ends = [min(max(end - first, 0), own) for end in accumulate(blocks)]
         return [end - start for start, end in pairwise([0, *ends])]
 
 
 class _Reconstruction(nn.Module):
     """`scaled_reconstruction` as a module's call, which can be given tensors."""
 
-    def __init__(self, part: SAE):
+    def __init__(self, part: SAE, partition: Partition):
         super().__init__()
         self.part = part
+        self._partition = partition
 
     def forward(self, scaled: Tensor) -> Tensor:
-        return self.part.scaled_reconstruction(scaled)
+        return self.part.scaled_reconstruction(scaled, self._partition)

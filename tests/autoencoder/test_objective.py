@@ -38,9 +38,7 @@ def test_a_mean_per_token_counts_tokens_without_entries_too(kind: str):
     mask = torch.tensor([[True, True], [False, False], [False, True], [False, False]])
     pattern: Pattern = DensePattern.from_mask(mask) if kind == "dense" else SparsePattern.from_mask(mask)
     values = mask * 2.0 if kind == "dense" else torch.full((3,), 2.0)
-    step = TrainingStep(
-        torch.zeros(4, 1), torch.zeros(4, 1), pattern, values, values, torch.zeros(4, 1), StepState(), torch.clone
-    )
+    step = TrainingStep(torch.zeros(4, 1), torch.zeros(4, 1), pattern, values, values, torch.zeros(4, 1), StepState())
     assert step.mean_per_token(values) == 1.5 and step.mse() == 0
 
 

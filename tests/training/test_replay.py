@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
+from hfsae.autoencoder.strategies import is_replayable
 from hfsae.training.learner import Learner
 from hfsae.training.replay import Replay
 from tests.training.tiny import arguments, make_learner
@@ -123,6 +124,6 @@ def test_two_learners_that_take_the_memory_in_turn_do_not_disturb_each_other():
 def test_only_steps_that_are_all_alike_are_replayed_and_on_a_cpu_none():
     """What the batch decides, how much is active, is found out by asking the device."""
     for config in (BatchTopKSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, StandardSAEConfig):
-        assert not SAE.from_config(config(d_in=4, n_features=64)).steps_alike
+        assert not is_replayable(SAE.from_config(config(d_in=4, n_features=64)))
     sae = SAE.from_config(TopKSAEConfig(d_in=4, n_features=8, k=2))
-    assert sae.steps_alike and not make_learner(sae)._can_replay
+    assert is_replayable(sae) and not make_learner(sae)._can_replay

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hfsae import SAE, StandardSAE, TopKSAEConfig
+from hfsae.autoencoder import strategies
 from hfsae.training.sharding import placed_like, refuse_unfit, rows_of_own, stored, whole
 from tests.training.tiny import ARCHITECTURES, make_sae, trainer
 
@@ -26,7 +27,7 @@ def test_every_architecture_can_be_cut(architecture):
 
 
 def test_an_architecture_that_says_nothing_of_it_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(StandardSAE, "can_be_sharded", SAE.can_be_sharded)
+    monkeypatch.setattr(strategies, "_shardable", set())
     with pytest.raises(ValueError, match="how to cut standard"):
         trainer(tmp_path, architecture="standard", sae_placement="shard").train()
 
