@@ -309,6 +309,24 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
     return points[0], points[1]
 
 
+def hook_points_of_sources(config: SAEConfig, model: PreTrainedModel) -> list[HookPoint]:
+    """Where in a model each source of a crosscoder is read, and written; for any other SAE where it reads.
+
+    Args:
+        config: The SAE's config.
+        model: A causal LM.
+
+    Raises:
+        HookPointError: If the model has no such place.
+        ValueError: As for `hook_points_of`.
+    """
+    places = getattr(config, "source_places", [config.hook_point])
+    of_one = {"n_features": 1, "base_model": config.base_model}
+    sizes = zip(places, config.input_widths, strict=True)
+    alone = (SAEConfig(d_in=size, hook_point=place, **of_one) for place, size in sizes)
+    return [hook_points_of(config, model)[0] for config in alone]
+
+
 class _Attachment(Listener):
     """What one attached SAE does in a forward pass."""
 

@@ -20,6 +20,7 @@ from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
+from hfsae.evaluation.sides import is_crosscoder, of_all_sides
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, tokens_digest
 from hfsae.hooks.quiet import evaluating
@@ -137,7 +138,8 @@ def evaluate_saes(
     Returns:
         For each SAE a dict that JSON can hold: every metric of `hfsae.evaluation.metrics` (None where it is
         undefined), `n_tokens`, `density` (a histogram), `notes` (why a metric is None, by name), `baselines`
-        (`"untrained"` and `"pca"`, where wanted), `parts` (by name, where an SAE holds smaller ones: `SAE.parts`) and
+        (`"untrained"` and `"pca"`, where wanted), `sources` (of a crosscoder the figures of each, whose means its own
+        are), `parts` (by name, where an SAE holds smaller ones: `SAE.parts`) and
         `protocol` (text, counts, ablation, versions, digest of the weights).
 
     Raises:
@@ -147,7 +149,7 @@ def evaluate_saes(
     """
     if not saes:
         return {}
-    places, batches, known, means = prepare(
+    _, sides, batches, known, means = prepare(
         *(saes, model, data, tokenizer),
         max_tokens=max_tokens,
         batch_size=batch_size,
@@ -158,9 +160,12 @@ def evaluate_saes(
     with evaluating(model):
         with all_or_none(all_processes):
             subjects = {
-                (name, kind): Subject(reconstruct, *places[name], device=sae.device)
+                (name, side.source or kind): Subject(
+                    side.of(sae, reconstruct), side.reads, side.target, device=sae.device
+                )
                 for name, sae in saes.items()
-                for kind, reconstruct in _kinds(sae, known[places[name][1]] if baselines else None).items()
+                for side in sides[name]
+                for kind, reconstruct in _kinds(sae, known[side.target] if baselines else None).items()
             }
             predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
             measure(model, subjects, batches, means, predictions, disable_tqdm=disable_tqdm)
@@ -175,12 +180,12 @@ def evaluate_saes(
         metrics = _figures(sae, sums, baselines, predictions.why)
         about = {
             "n_tokens": metrics["n_tokens"],
-            "n_sequences": int(sums[_SAE]["n_sequences"]),
+            "n_sequences": int(next(iter(sums.values()))["n_sequences"]),
             "context_length": max(batch.input_ids.shape[1] for batch in batches),
             **({"tokens_sha256": tokens_digest(batches)} if processes == 1 else {}),
             "left_out": ", ".join(["padding", *_left_out(sae.config)]),
             "loss": str(predictions),
-            "ablation": f"0 (CE zero), or the mean over {len(known[places[name][1]]):,} other tokens (CE mean)",
+            "ablation": f"0 (CE zero), or the mean over {len(known[sides[name][0].target]):,} other tokens (CE mean)",
         }
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
     return results
@@ -189,7 +194,7 @@ def evaluate_saes(
 def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
     """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
     measured = {_SAE: sae, **sae.parts()}
-    if calibration is None or sae.config.is_transcoder:
+    if calibration is None or sae.config.is_transcoder or is_crosscoder(sae):
         return measured
     fitting = calibration[:_FIT_ROWS].to(sae.device)
     with torch.no_grad():
@@ -207,6 +212,8 @@ def _figures(
     sae: SparseAutoencoder, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None
 ) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
+    if is_crosscoder(sae):
+        return _figures_of_sources(sums, baselines, no_predictions)
     metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {
         kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
@@ -224,4 +231,14 @@ def _figures(
         metrics["baselines"] = against
         if sae.config.is_transcoder:
             metrics["notes"]["baselines"] = "a transcoder has none: they reconstruct what they read"
+    return metrics
+
+
+def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
+    """A crosscoder's metrics, from the sums of each source."""
+    of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
+    metrics = of_all_sides(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
+    if baselines:
+        metrics["baselines"] = {}
+        metrics["notes"]["baselines"] = "a crosscoder has none: they reconstruct one place"
     return metrics

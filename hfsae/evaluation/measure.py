@@ -26,15 +26,15 @@ class Subject:
     """Something that is measured: an SAE, or what stands in its place.
 
     Args:
-        reconstruct: From activations (N, d_in) at `source` to what it makes of them.
-        source: Where it reads.
+        reconstruct: From activations (N, d_in) at the sources, one behind the other, to what it makes of them.
+        sources: Where it reads.
         target: Where it writes.
         device: Where it wants its activations.
         sums: What was measured so far.
     """
 
     reconstruct: Callable[[Tensor], SAEOutput]
-    source: HookPoint
+    sources: tuple[HookPoint, ...]
     target: HookPoint
     device: torch.device
     sums: Sums = field(default_factory=dict)
@@ -69,7 +69,7 @@ def measure(
         predictions: What the language model predicts.
         disable_tqdm: Whether to show no progress bar.
     """
-    sources = [subject.source for subject in subjects.values()]
+    sources = [source for subject in subjects.values() for source in subject.sources]
     targets = [subject.target for subject in subjects.values()]
     sites = Sites.at(model, [*sources, *targets])
     replay = None
@@ -102,10 +102,8 @@ def _reconstruct(
     subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch, means: Mapping[HookPoint, Tensor]
 ) -> Tensor:
     """Adds to a subject's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
-    source, target = (
-        counted(activations[place], batch, place).to(subject.device) for place in (subject.source, subject.target)
-    )
-    output = subject.reconstruct(source)
+    target = counted(activations[subject.target], batch, subject.target).to(subject.device)
+    output = subject.reconstruct(_read(subject, activations, batch))
     assert output.reconstruction is not None and output.features is not None
     sums = reconstruction_sums(target, output.reconstruction, output.features, means[subject.target])
     sums["n_sequences"] = torch.tensor(len(batch.input_ids), dtype=torch.float64)
@@ -143,7 +141,7 @@ def _measure_batch(
     for name, subject in subjects.items():
         reconstruction = _reconstruct(subject, activations, batch, means)
         if seen is not activations:
-            output = subject.reconstruct(counted(seen[subject.source], batch, subject.source).to(subject.device))
+            output = subject.reconstruct(_read(subject, seen, batch))
             assert output.reconstruction is not None
             reconstruction = output.reconstruction
         finals["spliced", name] = run_with(subject.target, reconstruction)
@@ -162,3 +160,9 @@ def _measure_batch(
             "kl_nats": divergences["spliced", name],
         }
         subject.sums = add(subject.sums, sums)
+
+
+def _read(subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch) -> Tensor:
+    """The rows (N, d_in) that a subject reads."""
+    parts = [counted(activations[place], batch, place).to(subject.device) for place in subject.sources]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

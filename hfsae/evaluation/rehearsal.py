@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
@@ -15,6 +14,7 @@ from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
 from hfsae.evaluation.measure import Subject, measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import predictions_of
+from hfsae.evaluation.sides import sides_of
 from hfsae.evaluation.text import read_batches
 from hfsae.hooks.quiet import evaluating
 
@@ -45,8 +45,8 @@ def rehearse(
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; and whatever the model raises.
     """
-    places = {name: hook_points_of(sae.config, model) for name, sae in saes.items()}
-    targets = {places[name][1]: sae.config.d_out for name, sae in saes.items()}
+    sides = {name: sides_of(sae, model) for name, sae in saes.items()}
+    targets = {side.target: side.width for of_sae in sides.values() for side in of_sae}
     configs = {name: sae.config for name, sae in saes.items()}
 
     def checked(one: TokenBatch) -> Sequence[TokenBatch]:
@@ -61,7 +61,11 @@ def rehearse(
             known = given_rows(other_text, model, targets)
         means = {target: rows.double().mean(0).float() for target, rows in known.items()}
         subjects = {
-            (name, "sae"): Subject(_first_rows(sae), *places[name], device=sae.device) for name, sae in saes.items()
+            (name, side.source or "sae"): Subject(
+                side.of(sae, _first_rows(sae)), side.reads, side.target, device=sae.device
+            )
+            for name, sae in saes.items()
+            for side in sides[name]
         }
         predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
         measure(model, subjects, batches, means, predictions, disable_tqdm=True)

@@ -36,7 +36,8 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
         others = [_figure(metric, figures.get(metric.name)) for figures in baselines.values()]
         mark = "" if value is None else _MARKS[metric.verdict(value, metrics)]
         lines.append(_row(metric.title, _figure(metric, value), mark, metric.expected, others))
-    lines += [_part(name, figures) for name, figures in (metrics.get("parts") or {}).items()]
+    lines += [_part(f"{name} features", figures) for name, figures in (metrics.get("parts") or {}).items()]
+    lines += [_part(name, figures) for name, figures in (metrics.get("sources") or {}).items()]
     lines.append("")
     lines += [f"! {warning}" for warning in warnings_for(metrics)]
     if few := too_few_to_tell(metrics):
@@ -95,9 +96,9 @@ def by_reason(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _part(name: str, figures: Mapping[str, Any]) -> str:
-    """A line for a smaller SAE inside of the one that was measured: its headline figures."""
+    """A line for a smaller SAE inside of the one that was measured, or one source of it: its headline figures."""
     shown = (metric for metric in METRICS if metric.headline and figures.get(metric.name) is not None)
-    return f"{name + ' features':<21} " + ", ".join(f"{m.title} {_figure(m, figures[m.name])}" for m in shown)
+    return f"{name:<21} " + ", ".join(f"{m.title} {_figure(m, figures[m.name])}" for m in shown)
 
 
 def _row(title: str, value: str, mark: str, healthy: str, others: list[str]) -> str:

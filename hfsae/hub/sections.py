@@ -130,6 +130,7 @@ def card_values(
         "baseline_titles": baseline_titles(metrics),
         "baseline_meanings": baseline_meanings(metrics),
         "remarks": remarks(metrics, config),
+        "by_source": by_source(metrics, headline),
         "missing": missing(headline + further),
         "other_loss": other_loss(mapping(metrics.get("protocol"))),
         "n_tokens": figure(number(metrics.get("n_tokens"))),
@@ -202,6 +203,13 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
         if metric.headline is headline and metric.name in metrics
         for value in [number(metrics[metric.name])]
     ]
+
+
+def by_source(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """The figures of each source of a crosscoder, in the order of the rows of a table."""
+    sources = {text(name) or "": mapping(figures) for name, figures in mapping(metrics.get("sources")).items()}
+    names = [row["metric"].name for row in rows]
+    return {source: [number(figures.get(name)) for name in names] for source, figures in sources.items()}
 
 
 def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

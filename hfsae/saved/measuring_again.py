@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBlocks, contents_of
 from hfsae.data.contents import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
+from hfsae.evaluation.sides import sides_of
 from hfsae.evaluation.text import take
 from hfsae.language_model import as_recorded, rename_base_model
 from hfsae.loading import holds_config
@@ -274,7 +274,8 @@ def calibration_of(
         return None
     blocks = blocks_of(next(iter(saes)), text.calibration, batch_size)
     batches = list(take(blocks, text.calibration_tokens))
-    places = dict.fromkeys(place for sae in saes for place in hook_points_of(sae.config, lm))
+    sides = [side for sae in saes for side in sides_of(sae, lm)]
+    places = dict.fromkeys(place for side in sides for place in (*side.reads, side.target))
     rows = read_rows(lm, batches, places, of_first_process=False)
     return {str(place): read for place, read in rows.items()}
 

@@ -78,7 +78,8 @@ class SAETrainingArguments:
     )
     hook_point: str = LANGUAGE_MODEL(
         "resid_post.-1",
-        "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards.",
+        "Where to read: canonical, portable or TransformerLens names, commas, ranges and wildcards; joined by + the "
+        "places that one crosscoder reads.",
         per_sae=True,
     )
     target_hook_point: str | None = LANGUAGE_MODEL(
@@ -89,7 +90,9 @@ class SAETrainingArguments:
     )
 
     architecture: str = SAE_ITSELF(
-        "topk", "standard, topk, batch_topk, matryoshka, jumprelu, gated, or one of your own."
+        "topk",
+        "standard, topk, batch_topk, matryoshka, jumprelu, gated; crosscoder, topk_crosscoder, jumprelu_crosscoder, "
+        "standard_crosscoder; or one of your own.",
     )
     expansion_factor: float = SAE_ITSELF(16, "n_features / d_in, where n_features is not given.", POSITIVE)
     n_features: int | None = SAE_ITSELF(None, "Number of features.", POSITIVE)

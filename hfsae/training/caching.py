@@ -26,6 +26,7 @@ from hfsae.training.argument_places import with_places_in_full
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.fellows import Fellows
+from hfsae.training.joined import separate
 from hfsae.training.launching import start_accelerator
 from hfsae.training.placement import own_devices
 from hfsae.training.texts import Texts, load_texts
@@ -106,7 +107,7 @@ def _write(
     accelerator: Accelerator,
 ) -> None:
     base = open_base_model(args, model, tokenizer, accelerator.device, own_devices(accelerator))
-    places = [str(place) for place in dict.fromkeys(chain(*feed.hook_points(args, base.model))) if place is not None]
+    places = separate(chain(*feed.hook_points(args, base.model)))
     texts = load_texts(args, train_dataset, None)
     # Of all the text, whoever writes: several share out the shards, not the documents.
     blocks = feed.training_blocks(args, texts.train, base)

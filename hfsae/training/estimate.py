@@ -28,6 +28,7 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import named_origin
 from hfsae.training.hours import Machine, Work
+from hfsae.training.joined import separate, widths_at
 from hfsae.training.learner import revival_of
 from hfsae.training.placement import deal
 from hfsae.training.run import config_from_arguments
@@ -234,11 +235,16 @@ def estimate(
     skeleton = _skeleton(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
     places = {name: feed.hook_points(own, skeleton) for name, own in arguments.items()}
-    named = [place for found in places.values() for pair in found for place in pair if place is not None]
-    widths = {place: width(skeleton, place) for place in named}
+    named = separate(place for found in places.values() for pair in found for place in pair)
+    widths = {name: width(skeleton, name) for name in named}
+    read_at = [HookPoint.parse(name) for name in named]
     needs = {
         name if len(found) == 1 else f"{name} {source}".strip(): _needs(
-            arguments[name], widths[source], target and (str(target), widths[target]), device_type, processes
+            arguments[name],
+            (source, widths_at(widths, source)),
+            target and (target, widths[target]),
+            device_type,
+            processes,
         )
         for name, found in places.items()
         for source, target in found
@@ -265,11 +271,11 @@ def estimate(
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     read = tokens * sum(widths.values())
     workspace = (tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize
-    blocks, flops = _model_work(skeleton, list(widths), args.context_length)
+    blocks, flops = _model_work(skeleton, read_at, args.context_length)
     narrow = feed.runs_in_bfloat16(args, skeleton, torch.device(device_type))
     copied = 0
     if narrow and device_type == "cpu" and skeleton.dtype == torch.float32:
-        copied = NarrowWeights(skeleton, widths, torch.bfloat16).copied_bytes
+        copied = NarrowWeights(skeleton, read_at, torch.bfloat16).copied_bytes
     one_pass = Work(
         **{"narrow" if narrow else "flops": tokens * flops / _MODEL_EFFICIENCY},
         moved=blocks * workspace + flops / 2 * itemsize,  # streams of every block, and every weight once
@@ -316,9 +322,13 @@ def _model_work(model: PreTrainedModel, places: list[HookPoint], context_length:
 
 
 def _needs(
-    args: SAETrainingArguments, d_in: int, target: tuple[str, int] | None, device_type: str, processes: int
+    args: SAETrainingArguments,
+    source: tuple[str, list[int]],
+    target: tuple[str, int] | None,
+    device_type: str,
+    processes: int,
 ) -> SAENeeds:
-    config = config_from_arguments(args, d_in, target)
+    config = config_from_arguments(args, *source, target)
     with torch.device("meta"):
         sae = SAE.from_config(config)
     revival = revival_of(sae, args.revival)
@@ -332,12 +342,13 @@ def _needs(
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival == "auxk" else 0
-    flops = (d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
+    flops = (config.d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
     state_bytes = 4 * 4 * (parameters // parts)
+    rows_bytes = 4 * tokens * max(config.d_in, config.d_out)
     return SAENeeds(
         parameters=parameters,
         state_bytes=state_bytes,
-        workspace_bytes=int(wide + 4 * tokens * max(d_in, config.d_out) * _STREAMS_IN_A_STEP + 48 * tokens * active),
+        workspace_bytes=int(wide + rows_bytes * _STREAMS_IN_A_STEP + 48 * tokens * active),
         flops_per_token=flops,
         step=Work(
             flops=tokens * flops / parts / _STEP_EFFICIENCY,

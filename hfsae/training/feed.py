@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.configuration import TOGETHER
 from hfsae.data import (
     ActivationStream,
     DatasetActivations,
@@ -33,6 +34,7 @@ from hfsae.hooks import HookPoint, inner_model, resolve_hook_points
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
+from hfsae.training.joined import resolve_joined
 from hfsae.training.texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -77,18 +79,21 @@ def training_blocks(
     )
 
 
-def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tuple[HookPoint, HookPoint | None]]:
+def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tuple[str, str | None]]:
     """Where the SAEs that the arguments describe read, each with where it writes if that is elsewhere.
 
     Raises:
         HookPointError: If the model lacks one.
-        ValueError: If there are neither as many targets as places to read, nor one.
+        ValueError: If there are neither as many targets as places to read, nor one, or places with a target are
+            joined.
     """
     sources = _resolved(model, args.hook_point)
     if args.target_hook_point is None:
         return [(source, None) for source in sources]
     targets = _resolved(model, args.target_hook_point)
     targets = targets * len(sources) if len(targets) == 1 else targets
+    if any(TOGETHER in place for place in (*sources, *targets)):
+        raise ValueError("a crosscoder writes where it reads: places joined by + take no target_hook_point.")
     if _is_wild(args.hook_point) and _is_wild(args.target_hook_point):
         _refuse_other_layers(args, model, sources, targets)
     if len(targets) != len(sources):
@@ -104,7 +109,7 @@ def _is_wild(names: str) -> bool:
 
 
 def _refuse_other_layers(
-    args: SAETrainingArguments, model: PreTrainedModel, sources: list[HookPoint], targets: list[HookPoint]
+    args: SAETrainingArguments, model: PreTrainedModel, sources: list[str], targets: list[str]
 ) -> None:
     """`mlp_in.*` to `mlp_out.*` means layer by layer: not the third layer to the second, where one lacks a place.
 
@@ -113,7 +118,9 @@ def _refuse_other_layers(
     """
     layout = DecoderLayout.find(inner_model(model))
     assert layout is not None  # a wildcard has found layers
-    read, written = ([layout.layer_of(point.path) for point in points] for points in (sources, targets))
+    read, written = (
+        [layout.layer_of(HookPoint.parse(point).path) for point in points] for points in (sources, targets)
+    )
     if read != written:
         only = ", ".join(str(layer) for layer in sorted(set(read) ^ set(written), key=str))
         raise ValueError(
@@ -123,9 +130,16 @@ def _refuse_other_layers(
         )
 
 
-def _resolved(model: PreTrainedModel, names: str) -> list[HookPoint]:
+def _resolved(model: PreTrainedModel, names: str) -> list[str]:
+    """The canonical names of places, those that a crosscoder reads together joined; each once."""
+    found: list[str] = []
     # Named in the model inside of its wrappers: found there with and without these.
-    return resolve_hook_points(inner_model(model), [name.strip() for name in names.split(",") if name.strip()])
+    for name in (name.strip() for name in names.split(",")):
+        if TOGETHER in name:
+            found.append(resolve_joined(inner_model(model), name))
+        elif name:
+            found += map(str, resolve_hook_points(inner_model(model), name))
+    return list(dict.fromkeys(found))
 
 
 def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:

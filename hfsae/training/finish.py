@@ -18,7 +18,7 @@ from transformers import TrainerState
 
 from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation import evaluate_saes
-from hfsae.hooks import inner_model, portable_name
+from hfsae.hooks import inner_model
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
@@ -26,6 +26,7 @@ from hfsae.saving import files_at_once, write_config, write_json
 from hfsae.training import feed, showing
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import move_base_model
+from hfsae.training.joined import portable_names, rows_at, separate
 from hfsae.training.run import Run
 from hfsae.training.sparsity import missed_target
 from hfsae.training.together import finish_set
@@ -70,7 +71,8 @@ def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     with unharmed("not calibrated", f"every SAE {_UNCALIBRATED}"):
         calibration = _calibration_rows(run, saes)
     for name, sae in saes.items():
-        if sae.needs_calibration and (rows := calibration.get(run.places[name])) is not None:
+        if sae.needs_calibration and calibration.keys() >= set(separate([place := run.places[name]])):
+            rows = rows_at(calibration, place)
             failing = unharmed(f"{name or 'SAE'} not calibrated", f"it {_UNCALIBRATED}")
             # The processes of a spread SAE calibrate it together: one that fails must not go on alone.
             with nullcontext() if run.is_spread else failing:
@@ -138,7 +140,7 @@ def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
         places = [run.places[name] for name, needed in calibrated.items() if needed]
     if not places:
         return {}
-    exact = bool(run.args.eval_tokens)
+    exact, places = bool(run.args.eval_tokens), separate(places)
     return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several, exact=exact)
 
 
@@ -182,7 +184,7 @@ def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[s
     stored = args.stored()
     tokens = state.global_step * run.tokens_per_step
     return {
-        "portable_name": portable_name(inner_model(run.base.model), place) if run.base is not None else None,
+        "portable_name": portable_names(inner_model(run.base.model), place) if run.base is not None else None,
         "dataset": stored["dataset_name"] if run.base is not None else "activations given by the user",
         "split": args.dataset_split if run.base is not None else None,
         "special_tokens": _special_tokens(run),

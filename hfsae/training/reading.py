@@ -12,16 +12,18 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hfsae.architectures import architecture_name
-from hfsae.configuration import SAEConfig
+from hfsae.architectures import Crosscoder, architecture_name, class_of
+from hfsae.architectures.sources import SourcesConfig
+from hfsae.configuration import TOGETHER, SAEConfig
 from hfsae.data import RowSource
-from hfsae.hooks import inner_model, portable_name, resolve_hook_point
+from hfsae.hooks import inner_model
 from hfsae.hooks.limits import refuse_without_ids
 from hfsae.modeling import SAE
 from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel, open_base_model
 from hfsae.training.caching import Cache
+from hfsae.training.joined import portable_names, resolve_joined, separate
 from hfsae.training.placement import own_devices
 from hfsae.training.texts import Texts, load_texts
 
@@ -165,7 +167,7 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
     places, targets = _model_places(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = feed.training_blocks(args, texts.train, base, accelerator)
-    source = feed.model_source(args, base, blocks, sorted({*places.values(), *targets.values()}))
+    source = feed.model_source(args, base, blocks, sorted(separate([*places.values(), *targets.values()])))
     return Reading(args, source, places, targets, base, texts, {}, blocks.prepend_bos)
 
 
@@ -174,7 +176,7 @@ def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Acceler
     args = cache.args
     base, texts = cache.skeleton(), None
     places, targets = _model_places(args, inputs, base)
-    source = cache.source(sorted({*places.values(), *targets.values()}), accelerator)
+    source = cache.source(sorted(separate([*places.values(), *targets.values()])), accelerator)
     if args.eval_tokens:
         # On the CPU until the end, when it is needed.
         base = open_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
@@ -192,15 +194,15 @@ def _model_places(
         pairs = {}
         for name, item in inputs.by_name.items():
             named = _named_target(item, args)
-            source = resolve_hook_point(model, _named_place(item) or args.hook_point)
-            target = resolve_hook_point(model, named) if named is not None else None
+            source = resolve_joined(model, _named_place(item) or args.hook_point)
+            target = resolve_joined(model, named) if named is not None else None
             pairs[name] = (source, target if target != source else None)
     else:
         points = feed.hook_points(args, base.model)
         alone = len(points) == 1
-        pairs = {"" if alone else portable_name(model, pair[0]) or str(pair[0]): pair for pair in points}
-    places = {name: str(source) for name, (source, _) in pairs.items()}
-    return places, {name: str(target) for name, (_, target) in pairs.items() if target is not None}
+        pairs = {"" if alone else portable_names(model, pair[0]) or pair[0]: pair for pair in points}
+    places = {name: source for name, (source, _) in pairs.items()}
+    return places, {name: target for name, (_, target) in pairs.items() if target is not None}
 
 
 def _own_places(
@@ -214,6 +216,8 @@ def _own_places(
         }
     elif args.target_hook_point is not None:
         pairs = {"": (args.hook_point, args.target_hook_point)}
+    elif issubclass(class_of(args.architecture), Crosscoder):
+        pairs = {"": (TOGETHER.join(available), None)}
     else:
         pairs = {"" if len(available) == 1 else name: (name, None) for name in available}
     places, targets = {}, {}
@@ -222,9 +226,10 @@ def _own_places(
         if written is not None and written != read:
             targets[name] = written
         for does, place in (("reads", places[name]), ("writes", targets.get(name, available[0]))):
-            if place not in available:
-                given = ", ".join(available)
-                raise ValueError(f"SAE {name!r} {does} {place!r}, but the activations given are of {given}.")
+            for part in place.split(TOGETHER):
+                if part not in available:
+                    given = ", ".join(available)
+                    raise ValueError(f"SAE {name!r} {does} {part!r}, but the activations given are of {given}.")
     return places, targets
 
 
@@ -232,7 +237,10 @@ def _named_place(item: SAEInput) -> str | None:
     """Where an SAE says that it reads, in its own words."""
     if isinstance(item, Mapping):
         return item.get("hook_point")
-    return config_of(item).hook_point
+    config = config_of(item)
+    if config.hook_point is None and isinstance(config, SourcesConfig):
+        return TOGETHER.join(config.source_names)
+    return config.hook_point
 
 
 def _named_target(item: SAEInput, args: SAETrainingArguments) -> str | None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.configuration import SAEConfig
+from hfsae.configuration import TOGETHER, SAEConfig
+from hfsae.hooks import inner_model
 from hfsae.language_model import record
 from hfsae.modeling import SAE
 from hfsae.saving import BESIDE
@@ -24,6 +25,7 @@ from hfsae.training import feed
 from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import BaseModel
 from hfsae.training.checkpoints import UNFINISHED, checkpoint_folders
+from hfsae.training.joined import portable_names, refuse_other_sources, rows_at, widths_at
 from hfsae.training.learner import Learner
 from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
@@ -190,7 +192,7 @@ def prepare_run(
     own = {name: told.arguments_of(name, args) for name in places}
     stream = feed.Lookahead(feed.make_stream(replace(args, seed=text_seed), source, accelerator))
     items = {
-        name: _item(own[name], inputs, name, (place, targets.get(name)), source.widths)
+        name: _item(own[name], inputs, name, (place, targets.get(name)), source.widths, reading.base)
         for name, place in places.items()
     }
     skeletons = {name: _skeleton(config_of(item)) for name, item in items.items()}
@@ -221,20 +223,26 @@ def prepare_run(
 
 
 def _item(
-    args: SAETrainingArguments, inputs: Inputs, name: str, places: tuple[str, str | None], widths: Mapping[str, int]
+    args: SAETrainingArguments,
+    inputs: Inputs,
+    name: str,
+    places: tuple[str, str | None],
+    widths: Mapping[str, int],
+    base: BaseModel | None,
 ) -> SAE | SAEConfig:
     """What an SAE is made of: itself or its config, fit for the activations that it reads and writes."""
     item = inputs.by_name.get(name)
     source, target = places
     if item is None or isinstance(item, Mapping):
-        item = config_from_arguments(args, widths[source], None if target is None else (target, widths[target]))
+        wanted = None if target is None else (target, widths[target])
+        names = None if base is None else portable_names(inner_model(base.model), source)
+        item = config_from_arguments(args, names or source, widths_at(widths, source), wanted)
     config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
+    refuse_other_sources(config, source, widths_at(widths, source), label)
     for field, place in (("d_in", source), ("d_out", target or source)):
-        if (size := getattr(config, field)) != widths[place]:
-            raise ValueError(
-                f"{label} has {field}={size}, but the activations at {place} have {widths[place]} dimensions."
-            )
+        if (size := getattr(config, field)) != (there := sum(widths_at(widths, place))):
+            raise ValueError(f"{label} has {field}={size}, but the activations at {place} have {there} dimensions.")
     return item
 
 
@@ -253,12 +261,15 @@ def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
         return SAE.from_config(copy.deepcopy(item))  # what training writes into a config is not the user's
 
 
-def config_from_arguments(args: SAETrainingArguments, d_in: int, target: tuple[str, int] | None = None) -> SAEConfig:
+def config_from_arguments(
+    args: SAETrainingArguments, source: str, widths: list[int], target: tuple[str, int] | None = None
+) -> SAEConfig:
     """The config of the SAE that the arguments describe.
 
     Args:
         args: The arguments.
-        d_in: Size of the activations that it reads.
+        source: What the place that it reads is called; the places of a crosscoder, joined, name its sources.
+        widths: Size of the activations there, or at each of the places.
         target: Of a transcoder, where it writes and the size of the activations there.
 
     Raises:
@@ -266,7 +277,9 @@ def config_from_arguments(args: SAETrainingArguments, d_in: int, target: tuple[s
     """
     config_class = config_class_of(args.architecture)
     fields = {field.name for field in dataclasses.fields(config_class)}
-    options: dict[str, Any] = {"d_in": d_in}
+    options: dict[str, Any] = {"d_in": sum(widths)}
+    if "source_names" in fields:
+        options |= {"source_names": source.split(TOGETHER), "source_widths": widths}
     if "k" in fields:
         options["k"] = args.k
     if args.n_features is not None:
@@ -310,7 +323,7 @@ def _initialise(run: Run, saes: dict[str, SAE]) -> None:
         )
     pairs = {name: (place, run.targets.get(name)) for name, place in run.places.items()}
     for pair in dict.fromkeys(pairs.values()):  # the same on every process, whatever SAEs it trains
-        read = [torch.cat([batch[place] for batch in batches])[:mine] for place in pair if place is not None]
+        read = [torch.cat([rows_at(batch, place) for batch in batches])[:mine] for place in pair if place is not None]
         rows, *target = (cast(Tensor, run.accelerator.gather(part)) for part in read)
         for name, sae in saes.items():
             if pairs[name] == pair:

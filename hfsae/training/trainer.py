@@ -26,6 +26,7 @@ from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_che
 from hfsae.training.fellows import Fellows
 from hfsae.training.finish import finish
 from hfsae.training.interruption import Interruption
+from hfsae.training.joined import rows_at
 from hfsae.training.launching import start_accelerator
 from hfsae.training.memory import freed_memory_kept
 from hfsae.training.placement import from_all
@@ -276,7 +277,7 @@ class SAETrainer:
         for name, learner in run.learners.items():
             read, written = run.places[name], run.targets.get(name)
             targets = [batch[written] for batch in batches] if written is not None else []
-            learner.step([batch[read] for batch in batches], step, targets)
+            learner.step([rows_at(batch, read) for batch in batches], step, targets)
         self.state.global_step = step + 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
             self._refuse_non_finite()

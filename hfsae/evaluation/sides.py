@@ -1,0 +1,87 @@
+"""What is measured of an SAE: its only reconstruction, or of a crosscoder that of each source.
+
+Of a crosscoder every source has figures of its own. It is read at all places, and one source's reconstruction is put
+into its place while the others keep their own activations. Its own figures are the means over its sources.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.attach import hook_points_of, hook_points_of_sources
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.outputs import SAEOutput
+from hfsae.hooks import HookPoint
+
+
+@dataclass(frozen=True)
+class Side:
+    """One reconstruction.
+
+    Args:
+        source: The crosscoder's source that it is of; None for an ordinary SAE.
+        reads: Where everything is read that is encoded.
+        target: Where it is put.
+        width: Its size.
+    """
+
+    source: str | None
+    reads: tuple[HookPoint, ...]
+    target: HookPoint
+    width: int
+
+    def of(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
+        """What gives this side alone of all that an SAE reconstructs."""
+        if self.source is None:
+            return reconstruct
+        source = self.source
+
+        def one_side(activations: Tensor) -> SAEOutput:
+            output = reconstruct(activations)
+            return SAEOutput(reconstruction=sae.split(output.reconstruction)[source], features=output.features)
+
+        return one_side
+
+
+def is_crosscoder(sae: SparseAutoencoder) -> bool:
+    """Whether an SAE has sources, each with a reconstruction of its own."""
+    return hasattr(sae.config, "source_names")
+
+
+def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
+    """The sides of an SAE in a language model; one, but for crosscoders.
+
+    Raises:
+        HookPointError: If the model has no such place.
+        ValueError: If activations there have another size.
+    """
+    if not is_crosscoder(sae):
+        read, target = hook_points_of(sae.config, model)
+        return [Side(None, (read,), target, sae.config.d_out)]
+    places = tuple(hook_points_of_sources(sae.config, model))
+    config: Any = sae.config
+    named = zip(config.source_names, places, config.source_widths, strict=True)
+    return [Side(name, places, place, width) for name, place, width in named]
+
+
+def of_all_sides(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A crosscoder's figures: the mean of each number over its sources, what is no number once, and those of each."""
+    first = next(iter(figures.values()))
+    together = {name: _together([of[name] for of in figures.values()]) for name in first}
+    return {**together, "sources": {source: _numbers(of) for source, of in figures.items()}}
+
+
+def _together(values: Sequence[Any]) -> Any:
+    if all(isinstance(value, float) for value in values):
+        return fmean(values)
+    if all(isinstance(value, dict) for value in values):
+        return {name: entry for value in values for name, entry in value.items()}
+    return None if None in values else values[0]
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if isinstance(value, float | None)}
