@@ -71,7 +71,7 @@ def prepare(
         HookPointError, ValueError, TypeError: As `evaluate_saes`; before anything is run.
     """
     of_one_place = {name: sae for name, sae in saes.items() if together or not is_crosscoder(sae)}
-    places = places_of(of_one_place, model, splice=together) if of_one_place else {}
+    places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: sides_of(sae, model) for name, sae in saes.items()}
     targets = {side.target: side.width for of_sae in sides.values() for side in of_sae}
     known = None if calibration is None else given_rows(calibration, model, targets)

@@ -118,9 +118,8 @@ def _refuse_other_layers(
     """
     layout = DecoderLayout.find(inner_model(model))
     assert layout is not None  # a wildcard has found layers
-    read, written = (
-        [layout.layer_of(HookPoint.parse(point).path) for point in points] for points in (sources, targets)
-    )
+    paths = ([HookPoint.parse(point).path for point in points] for points in (sources, targets))
+    read, written = ([layout.layer_of(path) for path in of_side] for of_side in paths)
     if read != written:
         only = ", ".join(str(layer) for layer in sorted(set(read) ^ set(written), key=str))
         raise ValueError(

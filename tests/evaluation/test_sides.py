@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hfsae.initialisation import initialise
 
 from hfsae import SAE, CrosscoderSAEConfig, evaluate_sae
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.evaluation import evaluate_saes, report
 from hfsae.hub import render_card
 from tests.evaluation import longhand
