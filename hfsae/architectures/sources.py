@@ -47,7 +47,7 @@ class SourcesConfig(SAEConfig):
     @property
     def source_places(self) -> list[str | None]:
         """Where each source is read: the parts of `hook_point`, or all at the same place."""
-        places = [self.hook_point] if self.hook_point is None else self.hook_point.split(TOGETHER)
+        places: list[str | None] = [None] if self.hook_point is None else [*self.hook_point.split(TOGETHER)]
         return places * len(self.source_names) if len(places) == 1 else places
 
     def validate_sources(self):
