@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.configuration import SAEConfig
-from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
 from hfsae.functional import SparseFeatures
-from hfsae.hooks import HookPoint, HookPointError, inner_model, resolve_hook_point, width
+from hfsae.hooks import HookPoint, HookPointError, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
 from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
+from hfsae.in_model import hook_points_of, left_out_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,7 +222,7 @@ def attach_all(
         record = CallRecord(inner, passes, prompt_length, wrapper=model)
         attached = {
             name: _Attachment(
-                sae, passes, record, _left_out(sae.config, inner, tokenizer), edits.get(name), keep_error
+                sae, passes, record, left_out_of(sae.config, inner, tokenizer), edits.get(name), keep_error
             )
             for name, sae in saes.items()
         }
@@ -272,59 +271,6 @@ def places_of(
                 "them, or read all with splice=False."
             )
     return places
-
-
-def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint, HookPoint]:
-    """Where in a model an SAE reads and where it writes: the same place unless it is a transcoder.
-
-    Args:
-        config: The SAE's config.
-        model: A causal LM.
-
-    Raises:
-        HookPointError: If the model has no such place.
-        ValueError: If the config names none, is a crosscoder's, or the activations there have another size than the
-            SAE's.
-    """
-    if config.hook_point is None:
-        raise ValueError(
-            "this SAE's config names no hook point. Set sae.config.hook_point to the place it was trained on, such as "
-            "'resid_post.8'; hfsae.hooks.available_hook_points(model) lists what the model offers."
-        )
-    if len(config.input_widths) > 1:
-        raise ValueError(
-            f"a crosscoder reads several sources at once ({config.hook_point}): take one of them, sae.source(name), "
-            "or give it activations of all."
-        )
-    target = config.target_hook_point or config.hook_point
-    points = []
-    for name, size, field in ((config.hook_point, config.d_in, "d_in"), (target, config.d_out, "d_out")):
-        point = resolve_hook_point(model, name)
-        if (there := width(model, point)) != size:
-            raise ValueError(
-                f"the activations of {type(model).__name__} at {point} have {there} dimensions, but this SAE has "
-                f"{field}={size}: it belongs to {config.base_model or 'another model or hook point'}."
-            )
-        points.append(point)
-    return points[0], points[1]
-
-
-def hook_points_of_sources(config: SAEConfig, model: PreTrainedModel) -> list[HookPoint]:
-    """Where in a model each source of a crosscoder is read, and written; for any other SAE where it reads.
-
-    Args:
-        config: The SAE's config.
-        model: A causal LM.
-
-    Raises:
-        HookPointError: If the model has no such place.
-        ValueError: As for `hook_points_of`.
-    """
-    places = getattr(config, "source_places", [config.hook_point])
-    of_one = {"n_features": 1, "base_model": config.base_model}
-    sizes = zip(places, config.input_widths, strict=True)
-    alone = (SAEConfig(d_in=size, hook_point=place, **of_one) for place, size in sizes)
-    return [hook_points_of(config, model)[0] for config in alone]
 
 
 class _Attachment(Listener):
@@ -382,37 +328,3 @@ class _Attachment(Listener):
             written = self._sae.decode(self._edit(seen.features), seen.activations.to(self._sae.W_dec.device))
             edited = torch.where(keep, written.to(x.device), x)
         return (reconstruction, edited) if self._keep_error else edited
-
-
-def _left_out(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:
-    """Which tokens an SAE's config leaves out of this model's text."""
-    special = _special_token_ids(config, model, tokenizer) if config.exclude_special_tokens else []
-    return LeftOut(tuple(special), tuple(config.exclude_positions))
-
-
-def _special_token_ids(
-    config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None"
-) -> list[int]:
-    if tokenizer is not None:
-        return special_token_ids(tokenizer)
-    text_config = model.config.get_text_config()
-    recorded = _in_ranges((config.training or {}).get("special_tokens"), getattr(text_config, "vocab_size", 0))
-    if recorded:
-        return recorded
-    sources = [text_config, getattr(model, "generation_config", None)]
-    ids: set[int] = set()
-    for source in sources:
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(source, name, None)
-            ids.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
-    return sorted(ids)
-
-
-def _in_ranges(ranges: Any, vocabulary: int) -> list[int]:
-    """The ids in recorded ranges, as far as the model knows them; none where the record is of another kind."""
-    ids: set[int] = set()
-    for ends in ranges if isinstance(ranges, list) else []:
-        if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) is int for end in ends):
-            return []
-        ids.update(range(max(0, ends[0]), min(ends[1] + 1, vocabulary)))
-    return sorted(ids)

@@ -23,7 +23,7 @@ PLAIN = {"storage", "folders", "places", "connection", "guests", "in_use", "note
 READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
-USE = SAE | READING | {"model_kwargs", "language_model", "versions", "attach"}
+USE = SAE | READING | {"model_kwargs", "language_model", "versions", "in_model", "attach"}
 MODEL = USE | {"evaluation", "hub", "modeling"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(PLAIN | {"versions", "model_cards", "command_line", "hooks"}, set()),
@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": {"configuration"},
     "language_model": {"configuration", "hooks", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},
-    "attach": COMPUTING | READING,
+    "in_model": {"configuration", *READING, *PLAIN},
+    "attach": COMPUTING | READING | {"in_model"},
     "loading": COMPUTING | {"interop"},
     "evaluation": USE,
     "hub": USE | {"evaluation"},
@@ -210,6 +211,11 @@ def test_importing_the_package_loads_the_model_alone_and_says_nothing():
 def test_nothing_is_imported_from_the_future(path: Path):
     """Annotations as strings switch off the type checks of configs and lose the config class of models."""
     assert not [found.line for found in imports_of(path) if found.module == "__future__"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_holds_one_idea_and_no_more_than_400_lines(path: Path):
+    assert len(path.read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE / "cli"], ids=name_of)

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.pieces import Documents, as_dataset
 from hfsae.analysis.reading import FeatureReader
-from hfsae.attach import hook_points_of
 from hfsae.data import TokenBlocks
 from hfsae.evaluation.text import reading_of
+from hfsae.in_model import hook_points_of
 from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 from hfsae.saving import files_at_once, write_json

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.data import TokenBatch
 from hfsae.evaluation.replay import model_inputs
 from hfsae.functional import SparseFeatures
@@ -15,6 +14,7 @@ from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
+from hfsae.in_model import hook_points_of
 from hfsae.modeling import SAE
 
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfsae.attach import hook_points_of
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.quiet import evaluating
+from hfsae.in_model import hook_points_of
 from hfsae.modeling import SAE
 
 _FEATURES_AT_ONCE = 256

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
@@ -19,6 +18,7 @@ from hfsae.evaluation.metrics import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.evaluation.text import read_batches, take
 from hfsae.hooks import HookPoint, available_hook_points, portable_name, width
+from hfsae.in_model import hook_points_of
 
 # Trials look at many places of the model, so they get fewer tokens, and some places at once.
 _TRIAL_TOKENS, _PLACES_AT_ONCE = 4096, 8

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
@@ -24,6 +23,7 @@ from hfsae.evaluation.sides import is_crosscoder, of_all_sides
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, tokens_digest
 from hfsae.hooks.quiet import evaluating
+from hfsae.in_model import hook_points_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.causes import Figures, Subject, trials
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.text import Text, count
 from hfsae.hooks.quiet import evaluating
+from hfsae.in_model import hook_points_of
 from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:

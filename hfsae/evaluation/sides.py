@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attach import hook_points_of, hook_points_of_sources
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.hooks import HookPoint
+from hfsae.in_model import hook_points_of, hook_points_of_sources
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What is known of one training argument: metadata of its field, which help, checks, sweeps and resumption read."""
 
+import json
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
 
@@ -97,3 +98,22 @@ PUBLISHING = Group("Publishing", free_on_resume=True, on_card=False)
 def names_where(options: tuple[Field, ...], told: str) -> set[str]:
     """The arguments of which something is told: `"per_sae"`, `"free_on_resume"`, `"on_card"`, `"secret"`."""
     return {option.name for option in options if option.metadata[told]}
+
+
+def parse_options(text: str) -> Any:
+    """The options of an architecture, given as a JSON object.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"architecture_options must be a JSON object, got {text!r}: {error}.") from error
+
+
+def default_of(option: Any) -> Any:
+    """The default of an argument, in the form that an object of the class has it."""
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return {} if option.name == "architecture_options" else option.default

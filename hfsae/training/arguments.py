@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 from hfsae.model_kwargs import checked
@@ -24,7 +24,9 @@ from hfsae.training.argument_fields import (
     SHARE_OF_DOCUMENTS,
     SHARE_OF_RUN,
     TEXT,
+    default_of,
     names_where,
+    parse_options,
 )
 from hfsae.training.argument_places import PLACES, same_place, with_places_in_full
 
@@ -261,7 +263,7 @@ class SAETrainingArguments:
 
     def __post_init__(self):
         if isinstance(self.architecture_options, str):
-            self.architecture_options = _parse_options(self.architecture_options)
+            self.architecture_options = parse_options(self.architecture_options)
         self._check_choices()
         self._check_ranges()
         self._check_together()
@@ -374,10 +376,8 @@ class SAETrainingArguments:
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
             for name in now
-            if name in before
-            and name not in FREE_ON_RESUME
-            and before[name] != now[name]
-            and not (name in PLACES and same_place(before[name], now[name]))
+            if name in before and name not in FREE_ON_RESUME
+            if before[name] != now[name] and not (name in PLACES and same_place(before[name], now[name]))
         ]
         if differing:
             raise ValueError(
@@ -397,17 +397,3 @@ FREE_ON_RESUME = names_where(fields(SAETrainingArguments), "free_on_resume")
 
 SECRET = names_where(fields(SAETrainingArguments), "secret")
 """What no file and no log may hold."""
-
-
-def _parse_options(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"architecture_options must be a JSON object, got {text!r}: {error}.") from error
-
-
-def default_of(option: Any) -> Any:
-    """The default of an argument, in the form that an object of the class has it."""
-    if option.default_factory is not MISSING:
-        return option.default_factory()
-    return {} if option.name == "architecture_options" else option.default

@@ -13,7 +13,8 @@ import typer
 from typer.main import get_command
 
 from hfsae.command_line import BOOLEAN, CHECKPOINT, Command, with_options
-from hfsae.training.arguments import OPTIONS, SAETrainingArguments, default_of
+from hfsae.training.argument_fields import default_of
+from hfsae.training.arguments import OPTIONS, SAETrainingArguments
 
 Config = Annotated[
     str | None,

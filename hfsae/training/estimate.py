@@ -29,8 +29,8 @@ from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.base_model import named_origin
 from hfsae.training.hours import Machine, Work
 from hfsae.training.joined import separate, widths_at
-from hfsae.training.learner import revival_of
 from hfsae.training.placement import deal
+from hfsae.training.plan import revival_of
 from hfsae.training.run import config_from_arguments
 from hfsae.training.selection_of_all import FEW_CANDIDATES
 
