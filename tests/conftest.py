@@ -103,3 +103,31 @@ def published(hub: HubServer, trained_folder) -> HubServer:
     sae.config.base_model = "tester/tiny-lm"
     sae.push_to_hub("tester/checked", folder=trained_folder, subfolder="a")
     return hub
+
+
+@pytest.fixture(scope="session")
+def trained_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two transcoders of the embedded language model. Not to be written to."""
+    from hfsae import SAETrainer, SAETrainingArguments
+
+    path = tmp_path_factory.mktemp("trained") / "set"
+    args = SAETrainingArguments(
+        output_dir=str(path),
+        model_name_or_path=str(Path(__file__).parents[1] / "examples" / "tiny_lm"),
+        hook_point="mlp_in.2-3",
+        target_hook_point="mlp_out.2-3",
+        dataset_name="python-stdlib",
+        n_features=64,
+        k=8,
+        training_tokens=8192,
+        train_batch_tokens=1024,
+        init_tokens=2048,
+        calibration_tokens=1024,
+        eval_tokens=1000,
+        lm_batch_sequences=8,
+        save_steps=0,
+        disable_tqdm=True,
+        html_report=False,
+    )
+    SAETrainer(args=args).train()
+    return path

@@ -80,6 +80,16 @@ def test_a_crosscoder_by_source():
 
 
 @pytest.mark.slow
+def test_a_set_of_transcoders(trained_set, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "transcoder_set").symlink_to(trained_set)
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/transcoder_sets.md")
+    assert names["active"].keys() == names["saes"].keys() == {"mlp_in.2", "mlp_in.3"} and min(names["active"].values())
+    assert names["figures"]["kl"] > 0 and names["figures"]["n_tokens"] <= 500
+
+
+@pytest.mark.slow
 def test_pushing_listing_and_checking(hub, trained_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.add_user("owner", "org").write_token)
     monkeypatch.chdir(tmp_path)

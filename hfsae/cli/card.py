@@ -15,6 +15,7 @@ def run(
     from hfsae.evaluation.saved_set import SET_FILE
     from hfsae.hub.card import CARD_FILE, card_of, write_card
     from hfsae.hub.listing import listing_of, write_listing_beside
+    from hfsae.hub.set_plot import draw_set
     from hfsae.hub.zoo import list_saes
 
     root = Path(path)
@@ -25,6 +26,7 @@ def run(
         else:
             for entry in entries:
                 print(f"wrote {write_card(root / entry.name)}")
+            draw_set(root)
             write_listing_beside(root, entries)
             print(f"wrote {root / CARD_FILE}")
     elif only_print:

@@ -70,6 +70,7 @@ def _measure_set(path: str, write: bool | None, options: dict[str, Any]) -> dict
     from hfsae.evaluation.saved_set import SET_FILE
     from hfsae.hub.card import write_card
     from hfsae.hub.listing import write_listing_beside
+    from hfsae.hub.set_plot import draw_set
     from hfsae.hub.zoo import list_saes
     from hfsae.saved.sets import load_set, measure_set_again, write_set
 
@@ -82,6 +83,7 @@ def _measure_set(path: str, write: bool | None, options: dict[str, Any]) -> dict
         write_set(path, saes, again)
         for name, sae in saes.items():
             write_card(Path(path) / name, sae)
+        draw_set(Path(path))
         write_listing_beside(Path(path), list_saes(path))
         print(f"wrote {Path(path) / SET_FILE}, {Path(path) / 'README.md'} and the record and the card of each SAE")
     else:

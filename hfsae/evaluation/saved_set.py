@@ -12,7 +12,7 @@ from typing import Any
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
 
-SET_FILE = "set.json"
+SET_FILE, SET_PLOT = "set.json", "set.png"
 
 
 def read_set(path: Path) -> dict[str, Any] | None:

@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.healthy import METRICS
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.evaluation.saved_set import SET_FILE, read_set
+from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card
 from hfsae.hub.entries import INDEX_FILE, LISTED, SAEEntry, entry_of, index_text, read_index
+from hfsae.hub.kinds import mapping
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
@@ -55,7 +56,10 @@ def write_listing(
         listed[name] = entry_of(sae.config, name, repository.repo_id, weights_sha256(sae)), blob
     (place / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
     if together is not None:
+        from hfsae.hub.set_plot import set_plot  # matplotlib takes a while to import
+
         write_json(place / SET_FILE, together)
+        set_plot(together, {name: mapping(sae.config.metrics) for name, sae in saes.items()}, place / SET_PLOT)
     elif (recorded := repository.download(SET_FILE)) is not None:
         together = read_set(recorded)
     if "" not in listed:
@@ -68,7 +72,9 @@ def write_listing(
             existing=existing,
             license=license,
             language=language,
-            together=None if together is None else WholeSet.of(together, saes, [entry.name for entry in entries]),
+            together=None
+            if together is None
+            else WholeSet.of(together, saes, [entry.name for entry in entries], SET_PLOT),
         )
         (place / CARD_FILE).write_text(str(card), encoding="utf-8", newline="\n")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.saved_set import SET_FILE, is_stale, read_set, set_names
+from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, is_stale, read_set, set_names
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.names import dataset_id
 from hfsae.loading import load_sae
@@ -38,6 +38,7 @@ class WholeSet:
         text: What was measured on, in words.
         notes: Why figures are missing, or what is wrong with them.
         stale: Whether they are of other weights.
+        picture: The file that shows them beside the card, where it is there.
     """
 
     n_saes: int
@@ -47,10 +48,15 @@ class WholeSet:
     text: str
     notes: list[str]
     stale: bool
+    picture: str | None = None
 
     @classmethod
     def of(
-        cls, record: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], there: Collection[str]
+        cls,
+        record: Mapping[str, Any],
+        saes: Mapping[str, SparseAutoencoder],
+        there: Collection[str],
+        picture: str | None = None,
     ) -> "WholeSet":
         """What a record says.
 
@@ -58,6 +64,7 @@ class WholeSet:
             record: What `evaluate_together` returned.
             saes: SAEs that are at hand, whose weights are compared with those that were measured.
             there: The names of all that the card lists.
+            picture: The file that shows the figures.
         """
         figures = {name: number(record.get(name)) for row in _ROWS for name in row[1:3] if name}
         difference = number(record.get("with_errors_difference"))
@@ -77,6 +84,7 @@ class WholeSet:
             text=" of ".join([*([f"{n_tokens:,.0f} tokens"] if n_tokens else []), *([dataset] if dataset else [])]),
             notes=list(dict.fromkeys(str(note) for note in mapping(record.get("notes")).values())),
             stale=not set(set_names(record)) <= set(there) or is_stale(record, saes),
+            picture=picture,
         )
 
     @classmethod
@@ -88,4 +96,4 @@ class WholeSet:
         there = [name for name in set_names(record) if (root / name / "config.json").is_file()]
         with quietly():
             saes = {name: load_sae(root, subfolder=name) for name in there}
-        return cls.of(record, saes, there)
+        return cls.of(record, saes, there, SET_PLOT if (root / SET_PLOT).is_file() else None)

@@ -50,6 +50,9 @@ def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -
                 write_json(folder / SET_FILE, figures)
             else:  # one of an earlier run in this folder is of other weights
                 (folder / SET_FILE).unlink(missing_ok=True)
+            from hfsae.hub.set_plot import draw_set  # matplotlib takes a while to import
+
+            draw_set(folder)
             entries = [entry_from(folder / name, name, folder.resolve().name) for name in run.places]
             write_listing_beside(folder, [entry for entry in entries if entry is not None])
     run.accelerator.wait_for_everyone()

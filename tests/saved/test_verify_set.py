@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from hfsae import SAE, SAETrainer, SAETrainingArguments, load_saes, push_saes
+from hfsae import SAE, load_saes, push_saes
 from hfsae.cli import main
 from hfsae.evaluation.saved_set import SET_FILE, read_set
 from hfsae.saved.verify_set import verify_set
@@ -18,32 +18,6 @@ from tests.hub.conftest import make
 TINY_LM = Path(__file__).parents[2] / "examples" / "tiny_lm"
 NAMES = ["mlp_in.2", "mlp_in.3"]
 REPO = "tester/set"
-
-
-@pytest.fixture(scope="session")
-def trained_set(tmp_path_factory) -> Path:
-    """Two transcoders of the embedded language model. Not to be written to."""
-    path = tmp_path_factory.mktemp("trained") / "set"
-    args = SAETrainingArguments(
-        output_dir=str(path),
-        model_name_or_path=str(TINY_LM),
-        hook_point="mlp_in.2-3",
-        target_hook_point="mlp_out.2-3",
-        dataset_name="python-stdlib",
-        n_features=64,
-        k=8,
-        training_tokens=8192,
-        train_batch_tokens=1024,
-        init_tokens=2048,
-        calibration_tokens=1024,
-        eval_tokens=1000,
-        lm_batch_sequences=8,
-        save_steps=0,
-        disable_tqdm=True,
-        html_report=False,
-    )
-    SAETrainer(args=args).train()
-    return path
 
 
 @pytest.fixture

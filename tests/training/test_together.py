@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from hfsae import SAE, attach_all, evaluate_together, load_saes
 from hfsae.data import TokenBlocks
-from hfsae.evaluation.saved_set import SET_FILE
+from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.hooks import HookPointError
 from hfsae.training import feed
 from hfsae.training.config_file import read_config
@@ -57,6 +57,7 @@ def test_one_card_has_a_row_a_layer_and_the_figures_of_the_whole(folder):
     assert [row.split("]")[0].replace("\\", "") for row in rows] == [f"| [{name}" for name in NAMES]
     assert f"| all reconstructions in place | {output.together['ce_spliced']:.4g} |" in card
     assert "errors of the untouched run added back" in card and "attach_all(model, saes, splice=True)" in card
+    assert (place / SET_PLOT).is_file() and f"]({SET_PLOT})" in card
     for name in NAMES:
         assert (place / name / "README.md").is_file()
 
