@@ -41,6 +41,11 @@ class Metric:
         lower_by: What training can change when it is too high.
         headline: Whether it stands among the few figures that say most.
         higher_is_better: Whether a baseline that reaches the value casts doubt on it.
+        listed: Its place among the figures that a list of many SAEs tells of each, from 1; 0 where it is not told.
+        swept: Likewise in the table of a sweep.
+        on_front: Likewise among those that a sweep weighs against L0.
+        reported: Whether it stands in the `model-index` of a card.
+        compared: Whether it is compared with the card when an SAE is verified.
     """
 
     name: str
@@ -55,6 +60,11 @@ class Metric:
     lower_by: str = ""
     headline: bool = False
     higher_is_better: bool = False
+    listed: int = 0
+    swept: int = 0
+    on_front: int = 0
+    reported: bool = False
+    compared: bool = False
 
     @property
     def expected(self) -> str:
@@ -111,6 +121,10 @@ METRICS = (
         raise_by="Raise k (or target_l0), or lower the sparsity coefficient.",
         lower_by="Lower k (or target_l0), or raise the sparsity coefficient.",
         headline=True,
+        listed=1,
+        swept=1,
+        reported=True,
+        compared=True,
     ),
     Metric(
         "explained_variance",
@@ -122,6 +136,11 @@ METRICS = (
         raise_by="Train on more tokens, with more features, or with a larger k (a smaller sparsity coefficient).",
         headline=True,
         higher_is_better=True,
+        listed=3,
+        swept=2,
+        on_front=2,
+        reported=True,
+        compared=True,
     ),
     Metric(
         "loss_recovered",
@@ -130,8 +149,21 @@ METRICS = (
         ideal=1,
         headline=True,
         higher_is_better=True,
+        listed=2,
+        swept=3,
+        on_front=1,
+        reported=True,
+        compared=True,
     ),
-    Metric("ce_increase", "CE increase", "CE spliced − CE clean, in nats per token", ideal=0, headline=True),
+    Metric(
+        "ce_increase",
+        "CE increase",
+        "CE spliced − CE clean, in nats per token",
+        ideal=0,
+        headline=True,
+        swept=4,
+        reported=True,
+    ),
     Metric(
         "dead_fraction",
         "dead features",
@@ -141,18 +173,81 @@ METRICS = (
         too_high="much of the dictionary is unused",
         lower_by="Revive dead features (auxk or resampling), train on more tokens, or use fewer features.",
         headline=True,
+        listed=4,
+        swept=6,
+        reported=True,
+        compared=True,
     ),
-    Metric("ce_clean", "CE clean", "cross-entropy of the untouched language model, in nats"),
-    Metric("ce_spliced", "CE spliced", "the same with x replaced by the reconstruction x̂"),
-    Metric("ce_zero", "CE zero", "the same with x replaced by 0"),
-    Metric("ce_mean", "CE mean", "the same with x replaced by the mean activation of other text"),
+    Metric(
+        "ce_clean",
+        "CE clean",
+        "cross-entropy of the untouched language model, in nats",
+        reported=True,
+    ),
+    Metric(
+        "ce_spliced",
+        "CE spliced",
+        "the same with x replaced by the reconstruction x̂",
+        reported=True,
+    ),
+    Metric(
+        "ce_zero",
+        "CE zero",
+        "the same with x replaced by 0",
+        reported=True,
+    ),
+    Metric(
+        "ce_mean",
+        "CE mean",
+        "the same with x replaced by the mean activation of other text",
+        reported=True,
+    ),
     Metric("loss_recovered_mean", "loss recovered (mean)", "loss recovered, with CE mean for CE zero", ideal=1),
-    Metric("kl", "KL", "mean KL divergence of the spliced from the clean predictions, in nats", ideal=0),
-    Metric("mse", "MSE", "mean over tokens of ‖x − x̂‖², in the language model's own units"),
+    Metric(
+        "kl",
+        "KL",
+        "mean KL divergence of the spliced from the clean predictions, in nats",
+        ideal=0,
+        swept=5,
+        reported=True,
+    ),
+    Metric(
+        "mse",
+        "MSE",
+        "mean over tokens of ‖x − x̂‖², in the language model's own units",
+        swept=7,
+        reported=True,
+    ),
     Metric("fvu", "FVU", "1 − explained variance", ideal=0),
-    Metric("cosine", "cosine", "mean cosine of x and x̂", ideal=1),
-    Metric("l2_ratio", "L2 ratio", "mean ‖x̂‖ / mean ‖x‖: below 1, reconstructions shrink", ideal=1),
+    Metric(
+        "cosine",
+        "cosine",
+        "mean cosine of x and x̂",
+        ideal=1,
+        swept=8,
+    ),
+    Metric(
+        "l2_ratio",
+        "L2 ratio",
+        "mean ‖x̂‖ / mean ‖x‖: below 1, reconstructions shrink",
+        ideal=1,
+        swept=9,
+    ),
 )
+
+
+def names_by(place: str) -> tuple[str, ...]:
+    """The metrics that have a place, in its order.
+
+    Args:
+        place: `"listed"`, `"swept"` or `"on_front"`: see `Metric`.
+    """
+    chosen = [metric for metric in METRICS if getattr(metric, place)]
+    return tuple(metric.name for metric in sorted(chosen, key=lambda metric: getattr(metric, place)))
+
+
+TITLES = {metric.name: metric.title for metric in METRICS}
+"""What people call each metric, by its name."""
 
 
 # What the log of a training run says of features beside the metrics above.

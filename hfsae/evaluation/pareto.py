@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hfsae.evaluation.healthy import names_by
+
 # What is worth having at a given number of active features.
-FRONT_METRICS = ("loss_recovered", "explained_variance")
+FRONT_METRICS = names_by("on_front")
 
 
 def pareto_front(rows: Iterable[Mapping[str, Any]], metric: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
+from hfsae.evaluation.healthy import names_by
 from hfsae.evaluation.protocol import measured_digest
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.metadata import place_tags, portable_name
@@ -20,7 +21,7 @@ INDEX_FILE = "saes.json"
 _INDEX_VERSION = 1
 
 # The figures that a listing tells of each SAE.
-LISTED = ("l0", "loss_recovered", "explained_variance", "dead_fraction")
+LISTED = names_by("listed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.healthy import TITLES
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card
@@ -174,7 +174,6 @@ def render_listing(
     """
     rows = sorted(entries, key=lambda entry: natural_order(entry.name))
     data = _front_matter(rows, license, language)
-    titles = {metric.name: metric.title for metric in METRICS}
     values = {
         "repo_id": repo_id,
         "rows": [
@@ -185,7 +184,7 @@ def render_listing(
             }
             for entry in rows
         ],
-        "titles": [titles[name] for name in LISTED],
+        "titles": [TITLES[name] for name in LISTED],
         "base_models": sorted({entry.base_model for entry in rows if entry.base_model}),
         "datasets": sorted({entry.dataset for entry in rows if entry.dataset}),
         "tokens": sorted({entry.n_tokens for entry in rows if entry.n_tokens}),

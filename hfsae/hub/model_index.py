@@ -13,9 +13,7 @@ from hfsae.hub.kinds import mapping, number, text
 from hfsae.hub.names import dataset_id, without_folders
 
 _TASK = {"type": "feature-extraction", "name": "Reconstruction of language model activations"}
-_REPORTED = {"l0", "loss_recovered", "explained_variance", "dead_fraction", "mse", "kl"}
-_REPORTED |= {metric.name for metric in METRICS if metric.name.startswith("ce_")}
-_TITLES = {metric.name: metric.title for metric in METRICS if metric.name in _REPORTED}
+_TITLES = {metric.name: metric.title for metric in METRICS if metric.reported}
 # How a metric is computed, by which ours are told from others of that name.
 _CONFIG = "hfsae"
 # What makes two texts different.

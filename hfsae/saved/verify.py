@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.healthy import METRICS, TITLES
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index
@@ -25,7 +25,7 @@ from hfsae.loading import holds_config, load_sae, located
 from hfsae.saved.measuring_again import measure_again
 
 # What a card claims first of all.
-COMPARED = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
+COMPARED = tuple(metric.name for metric in METRICS if metric.compared)
 # Other machines and dtypes round differently: shares of the claimed value, at least of 1.
 ON_THE_SAME_TEXT, ON_OTHER_TEXT = 0.005, 0.1
 
@@ -151,16 +151,15 @@ def verify(
     )
     same_text = dataset is None and not again.text_changed and again.metrics["n_tokens"] == recorded.get("n_tokens")
     tolerance = ON_THE_SAME_TEXT if same_text else ON_OTHER_TEXT
-    titles = {metric.name: metric.title for metric in METRICS}
     claims = tuple(
-        Claim(titles[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in COMPARED
+        Claim(TITLES[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in COMPARED
     )
     problems = []
     if digest is not None and digest != weights_sha256(sae):
         problems.append("The weights are not those that were measured: they were changed since.")
     if again.text_changed:
         problems.append("The text is not the one that was measured: it was changed since.")
-    if different := [titles[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
+    if different := [TITLES[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
         problems.append(f"The card and config.json differ in {', '.join(different)}.")
     if not ours or not all(claim.holds for claim in claims):
         check = self_check(sae, again.model, again.blocks)

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from hfsae.connection import reachable
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.healthy import TITLES
 from hfsae.evaluation.report import TOGETHER
 from hfsae.evaluation.saved_set import SET_FILE, is_stale, read_set, set_names
 from hfsae.hub.errors import usable_token
@@ -83,9 +83,8 @@ def verify_set(
     }
     again = measure_set_again(record, saes, str(source), **measuring)
     tolerance = ON_THE_SAME_TEXT if again.same_text else ON_OTHER_TEXT
-    titles = {metric.name: metric.title for metric in METRICS}
     claims = [
-        Claim(f"{name} {titles[metric]}", claimed[name].get(metric), number(measured.get(metric)), tolerance)
+        Claim(f"{name} {TITLES[metric]}", claimed[name].get(metric), number(measured.get(metric)), tolerance)
         for name, measured in again.metrics.items()
         for metric in COMPARED
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.architectures import architecture_name
+from hfsae.evaluation.healthy import names_by
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.saving import files_at_once, write_json
 from hfsae.training.arguments import SAETrainingArguments
@@ -14,9 +15,7 @@ from hfsae.training.unharmed import unharmed
 
 RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
 
-_FIGURES = (
-    "l0", "explained_variance", "loss_recovered", "ce_increase", "kl", "dead_fraction", "mse", "cosine", "l2_ratio",
-)  # fmt: skip
+_FIGURES = names_by("swept")
 
 
 def result_rows(output: TrainOutput, arguments: Mapping[str, SAETrainingArguments]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hfsae.evaluation.healthy import METRICS, Range, too_few_to_tell, warnings_for
+from hfsae.evaluation.healthy import METRICS, Range, names_by, too_few_to_tell, warnings_for
+from hfsae.evaluation.metrics import FORMULAS
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -76,3 +77,21 @@ def test_nothing_is_said_about_dead_features_from_too_few_tokens():
 def test_features_that_sleep_in_training_have_another_name_than_dead_ones():
     (warning,) = warnings_for({"dormant_fraction": 0.4})
     assert warning.startswith("dormant features: 0.4 is above 0.2") and "dead" not in warning
+
+
+# -- where each is told -----------------------------------------------------------------------------------------------
+def test_every_formula_has_its_words_and_the_other_way_round():
+    assert {metric.name for metric in METRICS} | {"density"} == FORMULAS.keys()
+
+
+@pytest.mark.parametrize("place", ["listed", "swept", "on_front"])
+def test_places_are_numbered_from_1_without_gaps(place: str):
+    names = names_by(place)
+    assert sorted(getattr(metric, place) for metric in METRICS if metric.name in names) == list(
+        range(1, len(names) + 1)
+    )
+
+
+def test_a_list_of_many_tells_what_a_sweep_and_a_card_tell_too():
+    reported = {metric.name for metric in METRICS if metric.reported}
+    assert names_by("listed")[0] == "l0" and set(names_by("listed")) <= set(names_by("swept")) & reported
