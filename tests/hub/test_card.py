@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import GPT2Config
 
-from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig
+from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig, capture
 from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import render_card, write_card
@@ -99,6 +99,23 @@ def test_a_crosscoders_card_says_the_scale_of_every_source():
     with torch.no_grad():
         sae.input_scale.copy_(torch.tensor([0.375, 2.5]))
     assert "`input_scale` = 0.375, 2.5" in render_card(sae).text
+
+
+def test_the_code_on_a_crosscoders_card_reads_all_its_places(tmp_path, monkeypatch):
+    places = [f"transformer.h.{layer}.output" for layer in (1, 2)]
+    sources = {"source_names": ["early", "late"], "source_widths": [128, 128], "hook_point": "+".join(places)}
+    base_model = str(Path(__file__).parents[2] / "examples" / "tiny_lm")
+    sae = SAE.from_config(CrosscoderSAEConfig(**sources, n_features=64, k=4, base_model=base_model))
+    sae.save_pretrained(tmp_path)
+    write_card(tmp_path, sae)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet((tmp_path / "README.md").read_text()), names)
+    with torch.no_grad(), capture(names["model"], places) as read:
+        names["model"](**names["inputs"])
+    by_hand = sae.encode(torch.cat([read[place] for place in places], -1))
+    torch.testing.assert_close(names["features"].to_dense(), by_hand)
+    assert by_hand.any() and "A crosscoder (`CrosscoderSAE`)" in (tmp_path / "README.md").read_text()
 
 
 def test_figures_of_other_weights_are_called_stale_and_leave_the_metadata():
