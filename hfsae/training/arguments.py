@@ -215,8 +215,9 @@ class SAETrainingArguments:
     use_cpu: bool = OPTIMISATION(False, "Whether to stay on the CPU where there is an accelerator.")
     seed: int = OPTIMISATION(0, "Seed of initial weights, of text order and of shuffling.", NOT_NEGATIVE, per_sae=True)
 
-    revival: Literal["auto", "auxk", "resample", "none"] = DEAD_FEATURES(
-        "auto", "How dead features come back; 'auto': resample for standard and gated, auxk for the others."
+    revival: Literal["auto", "auxk", "resample", "repoint", "none"] = DEAD_FEATURES(
+        "auto",
+        "How dead features come back; 'auto': resample for standard and gated, else auxk; repoint: transcoders.",
     )
     dead_feature_window: int = DEAD_FEATURES(
         10_000_000, "Tokens without firing after which a feature is dead; shorter in a run of under 640 M.", POSITIVE

@@ -341,7 +341,7 @@ def _needs(
     dense_bytes = 4 * tokens * n
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
-    wide += _DENSE_IN_AUXK * dense_bytes if revival == "auxk" else 0
+    wide += _DENSE_IN_AUXK * dense_bytes if revival in ("auxk", "repoint") else 0
     flops = (config.d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
     state_bytes = 4 * 4 * (parameters // parts)
     rows_bytes = 4 * tokens * max(config.d_in, config.d_out)

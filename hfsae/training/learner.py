@@ -24,6 +24,7 @@ from hfsae.training.dead_features import FiringCounter, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
 from hfsae.training.plan import Plan
 from hfsae.training.replay import Replay
+from hfsae.training.repointing import repoint
 from hfsae.training.schedules import learning_rate_at, warmup_factor
 from hfsae.training.sharding import ShardedSAE, load_whole, placed_like, stored, whole
 from hfsae.training.sparsity import SparsityCoefficient
@@ -37,6 +38,9 @@ _RARE = 1e-5
 _EVEN_WIDTH = 16
 # On a GPU by powers of two from this on: for each number of them a step is recorded once.
 _LEAST_RECORDED = 64
+# Features of a transcoder that stay dead are pointed anew up to this share of the run: what is new late is unlearned
+# no more, what dies after it stays dead.
+_REPOINTED_UNTIL = 0.95
 # Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
 _DEAD_REFRESH_STEPS = 16
 
@@ -114,13 +118,15 @@ class Learner:
         self.sae.train()
         set_learning_rate(self.optimiser, self.learning_rate(step))
         self._refresh_dead(step)
+        if self.plan.revival == "repoint":
+            self._repoint(rows, step)
         state = StepState(
             step=step,
             progress=step / self.plan.total_steps,
             sparsity_coefficient=self.coefficient.at(step),
             dead=self._dead,
             n_dead=self._n_dead,
-            auxk_alpha=self.args.auxk_alpha if self.plan.revival == "auxk" else 0.0,
+            auxk_alpha=self.args.auxk_alpha if self.plan.has_auxk else 0.0,
             target_l0=self.plan.target_l0,
             world_size=self._accelerator.num_processes if self._replicated else 1,
         )
@@ -208,11 +214,23 @@ class Learner:
         return rate
 
     def _refresh_dead(self, step: int) -> None:
-        if self.plan.revival != "auxk":
+        if not self.plan.has_auxk:
             return
         if self._dead is None or self._accelerator.device.type == "cpu" or step % _DEAD_REFRESH_STEPS == 0:
             self._dead = self.firing.dead
             self._n_dead = _rounded_up(int(torch.count_nonzero(self._dead)), self._device, len(self._dead))
+
+    def _repoint(self, rows: list[Tensor], step: int) -> None:
+        """Points features anew that have been dead for a window, and again after each further one."""
+        every = 1 if self._accelerator.device.type == "cpu" else _DEAD_REFRESH_STEPS
+        if step % every or step > _REPOINTED_UNTIL * self.plan.total_steps:
+            return
+        dead, since = self.firing.dead, self.firing.tokens_since_fired
+        stuck = dead & (since % self.plan.dead_window < every * self.plan.tokens_per_step)
+        if stuck.any():
+            pair = rows[0], rows[len(rows) // 2]
+            seed = self.args.seed + step
+            repoint(self.sae, self.optimiser, *pair, stuck, dead, seed, together=self._replicated)
 
     def _resample(self, activations: Tensor, step: int) -> None:
         dead = self.firing.dead

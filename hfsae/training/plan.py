@@ -35,6 +35,11 @@ class Plan:
     sparsity_warmup_steps: int
     target_l0: float | None
 
+    @property
+    def has_auxk(self) -> bool:
+        """Whether dead features reconstruct what the living ones missed."""
+        return self.revival in ("auxk", "repoint")
+
     @classmethod
     def make(cls, args: SAETrainingArguments, sae: SAE, processes: int) -> "Plan":
         """Resolves every 'auto' and every share of the run."""
@@ -48,6 +53,8 @@ class Plan:
         coefficient, target = _sparsity(args, sae)
         density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
         revival = revival_of(sae, args.revival)
+        if revival == "repoint" and args.sae_placement == "shard":
+            raise ValueError("revival='repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'.")
         return cls(
             total_steps=total,
             tokens_per_step=tokens_per_step,
@@ -73,8 +80,10 @@ def revival_of(sae: SAE, wanted: str) -> str:
     if sae.config.is_transcoder and wanted == "resample":
         raise ValueError(
             "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
-            "others than it reads. Use revival='auxk'."
+            "others than it reads. Use revival='auxk' or 'repoint'."
         )
+    if wanted == "repoint" and not sae.config.is_transcoder:
+        raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted != "auto":
         return wanted
     return "auxk" if sae.config.is_transcoder else sae.default_revival

@@ -1,0 +1,116 @@
+"""Features of a transcoder that stay dead are pointed at what is missed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfsae import SAE
+from hfsae.architectures import config_class_of
+from hfsae.autoencoder.initialisation import initialise
+from hfsae.training.optimisation import build_optimiser
+from hfsae.training.repointing import repoint
+from tests.training.tiny import ARCHITECTURES, contents, make_learner, make_sae, sparse_rows, stop_at, trainer
+
+DEAD = torch.arange(48) >= 30
+STUCK = torch.arange(48) >= 40
+SET = {"hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1"}
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    """What is read, far off centre, and what is to be written."""
+    x = sparse_rows(600) + 2
+    return x, torch.relu(x @ torch.randn(16, 16, generator=torch.Generator().manual_seed(4))) + 1
+
+
+def drowned(architecture: str) -> SAE:
+    """A transcoder whose dead features are far below 0 everywhere."""
+    x, y = rows()
+    config_class = config_class_of(architecture)
+    options = {"k": 4} if "k" in config_class.__dataclass_fields__ else {}
+    torch.manual_seed(0)
+    places = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False}
+    sae = SAE.from_config(config_class(d_in=16, d_out=16, n_features=48, **places, **options))
+    initialise(sae, x, target=y)
+    with torch.no_grad():
+        sae.shift_pre_activations(torch.where(DEAD, -100.0, 0.0))
+    return sae
+
+
+def repointed(sae: SAE) -> torch.optim.Optimizer:
+    x, y = rows()
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in sae.parameters():
+        optimiser.state[parameter] = {"exp_avg": torch.ones_like(parameter), "step": torch.tensor(1.0)}
+    assert repoint(sae, optimiser, x, y, STUCK, DEAD, seed=3) == 8
+    return optimiser
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_they_fire_now_and_then_and_the_others_are_as_they_were(architecture):
+    sae = drowned(architecture).eval()
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    pre = F.linear(sae.encoder_input(sae.scaled(rows()[0])), sae.encoder_rows, sae.encoder_bias)
+    assert pre[:, STUCK].max() < -50
+    repointed(sae)
+    pre = F.linear(sae.encoder_input(sae.scaled(rows()[0])), sae.encoder_rows, sae.encoder_bias)
+    threshold = sae.threshold if isinstance(getattr(sae, "threshold", None), torch.nn.Parameter) else torch.zeros(48)
+    share = (pre > threshold).float().mean(0)
+    assert (share[STUCK] > 0).all() and (share[DEAD & ~STUCK] == 0).all()
+    for name, tensor in sae.state_dict().items():
+        changed = tensor != before[name]
+        if changed.any():
+            assert len(tensor) == 48 and not changed[~STUCK].any(), name
+
+
+def test_decoder_rows_are_errors_and_encoder_rows_what_was_read_there():
+    sae, (x, y) = drowned("topk"), rows()
+    with torch.no_grad():
+        scaled, goal = sae.scaled(x), sae.scaled_target(x, y)
+        errors = F.normalize(goal - sae.scaled_reconstruction(scaled), dim=1)
+        read = F.normalize(scaled - scaled.mean(0), dim=1)
+        length = sae.encoder.weight[~DEAD].norm(dim=1).mean()
+        repointed(sae)
+        decoder, encoder = sae.W_dec[STUCK], sae.encoder.weight[STUCK]
+    at = (decoder @ errors.T).argmax(1)
+    assert torch.allclose(decoder, errors[at], atol=1e-5)
+    assert torch.allclose(encoder, read[at] * length, atol=1e-5)
+
+
+def test_their_moments_are_forgotten_and_no_others():
+    sae = drowned("jumprelu")
+    optimiser = repointed(sae)
+    for name, parameter in sae.named_parameters():
+        moment = optimiser.state[parameter]["exp_avg"]
+        assert (
+            (moment[STUCK] == 0).all() and (moment[~STUCK] == 1).all() if len(moment) == 48 else (moment == 1).all()
+        ), name
+
+
+def test_where_nothing_lives_nothing_is_done():
+    sae, (x, y) = drowned("topk"), rows()
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    before = sae.W_dec.clone()
+    assert repoint(sae, optimiser, x, y, STUCK, torch.ones(48, dtype=torch.bool), seed=0) == 0
+    assert torch.equal(sae.W_dec, before)
+
+
+def test_autoencoders_are_refused():
+    with pytest.raises(ValueError, match="revival='repoint' is for transcoders"):
+        make_learner(make_sae("topk"), revival="repoint")
+
+
+def test_transcoders_that_are_cut_along_their_features_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'"):
+        trainer(tmp_path, steps=2, revival="repoint", sae_placement="shard", **SET).train()
+
+
+def test_a_run_that_points_anew_goes_on_bit_for_bit(tmp_path):
+    options = {"steps": 40, "revival": "repoint", "n_features": 256, "dead_feature_window": 128, **SET}
+    trainer(tmp_path / "whole", **options).train()
+    trainer(tmp_path / "cut", callbacks=[stop_at(17)], **options).train()
+    trainer(tmp_path / "cut", **options).train(resume_from_checkpoint=True)
+    assert contents(tmp_path / "whole" / "checkpoint-40") == contents(tmp_path / "cut" / "checkpoint-40")
+    trainer(tmp_path / "auxk", **{**options, "revival": "auxk"}).train()
+    first, second = (SAE.from_pretrained(tmp_path / name) for name in ("whole", "auxk"))
+    assert not torch.equal(first.W_dec, second.W_dec)  # features were pointed anew at all
