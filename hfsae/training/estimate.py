@@ -242,7 +242,7 @@ def estimate(
         name if len(found) == 1 else f"{name} {source}".strip(): _needs(
             arguments[name],
             (source, widths_at(widths, source)),
-            target and (target, widths[target]),
+            None if target is None else (target, widths[target]),
             device_type,
             processes,
         )
