@@ -10,6 +10,7 @@
 `hfsae.data.cache_writing` writes it.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from hfsae.data.sources import check_finite
 from hfsae.data.stored import StoredRows
+from hfsae.folders import found_again
 from hfsae.storage import (
     SUMS,
     DamagedFileError,
@@ -51,7 +53,8 @@ class CacheDescription:
         shard_rows: Rows in a shard; the last one may have fewer.
         dtype: Of the rows, as torch calls it.
         widths: The size of the activations at each hook point.
-        made_from: What the rows were made from, as whoever made them describes it.
+        made_from: What the rows were made from, as whoever made them describes it. `folder`, where it is there, is the
+            absolute path at which the cache was begun.
     """
 
     rows: int
@@ -99,6 +102,12 @@ class CacheDescription:
                 f"{str(found.dtype)[:40]!r}, widths {str(found.widths)[:80]}."
             )
         return found
+
+    def made_from_here(self, folder: str | Path) -> dict[str, Any]:
+        """`made_from` for a cache that lies in a folder now: paths lead to what was moved together with it."""
+        begun = self.made_from.get("folder")
+        here = {} if begun is None else {"folder": os.path.abspath(folder)}
+        return found_again(self.made_from, begun, folder) | here
 
     @property
     def row_bytes(self) -> int:

@@ -125,7 +125,8 @@ def write_cache(
 def _claim(folder: Path, description: CacheDescription) -> None:
     """Makes the folder this cache's, or sees that it is."""
     if (folder / DESCRIPTION).exists():
-        differing = _differences(asdict(CacheDescription.read(folder)), asdict(description))
+        before = CacheDescription.read(folder)
+        differing = _differences(asdict(before) | {"made_from": before.made_from_here(folder)}, asdict(description))
         if differing:
             raise FileExistsError(
                 f"{folder} holds another cache: {'; '.join(differing)}. Choose another folder, make the same one, or "

@@ -17,7 +17,6 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
-from hfsae.folders import found_again
 from hfsae.in_use import make_folder
 from hfsae.language_model import Origin, find, without_weights
 from hfsae.storage import ODD, DamagedFileError, naming
@@ -200,7 +199,7 @@ def _made_from(description: CacheDescription, folder: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: If it says that in another way than this version reads.
     """
-    said = found_again(description.made_from, description.made_from.get("folder"), folder)
+    said = description.made_from_here(folder)
     told = said.get("base_model") or {}
     fields = {f.name for f in dataclasses.fields(Origin)}
     kinds = {"arguments": dict, "base_model": dict | None, "model_config": dict, "text_digest": str}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -116,6 +117,30 @@ def test_a_cache_is_trained_from_in_another_working_directory(tmp_path, monkeypa
         told = {"activation_cache": str(tree / "caches" / "c"), "eval_tokens": 0, "output_dir": str(tmp_path / out)}
         SAETrainer(args=relative(**options | told)).train()
         assert SAE.from_pretrained(tmp_path / out).config.base_model == names["model_name_or_path"]
+
+
+def copied(tree: Path) -> Path:
+    shutil.copytree(tree / "caches", tree.parent / "copy" / "caches")
+    return tree
+
+
+@pytest.mark.parametrize("place", [moved, copied])
+def test_an_unfinished_cache_is_gone_on_with_in_another_place(tmp_path, monkeypatch, place):
+    tree = make_tree(tmp_path / "tree")
+    monkeypatch.chdir(tree)
+    cache_activations(relative(output_dir="caches/c"))
+    last = sorted((tree / "caches" / "c").glob("rows-*.safetensors"))[-1]
+    wanted = last.read_bytes()
+    last.unlink()
+    monkeypatch.chdir(tmp_path)
+    tree = place(tree)
+    names = {"model_name_or_path": str(tree / "models" / "lm"), "dataset_name": str(tree / "texts" / "a.jsonl")}
+    cache = (tmp_path / "copy" if place is copied else tree) / "caches" / "c"
+    cache_activations(relative(output_dir=str(cache), **names))
+    assert (cache / last.name).read_bytes() == wanted
+    other = make_tree(tmp_path / "other") / "texts" / "a.jsonl"
+    with pytest.raises(FileExistsError, match="made_from.arguments.dataset_name was"):
+        cache_activations(relative(output_dir=str(cache), **names | {"dataset_name": str(other)}))
 
 
 def test_an_id_of_the_hub_is_not_the_folder_of_that_name_that_happens_to_be_here(tmp_path, monkeypatch):
