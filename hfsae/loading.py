@@ -71,7 +71,7 @@ def load_sae(
             sae = _load_foreign(source, wanted, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
-    target = class_for(config, wanted, source)
+    target: Any = class_for(config, wanted, source)
     _find_folders_again(config, source, kwargs.get("subfolder"))
     # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be
     # huge would have its claim allocated first.

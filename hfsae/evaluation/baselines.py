@@ -4,6 +4,8 @@ A wide enough random dictionary recovers a lot by itself, so a figure means some
 many numbers a token as the SAE has active features, and are measured by the very functions that measure it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,12 +32,13 @@ def untrained(sae: SparseAutoencoder, activations: Tensor, k: int) -> SparseAuto
     Returns:
         A new SAE on the same device, the same for the same arguments.
     """
-    config = config_class_of("topk")(
-        d_in=sae.config.d_in,
-        n_features=sae.config.n_features,
-        k=min(k, sae.config.n_features),
-        input_transform=sae.config.input_transform,
-    )
+    fields: dict[str, Any] = {
+        "d_in": sae.config.d_in,
+        "n_features": sae.config.n_features,
+        "k": min(k, sae.config.n_features),
+        "input_transform": sae.config.input_transform,
+    }
+    config = config_class_of("topk")(**fields)
     # Seeded apart, so that whoever evaluates in the middle of a run does not change its course.
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
