@@ -151,6 +151,25 @@ def test_the_command_line_says_it_in_one_line(hub, capsys):
         assert "there is no folder runs/nothere here" in said and len(said.splitlines()) == 1, command
 
 
+def test_a_language_model_that_is_not_there_is_called_so_in_one_line(hub, tmp_path, capsys):
+    options = [
+        "--dataset_name",
+        "python-stdlib",
+        "--hook_point",
+        "resid_post.1",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    for name, sentence in (
+        ("./nothere", "in the folder ./nothere, which is not there"),
+        ("nothere/model", "nothere/model"),
+    ):
+        assert main(["train", "--model_name_or_path", name, *options]) == 1
+        said = capsys.readouterr().err.strip()
+        assert sentence in said and len(said.splitlines()) == 1, name
+        assert "Repo id must" not in said and "local_files_only" not in said
+
+
 def test_a_gated_repository_says_where_to_ask(hub):
     stranger = hub.add_user("stranger")
     SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4)).push_to_hub("stranger/sae", token=stranger.write_token)
