@@ -237,7 +237,7 @@ def _figures(
 def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
     """A crosscoder's metrics, from the sums of each source."""
     of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
-    metrics = of_all_sides(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
+    metrics: dict[str, Any] = of_all_sides(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if baselines:
         metrics["baselines"] = {}
         metrics["notes"]["baselines"] = "a crosscoder has none: they reconstruct one place"

@@ -332,12 +332,15 @@ def test_what_saebench_has_to_know_is_asked_for(field: str):
 def test_a_crosscoder_is_refused_and_one_source_of_it_is_written(architecture: str, tmp_path: Path):
     place = {"hook_point": "gpt_neox.layers.1.output+gpt_neox.layers.2.output"}
     sae = make(architecture, **place)
-    for write in (sae.to_saelens, sae.to_sparsify, lambda _: sae.to_saebench(hook_name="blocks.2.hook_resid_post")):
-        with pytest.raises(ValueError, match="nothing that computes|one, sae.source|sparsify holds TopK"):
-            write(tmp_path / "refused")
+    refused = pytest.raises(ValueError, match="nothing that computes|one, sae.source|sparsify holds TopK")
+    for format in ("saelens", "sparsify"):
+        with refused:
+            export_sae(sae, tmp_path / "refused", format)
+    with refused:
+        SAEBenchView(sae, hook_name="blocks.2.hook_resid_post")
     assert not (tmp_path / "refused").exists()
     alone, x = sae.source("tuned"), X[:, :4]
-    again = SAE.from_pretrained(alone.to_saelens(tmp_path / "out"))
+    again = SAE.from_pretrained(export_sae(alone, tmp_path / "out", "saelens"))
     torch.testing.assert_close(again(x).reconstruction, alone(x).reconstruction, **CLOSE)
     assert again.config.hook_point == "gpt_neox.layers.2.output"
 
