@@ -18,7 +18,7 @@ from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
 from hfsae.places import must_be_local, sae_folders
 from hfsae.progress import quietly
-from hfsae.storage import DamagedFileError, check_sum, naming, read_header, sha256_of
+from hfsae.storage import DamagedFileError, check_sum, naming, read_header, read_json, sha256_of
 from hfsae.suggestions import refuse_misspelled
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -279,11 +279,30 @@ def _find_folders_again(config: SAEConfig, source: str | os.PathLike, subfolder:
     """Lets a config whose SAE was moved on this machine name the folders that were moved with it."""
     before = (config.training or {}).get("folder")
     here = os.path.abspath(os.path.join(source, subfolder or ""))
-    if before is None or before == here or not os.path.isdir(here):
+    if not os.path.isdir(here):
+        return
+    if before is None and (run := _run_of_checkpoint(Path(here))) is not None:
+        written_in, lies_in = run
+    else:
+        written_in, lies_in = before, here
+    if written_in is None or written_in == lies_in:
         return
     for name in ("base_model", "base_model_adapter", "training", "metrics"):
-        setattr(config, name, found_again(getattr(config, name), before, here))
-    config.training = {**(config.training or {}), "folder": here}
+        setattr(config, name, found_again(getattr(config, name), written_in, lies_in))
+    if before is not None:
+        config.training = {**(config.training or {}), "folder": here}
+
+
+def _run_of_checkpoint(folder: Path) -> tuple[Any, str] | None:
+    """Of an SAE in a checkpoint, the folder of its run as it was written down, and where that is now; else None."""
+    for saes in (folder, *folder.parents):
+        record = saes.parent / "run.json"
+        if saes.name == "saes" and record.is_file():
+            try:
+                return read_json(record).get("folder"), str(saes.parent.parent)
+            except DamagedFileError:  # the weights may be whole all the same
+                return None
+    return None
 
 
 def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exception) -> None:

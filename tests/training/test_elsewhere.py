@@ -78,6 +78,19 @@ def test_model_text_and_commands_are_found_from_another_working_directory(traine
     assert config["metrics"]["protocol"]["dataset"] == str(run.parents[1] / "texts" / "a.jsonl")
 
 
+@pytest.mark.parametrize("record", ["whole", "broken"])
+def test_the_sae_of_a_checkpoint_finds_its_model_where_the_tree_was_moved(trained, record: str):
+    tree = moved(trained)
+    checkpoint = tree / "runs" / "x" / "checkpoint-6"
+    if record == "broken":
+        (checkpoint / "run.json").write_text("{")
+    sae = SAE.from_pretrained(checkpoint / "saes")
+    place = tree if record == "whole" else trained
+    assert sae.config.base_model == str(place / "models" / "lm")
+    if record == "whole":
+        assert sae.load_base_model().config.vocab_size and sae.load_tokenizer().vocab_size
+
+
 def test_nothing_that_is_published_or_read_by_people_names_the_folders(trained):
     run = trained / "runs" / "x"
     main(["dashboard", str(run)])
