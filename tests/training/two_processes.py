@@ -92,6 +92,7 @@ def spread_over_text(folder: Path) -> TrainOutput:
     return train_text(folder, {"saes": saes}, sae_placement="spread")
 
 
+SOURCES = {"source_names": ["base", "tuned"], "source_widths": [6, 10]}
 # Every architecture and what changes its loss or its selection: its name, its own options, those of its training.
 CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "topk": ("topk", {}, {}),
@@ -103,6 +104,8 @@ CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "quadratic": ("jumprelu", {"sparsity": "l0_quadratic"}, {"sparsity_coefficient": None, "target_l0": 6}),
     "standard": ("standard", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
     "gated": ("gated", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
+    "crosscoder": ("crosscoder", SOURCES, {}),
+    "standard_crosscoder": ("standard_crosscoder", SOURCES, {}),
 }
 
 
