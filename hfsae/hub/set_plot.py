@@ -10,6 +10,7 @@ from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set, set_names
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, save
 from hfsae.loading import load_config
+from hfsae.places import CONFIG_FILE
 from hfsae.saving import files_at_once
 
 _RUNS = {
@@ -64,6 +65,7 @@ def draw_set(folder: Path) -> None:
     if record is None:
         (folder / SET_PLOT).unlink(missing_ok=True)
         return
-    each = {name: mapping(load_config(folder, subfolder=name).metrics) for name in set_names(record)}
+    there = [name for name in set_names(record) if (folder / name / CONFIG_FILE).is_file()]
+    each = {name: mapping(load_config(folder, subfolder=name).metrics) for name in there}
     with files_at_once(folder) as beside:
         set_plot(record, each, beside / SET_PLOT)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfsae.attach import places_of
 from hfsae.evaluation.evaluate import evaluate_saes
 from hfsae.evaluation.saved_set import SET_FILE, read_set, set_names
 from hfsae.evaluation.together import evaluate_together
@@ -82,6 +83,7 @@ def measure_set_again(
     if model is not None:
         rename_base_model(first.config, model)
     lm = first.load_base_model()
+    places_of(saes, lm, splice=True)  # each may fit, and all together not
     blocks = blocks_of(first, text.source, batch_size)
     options: dict[str, Any] = {
         "max_tokens": tokens,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfsae.analysis import Feature, TokenTexts, collect_features
+from hfsae.evaluation.sides import is_crosscoder
 from hfsae.hub.card import draw_pictures
 from hfsae.hub.html_report import ShownFeature, ShownToken, write_report
 from hfsae.language_model import rename_base_model
@@ -57,7 +58,8 @@ def show_saved(
 
     Args:
         folder: Where it was saved.
-        model: The language model; None loads the one that the config names. Without either there are no examples.
+        model: The language model; None loads the one that the config names. Without either there are no examples, and
+            none of a crosscoder, whose features read several places.
         dataset: Text of the examples; None takes the one that the recorded metrics were measured on.
         dataset_config: Configuration of that dataset.
         split: Split of that dataset; None: the only one, or `"test"`.
@@ -75,7 +77,7 @@ def show_saved(
     examples: list[ShownFeature] = []
     if model is not None:
         rename_base_model(sae.config, model)
-    if sae.config.base_model is not None:
+    if sae.config.base_model is not None and not is_crosscoder(sae):
         source = text_to_measure(config, folder, dataset, dataset_config, split).source
         tokenizer, text = sae.load_tokenizer(), source.documents()
         lm = sae.load_base_model()
@@ -89,7 +91,7 @@ def show_saved(
 
 def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
     base, text = run.base, run.texts.evaluation if run.texts is not None else None
-    if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor):
+    if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor) or is_crosscoder(sae):
         return []
     chosen = _spread(run.learners[name].firing.density)
     if not chosen:

@@ -90,6 +90,22 @@ def test_figures_on_other_text_leave_the_record_alone(copied, capsys):
     assert "--baselines is for one SAE" in capsys.readouterr().err
 
 
+def test_an_sae_that_is_gone_leaves_the_others_their_cards_and_the_figures_of_the_whole_stale(copied, capsys):
+    shutil.rmtree(copied / NAMES[1])
+    assert main(["card", str(copied)]) == 0
+    card = (copied / "README.md").read_text()
+    assert "figures of the whole set are of other weights" in card and f"[{NAMES[1]}]" not in card.replace("\\", "")
+
+
+def test_two_that_write_at_one_place_are_refused_before_anything_is_measured(copied, capsys, monkeypatch):
+    shutil.rmtree(copied / NAMES[1])
+    shutil.copytree(copied / NAMES[0], copied / NAMES[1])
+    monkeypatch.setattr("hfsae.saved.sets.evaluate_saes", lambda *_, **__: pytest.fail("measured before"))
+    for command in ("eval", "verify"):
+        assert main([command, str(copied)]) == 1
+        assert "'mlp_in.2' and 'mlp_in.3' write at" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_record_or_with_a_broken_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no set: there is no set\.json"):
         verify_set(tmp_path)

@@ -58,6 +58,20 @@ def test_the_page_of_a_saved_sae_of_unnamed_activations_has_no_examples(tmp_path
     assert "Examples of features" not in show_saved(tmp_path).read_text()
 
 
+def test_the_page_of_a_crosscoder_has_no_examples_and_its_run_says_nothing_of_a_failure(tmp_path, capsys, caplog):
+    language_model().save_pretrained(tmp_path / "lm")
+    pythia_like().save_pretrained(tmp_path / "lm")
+    text(2000).to_json(tmp_path / "text.jsonl")
+    names = {"model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "text.jsonl")}
+    joined = {"architecture": "crosscoder", "hook_point": "resid_post.0+resid_post.2"}
+    run = tmp_path / "run"
+    SAETrainer(args=arguments(run, steps=10, eval_tokens=300, html_report=True, **names, **joined)).train()
+    assert "no examples of features" not in caplog.text + capsys.readouterr().err
+    before = (run / "report.html").read_text()
+    assert "explained variance" in before and "Examples of features" not in before
+    assert show_saved(run, disable_tqdm=True).read_text() == before
+
+
 def conversations(count: int = 300) -> list[list[dict[str, str]]]:
     return [
         [{"role": "user", "content": said}, {"role": "assistant", "content": "w1 w2"}] for said in text(count)["text"]
