@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name, architecture_names
-from hfsae.configuration import SAEConfig
+from hfsae.configuration import TOGETHER, SAEConfig
 from hfsae.hub import model_index
 from hfsae.hub.kinds import mapping, text
 from hfsae.hub.names import dataset_id, hub_id
@@ -68,8 +68,11 @@ def front_matter(
 
 
 def place_tags(*names: str | None) -> list[str]:
-    """The names of a place as tags, by which SAEs that read there are found; none for what cannot be a tag."""
-    return [name for name in names if name and _TAG.fullmatch(name)]
+    """The names of a place as tags, by which SAEs that read there are found; none for what cannot be a tag.
+
+    Of places that a crosscoder joins, each has its own.
+    """
+    return [part for name in names if name for part in name.split(TOGETHER) if _TAG.fullmatch(part)]
 
 
 def merge(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

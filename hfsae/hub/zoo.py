@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
 from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.configuration import TOGETHER
 from hfsae.connection import reachable
 from hfsae.evaluation.saved_set import set_names
 from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
@@ -177,7 +178,8 @@ def find_saes(
 
     Args:
         base_model: Hub id of the language model: `"openai-community/gpt2"`.
-        hook_point: Portable or canonical name of the place: `"resid_post.8"`, `"transformer.h.8.output"`.
+        hook_point: Portable or canonical name of the place: `"resid_post.8"`, `"transformer.h.8.output"`. Crosscoders
+            are found by any place that they read, or by all of them, joined with +.
         architecture: `"topk"`, ...
         author: User or organisation.
         search: Words in the repositories' names.
@@ -195,9 +197,10 @@ def find_saes(
         >>> found = find_saes(base_model="openai-community/gpt2", architecture="topk")  # doctest: +SKIP
         >>> SAE.from_pretrained(found[0].repo_id, subfolder=found[0].name)  # doctest: +SKIP
     """
-    if hook_point is not None and not place_tags(hook_point):
+    places = place_tags(hook_point)
+    if hook_point is not None and len(places) < len(hook_point.split(TOGETHER)):
         raise ValueError(f"{hook_point!r} is no name of a place; give one such as 'resid_post.8'.")
-    tags = [LIBRARY, f"base_model:adapter:{base_model}" if base_model else None, hook_point, architecture]
+    tags = [LIBRARY, f"base_model:adapter:{base_model}" if base_model else None, *places, architecture]
     api = HfApi(token=usable_token(token), library_name=LIBRARY)
     wanted_tags = [tag for tag in tags if tag]
     with reachable():
@@ -208,8 +211,14 @@ def find_saes(
         for model in models
         for entry in _list_leniently(model.id, token)
         if all(value in (None, getattr(entry, name)) for name, value in wanted.items())
-        if hook_point in (None, entry.portable_name, entry.hook_point)
+        if hook_point is None or _reads(entry, hook_point)
     ]
+
+
+def _reads(entry: SAEEntry, place: str) -> bool:
+    """Whether an SAE reads at a place, or a crosscoder there too."""
+    names = [name for name in (entry.portable_name, entry.hook_point) if name]
+    return any(place == name or place in name.split(TOGETHER) for name in names)
 
 
 def _list_leniently(repo_id: str, token: str | bool | None) -> list[SAEEntry]:

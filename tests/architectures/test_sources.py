@@ -121,6 +121,20 @@ def test_a_source_alone_is_saved_knows_its_place_and_has_weights_of_its_own(tmp_
     assert torch.equal(sae.W_dec, before)
 
 
+def test_a_source_alone_is_listed_and_exported_under_the_name_of_its_own_place():
+    sae = VARIANTS["crosscoder"].make(hook_point="layers.1.output+layers.2.output")
+    for recorded, own in (
+        ("resid_post.1+resid_post.2", "resid_post.2"),
+        ("resid_post.1", "resid_post.1"),
+        (None, None),
+    ):
+        sae.config.training = {"portable_name": recorded, "n_tokens": 7}
+        assert sae.source("tuned").config.training == {"portable_name": own, "n_tokens": 7}
+        assert sae.config.training["portable_name"] == recorded
+    sae.config.training = None
+    assert sae.source("tuned").config.training is None
+
+
 # -- what cannot be right ---------------------------------------------------------------------------------------------
 def test_a_source_that_there_is_not_is_refused():
     sae, part = VARIANTS["crosscoder"].make(), by_source()["tuned"]

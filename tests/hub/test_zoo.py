@@ -8,7 +8,16 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 
-from hfsae import SAE, BatchTopKSAEConfig, StandardSAEConfig, find_saes, list_saes, load_saes, push_saes
+from hfsae import (
+    SAE,
+    BatchTopKSAEConfig,
+    CrosscoderSAEConfig,
+    StandardSAEConfig,
+    find_saes,
+    list_saes,
+    load_saes,
+    push_saes,
+)
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import zoo_name
 from tests.hub.samples import config, metrics, snippet, training
@@ -236,6 +245,28 @@ def test_saes_are_found_by_model_place_and_architecture(zoo):
     assert [entry.repo_id for entry in find_saes(search="standard")] == ["lab/standard"]
     with pytest.raises(ValueError, match="no name of a place"):
         find_saes(hook_point="a b")
+
+
+def test_crosscoders_are_found_by_each_of_their_places_and_by_all_of_them(hub):
+    sources = {"source_names": ["a", "b"], "source_widths": [4, 4], "n_features": 16, "k": 2}
+    sae = SAE.from_config(CrosscoderSAEConfig(**sources, hook_point="layers.1.output+layers.2.output"))
+    sae.config.training = {"portable_name": "resid_post.1+resid_post.2"}
+    sae.push_to_hub("lab/both")
+    sae.source("b").push_to_hub("lab/many", subfolder="b")
+    found = {
+        "resid_post.1": ["lab/both"],
+        "layers.2.output": ["lab/both", "lab/many"],
+        "resid_post.1+resid_post.2": ["lab/both"],
+        "resid_post.2+resid_post.1": [],
+        "resid_post.3": [],
+    }
+    for place, repositories in found.items():
+        assert sorted(entry.repo_id for entry in find_saes(hook_point=place)) == repositories, place
+    assert [entry.place for entry in list_saes("lab/many")] == ["resid_post.2"]
+    card = hub.repo("lab/both").files()["README.md"].decode()
+    assert "fitted to its sources together" in card and "- resid_post.1\n- resid_post.2\n" in card
+    with pytest.raises(ValueError, match="no name of a place"):
+        find_saes(hook_point="resid_post.1+")
 
 
 def test_without_a_hub_listing_loading_and_finding_say_so(zoo):
