@@ -105,6 +105,7 @@ class Crosscoder(SAE):
 
         Raises:
             ValueError: If there is no such source, one is missing, or its shape does not fit.
+            TypeError: If activations are no floating point tensor.
         """
         if not isinstance(activations, Mapping):
             return activations
@@ -112,6 +113,10 @@ class Crosscoder(SAE):
         for name in activations:
             if name not in names:
                 raise ValueError(f"there is no source {name!r}, but {', '.join(names)}.{did_you_mean(name, names)}")
+        for name, part in activations.items():
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+                raise TypeError(f"activations of {name} must be a floating point tensor, got {got}.")
         missing = [name for name in names if name not in activations]
         if missing and not (partial and activations):
             raise ValueError(f"no activations of {', '.join(missing)} are given: only `encode` can do without.")

@@ -159,6 +159,12 @@ def test_sources_must_fit_their_widths_and_each_other():
         sae.encode({})
 
 
+@pytest.mark.parametrize("wrong, got", [([1.0], "list"), (torch.ones(3, TUNED, dtype=torch.int64), "int64")])
+def test_sources_that_are_no_floating_point_tensors_are_refused(wrong, got: str):
+    with pytest.raises(TypeError, match=f"activations of tuned must be a floating point tensor, got .*{got}"):
+        VARIANTS["crosscoder"].make().encode({"tuned": wrong})
+
+
 def test_the_scales_of_several_sources_cannot_move_into_features():
     with pytest.raises(ValueError, match="needs one scale for all of input and output"):
         VARIANTS["crosscoder"].make().fold_input_scale("unit_rows")
