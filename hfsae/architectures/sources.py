@@ -172,10 +172,10 @@ class Crosscoder(SAE):
         width, end = config.source_widths[place], sum(config.source_widths[: place + 1])
         options |= {"d_in": width, "d_out": width, "metrics": None, "rescale_by_decoder_norm": False}
         options["hook_point"] = config.source_places[place]
-        recorded = options.get("training")
-        portable = recorded.get("portable_name") if isinstance(recorded, dict) else None
-        if isinstance(portable, str) and len(parts := portable.split(TOGETHER)) == len(names):
-            options["training"] = {**recorded, "portable_name": parts[place]}
+        if isinstance(recorded := options.get("training"), dict):
+            portable = str(recorded.get("portable_name")).split(TOGETHER)
+            if 1 < len(portable) == len(names):
+                options["training"] = {**recorded, "portable_name": portable[place]}
         alone = sae_class(sae_class.config_class(**options)).to(device=self.device, dtype=self.dtype)  # type: ignore
         own, others = slice(end - width, end), self.b_dec.clone()
         others[own] = 0
