@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.modeling import SAE
+from hfsae.training.sharding import OF_NO_FEATURE
 
 # A revived feature is on its strongest of so many tokens as strong as the median living one on its own.
 _LEVEL_TOKENS = 512
@@ -75,9 +76,11 @@ def repoint(
     shift[features] = level - now.amax(0)
     _of_first_process(shift, together=together)
     sae.shift_pre_activations(shift)
-    for parameter in sae.parameters():
+    for name, parameter in sae.named_parameters():
+        if name in OF_NO_FEATURE or not parameter.dim() or len(parameter) != len(dead):
+            continue
         for moment in optimiser.state.get(parameter, {}).values():
-            if moment.shape == parameter.shape and len(parameter.shape) and len(parameter) == len(dead):
+            if moment.shape == parameter.shape:
                 moment[features] = 0
     return len(features)
 

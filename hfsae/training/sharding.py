@@ -25,8 +25,8 @@ from hfsae.functional import GroupMax, Selection
 from hfsae.modeling import SAE
 from hfsae.training.selection_of_all import SHARED, of_all
 
-# What has no row or number for each feature, even where it is as wide: kept whole in every process.
-_KEPT_WHOLE = ("b_dec", "W_skip")
+OF_NO_FEATURE = ("b_dec", "W_skip")
+"""Parameters that have no row or number for each feature, even where they are as wide; no process cuts them."""
 
 
 def refuse_unfit(sae: SAE, processes: int) -> None:
@@ -65,7 +65,7 @@ class ShardedSAE(nn.Module):
         super().__init__()
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for name, parameter in list(sae.named_parameters()):
-            by_feature = name not in _KEPT_WHOLE and parameter.shape[:1] == (sae.config.n_features,)
+            by_feature = name not in OF_NO_FEATURE and parameter.shape[:1] == (sae.config.n_features,)
             placement = Shard(0) if by_feature else Replicate()
             _set(sae, name, nn.Parameter(_cut(parameter.detach(), self._mesh, placement)))
         for parameter in sae.parameters():

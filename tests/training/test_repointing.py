@@ -63,6 +63,22 @@ def test_they_fire_now_and_then_and_the_others_are_as_they_were(architecture):
             assert len(tensor) == 48 and not changed[~STUCK].any(), name
 
 
+def test_what_belongs_to_no_feature_keeps_its_moments_where_it_is_as_wide():
+    """As many dimensions are written as there are features."""
+    x, y = rows()[0], sparse_rows(600, 48)
+    torch.manual_seed(0)
+    places = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False, "skip": True}
+    sae = SAE.from_config(config_class_of("topk")(d_in=16, d_out=48, n_features=48, k=4, **places))
+    initialise(sae, x, target=y)
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in sae.parameters():
+        optimiser.state[parameter] = {"exp_avg": torch.ones_like(parameter), "step": torch.tensor(1.0)}
+    assert repoint(sae, optimiser, x, y, STUCK, DEAD, seed=3) == 8
+    for name, parameter in sae.named_parameters():
+        of_stuck = optimiser.state[parameter]["exp_avg"][STUCK]
+        assert torch.equal(of_stuck, torch.full_like(of_stuck, float(name in ("b_dec", "W_skip")))), name
+
+
 def test_decoder_rows_are_errors_and_encoder_rows_what_was_read_there():
     sae, (x, y) = drowned("topk"), rows()
     with torch.no_grad():
