@@ -5,6 +5,7 @@ place in it, the context it was trained on, which tokens were left out, how it w
 Architectures add their own fields in `hfsae/architectures/`.
 """
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import MISSING, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,11 +16,11 @@ from transformers import PreTrainedConfig
 from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.suggestions import did_you_mean
 
-TOGETHER = "+"
-"""What joins the names of places that one crosscoder reads: `"resid_post.1+resid_post.2"`."""
-
 MODEL_TYPE_PREFIX = "hfsae_"
 """What the `model_type` of every architecture begins with; its name follows."""
+
+# What joins the names of places that one crosscoder reads.
+_TOGETHER = "+"
 
 # A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
 _LOADING: ContextVar[bool] = ContextVar("hfsae_config_is_being_loaded", default=False)
@@ -46,6 +47,21 @@ _INHERITED = {"from_pretrained", "save_pretrained", "to_dict", "to_json_string",
 # What `repr` says first, and of what it says only that it is there.
 _SAID_FIRST = ("d_in", "n_features", "k")
 _SAID_SHORT = ("training", "metrics", "base_model_kwargs")
+
+
+def places_in(place: str) -> list[str]:
+    """The names of places that are joined in one, as a crosscoder reads them; of any other place its own.
+
+    Example:
+        >>> places_in("resid_post.1+resid_post.2")
+        ['resid_post.1', 'resid_post.2']
+    """
+    return place.split(_TOGETHER)
+
+
+def join_places(places: Iterable[str]) -> str:
+    """The opposite of `places_in`."""
+    return _TOGETHER.join(places)
 
 
 @strict
@@ -176,6 +192,16 @@ class SAEConfig(PreTrainedConfig):
     def input_widths(self) -> list[int]:
         """Sizes of the parts of what is read that have a scale of their own, one behind the other."""
         return [self.d_in]
+
+    @property
+    def source_places(self) -> list[str | None]:
+        """Where each of those parts is read; of a crosscoder several places."""
+        return [self.hook_point]
+
+    @property
+    def is_crosscoder(self) -> bool:
+        """Whether what is read has several sources, each with a reconstruction of its own."""
+        return False
 
     @property
     def is_transcoder(self) -> bool:

@@ -59,9 +59,8 @@ def hook_points_of_sources(config: SAEConfig, model: PreTrainedModel) -> list[Ho
         HookPointError: If the model has no such place.
         ValueError: As for `hook_points_of`.
     """
-    places = getattr(config, "source_places", [config.hook_point])
     of_one = {"n_features": 1, "base_model": config.base_model}
-    sizes = zip(places, config.input_widths, strict=True)
+    sizes = zip(config.source_places, config.input_widths, strict=True)
     alone = (SAEConfig(d_in=size, hook_point=place, **of_one) for place, size in sizes)
     return [hook_points_of(config, model)[0] for config in alone]
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -64,30 +65,29 @@ def seeded() -> None:
         torch.manual_seed(0)
 
 
+def _train_on_embedded_model(folder: Path, **options: Any) -> Path:
+    """A short run on the embedded language model and Python's own text; its folder."""
+    from hfsae import SAETrainer, SAETrainingArguments
+
+    short = {"train_batch_tokens": 1024, "init_tokens": 2048, "k": 8, "save_steps": 0, "disable_tqdm": True}
+    model = str(Path(__file__).parents[1] / "examples" / "tiny_lm")
+    named = {"output_dir": str(folder), "model_name_or_path": model, "dataset_name": "python-stdlib"}
+    SAETrainer(args=SAETrainingArguments(**named, **short, **options)).train()  # type: ignore[arg-type]
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a short run on the embedded language model leaves: an SAE, its figures, its card. Not to be written to."""
-    from hfsae import SAETrainer, SAETrainingArguments
-
-    path = tmp_path_factory.mktemp("trained")
-    args = SAETrainingArguments(
-        output_dir=str(path),
-        model_name_or_path=str(Path(__file__).parents[1] / "examples" / "tiny_lm"),
+    return _train_on_embedded_model(
+        tmp_path_factory.mktemp("trained"),
         hook_point="resid_post.1",
-        dataset_name="python-stdlib",
         architecture="topk",
         n_features=256,
-        k=8,
         training_tokens=32_768,
-        train_batch_tokens=1024,
-        init_tokens=2048,
         calibration_tokens=2048,
         eval_tokens=4000,
-        save_steps=0,
-        disable_tqdm=True,
     )
-    SAETrainer(args=args).train()
-    return path
 
 
 @pytest.fixture
@@ -108,26 +108,14 @@ def published(hub: HubServer, trained_folder) -> HubServer:
 @pytest.fixture(scope="session")
 def trained_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two transcoders of the embedded language model. Not to be written to."""
-    from hfsae import SAETrainer, SAETrainingArguments
-
-    path = tmp_path_factory.mktemp("trained") / "set"
-    args = SAETrainingArguments(
-        output_dir=str(path),
-        model_name_or_path=str(Path(__file__).parents[1] / "examples" / "tiny_lm"),
+    return _train_on_embedded_model(
+        tmp_path_factory.mktemp("trained") / "set",
         hook_point="mlp_in.2-3",
         target_hook_point="mlp_out.2-3",
-        dataset_name="python-stdlib",
         n_features=64,
-        k=8,
         training_tokens=8192,
-        train_batch_tokens=1024,
-        init_tokens=2048,
         calibration_tokens=1024,
         eval_tokens=1000,
         lm_batch_sequences=8,
-        save_steps=0,
-        disable_tqdm=True,
         html_report=False,
     )
-    SAETrainer(args=args).train()
-    return path

@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hfsae.autoencoder.outputs import SAEOutput, StepState
-from hfsae.configuration import TOGETHER, SAEConfig
+from hfsae.configuration import SAEConfig, places_in
 from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
@@ -45,9 +45,13 @@ class SourcesConfig(SAEConfig):
         return list(self.source_widths)
 
     @property
+    def is_crosscoder(self) -> bool:
+        return True
+
+    @property
     def source_places(self) -> list[str | None]:
         """Where each source is read: the parts of `hook_point`, or all at the same place."""
-        places: list[str | None] = [None] if self.hook_point is None else [*self.hook_point.split(TOGETHER)]
+        places: list[str | None] = [None] if self.hook_point is None else [*places_in(self.hook_point)]
         return places * len(self.source_names) if len(places) == 1 else places
 
     def validate_sources(self):
@@ -173,7 +177,7 @@ class Crosscoder(SAE):
         options |= {"d_in": width, "d_out": width, "metrics": None, "rescale_by_decoder_norm": False}
         options["hook_point"] = config.source_places[place]
         if isinstance(recorded := options.get("training"), dict):
-            portable = str(recorded.get("portable_name")).split(TOGETHER)
+            portable = places_in(str(recorded.get("portable_name")))
             if 1 < len(portable) == len(names):
                 options["training"] = {**recorded, "portable_name": portable[place]}
         alone = sae_class(sae_class.config_class(**options)).to(device=self.device, dtype=self.dtype)  # type: ignore

@@ -63,6 +63,11 @@ def read_rows(
     return {place: _broadcast(read) for place, read in rows.items()} if of_first_process else rows
 
 
+def means_of(known: Mapping[HookPoint, Tensor]) -> dict[HookPoint, Tensor]:
+    """The mean (d,) of the rows (N, d) of every place, summed up in float64."""
+    return {place: rows.double().mean(0).float() for place, rows in known.items()}
+
+
 def _broadcast(rows: Tensor) -> Tensor:
     """The first process's rows, on every process."""
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"

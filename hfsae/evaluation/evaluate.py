@@ -13,13 +13,13 @@ from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration
-from hfsae.evaluation.measure import Subject, measure
+from hfsae.evaluation.measure import measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
-from hfsae.evaluation.sides import is_crosscoder, of_all_sides
+from hfsae.evaluation.sides import of_all_sides
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, tokens_digest
 from hfsae.hooks.quiet import evaluating
@@ -160,9 +160,7 @@ def evaluate_saes(
     with evaluating(model):
         with all_or_none(all_processes):
             subjects = {
-                (name, side.source or kind): Subject(
-                    side.of(sae, reconstruct), side.reads, side.target, device=sae.device
-                )
+                (name, side.source or kind): side.subject(sae, reconstruct)
                 for name, sae in saes.items()
                 for side in sides[name]
                 for kind, reconstruct in _kinds(sae, known[side.target] if baselines else None).items()
@@ -194,7 +192,7 @@ def evaluate_saes(
 def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
     """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
     measured = {_SAE: sae, **sae.parts()}
-    if calibration is None or sae.config.is_transcoder or is_crosscoder(sae):
+    if calibration is None or sae.config.is_transcoder or sae.config.is_crosscoder:
         return measured
     fitting = calibration[:_FIT_ROWS].to(sae.device)
     with torch.no_grad():
@@ -212,7 +210,7 @@ def _figures(
     sae: SparseAutoencoder, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None
 ) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
-    if is_crosscoder(sae):
+    if sae.config.is_crosscoder:
         return _figures_of_sources(sums, baselines, no_predictions)
     metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {

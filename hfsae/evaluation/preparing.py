@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from hfsae.attach import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
-from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
+from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
 from hfsae.evaluation.processes import all_or_none, process
-from hfsae.evaluation.sides import Side, is_crosscoder, sides_of
+from hfsae.evaluation.sides import Side, sides_of, widths_of
 from hfsae.evaluation.text import Text, count, read_batches, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
@@ -70,10 +70,10 @@ def prepare(
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; before anything is run.
     """
-    of_one_place = {name: sae for name, sae in saes.items() if together or not is_crosscoder(sae)}
+    of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.is_crosscoder}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: sides_of(sae, model) for name, sae in saes.items()}
-    targets = {side.target: side.width for of_sae in sides.values() for side in of_sae}
+    targets = widths_of(sides)
     known = None if calibration is None else given_rows(calibration, model, targets)
     rank, processes = process() if all_processes else (0, 1)
     tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
@@ -95,9 +95,7 @@ def prepare(
             known = read_rows(model, other_text, targets, of_first_process=processes > 1)
     if rank == 0:
         say_shortfall(batches, tokens, "evaluation" if processes == 1 else "evaluation by each process")
-    return Prepared(
-        places, sides, batches, known, {place: rows.double().mean(0).float() for place, rows in known.items()}
-    )
+    return Prepared(places, sides, batches, known, means_of(known))
 
 
 def _set_aside(batches: list[TokenBatch], aside: int, tokens: int) -> tuple[list[TokenBatch], list[TokenBatch]]:

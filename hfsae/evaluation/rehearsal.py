@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
-from hfsae.evaluation.calibration import Calibration, given_rows, read_rows
-from hfsae.evaluation.measure import Subject, measure
+from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
+from hfsae.evaluation.measure import measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import predictions_of
-from hfsae.evaluation.sides import sides_of
+from hfsae.evaluation.sides import sides_of, widths_of
 from hfsae.evaluation.text import read_batches
 from hfsae.hooks.quiet import evaluating
 
@@ -46,7 +46,7 @@ def rehearse(
         HookPointError, ValueError, TypeError: As `evaluate_saes`; and whatever the model raises.
     """
     sides = {name: sides_of(sae, model) for name, sae in saes.items()}
-    targets = {side.target: side.width for of_sae in sides.values() for side in of_sae}
+    targets = widths_of(sides)
     configs = {name: sae.config for name, sae in saes.items()}
 
     def checked(one: TokenBatch) -> Sequence[TokenBatch]:
@@ -59,11 +59,9 @@ def rehearse(
             known = read_rows(model, checked(other_text), targets, of_first_process=False)
         else:
             known = given_rows(other_text, model, targets)
-        means = {target: rows.double().mean(0).float() for target, rows in known.items()}
+        means = means_of(known)
         subjects = {
-            (name, side.source or "sae"): Subject(
-                side.of(sae, _first_rows(sae)), side.reads, side.target, device=sae.device
-            )
+            (name, side.source or "sae"): side.subject(sae, _first_rows(sae))
             for name, sae in saes.items()
             for side in sides[name]
         }

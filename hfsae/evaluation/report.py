@@ -47,7 +47,7 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     return "\n".join(([title] if title else []) + lines)
 
 
-TOGETHER = {
+SET_TITLES = {
     "ce_clean": "CE of the model",
     "ce_spliced": "CE with all in place",
     "ce_increase": "CE increase",
@@ -74,7 +74,7 @@ def report_together(figures: Mapping[str, Any]) -> str:
         CE increase                      –
     """
     lines = [f"all {figures['n_saes']} SAEs in place at once"]
-    for name, title in TOGETHER.items():
+    for name, title in SET_TITLES.items():
         if name in figures:
             value = figures[name]
             lines.append(f"{title:<26} {'–' if value is None else format(value, '.4g'):>7}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
+from hfsae.evaluation.measure import Subject
 from hfsae.hooks import HookPoint
 from hfsae.in_model import hook_points_of, hook_points_of_sources
 
@@ -34,7 +35,11 @@ class Side:
     target: HookPoint
     width: int
 
-    def of(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
+    def subject(self, sae: SparseAutoencoder, reconstruct: Callable[[Tensor], SAEOutput]) -> Subject:
+        """What is measured of this side, where `reconstruct` stands for the SAE."""
+        return Subject(self._alone(sae, reconstruct), self.reads, self.target, device=sae.device)
+
+    def _alone(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
         """What gives this side alone of all that an SAE reconstructs."""
         if self.source is None:
             return reconstruct
@@ -47,11 +52,6 @@ class Side:
         return one_side
 
 
-def is_crosscoder(sae: SparseAutoencoder) -> bool:
-    """Whether an SAE has sources, each with a reconstruction of its own."""
-    return hasattr(sae.config, "source_names")
-
-
 def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
     """The sides of an SAE in a language model; one, but for crosscoders.
 
@@ -59,13 +59,18 @@ def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
         HookPointError: If the model has no such place.
         ValueError: If activations there have another size.
     """
-    if not is_crosscoder(sae):
+    if not sae.config.is_crosscoder:
         read, target = hook_points_of(sae.config, model)
         return [Side(None, (read,), target, sae.config.d_out)]
     places = tuple(hook_points_of_sources(sae.config, model))
     config: Any = sae.config
     named = zip(config.source_names, places, config.source_widths, strict=True)
     return [Side(name, places, place, width) for name, place, width in named]
+
+
+def widths_of(sides: Mapping[str, Sequence[Side]]) -> dict[HookPoint, int]:
+    """The size of the activations at every place that an SAE of several writes to."""
+    return {side.target: side.width for of_sae in sides.values() for side in of_sae}
 
 
 def of_all_sides(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name, architecture_names
-from hfsae.configuration import TOGETHER, SAEConfig
+from hfsae.configuration import SAEConfig, places_in
 from hfsae.hub import model_index
 from hfsae.hub.kinds import mapping, text
 from hfsae.hub.names import dataset_id, hub_id
@@ -72,7 +72,7 @@ def place_tags(*names: str | None) -> list[str]:
 
     Of places that a crosscoder joins, each has its own.
     """
-    return [part for name in names if name for part in name.split(TOGETHER) if _TAG.fullmatch(part)]
+    return [part for name in names if name for part in places_in(name) if _TAG.fullmatch(part)]
 
 
 def merge(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

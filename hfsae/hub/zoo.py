@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, hf_hub_download
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.configuration import TOGETHER
+from hfsae.configuration import places_in
 from hfsae.connection import reachable
 from hfsae.evaluation.saved_set import set_names
 from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
@@ -198,7 +198,7 @@ def find_saes(
         >>> SAE.from_pretrained(found[0].repo_id, subfolder=found[0].name)  # doctest: +SKIP
     """
     places = place_tags(hook_point)
-    if hook_point is not None and len(places) < len(hook_point.split(TOGETHER)):
+    if hook_point is not None and len(places) < len(places_in(hook_point)):
         raise ValueError(f"{hook_point!r} is no name of a place; give one such as 'resid_post.8'.")
     tags = [LIBRARY, f"base_model:adapter:{base_model}" if base_model else None, *places, architecture]
     api = HfApi(token=usable_token(token), library_name=LIBRARY)
@@ -218,7 +218,7 @@ def find_saes(
 def _reads(entry: SAEEntry, place: str) -> bool:
     """Whether an SAE reads at a place, or a crosscoder there too."""
     names = [name for name in (entry.portable_name, entry.hook_point) if name]
-    return any(place == name or place in name.split(TOGETHER) for name in names)
+    return any(place == name or place in places_in(name) for name in names)
 
 
 def _list_leniently(repo_id: str, token: str | bool | None) -> list[SAEEntry]:

@@ -8,7 +8,7 @@ from huggingface_hub import hf_hub_download
 
 from hfsae.connection import reachable
 from hfsae.evaluation.healthy import TITLES
-from hfsae.evaluation.report import TOGETHER
+from hfsae.evaluation.report import SET_TITLES
 from hfsae.evaluation.saved_set import SET_FILE, is_stale, read_set, set_names
 from hfsae.hub.errors import usable_token
 from hfsae.hub.kinds import number
@@ -89,7 +89,7 @@ def verify_set(
         for metric in COMPARED
     ]
     claims += [
-        Claim(f"all: {TOGETHER[name]}", number(record.get(name)), number(again.together.get(name)), tolerance)
+        Claim(f"all: {SET_TITLES[name]}", number(record.get(name)), number(again.together.get(name)), tolerance)
         for name in _TOGETHER
     ]
     problems = ["The weights are not those that were measured: they were changed since."]

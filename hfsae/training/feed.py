@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.configuration import TOGETHER
+from hfsae.configuration import places_in
 from hfsae.data import (
     ActivationStream,
     DatasetActivations,
@@ -92,7 +92,7 @@ def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tupl
         return [(source, None) for source in sources]
     targets = _resolved(model, args.target_hook_point)
     targets = targets * len(sources) if len(targets) == 1 else targets
-    if any(TOGETHER in place for place in (*sources, *targets)):
+    if any(len(places_in(place)) > 1 for place in (*sources, *targets)):
         raise ValueError("a crosscoder writes where it reads: places joined by + take no target_hook_point.")
     if _is_wild(args.hook_point) and _is_wild(args.target_hook_point):
         _refuse_other_layers(args, model, sources, targets)
@@ -134,7 +134,7 @@ def _resolved(model: PreTrainedModel, names: str) -> list[str]:
     found: list[str] = []
     # Named in the model inside of its wrappers: found there with and without these.
     for name in (name.strip() for name in names.split(",")):
-        if TOGETHER in name:
+        if len(places_in(name)) > 1:
             found.append(resolve_joined(inner_model(model), name))
         elif name:
             found += map(str, resolve_hook_points(inner_model(model), name))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfsae.architectures import Crosscoder, architecture_name, class_of
 from hfsae.architectures.sources import SourcesConfig
-from hfsae.configuration import TOGETHER, SAEConfig
+from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
 from hfsae.hooks import inner_model
 from hfsae.hooks.limits import refuse_without_ids
@@ -217,7 +217,7 @@ def _own_places(
     elif args.target_hook_point is not None:
         pairs = {"": (args.hook_point, args.target_hook_point)}
     elif issubclass(class_of(args.architecture), Crosscoder):
-        pairs = {"": (TOGETHER.join(available), None)}
+        pairs = {"": (join_places(available), None)}
     else:
         pairs = {"" if len(available) == 1 else name: (name, None) for name in available}
     places, targets = {}, {}
@@ -226,7 +226,7 @@ def _own_places(
         if written is not None and written != read:
             targets[name] = written
         for does, place in (("reads", places[name]), ("writes", targets.get(name, available[0]))):
-            for part in place.split(TOGETHER):
+            for part in places_in(place):
                 if part not in available:
                     given = ", ".join(available)
                     raise ValueError(f"SAE {name!r} {does} {part!r}, but the activations given are of {given}.")
@@ -239,7 +239,7 @@ def _named_place(item: SAEInput) -> str | None:
         return item.get("hook_point")
     config = config_of(item)
     if config.hook_point is None and isinstance(config, SourcesConfig):
-        return TOGETHER.join(config.source_names)
+        return join_places(config.source_names)
     return config.hook_point
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.configuration import TOGETHER, SAEConfig
+from hfsae.configuration import SAEConfig, places_in
 from hfsae.hooks import inner_model
 from hfsae.language_model import record
 from hfsae.modeling import SAE
@@ -279,7 +279,7 @@ def config_from_arguments(
     fields = {field.name for field in dataclasses.fields(config_class)}
     options: dict[str, Any] = {"d_in": sum(widths)}
     if "source_names" in fields:
-        options |= {"source_names": source.split(TOGETHER), "source_widths": widths}
+        options |= {"source_names": places_in(source), "source_widths": widths}
     if "k" in fields:
         options["k"] = args.k
     if args.n_features is not None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hfsae.analysis import Feature, TokenTexts, collect_features
-from hfsae.evaluation.sides import is_crosscoder
 from hfsae.hub.card import draw_pictures
 from hfsae.hub.html_report import ShownFeature, ShownToken, write_report
 from hfsae.language_model import rename_base_model
@@ -77,7 +76,7 @@ def show_saved(
     examples: list[ShownFeature] = []
     if model is not None:
         rename_base_model(sae.config, model)
-    if sae.config.base_model is not None and not is_crosscoder(sae):
+    if sae.config.base_model is not None and not sae.config.is_crosscoder:
         source = text_to_measure(config, folder, dataset, dataset_config, split).source
         tokenizer, text = sae.load_tokenizer(), source.documents()
         lm = sae.load_base_model()
@@ -91,7 +90,7 @@ def show_saved(
 
 def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
     base, text = run.base, run.texts.evaluation if run.texts is not None else None
-    if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor) or is_crosscoder(sae):
+    if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor) or sae.config.is_crosscoder:
         return []
     chosen = _spread(run.learners[name].firing.density)
     if not chosen:
