@@ -44,9 +44,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {*COMPUTING, "modeling"},
     "saved": MODEL,
     "analysis": MODEL,
+    "diffing": MODEL | {"architectures", "saved", "analysis"},
     "training": MODEL | {"architectures", "saved", "analysis", "command_line"},
     "dashboard": MODEL | {"saved", "analysis"},
-    "cli": MODEL | {"architectures", "saved", "analysis", "training", "dashboard", "command_line"},
+    "cli": MODEL | {"architectures", "saved", "analysis", "training", "dashboard", "diffing", "command_line"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

@@ -1,4 +1,4 @@
-"""Which features a crosscoder's sources share, and which only one of them has: by norms, and what scaling says of that.
+"""Which features a crosscoder's sources share, and which one of them has alone: by norms, and after latent scaling.
 
 Norms are those of decoder rows, relative to the longest. With two sources the threshold 0.2 is that of Lindsey et al.
 2024 on the scale from 0 to 1: ½ (1 + (‖d_tuned‖ − ‖d_base‖) / max) > 0.9 or < 0.1. The thresholds on ratios are those
@@ -109,7 +109,10 @@ def classes(
         # What cannot be told (NaN) is not below the threshold.
         return (~(ratios(scales, norms) < threshold) & others).any(1).tolist()
 
-    in_error, in_others = holds(scaling.error, thresholds.error), holds(scaling.reconstruction, thresholds.reconstruction)
+    in_error, in_others = (
+        holds(scaling.error, thresholds.error),
+        holds(scaling.reconstruction, thresholds.reconstruction),
+    )
     of_one = {only(name) for name in names}
     return [
         (SHRUNK if shrunk else DECOUPLED if decoupled else kind) if kind in of_one else kind

@@ -151,4 +151,6 @@ class DiffSums:
 
     def _refuse_nothing(self) -> None:
         if not self.n_tokens:
-            raise ValueError("there are no activations to compare the sources on: the text holds no token that counts.")
+            raise ValueError(
+                "there are no activations to compare the sources on: the text holds no token that counts."
+            )

@@ -20,6 +20,7 @@ from hfsae.hooks.names import (
     transformer_lens_name,
 )
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.side_by_side import SideBySide
 from hfsae.hooks.splice import add_vector, splice
 from hfsae.hooks.width import width
 
@@ -27,6 +28,7 @@ __all__ = [
     "Capture",
     "HookPoint",
     "HookPointError",
+    "SideBySide",
     "add_vector",
     "available_hook_points",
     "capture",

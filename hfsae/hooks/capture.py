@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfsae.hooks.access import Visitor, never_passed, visiting
 from hfsae.hooks.passes import Listener, Passes, forget_passes
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.side_by_side import PartStopped, SideBySide
 from hfsae.hooks.sites import Sites
 
 
@@ -155,7 +156,7 @@ class Capture(Mapping[str, Tensor], Listener):
         def read(activation: Tensor) -> Tensor | None:
             self._awaited.discard(point)
             self._passed.add(point)
-            stops_here = self._running and not self._awaited
+            stops_here = self._running and not self._awaits_more_of(point)
             dtype = self._dtype or activation.dtype
             if self._detach:
                 # A copy, because some models go on to write into their modules' outputs (Falcon adds the attention's
@@ -176,10 +177,17 @@ class Capture(Mapping[str, Tensor], Listener):
                     value.requires_grad_()
                 replacement = value.to(activation.dtype, copy=True)
             if stops_here:
-                raise _Stopped(self)
+                raise PartStopped if self._awaited else _Stopped(self)
             return replacement
 
         return read
+
+    def _awaits_more_of(self, point: HookPoint) -> bool:
+        """Whether the run needs more of the model that has just passed a place, of several the one of that place."""
+        if not isinstance(self._model, SideBySide):
+            return bool(self._awaited)
+        part = self._model.part_of(point)
+        return any(self._model.part_of(awaited) == part for awaited in self._awaited)
 
 
 @contextmanager

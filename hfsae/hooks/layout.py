@@ -22,6 +22,7 @@ from hfsae.hooks.blocks import (
 )
 from hfsae.hooks.inner import inner_model
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.side_by_side import SideBySide
 
 LAYER_ROLES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_act", "mlp_out")
 """What a portable name can say of a layer, in the order in which a model's places are listed."""
@@ -54,6 +55,8 @@ class DecoderLayout:
     """
 
     def __init__(self, model: nn.Module):
+        if isinstance(model, SideBySide):
+            raise HookPointError("models side by side have a decoder each; name one of them in front of a place")
         config: Any = getattr(model, "config", None)
         if not hasattr(config, "get_text_config"):
             raise HookPointError(_without_config(model))

@@ -10,6 +10,7 @@ from torch import nn
 from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
 from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
 from hfsae.hooks.points import HookPoint, HookPointError, split_stream, split_visit
+from hfsae.hooks.side_by_side import SideBySide, below
 
 _TRANSFORMER_LENS = {
     "resid_pre": "hook_resid_pre",
@@ -123,6 +124,8 @@ def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str |
     asked = [names] if isinstance(names, str | HookPoint) else list(names)
     if not asked:
         raise HookPointError("no hook point was named")
+    if isinstance(model, SideBySide):
+        return _side_by_side(model, asked)
     layout, reason = _layout(model)
     points: dict[str, HookPoint] = {}
     wild: set[HookPoint] = set()
@@ -137,6 +140,21 @@ def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str |
         points |= found
         (wild if "*" in str(name) else exact).update(found.values())
     return NamedPlaces(points, frozenset(wild - exact), layout)
+
+
+def _side_by_side(models: SideBySide, asked: Sequence[str | HookPoint]) -> NamedPlaces:
+    """The same for models side by side: each name has the name of one of them in front."""
+    places: dict[str, HookPoint] = {}
+    optional: set[HookPoint] = set()
+    for name in map(str, asked):
+        part = models.part_of(name)
+        try:
+            found = expand_hook_points(models.models[part], name.removeprefix(f"{part}."))
+        except HookPointError as error:
+            raise HookPointError(f"of the model {part!r}: {error}") from error
+        places |= {f"{part}.{key}": below(part, point) for key, point in found.places.items()}
+        optional |= {below(part, point) for point in found.optional}
+    return NamedPlaces(places, frozenset(optional), None)
 
 
 def _layout(model: nn.Module) -> tuple[DecoderLayout | None, str]:
@@ -174,6 +192,10 @@ def portable_name(model: nn.Module, hook_point: str | HookPoint) -> str | None:
         HookPointError: If the model has no such place.
     """
     point = resolve_hook_point(model, hook_point)
+    if isinstance(model, SideBySide):
+        part = model.part_of(point)
+        name = portable_name(model.models[part], model.own(point))
+        return None if name is None else f"{part}.{name}"
     layout = DecoderLayout.find(model)
     available = _available(layout) if layout is not None else {}
     names = {place: name for name, place in available.items()}

@@ -12,6 +12,7 @@ from hfsae.hooks.names import expand_hook_points
 from hfsae.hooks.passes import Passes
 from hfsae.hooks.points import HookPoint
 from hfsae.hooks.probe import Seen, seen_at
+from hfsae.hooks.side_by_side import SideBySide, below
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,23 @@ def _look(
     model: nn.Module, places: Iterable[HookPoint], layout: DecoderLayout | None
 ) -> tuple[dict[HookPoint, Site], dict[HookPoint, Seen | None]]:
     places = list(dict.fromkeys(places))
+    if isinstance(model, SideBySide):
+        return _look_in_each(model, places)
     seen = seen_at(model, places, layout)
     sites = {place: Site.find(model, layout, place) for place in places}
     turned = {place: replace(sites[place], time_major=True) for place, it in seen.items() if it and it.time_major}
     return sites | turned, seen
+
+
+def _look_in_each(
+    models: SideBySide, places: list[HookPoint]
+) -> tuple[dict[HookPoint, Site], dict[HookPoint, Seen | None]]:
+    """The same for places of models that stand side by side."""
+    sites: dict[HookPoint, Site] = {}
+    seen: dict[HookPoint, Seen | None] = {}
+    for part, model in models.models.items():
+        own = [models.own(place) for place in places if models.part_of(place) == part]
+        its_sites, its_seen = _look(model, own, DecoderLayout.find(model))
+        sites |= {below(part, at): replace(site, hook_point=below(part, at)) for at, site in its_sites.items()}
+        seen |= {below(part, place): what for place, what in its_seen.items()}
+    return {place: sites[place] for place in places}, {place: seen[place] for place in places}

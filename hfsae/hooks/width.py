@@ -11,6 +11,7 @@ from hfsae.hooks.limits import refuse_without_ids, takes_token_ids
 from hfsae.hooks.names import resolve_hook_point
 from hfsae.hooks.points import HookPoint
 from hfsae.hooks.probe import seen_at
+from hfsae.hooks.side_by_side import SideBySide
 
 _STREAM_WIDE = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_in", "mlp_out"}
 """Roles whose activation is as wide as the residual stream."""
@@ -36,6 +37,8 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
         3072
     """
     point = resolve_hook_point(model, hook_point)
+    if isinstance(model, SideBySide):
+        return width(model.models[model.part_of(point)], model.own(point))
     match model.get_submodule(point.path), point.side:
         case nn.Linear(in_features=size), "input":
             return size

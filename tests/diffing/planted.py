@@ -23,7 +23,9 @@ KINDS = {
 @torch.no_grad()
 def crosscoder() -> Crosscoder:
     """Each feature has an axis of its own, but for the twins, which have one together; it reads what it writes."""
-    config = StandardCrosscoderSAEConfig(source_names=["base", "tuned"], source_widths=[WIDTH] * 2, n_features=len(KINDS))
+    config = StandardCrosscoderSAEConfig(
+        source_names=["base", "tuned"], source_widths=[WIDTH] * 2, n_features=len(KINDS)
+    )
     sae = SAE.from_config(config).eval()
     rows = torch.zeros(len(KINDS), 2, WIDTH)
     parts = {
