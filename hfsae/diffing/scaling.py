@@ -1,9 +1,9 @@
 """Latent scaling: how much of what each source holds goes along a feature, by least squares in one pass over a text.
 
 A decoder row of length 0 says that a source has no use for a feature. A sparsity penalty makes such rows of its own
-accord (Minder et al. 2025, arXiv:2504.02922, sections 2.2 and 2.3): it shrinks a weak one away (complete shrinkage), or
-splits one concept into a feature for each source (latent decoupling). What a source really holds then lies in its
-error, or in the reconstruction that other features make.
+accord (Minder et al. 2025, arXiv:2504.02922): it shrinks a weak one away (complete shrinkage), or splits one concept
+into a feature for each source (latent decoupling). What a source really holds then lies in its error, or in the
+reconstruction that other features make.
 """
 
 from collections.abc import Mapping
@@ -151,6 +151,4 @@ class DiffSums:
 
     def _refuse_nothing(self) -> None:
         if not self.n_tokens:
-            raise ValueError(
-                "there are no activations to compare the sources on: the text holds no token that counts."
-            )
+            raise ValueError("there are no activations to compare the sources on: no token of the text counts.")

@@ -88,5 +88,5 @@ def test_sources_of_unequal_widths_and_nothing_at_all_are_refused():
         DiffSums(VARIANTS["crosscoder"].make())  # type: ignore[arg-type]
     sums = DiffSums(made("crosscoder"))
     sums.add(activations(0))
-    with pytest.raises(ValueError, match="no token that counts"):
+    with pytest.raises(ValueError, match="no token of the text counts"):
         sums.scaling()
