@@ -9,31 +9,9 @@ from torch import nn
 
 from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
 from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
+from hfsae.hooks.lens_names import MODEL_WIDE, ROLE_OF_TRANSFORMER_LENS, portable_to_transformer_lens
 from hfsae.hooks.points import HookPoint, HookPointError, split_stream, split_visit
 from hfsae.hooks.side_by_side import SideBySide, below
-
-_TRANSFORMER_LENS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "attn_z": "attn.hook_z",
-    "mlp_in": "mlp.hook_in",
-    "mlp_act": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-}
-_ROLE_OF_TRANSFORMER_LENS = {name: role for role, name in _TRANSFORMER_LENS.items()}
-_ROLE_OF_TRANSFORMER_LENS |= {"hook_in": "resid_pre", "hook_out": "resid_post"}
-_MODEL_WIDE = {
-    EMBED: EMBED,
-    "hook_embed": EMBED,
-    "embed.hook_out": EMBED,
-    FINAL_NORM: FINAL_NORM,
-    "ln_final": FINAL_NORM,
-    "ln_final.hook_out": FINAL_NORM,
-}
-"""Names of places that lie in no layer, ours and TransformerLens', and what they mean."""
-_MODEL_WIDE_TRANSFORMER_LENS = {EMBED: "hook_embed", FINAL_NORM: "ln_final.hook_out"}
 
 _HOOK_NORMALIZED = (
     "TransformerLens' hook_normalized is what a norm computes before it multiplies by its weight, and no module of a "
@@ -227,20 +205,6 @@ def transformer_lens_name(model: nn.Module, hook_point: str | HookPoint) -> str 
     return next((f"blocks.{layer}.{tail}" for tail, place in places.items() if place == point), None)
 
 
-def portable_to_transformer_lens(portable: str) -> str | None:
-    """The TransformerLens name of a place that is called portably, or None where it has none.
-
-    Example:
-        >>> from hfsae.hooks.names import portable_to_transformer_lens
-        >>> portable_to_transformer_lens("resid_post.8")
-        'blocks.8.hook_resid_post'
-    """
-    role, _, layer = portable.partition(".")
-    if role in _MODEL_WIDE_TRANSFORMER_LENS:
-        return _MODEL_WIDE_TRANSFORMER_LENS[role]
-    return f"blocks.{layer}.{_TRANSFORMER_LENS[role]}" if role in _TRANSFORMER_LENS and layer.isdecimal() else None
-
-
 def _available(layout: DecoderLayout) -> dict[str, HookPoint]:
     available = {EMBED: layout.embed} if layout.embed is not None else {}
     for layer in range(len(layout.blocks)):
@@ -274,13 +238,13 @@ def _expand(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[s
 
 
 def _expand_place(model: nn.Module, layout: DecoderLayout | None, name: str) -> dict[str, HookPoint]:
-    if name in _MODEL_WIDE:
-        point = None if layout is None else layout.embed if _MODEL_WIDE[name] == EMBED else layout.final_norm
+    if name in MODEL_WIDE:
+        point = None if layout is None else layout.embed if MODEL_WIDE[name] == EMBED else layout.final_norm
         if point is None:
             raise _unknown(model, layout, name)
         return {name: point}
     if layout is not None and (match := _TRANSFORMER_LENS_NAME.fullmatch(name)):
-        role = _ROLE_OF_TRANSFORMER_LENS.get(match["tail"], match["tail"])
+        role = ROLE_OF_TRANSFORMER_LENS.get(match["tail"], match["tail"])
         places = layout.places if role in LAYER_ROLES else layout.transformer_lens_places
         if role in LAYER_ROLES or role in TRANSFORMER_LENS_ONLY:
             return _expand_layers(layout, name, role, match["selector"], f"blocks.{{}}.{match['tail']}", places)
