@@ -11,6 +11,7 @@ from hfsae.analysis.pieces import Documents, PieceReader
 from hfsae.analysis.reading import FeatureReader
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features
+from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class ReadPiece(NamedTuple):
         token_ids: The tokens.
         texts: Their texts, which together are the piece's.
         kept: Which of them count for the SAE; the others have no features.
-        activations: (tokens, features), float32.
+        features: The active ones of those that were asked for, of all tokens: (tokens, n_features), float32.
+        columns: int64 (m,), which were asked for.
     """
 
     document: int
@@ -35,7 +37,13 @@ class ReadPiece(NamedTuple):
     token_ids: list[int]
     texts: list[str]
     kept: list[bool]
-    activations: Tensor
+    features: SparseFeatures
+    columns: Tensor
+
+    @property
+    def activations(self) -> Tensor:
+        """(tokens, m), float32: what was asked for, as a dense table that is made each time."""
+        return self.features.to_dense()[:, self.columns]
 
 
 def read_pieces(
@@ -56,8 +64,7 @@ def read_pieces(
         model: Its language model.
         tokenizer: Its tokenizer.
         documents: Texts in a list, or a dataset of texts, conversations or token ids.
-        features: The features wanted, whose columns `activations` has in this order; None for all, which are
-            batch_size × context_length × n_features numbers at a time.
+        features: The features wanted, whose columns `activations` has in this order; None for all.
         context_length: Tokens that the model sees at once; None takes the config's.
         batch_size: Pieces per run of the model.
         text_column: The column of documents; None finds it.
@@ -69,19 +76,12 @@ def read_pieces(
         ValueError, TypeError, HookPointError: As `collect_features`.
     """
     chosen = chosen_features(sae, features)
-    column_of = torch.full((sae.config.n_features,), -1)
-    column_of[chosen] = torch.arange(len(chosen))
-    reader, texts = FeatureReader(sae, model), TokenTexts(tokenizer)
+    reader, texts = FeatureReader(sae, model, None if features is None else chosen), TokenTexts(tokenizer)
     pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     for batch in pieces.batches(documents, text_column=text_column):
-        firings = reader.read(batch.tokens)
-        mine = column_of[firings.features] >= 0
-        firings = firings.select(mine)
         ids, mask, keep = batch.tokens
-        dense = torch.zeros(ids.numel(), len(chosen))
-        dense[firings.tokens, column_of[firings.features]] = firings.values
-        for row, activations in enumerate(dense.unflatten(0, ids.shape)):
-            length = int(mask[row].sum())
+        found = reader.read(batch.tokens).by_token(ids.shape)
+        for row, length in enumerate(mask.sum(1).tolist()):
             start = int(batch.starts[row])
             token_ids = ids[row, :length].tolist()
             yield ReadPiece(
@@ -90,7 +90,8 @@ def read_pieces(
                 token_ids=token_ids,
                 texts=texts(token_ids),
                 kept=keep[row, :length].tolist(),
-                activations=activations[:length],
+                features=found[row, :length],
+                columns=chosen,
             )
 
 

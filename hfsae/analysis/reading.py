@@ -41,6 +41,15 @@ class Firings:
         """Some of the entries, in their order."""
         return Firings(self.tokens[chosen], self.features[chosen], self.values[chosen], self.n_features)
 
+    def by_token(self, shape: torch.Size) -> SparseFeatures:
+        """The features of all tokens of the batch.
+
+        Args:
+            shape: The batch's, (rows, columns).
+        """
+        pattern = SparsePattern(self.features, torch.bincount(self.tokens, minlength=shape.numel()), self.n_features)
+        return SparseFeatures(pattern, self.values, shape)
+
 
 class FeatureReader:
     """Runs a language model up to an SAE, over one batch of tokens at a time.
@@ -48,14 +57,15 @@ class FeatureReader:
     Args:
         sae: The SAE.
         model: Its language model.
+        features: The only features that are read; None for all.
 
     Raises:
         HookPointError: If the model lacks the SAE's hook point.
         ValueError: If the SAE does not fit the activations there.
     """
 
-    def __init__(self, sae: SAE, model: PreTrainedModel):
-        self._sae, self._model = sae, model
+    def __init__(self, sae: SAE, model: PreTrainedModel, features: Tensor | None = None):
+        self._sae, self._model, self._features = sae, model, features
         self._source = hook_points_of(sae.config, model)[0]
         self._sites = Sites.at(model, [self._source])
 
@@ -66,8 +76,8 @@ class FeatureReader:
             activations.run(**model_inputs(self._model, batch))
         rows = of_tokens(activations[self._source], batch.input_ids.shape, self._source).flatten(0, 1)
         kept = batch.keep.flatten().nonzero().squeeze(1)
-        features = self._sae.encode_sparse(rows[kept.to(rows.device)].to(self._sae.W_dec.device))
-        return _firings(features, kept)
+        counted = rows[kept.to(rows.device)].to(self._sae.W_dec.device)
+        return _firings(self._sae.encode_sparse(counted, self._features), kept)
 
 
 def _firings(features: SparseFeatures, kept: Tensor) -> Firings:

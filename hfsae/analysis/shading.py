@@ -52,8 +52,9 @@ def shaded_features(
     if not pieces:
         raise ValueError("the text has no token: there is nothing to read.")
     texts = [part for piece in pieces for part in piece.texts]
-    activations = torch.cat([piece.activations for piece in pieces])
-    maxima = activations.amax(0)
+    maxima = torch.zeros(sae.config.n_features)
+    for piece in pieces:
+        maxima.scatter_reduce_(0, piece.features.indices.flatten(), piece.features.values.flatten(), "amax")
     if features is None:
         features = [index for index in maxima.topk(min(top, len(maxima))).indices.tolist() if maxima[index] > 0]
     if not features:
@@ -61,7 +62,7 @@ def shaded_features(
         return
     promoted = _promoted(sae, model, tokenizer, features)
     for feature, tokens in zip(features, promoted, strict=True):
-        values = activations[:, feature].tolist()
+        values = [value for piece in pieces for value in piece.features.of(feature).tolist()]
         yield f"feature {feature}: at most {max(values):.3g}{tokens}"
         yield shaded(texts, values, color=color) + "\n"
 

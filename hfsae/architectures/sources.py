@@ -145,9 +145,11 @@ class Crosscoder(SAE):
         """As of any SAE; from any of the sources alone, too: see `join` for those that are missing."""
         return super().encode(self.join(activations, partial=True), features)
 
-    def encode_sparse(self, activations: Tensor | Mapping[str, Tensor]) -> SparseFeatures:
+    def encode_sparse(
+        self, activations: Tensor | Mapping[str, Tensor], features: Sequence[int] | Tensor | None = None
+    ) -> SparseFeatures:
         """As of any SAE; from any of the sources alone, too: see `join` for those that are missing."""
-        return super().encode_sparse(self.join(activations, partial=True))
+        return super().encode_sparse(self.join(activations, partial=True), features)
 
     def forward(
         self, activations: Tensor | Mapping[str, Tensor], target: Tensor | None = None, state: StepState | None = None

@@ -221,32 +221,53 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
             (..., n_features), or (..., len(features)) in their order.
         """
         selection = self.selection()
-        if features is not None and isinstance(selection, Elementwise):
-            return self._encode_only(activations, torch.as_tensor(features, device=self.W_dec.device), selection)
-        dense = self.encode_sparse(activations).to_dense()
-        return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+        if features is None or not isinstance(selection, Elementwise):
+            dense = self.encode_sparse(activations).to_dense()
+            return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+        wanted = self._as_indices(features)
+        pattern, column, values = self._encode_only(activations, wanted, selection)
+        dense = values.new_zeros(pattern.n_tokens, len(wanted)).index_put((pattern.tokens, column), values)
+        return dense.reshape(*activations.shape[:-1], -1)
 
-    def _encode_only(self, activations: Tensor, features: Tensor, selection: Elementwise) -> Tensor:
-        """(..., len(features)) the values of some features, each of which is decided by itself."""
-        if features.dtype == torch.bool:
-            features = features.nonzero()[:, 0]
-        pre = self.pre_activations(activations, features)
-        rows = pre.reshape(-1, len(features))
-        tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
-        per_token = torch.bincount(tokens, minlength=len(rows))
-        pattern = SparsePattern(features[column] % self.config.n_features, per_token, self.config.n_features)
-        values = self.activation(pattern, rows[tokens, column])
-        return values.new_zeros(rows.shape).index_put((tokens, column), values).reshape(pre.shape)
-
-    def encode_sparse(self, activations: Tensor) -> SparseFeatures:
+    def encode_sparse(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> SparseFeatures:
         """The active features alone; nothing of size tokens × n_features is kept.
 
         Args:
             activations: (..., d_in).
+            features: Indices of the only features wanted: the others are left out, and not computed where `encode`
+                does not compute them either. The width stays n_features.
+
+        Raises:
+            IndexError: If there is no such feature.
         """
-        x = self.scaled(activations)
-        pattern, pre = self._encode(x.reshape(-1, self.config.d_in), self.selection(), path="sparse")
-        return SparseFeatures(pattern, self.activation(pattern, pre), activations.shape[:-1])
+        selection = self.selection()
+        leading = self._check(activations).shape[:-1]
+        if features is None:
+            x = self.scaled(activations)
+            pattern, pre = self._encode(x.reshape(-1, self.config.d_in), selection, path="sparse")
+            return SparseFeatures(pattern, self.activation(pattern, pre), leading)
+        wanted = self._as_indices(features).unique()
+        if isinstance(selection, Elementwise):
+            pattern, _, values = self._encode_only(activations, wanted, selection)
+            return SparseFeatures(pattern, values, leading)
+        return self.encode_sparse(activations).among(wanted)
+
+    def _as_indices(self, features: Sequence[int] | Tensor) -> Tensor:
+        """(m,) int64 of indices, of which negative ones count from the end, or of a mask."""
+        index = torch.as_tensor(features, device=self.W_dec.device)
+        if index.dtype == torch.bool:
+            return index.nonzero()[:, 0]
+        return torch.where(index < 0, index + self.config.n_features, index).long()
+
+    def _encode_only(
+        self, activations: Tensor, features: Tensor, selection: Elementwise
+    ) -> tuple[SparsePattern, Tensor, Tensor]:
+        """The entries of some features, each of which is decided by itself; their places among these; their values."""
+        rows = self.pre_activations(activations, features).reshape(-1, len(features))
+        tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
+        per_token = torch.bincount(tokens, minlength=len(rows))
+        pattern = SparsePattern(features[column], per_token, self.config.n_features)
+        return pattern, column, self.activation(pattern, rows[tokens, column])
 
     def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
         return encode(x, self.encoder_rows, self.encoder_bias, self._encoder_center, selection, path)

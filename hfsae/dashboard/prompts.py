@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis import read_pieces
 from hfsae.dashboard.contents import significant
+from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -41,9 +42,18 @@ def read_prompts(
         prompt = prompts[piece.document]
         prompt["tokens"] += piece.texts
         prompt["kept"] += piece.kept
-        for activations in piece.activations:
-            firing = activations.nonzero().squeeze(1)
-            firing = firing[activations[firing].argsort(descending=True, stable=True)]
-            prompt["features"].append(firing.tolist())
-            prompt["activations"].append([significant(value) for value in activations[firing].tolist()])
+        for values, features in zip(*_strongest_first(piece.features), strict=True):
+            prompt["features"].append(features)
+            prompt["activations"].append([significant(value) for value in values])
     return prompts
+
+
+def _strongest_first(features: SparseFeatures) -> tuple[list[list[float]], list[list[int]]]:
+    """The values and indices of each token's features; of equal values the lower index first."""
+    values, indices = features.values, features.indices
+    by_index = indices.argsort(dim=-1, stable=True)
+    order = by_index.gather(-1, values.gather(-1, by_index).argsort(dim=-1, descending=True, stable=True))
+    counts = (values > 0).sum(-1).tolist()
+    both = (part.gather(-1, order).tolist() for part in (values, indices))
+    ranked = [[row[:n] for row, n in zip(rows, counts, strict=True)] for rows in both]
+    return ranked[0], ranked[1]

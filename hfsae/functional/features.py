@@ -145,6 +145,21 @@ class SparseFeatures:
             return self.entry_values.new_zeros(*self.leading_shape, 0)
         return rows[0] if wanted.ndim == 0 else torch.stack(rows, dim=-1)
 
+    def among(self, features: Tensor) -> "SparseFeatures":
+        """The entries of some features alone; the width stays.
+
+        Args:
+            features: int64 (n,), their indices.
+        """
+        if not isinstance(self.pattern, SparsePattern):
+            return SparseFeatures.from_dense(self.to_dense()).among(features)
+        is_wanted = torch.zeros(self.n_features, dtype=torch.bool, device=self.device)
+        is_wanted[features.to(self.device)] = True
+        kept = is_wanted[self.pattern.features].nonzero()[:, 0]
+        per_token = torch.bincount(self.pattern.tokens[kept], minlength=self.pattern.n_tokens)
+        pattern = SparsePattern(self.pattern.features[kept], per_token, self.n_features)
+        return SparseFeatures(pattern, self.entry_values[kept], self.leading_shape)
+
     def _of_one(self, feature: int) -> Tensor:
         values, indices = self._padded
         return values.masked_fill(indices != feature, 0).sum(-1)

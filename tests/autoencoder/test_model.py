@@ -76,6 +76,18 @@ def test_some_features_alone_are_the_columns_of_all_of_them(name: str):
     torch.testing.assert_close(sae.encode(x, features=[-1]), sae.encode(x)[:, -1:])
 
 
+@every_architecture
+def test_some_features_alone_are_sparse_too(name: str):
+    sae, x = VARIANTS[name].make(), activations(10).unflatten(0, (2, 5))
+    is_wanted = torch.zeros(N_FEATURES, dtype=torch.bool).index_fill(0, torch.tensor([0, 7, 23]), True)
+    for some in ([7, 0, 7, 23], torch.tensor([0, 7, 23]), is_wanted):
+        found = sae.encode_sparse(x, features=some)
+        torch.testing.assert_close(found.to_dense(), sae.encode(x) * is_wanted)
+    for encode in (sae.encode, sae.encode_sparse):
+        with pytest.raises(IndexError):
+            encode(x, features=[N_FEATURES])
+
+
 @every_variant
 def test_some_features_alone_have_the_gradients_that_they_have_among_all(name: str):
     gradients = []
