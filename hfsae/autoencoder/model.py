@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from hfsae.autoencoder.architecture import Architecture
+from hfsae.autoencoder.input_transform import taken_apart
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import WHOLE, Partition
@@ -29,8 +30,6 @@ from hfsae.functional import (
     encode,
 )
 from hfsae.functional.encode import Path
-
-_LAYER_NORM_EPS = 1e-5
 
 
 class SparseAutoencoder(Architecture, PreTrainedModel):
@@ -146,22 +145,9 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         return self.output_scale if self.config.is_transcoder else self._scale_in
 
     # -- into scaled space and back -----------------------------------------------------------------------------------
-    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """The activations after `input_transform`, with the mean and spread that were taken out."""
-        if self.config.input_transform == "none":
-            return x, 0.0, 1.0
-        if self.config.input_transform == "constant_norm":
-            spread = x.norm(dim=-1, keepdim=True) / self.config.d_in**0.5
-            return x / spread.clamp(min=torch.finfo(x.dtype).tiny), 0.0, spread
-        mean = x.mean(-1, keepdim=True)
-        if self.config.input_transform == "center":
-            return x - mean, mean, 1.0
-        spread = x.std(-1, keepdim=True)
-        return (x - mean) / (spread + _LAYER_NORM_EPS), mean, spread
-
     def scaled(self, activations: Tensor) -> Tensor:
         """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
-        x = self._transform(self._check(activations).to(self.W_dec.dtype))[0]
+        x = taken_apart(self._check(activations).to(self.W_dec.dtype), self.config.input_transform)[0]
         return (at_least_float32(x) * self._scale_in).to(x.dtype)
 
     def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
@@ -311,7 +297,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         raw = (at_least_float32(scaled) / self._scale_out).to(scaled.dtype)
         if activations is None or self.config.input_transform == "none":
             return raw
-        _, mean, spread = self._transform(activations.to(self.W_dec.dtype))
+        _, mean, spread = taken_apart(activations.to(self.W_dec.dtype), self.config.input_transform)
         return raw * spread + mean
 
     def forward(self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None) -> SAEOutput:
