@@ -171,7 +171,8 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
 
     def _check(self, activations: Tensor) -> Tensor:
         if not isinstance(activations, Tensor) or not activations.is_floating_point():
-            raise TypeError(f"activations must be a floating point tensor, got {_describe(activations)}.")
+            got = activations.dtype if isinstance(activations, Tensor) else type(activations).__name__
+            raise TypeError(f"activations must be a floating point tensor, got {got}.")
         if activations.shape[-1:] != (self.config.d_in,):
             raise ValueError(
                 f"activations must have shape (..., d_in={self.config.d_in}), got {tuple(activations.shape)}. "
@@ -226,8 +227,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         Raises:
             IndexError: If there is no such feature.
         """
-        selection = self.selection()
-        leading = self._check(activations).shape[:-1]
+        selection, leading = self.selection(), self._check(activations).shape[:-1]
         if features is None:
             x = self.scaled(activations)
             pattern, pre = self._encode(x.reshape(-1, self.config.d_in), selection, path="sparse")
@@ -396,7 +396,3 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         """
         class_for(config, cls, "the config")
         return AutoModel.from_config(config, **kwargs)
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
