@@ -317,9 +317,10 @@ def _name_the_folders(source: str | os.PathLike, hub: dict[str, Any], error: Exc
     if folders and asked not in folders:
         shown = ", ".join(repr(name) for name in folders[:_MOST_FOLDERS])
         more = f" and {len(folders) - _MOST_FOLDERS} more" if len(folders) > _MOST_FOLDERS else ""
+        itself = f", or give the folder itself, {os.path.join(source, folders[0])}" if os.path.isdir(source) else ""
         raise OSError(
-            f"{source} has no SAE {f'in {asked!r}' if asked else 'at its root'}; pass as subfolder one of those that "
-            f"have: {shown}{more}."
+            f"{source} has no SAE {f'in {asked!r}' if asked else 'at its root'}. These folders have: {shown}{more}. "
+            f"Name one: subfolder={folders[0]!r} in Python, --subfolder {folders[0]} on the command line{itself}."
         ) from error
 
 

@@ -121,8 +121,11 @@ class Crosscoder(SAE):
             if not isinstance(part, Tensor) or not part.is_floating_point():
                 got = part.dtype if isinstance(part, Tensor) else type(part).__name__
                 raise TypeError(f"activations of {name} must be a floating point tensor, got {got}.")
+        if not activations:
+            many = "at least one" if partial else "each"
+            raise ValueError(f"no activations are given: give those of {many} of the sources {', '.join(names)}.")
         missing = [name for name in names if name not in activations]
-        if missing and not (partial and activations):
+        if missing and not partial:
             raise ValueError(f"no activations of {', '.join(missing)} are given: only `encode` can do without.")
         leading = next(iter(activations.values())).shape[:-1]
         for name, width in zip(names, widths, strict=True):

@@ -13,6 +13,7 @@ from hfsae.cli.measuring import (
     Revision,
     Split,
     Subfolder,
+    folders_of,
     hub_options,
 )
 from hfsae.command_line import option, whole_number
@@ -64,16 +65,15 @@ def run(
 ) -> int:
     """Collects what is missing and writes the page."""
     from hfsae.dashboard import make_dashboard
-    from hfsae.evaluation.saved_set import SET_FILE, read_set, set_names
 
-    record = None if subfolder else read_set(Path(path) / SET_FILE)
-    if record is not None and (output or labels):
+    folders = [path] if subfolder else folders_of(path)
+    if folders != [path] and (output or labels):
         raise ValueError(
             f"{path} is a set, of which each SAE gets a page beside it: --output and --labels are of one."
         )
-    for place in [path] if record is None else [str(Path(path) / name) for name in set_names(record)]:
+    for folder in folders:
         page = make_dashboard(
-            place,
+            folder,
             output,
             texts=text or [],
             labels=labels,

@@ -72,10 +72,11 @@ def _measure_set(path: str, write: bool | None, options: dict[str, Any]) -> dict
     from hfsae.hub.listing import write_listing_beside
     from hfsae.hub.set_plot import draw_set
     from hfsae.hub.zoo import list_saes
-    from hfsae.saved.sets import load_set, measure_set_again, write_set
+    from hfsae.saved.sets import measure_set_again, the_set, write_set
 
-    record, saes = load_set(path)
-    again = measure_set_again(record, saes, path, **options)
+    found = the_set(path)
+    saes = found.load()
+    again = measure_set_again(found.record, saes, path, **options)
     for name, metrics in again.metrics.items():
         print(report(metrics, title=name))
     print(report_together(again.together))

@@ -1,5 +1,6 @@
-"""`hfsae info`: what an SAE is, from its config alone."""
+"""`hfsae info`: what an SAE or a set is, from configs alone."""
 
+import json
 from typing import Annotated
 
 from hfsae.cli.measuring import AllowPickle, Place, Revision, Subfolder, hub_options
@@ -8,17 +9,21 @@ from hfsae.command_line import option
 
 def run(
     path: Place,
-    as_json: Annotated[bool, option("--json", "Print the whole config as JSON.")] = False,
+    as_json: Annotated[bool, option("--json", "Print the whole config as JSON, of a set its record.")] = False,
     subfolder: Subfolder = "",
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
 ) -> int:
     """Prints a description, or the config; weights are fetched of other projects' SAEs alone."""
     from hfsae.loading import load_config
-    from hfsae.saved.info import describe
+    from hfsae.saved.info import describe, describe_set
+    from hfsae.saved.sets import find_set
 
     where = hub_options(subfolder, revision, allow_pickle)
-    if as_json:
+    found = None if subfolder or allow_pickle else find_set(path, revision=revision)
+    if found is not None:
+        print(json.dumps(found.record, indent=2) if as_json else describe_set(found))
+    elif as_json:
         print(load_config(path, fetch_weights=True, **where).to_json_string(use_diff=False))
     else:
         print(describe(path, **where))

@@ -1,5 +1,6 @@
 """What several commands are told: where an SAE lies, and the language model and the text to measure it on."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -69,3 +70,14 @@ def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dic
     """Those of the options that were given, as `SAE.from_pretrained` and others call them."""
     given = {"subfolder": subfolder, "revision": revision, "allow_pickle": allow_pickle}
     return {name: value for name, value in given.items() if value}
+
+
+def folders_of(path: str) -> list[str]:
+    """The folder of an SAE itself, or of a set those of its SAEs."""
+    from hfsae.saved.sets import find_set
+
+    found = find_set(path) if Path(path).is_dir() else None
+    if found is None:
+        return [path]
+    found.refuse_missing()
+    return [str(Path(path) / name) for name in found.names]

@@ -37,9 +37,9 @@ def run(
     """Pushes, and prints where to."""
     from pathlib import Path
 
-    from hfsae.evaluation.saved_set import SET_FILE, read_set
     from hfsae.hub import push_saes
     from hfsae.places import sae_folders
+    from hfsae.saved.sets import find_set
 
     place = Path(folder)
     if not place.is_dir():
@@ -47,6 +47,9 @@ def run(
     names = sae_folders(place)
     if not names:
         raise ValueError(f"{place} holds no SAE (no config.json): save one there with sae.save_pretrained.")
+    whole = None if subfolder else find_set(place)
+    if whole is not None:
+        whole.refuse_missing()
     if dashboard:
         from hfsae.dashboard import ensure_dashboard
 
@@ -64,7 +67,7 @@ def run(
         private=private or None,
         commit_message=commit_message,
         token=token,
-        together=None if subfolder else read_set(place / SET_FILE),
+        together=None if whole is None else whole.record,
     )
     print(f"pushed to {info.pr_url or info.repo_url} (commit {info.oid[:12]})")
     return 0

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring import Dataset, DatasetConfig, Folder, Model, Split
+from hfsae.cli.measuring import Dataset, DatasetConfig, Folder, Model, Split, folders_of
 from hfsae.command_line import option, whole_number
 
 
@@ -26,13 +26,14 @@ def run(
     """Looks for examples of features and writes the page."""
     from hfsae.training.showing import show_saved
 
-    page = show_saved(
-        path,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-    )
-    print(f"wrote {page}")
+    for folder in folders_of(path):
+        page = show_saved(
+            folder,
+            model=model_name_or_path,
+            dataset=dataset_name,
+            dataset_config=dataset_config,
+            split=dataset_split,
+            max_tokens=max_tokens,
+        )
+        print(f"wrote {page}")
     return 0

@@ -1,5 +1,7 @@
 """`hfsae verify`: whether the card of an SAE is true."""
 
+from typing import Any
+
 from hfsae.cli.measuring import (
     AllowPickle,
     BatchSize,
@@ -29,18 +31,21 @@ def run(
 ) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""
     from hfsae.saved import verify
-    from hfsae.saved.verify_set import record_of, verify_set
+    from hfsae.saved.sets import find_set
+    from hfsae.saved.verify_set import verify_found
 
-    of_set = not subfolder and not allow_pickle and record_of(path, revision) is not None
-    outcome = (verify_set if of_set else verify)(
-        path,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        **hub_options(subfolder, revision, allow_pickle),
-    )
+    measuring: dict[str, Any] = {
+        "model": model_name_or_path,
+        "dataset": dataset_name,
+        "dataset_config": dataset_config,
+        "split": dataset_split,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+    }
+    found = None if subfolder or allow_pickle else find_set(path, revision=revision)
+    if found is None:
+        outcome = verify(path, **measuring, **hub_options(subfolder, revision, allow_pickle))
+    else:
+        outcome = verify_found(found, **measuring)
     print(outcome)
     return 0 if outcome.ok else 1

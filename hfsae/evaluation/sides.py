@@ -74,18 +74,34 @@ def widths_of(sides: Mapping[str, Sequence[Side]]) -> dict[HookPoint, int]:
 
 
 def of_all_sides(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A crosscoder's figures: the mean of each number over its sources, what is no number once, and those of each."""
+    """A crosscoder's figures: the mean of each number over its sources, what is no number once, and those of each.
+
+    The notes say of which sources they are, where they are not of all.
+    """
     first = next(iter(figures.values()))
     together = {name: _together([of[name] for of in figures.values()]) for name in first}
-    return {**together, "sources": {source: _numbers(of) for source, of in figures.items()}}
+    sources = {source: _numbers(of) for source, of in figures.items()}
+    return {**together, "notes": _notes({source: of["notes"] for source, of in figures.items()}), "sources": sources}
 
 
 def _together(values: Sequence[Any]) -> Any:
     if all(isinstance(value, float) for value in values):
         return fmean(values)
-    if all(isinstance(value, dict) for value in values):
-        return {name: entry for value in values for name, entry in value.items()}
     return None if None in values else values[0]
+
+
+def _notes(of_each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The notes of all sources by the names of the metrics."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for source, notes in of_each.items():
+        for metric, reason in notes.items():
+            reasons.setdefault(metric, {}).setdefault(reason, []).append(source)
+    return {
+        metric: next(iter(by_reason))
+        if list(map(len, by_reason.values())) == [len(of_each)]
+        else "; ".join(f"{', '.join(sources)}: {reason}" for reason, sources in by_reason.items())
+        for metric, by_reason in reasons.items()
+    }
 
 
 def _numbers(figures: Mapping[str, Any]) -> dict[str, Any]:

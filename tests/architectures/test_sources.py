@@ -155,8 +155,12 @@ def test_sources_must_fit_their_widths_and_each_other():
         sae.encode({**parts, "tuned": parts["tuned"][:19]})
     with pytest.raises(ValueError, match=r"activations of base must have shape \(20, 2\).* got \(20, 4\)"):
         sae.encode({"base": parts["tuned"]})
-    with pytest.raises(ValueError, match="no activations of base, tuned are given"):
+    with pytest.raises(
+        ValueError, match="no activations are given: give those of at least one of the sources base, tu"
+    ):
         sae.encode({})
+    with pytest.raises(ValueError, match="give those of each of the sources base, tuned"):
+        sae({})
 
 
 @pytest.mark.parametrize("wrong, got", [([1.0], "list"), (torch.ones(3, TUNED, dtype=torch.int64), "int64")])

@@ -7,6 +7,7 @@ import torch
 from hfsae import SAE, CrosscoderSAEConfig, evaluate_sae
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.evaluation import evaluate_saes, report
+from hfsae.evaluation.sides import of_all_sides
 from hfsae.hub import render_card
 from tests.evaluation import longhand
 from tests.evaluation.tiny import WIDTH, batches, language_model, make_sae
@@ -106,3 +107,23 @@ def test_report_and_card_show_every_source_and_say_that_there_are_no_baselines(c
         crosscoder.config.metrics = None
     row = next(line for line in card.splitlines() if line.startswith("| `late` |"))
     assert f"{late['loss_recovered']:.3f}"[:4] in row and "A crosscoder has no baselines" in card
+
+
+def test_notes_say_of_which_sources_they_are():
+    figures = {
+        "early": {
+            "l0": 4.0,
+            "loss_recovered": None,
+            "kl": 1.0,
+            "notes": {"loss_recovered": "CE zero is not above it"},
+        },
+        "late": {"l0": 4.0, "loss_recovered": None, "kl": None, "notes": {"loss_recovered": "no CE", "kl": "no CE"}},
+    }
+    together = of_all_sides(figures)
+    assert together["notes"] == {
+        "loss_recovered": "early: CE zero is not above it; late: no CE",
+        "kl": "late: no CE",
+    }
+    assert (together["l0"], together["loss_recovered"], together["kl"]) == (4.0, None, None)
+    figures["early"] = figures["late"]
+    assert of_all_sides(figures)["notes"] == {"loss_recovered": "no CE", "kl": "no CE"}

@@ -207,13 +207,14 @@ def test_only_the_files_of_the_sae_that_is_loaded_are_fetched_and_the_cache_is_e
 
 @pytest.mark.parametrize("subfolder, where", [("", "at its root"), ("resid_post.9", "in 'resid_post.9'")])
 def test_the_root_of_many_says_which_there_are(zoo, subfolder, where):
-    with pytest.raises(OSError, match=f"tester/zoo has no SAE {where}; pass as subfolder one of.*'{NAMES[2]}'"):
+    with pytest.raises(OSError, match=f"tester/zoo has no SAE {where}. These folders have: .*'{NAMES[2]}'.* --sub"):
         SAE.from_pretrained(ZOO, subfolder=subfolder)
 
 
 def test_the_root_of_a_folder_of_many_says_which_there_are(tmp_path):
     member().save_pretrained(tmp_path / "a")
-    with pytest.raises(OSError, match="has no SAE at its root; pass as subfolder one of those that have: 'a'"):
+    said = f"has no SAE at its root. These folders have: 'a'. Name one: subfolder='a' .* itself, {tmp_path / 'a'}."
+    with pytest.raises(OSError, match=said):
         SAE.from_pretrained(tmp_path)
 
 
@@ -222,7 +223,7 @@ def test_a_repository_without_saes_and_one_that_does_not_exist_say_what_they_sai
     for name in ("tester/empty", "tester/nothing"):
         with pytest.raises((OSError, ValueError)) as refused:
             SAE.from_pretrained(name)
-        assert "subfolder one of" not in str(refused.value)
+        assert "These folders" not in str(refused.value)
 
 
 def test_the_snippet_of_the_root_card_runs(zoo, capsys):

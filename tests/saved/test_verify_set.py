@@ -45,7 +45,9 @@ def test_it_is_pushed_in_one_commit_and_its_card_is_true_from_the_hub_alone(hub,
     assert list(there) == NAMES
     for name in NAMES:
         assert torch.equal(there[name].W_dec, here[name].W_dec)
+    hub.requests.clear()
     assert main(["verify", REPO]) == 0
+    assert len(hub.requests.matching("GET", rf"/api/models/{REPO}")) == 1  # one listing
     out = capsys.readouterr().out
     assert "mlp_in.3 explained variance" in out and "all: KL from the model" in out and "differs" not in out
     # One of them pushed anew with other weights: the figures of the whole are not of them.
@@ -95,6 +97,9 @@ def test_an_sae_that_is_gone_leaves_the_others_their_cards_and_the_figures_of_th
     assert main(["card", str(copied)]) == 0
     card = (copied / "README.md").read_text()
     assert "figures of the whole set are of other weights" in card and f"[{NAMES[1]}]" not in card.replace("\\", "")
+    for command in (["verify"], ["eval"], ["info"], ["report"], ["dashboard"], ["push"]):
+        assert main([*command, str(copied), *["tester/set"] * (command == ["push"])]) == 1
+        assert f"{copied} lacks SAEs of its set: {NAMES[1]}. Bring their folders back" in capsys.readouterr().err
 
 
 def test_two_that_write_at_one_place_are_refused_before_anything_is_measured(copied, capsys, monkeypatch):
@@ -119,3 +124,25 @@ def test_figures_of_other_saes_are_not_pushed(hub):
     record = {"protocol": {"weights_sha256": {"a": "0", "b": "0"}}}
     with pytest.raises(ValueError, match="of other SAEs than those that are pushed: b"):
         push_saes({"a": make()}, REPO, together=record)
+
+
+def test_a_set_is_described_from_its_record_and_its_configs(copied, capsys):
+    for name in NAMES:
+        (copied / name / "model.safetensors").unlink()
+    record = read_set(copied / SET_FILE)
+    assert main(["info", str(copied)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "set of        2 SAEs: topk" and lines[1].startswith("of            ")
+    assert f"loss recovered {record['loss_recovered']:.4g}, CE increase {record['ce_increase']:.4g}" in lines[3]
+    first, second = lines.index(NAMES[0]), lines.index(NAMES[1])
+    assert first < second and "  reads       transformer.h.2.mlp.input" in lines[first:second]
+    assert main(["info", str(copied), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == record
+
+
+@pytest.mark.slow
+def test_every_sae_of_a_set_gets_its_page_again(copied, capsys):
+    assert main(["report", str(copied), "--max_tokens", "500"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"wrote {copied / name / 'report.html'}" for name in NAMES]
+    for name in NAMES:
+        assert "features</title>" in (copied / name / "report.html").read_text()
