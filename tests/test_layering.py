@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modeling": MODEL - {"modeling"},
     "architectures": {*COMPUTING, "modeling"},
     "saved": MODEL,
-    "analysis": MODEL,
+    "analysis": USE | {"evaluation", "hub"},
     "diffing": MODEL | {"architectures", "saved", "analysis"},
     "training": MODEL | {"architectures", "saved", "analysis", "command_line"},
     "dashboard": MODEL | {"saved", "analysis"},

@@ -11,8 +11,8 @@ from hfsae.analysis.pieces import Documents, PieceReader
 from hfsae.analysis.reading import FeatureReader
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ class ReadPiece(NamedTuple):
 
 
 def read_pieces(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     documents: Documents,
@@ -96,7 +96,7 @@ def read_pieces(
 
 
 def feature_activations(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     texts: Documents,

@@ -17,8 +17,8 @@ from hfsae.analysis.pieces import Documents, PieceReader, Pieces
 from hfsae.analysis.reading import FeatureReader, Firings
 from hfsae.analysis.records import About, Example, Examples, Statistics
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def collect_features(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     documents: Documents,
@@ -146,7 +146,7 @@ def collect_features(
 
 
 def find_max_activating_examples(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     documents: Documents,

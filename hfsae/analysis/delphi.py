@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.pieces import Documents, as_dataset
 from hfsae.analysis.reading import FeatureReader
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBlocks
 from hfsae.evaluation.text import reading_of
 from hfsae.in_model import hook_points_of
-from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 from hfsae.saving import files_at_once, write_json
 from hfsae.storage import write_tensors
@@ -34,7 +34,7 @@ _SMALL = 2**16
 
 
 def export_delphi(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     documents: Documents,

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from hfsae.analysis.interventions import ablate
 from hfsae.analysis.records import TokenEffect
 from hfsae.attach import attach
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ class FeatureEffects:
 
 
 def feature_effects(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     text: str,
@@ -132,7 +132,11 @@ def _refuse_other_losses(model: PreTrainedModel, ids: Tensor) -> None:
 
 
 def _attribute(
-    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", ids: Tensor, wanted: int | None
+    sae: SparseAutoencoder,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Tensor,
+    wanted: int | None,
 ) -> tuple[Tensor, float, Tensor]:
     """The untouched logits (seq, vocabulary), the loss, and its change by first order for every feature."""
     leaves: list[SparseFeatures] = []

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.weights import chosen_features
 from hfsae.attach import AttachedSAE, attach
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.calls import Call
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ Mode = Literal["add", "clamp"]
 @contextmanager
 def steer(
     model: nn.Module,
-    sae: SAE,
+    sae: SparseAutoencoder,
     strengths: Mapping[int, float],
     *,
     mode: Mode = "add",
@@ -85,7 +85,7 @@ def steer(
 @contextmanager
 def ablate(
     model: nn.Module,
-    sae: SAE,
+    sae: SparseAutoencoder,
     features: Sequence[int] | Tensor,
     *,
     keep_error: bool = True,
@@ -135,7 +135,7 @@ def _unit(feature: int, maxima: FeatureCollection | Mapping[int, float] | None) 
 @contextmanager
 def _edited(
     model: nn.Module,
-    sae: SAE,
+    sae: SparseAutoencoder,
     features: Tensor,
     change: Callable[[Tensor], Tensor],
     positions: Positions,

@@ -15,7 +15,6 @@ from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
 from hfsae.in_model import hook_points_of
-from hfsae.modeling import SAE
 
 
 @dataclass(frozen=True)

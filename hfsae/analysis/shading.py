@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis.activations import read_pieces
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects
-from hfsae.modeling import SAE
+from hfsae.autoencoder import SparseAutoencoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ _PLAIN = "\x1b[0m"
 
 
 def shaded_features(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     text: str,
@@ -103,7 +103,7 @@ def printable(text: str) -> str:
 
 
 def _promoted(
-    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", features: Sequence[int]
+    sae: SparseAutoencoder, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", features: Sequence[int]
 ) -> list[str]:
     """What each feature promotes, in words; nothing where it does not write into the residual stream."""
     if not has_logit_effects(sae, model):

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
-from hfsae.modeling import SAE
 
 _FEATURES_AT_ONCE = 256
 _BINS = 50
@@ -62,7 +62,7 @@ class Neighbours(NamedTuple):
 
 @torch.no_grad()
 def logit_effects(
-    sae: SAE, model: PreTrainedModel, features: Sequence[int] | Tensor | None = None, *, k: int = 10
+    sae: SparseAutoencoder, model: PreTrainedModel, features: Sequence[int] | Tensor | None = None, *, k: int = 10
 ) -> LogitEffects:
     """What features say to the vocabulary directly, past all layers in between.
 
@@ -111,7 +111,7 @@ def _histograms(effects: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def stream_directions(sae: SAE, model: PreTrainedModel, features: Tensor) -> Tensor:
+def stream_directions(sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor) -> Tensor:
     """The directions (n, hidden_size) along which features change the residual stream, in the model's dtype."""
     into_stream = _into_stream(sae, model)
     if into_stream is None:
@@ -123,12 +123,12 @@ def stream_directions(sae: SAE, model: PreTrainedModel, features: Tensor) -> Ten
     return into_stream(sae.feature_directions[features.to(sae.W_dec.device)].to(input_device(model), model.dtype))
 
 
-def has_logit_effects(sae: SAE, model: PreTrainedModel) -> bool:
+def has_logit_effects(sae: SparseAutoencoder, model: PreTrainedModel) -> bool:
     """Whether what features write goes into the residual stream, so that `logit_effects` can say where to."""
     return _into_stream(sae, model) is not None
 
 
-def _into_stream(sae: SAE, model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+def _into_stream(sae: SparseAutoencoder, model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     """What brings directions (n, d_out) into the residual stream; None where nothing does."""
     point = hook_points_of(sae.config, model)[1]
     layout = DecoderLayout.find(model)
@@ -152,7 +152,7 @@ def _logits(model: PreTrainedModel, directions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neighbours(sae: SAE, features: Sequence[int] | Tensor | None = None, *, k: int = 10) -> Neighbours:
+def neighbours(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None = None, *, k: int = 10) -> Neighbours:
     """The features that are nearest to features: by what they write, and by what they read.
 
     Args:
@@ -178,7 +178,7 @@ def _nearest(rows: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids, cosines
 
 
-def chosen_features(sae: SAE, features: Sequence[int] | Tensor | None) -> Tensor:
+def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None) -> Tensor:
     """int64 indices of features.
 
     Raises:
