@@ -16,12 +16,12 @@ import torch
 
 from hfsae import SAE, SAETrainer
 from hfsae.architectures import Crosscoder, architectures
+from hfsae.arguments.command_options import Config, run_script, with_training_options
+from hfsae.arguments.config_file import arguments_from
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.command_line import NUMBERS, option
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.saving import write_json
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.command_options import Config, run_script, with_training_options
-from hfsae.training.config_file import arguments_from
 
 A_MILLION = 1_048_576
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hfsae import SAE, SAETrainingArguments, TopKCrosscoderSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.training.joined import rows_at
+from hfsae.host_memory import freed_memory_kept
+from hfsae.in_model import rows_at
 from hfsae.training.learner import Learner
-from hfsae.training.memory import freed_memory_kept
 
 SOURCES = ("base", "tuned")
 DEAD_SHARE = 0.1

@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from hfsae import SAETrainingArguments
-from hfsae.training.estimate import estimate
-from hfsae.training.hours import Machine
+from hfsae.estimate.machine import Machine
+from hfsae.estimate.run_needs import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 # Name, width, placement: a narrow SAE, where reading the text counts, and a wide one, where its step does.

@@ -129,7 +129,7 @@ def _serve(checkout: Path, clock: str) -> None:
     import torch
 
     import hfsae
-    from hfsae.training.memory import freed_memory_kept
+    from hfsae.host_memory import freed_memory_kept
 
     for module in (step, hfsae):
         assert module.__file__ is not None and Path(module.__file__).resolve().is_relative_to(checkout), module

@@ -32,8 +32,8 @@ from torch import Tensor
 from hfsae import SAE, SAETrainingArguments
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
+from hfsae.host_memory import freed_memory_kept
 from hfsae.training.learner import Learner
-from hfsae.training.memory import freed_memory_kept
 
 ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
 # Where the number of active features is a result and not a setting, a "dense" step has half of them active.

@@ -28,9 +28,9 @@ import sys
 from pathlib import Path
 
 from hfsae import SAETrainer
+from hfsae.arguments.command_options import parse_training_arguments
+from hfsae.arguments.config_file import read_config
 from hfsae.evaluation.report import report
-from hfsae.training.command_options import parse_training_arguments
-from hfsae.training.config_file import read_config
 
 HERE = Path(__file__).resolve().parent
 

@@ -8,8 +8,8 @@ from itertools import groupby
 import pytest
 
 from hfsae import SAE
+from hfsae.arguments.training_arguments import OPTIONS
 from hfsae.cli import COMMANDS, main
-from hfsae.training.arguments import OPTIONS
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import text
 

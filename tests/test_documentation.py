@@ -91,7 +91,7 @@ def test_links_to_files_lead_somewhere(path):
 
 
 def test_configs_of_the_examples_hold_known_arguments_of_the_right_type():
-    from hfsae.training.sweep import Sweep
+    from hfsae.sweeps.sweep import Sweep
 
     counts = {}
     for config in sorted((ROOT / "examples" / "configs").glob("*.yaml")):

@@ -19,12 +19,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import besides itself: in functions and for type checking too. Nothing may import
 # `cli`. The parts stand from the lowest to the highest.
-PLAIN = {"storage", "folders", "places", "connection", "guests", "in_use", "notebook", "progress", "suggestions"}
+PLAIN = {
+    "storage",
+    "folders",
+    "places",
+    "connection",
+    "failures",
+    "guests",
+    "host_memory",
+    "in_use",
+    "interruption",
+    "notebook",
+    "progress",
+    "suggestions",
+}
 READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
 USE = SAE | READING | {"model_kwargs", "language_model", "versions", "in_model", "attach"}
 MODEL = USE | {"evaluation", "hub", "modeling"}
+RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(PLAIN | {"versions", "model_cards", "command_line", "hooks"}, set()),
     "model_kwargs": {"suggestions"},
@@ -42,12 +56,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": USE | {"evaluation"},
     "modeling": MODEL - {"modeling"},
     "architectures": {*COMPUTING, "modeling"},
-    "saved": MODEL,
     "analysis": USE | {"evaluation", "hub"},
+    "saved": MODEL | {"analysis"},
+    "arguments": COMPUTING | {"command_line", "model_kwargs"},
+    "parallel": COMPUTING | {"arguments"},
+    "inputs": USE | {"evaluation", "arguments", "parallel"},
     "diffing": MODEL | {"architectures", "saved", "analysis"},
-    "training": MODEL | {"architectures", "saved", "analysis", "command_line"},
+    "estimate": MODEL | RUN,
+    "training": MODEL | RUN | {"analysis"},
+    "sweeps": MODEL | RUN | {"estimate", "training"},
     "dashboard": MODEL | {"saved", "analysis"},
-    "cli": MODEL | {"architectures", "saved", "analysis", "training", "dashboard", "diffing", "command_line"},
+    "cli": MODEL
+    | RUN
+    | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from hfsae import SAETrainingArguments
-from hfsae.training.argument_fields import default_of
+from hfsae.arguments.argument_fields import default_of
 
 PAGE = Path(__file__).parents[1] / "arguments.md"
 BEGIN, END = "<!-- arguments: begin -->", "<!-- arguments: end -->"

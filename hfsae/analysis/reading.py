@@ -63,7 +63,7 @@ class FeatureReader:
         ValueError: If the SAE does not fit the activations there.
     """
 
-    def __init__(self, sae: SAE, model: PreTrainedModel, features: Tensor | None = None):
+    def __init__(self, sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor | None = None):
         self._sae, self._model, self._features = sae, model, features
         self._source = hook_points_of(sae.config, model)[0]
         self._sites = Sites.at(model, [self._source])

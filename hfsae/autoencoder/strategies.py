@@ -17,7 +17,7 @@ _replayable: set[type] = set()
 
 
 class Partition:
-    """All features lie in this process. `hfsae.training.sharding` has the partition among several processes."""
+    """All features lie in this process. `hfsae.parallel.sharded_sae` has the partition among several processes."""
 
     def rule(self, selection: Selection) -> Selection:
         """The rule by which this process picks its own of the features that a rule picks of all."""

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from hfsae.training.command_options import Config, with_training_options
+from hfsae.arguments.command_options import Config, with_training_options
 
 _OUTPUT_DIR = "activations"
 
@@ -12,8 +12,8 @@ def run(config: Config = None, *, given: dict[str, str]) -> int:
     """Writes the cache, or goes on with it."""
     from accelerate import PartialState
 
-    from hfsae.training.caching import cache_activations
-    from hfsae.training.config_file import arguments_from
+    from hfsae.arguments.config_file import arguments_from
+    from hfsae.inputs.activation_cache import cache_activations
 
     training = arguments_from({**given, "config": config}, output_dir=_OUTPUT_DIR)
     description = cache_activations(training)

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
+from hfsae.arguments.command_options import Config, with_training_options
 from hfsae.command_line import option
-from hfsae.training.command_options import Config, with_training_options
 
 _DEVICE = "Device: by default the one at hand, which is measured for a moment"
 
@@ -28,9 +28,9 @@ def run(
     """Prints the estimate; 1 where the run will not fit."""
     import torch
 
-    from hfsae.training.estimate import estimate, free_memory
-    from hfsae.training.hours import Machine
-    from hfsae.training.sweep import Sweep
+    from hfsae.estimate.machine import Machine
+    from hfsae.estimate.run_needs import estimate, free_memory
+    from hfsae.sweeps.sweep import Sweep
 
     if config is None:
         raise ValueError("an estimate needs a YAML file.")

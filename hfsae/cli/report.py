@@ -24,10 +24,10 @@ def run(
     ] = 20_000,
 ) -> int:
     """Looks for examples of features and writes the page."""
-    from hfsae.training.showing import show_saved
+    from hfsae.saved.saved_report import write_saved_report
 
     for folder in folders_of(path):
-        page = show_saved(
+        page = write_saved_report(
             folder,
             model=model_name_or_path,
             dataset=dataset_name,

@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
+from hfsae.arguments.command_options import Config, with_training_options
 from hfsae.command_line import option
-from hfsae.training.command_options import Config, with_training_options
 
 
 @with_training_options
@@ -19,8 +19,8 @@ def run(
 
     from accelerate import PartialState
 
-    from hfsae.training.sweep import Sweep, run_sweep
-    from hfsae.training.sweep_results import RESULTS_JSON, results_table
+    from hfsae.sweeps.sweep import Sweep, run_sweep
+    from hfsae.sweeps.sweep_results import RESULTS_JSON, results_table
 
     if config is None:
         raise ValueError("a sweep needs a YAML file.")

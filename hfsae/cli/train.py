@@ -1,6 +1,6 @@
 """`hfsae train`: SAEs from a YAML file and options."""
 
-from hfsae.training.command_options import Config, with_training_options
+from hfsae.arguments.command_options import Config, with_training_options
 
 
 @with_training_options
@@ -8,9 +8,9 @@ def run(config: Config = None, *, given: dict[str, str]) -> int:
     """Trains, and prints what was measured; 130 where the run was interrupted."""
     from accelerate import PartialState
 
+    from hfsae.arguments.config_file import arguments_from
     from hfsae.evaluation.report import report, report_together
     from hfsae.training import SAETrainer
-    from hfsae.training.config_file import arguments_from
 
     output = SAETrainer(args=arguments_from({**given, "config": config})).train()
     for name, metrics in output.metrics.items() if PartialState().is_main_process else ():

@@ -3,26 +3,25 @@
     trainer = SAETrainer(args=SAETrainingArguments(model_name_or_path="openai-community/gpt2", ...))
     trainer.train()
 
-`trainer` is the loop, `run` what it is made of, `learner` one SAE in it, `reading` and `feed` what it reads, `caching`
-that on a disk, `rehearsal` tries the evaluation before it begins, `finish` is its end. `arguments` is all that the
-command line needs for its help, and comes without the others.
+`trainer` has the loop, `learner` one SAE in it. Arguments (`hfsae.arguments`), what is read (`hfsae.inputs`), several
+processes (`hfsae.parallel`), forecasts (`hfsae.estimate`) and sweeps (`hfsae.sweeps`) have packages of their own.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hfsae.training.arguments import SAETrainingArguments
-    from hfsae.training.caching import cache_activations
+    from hfsae.arguments.training_arguments import SAETrainingArguments
+    from hfsae.inputs.activation_cache import cache_activations
     from hfsae.training.trainer import SAETrainer, TrainOutput
 
 __all__ = ["SAETrainer", "SAETrainingArguments", "TrainOutput", "cache_activations"]
 
 _LAZY = {
     "SAETrainer": "hfsae.training.trainer",
-    "SAETrainingArguments": "hfsae.training.arguments",
+    "SAETrainingArguments": "hfsae.arguments.training_arguments",
     "TrainOutput": "hfsae.training.trainer",
-    "cache_activations": "hfsae.training.caching",
+    "cache_activations": "hfsae.inputs.activation_cache",
 }
 
 

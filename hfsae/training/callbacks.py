@@ -7,10 +7,10 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.evaluation.healthy import warnings_for
+from hfsae.failures import warn_on_failure
 from hfsae.progress import token_bar
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Trackers(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Not `end_training`, which also parts the processes: what runs after this may still need them together.
         for tracker in self._accelerator.trackers:
-            with unharmed(f"{tracker.name} not closed", f"every log is in {args.output_dir}."):
+            with warn_on_failure(f"{tracker.name} not closed", f"every log is in {args.output_dir}."):
                 tracker.finish()
 
 

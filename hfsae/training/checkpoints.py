@@ -23,6 +23,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from hfsae.arguments.local_paths import same_place
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
 from hfsae.places import must_be_local
@@ -38,8 +40,6 @@ from hfsae.storage import (
     sum_up,
     write_tensors,
 )
-from hfsae.training.argument_places import same_place
-from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.learner import Learner
 
 logger = logging.getLogger(__name__)

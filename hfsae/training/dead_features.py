@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hfsae.modeling import SAE
-from hfsae.training.sharding import own_part, rows_of_own, whole
+from hfsae.parallel.sharded_sae import own_part, rows_of_own, whole
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2
@@ -96,7 +96,7 @@ def resample(
     encoder row) and its Adam moments to 0.
 
     Args:
-        sae: The SAE, edited in place; may be cut along its features (`hfsae.training.sharding`).
+        sae: The SAE, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
         optimiser: Its Adam.
         activations: (N, d_in) tokens of this process.
         dead: (n_features,) bool.

@@ -16,21 +16,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerState
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation import evaluate_saes
+from hfsae.failures import warn_on_failure
 from hfsae.hooks import inner_model
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
+from hfsae.in_model import portable_names, rows_at, separate
+from hfsae.inputs import streams
+from hfsae.inputs.base_model import move_base_model
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once, write_config, write_json
-from hfsae.training import feed, showing
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.base_model import move_base_model
-from hfsae.training.joined import portable_names, rows_at, separate
+from hfsae.training import showing
 from hfsae.training.run import Run
 from hfsae.training.sparsity import missed_target
 from hfsae.training.together import finish_set
-from hfsae.training.unharmed import unharmed
 from hfsae.versions import version_of
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,12 @@ def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     """
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
-    with unharmed("not calibrated", f"every SAE {_UNCALIBRATED}"):
+    with warn_on_failure("not calibrated", f"every SAE {_UNCALIBRATED}"):
         calibration = _calibration_rows(run, saes)
     for name, sae in saes.items():
         if sae.needs_calibration and calibration.keys() >= set(separate([place := run.places[name]])):
             rows = rows_at(calibration, place)
-            failing = unharmed(f"{name or 'SAE'} not calibrated", f"it {_UNCALIBRATED}")
+            failing = warn_on_failure(f"{name or 'SAE'} not calibrated", f"it {_UNCALIBRATED}")
             # The processes of a spread SAE calibrate it together: one that fails must not go on alone.
             with nullcontext() if run.is_spread else failing:
                 _calibrate(sae, rows)
@@ -83,7 +84,7 @@ def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     mine = {name: sae for name, sae in saes.items() if run.is_written_here(name)}
     _save(run, mine, state, seconds)
     measured: dict[str, dict[str, Any]] = {}
-    with unharmed("not measured", _by_hand(run, mine)):
+    with warn_on_failure("not measured", _by_hand(run, mine)):
         measured = _evaluate(run, saes, calibration)
     metrics = run.of_all(measured)
     for name, sae in mine.items():
@@ -141,7 +142,7 @@ def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
     if not places:
         return {}
     exact, places = bool(run.args.eval_tokens), separate(places)
-    return feed.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several, exact=exact)
+    return streams.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several, exact=exact)
 
 
 def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -151,7 +152,7 @@ def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) ->
     move_base_model(run.base, run.accelerator.device)
     share = run.share_of_evaluation
     rank, processes = share["rank"], share["processes"]
-    blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
+    blocks = streams.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
     return evaluate_saes(
         saes,
         run.base.model,
@@ -275,10 +276,10 @@ def describe_trained(sae: SAE, folder: Path) -> None:
     """
     card = f"write by hand: hfsae card {quote(str(folder))}"
     if sae.config.metrics is not None:
-        with unharmed(f"metrics not written into {folder}", f"write by hand: hfsae eval {quote(str(folder))}"):
+        with warn_on_failure(f"metrics not written into {folder}", f"write by hand: hfsae eval {quote(str(folder))}"):
             write_config(sae.config, folder)
             write_json(folder / METRICS_FILE, sae.config.metrics)
-    with unharmed(f"pictures of {folder} not drawn", card):
+    with warn_on_failure(f"pictures of {folder} not drawn", card):
         draw_pictures(folder, sae.config)
-    with unharmed(f"card of {folder} not written", card):
+    with warn_on_failure(f"card of {folder} not written", card):
         write_card(folder, sae, pictures=False)

@@ -16,17 +16,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
+from hfsae.functional.cuda_graph import Replay
 from hfsae.modeling import SAE
-from hfsae.training.arguments import SAETrainingArguments
+from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, stored, whole
 from hfsae.training.dead_features import FiringCounter, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
 from hfsae.training.plan import Plan
-from hfsae.training.replay import Replay
 from hfsae.training.repointing import repoint
 from hfsae.training.schedules import learning_rate_at, warmup_factor
-from hfsae.training.sharding import ShardedSAE, load_whole, placed_like, stored, whole
 from hfsae.training.sparsity import SparsityCoefficient
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.

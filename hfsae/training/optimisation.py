@@ -6,7 +6,7 @@ from torch import Tensor
 from hfsae.functional.blocks import in_blocks
 from hfsae.functional.kernels import serves
 from hfsae.modeling import SAE
-from hfsae.training.sharding import own_part
+from hfsae.parallel.sharded_sae import own_part
 
 _LEAST_NORM = 1e-12
 

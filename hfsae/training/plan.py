@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from hfsae.arguments.sae_settings import revival_of
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.modeling import SAE
-from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.schedules import auto_learning_rate
 
 # The longest dead-feature window is the first part of a run, or the tokens on which the average feature fires so many
@@ -69,24 +70,6 @@ class Plan:
             sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
             target_l0=target,
         )
-
-
-def revival_of(sae: SAE, wanted: str) -> str:
-    """How an SAE's dead features come back, where `"auto"` may be wanted.
-
-    Raises:
-        ValueError: If a transcoder's are to be resampled.
-    """
-    if sae.config.is_transcoder and wanted == "resample":
-        raise ValueError(
-            "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
-            "others than it reads. Use revival='auxk' or 'repoint'."
-        )
-    if wanted == "repoint" and not sae.config.is_transcoder:
-        raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
-    if wanted != "auto":
-        return wanted
-    return "auxk" if sae.config.is_transcoder else sae.default_revival
 
 
 def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:

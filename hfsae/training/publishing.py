@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.evaluation.saved_set import SET_FILE, read_set
+from hfsae.failures import warn_on_failure
 from hfsae.hub.push import Saved, publish
 from hfsae.hub.repository import Destination, Repository
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
-from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import last_checkpoint
-from hfsae.training.unharmed import unharmed
 
 
 class PushToHub(TrainerCallback):
@@ -51,7 +51,7 @@ class PushToHub(TrainerCallback):
         """Opens the repository, so that a missing token is told before hours of training."""
         if state.is_world_process_zero:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="hfsae-push")
-            self._thread.submit(self._unharmed, lambda: Repository(self._to), "")
+            self._thread.submit(self._push, lambda: Repository(self._to), "")
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Pushes the SAEs of a checkpoint, with `"checkpoint"` the whole of it."""
@@ -67,7 +67,7 @@ class PushToHub(TrainerCallback):
         whole = checkpoint if self._strategy == "checkpoint" else None
         title = f"Training in progress, step {state.global_step:,}"
         self._pushing = self._thread.submit(
-            self._unharmed, lambda: self._publish(saes, title, whole), f" at step {state.global_step}"
+            self._push, lambda: self._publish(saes, title, whole), f" at step {state.global_step}"
         )
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class PushToHub(TrainerCallback):
         if self._thread is None:
             return
         if state.global_step == state.max_steps:
-            self._thread.submit(self._unharmed, lambda: self._publish_trained(), "")
+            self._thread.submit(self._push, lambda: self._publish_trained(), "")
         self._thread.shutdown(wait=True)
 
     def _publish_trained(self) -> None:
@@ -88,8 +88,9 @@ class PushToHub(TrainerCallback):
     ) -> None:
         publish(saes, self._to.titled(title), beside=checkpoint, together=together)
 
-    def _unharmed(self, push: Callable[[], Any], when: str) -> None:
-        with unharmed(f"not pushed{when}", f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"):
+    def _push(self, push: Callable[[], Any], when: str) -> None:
+        by_hand = f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"
+        with warn_on_failure(f"not pushed{when}", by_hand):
             push()
 
 

@@ -12,20 +12,19 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hfsae.architectures import Crosscoder, architecture_name, class_of
-from hfsae.architectures.sources import SourcesConfig
+from hfsae.arguments.sae_settings import is_crosscoder
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
 from hfsae.hooks import inner_model
 from hfsae.hooks.limits import refuse_without_ids
+from hfsae.in_model import portable_names, resolve_joined, separate
+from hfsae.inputs import streams
+from hfsae.inputs.activation_cache import Cache
+from hfsae.inputs.base_model import BaseModel, open_base_model
+from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.modeling import SAE
-from hfsae.training import feed
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.base_model import BaseModel, open_base_model
-from hfsae.training.caching import Cache
-from hfsae.training.joined import portable_names, resolve_joined, separate
-from hfsae.training.placement import own_devices
-from hfsae.training.texts import Texts, load_texts
+from hfsae.parallel.placement import own_devices
 
 SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
 """What one SAE of many is made of: itself, its config, or training arguments that are its own."""
@@ -99,7 +98,7 @@ def _published(args: SAETrainingArguments) -> SAE:
         "expansion_factor": args.expansion_factor,
     }
     for name, value in asked.items():
-        found = architecture_name(config) if name == "architecture" else getattr(config, name)
+        found = config.architecture if name == "architecture" else getattr(config, name)
         if name in given and value != found:
             raise ValueError(f"{name} is {value!r}, but {args.init_from} has {found!r}: leave it out, or start anew.")
     if "k" in given and hasattr(config, "k"):
@@ -156,8 +155,8 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
         ValueError: If they do not fit each other.
     """
     if inputs.activations is not None:
-        brought, held_out = feed.hold_out(inputs.activations, args)
-        source = feed.own_source(brought, accelerator)
+        brought, held_out = streams.hold_out(inputs.activations, args)
+        source = streams.own_source(brought, accelerator)
         places, targets = _own_places(args, inputs, list(source.widths))
         return Reading(args, source, places, targets, None, None, held_out, None)
     if args.activation_cache is not None:
@@ -166,8 +165,8 @@ def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -
     refuse_without_ids(base.model)
     places, targets = _model_places(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
-    blocks = feed.training_blocks(args, texts.train, base, accelerator)
-    source = feed.model_source(args, base, blocks, sorted(separate([*places.values(), *targets.values()])))
+    blocks = streams.training_blocks(args, texts.train, base, accelerator)
+    source = streams.model_source(args, base, blocks, sorted(separate([*places.values(), *targets.values()])))
     return Reading(args, source, places, targets, base, texts, {}, blocks.prepend_bos)
 
 
@@ -198,7 +197,7 @@ def _model_places(
             target = resolve_joined(model, named) if named is not None else None
             pairs[name] = (source, target if target != source else None)
     else:
-        points = feed.hook_points(args, base.model)
+        points = streams.hook_points(args, base.model)
         alone = len(points) == 1
         pairs = {"" if alone else portable_names(model, pair[0]) or pair[0]: pair for pair in points}
     places = {name: source for name, (source, _) in pairs.items()}
@@ -216,7 +215,7 @@ def _own_places(
         }
     elif args.target_hook_point is not None:
         pairs = {"": (args.hook_point, args.target_hook_point)}
-    elif issubclass(class_of(args.architecture), Crosscoder):
+    elif is_crosscoder(args.architecture):
         pairs = {"": (join_places(available), None)}
     else:
         pairs = {"" if len(available) == 1 else name: (name, None) for name in available}
@@ -238,8 +237,8 @@ def _named_place(item: SAEInput) -> str | None:
     if isinstance(item, Mapping):
         return item.get("hook_point")
     config = config_of(item)
-    if config.hook_point is None and isinstance(config, SourcesConfig):
-        return join_places(config.source_names)
+    if config.hook_point is None and config.is_crosscoder:
+        return join_places(config.source_names)  # type: ignore[attr-defined]
     return config.hook_point
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import TokenBatch
 from hfsae.evaluation.rehearsal import rehearse
+from hfsae.inputs import streams
+from hfsae.inputs.base_model import BaseModel, move_base_model
+from hfsae.inputs.text_splits import Texts
 from hfsae.modeling import SAE
-from hfsae.training import feed
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.base_model import BaseModel, move_base_model
-from hfsae.training.texts import Texts
 
 
 def rehearse_evaluation(
@@ -43,7 +43,7 @@ def rehearse_evaluation(
     """
     before = base.model.device
     try:
-        blocks = feed.token_blocks(args, texts.evaluation, base, repeat=False, rank=rank, world_size=processes)
+        blocks = streams.token_blocks(args, texts.evaluation, base, repeat=False, rank=rank, world_size=processes)
         move_base_model(base, device)
         batch = _counting(blocks)
         other = held_out or (batch if texts.calibration is None else _other_text(args, base, texts))
@@ -60,10 +60,10 @@ def rehearse_evaluation(
 
 def _other_text(args: SAETrainingArguments, base: BaseModel, texts: Texts) -> TokenBatch:
     one_at_a_time = replace(args, lm_batch_sequences=1)
-    return _counting(feed.token_blocks(one_at_a_time, texts.calibration, base, repeat=False))
+    return _counting(streams.token_blocks(one_at_a_time, texts.calibration, base, repeat=False))
 
 
-def _counting(blocks: feed.TokenBlocks) -> TokenBatch:
+def _counting(blocks: streams.TokenBlocks) -> TokenBatch:
     """The first batch that holds a token that counts."""
     for batch in blocks:
         if batch.keep.any():

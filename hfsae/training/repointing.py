@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.modeling import SAE
-from hfsae.training.sharding import OF_NO_FEATURE
+from hfsae.parallel.sharded_sae import OF_NO_FEATURE
 
 # A revived feature is on its strongest of so many tokens as strong as the median living one on its own.
 _LEVEL_TOKENS = 512

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.storage import read_json
-from hfsae.training.arguments import SAETrainingArguments
 from hfsae.training.checkpoints import load_learner, read_run
 from hfsae.training.run import Run
 

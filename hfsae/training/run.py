@@ -1,37 +1,36 @@
 """Everything a run consists of, put together before its first step so that mistakes end it early."""
 
 import copy
-import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from hfsae.architectures import config_class_of
+from hfsae.arguments.sae_settings import config_from_arguments
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.configuration import SAEConfig, places_in
+from hfsae.autoencoder.registry import config_class_of
+from hfsae.configuration import SAEConfig
 from hfsae.hooks import inner_model
+from hfsae.in_model import portable_names, refuse_other_sources, rows_at, widths_at
+from hfsae.inputs import streams
+from hfsae.inputs.base_model import BaseModel
+from hfsae.inputs.text_splits import Texts
 from hfsae.language_model import record
 from hfsae.modeling import SAE
+from hfsae.parallel.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
+from hfsae.parallel.sharded_sae import refuse_unfit
 from hfsae.saving import BESIDE
 from hfsae.storage import in_bytes
-from hfsae.training import feed
-from hfsae.training.arguments import SAETrainingArguments
-from hfsae.training.base_model import BaseModel
 from hfsae.training.checkpoints import UNFINISHED, checkpoint_folders
-from hfsae.training.joined import portable_names, refuse_other_sources, rows_at, widths_at
 from hfsae.training.learner import Learner
-from hfsae.training.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.training.reading import Inputs, config_of, read, with_published
 from hfsae.training.rehearsal import rehearse_evaluation
-from hfsae.training.sharding import refuse_unfit
-from hfsae.training.texts import Texts
 
 T = TypeVar("T")
 
@@ -62,7 +61,7 @@ class Run:
     base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
-    stream: feed.Lookahead
+    stream: streams.Lookahead
     places: dict[str, str]
     targets: dict[str, str]
     arguments: dict[str, SAETrainingArguments]
@@ -190,7 +189,7 @@ def prepare_run(
     args, source, places = replace(reading.args, seed=args.seed), reading.source, reading.places
     targets = reading.targets
     own = {name: told.arguments_of(name, args) for name in places}
-    stream = feed.Lookahead(feed.make_stream(replace(args, seed=text_seed), source, accelerator))
+    stream = streams.Lookahead(streams.make_stream(replace(args, seed=text_seed), source, accelerator))
     items = {
         name: _item(own[name], inputs, name, (place, targets.get(name)), source.widths, reading.base)
         for name, place in places.items()
@@ -259,42 +258,6 @@ def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
         # Every SAE draws its weights from the same seed, alone or in company.
         torch.manual_seed(args.seed)
         return SAE.from_config(copy.deepcopy(item))  # what training writes into a config is not the user's
-
-
-def config_from_arguments(
-    args: SAETrainingArguments, source: str, widths: list[int], target: tuple[str, int] | None = None
-) -> SAEConfig:
-    """The config of the SAE that the arguments describe.
-
-    Args:
-        args: The arguments.
-        source: What the place that it reads is called; the places of a crosscoder, joined, name its sources.
-        widths: Size of the activations there, or at each of the places.
-        target: Of a transcoder, where it writes and the size of the activations there.
-
-    Raises:
-        ValueError: If they describe none.
-    """
-    config_class = config_class_of(args.architecture)
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    options: dict[str, Any] = {"d_in": sum(widths)}
-    if "source_names" in fields:
-        options |= {"source_names": places_in(source), "source_widths": widths}
-    if "k" in fields:
-        options["k"] = args.k
-    if args.n_features is not None:
-        options["n_features"] = args.n_features
-    else:
-        options["expansion_factor"] = args.expansion_factor
-    if target is not None:
-        # What it writes lies elsewhere: its centre has nothing to do with what is read.
-        options |= {"hook_point": args.hook_point, "target_hook_point": target[0], "d_out": target[1]}
-        options["subtract_b_dec"] = False
-    assert isinstance(args.architecture_options, dict)
-    try:
-        return config_class(**{**options, **args.architecture_options})
-    except StrictDataclassError as error:
-        raise ValueError(f"these options make no {args.architecture} SAE: {error.__cause__ or error}") from error
 
 
 def _describe_origin(run: Run, config: SAEConfig, name: str) -> None:

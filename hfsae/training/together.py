@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hfsae.evaluation import evaluate_together
 from hfsae.evaluation.saved_set import SET_FILE
+from hfsae.failures import warn_on_failure
 from hfsae.hub.listing import entry_from, write_listing_beside
+from hfsae.inputs import streams
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.saving import write_json
-from hfsae.training import feed
 from hfsae.training.run import Run
-from hfsae.training.unharmed import unharmed
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -
         return None
     folder, figures = Path(run.args.output_dir), None
     by_hand = f"measure by hand: hfsae eval {quote(str(folder))}"
-    with unharmed("the set is not measured as a whole", by_hand):
+    with warn_on_failure("the set is not measured as a whole", by_hand):
         figures = _measure(run, saes, calibration)
     if run.accelerator.is_main_process:
-        with unharmed("no card of the set", f"write by hand: hfsae card {quote(str(folder))}"):
+        with warn_on_failure("no card of the set", f"write by hand: hfsae card {quote(str(folder))}"):
             if figures is not None:
                 write_json(folder / SET_FILE, figures)
             else:  # one of an earlier run in this folder is of other weights
@@ -70,7 +70,7 @@ def _measure(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> 
         with quietly():
             saes = {name: SAE.from_pretrained(run.folder_of(name)).to(run.accelerator.device) for name in run.places}
     rank, processes = share["rank"], share["processes"]
-    blocks = feed.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
+    blocks = streams.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
     return evaluate_together(
         {name: saes[name] for name in run.places},
         run.base.model,

@@ -13,23 +13,23 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
+from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
 from hfsae.evaluation.report import headlines
 from hfsae.hooks import inner_model
+from hfsae.host_memory import freed_memory_kept
+from hfsae.in_model import rows_at
 from hfsae.in_use import in_use, make_folder
+from hfsae.interruption import Interruption
 from hfsae.modeling import SAE
 from hfsae.notebook import html_table
-from hfsae.training.arguments import SAETrainingArguments
+from hfsae.parallel.launching import start_accelerator
+from hfsae.parallel.placement import from_all
+from hfsae.parallel.process_watch import Fellows
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
-from hfsae.training.fellows import Fellows
 from hfsae.training.finish import finish
-from hfsae.training.interruption import Interruption
-from hfsae.training.joined import rows_at
-from hfsae.training.launching import start_accelerator
-from hfsae.training.memory import freed_memory_kept
-from hfsae.training.placement import from_all
 from hfsae.training.publishing import PushToHub
 from hfsae.training.reading import Inputs, SAEInput
 from hfsae.training.resuming import resume, text_seed_of
@@ -102,7 +102,7 @@ class SAETrainer:
         saes: What to train: an SAE or a config, or several by name, each with its `hook_point`. None makes one SAE
             from the arguments for every place that `args.hook_point` names. SAE objects go on from their weights.
             Several can also be told by arguments that are their own: `{"wide": {"expansion_factor": 32, "seed": 1}}`
-            (`hfsae.training.arguments.PER_SAE`; the others are of the stream that all share).
+            (`hfsae.arguments.training_arguments.PER_SAE`; the others are of the stream that all share).
         train_dataset: Text (`datasets`), or token ids (rows, length); None loads `args.dataset_name`.
         eval_dataset: Text to measure on, disjoint from the training text; None holds documents out.
         processing_class: The tokenizer; None loads the model's.

@@ -19,11 +19,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hfsae import SAE, TopKSAEConfig, export_sae
+from hfsae.arguments.config_file import arguments_from
 from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.data import CachedActivations, NonFiniteActivationsError, TensorActivations, write_cache
 from hfsae.hub.card import read_card, render_card
 from hfsae.loading import load_config
-from hfsae.training.config_file import arguments_from
 from tests.fuzz.mutations import Mutator, mutated_bytes, mutated_json, mutated_tensors, mutated_values
 
 # What the docs say: of files OSError, of what they say ValueError; a config's field names itself.

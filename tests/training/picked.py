@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from hfsae.functional import Above, BatchTopK, GroupMax, Selection, TopK
-from hfsae.training import selection_of_all
-from hfsae.training.launching import part
-from hfsae.training.selection_of_all import of_all
+from hfsae.parallel import sharded_selection
+from hfsae.parallel.launching import part
+from hfsae.parallel.sharded_selection import of_all
 
 N_FEATURES, N_TOKENS = 64, 33
 
@@ -48,9 +48,9 @@ def main(folder: str) -> None:
             pattern, values = shared.select(lambda own=own: iter(own.tensor_split(3)), own.shape[1])
             assert torch.equal(values, own[pattern.tokens, pattern.features])
             by_entries = pattern.to_dense(torch.ones_like(values)).bool()
-            selection_of_all.FEW_CANDIDATES = 0
+            sharded_selection.FEW_CANDIDATES = 0
             counted = shared.mask(own)
-            selection_of_all.FEW_CANDIDATES = 1024
+            sharded_selection.FEW_CANDIDATES = 1024
             for path, mask in (("dense", shared.mask(own)), ("sparse", by_entries), ("counted", counted)):
                 found[name, kind, path] = DTensor.from_local(mask, mesh, [Shard(1)]).full_tensor()
     if mesh.get_local_rank() == 0:

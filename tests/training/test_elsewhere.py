@@ -16,9 +16,9 @@ from hfsae.cli import main
 from hfsae.data.text_source import TextSource
 from hfsae.hub.card import render_card
 from hfsae.hub.push import _fit_for_publication
+from hfsae.inputs.activation_cache import cache_activations
 from hfsae.language_model import find
 from hfsae.saved.measuring_again import evaluate_saved
-from hfsae.training.caching import cache_activations
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments
 

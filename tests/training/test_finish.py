@@ -12,7 +12,7 @@ from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.sections import display_name
-from hfsae.training import feed
+from hfsae.inputs import streams
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import BATCH, At, sparse_rows, text, trainer
 
@@ -41,7 +41,7 @@ def test_the_config_says_how_the_sae_was_trained(tmp_path):
 def test_config_and_card_say_in_what_precision_text_was_read_and_in_what_it_was_measured(
     tmp_path, monkeypatch, options, read_in
 ):
-    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(streams, "has_bfloat16_units", lambda: True)
     trainer(tmp_path, eval_tokens=100, **options).train()
     config = SAE.from_pretrained(tmp_path).config
     assert config.training["model_precision"] == read_in
@@ -54,11 +54,11 @@ def test_config_and_card_say_in_what_precision_text_was_read_and_in_what_it_was_
 def test_thresholds_are_calibrated_on_what_training_reads_unless_it_serves_an_evaluation_too(
     tmp_path, monkeypatch, eval_tokens
 ):
-    monkeypatch.setattr(feed, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(streams, "has_bfloat16_units", lambda: True)
     model, seen = language_model(), []
     before_last = trainer(tmp_path, inputs={"model": model}, eval_tokens=eval_tokens, **CALIBRATED)
     monkeypatch.setattr(
-        feed,
+        streams,
         "read_rows",
         lambda model, *args, **kwargs: (
             seen.append(model.transformer.wte.weight.dtype) or read_rows(model, *args, **kwargs)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hfsae import SAE
 from hfsae.data import NonFiniteActivationsError
-from hfsae.training.feed import OWN_ACTIVATIONS
+from hfsae.inputs.streams import OWN_ACTIVATIONS
 from tests.training.tiny import sparse_rows, trainer
 
 ROWS = sparse_rows(640)

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
-from hfsae.training.launching import start_accelerator
+from hfsae.parallel.launching import start_accelerator
 from hfsae.training.reading import Inputs
 from hfsae.training.run import claim_output_dir, prepare_run
 from tests.data.tiny import language_model, pythia_like
@@ -85,7 +85,7 @@ def test_accelerate_launch_on_a_cpu_that_would_start_one_process_is_refused(tmp_
     """It says nothing of the processes it does not start."""
     script = tmp_path / "start.py"
     script.write_text(
-        "from hfsae.training.launching import start_accelerator\n"
+        "from hfsae.parallel.launching import start_accelerator\n"
         "from hfsae import SAETrainingArguments\n"
         "start_accelerator(SAETrainingArguments(output_dir='unused', use_cpu=True))\n"
     )

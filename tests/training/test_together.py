@@ -7,13 +7,13 @@ import torch
 from transformers import AutoTokenizer
 
 from hfsae import SAE, attach_all, evaluate_together, load_saes
+from hfsae.arguments.config_file import read_config
 from hfsae.data import TokenBlocks
+from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.hooks import HookPointError
-from hfsae.training import feed
-from hfsae.training.config_file import read_config
-from hfsae.training.estimate import estimate
-from hfsae.training.sweep import Sweep
+from hfsae.inputs import streams
+from hfsae.sweeps.sweep import Sweep
 from hfsae.training.together import is_set
 from tests.data.tiny import language_model, pythia_like
 from tests.hooks.families import build
@@ -115,12 +115,12 @@ def test_names_that_do_not_find_the_same_layers_are_refused(tmp_path):
         tmp_path, hook_point="model.layers.*.mlp.input", target_hook_point="model.layers.*.self_attn.output"
     )
     with pytest.raises(ValueError, match="do not find the same layers of Qwen3Next.*: of layers 0 there is one of"):
-        feed.hook_points(told, build("qwen3-next"))
+        streams.hook_points(told, build("qwen3-next"))
 
 
 def test_a_model_that_has_no_such_places_is_refused(tmp_path):
     with pytest.raises(HookPointError, match="mlp_in"):
-        feed.hook_points(arguments(tmp_path, **SET), build("mamba"))
+        streams.hook_points(arguments(tmp_path, **SET), build("mamba"))
 
 
 def test_the_estimate_knows_every_transcoder_of_a_set(tmp_path):

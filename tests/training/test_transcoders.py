@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.training.caching import cache_activations
-from hfsae.training.estimate import estimate
-from hfsae.training.sweep import Sweep, run_sweep
+from hfsae.estimate.run_needs import estimate
+from hfsae.inputs.activation_cache import cache_activations
+from hfsae.sweeps.sweep import Sweep, run_sweep
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, arguments, contents, sparse_rows, stop_at, text, trainer
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hfsae import SAE, SAETrainer
-from hfsae.training import fellows
+from hfsae.parallel import process_watch
 from hfsae.training.trainer import TrainOutput
 from tests.training.test_device_map import PLACES
 from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
@@ -187,7 +187,7 @@ def train_until_one_is_told_to_stop(folder: Path) -> TrainOutput:
 
 def train_until_one(folder: Path, which: int, does: Callable[[], Any]) -> TrainOutput:
     """A run of which one process does something in its sixth step, after the checkpoint of the fourth."""
-    fellows._SILENT = 6.0  # a test shall not wait for the better part of a minute
+    process_watch._SILENT = 6.0  # a test shall not wait for the better part of a minute
     it = int(os.environ["RANK"]) == which % world()
     at = At(6, lambda **_: does() if it else None)
     return trainer(folder, callbacks=[at], save_steps=4, training_tokens=20 * 64).train()

@@ -5,7 +5,7 @@ What may be among a token's k largest pre-activations is read from their product
 these are right if the smallest of them is above all that the others can be. A token for which that does not hold is
 computed in float32 by a kernel that leaves all other tokens out.
 
-The host asks the device for nothing, so that a step can be recorded (`hfsae.training.replay`).
+The host asks the device for nothing, so that a step can be recorded (`hfsae.functional.cuda_graph`).
 """
 
 # Triton annotates kernels as they are inside; what launches one passes plain numbers.

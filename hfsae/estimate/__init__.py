@@ -1,0 +1,1 @@
+"""Memory and hours that a training will need, before anything is loaded."""

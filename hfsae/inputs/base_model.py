@@ -1,0 +1,164 @@
+"""The language model of a run: loaded by name or taken as an object, with where it comes from."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.hooks.inner import inner_model, model_to_call
+from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of
+from hfsae.model_kwargs import checked
+from hfsae.parallel.launching import launched_here
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseModel:
+    """The language model of a run, and how others find it again.
+
+    Args:
+        model: The causal LM, on its device, in evaluation mode. A `PeftModel` only where the model inside alone would
+            compute something else: with a learnt prompt.
+        tokenizer: Its tokenizer.
+        origin: Where it comes from; None for an object that came without a name.
+        stays: Whether it lies where a device map put it, and is not moved.
+        read_in: What its products are made in while training text is read; None where none is.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    origin: Origin | None
+    stays: bool = False
+    read_in: torch.dtype | None = None
+
+
+def open_base_model(
+    args: SAETrainingArguments,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: torch.device,
+    devices: Sequence[torch.device] = (),
+) -> BaseModel:
+    """Loads the language model that the arguments name, or takes the object given.
+
+    Args:
+        args: The run's arguments.
+        model: A causal LM, a wrapper around one, or its name; None takes `args.model_name_or_path`.
+        tokenizer: Its tokenizer; None loads it.
+        device: Where the model goes.
+        devices: This process's own, over which `model_device_map` spreads it; none where all are its own.
+
+    Raises:
+        TypeError: If the object is no language model.
+        ValueError: If neither is there.
+    """
+    if model is None or isinstance(model, str):
+        origin = named_origin(args, model)
+        lm = load(origin, **_precision_and_place(args, device, devices))
+    else:
+        origin, lm = _origin_of_object(args, model), model
+    if tokenizer is None and (named := origin or _named(args, inner_model(lm))) is not None:
+        tokenizer = tokenizer_of(named)
+    lm = model_to_call(lm)
+    stays = hasattr(inner_model(lm), "hf_device_map") or args.model_device_map is not None
+    base = BaseModel(model=lm.eval(), tokenizer=tokenizer, origin=origin, stays=stays)
+    move_base_model(base, device)
+    return base
+
+
+def named_origin(args: SAETrainingArguments, name: str | None = None) -> Origin:
+    """Where the language model comes from that the arguments name, or another name in their place.
+
+    Raises:
+        ValueError: If there is no name.
+    """
+    name = name or args.model_name_or_path
+    if name is None:
+        raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
+    return find(name, args.model_revision, args.model_kwargs)
+
+
+def _origin_of_object(args: SAETrainingArguments, model: Any) -> Origin | None:
+    """Where a model comes from that was given as an object: its arguments' name, or its own; None without one."""
+    origin = _named(args, inner_model(model))
+    if not getattr(model, "peft_config", None) or (origin is not None and origin.adapter is not None):
+        return origin
+    logger.warning(
+        "the language model carries a PEFT adapter, and nothing says where that is kept: the SAEs will name no "
+        "language model. Save it (model.save_pretrained('my-adapter')) and give model_name_or_path='my-adapter' too."
+    )
+    return None
+
+
+def _named(args: SAETrainingArguments, model: PreTrainedModel) -> Origin | None:
+    if (name := args.model_name_or_path or model.config.name_or_path or None) is None:
+        return None
+    origin = find(name, args.model_revision, args.model_kwargs)
+    quantisation = getattr(model.config, "quantization_config", None)
+    if quantisation is None or "quantization_config" in origin.kwargs or is_quantised(origin):
+        return origin
+    return replace(origin, kwargs={**origin.kwargs, **checked({"quantization_config": quantisation})})
+
+
+def _precision_and_place(
+    args: SAETrainingArguments, device: torch.device, devices: Sequence[torch.device]
+) -> dict[str, Any]:
+    """What the arguments say of the language model's numbers and devices, for `from_pretrained`."""
+    dtype = args.model_dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
+    if args.model_device_map is not None:
+        return {"dtype": dtype, **_on_own(_device_map(args.model_device_map), devices)}
+    if "quantization_config" in args.model_kwargs:  # some kinds cannot be moved once they are made
+        return {"dtype": dtype, "device_map": {"": str(device)}}
+    return {"dtype": dtype}
+
+
+def _device_map(given: str) -> str | dict[str, Any]:
+    """What transformers takes for a device map: a word, or module names with devices."""
+    if not given.lstrip().startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_device_map must be a word such as 'auto' or JSON, got {given!r}: {error}.") from error
+
+
+def _on_own(device_map: str | dict[str, Any], devices: Sequence[torch.device]) -> dict[str, Any]:
+    """A device map on the devices of this process alone, which it numbers from 0.
+
+    Raises:
+        ValueError: If it names a device that the process does not have.
+    """
+    own = [device for device in devices if device.type == "cuda"]
+    if not own:
+        return {"device_map": device_map}
+    if isinstance(device_map, str):
+        free: dict[Any, int] = {device.index: torch.cuda.mem_get_info(device)[0] for device in own}
+        free["cpu"] = psutil.virtual_memory().available // launched_here()
+        return {"device_map": device_map, "max_memory": free}
+    return {"device_map": {name: _own_number(place, own) for name, place in device_map.items()}}
+
+
+def _own_number(place: Any, own: Sequence[torch.device]) -> Any:
+    kind, _, number = str(place).rpartition(":")
+    if not number.isdigit():  # the host's memory, or the disk
+        return place
+    if int(number) >= len(own):
+        raise ValueError(
+            f"model_device_map names device {place}, but this process has {len(own)}, numbered from 0: of the devices "
+            "of a machine each of its processes has an equal part. Launch fewer, or name others."
+        )
+    index = own[int(number)].index
+    return f"{kind}:{index}" if kind else index
+
+
+def move_base_model(base: BaseModel, device: torch.device) -> None:
+    """Puts the language model on a device, unless it was spread over several."""
+    if not base.stays:
+        base.model.to(device)  # type: ignore[arg-type]

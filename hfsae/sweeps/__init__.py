@@ -1,0 +1,1 @@
+"""Many SAEs on one stream of activations, from one file."""

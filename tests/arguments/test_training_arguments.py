@@ -1,0 +1,147 @@
+import inspect
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+import hfsae
+from hfsae import SAETrainingArguments
+from hfsae.arguments.training_arguments import OPTIONS, SECRET
+from hfsae.data import TokenBlocks, default_window_tokens
+from hfsae.data.text_source import ARGUMENTS, READING
+from hfsae.hub.sections import HOUSEKEEPING
+
+NAMES = [option.name for option in fields(SAETrainingArguments)]
+
+
+def source_of_the_package() -> str:
+    files = Path(hfsae.__file__).parent.rglob("*.py")
+    return "\n".join(path.read_text() for path in files if path.name != "arguments.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_is_read_somewhere_and_explained(name):
+    # Arguments that name a text are fields of one value, which reads them or hands them to whoever cuts blocks.
+    field = next((field for field, argument in ARGUMENTS.items() if argument == name), name)
+    handed_on = field in READING and field in inspect.signature(TokenBlocks).parameters
+    read = re.search(rf"\bargs\.{name}\b|\bself\.{field}\b", source_of_the_package())
+    assert handed_on or read, f"nothing reads {name}"
+    option = next(option for option in fields(SAETrainingArguments) if option.name == name)
+    assert option.metadata["help"].endswith(".") and option.metadata["group"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("expansion_factor", 0), ("n_features", 0), ("k", 0), ("target_l0", 0.0), ("init_tokens", 0),
+        ("training_tokens", -1), ("train_batch_tokens", 0), ("gradient_accumulation_steps", 0),
+        ("lm_batch_sequences", 0), ("calibration_tokens", -1), ("adam_epsilon", 0.0), ("dead_feature_window", 0),
+        ("resample_every", 0), ("feature_sampling_window", 0), ("logging_steps", 0), ("save_total_limit", 0),
+        ("sparsity_coefficient", -1.0), ("shuffle_window_tokens", -1), ("prefetch_batches", -1), ("eval_tokens", -1),
+        ("lr_start", -1.0), ("lr_end", -1.0), ("warmup_steps", -1), ("max_grad_norm", -1.0), ("auxk_alpha", -1.0),
+        ("save_steps", -1), ("seed", -1), ("sparsity_warmup_fraction", 1.5), ("lr_decay_fraction", -0.1),
+        ("calibration_share", 0.0), ("evaluation_share", 1.0),
+        ("adam_beta1", 1.0), ("adam_beta2", -0.1), ("context_length", 1), ("learning_rate", 0.0),
+        ("learning_rate", float("nan")), ("learning_rate", float("inf")), ("learning_rate", "quick"),
+        ("lr_scheduler_type", "cosin"), ("revival", "auxkk"), ("decoder_center", "median"), ("model_dtype", "int8"),
+        ("activation_dtype", "float16"), ("architecture_options", "[1]"), ("architecture_options", "{"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} "):
+        SAETrainingArguments(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_grad_norm", 0), ("warmup_steps", 0), ("save_steps", 0), ("eval_tokens", 0), ("prefetch_batches", 0),
+     ("shuffle_window_tokens", 0), ("sparsity_coefficient", 0.0), ("lr_decay_fraction", 0), ("lr_end", 0.0)],
+)  # fmt: skip
+def test_zero_is_taken_where_it_switches_something_off(name, value):
+    assert getattr(SAETrainingArguments(**{name: value}), name) == 0
+
+
+def test_what_cards_leave_out_is_told_where_the_argument_is_declared():
+    """The cards stand below the training, and so have a list of their own."""
+    left_out = {name for name, option in OPTIONS.items() if not option.metadata["on_card"]}
+    assert left_out == HOUSEKEEPING | SECRET
+
+
+def test_the_arguments_are_there_without_torch():
+    code = """
+import sys
+sys.modules["hfsae_cli"] = sys
+import hfsae.arguments.training_arguments
+heavy = {"torch", "transformers", "datasets", "accelerate", "numpy", "huggingface_hub.errors"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_a_coefficient_cannot_be_both_held_and_steered():
+    with pytest.raises(ValueError, match="give one of the two"):
+        SAETrainingArguments(target_l0=32, sparsity_coefficient=1.0)
+
+
+def test_a_run_holds_at_least_one_step():
+    with pytest.raises(ValueError, match="training_tokens=100 is less than one step of 64 tokens × 2"):
+        SAETrainingArguments(training_tokens=100, train_batch_tokens=64, gradient_accumulation_steps=2)
+
+
+def test_steps_are_counted_over_accumulation_and_processes():
+    args = SAETrainingArguments(training_tokens=4096, train_batch_tokens=64, gradient_accumulation_steps=2)
+    assert args.total_steps == 32
+    assert args.total_steps_on(4) == 8
+    assert args.total_steps_on(1000) == 1
+
+
+def test_the_defaults_go_together():
+    args = SAETrainingArguments()
+    window = default_window_tokens(args.training_tokens, args.train_batch_tokens)
+    assert window >= args.train_batch_tokens
+    assert args.given() == {}
+
+
+def test_given_tells_what_is_not_the_default_in_values_that_json_can_hold():
+    args = SAETrainingArguments(k=8, exclude_positions=[0, 1], architecture_options='{"multi_topk": true}', seed=0)
+    expected = {"k": 8, "exclude_positions": [0, 1], "architecture_options": {"multi_topk": True}}
+    assert json.loads(json.dumps(args.given())) == expected
+    assert SAETrainingArguments(**args.given()) == args
+
+
+def test_a_run_goes_on_with_equal_arguments_and_with_others_that_change_no_number():
+    before = json.loads(json.dumps(asdict(SAETrainingArguments(k=8))))
+    SAETrainingArguments(k=8).refuse_difference(before)
+    SAETrainingArguments(k=8, output_dir="elsewhere", logging_steps=1, save_steps=7).refuse_difference(before)
+
+
+def test_a_run_does_not_go_on_with_arguments_that_change_numbers():
+    before = json.loads(json.dumps(asdict(SAETrainingArguments(k=8))))
+    with pytest.raises(ValueError, match="seed was 0 and is 1") as refusal:
+        SAETrainingArguments(k=16, seed=1, save_steps=7).refuse_difference(before)
+    assert "k was 8 and is 16" in str(refusal.value) and "save_steps" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"training_tokens": 65_536}, 8192),
+        ({"training_tokens": 500_000}, 31_250),
+        ({"training_tokens": 100_000_000}, 65_536),
+        ({"training_tokens": 65_536, "calibration_tokens": 100_000}, 100_000),
+    ],
+)
+def test_what_is_read_for_calibration_is_sized_to_the_run_unless_it_is_told(options, expected):
+    assert SAETrainingArguments(**options).tokens_for_calibration == expected
+
+
+def test_repr_shows_what_differs_from_the_defaults_and_makes_it_again():
+    assert repr(SAETrainingArguments()) == "SAETrainingArguments()"
+    args = SAETrainingArguments(k=7, output_dir="x", architecture_options={"penalty": "l1"}, hub_token="hf_secret")
+    assert repr(args) == "SAETrainingArguments(output_dir='x', k=7, architecture_options={'penalty': 'l1'})"
+    assert eval(repr(args)).stored() == args.stored()

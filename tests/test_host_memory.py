@@ -1,0 +1,43 @@
+import multiprocessing
+import platform
+import resource
+
+import psutil
+import pytest
+import torch
+
+from hfsae.host_memory import freed_memory_kept
+
+
+def new_pages_of_a_tensor(n_floats: int = 1 << 24) -> int:
+    """How many pages the system has to bring for a tensor of 64 MiB after some like it were freed; the least of five.
+
+    One that was freed is not always the one that fits: a small object may have taken its first bytes.
+    """
+    brought = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(n_floats)
+        brought.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(brought)
+
+
+def pages_before_and_inside() -> None:
+    whole = 1 << 26
+    assert new_pages_of_a_tensor() * resource.getpagesize() > whole // 2
+    with freed_memory_kept():
+        assert new_pages_of_a_tensor() * resource.getpagesize() < whole // 10
+        kept = psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss < kept - whole // 2
+    # What is evaluated afterwards makes tensors of some megabytes, which glibc by itself learns to keep.
+    assert new_pages_of_a_tensor(1 << 20) * resource.getpagesize() < (1 << 22) // 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is only kept with glibc")
+def test_inside_of_the_block_a_tensor_takes_the_memory_of_one_that_was_freed_and_after_it_the_system_has_it_back():
+    """In a process of its own: what other tests left of the heap decides where the C library finds room."""
+    process = multiprocessing.get_context("spawn").Process(target=pages_before_and_inside)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
