@@ -65,6 +65,16 @@ def seeded() -> None:
         torch.manual_seed(0)
 
 
+@pytest.fixture
+def accelerate_starts_anew() -> Iterator[None]:
+    """Accelerate remembers the device of its first accelerator, a CPU in most tests."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def _train_on_embedded_model(folder: Path, **options: Any) -> Path:
     """A short run on the embedded language model and Python's own text; its folder."""
     from hfsae import SAETrainer, SAETrainingArguments

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.replay import model_inputs
 from hfsae.functional import SparseFeatures

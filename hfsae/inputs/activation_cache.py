@@ -27,7 +27,7 @@ from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import Origin, find, without_weights
 from hfsae.parallel.launching import start_accelerator
 from hfsae.parallel.placement import own_devices
-from hfsae.parallel.process_watch import Fellows
+from hfsae.parallel.process_watch import ProcessWatch
 from hfsae.storage import ODD, DamagedFileError, naming
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def cache_activations(
     """
     make_folder(Path(args.output_dir))
     accelerator = start_accelerator(dataclasses.replace(args, report_to="none"))
-    with Fellows(accelerator, lambda: "The same command goes on with the cache."):
+    with ProcessWatch(accelerator, lambda: "The same command goes on with the cache."):
         _write(args, model, train_dataset, processing_class, shard_rows, accelerator)
     logger.info("wrote %s", args.output_dir)
     return CacheDescription.read(args.output_dir)

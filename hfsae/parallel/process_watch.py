@@ -39,7 +39,7 @@ class ProcessLostError(RuntimeError):
     """Another process of the run has ended; the message says which, why, and what is left."""
 
 
-class Fellows:
+class ProcessWatch:
     """A context in which the end of one process ends all; of one process alone it does nothing.
 
     Args:
@@ -57,14 +57,14 @@ class Fellows:
         self._thread: threading.Thread | None = None
         self._first: dict[str, Any] | None = None
 
-    def __enter__(self) -> "Fellows":
+    def __enter__(self) -> "ProcessWatch":
         # Whoever joins processes by other means than the usual variables has no such store.
         if self._processes > 1 and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             self._store = _store()
             me = psutil.Process()
             self._me = {"rank": self._rank, "host": platform.node(), "pid": me.pid, "born": me.create_time()}
             self._store.set(f"who/{self._rank}", json.dumps(self._me))
-            self._thread = threading.Thread(target=self._watch, name="hfsae-fellows", daemon=True)
+            self._thread = threading.Thread(target=self._watch, name="hfsae-process-watch", daemon=True)
             self._thread.start()
         return self
 
@@ -164,7 +164,7 @@ def _store() -> Store:
     """A connection of its own to the store that the processes met by, which a thread may use."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_SILENT))
-    return PrefixStore(f"hfsae/fellows/{next(_entered)}", store)
+    return PrefixStore(f"hfsae/process_watch/{next(_entered)}", store)
 
 
 def _is_of_an_exchange(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ from hfsae.modeling import SAE
 from hfsae.notebook import html_table
 from hfsae.parallel.launching import start_accelerator
 from hfsae.parallel.placement import from_all
-from hfsae.parallel.process_watch import Fellows
+from hfsae.parallel.process_watch import ProcessWatch
 from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
 from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
 from hfsae.training.finish import finish
@@ -177,7 +177,7 @@ class SAETrainer:
         accelerator = start_accelerator(self.args)
         # Of several processes the main one holds the folder for all.
         held = in_use(self._output_dir) if accelerator.is_main_process else nullcontext()
-        with Fellows(accelerator, self._what_is_left), held:
+        with ProcessWatch(accelerator, self._what_is_left), held:
             return self._train(accelerator, resume_from_checkpoint)
 
     def _train(self, accelerator: Accelerator, resume_from_checkpoint: str | os.PathLike | bool | None) -> TrainOutput:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from hfsae.parallel.process_watch import Fellows
+from hfsae.parallel.process_watch import ProcessWatch
 from hfsae.training.checkpoints import check_whole, last_checkpoint
 from tests.processes import free_port
 from tests.training.tiny import trainer
@@ -72,8 +72,8 @@ def test_a_process_that_waits_for_ever_is_ended_too(tmp_path):
     waiting = (
         "import sys, time\n"
         "from accelerate import Accelerator\n"
-        "from hfsae.parallel.process_watch import Fellows\n"
-        "with Fellows(Accelerator(cpu=True), lambda: 'Nothing is left.'):\n"
+        "from hfsae.parallel.process_watch import ProcessWatch\n"
+        "with ProcessWatch(Accelerator(cpu=True), lambda: 'Nothing is left.'):\n"
         "    print('in', flush=True)\n"
         "    time.sleep(1000)\n"
     )
@@ -105,7 +105,7 @@ def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
         "process_watch._SILENT = 2.0\n"
         "accelerator = Accelerator(cpu=True)\n"
         "time.sleep(5 * int(os.environ['RANK']))\n"
-        "with process_watch.Fellows(accelerator, str):\n"
+        "with process_watch.ProcessWatch(accelerator, str):\n"
         "    time.sleep(6)\n"
         "accelerator.wait_for_everyone()\n"
     )
@@ -114,6 +114,6 @@ def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
 
 
 def test_one_process_by_itself_is_not_watched():
-    with pytest.raises(KeyError), Fellows(Accelerator(cpu=True), lambda: "") as fellows:
-        assert process_watch._thread is None
+    with pytest.raises(KeyError), ProcessWatch(Accelerator(cpu=True), lambda: "") as watch:
+        assert watch._thread is None
         raise KeyError

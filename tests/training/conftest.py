@@ -1,9 +1,8 @@
-"""One thread, no progress bars in the output of tests, and devices found anew where a test asks for it."""
+"""One thread, and no progress bars in the output of tests."""
 
 import datasets
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,11 +13,3 @@ def one_quiet_thread():
     yield
     torch.set_num_threads(threads)
     datasets.enable_progress_bars()
-
-
-@pytest.fixture
-def accelerate_starts_anew():
-    """Accelerate remembers the device of its first accelerator, a CPU in most tests."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""What the rules of `selection_of_all` pick where features lie in several processes, on both paths.
+"""What the rules of `sharded_selection` pick where features lie in several processes, on both paths.
 
 torchrun --nproc_per_node 2 -m tests.training.picked FOLDER
 """
