@@ -22,6 +22,12 @@ MODEL_TYPE_PREFIX = "hfsae_"
 # What joins the names of places that one crosscoder reads.
 _TOGETHER = "+"
 
+LANGUAGE_MODEL = (
+    *("base_model", "base_model_revision", "base_model_adapter", "base_model_adapter_revision"),
+    "base_model_kwargs",
+)
+"""The fields that say which language model an SAE reads."""
+
 # A key written by a newer hfsae must survive a load and a save; the same key typed by a person is a mistake.
 _LOADING: ContextVar[bool] = ContextVar("hfsae_config_is_being_loaded", default=False)
 
@@ -46,7 +52,7 @@ _INHERITED = {"from_pretrained", "save_pretrained", "to_dict", "to_json_string",
 
 # What `repr` says first, and of what it says only that it is there.
 _SAID_FIRST = ("d_in", "n_features", "k")
-_SAID_SHORT = ("training", "metrics", "base_model_kwargs")
+_SAID_SHORT = ("training", "metrics", "base_model_kwargs", "source_models")
 
 
 def places_in(place: str) -> list[str]:
@@ -204,6 +210,37 @@ class SAEConfig(PreTrainedConfig):
         return False
 
     @property
+    def models_by_source(self) -> dict[str, dict[str, Any]]:
+        """Of a crosscoder over several language models, what is recorded of that of each source; else empty."""
+        return {}
+
+    def language_model_of(self, source: str | None = None) -> dict[str, Any]:
+        """What is recorded of the language model of a source, by the names of its fields; without one, of the first.
+
+        Raises:
+            ValueError: If there is no such source.
+        """
+        names = list(getattr(self, "source_names", []))
+        if source is not None and source not in names:
+            known = ", ".join(names) or "none: it reads one place of one model"
+            raise ValueError(f"this SAE has no source {source!r}; it has {known}.{did_you_mean(source, names)}")
+        adapter = (self.base_model_adapter, self.base_model_adapter_revision)
+        own = zip(
+            LANGUAGE_MODEL,
+            (self.base_model, self.base_model_revision, *adapter, self.base_model_kwargs),
+            strict=True,
+        )
+        said = self.models_by_source.get(source or "") or dict(own)
+        return {name: said.get(name) for name in LANGUAGE_MODEL}
+
+    @property
+    def named_models(self) -> list[str]:
+        """Every language model and adapter that is named, each once."""
+        records = list(self.models_by_source.values()) or [self.language_model_of()]
+        names = [record.get(field) for record in records for field in ("base_model", "base_model_adapter")]
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
     def is_transcoder(self) -> bool:
         """Whether the SAE predicts activations at another place than the one it reads."""
         return self.target_hook_point is not None and self.target_hook_point != self.hook_point
@@ -258,13 +295,14 @@ class SAEConfig(PreTrainedConfig):
         """What the SAE is, where it reads, what it was trained on and what was measured, each in a few words."""
         revision = f" @ {self.base_model_revision[:12]}" if self.base_model_revision else ""
         adapter = f" with the adapter {self.base_model_adapter}" if self.base_model_adapter else ""
+        models = [record.get("base_model") or "not recorded" for record in self.models_by_source.values()]
         facts = {
             "architecture": f"{self.architecture}, defined in {self.defined_in}"
             if self.defined_in
             else self.architecture,
             "features": f"{self.n_features:,} ({self.expansion_factor:g}x of d_in = {self.d_in})",
             "reads": self.hook_point or "not recorded",
-            "of": f"{self.base_model or 'not recorded'}{revision}{adapter}",
+            "of": ", ".join(models) or f"{self.base_model or 'not recorded'}{revision}{adapter}",
         }
         if self.is_transcoder:
             facts["writes"] = f"{self.target_hook_point} (d_out = {self.d_out})"

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
-from hfsae.hooks import HookPoint, portable_name, resolve_hook_point, width
+from hfsae.hooks import HookPoint, SideBySide, portable_name, resolve_hook_point, width
+from hfsae.hooks.side_by_side import below
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,16 +57,31 @@ def hook_points_of_sources(config: SAEConfig, model: PreTrainedModel) -> list[Ho
 
     Args:
         config: The SAE's config.
-        model: A causal LM.
+        model: A causal LM; for sources of several models a `SideBySide` that holds each under the source's name.
 
     Raises:
         HookPointError: If the model has no such place.
-        ValueError: As for `hook_points_of`.
+        ValueError: As for `hook_points_of`, and if a source's model is not given.
     """
-    of_one = {"n_features": 1, "base_model": config.base_model}
     sizes = zip(config.source_places, config.input_widths, strict=True)
-    alone = (SAEConfig(d_in=size, hook_point=place, **of_one) for place, size in sizes)
-    return [hook_points_of(config, model)[0] for config in alone]
+    alone = [SAEConfig(d_in=size, hook_point=place, n_features=1) for place, size in sizes]
+    names = list(getattr(config, "source_names", []))
+    for name, one in zip(names or [None], alone, strict=True):
+        one.base_model = config.models_by_source.get(name or "", {}).get("base_model") or config.base_model
+    if isinstance(model, SideBySide):
+        return [_of_source(name, one, model) for name, one in zip(names, alone, strict=True)]
+    if len(names) > 1 and len(set(config.source_places)) == 1:
+        raise ValueError(
+            f"this crosscoder reads one place of several language models, one for each of {', '.join(names)}, and got "
+            f"one {type(model).__name__}: give SideBySide({{name: model, ...}}), or sae.load_base_model()."
+        )
+    return [hook_points_of(one, model)[0] for one in alone]
+
+
+def _of_source(name: str, config: SAEConfig, models: SideBySide) -> HookPoint:
+    if name not in models.models:
+        raise ValueError(f"the crosscoder's source {name!r} has no model; given are {', '.join(models.models)}.")
+    return below(name, hook_points_of(config, models.models[name])[0])
 
 
 def resolve_joined(model: nn.Module, name: str) -> str:

@@ -5,7 +5,7 @@ Training and `load_base_model` go through the same functions, so that an SAE is 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hfsae.configuration import SAEConfig
+from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
 from hfsae.folders import in_full
+from hfsae.hooks import SideBySide
 from hfsae.model_kwargs import recorded, trusted
 from hfsae.places import must_be_local
 from hfsae.progress import quietly
@@ -55,10 +56,21 @@ class Origin:
 
 def record(origin: Origin | None, config: SAEConfig) -> None:
     """Writes into an SAE's config where its language model comes from; None for one that has no place of its own."""
+    for name, value in _recorded(origin).items():
+        setattr(config, name, value)
+
+
+def record_sources(origins: Sequence[Origin | None], config: SAEConfig) -> None:
+    """Writes into a crosscoder's config where the language model of each source comes from."""
+    record(origins[0], config)
+    config.source_models = [_recorded(origin) for origin in origins]  # type: ignore[attr-defined]
+
+
+def _recorded(origin: Origin | None) -> dict[str, Any]:
     found = origin or Origin("")
-    config.base_model, config.base_model_revision = found.name or None, found.revision
-    config.base_model_adapter, config.base_model_adapter_revision = found.adapter, found.adapter_revision
-    config.base_model_kwargs = recorded(found.kwargs) or None
+    kwargs = recorded(found.kwargs) or None
+    values = (found.name or None, found.revision, found.adapter, found.adapter_revision, kwargs)
+    return dict(zip(LANGUAGE_MODEL, values, strict=True))
 
 
 def find(name: str, revision: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Origin:
@@ -129,30 +141,48 @@ def _only_gguf_file(name: str) -> str | None:
     return files[0] if files else None
 
 
-def origin_of(config: SAEConfig) -> Origin:
+def origin_of(config: SAEConfig, source: str | None = None) -> Origin:
     """Where the language model of an SAE comes from.
 
+    Args:
+        config: The SAE's config.
+        source: Of a crosscoder over several models, whose; None for the first one.
+
     Raises:
-        ValueError: If the config names none, or asks for what is not safe to repeat.
+        ValueError: If the config names none or has no such source, or asks for what is not safe to repeat.
     """
-    if config.base_model is None:
+    said = config.language_model_of(source)
+    if (name := said["base_model"]) is None:
         raise ValueError(
             "this SAE's config names no base model (base_model is None: the model is not on the Hub). Load the "
             "language model yourself, with AutoModelForCausalLM.from_pretrained(...), and run sae.attach(model)."
         )
-    kwargs = trusted(config.base_model_kwargs or {})
-    if config.base_model_adapter is None:
-        return Origin(config.base_model, config.base_model_revision, kwargs=kwargs)
-    of_adapter = config.base_model_adapter, config.base_model_adapter_revision
-    return Origin(config.base_model, config.base_model_revision, *of_adapter, kwargs)
+    kwargs = trusted(said["base_model_kwargs"] or {})
+    revision, adapter = said["base_model_revision"], said["base_model_adapter"]
+    if adapter is None:
+        return Origin(name, revision, kwargs=kwargs)
+    return Origin(name, revision, adapter, said["base_model_adapter_revision"], kwargs)
 
 
 def rename_base_model(config: SAEConfig, name: str) -> None:
-    """Lets an SAE's config name another language model, adapter or GGUF file: `--model` of the command line."""
-    record(find(name), config)
+    """Lets an SAE's config name another language model, adapter or GGUF file: `--model` of the command line.
+
+    Of a crosscoder over several models, `name` holds that of each source, with commas between.
+
+    Raises:
+        ValueError: If there are not as many as sources.
+    """
+    if not config.models_by_source:
+        record(find(name), config)
+        return
+    names = [one.strip() for one in name.split(",")]
+    if len(names) != len(config.models_by_source):
+        sources = ", ".join(config.models_by_source)
+        raise ValueError(f"this crosscoder reads a language model for each of {sources}; name as many, with commas.")
+    record_sources([find(one) for one in names], config)
 
 
-def load_base_model(config: SAEConfig, **kwargs: Any) -> PreTrainedModel:
+def load_base_model(config: SAEConfig, source: str | None = None, **kwargs: Any) -> PreTrainedModel:
     """The language model that an SAE reads, at the commit it was trained on, in evaluation mode.
 
     Published configs name a Hub id. That of a local run may name a folder, which is found wherever the SAE is loaded,
@@ -161,18 +191,22 @@ def load_base_model(config: SAEConfig, **kwargs: Any) -> PreTrainedModel:
 
     Args:
         config: An SAE's config.
+        source: Of a crosscoder over several models, whose to load; None loads them all.
         **kwargs: For `from_pretrained`: `dtype`, `device_map`, `revision` for another commit, ...
 
     Returns:
-        The model; where the config names an adapter, a `PeftModel` around it.
+        The model; where the config names an adapter, a `PeftModel` around it; of several models a `SideBySide`.
 
     Raises:
-        ValueError: If the config names no base model, or asks for what is not safe to repeat.
+        ValueError: If the config names no base model, has no such source, or asks for what is not safe to repeat.
         FileNotFoundError: If it names a folder that is gone.
         ImportError: If it names an adapter and PEFT is not installed.
         OSError: If the Hub has no such model, or cannot be reached.
     """
-    return load(origin_of(config), **kwargs)
+    if source is None and config.models_by_source:
+        origins = {name: origin_of(config, name) for name in config.models_by_source}
+        return SideBySide({name: load(origin, **kwargs) for name, origin in origins.items()}).eval()
+    return load(origin_of(config, source), **kwargs)
 
 
 def load_tokenizer(config: SAEConfig, **kwargs: Any) -> "PreTrainedTokenizerBase":

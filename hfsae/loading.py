@@ -287,7 +287,8 @@ def _find_folders_again(config: SAEConfig, source: str | os.PathLike, subfolder:
         written_in, lies_in = before, here
     if written_in is None or written_in == lies_in:
         return
-    for name in ("base_model", "base_model_adapter", "training", "metrics"):
+    places = ("base_model", "base_model_adapter", "source_models", "training", "metrics")
+    for name in (name for name in places if hasattr(config, name)):
         setattr(config, name, found_again(getattr(config, name), written_in, lies_in))
     if before is not None:
         config.training = {**(config.training or {}), "folder": here}

@@ -122,18 +122,19 @@ class SAE(SparseAutoencoder):
         return self
 
     # -- language models and the Hub ----------------------------------------------------------------------------------
-    def load_base_model(self, **kwargs: Any) -> PreTrainedModel:
+    def load_base_model(self, source: str | None = None, **kwargs: Any) -> PreTrainedModel:
         """The language model this SAE reads, at the commit it was trained on.
 
         Args:
+            source: Of a crosscoder over several models, whose to load; None loads all, as one `SideBySide`.
             **kwargs: For `AutoModelForCausalLM.from_pretrained`: `dtype`, `device_map`, ...
 
         Raises:
-            ValueError: If the config names no base model.
+            ValueError: If the config names no base model, or has no such source.
         """
         from hfsae.language_model import load_base_model
 
-        return load_base_model(self.config, **kwargs)
+        return load_base_model(self.config, source, **kwargs)
 
     def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
         """The tokenizer of `load_base_model()`, at the same commit."""

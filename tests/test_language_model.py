@@ -3,16 +3,18 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers as hf
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig
 from hfsae.language_model import (
     Origin,
     find,
@@ -21,12 +23,13 @@ from hfsae.language_model import (
     load_base_model,
     load_tokenizer,
     model_class,
+    record_sources,
     rename_base_model,
     tokenizer_of,
     without_weights,
 )
 from tests import models_on_disk
-from tests.data.tiny import llama_like
+from tests.data.tiny import language_model, llama_like, pythia_like
 from tests.hooks.families import build
 
 
@@ -260,3 +263,57 @@ def test_a_config_cannot_ask_for_code_or_for_files_elsewhere(llama_folder):
             sae.load_base_model()
         with pytest.raises(ValueError, match="the SAE's config asks for"):
             sae.load_tokenizer()
+
+
+# -- several models -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def two_folders(tmp_path) -> dict[str, Path]:
+    """Two models of one tokenizer, which differ in their weights."""
+    folders = {"base": tmp_path / "base", "tuned": tmp_path / "tuned"}
+    for shift, folder in enumerate(folders.values()):
+        lm = language_model()
+        with torch.no_grad():
+            lm.transformer.wte.weight.add_(shift)
+        lm.save_pretrained(folder)
+        pythia_like().save_pretrained(folder)
+    return folders
+
+
+def crosscoder_of(folders: dict[str, Path]) -> SAE:
+    sizes = {"source_names": list(folders), "source_widths": [16] * len(folders), "n_features": 40}
+    config = CrosscoderSAEConfig(**sizes, hook_point="transformer.h.1.output")
+    record_sources([find(str(folder)) for folder in folders.values()], config)
+    return SAE.from_config(config)
+
+
+def test_a_crosscoder_of_two_models_loads_the_one_that_is_named_or_both_side_by_side(two_folders, tmp_path):
+    crosscoder_of(two_folders).save_pretrained(tmp_path / "sae")
+    sae = SAE.from_pretrained(tmp_path / "sae")
+    base, tuned = (sae.load_base_model(source) for source in two_folders)
+    assert torch.equal(base.transformer.wte.weight + 1, tuned.transformer.wte.weight)
+    both = sae.load_base_model()
+    assert list(both.models) == ["base", "tuned"]
+    assert torch.equal(both.models["tuned"].transformer.wte.weight, tuned.transformer.wte.weight)
+    assert sae.load_tokenizer()("w3")["input_ids"] == [4]
+    assert torch.equal(sae.source("tuned").load_base_model().transformer.wte.weight, tuned.transformer.wte.weight)
+
+
+def test_a_source_that_there_is_not_and_too_few_new_names_are_refused(two_folders, sae):
+    crosscoder = crosscoder_of(two_folders)
+    with pytest.raises(ValueError, match="no source 'tund'; it has base, tuned. Did you mean 'tuned'"):
+        crosscoder.load_base_model("tund")
+    with pytest.raises(ValueError, match="it reads one place of one model"):
+        sae.load_base_model("tuned")
+    with pytest.raises(ValueError, match="each of base, tuned; name as many"):
+        rename_base_model(crosscoder.config, str(two_folders["base"]))
+    rename_base_model(crosscoder.config, f"{two_folders['tuned']}, {two_folders['base']}")
+    assert crosscoder.config.models_by_source["tuned"]["base_model"] == str(two_folders["base"])
+    assert crosscoder.config.base_model == str(two_folders["tuned"])
+
+
+def test_models_of_another_number_than_sources_and_unknown_fields_of_them_are_refused():
+    sizes = {"source_names": ["base", "tuned"], "source_widths": [16, 16], "n_features": 40}
+    with pytest.raises(StrictDataclassError, match="one language model for each"):
+        CrosscoderSAEConfig(**sizes, source_models=[{"base_model": "a/b"}])
+    with pytest.raises(StrictDataclassError, match="'name', which is none of"):
+        CrosscoderSAEConfig(**sizes, source_models=[{"name": "a/b"}, {}])

@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 
 from hfsae.autoencoder.outputs import SAEOutput, StepState
-from hfsae.configuration import SAEConfig, places_in
+from hfsae.configuration import LANGUAGE_MODEL, SAEConfig, places_in
 from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
@@ -27,14 +27,17 @@ class SourcesConfig(SAEConfig):
     Args:
         source_names: What the sources are called, in the order in which their rows lie behind each other.
         source_widths: Size of the activations of each; `d_in` is their sum, which may be left out.
+        source_models: The language model of each source, as the fields `base_model`, `base_model_revision`, ... say it
+            of one; these are then those of the first source. None where all are places of one model.
 
     Raises:
-        ValueError: If names and widths are not as many, a name comes twice, or a width is not positive; with a
+        ValueError: If names, widths and models are not as many, a name comes twice, or a width is not positive; with a
             target, a skip connection or an input transform, which would mix the sources.
     """
 
     source_names: list[str] = field(default_factory=list)
     source_widths: list[int] = field(default_factory=list)
+    source_models: list[dict[str, Any]] | None = None
 
     def _resolve_sizes(self, expansion_factor: float | None) -> None:
         self.d_in = self.d_in or sum(self.source_widths)
@@ -47,6 +50,10 @@ class SourcesConfig(SAEConfig):
     @property
     def is_crosscoder(self) -> bool:
         return True
+
+    @property
+    def models_by_source(self) -> dict[str, dict[str, Any]]:
+        return dict(zip(self.source_names, self.source_models or [], strict=False))
 
     @property
     def source_places(self) -> list[str | None]:
@@ -67,6 +74,10 @@ class SourcesConfig(SAEConfig):
             )
         if len(self.source_places) != len(names):
             raise ValueError(f"hook_point={self.hook_point!r} must join {len(names)} places, one for each of {names}.")
+        if self.source_models is not None and len(self.source_models) != len(names):
+            raise ValueError(f"source_models must hold one language model for each of {names}.")
+        for name in {name for record in self.source_models or [] for name in record} - set(LANGUAGE_MODEL):
+            raise ValueError(f"source_models holds {name!r}, which is none of {', '.join(LANGUAGE_MODEL)}.")
         if self.is_transcoder or self.skip or self.input_transform != "none":
             raise ValueError(
                 "a crosscoder writes each source where it reads it: it takes no target_hook_point, no skip and no "
@@ -181,6 +192,7 @@ class Crosscoder(SAE):
         width, end = config.source_widths[place], sum(config.source_widths[: place + 1])
         options |= {"d_in": width, "d_out": width, "metrics": None, "rescale_by_decoder_norm": False}
         options["hook_point"] = config.source_places[place]
+        options |= config.language_model_of(name)
         if isinstance(recorded := options.get("training"), dict):
             portable = places_in(str(recorded.get("portable_name")))
             if 1 < len(portable) == len(names):

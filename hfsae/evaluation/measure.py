@@ -12,7 +12,8 @@ from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
 from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.predictions import Predictions
-from hfsae.evaluation.replay import Replay, model_inputs
+from hfsae.evaluation.replay import model_inputs
+from hfsae.evaluation.replays import Replays
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text import counted, rows
 from hfsae.hooks import HookPoint, capture
@@ -72,23 +73,23 @@ def measure(
     sources = [source for subject in subjects.values() for source in subject.sources]
     targets = [subject.target for subject in subjects.values()]
     sites = Sites.at(model, [*sources, *targets])
-    replay = None
+    replays = None
     if predictions.of is not None:
-        replay = Replay(model, sources, targets, model_inputs(model, batches[0]))
+        replays = Replays(model, sources, targets, model_inputs(model, batches[0]))
     n_runs = 1 + 2 * len(means) + len(subjects)
     total = sum(int(batch.keep.sum()) for batch in batches)
     with token_bar("evaluating", total, disable=disable_tqdm) as bar:
         for batch in batches:
             length = batch.input_ids.shape[1]
-            for piece in _pieces(batch, replay.sequences_at_once(length, n_runs) if replay is not None else None):
-                if replay is None:
+            for piece in _pieces(batch, replays.sequences_at_once(length, n_runs) if replays is not None else None):
+                if replays is None:
                     with capture(model, sites) as read:
                         read.run(**model_inputs(model, piece))
                     activations = {place: read[place] for place in read.hook_points.values()}
                     for subject in subjects.values():
                         _reconstruct(subject, activations, piece, means)
                 else:
-                    _measure_batch(model, replay, piece, subjects, means, predictions)
+                    _measure_batch(model, replays, piece, subjects, means, predictions)
                 bar.update(int(piece.keep.sum()))
 
 
@@ -113,17 +114,17 @@ def _reconstruct(
 
 def _measure_batch(
     model: PreTrainedModel,
-    replay: Replay,
+    replays: Replays,
     batch: TokenBatch,
     subjects: Mapping[SubjectName, Subject],
     means: Mapping[HookPoint, Tensor],
     predictions: Predictions,
 ) -> None:
     asked, positions, answers = predictions.question(batch)
-    activations, final = replay.read(model_inputs(model, batch))
+    activations, clean = replays.read(model_inputs(model, batch))
     inputs, seen = model_inputs(model, asked), activations
     if asked is not batch:  # where tokens are hidden the activations are others
-        seen, final = replay.read(inputs)
+        seen, clean = replays.read(inputs)
 
     def at_predictions(final: Tensor) -> Tensor:
         return of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[positions.to(final.device)]
@@ -132,34 +133,40 @@ def _measure_batch(
         """The run in which tokens that count have another activation; the others keep their own."""
         changed = seen[place].clone()
         of_tokens(changed, batch.input_ids.shape, place)[batch.keep.to(changed.device)] = replacement.to(changed)
-        return at_predictions(replay.write(inputs, place, changed))
+        return at_predictions(replays.write(inputs, place, changed))
 
-    finals: dict[tuple[str, Hashable], Tensor] = {_CLEAN: at_predictions(final)}
+    finals: dict[str, dict[tuple[str, Hashable], Tensor]] = {
+        name: {_CLEAN: at_predictions(final)} for name, final in clean.items()
+    }
     for place, mean in means.items():
-        finals["zero", place] = run_with(place, torch.zeros_like(mean))
-        finals["mean", place] = run_with(place, mean)
+        of_model = finals[replays.model_of(place)]
+        of_model["zero", place] = run_with(place, torch.zeros_like(mean))
+        of_model["mean", place] = run_with(place, mean)
     for name, subject in subjects.items():
         reconstruction = _reconstruct(subject, activations, batch, means)
         if seen is not activations:
             output = subject.reconstruct(_read(subject, seen, batch))
             assert output.reconstruction is not None
             reconstruction = output.reconstruction
-        finals["spliced", name] = run_with(subject.target, reconstruction)
+        finals[replays.model_of(subject.target)]["spliced", name] = run_with(subject.target, reconstruction)
 
-    diverging = [run for run in finals if run[0] == "spliced"]
-    nats, divergences = prediction_losses(
-        finals, answers, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=diverging
-    )
-    for name, subject in subjects.items():
-        sums = {
-            "n_predictions": torch.tensor(len(answers), dtype=torch.float64),
-            "clean_nats": nats[_CLEAN],
-            "spliced_nats": nats["spliced", name],
-            "zero_nats": nats["zero", subject.target],
-            "mean_nats": nats["mean", subject.target],
-            "kl_nats": divergences["spliced", name],
-        }
-        subject.sums = add(subject.sums, sums)
+    for of_model, runs in finals.items():
+        replay = replays.of[of_model]
+        diverging = [run for run in runs if run[0] == "spliced"]
+        nats, divergences = prediction_losses(
+            runs, answers, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=diverging
+        )
+        for name, subject in subjects.items():
+            if replays.model_of(subject.target) == of_model:
+                sums = {
+                    "n_predictions": torch.tensor(len(answers), dtype=torch.float64),
+                    "clean_nats": nats[_CLEAN],
+                    "spliced_nats": nats["spliced", name],
+                    "zero_nats": nats["zero", subject.target],
+                    "mean_nats": nats["mean", subject.target],
+                    "kl_nats": divergences["spliced", name],
+                }
+                subject.sums = add(subject.sums, sums)
 
 
 def _read(subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch) -> Tensor:

@@ -51,7 +51,7 @@ def front_matter(
     """
     entry = model_index.entry_of(model_name, metrics)
     tags = [*TAGS, architecture_name(config), *(["transcoder"] if config.is_transcoder else [])]
-    models = [name for name in (config.base_model, config.base_model_adapter) if hub_id(name)]
+    models = [name for name in config.named_models if hub_id(name)]
     dataset = dataset_id(mapping(config.training).get("dataset"))
     data = {
         "base_model": models[0] if len(models) == 1 else models or None,

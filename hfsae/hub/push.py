@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.configuration import SAEConfig
+from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
 from hfsae.hub.card import (
     CARD_FILE,
     DASHBOARD_FILE,
@@ -36,12 +36,8 @@ from hfsae.storage import SUMS, read_json, read_sums, sha256_of, write_sums
 
 logger = logging.getLogger(__name__)
 
-_LANGUAGE_MODEL = (
-    *("base_model", "base_model_revision", "base_model_adapter", "base_model_adapter_revision"),
-    "base_model_kwargs",
-)
 # What may hold folders in the files of a checkpoint.
-_PLACES = ("base_model", "base_model_adapter", "training", "metrics", "arguments", "own_arguments")
+_PLACES = ("base_model", "base_model_adapter", "source_models", "training", "metrics", "arguments", "own_arguments")
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
@@ -190,9 +186,10 @@ def _is_old_checkpoint(path: str, place: Path) -> bool:
 @contextmanager
 def _fit_for_publication(config: SAEConfig) -> Iterator[None]:
     """Leaves out what means nothing elsewhere: folders of this machine, and how its run was kept."""
-    kept = {name: getattr(config, name) for name in (*_LANGUAGE_MODEL, "training", "metrics")}
-    if any(place and without_folders(place) != place for place in (config.base_model, config.base_model_adapter)):
-        for name in _LANGUAGE_MODEL:  # all or nothing: without its adapter it is another language model
+    language_models = [name for name in (*LANGUAGE_MODEL, "source_models") if hasattr(config, name)]
+    kept = {name: getattr(config, name) for name in (*language_models, "training", "metrics")}
+    if any(without_folders(place) != place for place in config.named_models):
+        for name in language_models:  # all or nothing: without its adapter it is another language model
             setattr(config, name, None)
     config.training, config.metrics = (_without_folders(values) for values in (config.training, config.metrics))
     if config.training is not None and isinstance(arguments := config.training.get("arguments"), dict):

@@ -168,7 +168,7 @@ def about_architecture(config: SAEConfig) -> str:
 def architecture_settings(config: SAEConfig) -> Rows:
     """The fields that an architecture adds to `SAEConfig`, with their values."""
     shared = {field.name for field in dataclasses.fields(SAEConfig)}
-    own = [field.name for field in dataclasses.fields(config) if field.name not in shared]
+    own = [field.name for field in dataclasses.fields(config) if field.name not in {*shared, "source_models"}]
     return [(name, str(getattr(config, name))) for name in own]
 
 
