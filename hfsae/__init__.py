@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from hfsae.attach import attach_all
     from hfsae.autoencoder.outputs import SAEOutput
+    from hfsae.circuits import Graph, trace
     from hfsae.configuration import SAEConfig
     from hfsae.evaluation import evaluate_sae, evaluate_together
     from hfsae.evaluation.self_check import self_check
@@ -80,6 +81,7 @@ _HOME = {
     "TopKSAE": "hfsae.architectures",
     "TopKSAEConfig": "hfsae.architectures",
     "FeatureCollection": "hfsae.analysis",
+    "Graph": "hfsae.circuits",
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
     "ablate": "hfsae.analysis",
@@ -101,6 +103,7 @@ _HOME = {
     "self_check": "hfsae.evaluation.self_check",
     "splice": "hfsae.hooks",
     "steer": "hfsae.analysis",
+    "trace": "hfsae.circuits",
 }
 
 __all__ = [
@@ -112,6 +115,7 @@ __all__ = [
     "CrosscoderSAEConfig",
     "GatedSAE",
     "GatedSAEConfig",
+    "Graph",
     "JumpReLUCrosscoderSAE",
     "JumpReLUCrosscoderSAEConfig",
     "JumpReLUSAE",
@@ -149,6 +153,7 @@ __all__ = [
     "self_check",
     "splice",
     "steer",
+    "trace",
 ]
 
 

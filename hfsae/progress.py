@@ -22,12 +22,25 @@ def token_bar(description: str, total: int | None, *, done: int = 0, disable: bo
         done: Tokens that an earlier run did, which the rate leaves out.
         disable: Whether nothing is shown.
     """
+    return bar(description, total, done=done, unit="tokens", disable=disable)
+
+
+def bar(description: str, total: int | None, *, unit: str, done: int = 0, disable: bool = False) -> tqdm:
+    """The same for whatever is counted.
+
+    Args:
+        description: As for `token_bar`, like the others.
+        total: How many in all.
+        unit: What is counted: `"features"`.
+        done: How many an earlier run did.
+        disable: Whether nothing is shown.
+    """
     has_size = shutil.get_terminal_size((0, 0)).columns > 0
     return tqdm(
         desc=description,
         total=total,
         initial=done,
-        unit=" tokens",
+        unit=f" {unit}",
         unit_scale=True,
         dynamic_ncols=has_size,
         ncols=None if has_size else _COLUMNS,

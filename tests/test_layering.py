@@ -66,9 +66,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": MODEL | RUN | {"analysis"},
     "sweeps": MODEL | RUN | {"estimate", "training"},
     "dashboard": MODEL | {"saved", "analysis"},
+    "circuits": MODEL | {"saved", "analysis", "dashboard"},
     "cli": MODEL
     | RUN
-    | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing"},
+    | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

@@ -1,0 +1,11 @@
+"""Circuits: which features of a prompt make which others, and what the model says.
+
+graph = trace(model, load_saes("runs/transcoder_set"), "def main(self", tokenizer=tokenizer)
+graph.strongest(5), graph.replacement_score, graph.validate(20)
+"""
+
+from hfsae.circuits.graph import Exactness, Graph
+from hfsae.circuits.nodes import Node
+from hfsae.circuits.trace import trace
+
+__all__ = ["Exactness", "Graph", "Node", "trace"]

@@ -1,0 +1,209 @@
+"""Edges of a circuit by batched backward passes through the linear model."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hfsae.circuits.influence import influence_on_logits
+from hfsae.circuits.replacement import LocalReplacement
+from hfsae.circuits.targets import Targets
+from hfsae.hooks import HookPoint
+
+# Batches between two rankings of what is traced next, as in circuit-tracer.
+_BATCHES_A_RANKING = 4
+
+
+class Progress(Protocol):
+    """What is told how many features were traced."""
+
+    def update(self, n: float | None = 1) -> object: ...
+
+
+@dataclass(frozen=True)
+class AllFeatures:
+    """Every active feature of a prompt, source after source.
+
+    Attributes:
+        names: The sources, in the order of a forward pass.
+        source: (N,) int64, index in `names`.
+        positions: (N,) int64.
+        features: (N,) int64.
+        values: (N,).
+    """
+
+    names: list[str]
+    source: Tensor
+    positions: Tensor
+    features: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, replacement: LocalReplacement) -> "AllFeatures":
+        order = {place: number for number, place in enumerate(replacement.places)}
+        names = sorted(replacement.sources, key=lambda name: order[replacement.sources[name].writes[0]])
+        active = [replacement.active[name] for name in names]
+        return cls(
+            names,
+            torch.cat([torch.full_like(found.positions, number) for number, found in enumerate(active)]),
+            torch.cat([found.positions for found in active]),
+            torch.cat([found.features for found in active]),
+            torch.cat([found.values for found in active]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Edges into some nodes.
+
+    Attributes:
+        features: (n,) int64, the features that have a row, in rising order, as numbers in `AllFeatures`.
+        into_features: (n, columns).
+        into_logits: (T, columns). Columns are all features, then errors place by place, then embeddings.
+        constants: (n + T,), what biases add to each node.
+    """
+
+    features: Tensor
+    into_features: Tensor
+    into_logits: Tensor
+    constants: Tensor
+
+
+class Backward:
+    """One pass of the linear model, run for many targets at once; each row of the batch belongs to a target.
+
+    Args:
+        replacement: The model at the prompt.
+        features: All its features.
+        batch_size: Targets of one backward pass. Memory grows with it.
+    """
+
+    def __init__(self, replacement: LocalReplacement, features: AllFeatures, batch_size: int):
+        self._replacement, self._features = replacement, features
+        self.batch_size = batch_size
+        whole = replacement.written() | {None: replacement.embeddings}
+        self._leaves: dict[HookPoint | None, Tensor] = {
+            place: value.expand(batch_size, *value.shape).clone().requires_grad_() for place, value in whole.items()
+        }
+        written = {place: leaf for place, leaf in self._leaves.items() if place is not None}
+        with torch.enable_grad():
+            self._reads, self._hidden = replacement.run(written, self._leaves[None])
+
+    def into_features(self, chosen: Tensor) -> Tensor:
+        """Rows of edges (n, columns) into n features, n at most the batch size."""
+        gradients = {name: torch.zeros_like(read) for name, read in self._reads.items()}
+        for number, name in enumerate(self._features.names):
+            row = (self._features.source[chosen] == number).nonzero()[:, 0]
+            if len(row):
+                active, here = self._replacement.active[name], self._index_in_source(chosen[row], number)
+                gradients[name][row, active.positions[here]] = active.readers[here]
+        used = [name for name, gradient in gradients.items() if gradient.any()]
+        return self._rows([self._reads[name] for name in used], [gradients[name] for name in used], len(chosen))
+
+    def into_logits(self, vectors: Tensor) -> Tensor:
+        """Rows of edges (T, columns) into targets (T, d), T at most the batch size."""
+        gradient = torch.zeros_like(self._hidden)
+        gradient[: len(vectors)] = vectors
+        return self._rows([self._hidden], [gradient], len(vectors))
+
+    def _index_in_source(self, chosen: Tensor, number: int) -> Tensor:
+        return chosen - int((self._features.source < number).sum())
+
+    def _rows(self, outputs: list[Tensor], gradients: list[Tensor], n: int) -> Tensor:
+        replacement = self._replacement
+        leaves = list(self._leaves)
+        found: dict[HookPoint | None, Tensor | None] = dict.fromkeys(leaves)
+        if tied := [(output, by) for output, by in zip(outputs, gradients, strict=True) if output.requires_grad]:
+            made = torch.autograd.grad(
+                [output for output, _ in tied],
+                [self._leaves[leaf] for leaf in leaves],
+                [by for _, by in tied],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            found = dict(zip(leaves, made, strict=True))
+        features = torch.zeros(n, len(self._features), dtype=self._hidden.dtype, device=self._hidden.device)
+        start = 0
+        for name in self._features.names:
+            active = replacement.active[name]
+            for place, written in active.written.items():
+                if (gradient := found[place]) is not None:
+                    columns = features[:, start : start + len(active)]
+                    _add_products(columns, gradient[:n], written, active.positions)
+            start += len(active)
+        others = [(found[place], replacement.errors[place]) for place in replacement.places]
+        others.append((found[None], replacement.embeddings))
+        products = [
+            torch.einsum("bsd,sd->bs", gradient[:n], value)
+            if gradient is not None
+            else features.new_zeros(n, len(value))
+            for gradient, value in others
+        ]
+        return torch.cat([features, *products], dim=1)
+
+
+def _add_products(columns: Tensor, gradient: Tensor, written: Tensor, positions: Tensor) -> None:
+    """Adds `gradient[:, positions[i]] · written[i]` to column i; position by position, so that memory stays small."""
+    for position in positions.unique().tolist():
+        here = (positions == position).nonzero()[:, 0]
+        columns[:, here] += gradient[:, position] @ written[here].T
+
+
+def trace_rows(
+    replacement: LocalReplacement,
+    features: AllFeatures,
+    targets: Targets,
+    *,
+    max_features: int,
+    batch_size: int,
+    progress: Progress,
+) -> Rows:
+    """Traces logits, then features, those with the strongest influence on what is traced already first.
+
+    Args:
+        replacement: The model at the prompt.
+        features: All its features.
+        targets: The logits.
+        max_features: How many features get a row.
+        batch_size: Targets of one backward pass.
+        progress: Is told how far it is.
+    """
+    total = min(max_features, len(features))
+    backward = Backward(replacement, features, max(1, min(batch_size, max(total, len(targets)))))
+    size = backward.batch_size
+    logits = torch.cat([backward.into_logits(part) for part in targets.vectors.split(size)]).cpu()
+    rows = torch.zeros(total, logits.shape[1], dtype=logits.dtype)
+    order = torch.zeros(0, dtype=torch.int64)
+    while len(order) < total:
+        if total == len(features):
+            pending = torch.arange(total)
+        else:
+            influence = influence_on_logits(logits, rows[: len(order)], order, targets.weights.to(logits))
+            influence[order] = -torch.inf
+            wanted = min(_BATCHES_A_RANKING * size, total - len(order))
+            pending = influence[: len(features)].topk(wanted).indices
+        for part in pending.split(size):
+            rows[len(order) : len(order) + len(part)] = backward.into_features(part.to(features.source.device)).cpu()
+            order = torch.cat([order, part])
+            progress.update(len(part))
+    rising = order.argsort()
+    constants = _constants(replacement, features, order[rising], targets)
+    return Rows(order[rising], rows[rising], logits, constants)
+
+
+@torch.no_grad()
+def _constants(replacement: LocalReplacement, features: AllFeatures, chosen: Tensor, targets: Targets) -> Tensor:
+    """What the model's biases add to features and logits: a forward pass with nothing else in it says so."""
+    added = torch.cat(
+        [
+            (active.readers * replacement.read_of_constants[name][active.positions]).sum(-1) + active.constants
+            for name in features.names
+            for active in [replacement.active[name]]
+        ]
+    )
+    of_logits = targets.vectors @ replacement.hidden_of_constants + targets.constants
+    return torch.cat([added.cpu()[chosen], of_logits.cpu()])

@@ -1,0 +1,211 @@
+"""`trace`: the attribution graph of a prompt."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hfsae.analysis.token_text import TokenTexts
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.circuits.edges import AllFeatures, Rows, trace_rows
+from hfsae.circuits.graph import Exactness, Graph
+from hfsae.circuits.nodes import Node
+from hfsae.circuits.replacement import LocalReplacement
+from hfsae.circuits.targets import Targets, choose_targets, logit_factor
+from hfsae.data.prompts import tokenize
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.names import without_folders
+from hfsae.progress import bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def trace(
+    model: nn.Module,
+    saes: Mapping[str, SparseAutoencoder],
+    prompt: str | Sequence[int] | Tensor,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    max_features: int = 2000,
+    max_logits: int = 10,
+    min_probability: float = 0.95,
+    targets: Sequence[str | int] | None = None,
+    contrast: tuple[str | int, str | int] | None = None,
+    batch_size: int = 64,
+    disable_tqdm: bool = False,
+) -> Graph:
+    """Explains what a model says after a prompt, by the features that make it.
+
+    For this prompt the model is made linear: attention patterns and denominators of norms are held, MLPs are cut, and
+    where SAEs write stands the sum of features and error that the model had. An edge is what a feature, an error or
+    an embedding adds to a feature's value or to a logit, with nothing between them; the edges into a node and what
+    biases add make its value exactly. As in Ameisen et al. 2025, "Circuit tracing".
+
+    Args:
+        model: A causal LM whose attention goes through transformers' attention interface, or a wrapper around one.
+            It is left as it was. In half precision a copy in float32 is traced.
+        saes: The SAEs by name: a transcoder for every MLP (`load_saes` of a set), or SAEs of the residual stream, or
+            both. An MLP that none of them writes counts as error.
+        prompt: A text, or token ids.
+        tokenizer: The model's; needed for a text. Without it the first SAE's is loaded.
+        max_features: How many features become nodes, those with most influence.
+        max_logits: The most probable tokens that are explained, so many at most.
+        min_probability: As many of them as together have this probability.
+        targets: These tokens instead.
+        contrast: Two tokens: explains the difference of their logits.
+        batch_size: Nodes that are traced in one backward pass; memory grows with it.
+        disable_tqdm: Whether to show no progress bar.
+
+    Returns:
+        The graph, which keeps the model for `intervene` and `validate`.
+
+    Raises:
+        ValueError: If the model cannot be made linear, with the reason; if an SAE does not fit it, the prompt is
+            longer than its context, or a target is no token. All before anything is traced.
+        HookPointError: If the model lacks the place of an SAE.
+
+    Example:
+        >>> saes = hfsae.load_saes("runs/transcoder_set")  # doctest: +SKIP
+        >>> graph = hfsae.trace(model, saes, "def main(self", tokenizer=tokenizer)  # doctest: +SKIP
+        >>> graph.replacement_score  # doctest: +SKIP
+        0.61
+    """
+    if max_features < 1 or batch_size < 1:
+        raise ValueError(f"max_features={max_features} and batch_size={batch_size}: both must be 1 or more.")
+    if not saes:
+        raise ValueError("there is no SAE to trace with: pass some by name, such as load_saes(folder).")
+    ids, tokenizer = _ids(prompt, saes, tokenizer)
+    replacement = LocalReplacement(model, saes, ids, tokenizer)
+    chosen = choose_targets(
+        replacement,
+        max_logits=max_logits,
+        min_probability=min_probability,
+        targets=targets,
+        contrast=contrast,
+        tokenizer=tokenizer,
+    )
+    features = AllFeatures.of(replacement)
+    total = min(max_features, len(features))
+    with bar("tracing", total, unit="features", disable=disable_tqdm) as progress:
+        rows = trace_rows(replacement, features, chosen, max_features=total, batch_size=batch_size, progress=progress)
+    texts = TokenTexts(tokenizer)(ids.tolist()) if tokenizer is not None else [str(token) for token in ids.tolist()]
+    nodes = _nodes(replacement, features, rows, chosen, texts, tokenizer)
+    edges, left_out = _square(rows, len(features), len(nodes))
+    constants = torch.zeros(len(nodes), dtype=edges.dtype)
+    constants[: len(rows.features)] = rows.constants[: len(rows.features)]
+    constants[-len(chosen) :] = rows.constants[len(rows.features) :]
+    return Graph(
+        prompt=prompt if isinstance(prompt, str) else "".join(texts),
+        token_ids=ids.tolist(),
+        tokens=texts,
+        nodes=nodes,
+        edges=edges,
+        constants=constants,
+        left_out=left_out,
+        exactness=_exactness(replacement, features, rows, chosen),
+        n_active=len(features),
+        about=_about(saes, chosen),
+        notes=list(replacement.notes),
+        circuit=replacement,
+    )
+
+
+def _ids(
+    prompt: str | Sequence[int] | Tensor,
+    saes: Mapping[str, SparseAutoencoder],
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> tuple[Tensor, "PreTrainedTokenizerBase | None"]:
+    if not isinstance(prompt, str):
+        return torch.as_tensor(prompt, dtype=torch.int64).flatten(), tokenizer
+    first: Any = next(iter(saes.values()))
+    tokenizer = tokenizer or cast("PreTrainedTokenizerBase", first.load_tokenizer())
+    return tokenize(prompt, tokenizer, prepend_bos=first.config.prepend_bos)["input_ids"][0], tokenizer
+
+
+def _nodes(
+    replacement: LocalReplacement,
+    features: AllFeatures,
+    rows: Rows,
+    targets: Targets,
+    texts: list[str],
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> list[Node]:
+    """Features, then errors place by place, embeddings and logits."""
+    layers, sources = replacement.layers, replacement.sources
+    nodes = [
+        Node(
+            "feature", position, value, layers[sources[features.names[source]].reads], features.names[source], feature
+        )
+        for source, position, feature, value in zip(
+            *(
+                column.cpu()[rows.features].tolist()
+                for column in (features.source, features.positions, features.features, features.values)
+            ),
+            strict=True,
+        )
+    ]
+    nodes += [
+        Node("error", position, layer=layers[place], source=str(place))
+        for place in replacement.places
+        for position in range(len(texts))
+    ]
+    ids = replacement.ids.tolist()
+    nodes += [
+        Node("embedding", position, token=token, label=text)
+        for position, (token, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+    words = TokenTexts(tokenizer) if tokenizer is not None else (lambda tokens: [str(token) for token in tokens])
+    values = (targets.vectors @ replacement.hidden + targets.constants).tolist()
+    for token, against, value, weight in zip(
+        targets.tokens, targets.against, values, targets.weights.tolist(), strict=True
+    ):
+        label = words([token])[0] + ("" if against is None else f" − {words([against])[0]}")
+        nodes.append(Node("logit", len(ids) - 1, value, token=token, against=against, probability=weight, label=label))
+    return nodes
+
+
+def _square(rows: Rows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
+    """Edges (n, n) between nodes, and what features that are no nodes add to each (n,)."""
+    edges = rows.into_features.new_zeros(n_nodes, n_nodes)
+    left_out = rows.into_features.new_zeros(n_nodes)
+    kept = torch.cat([rows.features, torch.arange(n_features, rows.into_features.shape[1])])
+    n, last = len(rows.features), n_nodes - len(rows.into_logits)
+    for part, made in ((slice(0, n), rows.into_features), (slice(last, n_nodes), rows.into_logits)):
+        edges[part, :last] = made[:, kept]
+        left_out[part] = made.sum(1) - made[:, kept].sum(1)
+    return edges, left_out
+
+
+@torch.no_grad()
+def _exactness(replacement: LocalReplacement, features: AllFeatures, rows: Rows, targets: Targets) -> Exactness:
+    head = replacement.model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    whole = {place: value[None] for place, value in replacement.written().items()}
+    _, hidden = replacement.run(whole, replacement.embeddings[None])
+    factor = logit_factor(replacement)
+    own, rebuilt = (factor * head.forward(state) for state in (replacement.own_hidden, hidden[0]))
+    n = len(rows.features)
+    of_features = rows.into_features.sum(1) + rows.constants[:n] - features.values.cpu()[rows.features]
+    values = (targets.vectors @ replacement.hidden + targets.constants).cpu()
+    of_targets = rows.into_logits.sum(1) + rows.constants[n:] - values
+    return Exactness(
+        logits=float((own - rebuilt).abs().max()),
+        features=_relative(of_features, features.values.cpu()[rows.features]),
+        targets=_relative(of_targets, values),
+    )
+
+
+def _relative(differences: Tensor, values: Tensor) -> float:
+    sizes = values.abs()
+    return float((differences.abs() / sizes.clamp(min=float(sizes.mean()))).max()) if len(values) else 0.0
+
+
+def _about(saes: Mapping[str, SparseAutoencoder], targets: Targets) -> dict[str, Any]:
+    base = next((sae.config.base_model for sae in saes.values() if sae.config.base_model), None)
+    return {
+        "base_model": None if base is None else without_folders(base),
+        "saes": {name: weights_sha256(sae) for name, sae in saes.items()},
+        "values": targets.values,
+    }

@@ -1,0 +1,121 @@
+"""The linear model of a Llama and of a GPT-2 written out by hand, and the Jacobian of all its nodes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+from transformers import PreTrainedModel
+
+from hfsae import SAE
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a block lie."""
+
+    blocks: Callable
+    embeddings: Callable
+    norms: tuple[str, str, Callable]
+    values: Callable
+    out: Callable
+    rms: bool
+
+
+def _llama_values(block, x: Tensor) -> Tensor:
+    attention = block.self_attn
+    values = (x @ attention.v_proj.weight.T).unflatten(-1, (-1, attention.head_dim))
+    return values.repeat_interleave(attention.num_key_value_groups, 1)
+
+
+def _gpt2_values(block, x: Tensor) -> Tensor:
+    width = x.shape[-1]
+    projected = x @ block.attn.c_attn.weight + block.attn.c_attn.bias
+    return projected[:, 2 * width :].unflatten(-1, (block.attn.num_heads, -1))
+
+
+LLAMA = Family(
+    blocks=lambda model: model.model.layers,
+    embeddings=lambda model, ids: model.model.embed_tokens.weight[ids],
+    norms=("input_layernorm", "post_attention_layernorm", lambda model: model.model.norm),
+    values=_llama_values,
+    out=lambda block, z: z @ block.self_attn.o_proj.weight.T,
+    rms=True,
+)
+GPT2 = Family(
+    blocks=lambda model: model.transformer.h,
+    embeddings=lambda model, ids: model.transformer.wte.weight[ids] + model.transformer.wpe.weight[: len(ids)],
+    norms=("ln_1", "ln_2", lambda model: model.transformer.ln_f),
+    values=_gpt2_values,
+    out=lambda block, z: z @ block.attn.c_proj.weight + block.attn.c_proj.bias,
+    rms=False,
+)
+FAMILIES = {"llama": LLAMA, "gpt2": GPT2}
+
+
+class ByHand:
+    """A model with a transcoder (no left-out token but the first) for every MLP, at one prompt."""
+
+    def __init__(self, name: str, model: PreTrainedModel, saes: list[SAE], ids: Tensor):
+        self.family, self.model, self.saes = FAMILIES[name], model, saes
+        eager = copy.deepcopy(model)
+        eager.set_attn_implementation("eager")
+        with torch.no_grad():
+            self.patterns = [p[0] for p in eager(ids[None], output_attentions=True).attentions]
+            self.embeddings = self.family.embeddings(model, ids)
+            self.denominators: list[Tensor] = []
+            self.features, self.errors = [], []
+            self.clean = self._run(self.embeddings, self._note_and_keep)
+
+    def _norm(self, module, x: Tensor, number: int) -> Tensor:
+        z = x if self.family.rms else x - x.mean(-1, keepdim=True)
+        if number == len(self.denominators):
+            epsilon = module.variance_epsilon if self.family.rms else module.eps
+            self.denominators.append((z.square().mean(-1, keepdim=True) + epsilon).sqrt())
+        scaled = module.weight * z / self.denominators[number]
+        return scaled if self.family.rms else scaled + module.bias
+
+    def _run(self, embeddings: Tensor, mlp: Callable) -> tuple[list[Tensor], Tensor]:
+        x, read, number = embeddings, [], 0
+        first, second, last = self.family.norms
+        for layer, block in enumerate(self.family.blocks(self.model)):
+            values = self.family.values(block, self._norm(getattr(block, first), x, number))
+            mixed = torch.einsum("hqk,khd->qhd", self.patterns[layer], values)
+            x = x + self.family.out(block, mixed.flatten(1))
+            read.append(self._norm(getattr(block, second), x, number + 1))
+            x = x + mlp(layer, block, read[-1])
+            number += 2
+        return read, self._norm(last(self.model), x, number)[-1]
+
+    def _note_and_keep(self, layer: int, block, read: Tensor) -> Tensor:
+        features = self.saes[layer].encode(read)
+        features[0] = 0
+        written = block.mlp(read)
+        error = written - self.saes[layer].decode(features, read)
+        error[0] = written[0]
+        self.features.append(features)
+        self.errors.append(error)
+        return written
+
+    def nodes(self, scales: list[Tensor], errors: list[Tensor], embeddings: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Pre-activations of all features (S, n) by layer, and all logits, from factors of all sources."""
+
+        def mlp(layer: int, block, read: Tensor) -> Tensor:
+            sae = self.saes[layer]
+            decoded = sae.decode(self.features[layer] * scales[layer], read)
+            kept = torch.cat([torch.zeros_like(decoded[:1]), decoded[1:]])
+            return kept + self.errors[layer] * errors[layer][:, None]
+
+        read, hidden = self._run(self.embeddings * embeddings[:, None], mlp)
+        pre = [sae.pre_activations(x) for sae, x in zip(self.saes, read, strict=True)]
+        return pre, self.model.get_output_embeddings()(hidden)
+
+    def ones(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        ones = torch.ones(len(self.embeddings), dtype=torch.float64)
+        return [torch.ones_like(f) for f in self.features], [ones for _ in self.saes], ones
+
+    def jacobian(self):
+        """By kind of node, by kind of source: see `nodes`."""
+        return jacrev(self.nodes, argnums=(0, 1, 2))(*self.ones())

@@ -1,0 +1,217 @@
+"""Graphs of tiny real models, against a linear model that is written out by hand and differentiated as a whole."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfsae import SAE, trace
+from hfsae.circuits import Graph, Node
+from hfsae.hooks import HookPointError
+from tests.circuits.by_hand import ByHand
+from tests.circuits.tiny import FAMILIES, IDS, model_of, sae_at, stream_saes, transcoders
+from tests.hooks.families import build
+from tests.hooks.witness import count_hooks
+
+
+def traced(family: str, saes: dict[str, SAE], **options) -> Graph:
+    return trace(model_of(family), saes, IDS, disable_tqdm=True, **options)
+
+
+def layer_of_place(node: Node) -> int:
+    assert node.layer is not None
+    return node.layer
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_edge_is_the_derivative_of_a_model_that_is_written_out_by_hand(family: str, skip: bool):
+    saes = transcoders(family, skip=skip)
+    graph = traced(family, saes, max_logits=4, min_probability=1.0)
+    hand = ByHand(family, model_of(family), list(saes.values()), IDS)
+    with torch.no_grad():
+        features, logits = hand.jacobian()
+
+    def edge(target: Node, source: Node) -> Tensor:
+        if target.kind == "logit":
+            of_logits = logits[{"feature": 0, "error": 1, "embedding": 2}[source.kind]]
+            of = of_logits if source.kind == "embedding" else of_logits[layer_of_place(source)]
+            of = of[target.token] - of.mean(0)
+        else:
+            of = features[layer_of_place(target)][{"feature": 0, "error": 1, "embedding": 2}[source.kind]]
+            of = of if source.kind == "embedding" else of[layer_of_place(source)]
+            of = of[target.position, target.feature]
+        return of[source.position, source.feature] if source.kind == "feature" else of[source.position]
+
+    targets = [row for row, node in enumerate(graph.nodes) if node.kind in ("feature", "logit")]
+    sources = [row for row, node in enumerate(graph.nodes) if node.kind != "logit"]
+    expected = torch.tensor([[float(edge(graph.nodes[t], graph.nodes[s])) for s in sources] for t in targets])
+    found = graph.edges[targets][:, sources].float()
+    assert len(targets) == 2 * 5 * 3 + 4
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (expected.abs() > 1e-3).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_edges_into_a_node_and_what_biases_add_are_its_value(family: str):
+    saes = transcoders(family, skip=True) | {
+        "attention.1": sae_at(family, "attn_out.1", seed=7),
+        "stream.0": sae_at(family, "resid_post.0", seed=8, input_transform="layer_norm"),
+    }
+    graph = traced(family, saes)
+    rows = graph.is_kind("feature", "logit")
+    values = torch.tensor([node.value for node in graph.nodes], dtype=torch.float64)
+    sums = graph.edges.sum(1) + graph.constants + graph.left_out
+    torch.testing.assert_close(sums[rows], values[rows], rtol=1e-8, atol=1e-8)
+    assert graph.exactness.features < 1e-8 and graph.exactness.targets < 1e-8 and graph.exactness.logits < 1e-4
+    assert not graph.left_out.any() and not graph.edges[~rows].any()
+    own = model_of(family)(IDS[None]).logits[0, -1]
+    for node in graph.nodes[-2:]:
+        assert node.value == pytest.approx(float(own[node.token] - own.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float32_sums_hold_to_a_thousandth(family: str):
+    saes = {name: sae.float() for name, sae in transcoders(family).items()}
+    graph = trace(build(family), saes, IDS, disable_tqdm=True)
+    assert graph.edges.dtype == torch.float32
+    assert graph.exactness.features < 1e-3 and graph.exactness.targets < 1e-3 and graph.exactness.logits < 1e-4
+
+
+def test_saes_of_the_stream_are_linked_by_attention_and_stream_and_mlps_are_error():
+    graph = traced("llama", stream_saes("llama"))
+    assert any("MLPs of layers 0, 1" in note for note in graph.notes)
+    errors = {node.source for node in graph.nodes if node.kind == "error"}
+    assert errors == {f"model.layers.{layer}.{place}" for layer in (0, 1) for place in ("output", "mlp.output")}
+    late = [row for row, node in enumerate(graph.nodes) if node.source == "stream.1" and node.kind == "feature"]
+    early = [row for row, node in enumerate(graph.nodes) if node.source == "stream.0" and node.kind == "feature"]
+    assert graph.edges[late][:, early].abs().max() > 1e-3 and graph.exactness.features < 1e-8
+
+
+def test_fewer_features_are_those_with_most_influence_and_the_rest_is_counted():
+    whole = traced("gpt2", transcoders("gpt2"))
+    part = traced("gpt2", transcoders("gpt2"), max_features=6, batch_size=2)
+    assert int(part.is_kind("feature").sum()) == 6 and part.n_active == int(whole.is_kind("feature").sum())
+    names = [node.name for node in part.nodes]
+    rows = [whole.index(name) for name in names]
+    torch.testing.assert_close(part.edges, whole.edges[rows][:, rows])
+    rest = whole.edges.sum(1)[rows] - part.edges.sum(1)
+    torch.testing.assert_close(part.left_out, rest)
+    direct = torch.where(whole.is_kind("feature"), whole.edges[whole.is_kind("logit")].abs().sum(0), 0.0)
+    assert whole.nodes[int(direct.argmax())].name in names
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_changes_nothing(batch_size: int):
+    expected = traced("llama", transcoders("llama"))
+    torch.testing.assert_close(traced("llama", transcoders("llama"), batch_size=batch_size).edges, expected.edges)
+
+
+def test_targets_are_chosen_or_contrasted():
+    saes = transcoders("llama")
+    logits = model_of("llama")(IDS[None]).logits[0, -1]
+    chosen = traced("llama", saes, targets=[5, 9])
+    assert [node.token for node in chosen.nodes if node.kind == "logit"] == [5, 9]
+    contrast = traced("llama", saes, contrast=(5, 9))
+    (node,) = (node for node in contrast.nodes if node.kind == "logit")
+    assert node.value == pytest.approx(float(logits[5] - logits[9]), abs=1e-5) and node.probability == 1
+    torch.testing.assert_close(contrast.edges[-1][:-1], (chosen.edges[-2] - chosen.edges[-1])[:-2])
+    few = traced("llama", saes, max_logits=3, min_probability=1.0)
+    best = logits.topk(3).indices.tolist()
+    assert [node.token for node in few.nodes if node.kind == "logit"] == best
+
+
+def test_the_model_is_left_as_it_was():
+    model = model_of("gpt2")
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attention, hooks = model.config._attn_implementation, count_hooks(model)
+    try:
+        traced("gpt2", transcoders("gpt2"))
+        with pytest.raises(ValueError, match="512"):
+            traced("gpt2", transcoders("gpt2"), targets=[512])
+        assert model.training and all(module.training for module in model.modules())
+    finally:
+        model.eval()
+    assert model.config._attn_implementation == attention and count_hooks(model) == hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_model_is_left_as_it_was_when_something_fails_in_the_middle(monkeypatch: pytest.MonkeyPatch):
+    model = model_of("llama")
+    attention, hooks = model.config._attn_implementation, count_hooks(model)
+    head = model.get_output_embeddings()
+    calls = iter(range(100))
+
+    def fails(x: Tensor) -> Tensor:
+        if next(calls) == 2:
+            raise RuntimeError("in the middle")
+        return torch.nn.functional.linear(x, head.weight)
+
+    monkeypatch.setattr(head, "forward", fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        traced("llama", transcoders("llama"))
+    assert model.config._attn_implementation == attention and count_hooks(model) == hooks
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+def test_a_model_in_half_precision_is_traced_in_float32_and_that_is_said():
+    model = model_of("llama", torch.bfloat16)
+    graph = trace(model, transcoders("llama"), IDS, disable_tqdm=True)
+    assert any("bfloat16" in note and "float32" in note for note in graph.notes)
+    assert graph.edges.dtype == torch.float32 and graph.exactness.features < 1e-3
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family, why", [("mamba", "no mlp_in"), ("bloom", "attention interface")])
+def test_a_family_that_cannot_be_made_linear_is_refused_with_the_reason(family: str, why: str):
+    saes = {"mlp.0": sae_at(family, "mlp_in.0", "mlp_out.0")}
+    with pytest.raises((ValueError, HookPointError), match=why):
+        trace(model_of(family), saes, IDS, disable_tqdm=True)
+
+
+def test_what_the_blocks_do_besides_is_found_out_and_refused():
+    saes = {"mlp.1": sae_at("gemma4", "mlp_in.1", "mlp_out.1")}
+    with pytest.raises(ValueError, match="not linear between its MLPs"):
+        traced("gemma4", saes)
+
+
+def test_transcoders_that_leave_a_layer_out_are_traced_and_that_is_said():
+    saes = transcoders("llama")
+    del saes["mlp.0"]
+    graph = traced("llama", saes)
+    assert "No SAE writes what the MLPs of layers 0 write" in graph.notes[0]
+    assert {node.layer for node in graph.nodes if node.kind == "error"} == {0, 1}
+    assert graph.exactness.features < 1e-8
+
+
+def test_bad_input_is_refused():
+    saes = transcoders("llama")
+    with pytest.raises(ValueError, match="no SAE"):
+        traced("llama", {})
+    with pytest.raises(ValueError, match="33 tokens, but the model reads 32"):
+        trace(model_of("llama"), saes, [5] * 33, disable_tqdm=True)
+    with pytest.raises(ValueError, match="one token"):
+        trace(model_of("llama"), saes, [5], disable_tqdm=True)
+    with pytest.raises(ValueError, match="token id 999"):
+        trace(model_of("llama"), saes, [5, 999], disable_tqdm=True)
+    with pytest.raises(ValueError, match="8 dimensions|d_in"):
+        traced(
+            "llama",
+            {"narrow": SAE.from_config(type(saes["mlp.0"].config)(d_in=8, n_features=16, k=2, hook_point="mlp_in.0"))},
+        )
+    with pytest.raises(ValueError, match="inside of an MLP"):
+        traced(
+            "llama",
+            {"act": SAE.from_config(type(saes["mlp.0"].config)(d_in=24, n_features=16, k=2, hook_point="mlp_act.0"))},
+        )
+    with pytest.raises(ValueError, match="outside of the blocks"):
+        traced("llama", {"embed": sae_at("llama", "embed")})
+    with pytest.raises(ValueError, match="write at"):
+        traced("llama", saes | {"twice": sae_at("llama", "mlp_in.0", "mlp_out.0", seed=5)})
+    with pytest.raises(ValueError, match="the same token twice"):
+        traced("llama", saes, contrast=(5, 5))
+    with pytest.raises(ValueError, match="targets and contrast"):
+        traced("llama", saes, contrast=(5, 6), targets=[7])
+    with pytest.raises(ValueError, match="1 or more"):
+        traced("llama", saes, max_features=0)
