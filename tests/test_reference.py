@@ -28,6 +28,7 @@ PUBLIC = [
             "analysis",
             "architectures",
             "autoencoder",
+            "circuits",
             "dashboard",
             "data",
             "evaluation",

@@ -4,8 +4,9 @@ graph = trace(model, load_saes("runs/transcoder_set"), "def main(self", tokenize
 graph.strongest(5), graph.replacement_score, graph.validate(20)
 """
 
+from hfsae.circuits.clamping import Ablations, Effect, Intervention, Validation
 from hfsae.circuits.graph import Exactness, Graph
 from hfsae.circuits.nodes import Node
-from hfsae.circuits.trace import trace
+from hfsae.circuits.tracing import trace
 
-__all__ = ["Exactness", "Graph", "Node", "trace"]
+__all__ = ["Ablations", "Effect", "Exactness", "Graph", "Intervention", "Node", "Validation", "trace"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfsae.autoencoder.model import SparseAutoencoder
-    from hfsae.circuits.interventions import Intervention, Validation
+    from hfsae.circuits.clamping import Intervention, Validation
 
 _FORMAT = 1
 _TENSORS = ("edges", "constants", "left_out")
@@ -43,7 +43,7 @@ class Exactness:
     targets: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Graph:
     """An attribution graph. n nodes: features, then errors, embeddings and logits.
 
@@ -62,7 +62,8 @@ class Graph:
         n_active: How many features fire in the prompt; `max_features` of them are nodes.
         about: What the graph was made of: `base_model`, `saes` (with the digest of their weights), `values`.
         notes: What a reader has to know, in sentences.
-        validation: What `validate` measured; None before.
+        validation: What `validate` measured, as plain values; None before.
+        circuit: The model at the prompt; None of a graph from a disk (`use`).
 
     Example:
         >>> graph = hfsae.trace(model, saes, "def main(", tokenizer=tokenizer)  # doctest: +SKIP
@@ -202,23 +203,27 @@ class Graph:
         Raises:
             ValueError: If a node is no feature, or the graph has no model (`use`).
         """
-        from hfsae.circuits.interventions import intervene
+        from hfsae.circuits.clamping import intervene
 
         return intervene(self, {self.index(node): factor for node, factor in factors.items()})
 
     def validate(self, n: int = 20, *, batch_size: int = 16) -> "Validation":
         """Takes the n strongest features away one by one, and as many others of like activation.
 
+        What is found stays on the graph, as `validation`.
+
         Args:
             n: How many.
             batch_size: How many runs of the model at once.
 
         Raises:
-            ValueError: If the graph has fewer than three features, or no model (`use`).
+            ValueError: If the graph has fewer than six features, if n is less than three, or it has no model (`use`).
         """
-        from hfsae.circuits.interventions import validate
+        from hfsae.circuits.clamping import validate
 
-        return validate(self, n, batch_size=batch_size)
+        found = validate(self, n, batch_size=batch_size)
+        self.validation = found.to_dict()
+        return found
 
     # -- elsewhere ----------------------------------------------------------------------------------------------------
     def to_json(self, *, slug: str = "graph", scan: str | None = None) -> dict[str, Any]:
@@ -228,7 +233,7 @@ class Graph:
             slug: What the graph is called there.
             scan: What its set of features is called there; None takes the base model's name.
         """
-        from hfsae.circuits.export import to_json
+        from hfsae.circuits.graph_formats import to_json
 
         return to_json(self, slug=slug, scan=scan)
 
@@ -238,7 +243,7 @@ class Graph:
         Raises:
             ImportError: If networkx is not installed.
         """
-        from hfsae.circuits.export import to_networkx
+        from hfsae.circuits.graph_formats import to_networkx
 
         return to_networkx(self)
 

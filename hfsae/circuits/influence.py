@@ -2,9 +2,9 @@
 
 The definitions are those of Ameisen et al. 2025, "Circuit tracing: revealing computational graphs in language models"
 (https://transformer-circuits.pub/2025/attribution-graphs/methods.html), appendices on pruning and on scores, as
-circuit-tracer computes them. A is the matrix of edges, rows targets and columns sources. Â is its absolute values, every
-row divided by its sum. B = Â + Â² + ... counts all paths, and a graph has no circle, so the sum ends. The influence of a
-node on the logits is wᵀB, where w has the logits' probabilities.
+circuit-tracer computes them. A is the matrix of edges, rows targets and columns sources. Â is its absolute values,
+every row divided by its sum. B = Â + Â² + ... counts all paths, and a graph has no circle, so the sum ends. The
+influence of a node on the logits is wᵀB, where w has the logits' probabilities.
 """
 
 import torch

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from hfsae.attach import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.attention import AttentionPatterns, attends
+from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
+from hfsae.circuits.feature_sources import ActiveFeatures, Source
 from hfsae.circuits.norms import FrozenNorms
-from hfsae.circuits.places import CutPlaces, refuse_outside_of_the_stream
-from hfsae.circuits.sources import ActiveFeatures, Source
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.devices import input_device
@@ -195,6 +195,10 @@ class LocalReplacement:
         if len(read) != 1:
             raise ValueError(f"{type(self.model).__name__} calls its LM head {len(read)} times: it cannot be traced.")
         return read[0], output.logits[:, -1]
+
+    def read_by_head(self, batch: int) -> Tensor:
+        """What the LM head reads at the last token, (batch, d), when the model runs on copies of the prompt."""
+        return self._call(self.ids.expand(batch, -1))[0]
 
     # -- the linear model ---------------------------------------------------------------------------------------------
     def written(self) -> dict[HookPoint, Tensor]:

@@ -88,13 +88,18 @@ def choose_targets(
         enough = int((best.values.cumsum(0) < min_probability).sum()) + 1
         tokens = best.indices[:enough].tolist()
         against = [None] * len(tokens)
-    vectors, constants = _vectors(replacement, tokens, against)
-    weights = torch.ones(1) if contrast is not None else probabilities[tokens].cpu()
-    return Targets(tokens, against, vectors, constants, weights)
+    return target_vectors(replacement, tokens, against)
 
 
 @torch.no_grad()
-def _vectors(replacement: LocalReplacement, tokens: list[int], against: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+def target_vectors(replacement: LocalReplacement, tokens: list[int], against: list[int | None]) -> Targets:
+    """The targets of tokens that are chosen.
+
+    Args:
+        replacement: The model at the prompt.
+        tokens: The tokens.
+        against: What each is compared with: a token, or None for the mean; all of one kind.
+    """
     head = replacement.model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     factor = logit_factor(replacement)
@@ -103,7 +108,10 @@ def _vectors(replacement: LocalReplacement, tokens: list[int], against: Sequence
         subtracted, subtracted_bias = head.weight.mean(0, keepdim=True), bias.mean()
     else:
         subtracted, subtracted_bias = head.weight[list(against)], bias[list(against)]
-    return factor * (head.weight[tokens] - subtracted), factor * (bias[tokens] - subtracted_bias)
+    vectors, constants = factor * (head.weight[tokens] - subtracted), factor * (bias[tokens] - subtracted_bias)
+    probabilities = replacement.logits.float().softmax(-1)[tokens].cpu()
+    weights = probabilities if against[0] is None else torch.ones(len(tokens))
+    return Targets(tokens, against, vectors.detach(), constants.detach(), weights)
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_the_edges_into_a_node_and_what_biases_add_are_its_value(family: str):
     assert not graph.left_out.any() and not graph.edges[~rows].any()
     own = model_of(family)(IDS[None]).logits[0, -1]
     for node in graph.nodes[-2:]:
-        assert node.value == pytest.approx(float(own[node.token] - own.mean()), abs=1e-5)
+        assert node.value == pytest.approx(float((own[node.token] - own.mean()).detach()), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +113,7 @@ def test_targets_are_chosen_or_contrasted():
     assert [node.token for node in chosen.nodes if node.kind == "logit"] == [5, 9]
     contrast = traced("llama", saes, contrast=(5, 9))
     (node,) = (node for node in contrast.nodes if node.kind == "logit")
-    assert node.value == pytest.approx(float(logits[5] - logits[9]), abs=1e-5) and node.probability == 1
+    assert node.value == pytest.approx(float((logits[5] - logits[9]).detach()), abs=1e-5) and node.probability == 1
     torch.testing.assert_close(contrast.edges[-1][:-1], (chosen.edges[-2] - chosen.edges[-1])[:-2])
     few = traced("llama", saes, max_logits=3, min_probability=1.0)
     best = logits.topk(3).indices.tolist()

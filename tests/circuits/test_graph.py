@@ -1,0 +1,78 @@
+"""Graphs in use: nodes by name, on a disk, and in the formats of others."""
+
+import json
+from pathlib import Path
+
+import networkx
+import pytest
+import torch
+
+from hfsae import Graph, trace
+from tests.circuits.tiny import IDS, model_of, sae_at, transcoders
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    saes = transcoders("llama") | {"stream.1": sae_at("llama", "resid_post.1", seed=3)}
+    return trace(model_of("llama"), saes, IDS, disable_tqdm=True)
+
+
+def test_nodes_are_found_by_name_and_by_influence(graph: Graph):
+    node = graph.strongest(1)[0]
+    assert graph.index(node) == graph.index(node.name) == graph.index(graph.index(node))
+    assert node.name == f"{node.source}/{node.feature}@{node.position}"
+    assert graph.influence[graph.index(node)] == graph.influence[graph.is_kind("feature")].max()
+    (source, weight), *rest = graph.inputs(node)
+    assert graph.edges[graph.index(node), graph.index(source)] == weight
+    assert all(abs(other) <= abs(weight) for _, other in rest)
+    assert all(graph.edges[graph.index(target), graph.index(node)] == weight for target, weight in graph.outputs(node))
+    assert len({other.name for other in graph.nodes}) == len(graph.nodes)
+    with pytest.raises(ValueError, match="no node 'mlp.0/99@1'"):
+        graph.index("mlp.0/99@1")
+    with pytest.raises(ValueError, match="no node 1000"):
+        graph.index(1000)
+
+
+def test_scores_and_sizes_are_said(graph: Graph):
+    assert 0 < graph.replacement_score < 1 and 0 < graph.completeness_score < 1
+    assert f"{graph.n_active} features" in repr(graph) and "replacement" in repr(graph)
+
+
+def test_what_is_saved_is_loaded(graph: Graph, tmp_path: Path):
+    loaded = Graph.load(graph.save(tmp_path / "deep" / "graph.safetensors"))
+    assert loaded.nodes == graph.nodes and loaded.prompt == graph.prompt and loaded.exactness == graph.exactness
+    assert torch.equal(loaded.edges, graph.edges) and torch.equal(loaded.constants, graph.constants)
+    assert loaded.about == graph.about and loaded.notes == graph.notes and loaded.circuit is None
+    (tmp_path / "other.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(OSError, match="other.safetensors"):
+        Graph.load(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="graph.use"):
+        loaded.intervene({loaded.strongest(1)[0]: 0.0})
+
+
+def test_networkx_has_every_node_and_edge(graph: Graph):
+    made = graph.to_networkx()
+    assert networkx.is_directed_acyclic_graph(made) and made.number_of_nodes() == len(graph.nodes)
+    assert made.number_of_edges() == int((graph.edges != 0).sum())
+    node = graph.strongest(1)[0]
+    (source, weight), *_ = graph.inputs(node)
+    assert made.edges[source.name, node.name]["weight"] == weight and made.nodes[node.name]["kind"] == "feature"
+
+
+def test_json_is_of_the_schema_of_circuit_tracer(graph: Graph):
+    content = json.loads(json.dumps(graph.to_json(slug="test", scan="org/set")))
+    assert content["metadata"]["slug"] == "test" and content["metadata"]["scan"] == "org/set"
+    assert content["metadata"]["prompt_tokens"] == graph.tokens and content["metadata"]["schema_version"] == 1
+    ids = [node["node_id"] for node in content["nodes"]]
+    assert len(set(ids)) == len(ids) == len(graph.nodes)
+    by_id = dict(zip(ids, graph.nodes, strict=True))
+    assert len(content["links"]) == int((graph.edges != 0).sum())
+    for link in content["links"][::50]:
+        target, source = by_id[link["target"]], by_id[link["source"]]
+        assert link["weight"] == float(graph.edges[graph.index(target), graph.index(source)])
+    feature = next(node for node in content["nodes"] if node["feature_type"] == "cross layer transcoder")
+    own = by_id[feature["node_id"]]
+    assert feature["node_id"] == f"{own.layer}_{own.feature}_{own.position}" and feature["activation"] == own.value
+    together = own.layer + own.feature
+    assert feature["feature"] == together * (together + 1) // 2 + own.feature
+    assert sum(node["is_target_logit"] for node in content["nodes"]) == 1
