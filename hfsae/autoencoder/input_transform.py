@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_LAYER_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-5
 
 
 def taken_apart(x: Tensor, transform: str) -> tuple[Tensor, Tensor | float, Tensor | float]:
@@ -25,4 +25,4 @@ def taken_apart(x: Tensor, transform: str) -> tuple[Tensor, Tensor | float, Tens
     if transform == "center":
         return x - mean, mean, 1.0
     spread = x.std(-1, keepdim=True)
-    return (x - mean) / (spread + _LAYER_NORM_EPS), mean, spread
+    return (x - mean) / (spread + LAYER_NORM_EPS), mean, spread

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfsae.autoencoder.model import _LAYER_NORM_EPS, SparseAutoencoder
+from hfsae.autoencoder.input_transform import LAYER_NORM_EPS, taken_apart
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.functional import SparsePattern
 from hfsae.hooks import HookPoint
 
@@ -105,12 +106,12 @@ class Source:
 
     def _spreads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What a token is divided by on the way in, and multiplied by on the way out: (S, 1) each."""
-        _, _, spread = self.sae._transform(x)
+        _, _, spread = taken_apart(x, self.sae.config.input_transform)
         if not isinstance(spread, Tensor):
             ones = torch.ones_like(x[:, :1])
             return ones, ones
         if self.sae.config.input_transform == "layer_norm":
-            return spread + _LAYER_NORM_EPS, spread
+            return spread + LAYER_NORM_EPS, spread
         return spread.clamp(min=torch.finfo(x.dtype).tiny), spread
 
     @torch.no_grad()
