@@ -1,14 +1,14 @@
 """The picture of a sweep: active features against what is kept, one line an architecture and width."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median_low
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from hfsae.evaluation.pareto import FRONT_METRICS, pareto_front
 from hfsae.hub.plots import dress, save
@@ -18,20 +18,28 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", ":", "-.")
 _RING = "on the front"
+_MOST_TICKS, _MOST_NAMED_LINES = 12, 3
+_NEAR = 1.3  # values whose ratio is less share a tick
 _TITLES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 
 
 def pareto_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws L0 against loss recovered and against explained variance, a row of panels for each hook point.
 
-    Rows that differ in the seed alone are one point of the line, their mean; each is shown as a small dot. Rings mark
-    the front.
+    Rows that differ in the seed alone are one point of the line, their mean; each is shown as a small dot. A point is
+    labelled with what its name says beside the legend; among many lines those on the front alone are. Rings mark the
+    front. L0 is on a logarithmic axis, which has its ticks where points are.
 
     Args:
         rows: With `name`, `hook_point`, `architecture`, `n_features`, `setting` (equal for those that differ
             in the seed alone), `l0` and the metrics; those without figures are left out.
         path: Where the PNG goes.
     """
+    save(pareto_figure(rows), path)
+
+
+def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The figure that `pareto_plot` writes."""
     places = list(dict.fromkeys(row["hook_point"] for row in rows))
     figure = Figure(figsize=(11, 0.9 + 3.7 * len(places)), layout="constrained", facecolor="white")
     panels = figure.subplots(len(places), len(FRONT_METRICS), squeeze=False)
@@ -50,7 +58,7 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ring = entries.pop(_RING)  # comes last
         entries[_RING] = ring
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(5, len(entries)), frameon=False)
-    save(figure, path)
+    return figure
 
 
 def _panel(
@@ -58,6 +66,11 @@ def _panel(
 ) -> None:
     dress(axes)
     drawn = [row for row in rows if row.get(metric) is not None and row["l0"]]
+    front = {*pareto_front(drawn, metric)}
+    lines = {(row["architecture"], row["n_features"]) for row in drawn}
+    named = {row["setting"] for row in drawn if row["name"] in front or len(lines) <= _MOST_NAMED_LINES}
+    parts = [{*row["setting"].split("-")} for row in drawn]
+    told = set.intersection(*parts) if len({row["setting"] for row in drawn}) > 1 else set()
     for i, architecture in enumerate(architectures):
         for j, width in enumerate(widths):
             line = [row for row in drawn if (row["architecture"], row["n_features"]) == (architecture, width)]
@@ -67,10 +80,14 @@ def _panel(
             label = architecture if len(widths) == 1 else f"{architecture}, {width:,}"
             points = _means(line, metric)
             style = _STYLES[j % len(_STYLES)]
-            axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, label=label, linewidth=1.5)
+            l0, values = [point.l0 for point in points], [point.value for point in points]
+            axes.plot(l0, values, style, color=colour, marker=marker, label=label, linewidth=1.5)
+            for point in points:
+                if point.setting in named:
+                    legend = {architecture, str(width), f"{line[0].get('expansion_factor', 0):g}x"}
+                    _label(axes, point, told | legend, colour, above=(i + j) % 2 == 0)
             if len(points) < len(line):
                 axes.scatter([row["l0"] for row in line], [row[metric] for row in line], s=8, color=colour, alpha=0.5)
-    front = {*pareto_front(drawn, metric)}
     ringed = [row for row in drawn if row["name"] in front]
     axes.scatter(
         [row["l0"] for row in ringed],
@@ -82,18 +99,50 @@ def _panel(
         label=_RING,
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks = _ticks([row["l0"] for row in drawn])
+    axes.xaxis.set_major_locator(FixedLocator(ticks) if 0 < len(ticks) <= _MOST_TICKS else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.1, y=0.12)
     if not drawn:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="#777777")
         axes.set_yticks([])
-    axes.set_xlabel("L0 (features per token)")
+    axes.set_xlabel("L0 (features per token, log scale)")
     axes.set_ylabel(_TITLES[metric])
 
 
-def _means(line: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+class _Point(NamedTuple):
+    """A point of a line: the SAEs of one setting, taken together."""
+
+    l0: float
+    value: float
+    setting: str
+
+
+def _means(line: Sequence[Mapping[str, Any]], metric: str) -> list[_Point]:
     """The points of a line: those that differ in the seed alone taken together."""
     ordered = sorted(line, key=lambda row: row["setting"])
-    groups = [list(group) for _, group in groupby(ordered, key=lambda row: row["setting"])]
-    return sorted((fmean(row["l0"] for row in group), fmean(row[metric] for row in group)) for group in groups)
+    groups = [(setting, list(group)) for setting, group in groupby(ordered, key=lambda row: row["setting"])]
+    return sorted(
+        _Point(fmean(row["l0"] for row in group), fmean(row[metric] for row in group), setting)
+        for setting, group in groups
+    )
+
+
+def _label(axes: Axes, point: _Point, told: Collection[str], colour: str, *, above: bool) -> None:
+    """Writes what a setting says beside the legend and beside what all settings of the panel say."""
+    text = "-".join(part for part in point.setting.split("-") if part not in told)
+    sides: dict[str, Any] = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
+    offset = (-6, 5) if above else (6, -5)
+    axes.annotate(text, (point.l0, point.value), offset, textcoords="offset points", color=colour, fontsize=8, **sides)
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Where points are: a tick for each group of values that lie near each other, at the middle one."""
+    groups: list[list[float]] = []
+    for value in sorted(values):
+        if groups and value <= _NEAR * groups[-1][0]:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return [median_low(group) for group in groups]

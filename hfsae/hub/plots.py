@@ -19,6 +19,7 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 _DPI = 150
 _UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1, ""))
+_FEW_POINTS = 30  # a curve of so few shows where they are
 _SETTLING = 0.05  # the first steps may lie far off; limits of an axis are taken from what follows
 
 
@@ -64,7 +65,8 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, label, colour) in zip(rows, panels, strict=True):
         values = np.array([entry.get(name, np.nan) for entry in log], dtype=float)
-        axes.plot(tokens / scale, values, color=colour, linewidth=1.6, marker="o" if len(log) == 1 else None)
+        marker = "o" if len(log) <= _FEW_POINTS else None
+        axes.plot(tokens / scale, values, color=colour, linewidth=1.6, marker=marker, markersize=4, clip_on=False)
         dress(axes)
         axes.set_ylabel(label)
         _limit(axes, name, values)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from hfsae.hub.pareto_plot import pareto_plot
+from hfsae.hub.pareto_plot import pareto_figure, pareto_plot
 from tests.hub.test_plots import share_of_ink
 
 
@@ -52,3 +52,28 @@ def test_a_row_for_each_place_and_seeds_drawn_as_their_mean(tmp_path: Path):
     assert two.shape[0] > 1.5 * one.shape[0] and two.shape[1] == one.shape[1]
     again = [entry | {"name": entry["name"] + "s", "explained_variance": 0.3} for entry in ROWS]
     assert not np.array_equal(one, drawn([*ROWS, *again]))
+
+
+def test_the_axis_says_that_it_is_logarithmic_and_has_its_ticks_where_points_are():
+    near = [*ROWS, row("jumprelu", 8.8, 0.9), row("jumprelu", 7.9, 0.9)]
+    for axes in pareto_figure(near).axes:
+        assert axes.get_xlabel() == "L0 (features per token, log scale)" and axes.get_xscale() == "log"
+        assert list(axes.get_xticks()) == [8.0, 16.0, 32.0]
+        axes.figure.canvas.draw()
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16", "32"]
+
+
+def test_points_are_labelled_with_what_the_legend_does_not_say_and_of_many_lines_those_on_the_front():
+    def labels(rows: list[dict]) -> list[list[str]]:
+        return [sorted(text.get_text() for text in axes.texts) for axes in pareto_figure(rows).axes]
+
+    named = [entry | {"setting": f"{entry['architecture']}-mean-k{entry['l0']}"} for entry in ROWS]
+    assert labels(named) == [["k16", "k16", "k32", "k32", "k8", "k8"]] * 2
+    seeds = [entry | {"name": entry["name"] + "-seed1"} for entry in named]
+    assert labels([*named, *seeds]) == labels(named)
+    wide = [
+        entry | {"n_features": 128, "name": entry["name"] + "w", "setting": entry["setting"] + "-128"}
+        for entry in named
+    ]
+    better = [entry | {"loss_recovered": entry["loss_recovered"] + 0.01} for entry in wide]
+    assert labels([*named, *better])[0] == ["k16", "k32", "k8"]
