@@ -300,7 +300,7 @@ class _Attachment(Listener):
         self._in_this_pass = None
 
     def read(self, x: Tensor) -> None:
-        output = self._sae(x.to(self._sae.W_dec.device))
+        output = self._sae(x.to(self._sae.device))
         assert output.features is not None and output.reconstruction is not None
         call = self._record.call
         keep = None if call is None else self._left_out.counted(call.real, call.ids, call.positions)
@@ -325,6 +325,6 @@ class _Attachment(Listener):
         reconstruction = torch.where(keep, seen.reconstruction.to(x.device), x)
         edited = reconstruction
         if self._edit is not None:
-            written = self._sae.decode(self._edit(seen.features), seen.activations.to(self._sae.W_dec.device))
+            written = self._sae.decode(self._edit(seen.features), seen.activations.to(self._sae.device))
             edited = torch.where(keep, written.to(x.device), x)
         return (reconstruction, edited) if self._keep_error else edited

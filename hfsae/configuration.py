@@ -200,6 +200,11 @@ class SAEConfig(PreTrainedConfig):
         return [self.d_in]
 
     @property
+    def output_widths(self) -> list[int]:
+        """Sizes of the parts of what is written that have a scale of their own, one behind the other."""
+        return [self.d_out]
+
+    @property
     def source_places(self) -> list[str | None]:
         """Where each of those parts is read; of a crosscoder several places."""
         return [self.hook_point]
@@ -239,6 +244,11 @@ class SAEConfig(PreTrainedConfig):
         records = list(self.models_by_source.values()) or [self.language_model_of()]
         names = [record.get(field) for record in records for field in ("base_model", "base_model_adapter")]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def is_cross_layer(self) -> bool:
+        """Whether what is read are the layers of a model, and features of each write at it and at all later ones."""
+        return False
 
     @property
     def is_transcoder(self) -> bool:

@@ -278,11 +278,11 @@ class SAE(SparseAutoencoder):
         if hasattr(config, "k"):
             sizes["k"] = config.k
         shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        dtype = str(self.W_dec.dtype).removeprefix("torch.")
-        return f"{type(self).__name__}({shape}, {config.reads_and_writes}, {dtype} on {self.W_dec.device})"
+        dtype = str(self.encoder.weight.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({shape}, {config.reads_and_writes}, {dtype} on {self.device})"
 
     def _repr_html_(self) -> str:
-        weights = {"weights": f"{str(self.W_dec.dtype).removeprefix('torch.')} on {self.W_dec.device}"}
+        weights = {"weights": f"{str(self.encoder.weight.dtype).removeprefix('torch.')} on {self.device}"}
         return html_table([*self.config.summary().items(), *weights.items()], caption=type(self).__name__)
 
     def __dir__(self) -> list[str]:

@@ -12,9 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 import hfsae
 from hfsae import GatedSAEConfig, SAEConfig, StandardSAEConfig, TopKSAEConfig
-from hfsae.architectures import Crosscoder, architectures
+from hfsae.architectures import Crosscoder, CrossLayer, architectures
 
-EVERY_CONFIG = [sae.config_class for sae in architectures().values() if not issubclass(sae, Crosscoder)]
+EVERY_CONFIG = [sae.config_class for sae in architectures().values() if not issubclass(sae, Crosscoder | CrossLayer)]
 FULL = {
     "d_in": 8,
     "n_features": 32,

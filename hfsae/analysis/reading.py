@@ -76,7 +76,7 @@ class FeatureReader:
             activations.run(**model_inputs(self._model, batch))
         rows = of_tokens(activations[self._source], batch.input_ids.shape, self._source).flatten(0, 1)
         kept = batch.keep.flatten().nonzero().squeeze(1)
-        counted = rows[kept.to(rows.device)].to(self._sae.W_dec.device)
+        counted = rows[kept.to(rows.device)].to(self._sae.device)
         return _firings(self._sae.encode_sparse(counted, self._features), kept)
 
 

@@ -5,6 +5,15 @@ Nothing else in the package names architectures.
 """
 
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.architectures.cross_layer import CrossLayer
+from hfsae.architectures.cross_layer_transcoder import (
+    CrossLayerTranscoderSAE,
+    CrossLayerTranscoderSAEConfig,
+    JumpReLUCrossLayerTranscoderSAE,
+    JumpReLUCrossLayerTranscoderSAEConfig,
+    TopKCrossLayerTranscoderSAE,
+    TopKCrossLayerTranscoderSAEConfig,
+)
 from hfsae.architectures.crosscoder import (
     CrosscoderSAE,
     CrosscoderSAEConfig,
@@ -33,11 +42,16 @@ from hfsae.autoencoder.registry import (
 __all__ = [
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
+    "CrossLayer",
+    "CrossLayerTranscoderSAE",
+    "CrossLayerTranscoderSAEConfig",
     "Crosscoder",
     "CrosscoderSAE",
     "CrosscoderSAEConfig",
     "GatedSAE",
     "GatedSAEConfig",
+    "JumpReLUCrossLayerTranscoderSAE",
+    "JumpReLUCrossLayerTranscoderSAEConfig",
     "JumpReLUCrosscoderSAE",
     "JumpReLUCrosscoderSAEConfig",
     "JumpReLUSAE",
@@ -48,6 +62,8 @@ __all__ = [
     "StandardCrosscoderSAEConfig",
     "StandardSAE",
     "StandardSAEConfig",
+    "TopKCrossLayerTranscoderSAE",
+    "TopKCrossLayerTranscoderSAEConfig",
     "TopKCrosscoderSAE",
     "TopKCrosscoderSAEConfig",
     "TopKSAE",

@@ -17,7 +17,7 @@ from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, BatchTopK, Selection
+from hfsae.functional import Above, BatchTopK, Pattern, Selection
 from hfsae.modeling import SAE
 
 # How slowly the threshold follows the smallest activation kept: the last few hundred steps count.
@@ -62,7 +62,8 @@ class BatchTopKSAE(SAE):
     _in_scaled_space = ("encoder.bias", "threshold")
 
     def _declare(self, config: Any) -> None:
-        self.register_buffer("threshold", torch.zeros((), dtype=torch.float32))
+        shape = () if self.n_groups == 1 else (self.n_groups,)
+        self.register_buffer("threshold", torch.zeros(shape, dtype=torch.float32))
 
     def _init_weights(self, module) -> None:
         super()._init_weights(module)
@@ -70,7 +71,12 @@ class BatchTopKSAE(SAE):
             init.zeros_(self.threshold)
 
     def selection(self) -> Selection:
-        return Above(self.threshold.clamp(min=0))
+        threshold = self.threshold.clamp(min=0)
+        return Above(threshold.repeat_interleave(self._of_one_group) if threshold.dim() else threshold)
+
+    @property
+    def _of_one_group(self) -> int:
+        return self.config.n_features // self.n_groups
 
     def training_selection(self, progress: float = 1.0) -> Selection:
         return BatchTopK(self.config.k)
@@ -79,7 +85,14 @@ class BatchTopKSAE(SAE):
         values = step.values.detach().float()
         # Infinity where nothing was kept, which `after_step` passes over.
         kept = torch.where(values > 0, values, torch.inf)
-        return {"smallest_kept": kept.amin() if kept.numel() else kept.new_tensor(torch.inf)}
+        return {"smallest_kept": self._smallest(step.pattern, kept)}
+
+    def _smallest(self, pattern: Pattern, values: Tensor) -> Tensor:
+        """The smallest of the values at all entries, or at those of each group; infinity where there are none."""
+        if self.n_groups > 1:
+            parts = pattern.blocks(values, [self._of_one_group] * self.n_groups)
+            return torch.stack([part.amin() if part.numel() else part.new_tensor(torch.inf) for _, part in parts])
+        return values.amin() if values.numel() else values.new_tensor(torch.inf)
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:
@@ -111,13 +124,16 @@ class BatchTopKSAE(SAE):
 
     def _fit_threshold(self, scaled_batches: Iterable[Tensor]) -> None:
         """Puts θ just below the k·N-th largest positive pre-activation of all the batches' N tokens."""
-        kept, n_tokens = [torch.zeros(0, device=self.threshold.device)], 0
+        kept: list[list[Tensor]] = [[] for _ in range(self.n_groups)]
+        n_tokens = 0
         for x in scaled_batches:
             pattern, pre = self._encode(x, BatchTopK(2 * self.config.k), path="sparse")
-            kept.append(pre.float())
+            for group, (_, part) in enumerate(pattern.blocks(pre, [self._of_one_group] * self.n_groups)):
+                kept[group].append(part.float())
             n_tokens += pattern.n_tokens
-        candidates = torch.cat(kept)
-        budget = min(self.config.k * n_tokens, len(candidates))
-        if budget:
-            smallest = candidates.kthvalue(len(candidates) - budget + 1).values
-            self.threshold.copy_(smallest.nextafter(torch.zeros_like(smallest)))
+        for threshold, parts in zip(self.threshold.view(-1), kept, strict=True):
+            candidates = torch.cat([self.threshold.new_zeros(0), *parts])
+            budget = min(self.config.k * n_tokens, len(candidates))
+            if budget:
+                smallest = candidates.kthvalue(len(candidates) - budget + 1).values
+                threshold.copy_(smallest.nextafter(torch.zeros_like(smallest)))

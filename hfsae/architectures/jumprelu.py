@@ -19,7 +19,6 @@ from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
-from hfsae.functional.rows import rows_at
 from hfsae.modeling import SAE
 
 
@@ -109,7 +108,7 @@ class JumpReLUSAE(SAE):
     def _sparsity(self, training: TrainingStep) -> Tensor:
         weight, pattern = training.state.sparsity_coefficient, training.pattern
         if self.config.sparsity == "tanh":
-            magnitudes = training.values * pattern.gather(self.decoder_rows.norm(dim=1))
+            magnitudes = training.values * pattern.gather(self.decoder_norms)
             return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
         active = count_active(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
         l0 = training.mean_per_token(active)
@@ -121,10 +120,8 @@ class JumpReLUSAE(SAE):
 
     def _pre_act_loss(self, training: TrainingStep) -> Tensor:
         chosen, is_dead = dead_features(training.state)
-        weight, bias = rows_at(self.encoder_rows, chosen), self.encoder_bias[chosen]
-        pre = nn.functional.linear(self.encoder_input(training.x), weight, bias)
-        norms = rows_at(self.decoder_rows, chosen).norm(dim=1) * is_dead
-        below = torch.relu(self.threshold[chosen] - pre) * norms
+        pre, norms = self.at_some(training.x, chosen)
+        below = torch.relu(self.threshold[chosen] - pre) * (norms * is_dead)
         return training.mean_per_token(below)
 
     @torch.no_grad()
@@ -133,10 +130,10 @@ class JumpReLUSAE(SAE):
         if self.config.initial_threshold is not None:
             self.threshold.fill_(self.config.initial_threshold)
             return
-        pre = nn.functional.linear(self.encoder_input(scaled), self.encoder_rows, self.encoder_bias)
-        active = min(self.config.initial_l0, self.config.n_features)
-        quantile = pre.float().topk(active, dim=1).values[:, -1].median()
-        self.threshold.copy_(quantile.clamp(min=0))
+        pre = self.pre_activations_of_scaled(scaled).float()
+        for own, thresholds in zip(pre.chunk(self.n_groups, 1), self.threshold.chunk(self.n_groups), strict=True):
+            active = min(self.config.initial_l0, len(thresholds))
+            thresholds.copy_(own.topk(active, dim=1).values[:, -1].median().clamp(min=0))
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:

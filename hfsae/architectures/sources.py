@@ -125,27 +125,11 @@ class Crosscoder(SAE):
         if not isinstance(activations, Mapping):
             return activations
         names, widths = self.config.source_names, self.config.source_widths
-        for name in activations:
-            if name not in names:
-                raise ValueError(f"there is no source {name!r}, but {', '.join(names)}.{did_you_mean(name, names)}")
-        for name, part in activations.items():
-            if not isinstance(part, Tensor) or not part.is_floating_point():
-                got = part.dtype if isinstance(part, Tensor) else type(part).__name__
-                raise TypeError(f"activations of {name} must be a floating point tensor, got {got}.")
         if not activations:
             many = "at least one" if partial else "each"
             raise ValueError(f"no activations are given: give those of {many} of the sources {', '.join(names)}.")
-        missing = [name for name in names if name not in activations]
-        if missing and not partial:
-            raise ValueError(f"no activations of {', '.join(missing)} are given: only `encode` can do without.")
-        leading = next(iter(activations.values())).shape[:-1]
-        for name, width in zip(names, widths, strict=True):
-            if name in activations and activations[name].shape != (*leading, width):
-                expected, got = (*leading, width), tuple(activations[name].shape)
-                raise ValueError(f"activations of {name} must have shape {expected}, one row a token, got {got}.")
-        centres = self.split(self.b_dec / self._scale_in) if missing else {}
-        parts = [activations.get(name, centres.get(name)) for name in names]
-        return torch.cat([cast(Tensor, part).to(self.W_dec).expand(*leading, -1) for part in parts], -1)
+        centres = self.split(self.b_dec / self._scale_in) if partial else {}
+        return joined(activations, names, widths, self.W_dec, instead=centres)
 
     def pre_activations(
         self, activations: Tensor | Mapping[str, Tensor], features: Sequence[int] | Tensor | None = None
@@ -206,3 +190,41 @@ class Crosscoder(SAE):
         parts |= {"encoder.bias": bias, "b_dec": self.b_dec[own], "input_scale": self.input_scale[place]}
         alone.load_state_dict({**self.state_dict(), **parts})
         return alone.train(self.training)
+
+
+def joined(
+    activations: Mapping[str, Tensor],
+    names: Sequence[str],
+    widths: Sequence[int],
+    like: Tensor,
+    instead: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Activations by name, one behind the other: (..., sum of widths), on the device and in the dtype of `like`.
+
+    Args:
+        activations: (..., width) by name, with the same leading dimensions.
+        names: What they are called, in their order.
+        widths: The size of each.
+        like: Some parameter.
+        instead: What stands for a name that is missing, (width,); None where none may be missing.
+
+    Raises:
+        ValueError: If there is no such name, one is missing, or a shape does not fit.
+        TypeError: If activations are no floating point tensor.
+    """
+    for name, part in activations.items():
+        if name not in names:
+            raise ValueError(f"there is no source {name!r}, but {', '.join(names)}.{did_you_mean(name, names)}")
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+            raise TypeError(f"activations of {name} must be a floating point tensor, got {got}.")
+    missing = [name for name in names if name not in activations]
+    if missing and not instead:
+        raise ValueError(f"no activations of {', '.join(missing)} are given: only `encode` can do without.")
+    leading = next(iter(activations.values())).shape[:-1]
+    for name, width in zip(names, widths, strict=True):
+        if name in activations and activations[name].shape != (*leading, width):
+            expected, got = (*leading, width), tuple(activations[name].shape)
+            raise ValueError(f"activations of {name} must have shape {expected}, one row a token, got {got}.")
+    parts = [activations.get(name, (instead or {}).get(name)) for name in names]
+    return torch.cat([cast(Tensor, part).to(like).expand(*leading, -1) for part in parts], -1)

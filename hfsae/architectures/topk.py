@@ -71,5 +71,5 @@ class TopKSAE(SAE):
     def _error_with_more_features(self, step: TrainingStep) -> Tensor:
         wider = step.rule(TopK(min(4 * self.config.k, self.config.n_features)))
         pattern, pre = self._encode(step.x, wider, step.state.path)
-        written = pattern.decode(self.activation(pattern, pre), self.decoder_rows)
+        written = self.written(pattern, self.activation(pattern, pre))
         return squared_error(step.reconstruct(written, self.offset(step.x)), step.target)

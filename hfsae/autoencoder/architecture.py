@@ -24,6 +24,9 @@ class Architecture:
     default_revival: Literal["auxk", "resample"] = "resample"
     default_sparsity_coefficient: float | None = None
 
+    # Into how many groups of neighbours, of one size, the features fall that are each selected among themselves.
+    n_groups: int = 1
+
     def _declare(self, config: Any) -> None:
         """Declares further parameters; called before the weights are initialised or loaded."""
 

@@ -55,19 +55,19 @@ def initialise(
     """
     if not len(activations):
         raise ValueError("initialise() needs activations: some thousands of tokens, got none.")
-    x = activations.to(sae.W_dec.device, sae.W_dec.dtype)
-    target = None if target is None else target.to(sae.W_dec.device, sae.W_dec.dtype)
+    x = activations.to(sae.encoder.weight)
+    target = None if target is None else target.to(x)
     if sae.config.scale_inputs:
         _fit_scale(sae.input_scale, sae.scaled, x, sae.config.input_widths)
     scaled = goal = sae.scaled(x)
     find_center = geometric_median if center == "geometric_median" else partial(torch.mean, dim=0)
     if sae.config.is_transcoder:
         if sae.config.scale_inputs:
-            _fit_scale(sae.output_scale, partial(sae.scaled_target, x), target, [sae.config.d_out])
+            _fit_scale(sae.output_scale, partial(sae.scaled_target, x), target, sae.config.output_widths)
         goal = sae.scaled_target(x, target)
-    sae.b_dec.copy_(find_center(goal))
+    sae.b_dec.copy_(torch.cat([find_center(part) for part in goal.split(sae.config.output_widths, dim=1)]))
     if sae.config.is_transcoder and not sae.config.subtract_b_dec:
-        sae.shift_pre_activations(-(sae.encoder_rows @ find_center(scaled) + sae.encoder_bias))
+        sae.shift_pre_activations(-sae.pre_activations_of_scaled(find_center(scaled)))
     sae.start_from(scaled)
     gain = _gain(sae, scaled, goal)
     for name in ("encoder.weight", *sae._in_scaled_space):
@@ -93,7 +93,7 @@ def _gain(sae: SparseAutoencoder, scaled: Tensor, goal: Tensor) -> Tensor:
     some = slice(None, None, max(1, len(scaled) // _GAIN_TOKENS))
     scaled, goal = scaled[some], goal[some]
     pattern, pre = sae._encode(scaled, sae.training_selection(progress=0.0), path="auto")
-    written = pattern.decode(sae.activation(pattern, pre), sae.decoder_rows).float()
+    written = sae.written(pattern, sae.activation(pattern, pre)).float()
     wanted = (goal - sae.b_dec).float()
     if sae.config.is_transcoder:
         gain = _TRANSCODER_WRITES * wanted.norm() / written.norm()

@@ -3,24 +3,20 @@
 What an SAE is to its users beside computing, such as loading, the Hub and language models, `hfsae.modeling.SAE` adds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Self, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import skip_init
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from torch import Tensor
 
-from hfsae.autoencoder.architecture import Architecture
 from hfsae.autoencoder.input_transform import taken_apart
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.parameters import Parameters
 from hfsae.autoencoder.strategies import WHOLE, Partition
-from hfsae.autoencoder.strict import class_for
-from hfsae.configuration import SAEConfig
 from hfsae.functional import (
+    DensePattern,
     Elementwise,
     Pattern,
     Selection,
@@ -30,124 +26,16 @@ from hfsae.functional import (
     encode,
 )
 from hfsae.functional.encode import Path
+from hfsae.functional.rows import rows_at
 
 
-class SparseAutoencoder(Architecture, PreTrainedModel):
-    """Computes `z = activation(W_e (s·x − b_dec) + b_e)` and `x̂ = (Σ z_i W_dec[i] + b_dec) / s`.
-
-    Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
-    `b_dec` (d_out,), `input_scale` (), or (sources,) of a crosscoder; transcoders also `output_scale` (); `W_skip`
-    (d_out, d_in) where there is one.
-    """
-
-    config_class: type[SAEConfig] = SAEConfig
-    config: SAEConfig
-    encoder: nn.Linear
-    input_scale: Tensor
-    output_scale: Tensor
-    base_model_prefix = ""
-    main_input_name = "activations"
-    _no_split_modules = []
-    _float32_tensors = ("input_scale", "output_scale")
-    _keep_in_fp32_modules_strict = ["input_scale", "output_scale", "threshold"]
-
-    def __init__(self, config: SAEConfig):
-        if self.config_class is SAEConfig:
-            raise TypeError("SAE is abstract: use SAE.from_pretrained, SAE.from_config or a class such as TopKSAE.")
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got a {type(config).__name__}: "
-                "SAE.from_config picks the class that belongs to a config."
-            )
-        super().__init__(config)
-        n_features, d_in, d_out = config.n_features, config.d_in, config.d_out
-        # torch.get_default_device() knows nothing of `with torch.device(...)` before torch 2.7.
-        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, n_features, device=torch.empty(0).device))
-        self.W_dec = nn.Parameter(torch.empty(n_features, d_out))
-        self.b_dec = nn.Parameter(torch.empty(d_out))
-        self.register_buffer("input_scale", torch.ones((), dtype=torch.float32))
-        if config.is_transcoder:
-            self.register_buffer("output_scale", torch.ones((), dtype=torch.float32))
-        if config.skip:
-            self.W_skip = nn.Parameter(torch.empty(d_out, d_in))
-        self._declare(config)
-        self.post_init()
-
-    # -- initialisation ---------------------------------------------------------------------------------------------
-    def _init_weights(self, module: nn.Module) -> None:
-        """Random unit decoder rows, encoder tied to them at the start."""
-        if module is not self:
-            return
-        # Only `init` calls, which leave loaded tensors alone.
-        init.normal_(self.W_dec)
-        init.copy_(self.W_dec, torch.nn.functional.normalize(self.W_dec.detach(), dim=1))
-        if self.config.d_out == self.config.d_in:
-            init.copy_(self.encoder.weight, self.W_dec.detach())
-        else:
-            init.normal_(self.encoder.weight, std=self.config.d_in**-0.5)
-        init.zeros_(self.encoder.bias)
-        init.zeros_(self.b_dec)
-        for name in ("input_scale", "output_scale"):
-            if (scale := getattr(self, name, None)) is not None:
-                init.ones_(scale)
-        if self.config.skip:
-            init.zeros_(self.W_skip)
-
-    # -- names people know ------------------------------------------------------------------------------------------
-    @property
-    def W_enc(self) -> Tensor:
-        """The encoder as (d_in, n_features), a view of `encoder.weight`."""
-        return self.encoder.weight.T
-
-    @property
-    def b_enc(self) -> Tensor:
-        """The encoder's bias, (n_features,)."""
-        return self.encoder.bias
-
-    @property
-    def encoder_rows(self) -> Tensor:
-        """What the features read in scaled space, (n_features, d_in): `encoder.weight`, perhaps by decoder norms."""
-        if self.config.rescale_by_decoder_norm:
-            return self.encoder.weight * self.W_dec.norm(dim=1, keepdim=True)
-        return self.encoder.weight
-
-    @property
-    def encoder_bias(self) -> Tensor:
-        """The bias that belongs to `encoder_rows`, (n_features,)."""
-        if self.config.rescale_by_decoder_norm:
-            return self.encoder.bias * self.W_dec.norm(dim=1)
-        return self.encoder.bias
-
-    @property
-    def decoder_rows(self) -> Tensor:
-        """What the features write in scaled space, (n_features, d_out): `W_dec`, or its rows at unit norm."""
-        if self.config.rescale_by_decoder_norm:
-            return torch.nn.functional.normalize(self.W_dec, dim=1)
-        return self.W_dec
-
-    @property
-    def feature_directions(self) -> Tensor:
-        """What one unit of each feature adds to the language model's own activations: (n_features, d_out).
-
-        Bare `W_dec` is wrong by the output scale here.
-        """
-        rows = self.decoder_rows
-        return (at_least_float32(rows) / self._scale_out).to(rows.dtype)
-
-    @property
-    def _scale_in(self) -> Tensor:
-        """What activations are multiplied by: (), or (d_in,) where dimensions differ."""
-        return self.input_scale
-
-    @property
-    def _scale_out(self) -> Tensor:
-        """What reconstructions are divided by; of a transcoder it is a scale of its own."""
-        return self.output_scale if self.config.is_transcoder else self._scale_in
+class SparseAutoencoder(Parameters):
+    """Computes `z = activation(W_e (s·x − b_dec) + b_e)` and `x̂ = (Σ z_i W_dec[i] + b_dec) / s`."""
 
     # -- into scaled space and back -----------------------------------------------------------------------------------
     def scaled(self, activations: Tensor) -> Tensor:
         """Activations (..., d_in) as the encoder sees them: transformed and times `input_scale`, before `b_dec`."""
-        x = taken_apart(self._check(activations).to(self.W_dec.dtype), self.config.input_transform)[0]
+        x = taken_apart(self._check(activations).to(self.encoder.weight.dtype), self.config.input_transform)[0]
         return (at_least_float32(x) * self._scale_in).to(x.dtype)
 
     def scaled_target(self, activations: Tensor, target: Tensor | None) -> Tensor:
@@ -167,7 +55,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
             raise ValueError(
                 f"target must have shape {expected}, one row for each activation, got {(*target.shape,)}."
             )
-        return (at_least_float32(target) * self.output_scale).to(self.W_dec.dtype)
+        return (at_least_float32(target) * self._scale_out).to(self.encoder.weight.dtype)
 
     def _check(self, activations: Tensor) -> Tensor:
         if not isinstance(activations, Tensor) or not activations.is_floating_point():
@@ -184,8 +72,13 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
     # -- use ----------------------------------------------------------------------------------------------------------
     def pre_activations(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
         """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
-        x = self.encoder_input(self.scaled(activations))
-        index = slice(None) if features is None else torch.as_tensor(features, device=x.device)
+        index = None if features is None else torch.as_tensor(features, device=self.encoder.weight.device)
+        return self.pre_activations_of_scaled(self.scaled(activations), index)
+
+    def pre_activations_of_scaled(self, scaled: Tensor, features: Tensor | None = None) -> Tensor:
+        """The same from scaled activations (..., d_in)."""
+        index = slice(None) if features is None else features
+        x = self.encoder_input(scaled)
         return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
 
     @property
@@ -240,7 +133,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
 
     def _as_indices(self, features: Sequence[int] | Tensor) -> Tensor:
         """(m,) int64 of indices, of which negative ones count from the end, or of a mask."""
-        index = torch.as_tensor(features, device=self.W_dec.device)
+        index = torch.as_tensor(features, device=self.encoder.weight.device)
         if index.dtype == torch.bool:
             return index.nonzero()[:, 0]
         return torch.where(index < 0, index + self.config.n_features, index).long()
@@ -275,9 +168,11 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
             why = "skip=True" if config.skip else f"input_transform={config.input_transform!r}"
             raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
         if isinstance(features, SparseFeatures):
-            written = features.decode(self.decoder_rows)
+            pattern, values, leading = features.pattern, features.entry_values, features.leading_shape
         else:
-            written = features.to(self.W_dec.dtype) @ self.decoder_rows
+            values, leading = features.reshape(-1, config.n_features), features.shape[:-1]
+            pattern = DensePattern(values, torch.Tensor.bool)
+        written = self.written(pattern, values.to(self.encoder.weight.dtype)).reshape(*leading, config.d_out)
         offset = self.offset(self.scaled(cast(Tensor, activations))) if config.skip else self.b_dec
         return self._unscaled(written + offset, activations)
 
@@ -297,7 +192,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         raw = (at_least_float32(scaled) / self._scale_out).to(scaled.dtype)
         if activations is None or self.config.input_transform == "none":
             return raw
-        _, mean, spread = taken_apart(activations.to(self.W_dec.dtype), self.config.input_transform)
+        _, mean, spread = taken_apart(activations.to(self.encoder.weight.dtype), self.config.input_transform)
         return raw * spread + mean
 
     def forward(self, activations: Tensor, target: Tensor | None = None, state: StepState | None = None) -> SAEOutput:
@@ -325,8 +220,7 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
-            encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
-            losses["auxk"] = auxk_loss(step, *encoder, self.decoder_rows)
+            losses["auxk"] = self.auxk(step)
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
@@ -351,48 +245,25 @@ class SparseAutoencoder(Architecture, PreTrainedModel):
         """The reconstruction of (N, d_in) scaled activations by the training rule, and the entries that write it."""
         pattern, pre = self._encode(x, partition.rule(self.training_selection(progress)), path)
         values = self.activation(pattern, pre)
-        written = pattern.decode(values, self.decoder_rows) + partition.share(self.offset(x))
+        written = self.written(pattern, values) + partition.share(self.offset(x))
         return partition.total(written), pattern, pre, values
+
+    def written(self, pattern: Pattern, values: Tensor) -> Tensor:
+        """What features write together in scaled space, (N, d_out)."""
+        return pattern.decode(values, self.decoder_rows)
+
+    def at_some(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations (N, m) of some features, ascending, and how long what each of them writes is, (m,)."""
+        rows, bias = rows_at(self.encoder_rows, chosen), self.encoder_bias[chosen]
+        pre = torch.nn.functional.linear(self.encoder_input(x), rows, bias)
+        return pre, rows_at(self.decoder_rows, chosen).norm(dim=1)
+
+    def auxk(self, step: TrainingStep) -> Tensor:
+        """The term of the loss by which dead features learn what is missed."""
+        encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
+        return auxk_loss(step, *encoder, self.decoder_rows)
 
     @torch.no_grad()
     def scaled_reconstruction(self, scaled: Tensor, partition: Partition = WHOLE) -> Tensor:
         """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
         return self._reconstruct(scaled, 1.0, "auto", partition)[0]
-
-    # -- tensors and precision ----------------------------------------------------------------------------------------
-    def shift_pre_activations(self, shift: Tensor) -> None:
-        """Adds to every feature's pre-activation, through the biases."""
-        norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
-        self.encoder.bias.add_(shift / norm)
-
-    def get_tensor(self, name: str) -> Tensor:
-        """A parameter or buffer by its stored name."""
-        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return tensors[name]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        """Moves everything; scales and thresholds stay float32: rounded to bfloat16 they change the features."""
-        kept = {id(t) for name in self._float32_tensors if (t := getattr(self, name, None)) is not None}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in kept and moved.dtype != torch.float32 and moved.is_floating_point():
-                return tensor.to(device=moved.device, dtype=torch.float32)
-            return moved
-
-        return super()._apply(move, recurse)
-
-    # -- loading and saving -----------------------------------------------------------------------------------------
-    @classmethod
-    def from_config(cls, config: SAEConfig, **kwargs: Any) -> Self:
-        """A freshly initialised SAE of the class that the config names.
-
-        Args:
-            config: A config of an architecture.
-            **kwargs: For `AutoModel.from_config`: `dtype`.
-
-        Raises:
-            ValueError: If the config belongs to another class than the one called.
-        """
-        class_for(config, cls, "the config")
-        return AutoModel.from_config(config, **kwargs)

@@ -14,6 +14,7 @@ Kind = TypeVar("Kind", bound=type)
 
 _shardable: set[type] = set()
 _replayable: set[type] = set()
+_plain: set[type] = set()
 
 
 class Partition:
@@ -62,11 +63,22 @@ def replayable(sae_class: Kind) -> Kind:
     return sae_class
 
 
+def plain(sae_class: Kind) -> Kind:
+    """Declares that an architecture is trained the plain way, whatever those that it derives from declare."""
+    _plain.add(sae_class)
+    return sae_class
+
+
 def is_shardable(sae: object) -> bool:
     """Whether the features of an SAE can lie in several processes."""
-    return not _shardable.isdisjoint(type(sae).__mro__)
+    return _declares(sae, _shardable)
 
 
 def is_replayable(sae: object) -> bool:
     """Whether every step of an SAE runs alike."""
-    return not _replayable.isdisjoint(type(sae).__mro__)
+    return _declares(sae, _replayable)
+
+
+def _declares(sae: object, kind: set[type]) -> bool:
+    own = [base for base in type(sae).__mro__ if base in kind or base in _plain]
+    return bool(own) and own[0] not in _plain

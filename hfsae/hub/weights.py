@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from hfsae.autoencoder.model import SparseAutoencoder
 
 _UNIT_TOLERANCE = 0.01  # rows of a bfloat16 W_dec are this close to unit norm
@@ -26,7 +28,7 @@ class WeightFacts:
     @classmethod
     def of(cls, sae: SparseAutoencoder) -> "WeightFacts":
         """The facts about an SAE."""
-        norms = sae.W_dec.detach().float().norm(dim=1)
+        norms = torch.cat([rows.detach().float().norm(dim=1) for rows in sae.decoder_weights])
         output_scale = float(sae.get_tensor("output_scale")) if sae.config.is_transcoder else None
         return cls(sae.input_scale.flatten().tolist(), output_scale, float(norms.min()), float(norms.max()))
 

@@ -156,13 +156,14 @@ class Learner:
         count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
         pairs = zip_longest(rows[:count], rows[count:])
         outputs = [self._forward_backward(x, target, state, i, count) for i, (x, target) in enumerate(pairs)]
-        if self.sae.unit_decoder_rows:
-            remove_parallel_gradient(self.sae.W_dec)
+        unit_rows = self.sae.decoder_weights if self.sae.unit_decoder_rows else []
+        for rows in unit_rows:
+            remove_parallel_gradient(rows)
         clip(self.sae, self.optimiser, self.args.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.sae.unit_decoder_rows:
-            renormalise(self.sae.W_dec)
+        for rows in unit_rows:
+            renormalise(rows)
         statistics = self._merged([output.statistics for output in outputs if output.statistics is not None])
         self.sae.after_step(statistics, state)
         return _done(outputs, statistics)
@@ -188,7 +189,7 @@ class Learner:
         merged.l0 = merged.tokens_firing.sum() / self.plan.tokens_per_step
         kept = [s.smallest_kept for s in statistics if s.smallest_kept is not None]
         if kept:
-            merged.smallest_kept = self._reduce(torch.stack(kept).mean(), "mean")
+            merged.smallest_kept = self._reduce(torch.stack(kept).mean(0), "mean")
         return merged
 
     def _reduce(self, tensor: Tensor, reduction: str) -> Tensor:

@@ -18,6 +18,7 @@ from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import SparsePattern
 from tests.architectures.variants import (
     ARCHITECTURES,
+    CROSS_LAYER,
     CROSSCODERS,
     D_IN,
     HAVE_K,
@@ -40,7 +41,7 @@ def tensors(sae: SAE) -> dict[str, Tensor]:
 
 
 def test_nothing_registered_is_left_out_here():
-    assert set(ARCHITECTURES) == set(architectures())
+    assert {*ARCHITECTURES, *CROSS_LAYER} == set(architectures())
 
 
 # -- NaN in, NaN out --------------------------------------------------------------------------------------------------

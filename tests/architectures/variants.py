@@ -16,6 +16,8 @@ from hfsae.functional.reference import Weights
 D_IN, N_FEATURES, K = 6, 24, 3
 HAVE_K = ("topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
 CROSSCODERS = ("crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder")
+CROSS_LAYER = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
+"""Those that read and write several layers of a model, which have tests of their own."""
 SHARE_A_BUDGET = ("batch_topk", "matryoshka", "crosscoder")
 """Variants whose choice of features spans the batch."""
 

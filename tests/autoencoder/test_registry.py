@@ -19,8 +19,18 @@ from tests.architectures.variants import activations, scramble
 
 
 def test_the_architectures_by_name():
+    cross_layer = {f"{rule}cross_layer_transcoder" for rule in ("", "topk_", "jumprelu_")}
     crosscoders = {"crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder"}
-    assert set(architectures()) == {"standard", "topk", "batch_topk", "jumprelu", "gated", "matryoshka", *crosscoders}
+    assert set(architectures()) == {
+        "standard",
+        "topk",
+        "batch_topk",
+        "jumprelu",
+        "gated",
+        "matryoshka",
+        *crosscoders,
+        *cross_layer,
+    }
     assert architectures()["topk"] is TopKSAE and config_class_of("topk") is TopKSAEConfig
 
 
@@ -36,7 +46,7 @@ def test_changing_the_answer_does_not_change_the_registry():
 
 def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown architecture 'top_k'; there are batch_topk, crosscoder, gated, jumprelu"
+        ValueError, match="unknown architecture 'top_k'; there are batch_topk, cross_layer_transcoder, crosscoder"
     ):
         config_class_of("top_k")
 
