@@ -28,7 +28,7 @@ from hfsae.data import LMActivations, TokenBlocks, load_text
 from hfsae.evaluation.metrics import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.language_model import load_base_model, load_tokenizer
-from hfsae.training.schedules import auto_learning_rate
+from hfsae.training.schedule import auto_learning_rate
 
 TINY_LM = Path(__file__).resolve().parent.parent / "examples" / "tiny_lm"
 HOOK_POINT = "resid_post.1"

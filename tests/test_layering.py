@@ -241,6 +241,10 @@ def test_a_file_holds_one_idea_and_no_more_than_400_lines(path: Path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+def test_training_has_no_more_than_thirteen_files():
+    assert len(list((PACKAGE / "training").glob("*.py"))) <= 13
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE / "cli"], ids=name_of)
 def test_the_library_does_not_print(path: Path):
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]

@@ -30,7 +30,7 @@ from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
 from hfsae.parallel.launching import launched
 from hfsae.sweeps.sweep_results import result_rows, write_results
-from hfsae.training.checkpoints import last_checkpoint
+from hfsae.training.checkpoint import last_checkpoint
 from hfsae.training.trainer import SAETrainer, TrainOutput
 
 logger = logging.getLogger(__name__)

@@ -22,12 +22,9 @@ from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import Replay
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, stored, whole
-from hfsae.training.dead_features import FiringCounter, resample
+from hfsae.training.dead_features import FiringCounter, repoint, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
-from hfsae.training.plan import Plan
-from hfsae.training.repointing import repoint
-from hfsae.training.schedules import learning_rate_at, warmup_factor
-from hfsae.training.sparsity import SparsityCoefficient
+from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
 _REWARM_STEPS = 50

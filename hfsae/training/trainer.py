@@ -27,13 +27,18 @@ from hfsae.notebook import html_table
 from hfsae.parallel.launching import start_accelerator
 from hfsae.parallel.placement import from_all
 from hfsae.parallel.process_watch import ProcessWatch
-from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, Trackers
-from hfsae.training.checkpoints import BestCheckpoint, find_checkpoint, last_checkpoint, read_run, save_checkpoint
-from hfsae.training.finish import finish
-from hfsae.training.publishing import PushToHub
-from hfsae.training.reading import Inputs, SAEInput
-from hfsae.training.resuming import resume, text_seed_of
-from hfsae.training.run import claim_output_dir, prepare_run
+from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, PushToHub, Trackers
+from hfsae.training.checkpoint import (
+    BestCheckpoint,
+    claim_output_dir,
+    find_checkpoint,
+    last_checkpoint,
+    read_run,
+    save_checkpoint,
+)
+from hfsae.training.finalize import finish
+from hfsae.training.setup import prepare_run, resume, text_seed_of
+from hfsae.training.user_inputs import Inputs, SAEInput
 
 logger = logging.getLogger(__name__)
 

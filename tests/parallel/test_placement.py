@@ -57,7 +57,7 @@ def test_one_process_has_everything():
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_is_spread_over_one_process_is_the_same_run(tmp_path, monkeypatch, devices):
-    monkeypatch.setattr("hfsae.training.run.devices_here", lambda _: [torch.device("cpu")] * devices)
+    monkeypatch.setattr("hfsae.training.setup.devices_here", lambda _: [torch.device("cpu")] * devices)
     saes = {"a": {"k": 2}, "b": {"architecture": "gated"}}
     ends = [
         trainer(tmp_path / placement, inputs={"saes": saes}, sae_placement=placement, steps=4).train().saes

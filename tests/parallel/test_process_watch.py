@@ -15,7 +15,7 @@ import pytest
 from accelerate import Accelerator
 
 from hfsae.parallel.process_watch import ProcessWatch
-from hfsae.training.checkpoints import check_whole, last_checkpoint
+from hfsae.training.checkpoint import check_whole, last_checkpoint
 from tests.processes import free_port
 from tests.training.tiny import trainer
 

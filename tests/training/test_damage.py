@@ -9,7 +9,7 @@ import pytest
 from hfsae import SAE
 from hfsae.in_use import FolderInUseError
 from hfsae.storage import DamagedFileError
-from hfsae.training.checkpoints import find_checkpoint
+from hfsae.training.checkpoint import find_checkpoint
 from tests.training.tiny import At, sparse_rows, trainer
 
 INPUTS = {"activations": sparse_rows(400)}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hfsae import SAE
-from hfsae.training.checkpoints import last_checkpoint
+from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import language_model
 from tests.processes import free_port
 from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trainer

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig
-from hfsae.training.checkpoints import last_checkpoint
+from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import language_model
 from tests.hooks.witness import count_hooks
 from tests.training.tiny import stop_at, text, trainer

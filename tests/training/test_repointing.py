@@ -8,8 +8,8 @@ from torch import Tensor
 from hfsae import SAE
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
+from hfsae.training.dead_features import repoint
 from hfsae.training.optimisation import build_optimiser
-from hfsae.training.repointing import repoint
 from tests.training.tiny import ARCHITECTURES, contents, make_learner, make_sae, sparse_rows, stop_at, trainer
 
 DEAD = torch.arange(48) >= 30

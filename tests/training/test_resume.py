@@ -6,7 +6,7 @@ import random
 import pytest
 
 from hfsae import SAE, GatedSAEConfig, TopKSAEConfig
-from hfsae.training.checkpoints import last_checkpoint
+from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, At, contents, sparse_rows, stop_at, text, trainer
 

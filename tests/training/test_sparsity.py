@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hfsae.training.sparsity import SparsityCoefficient, missed_target
+from hfsae.training.schedule import SparsityCoefficient, missed_target
 
 TARGET = 32.0
 

@@ -14,7 +14,7 @@ from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.hooks import HookPointError
 from hfsae.inputs import streams
 from hfsae.sweeps.sweep import Sweep
-from hfsae.training.together import is_set
+from hfsae.training.finalize import is_set
 from tests.data.tiny import language_model, pythia_like
 from tests.hooks.families import build
 from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer

@@ -19,7 +19,7 @@ from hfsae import (
     TopKSAEConfig,
 )
 from hfsae.data import DatasetTooSmallError, NonFiniteActivationsError
-from hfsae.training.checkpoints import last_checkpoint
+from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import language_model, llama_like, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, At, make_sae, sparse_rows, stop_at, text, trainer
 

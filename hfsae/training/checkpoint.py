@@ -29,11 +29,12 @@ from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
 from hfsae.places import must_be_local
 from hfsae.progress import quietly
-from hfsae.saving import write_json
+from hfsae.saving import BESIDE, write_json
 from hfsae.storage import (
     SUMS,
     DamagedFileError,
     check_sums,
+    in_bytes,
     read_header,
     read_json,
     read_tensors,
@@ -250,6 +251,63 @@ def check_whole(checkpoint: Path) -> None:
 
 def _files_of(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
+    """Refuses a folder that holds another run, and clears away what a killed process left half-written.
+
+    The process holds the folder (`hfsae.in_use`): what lies there half-written is no living one's.
+
+    Args:
+        args: The run's arguments.
+        accelerator: Its accelerator.
+        resumed_from: The checkpoint it goes on from, if it does.
+
+    Raises:
+        FileExistsError: If it holds another run and overwriting was not asked for.
+    """
+    folder = Path(args.output_dir)
+    resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
+    if not resuming and not args.overwrite_output_dir:
+        saved = [path for path in folder.glob("**/model*.safetensors") if not _is_half_written(path, folder)]
+        traces = [*checkpoint_folders(folder), *saved]
+        if traces:
+            raise FileExistsError(
+                f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "
+                "with resume_from_checkpoint='last', or pass overwrite_output_dir=True."
+            )
+    if accelerator.is_main_process:
+        half_written = [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"**/{BESIDE}*")]
+        for path in [*half_written, *([] if resuming else folder.glob("checkpoint-*"))]:
+            shutil.rmtree(path, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _is_half_written(path: Path, folder: Path) -> bool:
+    """Whether a file lies in what a killed process was still writing."""
+    return any(part.startswith((UNFINISHED, BESIDE)) for part in path.relative_to(folder).parts)
+
+
+def refuse_full_disk(output_dir: Path, keep: int | None, parameters: int) -> None:
+    """Raises before training where its checkpoints cannot fit.
+
+    Args:
+        output_dir: Folder of the run.
+        keep: Number of checkpoints that stay; None for all.
+        parameters: Numbers that are trained.
+
+    Raises:
+        OSError: Says how much room there is and how much is needed.
+    """
+    size = 3 * 4 * parameters  # weights and two Adam moments in float32
+    # A new checkpoint stands beside those that are kept until it is whole.
+    needed = size * ((keep or 1) + 1)
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise OSError(
+            f"{output_dir} has {in_bytes(free)} free, but {in_bytes(needed)} are needed for its "
+            "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
+        )
 
 
 class BestCheckpoint:

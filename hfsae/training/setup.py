@@ -1,11 +1,13 @@
-"""Everything a run consists of, put together before its first step so that mistakes end it early."""
+"""Everything that a run consists of, put together before its first step so that mistakes end it early.
+
+The evaluation that ends a run is tried on one batch first. A run may go on from a checkpoint (`resume`).
+"""
 
 import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,21 +18,21 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.autoencoder.registry import config_class_of
 from hfsae.configuration import SAEConfig
+from hfsae.data import TokenBatch
+from hfsae.evaluation.rehearsal import rehearse
 from hfsae.hooks import inner_model
 from hfsae.in_model import portable_names, refuse_other_sources, rows_at, widths_at
 from hfsae.inputs import streams
-from hfsae.inputs.base_model import BaseModel
+from hfsae.inputs.base_model import BaseModel, move_base_model
 from hfsae.inputs.text_splits import Texts
 from hfsae.language_model import record
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.parallel.sharded_sae import refuse_unfit
-from hfsae.saving import BESIDE
-from hfsae.storage import in_bytes
-from hfsae.training.checkpoints import UNFINISHED, checkpoint_folders
+from hfsae.storage import read_json
+from hfsae.training.checkpoint import load_learner, read_run, refuse_full_disk
 from hfsae.training.learner import Learner
-from hfsae.training.reading import Inputs, config_of, read, with_published
-from hfsae.training.rehearsal import rehearse_evaluation
+from hfsae.training.user_inputs import Inputs, config_of, read, with_published
 
 T = TypeVar("T")
 
@@ -123,41 +125,6 @@ class Run:
         return Path(self.args.output_dir) / name
 
 
-def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
-    """Refuses a folder that holds another run, and clears away what a killed process left half-written.
-
-    The process holds the folder (`hfsae.in_use`): what lies there half-written is no living one's.
-
-    Args:
-        args: The run's arguments.
-        accelerator: Its accelerator.
-        resumed_from: The checkpoint it goes on from, if it does.
-
-    Raises:
-        FileExistsError: If it holds another run and overwriting was not asked for.
-    """
-    folder = Path(args.output_dir)
-    resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
-    if not resuming and not args.overwrite_output_dir:
-        saved = [path for path in folder.glob("**/model*.safetensors") if not _is_half_written(path, folder)]
-        traces = [*checkpoint_folders(folder), *saved]
-        if traces:
-            raise FileExistsError(
-                f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "
-                "with resume_from_checkpoint='last', or pass overwrite_output_dir=True."
-            )
-    if accelerator.is_main_process:
-        half_written = [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"**/{BESIDE}*")]
-        for path in [*half_written, *([] if resuming else folder.glob("checkpoint-*"))]:
-            shutil.rmtree(path, ignore_errors=True)
-    accelerator.wait_for_everyone()
-
-
-def _is_half_written(path: Path, folder: Path) -> bool:
-    """Whether a file lies in what a killed process was still writing."""
-    return any(part.startswith((UNFINISHED, BESIDE)) for part in path.relative_to(folder).parts)
-
-
 def prepare_run(
     args: SAETrainingArguments,
     inputs: Inputs,
@@ -205,7 +172,7 @@ def prepare_run(
     if args.sae_placement == "shard":
         for skeleton in skeletons.values():
             refuse_unfit(skeleton, accelerator.num_processes)
-    _check_disk(run, sum(sizes.values()))
+    refuse_full_disk(Path(args.output_dir), args.save_total_limit, sum(sizes.values()))
     mine = [name for name in places if run.is_written_here(name) or not spread]
     saes = {name: _make_sae(own[name], items[name]) for name in mine}
     devices = deal_devices(
@@ -309,14 +276,115 @@ def _rehearse(run: Run, saes: dict[str, SAE]) -> None:
     )
 
 
-def _check_disk(run: Run, parameters: int) -> None:
-    """Raises before training where its checkpoints cannot fit."""
-    size = 3 * 4 * parameters  # weights and two Adam moments in float32
-    # A new checkpoint stands beside those that are kept until it is whole.
-    needed = size * ((run.args.save_total_limit or 1) + 1)
-    free = shutil.disk_usage(run.args.output_dir).free
-    if free < needed:
-        raise OSError(
-            f"{run.args.output_dir} has {in_bytes(free)} free, but {in_bytes(needed)} are needed for its "
-            "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
+def rehearse_evaluation(
+    args: SAETrainingArguments,
+    base: BaseModel,
+    texts: Texts,
+    saes: Mapping[str, SAE],
+    *,
+    held_out: Mapping[str, Tensor],
+    device: torch.device,
+    rank: int,
+    processes: int,
+) -> None:
+    """Measures the SAEs of this process on one batch of its share of the text; nothing stays behind.
+
+    Args:
+        args: The run's arguments.
+        base: The language model, which comes back to where it lay.
+        texts: The parts of the text.
+        saes: The SAEs by name, not trained yet.
+        held_out: Activations by hook point that are not trained on, where there are such already.
+        device: Where the language model will be measured in.
+        rank: This process.
+        processes: The number of processes that share the text.
+
+    Raises:
+        ValueError: If it cannot be done; says why.
+    """
+    before = base.model.device
+    try:
+        blocks = streams.token_blocks(args, texts.evaluation, base, repeat=False, rank=rank, world_size=processes)
+        move_base_model(base, device)
+        batch = _counting(blocks)
+        other = held_out or (batch if texts.calibration is None else _other_text(args, base, texts))
+        rehearse(saes, base.model, batch, other, base.tokenizer)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ValueError(
+            f"the evaluation that follows training was tried on one batch, and it failed: {message}. Mend that, or "
+            "train without an evaluation: eval_tokens=0."
+        ) from error
+    finally:
+        move_base_model(base, before)
+
+
+def _other_text(args: SAETrainingArguments, base: BaseModel, texts: Texts) -> TokenBatch:
+    one_at_a_time = replace(args, lm_batch_sequences=1)
+    return _counting(streams.token_blocks(one_at_a_time, texts.calibration, base, repeat=False))
+
+
+def _counting(blocks: streams.TokenBlocks) -> TokenBatch:
+    """The first batch that holds a token that counts."""
+    for batch in blocks:
+        if batch.keep.any():
+            return batch
+    raise ValueError("the text holds no token that counts: every one is left out.")
+
+
+def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
+    """The seed of the order of text: the run's, or another one where text is shared out among other processes anew.
+
+    What was read before cannot be told apart from what was not then; in another order, what comes next is a sample of
+    the text like any other.
+
+    Args:
+        stored: The `run.json` of the checkpoint that is resumed; None for a new run.
+        args: The run's arguments.
+        processes: Number of processes now.
+    """
+    if stored is None:
+        return args.seed
+    before = stored.get("text_seed", args.seed)
+    return before if stored["processes"] == processes else before + 1
+
+
+def resume(run: Run, checkpoint: Path) -> dict[str, Any]:
+    """Puts every learner and the stream where they were when the checkpoint was written.
+
+    Args:
+        run: A run prepared with the same arguments.
+        checkpoint: The checkpoint's folder.
+
+    Returns:
+        The contents of its `run.json`.
+
+    Raises:
+        ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
+            shared out anew (only text that is shuffled as a whole can).
+    """
+    stored = read_run(checkpoint)
+    processes = run.accelerator.num_processes
+    if stored["processes"] != processes and not run.can_share_out_anew:
+        raise ValueError(
+            f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: only text "
+            "that is shuffled as a whole can be shared out anew, no stream, cache or activations. Resume with as many."
         )
+    if stored["saes"] != list(run.places):
+        raise ValueError(
+            f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.places)}. "
+            "Resume with the same, in the same order."
+        )
+    for name, before in stored.get("own_arguments", {}).items():
+        run.arguments[name].refuse_difference({**stored["arguments"], **before}, f"SAE {name!r}: the")
+    ratio = stored["processes"] / processes  # a step of several processes is several steps of one
+    for learner in run.learners.values():
+        load_learner(checkpoint, learner, ratio)
+    if stored["processes"] == processes:
+        place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
+        run.stream.load_state_dict(read_json(place))
+    else:
+        stored["step"] = round(stored["step"] * ratio)
+        for entry in stored["log_history"]:
+            entry["step"] = round(entry["step"] * ratio)
+    return stored

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAE
-from hfsae.training.checkpoints import find_checkpoint, last_checkpoint, load_learner, save_checkpoint
+from hfsae.training.checkpoint import find_checkpoint, last_checkpoint, load_learner, save_checkpoint
 from tests.training.tiny import ARCHITECTURES, BATCH, contents, make_learner, make_sae, sparse_rows
 
 

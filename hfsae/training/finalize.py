@@ -1,4 +1,7 @@
-"""After the last step: thresholds calibrated, SAEs saved, then measured on held-out text and given their card."""
+"""What follows the last step: every SAE gets its thresholds, is saved, then measured, and gets its card and page.
+
+A set of transcoders is also measured as a whole.
+"""
 
 import json
 import logging
@@ -16,22 +19,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import TrainerState
 
+from hfsae.analysis.report_features import EXAMPLE_TOKENS, report_features
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.encoding import as_ranges, special_token_ids
-from hfsae.evaluation import evaluate_saes
+from hfsae.evaluation import evaluate_saes, evaluate_together
+from hfsae.evaluation.saved_set import SET_FILE
 from hfsae.failures import warn_on_failure
 from hfsae.hooks import inner_model
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
+from hfsae.hub.html_report import ShownFeature, write_report
+from hfsae.hub.listing import entry_from, write_listing_beside
 from hfsae.in_model import portable_names, rows_at, separate
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import move_base_model
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once, write_config, write_json
-from hfsae.training import showing
-from hfsae.training.run import Run
-from hfsae.training.sparsity import missed_target
-from hfsae.training.together import finish_set
+from hfsae.training.schedule import missed_target
+from hfsae.training.setup import Run
 from hfsae.versions import version_of
 
 logger = logging.getLogger(__name__)
@@ -90,8 +95,8 @@ def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     for name, sae in mine.items():
         sae.config.metrics = metrics.get(name)
         describe_trained(sae, run.folder_of(name))
-        if showing.is_wanted(run):
-            showing.show(run, name, sae)
+        if is_wanted(run):
+            show(run, name, sae)
     run.accelerator.wait_for_everyone()
     return Finished(metrics, finish_set(run, saes, calibration))
 
@@ -283,3 +288,103 @@ def describe_trained(sae: SAE, folder: Path) -> None:
         draw_pictures(folder, sae.config)
     with warn_on_failure(f"card of {folder} not written", card):
         write_card(folder, sae, pictures=False)
+
+
+def is_set(run: Run) -> bool:
+    """Whether a run's SAEs are a set: several transcoders, each of which writes at a place of its own."""
+    targets = list(run.targets.values())
+    return len(run.places) > 1 and len(targets) == len(run.places) and len(set(targets)) == len(targets)
+
+
+def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Measures the model with all transcoders of a run in place, and writes the record and the card of the set.
+
+    Args:
+        run: The run, its SAEs saved and measured one by one.
+        saes: Those of this process.
+        calibration: Activations of other text by hook point.
+
+    Returns:
+        The figures, the same on all processes that measured; None where the run's SAEs are no set, or evaluation is
+        off, has failed, or there is no text.
+    """
+    if not is_set(run):
+        return None
+    folder, figures = Path(run.args.output_dir), None
+    by_hand = f"measure by hand: hfsae eval {quote(str(folder))}"
+    with warn_on_failure("the set is not measured as a whole", by_hand):
+        figures = _measure(run, saes, calibration)
+    if run.accelerator.is_main_process:
+        with warn_on_failure("no card of the set", f"write by hand: hfsae card {quote(str(folder))}"):
+            if figures is not None:
+                write_json(folder / SET_FILE, figures)
+            else:  # one of an earlier run in this folder is of other weights
+                (folder / SET_FILE).unlink(missing_ok=True)
+            from hfsae.hub.set_plot import draw_set  # matplotlib takes a while to import
+
+            draw_set(folder)
+            entries = [entry_from(folder / name, name, folder.resolve().name) for name in run.places]
+            write_listing_beside(folder, [entry for entry in entries if entry is not None])
+    run.accelerator.wait_for_everyone()
+    return figures
+
+
+def _measure(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
+    args = run.args
+    if not args.eval_tokens or run.base is None or run.texts is None:
+        return None
+    share = run.share_of_evaluation
+    if run.is_spread:  # each process has some of them: the main one takes all from the disk
+        if not run.accelerator.is_main_process:
+            return None
+        with quietly():
+            saes = {name: SAE.from_pretrained(run.folder_of(name)).to(run.accelerator.device) for name in run.places}
+    rank, processes = share["rank"], share["processes"]
+    blocks = streams.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
+    return evaluate_together(
+        {name: saes[name] for name in run.places},
+        run.base.model,
+        blocks,
+        run.base.tokenizer,
+        max_tokens=args.eval_tokens,
+        calibration=calibration or None,
+        all_processes=processes > 1,
+        disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
+        protocol=run.texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
+    )
+
+
+def is_wanted(run: Run) -> bool:
+    """Whether the run is to end with a page: as its arguments say, or where it has no tracker."""
+    args = run.args
+    return args.html_report if args.html_report is not None else args.report_to == "none"
+
+
+def show(run: Run, name: str, sae: SAE) -> None:
+    """Writes the page of one SAE of a run into its folder; the main process alone calls this.
+
+    Examples are of held-out text, where there is some that documents can be read from. What fails costs nothing else.
+    """
+    folder = run.folder_of(name)
+    by_hand = f"see the features by hand: hfsae dashboard {quote(str(folder))}"
+    examples: list[ShownFeature] = []
+    with warn_on_failure(f"no examples of features in {folder}", by_hand):
+        examples = _examples(run, name, sae)
+    with warn_on_failure(f"no page about {folder}", by_hand):
+        write_report(folder, sae.config, examples)
+
+
+def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
+    base, text = run.base, run.texts.evaluation if run.texts is not None else None
+    if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor) or sae.config.is_crosscoder:
+        return []
+    return report_features(
+        sae,
+        base.model,
+        base.tokenizer,
+        text,
+        run.learners[name].firing.density,
+        max_tokens=min(EXAMPLE_TOKENS, run.args.eval_tokens or EXAMPLE_TOKENS),
+        text_column=run.args.text_column,
+        disable_tqdm=True,
+    )

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.training.schedules import (
+from hfsae.training.schedule import (
     REFERENCE_RATE,
     REFERENCE_STEPS,
     auto_learning_rate,

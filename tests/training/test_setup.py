@@ -11,8 +11,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
 from hfsae.parallel.launching import start_accelerator
-from hfsae.training.reading import Inputs
-from hfsae.training.run import claim_output_dir, prepare_run
+from hfsae.training.checkpoint import claim_output_dir
+from hfsae.training.setup import prepare_run
+from hfsae.training.user_inputs import Inputs
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text, trainer
 

@@ -1,0 +1,301 @@
+"""What changes over a run: the learning rate, the sparsity penalty, and when dead features come back.
+
+`Plan` is worked out from the arguments for one SAE before its first step. Learning rates are pure functions of the
+step. λ of the penalty is fixed, or steered so that a given number of features is active.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hfsae.arguments.sae_settings import revival_of
+from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.modeling import SAE
+
+# The longest dead-feature window is the first part of a run, or the tokens on which the average feature fires so many
+# times if those are more, but no more than the second part, or than some steps of a short run.
+#
+# Too long a window leaves no time to come back: of 2 M tokens with 4,096 features and auxk, windows of a tenth, 1/34
+# and 1/68 of the run left 8.5, 1.1 and 0.15 % that never fired on 65,536 held-out tokens (topk, k = 32), and explained
+# 0.924, 0.924 and 0.925 of the variance. Too short a one takes rare features for dead ones: of 1.4 M tokens with 2,048
+# features at k = 8, windows of 1/10, 1/23 and 1/64 left 12, 5 and 24 % (matryoshka), 3.9, 1.1 and 3.1 % (topk).
+_DEAD_WINDOW_PART, _LONGEST_DEAD_WINDOW_PART = 64, 10
+_DEAD_WINDOW_FIRINGS = 256
+_DEAD_WINDOW_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a learner does and when, worked out from the arguments for one SAE."""
+
+    total_steps: int
+    tokens_per_step: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+    lr_end: float
+    revival: str
+    dead_window: int
+    resample_steps: frozenset[int]
+    sparsity_coefficient: float
+    sparsity_warmup_steps: int
+    target_l0: float | None
+
+    @property
+    def has_auxk(self) -> bool:
+        """Whether dead features reconstruct what the living ones missed."""
+        return self.revival in ("auxk", "repoint")
+
+    @classmethod
+    def make(cls, args: SAETrainingArguments, sae: SAE, processes: int) -> "Plan":
+        """Resolves every 'auto' and every share of the run."""
+        total = args.total_steps_on(processes)
+        tokens_per_step = args.train_batch_tokens * args.gradient_accumulation_steps * processes
+        peak = args.learning_rate
+        if isinstance(peak, str):
+            peak = auto_learning_rate(sae.config.n_features, total)
+        warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
+        lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
+        coefficient, target = _sparsity(args, sae)
+        density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
+        revival = revival_of(sae, args.revival)
+        if revival == "repoint" and args.sae_placement == "shard":
+            raise ValueError("revival='repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'.")
+        return cls(
+            total_steps=total,
+            tokens_per_step=tokens_per_step,
+            learning_rate=float(peak),
+            warmup_steps=min(int(warmup), total - 1),
+            decay_steps=round(args.lr_decay_fraction * total),
+            lr_end=lr_end,
+            revival=revival,
+            dead_window=min(args.dead_feature_window, _longest_dead_window(total, tokens_per_step, density)),
+            resample_steps=_resample_steps(args, total, tokens_per_step) if revival == "resample" else frozenset(),
+            sparsity_coefficient=coefficient,
+            sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
+            target_l0=target,
+        )
+
+
+def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:
+    """λ at the start, and the L0 to steer to; architectures without a penalty have neither."""
+    default = sae.default_sparsity_coefficient
+    if default is None:
+        return 0.0, None
+    if args.sparsity_coefficient is not None:
+        return args.sparsity_coefficient, None
+    return default, args.target_l0 if args.target_l0 is not None else float(args.k)
+
+
+def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float) -> int:
+    """Tokens without firing that are too many in this run, where the average feature fires on such a share of them."""
+    run = total_steps * tokens_per_step
+    enough = max(run // _DEAD_WINDOW_PART, round(_DEAD_WINDOW_FIRINGS / density))
+    return max(min(enough, run // _LONGEST_DEAD_WINDOW_PART), _DEAD_WINDOW_STEPS * tokens_per_step)
+
+
+def _resample_steps(args: SAETrainingArguments, total: int, tokens_per_step: int) -> frozenset[int]:
+    """The steps before which dead features are resampled: every so many tokens, the last no later than half-way."""
+    every = args.resample_every or total * tokens_per_step // 10
+    interval = max(1, round(every / tokens_per_step))
+    return frozenset(range(interval, total // 2 + 1, interval))
+
+
+# The learning rate of "auto": REFERENCE_RATE at REFERENCE_STEPS steps and 2**14 features.
+REFERENCE_RATE = 1.5e-3
+REFERENCE_STEPS = 600
+_HIGHEST_RATE = 0.02
+_STEPS_EXPONENT = 0.39
+_WIDTH_EXPONENT = 0.5
+
+
+def auto_learning_rate(n_features: int, total_steps: int) -> float:
+    """The peak learning rate for a width and a length of run.
+
+    The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
+    ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
+    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02: of 256 features in 10 steps the
+    rule alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
+
+    Args:
+        n_features: Width of the SAE.
+        total_steps: Optimiser steps of the run.
+
+    Example:
+        >>> from hfsae.training.schedule import auto_learning_rate
+        >>> auto_learning_rate(4096, 600)
+        0.003
+    """
+    width = (n_features / 2**14) ** -_WIDTH_EXPONENT
+    return min(REFERENCE_RATE * width * (total_steps / REFERENCE_STEPS) ** -_STEPS_EXPONENT, _HIGHEST_RATE)
+
+
+def learning_rate_at(
+    step: int,
+    total_steps: int,
+    peak: float,
+    *,
+    kind: Literal["constant", "cosine", "linear"] = "constant",
+    warmup_steps: int = 0,
+    start: float | None = None,
+    end: float = 0.0,
+    decay_steps: int = 0,
+) -> float:
+    """The learning rate of an optimiser step.
+
+    Linear from `start` to `peak` over the warm-up; then constant, or by cosine or linearly to `end` at the last step;
+    over the last `decay_steps` everything is brought to 0 linearly on top.
+
+    Args:
+        step: 0 for the first step.
+        total_steps: Steps of the run.
+        peak: Highest rate.
+        kind: Course after the warm-up.
+        warmup_steps: Length of the warm-up.
+        start: Rate of the first step, where there is a warm-up; None: one part in `warmup_steps + 1` of the peak,
+            since a step at rate 0 would be a step for nothing.
+        end: Rate at the end of a cosine or linear course.
+        decay_steps: Length of the final decay; 0 for none.
+    """
+    if step < warmup_steps:
+        # The step after the last of the warm-up is the first at the peak.
+        first = peak / (warmup_steps + 1) if start is None else start
+        return first + (peak - first) * step / warmup_steps
+    rate = peak
+    if kind != "constant":
+        progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+        fallen = (1 - math.cos(math.pi * progress)) / 2 if kind == "cosine" else progress
+        rate = peak + (end - peak) * fallen
+    left = total_steps - step
+    return rate * min(1.0, left / (decay_steps + 1))
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Rises linearly from 1/(warmup_steps + 1) to 1, which it reaches when the warm-up is over."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+# The controller moves log λ in proportion to how far off L0 will be, at its present slope, some steps ahead. Without
+# looking ahead it overshoots: L0 answers to λ late, features that died on the way do not come back, and a λ of nearly
+# nothing lets go but pushes nothing upwards. The slope is the difference of two averages that trail by S / (1 − S)
+# steps each: a difference of neighbouring steps is mostly noise, which the bounds below, unequal as they are, would
+# turn into a push to one side. How far off L0 counts as is bounded, because at the start of a run it is off by a
+# factor of 30 whatever λ is: a λ that answered to that in full would have crushed the features by the time L0 has
+# followed. Below the target the bound is wider, since the way back harms nothing. Chosen on runs of 366 steps
+# (standard, jumprelu and gated; three small language models, 16x, targets d/16 and 32), tried on runs of 2,930 as
+# well.
+_QUICK, _SLOW = 0.8, 0.9
+_LOOK_AHEAD_STEPS = 60
+_MOST_ABOVE = 0.08
+_MOST_BELOW = 0.25
+# Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
+_REACH = 64.0
+_GAIN_RANGE = (0.008, 0.16)
+# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, so that the final
+# weights are trained against the λ they end with.
+_FROZEN_WITHIN = 0.05
+_FROZEN_FRACTION = 0.2
+
+
+# From so many steps on λ can move as far over a run as in any longer one.
+_ENOUGH_STEPS = round(_REACH / _GAIN_RANGE[1])
+# A target that is missed by more than this share is told.
+_MISSED = 0.1
+
+
+def missed_target(l0: float | None, target: float | None, steps: int, tokens_per_step: int) -> str | None:
+    """What to say where a run did not end with the L0 that was asked for.
+
+    Args:
+        l0: What it ended with.
+        target: What was asked for.
+        steps: Steps of the run.
+        tokens_per_step: Tokens in a step.
+
+    Returns:
+        A sentence with the tokens that λ needs to get there; None where it is near enough, or nothing was asked for.
+    """
+    if l0 is None or not target or abs(l0 / target - 1) <= _MISSED:
+        return None
+    needed = max(_ENOUGH_STEPS, 2 * steps)
+    return (
+        f"L0 is {l0:.3g}, but {target:g} was asked for: {steps:,} steps were too few for λ to get there. Train on at "
+        f"least {needed * tokens_per_step:,} tokens ({needed:,} steps), or give a sparsity_coefficient."
+    )
+
+
+class SparsityCoefficient:
+    """λ over a run: warmed up linearly, then fixed or multiplied step by step towards a number of active features.
+
+    Everything stays on the device: reading λ would wait for the step that it belongs to.
+
+    Args:
+        initial: λ at the end of the warm-up.
+        total_steps: Steps of the run.
+        warmup_steps: Steps over which λ rises from 0; the controller acts during them too.
+        target_l0: Active features per token to steer to; None keeps λ.
+        device: Where L0 is measured.
+    """
+
+    def __init__(
+        self,
+        initial: float,
+        *,
+        total_steps: int,
+        warmup_steps: int,
+        target_l0: float | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.target_l0 = target_l0
+        self._warmup_steps = warmup_steps
+        self._gain = min(max(_REACH / total_steps, _GAIN_RANGE[0]), _GAIN_RANGE[1])
+        self._frozen_from = total_steps - round(_FROZEN_FRACTION * total_steps)
+        self._log_coefficient = torch.tensor(math.log(max(initial, 1e-30)), dtype=torch.float64, device=device)
+        # Averages of log L0.
+        self._quick = torch.full((), math.nan, dtype=torch.float64, device=device)
+        self._slow = self._quick.clone()
+        self._zero = initial == 0
+
+    def at(self, step: int) -> Tensor | float:
+        """λ of a step."""
+        if self._zero:
+            return 0.0
+        return self._log_coefficient.exp().float() * warmup_factor(step, self._warmup_steps)
+
+    def observe(self, l0: Tensor, step: int) -> None:
+        """Takes in the L0 of a step's batch (all processes) and moves λ.
+
+        Args:
+            l0: () mean number of active features per token.
+            step: The step it belongs to.
+        """
+        if self.target_l0 is None:
+            return
+        now = l0.double().clamp(min=1e-3).log()
+        self._quick = torch.where(self._quick.isnan(), now, self._quick.lerp(now, 1 - _QUICK))
+        self._slow = torch.where(self._slow.isnan(), now, self._slow.lerp(now, 1 - _SLOW))
+        off = self._quick - math.log(self.target_l0)
+        if step < self._frozen_from:
+            slope = (self._quick - self._slow) / (_SLOW / (1 - _SLOW) - _QUICK / (1 - _QUICK))
+            off = off + _LOOK_AHEAD_STEPS * slope
+        else:
+            off = torch.where(off.abs() < _FROZEN_WITHIN, 0.0, off)
+        self._log_coefficient += self._gain * off.clamp(-_MOST_BELOW, _MOST_ABOVE)
+
+    @property
+    def l0(self) -> float | None:
+        """L0 over the last steps; None without a target, or before the first step."""
+        l0 = math.exp(self._quick.item())
+        return None if math.isnan(l0) else l0
+
+    def state_dict(self) -> dict[str, float]:
+        """The logarithms of λ and of L0's two averages."""
+        return {name: getattr(self, f"_{name}").item() for name in ("log_coefficient", "quick", "slow")}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes back to a saved state."""
+        for name, value in state.items():
+            getattr(self, f"_{name}").fill_(value)
