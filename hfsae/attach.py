@@ -220,12 +220,13 @@ def attach_all(
     sites.check()
     with sites.passes(wrapper=model) as passes, ExitStack() as stack:
         record = CallRecord(inner, passes, prompt_length, wrapper=model)
-        attached = {
-            name: _Attachment(
-                sae, passes, record, left_out_of(sae.config, inner, tokenizer), edits.get(name), keep_error
-            )
-            for name, sae in saes.items()
-        }
+        attached = {}
+        for name, sae in saes.items():
+            edit = edits.get(name)
+            if edit is None and edits and getattr(sae, "edits_go_on", False):
+                edit = _unchanged  # what is edited at an earlier layer has an effect here
+            left_out = left_out_of(sae.config, inner, tokenizer)
+            attached[name] = _Attachment(sae, passes, record, left_out, edit, keep_error)
         for attachment in attached.values():
             passes.tell(attachment)
         stack.enter_context(record.open())
@@ -271,6 +272,10 @@ def places_of(
                 "them, or read all with splice=False."
             )
     return places
+
+
+def _unchanged(features: SparseFeatures) -> SparseFeatures:
+    return features
 
 
 class _Attachment(Listener):

@@ -210,6 +210,11 @@ class SAEConfig(PreTrainedConfig):
         return [self.hook_point]
 
     @property
+    def target_places(self) -> list[str | None]:
+        """Where each of the parts of what is written is written."""
+        return [self.target_hook_point or self.hook_point]
+
+    @property
     def is_crosscoder(self) -> bool:
         """Whether what is read has several sources, each with a reconstruction of its own."""
         return False
@@ -244,6 +249,11 @@ class SAEConfig(PreTrainedConfig):
         records = list(self.models_by_source.values()) or [self.language_model_of()]
         names = [record.get(field) for record in records for field in ("base_model", "base_model_adapter")]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether there are several reconstructions, each with figures of its own."""
+        return self.is_crosscoder or self.is_cross_layer
 
     @property
     def is_cross_layer(self) -> bool:

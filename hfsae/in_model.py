@@ -34,6 +34,11 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
             "this SAE's config names no hook point. Set sae.config.hook_point to the place it was trained on, such as "
             "'resid_post.8'; hfsae.hooks.available_hook_points(model) lists what the model offers."
         )
+    if config.is_cross_layer:
+        raise ValueError(
+            "a cross-layer transcoder reads and writes at every layer: attach_all(model, sae.by_layer()) has it stand "
+            "at all of them, sae.layer(name) gives the features of one."
+        )
     if len(config.input_widths) > 1:
         raise ValueError(
             f"a crosscoder reads several sources at once ({config.hook_point}): take one of them, sae.source(name), "
@@ -76,6 +81,24 @@ def hook_points_of_sources(config: SAEConfig, model: PreTrainedModel) -> list[Ho
             f"one {type(model).__name__}: give SideBySide({{name: model, ...}}), or sae.load_base_model()."
         )
     return [hook_points_of(one, model)[0] for one in alone]
+
+
+def hook_points_of_layers(config: SAEConfig, model: PreTrainedModel) -> list[tuple[HookPoint, HookPoint]]:
+    """Where in a model a cross-layer transcoder reads and writes at each layer.
+
+    Raises:
+        HookPointError: If the model has no such place.
+        ValueError: As for `hook_points_of`.
+    """
+    known = {"n_features": 1, "subtract_b_dec": False, "base_model": config.base_model}
+    return [
+        hook_points_of(
+            SAEConfig(d_in=reads, d_out=writes, hook_point=source, target_hook_point=target, **known), model
+        )
+        for reads, writes, source, target in zip(
+            config.input_widths, config.output_widths, config.source_places, config.target_places, strict=True
+        )
+    ]
 
 
 def _of_source(name: str, config: SAEConfig, models: SideBySide) -> HookPoint:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import reduce
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from hfsae.functional.encode import Path
 from hfsae.functional.stacked import stacked, sum_of_ends
 from hfsae.modeling import SAE
 from hfsae.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from hfsae.architectures.layer_steps import LayerStep
 
 
 class CrossLayer(SAE):
@@ -102,6 +105,14 @@ class CrossLayer(SAE):
         if not self.config.tied_decoder:
             return self.W_dec[layer]
         return (self.decoder_scale[layer][:, :, None] * self.W_dec[layer][:, None, :]).flatten(1)
+
+    def rows_between(self, source: int, target: int) -> Tensor:
+        """What the features of a layer write in scaled space at it or a later one, (n, d_out of a layer)."""
+        later = target - source
+        if self.config.tied_decoder:
+            return self.decoder_scale[source][:, later, None] * self.W_dec[source]
+        width = self.config.output_widths[target]
+        return self.W_dec[source][:, later * width : (later + 1) * width]
 
     @property
     def decoder_norms(self) -> Tensor:
@@ -325,12 +336,12 @@ class CrossLayer(SAE):
         options |= {"target_hook_point": target_place, "subtract_b_dec": False, "metrics": None}
         options["skip"] = config.skip and target == source
         alone = sae_class(sae_class.config_class(**options)).to(device=self.device, dtype=self.dtype)  # type: ignore
-        own, here = slice(source * n, source * n + n), target - source
+        own = slice(source * n, source * n + n)
         bias = self.b_dec.split(config.output_widths)[target]
         parts = {
             "encoder.weight": self.encoder.weight[own],
             "encoder.bias": self.encoder.bias[own],
-            "W_dec": self.rows_of_layer(source)[:, here * d_out : (here + 1) * d_out],
+            "W_dec": self.rows_between(source, target),
             "b_dec": bias if target == source else torch.zeros_like(bias),
             "input_scale": self.input_scale[source],
             "output_scale": self.output_scale[target],
@@ -341,6 +352,12 @@ class CrossLayer(SAE):
             parts["threshold"] = threshold[own] if alone.get_tensor("threshold").dim() else threshold.view(-1)[source]
         alone.load_state_dict(parts)
         return alone.train(self.training)
+
+    def by_layer(self) -> "dict[str, LayerStep]":
+        """The layers by name, as what stands in a language model: see `hfsae.architectures.layer_steps`."""
+        from hfsae.architectures.layer_steps import by_layer
+
+        return by_layer(self)
 
     def forward(
         self,

@@ -192,7 +192,7 @@ def evaluate_saes(
 def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
     """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
     measured = {_SAE: sae, **sae.parts()}
-    if calibration is None or sae.config.is_transcoder or sae.config.is_crosscoder:
+    if calibration is None or sae.config.is_transcoder or sae.config.has_sides:
         return measured
     fitting = calibration[:_FIT_ROWS].to(sae.device)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def _figures(
     sae: SparseAutoencoder, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None
 ) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
-    if sae.config.is_crosscoder:
+    if sae.config.has_sides:
         return _figures_of_sources(sums, baselines, no_predictions)
     metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {
@@ -233,10 +233,10 @@ def _figures(
 
 
 def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
-    """A crosscoder's metrics, from the sums of each source."""
+    """The metrics of a crosscoder or of layers, from the sums of each."""
     of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
     metrics: dict[str, Any] = of_all_sides(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if baselines:
         metrics["baselines"] = {}
-        metrics["notes"]["baselines"] = "a crosscoder has none: they reconstruct one place"
+        metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one"
     return metrics

@@ -70,7 +70,7 @@ def prepare(
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; before anything is run.
     """
-    of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.is_crosscoder}
+    of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.has_sides}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: sides_of(sae, model) for name, sae in saes.items()}
     targets = widths_of(sides)

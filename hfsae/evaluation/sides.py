@@ -1,7 +1,8 @@
-"""What is measured of an SAE: its only reconstruction, or of a crosscoder that of each source.
+"""What is measured of an SAE: its only reconstruction, of a crosscoder that of each source, of layers that of each.
 
 Of a crosscoder every source has figures of its own. It is read at all places, and one source's reconstruction is put
-into its place while the others keep their own activations. Its own figures are the means over its sources.
+into its place while the others keep their own activations. Its own figures are the means over its sources. A
+cross-layer transcoder is read at all layers likewise, and what it makes of one is put there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.evaluation.measure import Subject
 from hfsae.hooks import HookPoint
-from hfsae.in_model import hook_points_of, hook_points_of_sources
+from hfsae.in_model import hook_points_of, hook_points_of_layers, hook_points_of_sources
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Side:
     """One reconstruction.
 
     Args:
-        source: The crosscoder's source that it is of; None for an ordinary SAE.
+        source: The crosscoder's source, or the layer, that it is of; None for an ordinary SAE.
         reads: Where everything is read that is encoded.
         target: Where it is put.
         width: Its size.
@@ -59,11 +60,15 @@ def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
         HookPointError: If the model has no such place.
         ValueError: If activations there have another size.
     """
-    if not sae.config.is_crosscoder:
+    if not sae.config.has_sides:
         read, target = hook_points_of(sae.config, model)
         return [Side(None, (read,), target, sae.config.d_out)]
-    places = tuple(hook_points_of_sources(sae.config, model))
     config: Any = sae.config
+    if sae.config.is_cross_layer:
+        pairs = hook_points_of_layers(sae.config, model)
+        layers = zip(config.source_names, pairs, config.output_widths, strict=True)
+        return [Side(name, tuple(read for read, _ in pairs), target, width) for name, (_, target), width in layers]
+    places = tuple(hook_points_of_sources(sae.config, model))
     named = zip(config.source_names, places, config.source_widths, strict=True)
     return [Side(name, places, place, width) for name, place, width in named]
 

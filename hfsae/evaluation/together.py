@@ -64,7 +64,7 @@ def evaluate_together(
     own activations, as in `evaluate_saes`.
 
     Args:
-        saes: The SAEs by name, no two of which write at one place.
+        saes: The SAEs by name, no two of which write at one place. A cross-layer transcoder stands at all its layers.
         model: The language model, on its device.
         data: As `evaluate_saes` takes it, like the others.
         tokenizer: Needed for texts, and by masked language models.
@@ -94,6 +94,7 @@ def evaluate_together(
         >>> evaluate_together(saes, model, text, tokenizer)["ce_increase"]  # doctest: +SKIP
         0.41
     """
+    given, saes = saes, _standing(saes)
     prepared = prepare(
         *(saes, model, data, tokenizer),
         max_tokens=max_tokens,
@@ -119,10 +120,19 @@ def evaluate_together(
         "ablation": "0 (CE zero), or the means over other tokens (CE mean), in all places at once",
         "dtype": str(model.dtype).removeprefix("torch."),
         **versions(),
-        "weights_sha256": {name: weights_sha256(sae) for name, sae in saes.items()},
+        "weights_sha256": {name: weights_sha256(sae) for name, sae in given.items()},
     }
     figures = _figures(sums, model, predictions.why)
-    return figures | {"n_saes": len(saes), "protocol": {"dataset": None, "split": None, **about, **(protocol or {})}}
+    return figures | {"n_saes": len(given), "protocol": {"dataset": None, "split": None, **about, **(protocol or {})}}
+
+
+def _standing(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
+    """What stands at one place each, by name: of a cross-layer transcoder its layers."""
+    standing: dict[str, Any] = {}
+    for name, sae in saes.items():
+        layers: dict[str, Any] = sae.by_layer() if sae.config.is_cross_layer else {"": sae}  # type: ignore[operator]
+        standing |= {"/".join(part for part in (name, layer) if part): one for layer, one in layers.items()}
+    return standing
 
 
 def _left_out(saes: Mapping[str, SparseAutoencoder]) -> list[str]:
