@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
-from hfsae.hooks import HookPoint, SideBySide, portable_name, resolve_hook_point, width
+from hfsae.hooks import HookPoint, SideBySide, portable_name, resolve_hook_point, resolve_hook_points, width
+from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.side_by_side import below
 
 if TYPE_CHECKING:
@@ -114,16 +115,66 @@ def resolve_joined(model: nn.Module, name: str) -> str:
         HookPointError: If the model lacks one.
         ValueError: If one comes twice.
     """
+    if isinstance(model, SideBySide):
+        places = resolve_in_each(model, name)
+        if len(places) > 1:
+            raise ValueError(f"hook_point={name!r} names several places: one crosscoder reads one of every model.")
+        return places[0]
     parts = [str(resolve_hook_point(model, part.strip())) for part in places_in(name)]
     if len(set(parts)) < len(parts):
         raise ValueError(f"hook_point={name!r} joins a place with itself: name each once.")
     return join_places(parts)
 
 
+def resolve_in_each(models: SideBySide, name: str) -> list[str]:
+    """The same place in each of several models, joined; of a name with a wildcard or range, one a layer.
+
+    Raises:
+        HookPointError: If one of the models lacks it.
+        ValueError: If places are joined already, or the models have it in other layers.
+    """
+    if len(places_in(name)) > 1:
+        raise ValueError(
+            f"hook_point={name!r} joins places, but of several models a crosscoder reads one place each: name one."
+        )
+    found = {part: resolve_hook_points(models, f"{part}.{name.strip()}") for part in models.models}
+    layers = {part: [_layer(models, point) for point in points] for part, points in found.items()}
+    if len({tuple(of_one) for of_one in layers.values()}) > 1:
+        lengths = ", ".join(f"{_n_layers(model)} in {part}" for part, model in models.models.items())
+        raise ValueError(
+            f"hook_point={name!r} is not in the same layers of every model (there are {lengths}): name a layer that "
+            "all have by its number, such as 'resid_post.3'."
+        )
+    return [join_places(map(str, points)) for points in zip(*found.values(), strict=True)]
+
+
+def _layer(models: SideBySide, place: HookPoint) -> int | None:
+    layout = DecoderLayout.find(models.models[models.part_of(place)])
+    return None if layout is None else layout.layer_of(models.own(place).path)
+
+
+def _n_layers(model: nn.Module) -> int | str:
+    layout = DecoderLayout.find(model)
+    return "an unknown number" if layout is None else len(layout.blocks)
+
+
+def own_place(model: nn.Module, place: str) -> str:
+    """A place as the models that stand side by side call it: once, where it is the same for all of them."""
+    if not isinstance(model, SideBySide):
+        return place
+    own = [part.removeprefix(f"{model.part_of(part)}.") for part in places_in(place)]
+    return own[0] if len(set(own)) == 1 else join_places(own)
+
+
 def portable_names(model: nn.Module, place: str) -> str | None:
     """The portable name of a place, or those of places that are joined; None where one has none."""
     names = [portable_name(model, part) for part in places_in(place)]
-    return None if None in names else join_places(map(str, names))
+    return None if None in names else own_place(model, join_places(map(str, names)))
+
+
+def source_names(model: nn.Module, place: str) -> str | None:
+    """What the sources of a crosscoder are called, joined: models side by side by their names, else places."""
+    return join_places(model.models) if isinstance(model, SideBySide) else portable_names(model, place)
 
 
 def separate(places: Iterable[str | None]) -> list[str]:
@@ -161,6 +212,17 @@ def refuse_other_sources(config: SAEConfig, place: str, widths: list[int], label
             f"{label} has source_widths={own}, but the activations at {place} have {widths} dimensions: join the "
             "places of its sources with +, in their order."
         )
+
+
+def refuse_other_models(config: SAEConfig, model: nn.Module, label: str) -> None:
+    """Refuses a crosscoder whose sources are not the models that stand side by side, in their order.
+
+    Raises:
+        ValueError: Names the SAE by its label.
+    """
+    names, given = list(getattr(config, "source_names", [])), list(getattr(model, "models", {}))
+    if names != given:
+        raise ValueError(f"{label} has the sources {', '.join(names)}, but the models are {', '.join(given)}.")
 
 
 def left_out_of(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:

@@ -5,19 +5,18 @@ Training and `load_base_model` go through the same functions, so that an SAE is 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
 from hfsae.folders import in_full
 from hfsae.hooks import SideBySide
+from hfsae.model_classes import model_class
 from hfsae.model_kwargs import recorded, trusted
 from hfsae.places import must_be_local
 from hfsae.progress import quietly
@@ -210,7 +209,7 @@ def load_base_model(config: SAEConfig, source: str | None = None, **kwargs: Any)
 
 
 def load_tokenizer(config: SAEConfig, **kwargs: Any) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `load_base_model`, at the same commit.
+    """The tokenizer of `load_base_model`, at the same commit; of several models as `tokenizer_of_all` says.
 
     Args:
         config: An SAE's config.
@@ -219,7 +218,17 @@ def load_tokenizer(config: SAEConfig, **kwargs: Any) -> "PreTrainedTokenizerBase
     Raises:
         ValueError, FileNotFoundError, OSError: As `load_base_model`.
     """
-    return tokenizer_of(origin_of(config), **kwargs)
+    sources: list[str | None] = [*config.models_by_source] or [None]
+    return tokenizer_of_all(tokenizer_of(origin_of(config, source), **kwargs) for source in sources)
+
+
+def tokenizer_of_all(tokenizers: "Iterable[PreTrainedTokenizerBase]") -> "PreTrainedTokenizerBase":
+    """Of equal tokenizers the first that can render conversations; where none can, the first.
+
+    A base model has often no chat template, and what was made of it has one.
+    """
+    every = list(tokenizers)
+    return next((one for one in every if getattr(one, "chat_template", None)), every[0])
 
 
 def config_of(origin: Origin) -> PreTrainedConfig:
@@ -321,52 +330,6 @@ def _with_adapter(model: PreTrainedModel, origin: Origin) -> Any:
     assert origin.adapter is not None
     revision = origin.adapter_revision
     return PeftModel.from_pretrained(model, _there(origin.adapter, revision), revision=revision)
-
-
-def model_class(config: PreTrainedConfig) -> Any:
-    """The class whose `from_pretrained` loads a language model of this config.
-
-    `AutoModelForCausalLM` where it can; for encoders and multimodal models the fitting auto class, or the class that
-    the config names.
-
-    Args:
-        config: The language model's config.
-
-    Raises:
-        ValueError: If transformers has no class for it.
-    """
-    named = (config.architectures or [""])[0]
-    if _is_masked_lm(config, named):
-        return transformers.AutoModelForMaskedLM
-    for auto in (
-        transformers.AutoModelForCausalLM,
-        transformers.AutoModelForImageTextToText,
-        transformers.AutoModelForMultimodalLM,
-    ):
-        if type(config) in auto._model_mapping or auto.__name__ in (getattr(config, "auto_map", None) or {}):
-            return auto
-    model_class = getattr(transformers, named, None) if named else None
-    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
-        return model_class
-    raise ValueError(
-        f"transformers has no language model for the config of type {config.model_type!r} "
-        f"(architectures: {named or 'none named'}). Load the model yourself and pass the object."
-    )
-
-
-def _is_masked_lm(config: PreTrainedConfig, named: str) -> bool:
-    """Whether a config is of an encoder; `AutoModelForCausalLM` may know it too, as a decoder that it is not."""
-    if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False):
-        return False
-    causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return causal is None or (named != causal.__name__ and not config.is_encoder_decoder)
-
-
-def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """A language model without weights, on the meta device: enough to name its places and count its parameters."""
-    kind = model_class(config)
-    with torch.device("meta"):
-        return kind._from_config(config) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
 
 
 def as_recorded(name: str) -> str:

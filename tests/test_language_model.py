@@ -22,12 +22,11 @@ from hfsae.language_model import (
     load,
     load_base_model,
     load_tokenizer,
-    model_class,
     record_sources,
     rename_base_model,
     tokenizer_of,
-    without_weights,
 )
+from hfsae.model_classes import model_class, without_weights
 from tests import models_on_disk
 from tests.data.tiny import language_model, llama_like, pythia_like
 from tests.hooks.families import build

@@ -36,18 +36,18 @@ PLAIN = {
 READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
-USE = SAE | READING | {"model_kwargs", "language_model", "versions", "in_model", "attach"}
+USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versions", "in_model", "attach"}
 MODEL = USE | {"evaluation", "hub", "modeling"}
 RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(PLAIN | {"versions", "model_cards", "command_line", "hooks"}, set()),
+    **dict.fromkeys(PLAIN | {"versions", "model_cards", "model_classes", "command_line", "hooks"}, set()),
     "model_kwargs": {"suggestions"},
     "functional": {"notebook"},
     "configuration": {"notebook", "suggestions"},
     "data": {"hooks", *PLAIN},
     "autoencoder": COMPUTING - {"autoencoder"},
     "saving": {"configuration"},
-    "language_model": {"configuration", "hooks", "model_kwargs", *PLAIN},
+    "language_model": {"configuration", "hooks", "model_classes", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},
     "in_model": {"configuration", *READING, *PLAIN},
     "attach": COMPUTING | READING | {"in_model"},

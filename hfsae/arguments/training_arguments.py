@@ -60,8 +60,11 @@ class SAETrainingArguments:
     model_name_or_path: str | None = LANGUAGE_MODEL(
         None, "Hub id or folder of the language model, of a PEFT adapter, or of a GGUF file."
     )
-    model_revision: str | None = LANGUAGE_MODEL(
-        None, "Branch, tag or commit of the language model; its sha is recorded."
+    model_revision: str | None = LANGUAGE_MODEL(None, "Branch, tag or commit of it; its sha is recorded.")
+    compare_model_name_or_path: str | None = LANGUAGE_MODEL(
+        None,
+        "Another model with the same tokenizer, such as a fine-tune (name or name@revision; commas for several): a "
+        "crosscoder reads hook_point in all of them at once, as the sources base and tuned.",
     )
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = LANGUAGE_MODEL(
         "auto",
@@ -157,12 +160,8 @@ class SAETrainingArguments:
     eval_dataset_split: str | None = EVALUATION(
         None, "Split of that dataset; None: the only one, or 'test'.", free_on_resume=True
     )
-    calibration_share: float = EVALUATION(
-        0.02, "Share of the documents that is kept for calibration.", SHARE_OF_DOCUMENTS
-    )
-    evaluation_share: float = EVALUATION(
-        0.02, "Share of the documents that is kept to evaluate on.", SHARE_OF_DOCUMENTS
-    )
+    calibration_share: float = EVALUATION(0.02, "Share of the documents kept for calibration.", SHARE_OF_DOCUMENTS)
+    evaluation_share: float = EVALUATION(0.02, "Share of the documents kept to evaluate on.", SHARE_OF_DOCUMENTS)
     eval_tokens: int = EVALUATION(
         200_000, "Tokens to evaluate on at the end; 0 skips evaluation.", NOT_NEGATIVE, free_on_resume=True
     )

@@ -22,13 +22,15 @@ from hfsae.data.narrow import NarrowWeights
 from hfsae.estimate.machine import Machine, Work
 from hfsae.functional import TopK
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
-from hfsae.hooks import HookPoint, inner_model
+from hfsae.hooks import HookPoint, SideBySide, inner_model
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
 from hfsae.in_model import separate, widths_at
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
-from hfsae.language_model import config_of, without_weights
+from hfsae.inputs.compared_models import compares, models_of
+from hfsae.language_model import Origin, config_of
+from hfsae.model_classes import without_weights
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import deal
 from hfsae.parallel.sharded_selection import FEW_CANDIDATES
@@ -290,17 +292,22 @@ def estimate(
     )
 
 
-def _skeleton(args: SAETrainingArguments, model: PreTrainedModel | None) -> PreTrainedModel:
-    """The language model on the meta device, in the precision that it will be loaded in."""
-    if model is not None:
-        config = inner_model(model).config
-    elif args.model_name_or_path is not None:
-        config = config_of(named_origin(args))
-    else:
+def _skeleton(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
+    """The language model on the meta device, in the precision that it will be loaded in; several side by side."""
+    if compares(args, model):
+        several = models_of(args, model, lambda: named_origin(args))
+        return SideBySide({name: _skeleton_of(args, one) for name, one in several.items()})
+    if model is None and args.model_name_or_path is None:
         raise ValueError("an estimate needs a language model: give model_name_or_path.")
+    return _skeleton_of(args, named_origin(args) if model is None else model)
+
+
+def _skeleton_of(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
+    named = isinstance(model, Origin)
+    config = config_of(model) if named else inner_model(model).config
     dtype = args.model_dtype
     if dtype == "auto":
-        dtype = model.dtype if model is not None else getattr(config, "dtype", None) or torch.float32
+        dtype = (getattr(config, "dtype", None) or torch.float32) if named else model.dtype
     skeleton: Any = without_weights(config)
     return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
 
@@ -310,6 +317,10 @@ def _model_work(model: PreTrainedModel, places: list[HookPoint], context_length:
 
     Of a mixture of experts it counts every expert, which is too much.
     """
+    if isinstance(model, SideBySide):
+        own = {name: [model.own(place) for place in places if model.part_of(place) == name] for name in model.models}
+        each = [_model_work(one, own[name], context_length) for name, one in model.models.items()]
+        return sum(blocks for blocks, _ in each), sum(flops for _, flops in each)
     layout = DecoderLayout.find(model)
     blocks: list[nn.Module] = list(layout.blocks) if layout is not None else [model]
     reached = [layout.layer_of(place.path) for place in places] if layout is not None else []

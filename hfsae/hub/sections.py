@@ -117,6 +117,7 @@ def card_values(
         "settings": architecture_settings(config),
         "base_model": hub_id(config.base_model),
         "adapter": hub_id(config.base_model_adapter),
+        "compared": _compared(config),
         "loaded_with": _loaded_with(config),
         "portable_name": text(training.get("portable_name")),
         "repo_id": repo_id,
@@ -170,6 +171,14 @@ def architecture_settings(config: SAEConfig) -> Rows:
     shared = {field.name for field in dataclasses.fields(SAEConfig)}
     own = [field.name for field in dataclasses.fields(config) if field.name not in {*shared, "source_models"}]
     return [(name, str(getattr(config, name))) for name in own]
+
+
+def _compared(config: SAEConfig) -> list[tuple[str, str | None, str | None]]:
+    """Of a crosscoder of several models the source, the model's id on the Hub, and its commit."""
+    return [
+        (source, hub_id(record.get("base_model")), record.get("base_model_revision"))
+        for source, record in config.models_by_source.items()
+    ]
 
 
 def _loaded_with(config: SAEConfig) -> list[str]:

@@ -15,16 +15,18 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfsae.arguments.local_paths import with_places_in_full
+from hfsae.arguments.local_paths import named_together, parts_of, with_places_in_full
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
+from hfsae.hooks import SideBySide
 from hfsae.in_model import separate
 from hfsae.in_use import make_folder
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.text_splits import Texts, load_texts
-from hfsae.language_model import Origin, find, without_weights
+from hfsae.language_model import Origin, find
+from hfsae.model_classes import without_weights
 from hfsae.parallel.launching import start_accelerator
 from hfsae.parallel.placement import own_devices
 from hfsae.parallel.process_watch import ProcessWatch
@@ -34,13 +36,15 @@ logger = logging.getLogger(__name__)
 
 # Arguments that decide which rows a cache holds and what they mean: whoever trains from it must ask for the same.
 _DECISIVE = (
-    "model_name_or_path", "model_revision", "model_kwargs",
+    "model_name_or_path", "model_revision", "compare_model_name_or_path", "model_kwargs",
     *(name for name in ARGUMENTS.values() if name != "streaming"),
     "context_length", "prepend_bos", "exclude_special_tokens", "exclude_positions", "activation_dtype",
     "calibration_tokens",
 )  # fmt: skip
 # Those that change their order or their last digits: written down, and free for whoever trains.
 _RECORDED = ("hook_point", "streaming", "shuffle_documents", "seed", "lm_batch_sequences", "model_dtype", "bf16")
+# Those that caches of earlier versions do not tell.
+_LATER = {*ARGUMENTS.values(), "compare_model_name_or_path"}
 # Fields of a language model's config that depend on how it was loaded.
 _OF_A_COPY = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 # Documents that stand for a text in its digest.
@@ -155,6 +159,8 @@ def _described(args: SAETrainingArguments, base: BaseModel, texts: Texts, prepen
     stored = args.stored()
     arguments = {name: stored[name] for name in (*_DECISIVE, *_RECORDED)}
     arguments["model_name_or_path"], arguments["model_revision"] = base.origin.given if base.origin else (None, None)
+    if arguments["compare_model_name_or_path"] is not None:
+        arguments["compare_model_name_or_path"] = named_together([origin.given for origin in base.others if origin])
     arguments["prepend_bos"] = prepend_bos
     return {
         "arguments": arguments,
@@ -162,7 +168,23 @@ def _described(args: SAETrainingArguments, base: BaseModel, texts: Texts, prepen
         "folder": os.path.abspath(args.output_dir),
         "text_digest": text_digest(args, texts.train),
         "model_config": _architecture(base.model),
+        "compared": _compared(base),
     }
+
+
+def _compared(base: BaseModel) -> list[dict[str, Any]] | None:
+    """Of models side by side what each is called, where it comes from, and its config; None of one model."""
+    if not isinstance(base.model, SideBySide):
+        return None
+    origins = zip(base.model.models.items(), [base.origin, *base.others], strict=True)
+    return [
+        {
+            "name": name,
+            "base_model": dataclasses.asdict(origin) if origin else None,
+            "model_config": _architecture(model),
+        }
+        for (name, model), origin in origins
+    ]
 
 
 def _architecture(model: PreTrainedModel) -> dict[str, Any]:
@@ -205,15 +227,34 @@ def _made_from(description: CacheDescription, folder: Path) -> dict[str, Any]:
     kinds = {"arguments": dict, "base_model": dict | None, "model_config": dict, "text_digest": str}
     odd = [name for name, kind in kinds.items() if not isinstance(said.get(name), kind)]
     if not odd:
-        odd = sorted(set(_DECISIVE) - set(ARGUMENTS.values()) - said["arguments"].keys())
+        odd = sorted(set(_DECISIVE) - _LATER - said["arguments"].keys())
     if not odd and told and ("name" not in told or told.keys() - fields):
         odd = ["base_model"]
+    if not odd and not _is_of_models(said.get("compared")):
+        odd = ["compared"]
     if odd:
         raise DamagedFileError(
             f"{folder} says what it was made from in a way that this version of hfsae does not read "
             f"({', '.join(odd)}): another version wrote it. Make it anew with `hfsae cache`, or use that version."
         )
     return said
+
+
+def _is_of_models(compared: Any) -> bool:
+    """Whether a record can be what `_compared` made."""
+    wanted = {"name", "base_model", "model_config"}
+    return compared is None or (
+        isinstance(compared, list) and all(isinstance(one, dict) and one.keys() == wanted for one in compared)
+    )
+
+
+def _are_the_same_models(asked: str, made: str) -> bool:
+    """Whether models are asked for that a cache was made with; without a revision, at whichever it was made with."""
+    wanted, there = parts_of(asked), parts_of(made)
+    return len(wanted) == len(there) and all(
+        name == known and (revision is None or find(name, revision).given[1] == commit)
+        for (name, revision), (known, commit) in zip(wanted, there, strict=True)
+    )
 
 
 class Cache:
@@ -239,7 +280,7 @@ class Cache:
         # What an earlier version's cache does not tell had one value alone, which is today's default.
         defaults = {option.name: option.default for option in dataclasses.fields(args)}
         self._made_with: dict[str, Any] = {
-            **{name: defaults[name] for name in ARGUMENTS.values()},
+            **{name: defaults[name] for name in _LATER},
             **with_places_in_full(self._made_from["arguments"]),
         }
         self.args = self._adopt(args)
@@ -250,6 +291,9 @@ class Cache:
         if "model_revision" in asked and asked["model_revision"] != self._made_with["model_revision"]:
             model = self._made_with["model_name_or_path"]
             asked["model_revision"] = find(model, asked["model_revision"], args.model_kwargs).given[1]
+        compared = "compare_model_name_or_path"
+        if compared in asked and _are_the_same_models(asked[compared], self._made_with[compared] or ""):
+            asked[compared] = self._made_with[compared]
         differing = {name: value for name, value in asked.items() if value != self._made_with[name]}
         if differing:
             told = [f"{name} was {self._made_with[name]!r} and is {value!r}" for name, value in differing.items()]
@@ -266,10 +310,16 @@ class Cache:
 
     def skeleton(self) -> BaseModel:
         """The language model without weights: enough to name hook points."""
-        origin = self._made_from["base_model"]
+        compared = self._made_from.get("compared")
         with naming(f"what the activation cache {self._folder} says of its language model", (*ODD, ValueError)):
-            model = without_weights(AutoConfig.for_model(**self._made_from["model_config"]))
-        return BaseModel(model, None, Origin(**origin) if origin else None)
+            models = {
+                one["name"]: without_weights(AutoConfig.for_model(**one["model_config"]))
+                for one in compared or [{"name": "", "model_config": self._made_from["model_config"]}]
+            }
+            said = [one["base_model"] for one in compared or [self._made_from]]
+            first, *others = [Origin(**origin) if origin else None for origin in said]
+        model = SideBySide(models) if compared else next(iter(models.values()))
+        return BaseModel(model, None, first, others=tuple(others))
 
     def source(self, places: list[str], accelerator: Accelerator) -> CachedActivations:
         """This process's part of the rows.
@@ -292,7 +342,9 @@ class Cache:
         Raises:
             ValueError: Says which.
         """
-        if _architecture(base.model) != self._made_from["model_config"]:
+        of_each = [one["model_config"] for one in _compared(base) or []]
+        known = [one["model_config"] for one in self._made_from.get("compared") or []]
+        if _architecture(base.model) != self._made_from["model_config"] or of_each != known:
             raise ValueError(
                 f"the activation cache {self._folder} was made with another language model than the one given now: "
                 "their configs differ. Give the same model, or set eval_tokens to 0 to train without it."

@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.hooks import SideBySide
 from hfsae.hooks.inner import inner_model, model_to_call
-from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of
+from hfsae.inputs.compared_models import compares, models_of, refuse_unequal_tokenizers
+from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of, tokenizer_of_all
 from hfsae.model_kwargs import checked
 from hfsae.parallel.launching import launched_here
 
@@ -27,7 +29,8 @@ class BaseModel:
         model: The causal LM, on its device, in evaluation mode. A `PeftModel` only where the model inside alone would
             compute something else: with a learnt prompt.
         tokenizer: Its tokenizer.
-        origin: Where it comes from; None for an object that came without a name.
+        origin: Where it comes from; None for an object that came without a name; of models side by side the first.
+        others: Where the others of models side by side come from, in their order.
         stays: Whether it lies where a device map put it, and is not moved.
         read_in: What its products are made in while training text is read; None where none is.
     """
@@ -37,6 +40,7 @@ class BaseModel:
     origin: Origin | None
     stays: bool = False
     read_in: torch.dtype | None = None
+    others: tuple[Origin | None, ...] = ()
 
 
 def open_base_model(
@@ -50,15 +54,18 @@ def open_base_model(
 
     Args:
         args: The run's arguments.
-        model: A causal LM, a wrapper around one, or its name; None takes `args.model_name_or_path`.
+        model: A causal LM, a wrapper around one, or its name; None takes `args.model_name_or_path`. Several, by the
+            names of a crosscoder's sources, stand side by side, as those of `args.compare_model_name_or_path` do.
         tokenizer: Its tokenizer; None loads it.
         device: Where the model goes.
         devices: This process's own, over which `model_device_map` spreads it; none where all are its own.
 
     Raises:
         TypeError: If the object is no language model.
-        ValueError: If neither is there.
+        ValueError: If neither is there, or several models have unequal tokenizers.
     """
+    if compares(args, model):
+        return _open_several(args, model, tokenizer, device, devices)
     if model is None or isinstance(model, str):
         origin = named_origin(args, model)
         lm = load(origin, **_precision_and_place(args, device, devices))
@@ -69,6 +76,38 @@ def open_base_model(
     lm = model_to_call(lm)
     stays = hasattr(inner_model(lm), "hf_device_map") or args.model_device_map is not None
     base = BaseModel(model=lm.eval(), tokenizer=tokenizer, origin=origin, stays=stays)
+    move_base_model(base, device)
+    return base
+
+
+def _open_several(
+    args: SAETrainingArguments,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: torch.device,
+    devices: Sequence[torch.device],
+) -> BaseModel:
+    """Opens models side by side, once their tokenizers have been found equal."""
+    given = named_origin(args, model) if isinstance(model, str) else model
+    models = models_of(args, given, lambda: named_origin(args))
+    origins = {
+        name: one if isinstance(one, Origin) else _origin_of_object(replace(args, model_name_or_path=None), one)
+        for name, one in models.items()
+    }
+    tokenizers = {name: tokenizer_of(origin) for name, origin in origins.items() if origin is not None}
+    if tokenizer is not None and len(tokenizers) < len(models):
+        tokenizers["the run"] = tokenizer
+    if tokenizers:
+        refuse_unequal_tokenizers(tokenizers)
+    place = _precision_and_place(args, device, devices)
+    opened = {name: load(one, **place) if isinstance(one, Origin) else one for name, one in models.items()}
+    side_by_side = SideBySide(opened)
+    if tokenizer is None and tokenizers:
+        tokenizer = tokenizer_of_all(tokenizers.values())
+    stays = any(hasattr(inner_model(one), "hf_device_map") for one in side_by_side.models.values())
+    first, *others = origins.values()
+    base = BaseModel(side_by_side.eval(), tokenizer, first, stays or args.model_device_map is not None)
+    base.others = tuple(others)
     move_base_model(base, device)
     return base
 

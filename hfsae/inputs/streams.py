@@ -31,9 +31,9 @@ from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
-from hfsae.hooks import HookPoint, inner_model, resolve_hook_points
+from hfsae.hooks import HookPoint, SideBySide, inner_model, resolve_hook_points
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.in_model import resolve_joined
+from hfsae.in_model import resolve_in_each, resolve_joined
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.text_splits import Texts
 
@@ -134,7 +134,9 @@ def _resolved(model: PreTrainedModel, names: str) -> list[str]:
     found: list[str] = []
     # Named in the model inside of its wrappers: found there with and without these.
     for name in (name.strip() for name in names.split(",")):
-        if len(places_in(name)) > 1:
+        if isinstance(side_by_side := inner_model(model), SideBySide) and name:
+            found += resolve_in_each(side_by_side, name)
+        elif len(places_in(name)) > 1:
             found.append(resolve_joined(inner_model(model), name))
         elif name:
             found += map(str, resolve_hook_points(inner_model(model), name))

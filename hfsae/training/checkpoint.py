@@ -159,6 +159,8 @@ def _refuse_other_sae(checkpoint: Path, learner: Learner) -> None:
         if (place := getattr(before, name)) is not None:
             place = in_full(place) if must_be_local(place) else place
             setattr(before, name, found_again(place, written_in, checkpoint.absolute().parent))
+    if getattr(before, "source_models", None) is not None:
+        before.source_models = found_again(before.source_models, written_in, checkpoint.absolute().parent)
     names = {field.name for field in fields(now)} - {field.name for field in fields(PreTrainedConfig)}
     differing = [
         f"{name} was {getattr(before, name, None)!r} and is {getattr(now, name)!r}"

@@ -21,11 +21,11 @@ from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
 from hfsae.evaluation.rehearsal import rehearse
 from hfsae.hooks import inner_model
-from hfsae.in_model import portable_names, refuse_other_sources, rows_at, widths_at
+from hfsae.in_model import own_place, refuse_other_models, refuse_other_sources, rows_at, source_names, widths_at
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, move_base_model
 from hfsae.inputs.text_splits import Texts
-from hfsae.language_model import record
+from hfsae.language_model import record, record_sources
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import deal, deal_devices, devices_here, from_owners, refuse_idle, rows_of_all
 from hfsae.parallel.sharded_sae import refuse_unfit
@@ -201,11 +201,13 @@ def _item(
     source, target = places
     if item is None or isinstance(item, Mapping):
         wanted = None if target is None else (target, widths[target])
-        names = None if base is None else portable_names(inner_model(base.model), source)
+        names = None if base is None else source_names(inner_model(base.model), source)
         item = config_from_arguments(args, names or source, widths_at(widths, source), wanted)
     config = config_of(item)
     label = f"SAE {name!r}" if name else f"the {config.model_type.removeprefix('hfsae_')} SAE"
     refuse_other_sources(config, source, widths_at(widths, source), label)
+    if base is not None and base.others:
+        refuse_other_models(config, inner_model(base.model), label)
     for field, place in (("d_in", source), ("d_out", target or source)):
         if (size := getattr(config, field)) != (there := sum(widths_at(widths, place))):
             raise ValueError(f"{label} has {field}={size}, but the activations at {place} have {there} dimensions.")
@@ -231,8 +233,12 @@ def _describe_origin(run: Run, config: SAEConfig, name: str) -> None:
     """Writes into the config what its user will have to know."""
     if run.base is None:
         return
-    config.hook_point, config.target_hook_point = run.places[name], run.targets.get(name)
-    record(run.base.origin, config)
+    place = own_place(inner_model(run.base.model), run.places[name])
+    config.hook_point, config.target_hook_point = place, run.targets.get(name)
+    if run.base.others:
+        record_sources([run.base.origin, *run.base.others], config)
+    else:
+        record(run.base.origin, config)
     config.context_length = run.args.context_length
     config.prepend_bos = run.prepend_bos
     config.exclude_special_tokens = run.args.exclude_special_tokens

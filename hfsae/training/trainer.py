@@ -102,7 +102,8 @@ class SAETrainer:
 
     Args:
         model: A causal LM, a wrapper around one (a `PeftModel`, DDP, a compiled model; see
-            `hfsae.hooks.inner_model`), or its name; None takes `args.model_name_or_path`.
+            `hfsae.hooks.inner_model`), or its name; None takes `args.model_name_or_path`. Several by the names of a
+            crosscoder's sources, `{"base": gpt2, "tuned": mine}`, are read side by side.
         args: The run's arguments.
         saes: What to train: an SAE or a config, or several by name, each with its `hook_point`. None makes one SAE
             from the arguments for every place that `args.hook_point` names. SAE objects go on from their weights.
@@ -148,8 +149,9 @@ class SAETrainer:
         if isinstance(model, SAE | SAEConfig):
             raise TypeError("the first argument is the language model; SAEs are given as SAETrainer(saes=...).")
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
-        if model is not None and not isinstance(model, str):
-            inner_model(model)  # or says what is wrong
+        for one in model.values() if isinstance(model, Mapping) else [model]:
+            if one is not None and not isinstance(one, str):
+                inner_model(one)  # or says what is wrong
         cached = args is not None and args.activation_cache is not None
         if activations is not None and (model is not None or train_dataset is not None or cached):
             raise ValueError("give a language model with text or their cache, or activations of your own, not both.")

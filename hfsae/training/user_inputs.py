@@ -193,7 +193,7 @@ def _model_places(
         pairs = {}
         for name, item in inputs.by_name.items():
             named = _named_target(item, args)
-            source = resolve_joined(model, _named_place(item) or args.hook_point)
+            source = resolve_joined(model, _named_place(item, by_source=not base.others) or args.hook_point)
             target = resolve_joined(model, named) if named is not None else None
             pairs[name] = (source, target if target != source else None)
     else:
@@ -232,12 +232,12 @@ def _own_places(
     return places, targets
 
 
-def _named_place(item: SAEInput) -> str | None:
-    """Where an SAE says that it reads, in its own words."""
+def _named_place(item: SAEInput, *, by_source: bool = True) -> str | None:
+    """Where an SAE says that it reads, in its own words; of sources that are no models, by their names."""
     if isinstance(item, Mapping):
         return item.get("hook_point")
     config = config_of(item)
-    if config.hook_point is None and config.is_crosscoder:
+    if config.hook_point is None and by_source and config.is_crosscoder:
         return join_places(config.source_names)  # type: ignore[attr-defined]
     return config.hook_point
 
