@@ -297,8 +297,6 @@ def _skeleton(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
     if compares(args, model):
         several = models_of(args, model, lambda: named_origin(args))
         return SideBySide({name: _skeleton_of(args, one) for name, one in several.items()})
-    if model is None and args.model_name_or_path is None:
-        raise ValueError("an estimate needs a language model: give model_name_or_path.")
     return _skeleton_of(args, named_origin(args) if model is None else model)
 
 
