@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -68,6 +68,25 @@ def make_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         kind = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file, or lies below one"
         raise NotADirectoryError(f"{folder} is {kind}: choose a folder.") from error
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[None]:
+    """Makes a folder where there is none; where the context ends in an error, what it made is gone if it is empty.
+
+    Raises:
+        NotADirectoryError: If a file lies there, or a link to nothing.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # something was written: it stays
+                path.rmdir()
+        raise
 
 
 def _holder(folder: Path) -> str:

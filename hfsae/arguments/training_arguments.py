@@ -225,7 +225,7 @@ class SAETrainingArguments:
     resample_every: int | None = DEAD_FEATURES(None, "Tokens between resamplings; None: a tenth of the run.", POSITIVE)
     feature_sampling_window: int = DEAD_FEATURES(1000, "Steps over which feature densities are counted.", POSITIVE)
 
-    logging_steps: int = SAVING(50, "Steps between logged metrics.", POSITIVE)
+    logging_steps: int | None = SAVING(None, "Steps between logs; None: a hundredth of the run, at most 50.", POSITIVE)
     save_steps: int = SAVING(500, "Steps between checkpoints; 0 keeps only the last.", NOT_NEGATIVE)
     save_minutes: float | None = SAVING(
         None, "Minutes after which a checkpoint is written whatever the step.", POSITIVE

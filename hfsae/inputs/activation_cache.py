@@ -21,7 +21,7 @@ from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.hooks import SideBySide
 from hfsae.in_model import separate
-from hfsae.in_use import make_folder
+from hfsae.in_use import new_folder
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.text_splits import Texts, load_texts
@@ -93,10 +93,10 @@ def cache_activations(
         >>> cache_activations(args).rows  # doctest: +SKIP
         4194304
     """
-    make_folder(Path(args.output_dir))
-    accelerator = start_accelerator(dataclasses.replace(args, report_to="none"))
-    with ProcessWatch(accelerator, lambda: "The same command goes on with the cache."):
-        _write(args, model, train_dataset, processing_class, shard_rows, accelerator)
+    with new_folder(args.output_dir):
+        accelerator = start_accelerator(dataclasses.replace(args, report_to="none"))
+        with ProcessWatch(accelerator, lambda: "The same command goes on with the cache."):
+            _write(args, model, train_dataset, processing_class, shard_rows, accelerator)
     logger.info("wrote %s", args.output_dir)
     return CacheDescription.read(args.output_dir)
 

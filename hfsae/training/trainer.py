@@ -20,7 +20,7 @@ from hfsae.evaluation.report import headlines
 from hfsae.hooks import inner_model
 from hfsae.host_memory import freed_memory_kept
 from hfsae.in_model import rows_at
-from hfsae.in_use import in_use, make_folder
+from hfsae.in_use import in_use, new_folder
 from hfsae.interruption import Interruption
 from hfsae.modeling import SAE
 from hfsae.notebook import html_table
@@ -41,6 +41,9 @@ from hfsae.training.setup import prepare_run, resume, text_seed_of
 from hfsae.training.user_inputs import Inputs, SAEInput
 
 logger = logging.getLogger(__name__)
+
+# How often is logged where the arguments do not say it: a short run has points enough for a curve too.
+_POINTS_OF_A_CURVE, _MOST_STEPS_BETWEEN_LOGS = 100, 50
 
 # Processes ask each other only so often whether one was interrupted: the answer waits for the device.
 _AGREE_STEPS = 8
@@ -180,12 +183,12 @@ class SAETrainer:
             OSError: If a checkpoint cannot be written; earlier ones stay whole.
             ProcessLostError: If another process of the run has ended; names it.
         """
-        make_folder(self._output_dir)
-        accelerator = start_accelerator(self.args)
-        # Of several processes the main one holds the folder for all.
-        held = in_use(self._output_dir) if accelerator.is_main_process else nullcontext()
-        with ProcessWatch(accelerator, self._what_is_left), held:
-            return self._train(accelerator, resume_from_checkpoint)
+        with new_folder(self._output_dir):
+            accelerator = start_accelerator(self.args)
+            # Of several processes the main one holds the folder for all.
+            held = in_use(self._output_dir) if accelerator.is_main_process else nullcontext()
+            with ProcessWatch(accelerator, self._what_is_left), held:
+                return self._train(accelerator, resume_from_checkpoint)
 
     def _train(self, accelerator: Accelerator, resume_from_checkpoint: str | os.PathLike | bool | None) -> TrainOutput:
         args = self.args
@@ -240,6 +243,7 @@ class SAETrainer:
         state, args = self.state, self.args
         started = time.perf_counter() - self._seconds
         clock = Clock(state.global_step * self._run.tokens_per_step)
+        every = args.logging_steps or min(max(state.max_steps // _POINTS_OF_A_CURVE, 1), _MOST_STEPS_BETWEEN_LOGS)
         self._saved_at = time.perf_counter()
         self._call("on_train_begin")
         while state.global_step < state.max_steps:
@@ -250,7 +254,7 @@ class SAETrainer:
             self._call("on_step_end")
             stopping = self.control.should_training_stop or self._is_interrupted(interruption)
             last = stopping or state.global_step == state.max_steps
-            if last or self.control.should_log or state.global_step % args.logging_steps == 0:
+            if last or self.control.should_log or state.global_step % every == 0:
                 self._log(clock)
             due = args.save_steps and state.global_step % args.save_steps == 0
             if last or self.control.should_save or due or self._is_time_to_save():

@@ -52,6 +52,13 @@ def test_one_sae_is_trained_and_saved_with_its_card_and_its_log(tmp_path):
     assert [entry["tokens"] for entry in logged] == [4 * BATCH, 8 * BATCH, 12 * BATCH]
 
 
+@pytest.mark.parametrize("steps, logged", [(3, [1, 2, 3]), (250, [*range(2, 251, 2)])])
+def test_a_short_run_logs_enough_for_a_curve(tmp_path, steps, logged):
+    inputs = {"activations": sparse_rows(32 * steps)}
+    output = trainer(tmp_path, steps=steps, train_batch_tokens=32, logging_steps=None, inputs=inputs).train()
+    assert [entry["step"] for entry in output.log_history] == logged
+
+
 def test_training_explains_more_of_held_out_activations_than_the_start_does(tmp_path):
     rows, fresh = sparse_rows(4000), sparse_rows(500, seed=1)
     before = make_sae("topk", rows[:64])
@@ -240,8 +247,8 @@ def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, **change).train()
-    assert last_checkpoint(tmp_path) is None and not (tmp_path / "model.safetensors").exists()
+        trainer(tmp_path / "run", **change).train()
+    assert not (tmp_path / "run").exists()
 
 
 def test_text_shorter_than_a_batch_is_refused(tmp_path):
