@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {*COMPUTING, "modeling"},
     "analysis": USE | {"evaluation", "hub"},
     "saved": MODEL | {"analysis"},
+    "tables": MODEL | {"analysis"},
     "arguments": COMPUTING | {"command_line", "model_kwargs"},
     "parallel": COMPUTING | {"arguments"},
     "inputs": USE | {"evaluation", "arguments", "parallel"},
@@ -69,7 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "circuits": MODEL | {"saved", "analysis", "dashboard"},
     "cli": MODEL
     | RUN
-    | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"},
+    | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}
+    | {"tables"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch, contents_of
+from hfsae.data.contents import Contents
 from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
 from hfsae.data.left_out import LeftOut
 from hfsae.evaluation.text import reading_of
@@ -89,6 +90,10 @@ class PieceReader:
         special = special_token_ids(tokenizer) if config.exclude_special_tokens else []
         self._left_out = LeftOut(tuple(special), tuple(config.exclude_positions))
 
+    def contents(self, dataset: "Dataset | IterableDataset", text_column: str | None = None) -> Contents:
+        """Which column of a dataset holds its documents, and what they are; as `contents_of` finds it."""
+        return contents_of(dataset, text_column, chat=self._reading["chat"])
+
     def batches(
         self, documents: Documents, *, text_column: str | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Pieces]:
@@ -118,7 +123,7 @@ class PieceReader:
     ) -> Iterator[tuple[int, Tokens, Tokens]]:
         """(row, BOS if there is to be one, tokens) of every document of this process."""
         dataset = as_dataset(documents)
-        contents = contents_of(dataset, text_column, chat=self._reading["chat"])
+        contents = self.contents(dataset, text_column)
         bos = self._bos(contents.kind)
         encode = DocumentEncoder(contents, self._tokenizer, assistant_only=self._reading["assistant_only"])
         row = 0

@@ -29,6 +29,7 @@ COMMANDS = {
     "Look at an SAE": {
         "info": "Say what a saved or published SAE is.",
         "features": "Show which features fire on a text.",
+        "featurize": "Write the features of a dataset, a document or a token a row.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
         "eval": "Measure a saved SAE, on the text of its record or on another.",
         "card": "Write the model card of a saved SAE again.",
