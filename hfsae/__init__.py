@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from hfsae.interop import export_sae
     from hfsae.modeling import SAE
     from hfsae.saved.many import load_saes
+    from hfsae.tables.table import FeatureTable
+    from hfsae.tables.written import featurize
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
 
 __version__ = "0.1.0"
@@ -93,7 +95,7 @@ _HOME = {
     "TopKSAE": "hfsae.architectures",
     "TopKSAEConfig": "hfsae.architectures",
     "FeatureCollection": "hfsae.analysis",
-    "FeatureTable": "hfsae.tables",
+    "FeatureTable": "hfsae.tables.table",
     "Graph": "hfsae.circuits",
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
@@ -107,7 +109,7 @@ _HOME = {
     "export_sae": "hfsae.interop",
     "feature_activations": "hfsae.analysis",
     "feature_effects": "hfsae.analysis",
-    "featurize": "hfsae.tables",
+    "featurize": "hfsae.tables.written",
     "find_max_activating_examples": "hfsae.analysis",
     "find_saes": "hfsae.hub",
     "list_saes": "hfsae.hub",
@@ -125,6 +127,7 @@ __all__ = [
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
     "FeatureCollection",
+    "FeatureTable",
     "CrossLayerTranscoderSAE",
     "CrossLayerTranscoderSAEConfig",
     "CrosscoderSAE",
@@ -164,6 +167,7 @@ __all__ = [
     "export_sae",
     "feature_activations",
     "feature_effects",
+    "featurize",
     "find_max_activating_examples",
     "find_saes",
     "list_saes",

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {*COMPUTING, "modeling"},
     "analysis": USE | {"evaluation", "hub"},
     "saved": MODEL | {"analysis"},
-    "tables": MODEL | {"analysis"},
+    "tables": USE | {"evaluation", "analysis"},
     "arguments": COMPUTING | {"command_line", "model_kwargs"},
     "parallel": COMPUTING | {"arguments"},
     "inputs": USE | {"evaluation", "arguments", "parallel"},

@@ -69,7 +69,7 @@ def run(
     from hfsae.data import TextSource
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
-    from hfsae.tables import featurize
+    from hfsae.tables.written import featurize
 
     source = TextSource(
         dataset=dataset_name, dataset_config=dataset_config, split=dataset_split, streaming=streaming

@@ -10,7 +10,6 @@ import numpy as np
 from hfsae.storage import DamagedFileError
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
     from datasets import Dataset
     from scipy.sparse import csr_array
@@ -86,7 +85,7 @@ class FeatureTable:
 
         return parquet.read_table([str(file) for file in self._files])
 
-    def to_pandas(self) -> "pandas.DataFrame":
+    def to_pandas(self) -> Any:
         """The rows as a frame of pandas."""
         return self.to_arrow().to_pandas()
 

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from hfsae.analysis.pieces import Documents, PieceReader, as_dataset
 from hfsae.analysis.reading import FeatureReader
 from hfsae.analysis.weights import chosen_features
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.contents import column_names
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.in_use import in_use
-from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 from hfsae.storage import in_bytes
 from hfsae.tables.choices import Level, Reduce
@@ -46,7 +46,7 @@ class _Shard(NamedTuple):
 
 
 def featurize(
-    sae: SAE,
+    sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
     documents: Documents,
