@@ -26,36 +26,49 @@ def snippets(path: str, containing: str) -> str:
     return found
 
 
-def test_the_five_lines_of_the_readme_read_features_of_a_published_sae(hub, tmp_path, capsys):
+FIRST_SNIPPET = "sae.attach(model) as run"
+
+
+def an_sae_of(base_model: str, revision: str | None) -> SAE:
+    hook_point = "transformer.h.1.output"
+    base = {"base_model": base_model, "base_model_revision": revision, "hook_point": hook_point}
+    return SAE.from_config(TopKSAEConfig(d_in=128, expansion_factor=4, k=8, **base))
+
+
+def hold_the_first_snippet_against(sae: SAE, names: dict, printed: str) -> None:
+    """Every token was printed with its five strongest features, found here without attaching anything."""
+    tokenizer, model = names["tokenizer"], names["model"]
+    inputs = tokenizer("def main(self):", return_tensors="pt")
+    with torch.no_grad():
+        dense = sae.encode(model(**inputs, output_hidden_states=True).hidden_states[2])
+    torch.testing.assert_close(names["run"].features.to_dense(), dense)
+    lines = [line.rsplit(" [", 1) for line in printed.splitlines()]
+    assert [token for token, _ in lines] == tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    assert [json.loads(f"[{features}") for _, features in lines] == dense[0].topk(5).indices.tolist()
+
+
+def test_the_first_snippet_of_the_readme_prints_tokens_with_features_of_a_saved_sae(tmp_path, monkeypatch, capsys):
+    sae = an_sae_of(str(ROOT / "examples" / "tiny_lm"), None)
+    sae.save_pretrained(tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippets("README.md", FIRST_SNIPPET), names)
+    hold_the_first_snippet_against(sae, names, capsys.readouterr().out)
+
+
+def test_the_first_snippet_of_the_readme_reads_a_published_sae_too(hub, tmp_path, capsys):
     owner = HfApi(token=hub.add_user("owner", "org").write_token)
     owner.create_repo("org/tiny-lm")
     owner.upload_folder(repo_id="org/tiny-lm", folder_path=ROOT / "examples" / "tiny_lm")
-    commit = owner.model_info("org/tiny-lm").sha
-    config = TopKSAEConfig(
-        d_in=128,
-        expansion_factor=4,
-        k=8,
-        base_model="org/tiny-lm",
-        base_model_revision=commit,
-        hook_point="transformer.h.1.output",
-    )
-    sae = SAE.from_config(config)
+    sae = an_sae_of("org/tiny-lm", owner.model_info("org/tiny-lm").sha)
     sae.save_pretrained(tmp_path)
     owner.create_repo("org/gpt2-l8-16x")
     owner.upload_folder(repo_id="org/gpt2-l8-16x", folder_path=tmp_path)
-
+    snippet = snippets("README.md", FIRST_SNIPPET)
+    assert "org/gpt2-l8-16x" in snippet
     names: dict = {}
-    exec(snippets("README.md", "org/gpt2-l8-16x"), names)
-
-    run, tokenizer, model = names["run"], names["tokenizer"], names["model"]
-    inputs = tokenizer("The Eiffel Tower is in", return_tensors="pt")
-    with torch.no_grad():
-        residual = model(**inputs, output_hidden_states=True).hidden_states[2]
-    torch.testing.assert_close(run.features.to_dense(), sae.encode(residual))
-    printed = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
-    assert [token for token, _ in printed] == tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
-    dense = run.features.to_dense()[0]
-    assert [json.loads(features) for _, features in printed] == dense.topk(5).indices.tolist()
+    exec(snippet.replace("runs/tiny", "org/gpt2-l8-16x"), names)
+    hold_the_first_snippet_against(sae, names, capsys.readouterr().out)
 
 
 def test_the_readme_names_arguments_and_configs_that_exist(tmp_path, monkeypatch):
