@@ -6,7 +6,18 @@ graph.strongest(5), graph.replacement_score, graph.validate(20)
 
 from hfsae.circuits.clamping import Ablations, Effect, Intervention, Validation
 from hfsae.circuits.graph import Exactness, Graph
+from hfsae.circuits.graph_page import write_graph_page
 from hfsae.circuits.nodes import Node
 from hfsae.circuits.tracing import trace
 
-__all__ = ["Ablations", "Effect", "Exactness", "Graph", "Intervention", "Node", "Validation", "trace"]
+__all__ = [
+    "Ablations",
+    "Effect",
+    "Exactness",
+    "Graph",
+    "Intervention",
+    "Node",
+    "Validation",
+    "trace",
+    "write_graph_page",
+]

@@ -14,7 +14,8 @@ from hfsae.circuits.targets import Targets, target_vectors
 if TYPE_CHECKING:
     from hfsae.circuits.graph import Graph
 
-_FEWEST = 3
+FEWEST = 3
+"""Features without which a correlation says nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ def validate(graph: "Graph", n: int, *, batch_size: int) -> Validation:
     """What `Graph.validate` does."""
     circuit = _circuit(graph)
     features = graph.is_kind("feature").nonzero()[:, 0]
-    if len(features) < 2 * _FEWEST or n < _FEWEST:
+    if len(features) < 2 * FEWEST or n < FEWEST:
         raise ValueError(
-            f"a correlation needs {_FEWEST} features and as many others; the graph has {len(features)}, n is {n}."
+            f"a correlation needs {FEWEST} features and as many others; the graph has {len(features)}, n is {n}."
         )
     order = features[graph.influence[features].argsort(descending=True, stable=True)].tolist()
     n = min(n, len(order) // 2)

@@ -247,6 +247,17 @@ class Graph:
 
         return to_networkx(self)
 
+    def write_page(self, output: str | Path, **options: Any) -> Path:
+        """Writes the graph as one HTML file that opens offline.
+
+        Args:
+            output: The file, which ends in `.html`.
+            **options: As `hfsae.circuits.write_graph_page` takes them: `title`, `collections`, `labels`, ...
+        """
+        from hfsae.circuits.graph_page import write_graph_page
+
+        return write_graph_page(self, output, **options)
+
     def save(self, path: str | Path) -> Path:
         """Writes one safetensors file that `load` reads. The model and the SAEs are not in it."""
         content = {

@@ -31,6 +31,7 @@ COMMANDS = {
         "features": "Show which features fire on a text.",
         "featurize": "Write the features of a dataset, a document or a token a row.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
+        "trace": "Show which features of a prompt make what the model says.",
         "eval": "Measure a saved SAE, on the text of its record or on another.",
         "card": "Write the model card of a saved SAE again.",
         "report": "Write the page with curves, figures and features of a saved SAE again.",

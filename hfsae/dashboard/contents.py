@@ -49,8 +49,10 @@ class Contents:
         groups = []
         for start in range(0, len(collection), GROUP_SIZE):
             features = [collection[row] for row in range(start, min(start + GROUP_SIZE, len(collection)))]
-            words = _Words()
-            groups.append(pack({"features": [_feature(f, texts, words) for f in features], "texts": words.texts}))
+            words = Words()
+            groups.append(
+                pack({"features": [feature_content(f, texts, words) for f in features], "texts": words.texts})
+            )
             peaks += [_peaks(feature, texts) for feature in features]
         index = {
             "about": _about(collection),
@@ -75,7 +77,7 @@ def unpack(packed: str) -> Any:
     return json.loads(zlib.decompress(base64.b64decode(packed)))
 
 
-class _Words:
+class Words:
     """Numbers texts in the order in which they come, so that each is written once."""
 
     def __init__(self):
@@ -95,7 +97,8 @@ def _about(collection: FeatureCollection) -> dict[str, Any]:
     return about | shown
 
 
-def _feature(feature: Feature, texts: TokenTexts, words: _Words) -> dict[str, Any]:
+def feature_content(feature: Feature, texts: TokenTexts, words: Words) -> dict[str, Any]:
+    """What the page of one feature shows."""
     return {
         "tokens_firing": feature.tokens_firing,
         "mean": significant(feature.mean),
@@ -111,7 +114,7 @@ def _feature(feature: Feature, texts: TokenTexts, words: _Words) -> dict[str, An
     }
 
 
-def _example(example: Example, texts: TokenTexts, words: _Words) -> dict[str, Any]:
+def _example(example: Example, texts: TokenTexts, words: Words) -> dict[str, Any]:
     return {
         "document": example.document,
         "position": example.position,

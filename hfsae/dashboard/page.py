@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 # Joined in this order into one module, so that they share one scope and the page has no global names.
@@ -40,11 +40,10 @@ def render_page(title: str, index: Mapping[str, Any], groups: Sequence[str], fil
         groups: Packed groups of features, which are written into the page; none where they lie beside it.
         files_beside: Whether the page loads groups from files beside it.
     """
-    style, script = _asset("style.css"), "\n".join(_asset(name) for name in SCRIPTS)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html")).render(
+    style, script = asset("style.css"), "\n".join(asset(name) for name in SCRIPTS)
+    return template(asset("page.html")).render(
         title=title,
-        policy=_policy(style, script, files_beside),
+        policy=policy(style, script, files_beside),
         style=Markup(style),
         script=Markup(script),
         index=Markup(as_data(index)),
@@ -57,7 +56,20 @@ def as_data(content: Any) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _policy(style: str, script: str, files_beside: bool) -> str:
+def template(source: str) -> Template:
+    """A page's template, in which what is filled in is escaped, and nothing may be missing."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source)
+
+
+def policy(style: str, script: str, files_beside: bool = False) -> str:
+    """The content security policy of a page: this style and this script, by their digests, and nothing fetched.
+
+    Args:
+        style: Its style.
+        script: Its script.
+        files_beside: Whether it loads scripts from files beside it.
+    """
     scripts = _digest(script) + (" 'self'" if files_beside else "")
     return f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {scripts}; base-uri 'none'"
 
@@ -66,5 +78,6 @@ def _digest(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _asset(name: str) -> str:
-    return files("hfsae.dashboard").joinpath("assets", name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "hfsae.dashboard") -> str:
+    """A file that pages are put together from."""
+    return files(package).joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,0 +1,127 @@
+"""`trace_saved`: the graph of a prompt from saved or published SAEs, with what lies beside their weights."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfsae.analysis import FeatureCollection
+from hfsae.circuits.clamping import FEWEST
+from hfsae.circuits.graph import Graph
+from hfsae.circuits.tracing import trace
+from hfsae.dashboard import read_labels
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE
+from hfsae.language_model import rename_base_model
+from hfsae.modeling import SAE
+from hfsae.saved.many import load_saes
+from hfsae.saving import files_at_once
+
+logger = logging.getLogger(__name__)
+
+# What an SAE is called that lies in the folder itself.
+_ALONE = "sae"
+
+
+class Beside(NamedTuple):
+    """What lies beside the weights of SAEs, by the SAE's name, and fits them."""
+
+    collections: dict[str, FeatureCollection]
+    labels: dict[str, dict[int, str]]
+    dashboards: dict[str, Path]
+
+
+def trace_saved(
+    source: str | os.PathLike,
+    prompt: str,
+    output: str | Path,
+    *,
+    json_output: str | Path | None = None,
+    graph_output: str | Path | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    validate: int = 0,
+    **options: Any,
+) -> Graph:
+    """Traces a prompt with the SAEs of a folder or a Hub repository, and writes what was asked for.
+
+    Args:
+        source: A run with a transcoder set, a folder with one SAE or with many, or a Hub repository.
+        prompt: The text.
+        output: The page, a file that ends in `.html`.
+        json_output: A file for the pruned graph in circuit-tracer's schema; None writes none.
+        graph_output: A file for the whole graph, which `Graph.load` reads; None writes none.
+        model: The language model; None loads the one that the SAEs' configs name.
+        revision: Branch, tag or commit of the repository.
+        allow_pickle: Whether weights of other projects may be pickles.
+        validate: How many of the strongest features are taken away one by one, to hold the graph against the model.
+            0 takes none away, and a graph of fewer than six features is not held against it.
+        **options: As `trace` takes them.
+
+    Returns:
+        The graph.
+
+    Raises:
+        ValueError: As `trace`; if the page's name does not end in `.html`.
+        OSError: If the SAEs or the language model are not there.
+    """
+    if Path(output).suffix != ".html":
+        raise ValueError(f"the page of a graph is one file: its name ends in .html, got {output}.")
+    hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
+    saes = {name or _ALONE: sae for name, sae in load_saes(source, **hub).items()}
+    for sae in saes.values() if model is not None else ():
+        rename_base_model(sae.config, model)
+    first = next(iter(saes.values()))
+    language_model, tokenizer = first.load_base_model(), first.load_tokenizer()
+    graph = trace(language_model, saes, prompt, tokenizer=tokenizer, **options)
+    if validate and int(graph.is_kind("feature").sum()) >= 2 * FEWEST:
+        graph.validate(validate)
+    found = beside(Path(source), saes)
+    dashboards = {name: _link(page, Path(output)) for name, page in found.dashboards.items()}
+    graph.write_page(
+        output,
+        collections=found.collections,
+        labels=found.labels,
+        dashboards=dashboards,
+        tokenizer=tokenizer,
+    )
+    if json_output is not None:
+        path = Path(json_output)
+        with files_at_once(path.parent) as folder:
+            (folder / path.name).write_text(json.dumps(graph.prune().to_json(slug=path.stem)), encoding="utf-8")
+    if graph_output is not None:
+        graph.save(graph_output)
+    return graph
+
+
+def beside(folder: Path, saes: Mapping[str, SAE]) -> Beside:
+    """Features that were collected, labels and dashboards of SAEs on this machine.
+
+    Args:
+        folder: Where the SAEs lie; nothing is found of a Hub repository.
+        saes: The SAEs by name, as `trace_saved` calls them.
+    """
+    found = Beside({}, {}, {})
+    for name, sae in saes.items():
+        place = folder if name == _ALONE and not (folder / name).is_dir() else folder / name
+        digest = weights_sha256(sae)
+        try:
+            collection = FeatureCollection.load(place)
+            if collection.about.weights_sha256 == digest:
+                found.collections[name] = collection
+            else:
+                logger.info("the features in %s are of other weights: the page shows no examples of them", place)
+        except FileNotFoundError:
+            pass
+        if (place / LABELS_FILE).is_file():
+            found.labels[name] = read_labels(place / LABELS_FILE, digest)
+        if (place / DASHBOARD_FILE).is_file():
+            found.dashboards[name] = place / DASHBOARD_FILE
+    return found
+
+
+def _link(page: Path, output: Path) -> str:
+    return Path(os.path.relpath(page.resolve(), output.resolve().parent)).as_posix()

@@ -1,0 +1,202 @@
+"""The page of a graph: what it holds, and what it does in headless Chromium, opened as a user opens it."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfsae import Graph, trace
+from tests.circuits.tiny import IDS, model_of, transcoders
+from tests.dashboard.tiny import ATTACK, HOSTILE, collection, tokenizer
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@cache
+def graph() -> Graph:
+    """A graph whose tokens and labels are as hostile as text from strangers can be."""
+    made = trace(model_of("llama"), transcoders("llama"), IDS, max_features=20, disable_tqdm=True)
+    made.validate(3)
+    labelled = [
+        replace(node, label=HOSTILE[row % len(HOSTILE)]) if node.kind in ("logit", "embedding") else node
+        for row, node in enumerate(made.nodes)
+    ]
+    return replace(made, nodes=labelled, prompt=ATTACK, tokens=list(HOSTILE[: len(IDS)]), notes=[ATTACK])
+
+
+def written(folder: Path, **options: Any) -> Path:
+    feature = next(node for node in graph().nodes if node.kind == "feature" and node.source == "mlp.0")
+    labels = {"mlp.0": {feature.feature: ATTACK}}
+    return graph().write_page(folder / "graph.html", labels=labels, **options)
+
+
+def content_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="content">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_holds_the_graph(tmp_path: Path):
+    content = content_of(written(tmp_path))
+    own = graph()
+    assert [node["name"] for node in content["nodes"]] == [node.name for node in own.nodes if own_has(own, node.name)]
+    for target, source, weight in content["edges"][::20]:
+        names = content["nodes"][target]["name"], content["nodes"][source]["name"]
+        assert weight == pytest.approx(float(own.edges[own.index(names[0]), own.index(names[1])]), rel=1e-3)
+    assert content["figures"]["features"] == 20 and content["figures"]["active"] == own.n_active
+    assert content["validation"]["strongest"]["n"] == 3 and content["prompt"] == ATTACK
+
+
+def own_has(own: Graph, name: str) -> bool:
+    row = own.index(name)
+    return own.nodes[row].kind in ("embedding", "logit") or float(own.influence[row]) > 0
+
+
+def test_few_nodes_are_those_with_most_influence_and_few_edges_the_largest(tmp_path: Path):
+    content = content_of(written(tmp_path, max_nodes=4, max_edges=2))
+    inner = [node for node in content["nodes"] if node["kind"] in ("feature", "error")]
+    own = graph()
+    best = sorted(
+        (float(own.influence[own.index(n)]) for n in own.nodes if n.kind in ("feature", "error")), reverse=True
+    )
+    assert sorted((node["influence"] for node in inner), reverse=True) == pytest.approx(best[:4], rel=1e-3)
+    rows = [own.index(node["name"]) for node in content["nodes"]]
+    sizes = own.edges[rows][:, rows].abs()
+    for target, source, _ in content["edges"]:
+        size = sizes[target, source]
+        assert size >= sizes[target].topk(2).values[-1] or size >= sizes[:, source].topk(2).values[-1]
+    assert len(content["edges"]) < int((sizes > 0).sum())
+
+
+def test_examples_come_from_a_collection(tmp_path: Path):
+    own = collection()
+    content = content_of(written(tmp_path, collections={"mlp.1": own}, tokenizer=tokenizer()))
+    features = {node["feature"] for node in content["nodes"] if node["source"] == "mlp.1"}
+    assert set(content["features"]) == {f"mlp.1/{feature}" for feature in features & set(own.features.tolist())}
+    name, shown = next((name, shown) for name, shown in content["features"].items() if shown["top"])
+    example = own.of(int(name.partition("/")[2])).top[0]
+    assert shown["top"][0]["activations"] == pytest.approx(example.activations, rel=1e-3)
+    with pytest.raises(ValueError, match="tokenizer"):
+        written(tmp_path, collections={"mlp.1": own})
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        graph().write_page(tmp_path / "graph.htm")
+
+
+def test_nothing_of_the_data_can_become_markup(tmp_path: Path):
+    page = written(tmp_path).read_text("utf-8")
+    assert page.count("</script>") == 2 and "window.hacked=1</script>" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy and "default-src &#39;none&#39;" in policy[1] and "unsafe" not in policy[1]
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the path")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(request, browser, tmp_path: Path) -> Iterator[Any]:
+    """The page, watched: no error, no request, nothing hostile that ran."""
+    file = written(tmp_path, collections={"mlp.1": collection()}, tokenizer=tokenizer())
+    context = browser.new_context(**getattr(request, "param", {}))
+    opened, errors, requests = context.new_page(), [], []
+    opened.set_default_timeout(20_000)
+    opened.on("pageerror", lambda error: errors.append(error))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda made: requests.append(made.url))
+    opened.goto(file.as_uri())
+    opened.wait_for_selector("#panel h2")
+    yield opened
+    assert errors == [] and [url for url in requests if not url.startswith((file.as_uri(), "data:"))] == []
+    assert opened.evaluate("window.hacked") is None
+    context.close()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_chosen_shows_what_makes_it_and_what_it_goes_into(page):
+    assert page.text_content("h1") == ATTACK
+    page.fill("#prune", "100")
+    strongest = graph().strongest(1)[0]
+    row = next(row for row, node in enumerate(content_nodes(page)) if node["name"] == strongest.name)
+    page.click(f"#node-{row}")
+    assert page.get_attribute(f"#node-{row}", "aria-pressed") == "true"
+    inputs = page.locator("section", has=page.locator("h3", has_text="Made by"))
+    (source, weight), *_ = graph().inputs(strongest)
+    shown = inputs.locator(".value").first.text_content().replace("−", "-")
+    assert float(shown) == pytest.approx(weight, rel=1e-2)
+    assert page.locator("#lines path").count() > 0
+    inputs.locator("button").first.click()
+    assert page.evaluate("document.activeElement.tagName") == "H2"
+    assert page.locator('.node[aria-pressed="true"]').count() == 1
+    page.go_back()
+    page.wait_for_selector(f'#node-{row}[aria-pressed="true"]')
+    page.keyboard.press("Escape")
+    assert "What the model says" in page.text_content("#panel h2")
+
+
+def content_nodes(page) -> list[dict[str, Any]]:
+    return json.loads(page.text_content("#content"))["nodes"]
+
+
+@pytest.mark.slow
+def test_the_slider_hides_the_weak_and_pins_stay(page):
+    counted = "all => all.filter(one => !one.hidden).length"
+    page.fill("#prune", "100")
+    whole = page.eval_on_selector_all(".node.feature", counted)
+    weakest = max(
+        range(len(content_nodes(page))),
+        key=lambda row: content_nodes(page)[row]["share"] * (content_nodes(page)[row]["kind"] == "feature"),
+    )
+    page.click(f"#node-{weakest}")
+    page.click("#pin")
+    page.keyboard.press("Escape")
+    page.fill("#prune", "10")
+    few = page.eval_on_selector_all(".node.feature", counted)
+    assert few < whole and page.is_visible(f"#node-{weakest}")
+    assert page.eval_on_selector_all(".node.embedding", counted) == len(IDS)
+    page.fill("#prune", "100")
+    page.uncheck("#errors")
+    assert page.eval_on_selector_all(".node.error", counted) == 0
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_every_node(page):
+    page.fill("#prune", "100")
+    assert page.locator('.node[tabindex="0"]').count() == 1
+    page.locator('.node[tabindex="0"]').focus()
+    row = "Array.from(document.activeElement.closest('table').rows).indexOf(document.activeElement.closest('tr'))"
+    assert page.evaluate(row) == 0
+    seen = [0]
+    for _ in range(8):
+        page.keyboard.press("ArrowDown")
+        seen.append(page.evaluate(row))
+    assert seen[-1] == page.evaluate("document.querySelectorAll('#grid tr').length") - 1 and seen == sorted(seen)
+    before = page.evaluate("document.activeElement.id")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.id") != before
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    assert "token" in page.text_content("#said")
+    assert all(page.eval_on_selector_all(".node", "all => all.map(one => one.getAttribute('aria-label').length > 5)"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [{"viewport": {"width": 400, "height": 800}, "color_scheme": "dark"}], indirect=True)
+def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(page):
+    page.click(".node.logit >> nth=0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60

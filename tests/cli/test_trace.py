@@ -1,0 +1,83 @@
+"""`hfsae trace`: from saved transcoders to a page, JSON and a graph, with what lies beside the weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfsae import SAE, Graph, TopKSAEConfig, collect_features
+from hfsae.cli import main
+from hfsae.dashboard import write_labels
+from tests.analysis.tiny import setting, texts
+from tests.circuits.test_graph_page import content_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transcoder for every MLP of a small GPT-2, features of the first, and labels."""
+    place = tmp_path_factory.mktemp("run")
+    _, model, tokenizer = setting()
+    model.save_pretrained(place / "lm")
+    tokenizer.save_pretrained(place / "lm")
+    width, layers = model.config.n_embd, model.config.n_layer
+    for layer in range(layers):
+        places = {"hook_point": f"mlp_in.{layer}", "target_hook_point": f"mlp_out.{layer}", "subtract_b_dec": False}
+        config = TopKSAEConfig(d_in=width, n_features=40, k=4, base_model=str(place / "lm"), **places)
+        sae = SAE.from_config(config)
+        sae.save_pretrained(place / "set" / f"mlp_in.{layer}")
+        if layer == 0:
+            collected = collect_features(sae, model, tokenizer, texts(), disable_tqdm=True)
+            collected.save(place / "set" / "mlp_in.0")
+            names = {feature: f"name of {feature}" for feature in range(40)}
+            write_labels(place / "set" / "mlp_in.0" / "labels.json", names, collected.about.weights_sha256)
+            (place / "set" / "mlp_in.0" / "dashboard.html").write_text("a page")
+    return place
+
+
+def test_a_prompt_becomes_a_page_json_and_a_graph(run: Path, tmp_path: Path, capsys):
+    files = [
+        "--output",
+        tmp_path / "out" / "graph.html",
+        "--json",
+        tmp_path / "graph.json",
+        "--graph",
+        tmp_path / "g.st",
+    ]
+    options = ["--prompt", "w1 w2 w3 w4", "--max_features", "20", "--validate", "3", *map(str, files)]
+    assert main(["trace", str(run / "set"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "20 of" in said and "replacement score" in said and "correlate" in said and "probability" in said
+    content = content_of(tmp_path / "out" / "graph.html")
+    first = next(node for node in content["nodes"] if node["source"] == "mlp_in.0" and node["kind"] == "feature")
+    assert first["label"] == f"name of {first['feature']}"
+    assert f"mlp_in.0/{first['feature']}" in content["features"]
+    assert (tmp_path / "out" / content["dashboards"]["mlp_in.0"]).read_text() == "a page"
+    graph = Graph.load(tmp_path / "g.st")
+    assert graph.prompt == "w1 w2 w3 w4" and int(graph.is_kind("feature").sum()) == 20
+    written = json.loads((tmp_path / "graph.json").read_text())
+    assert written["metadata"]["slug"] == "graph" and len(written["links"]) > 0
+
+
+def test_tokens_are_chosen_and_compared(run: Path, tmp_path: Path, capsys):
+    options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3", "--output", str(tmp_path / "graph.html")]
+    assert main([*options, "--target", "w5", "--against", "w6"]) == 0
+    assert "a difference of two logits" in capsys.readouterr().out
+    assert main([*options, "--target", "w5", "--target", "w7", "--validate", "0"]) == 0
+    labels = [node["label"] for node in content_of(tmp_path / "graph.html")["nodes"] if node["kind"] == "logit"]
+    assert [label.strip() for label in labels] == ["w5", "w7"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--against", "w6"], "one --target"),
+        (["--output", "graph.pdf"], "ends in .html"),
+        (["--target", "w1 w2"], "is 2 tokens"),
+        (["--prompt", ""], "has no token"),
+    ],
+)
+def test_what_cannot_be_traced_is_said_in_one_line(run: Path, tmp_path: Path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["trace", str(run / "set"), "--prompt", "w1 w2 w3", *options]) == 1
+    err = capsys.readouterr().err
+    assert message in err.splitlines()[-1] and not list(tmp_path.glob("graph.*"))
