@@ -40,7 +40,7 @@ USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versi
 MODEL = USE | {"evaluation", "hub", "modeling"}
 RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(PLAIN | {"versions", "model_cards", "model_classes", "command_line", "hooks"}, set()),
+    **dict.fromkeys(PLAIN | {"versions", "model_cards", "model_classes", "command_line", "hooks", "webpage"}, set()),
     "model_kwargs": {"suggestions"},
     "functional": {"notebook"},
     "configuration": {"notebook", "suggestions"},
@@ -66,8 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimate": MODEL | RUN,
     "training": MODEL | RUN | {"analysis"},
     "sweeps": MODEL | RUN | {"estimate", "training"},
-    "dashboard": MODEL | {"saved", "analysis"},
-    "circuits": MODEL | {"saved", "analysis", "dashboard"},
+    "dashboard": MODEL | {"saved", "analysis", "webpage"},
+    "circuits": MODEL | {"saved", "analysis", "webpage"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}

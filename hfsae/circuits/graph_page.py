@@ -9,17 +9,17 @@ from markupsafe import Markup
 from torch import Tensor
 
 from hfsae.analysis import FeatureCollection, TokenTexts
+from hfsae.analysis.plain_values import Words, feature_content, significant
 from hfsae.circuits.influence import cumulative_influence
-from hfsae.dashboard.contents import Words, feature_content, significant
-from hfsae.dashboard.page import as_data, asset, policy, template
 from hfsae.saving import files_at_once
+from hfsae.webpage import as_data, asset, policy, template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfsae.circuits.graph import Graph
 
-# Joined in this order into one module; the first two are the dashboard's.
+# Joined in this order into one module; the first two are what all pages share.
 _SHARED_SCRIPTS = ("elements.js", "tokens.js")
 _SCRIPTS = ("graph_nodes.js", "graph_panel.js", "graph_main.js")
 _HERE = "hfsae.circuits"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection
+from hfsae.analysis.labels import read_labels
 from hfsae.circuits.clamping import FEWEST
 from hfsae.circuits.graph import Graph
 from hfsae.circuits.tracing import trace
-from hfsae.dashboard import read_labels
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE
 from hfsae.language_model import rename_base_model

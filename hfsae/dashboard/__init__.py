@@ -5,7 +5,7 @@
 or, from a saved SAE alone, `make_dashboard("runs/tiny")`, which is `hfsae dashboard runs/tiny`.
 """
 
-from hfsae.dashboard.labels import read_labels, write_labels
+from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.saved import ensure_dashboard, gather, make_dashboard
 from hfsae.dashboard.space import write_space

@@ -6,23 +6,19 @@ The index is read when the page opens; a group is unpacked when one of its featu
 
 import base64
 import json
-import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hfsae.analysis import Example, Feature, FeatureCollection, TokenTexts
+from hfsae.analysis import Feature, FeatureCollection, TokenTexts
+from hfsae.analysis.plain_values import Words, feature_content, rounded
 from hfsae.hub.names import without_folders
 
 GROUP_SIZE = 64
 
 # Distinct tokens on which a feature fires most that stand for it in lists, and are searched.
 _PEAKS = 6
-
-# Significant digits of activations, effects and cosines.
-_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class Contents:
             "group_size": GROUP_SIZE,
             "features": {
                 "index": collection.features.tolist(),
-                "density": _rounded(collection.densities.tolist()),
-                "maximum": _rounded(collection.statistics.maxima.tolist()),
+                "density": rounded(collection.densities.tolist()),
+                "maximum": rounded(collection.statistics.maxima.tolist()),
                 "peaks": peaks,
             },
         }
@@ -77,66 +73,13 @@ def unpack(packed: str) -> Any:
     return json.loads(zlib.decompress(base64.b64decode(packed)))
 
 
-class Words:
-    """Numbers texts in the order in which they come, so that each is written once."""
-
-    def __init__(self):
-        self.texts: list[str] = []
-        self._numbers: dict[str, int] = {}
-
-    def __call__(self, text: str) -> int:
-        if text not in self._numbers:
-            self._numbers[text] = len(self.texts)
-            self.texts.append(text)
-        return self._numbers[text]
-
-
 def _about(collection: FeatureCollection) -> dict[str, Any]:
     about = asdict(collection.about)
     shown = {name: without_folders(about[name]) for name in ("base_model", "dataset") if about[name]}
     return about | shown
 
 
-def feature_content(feature: Feature, texts: TokenTexts, words: Words) -> dict[str, Any]:
-    """What the page of one feature shows."""
-    return {
-        "tokens_firing": feature.tokens_firing,
-        "mean": significant(feature.mean),
-        "histogram": feature.histogram,
-        "bin_width": feature.bin_width,
-        "top": [_example(example, texts, words) for example in feature.top],
-        "bands": [[_example(example, texts, words) for example in band] for band in feature.quantiles()],
-        "promoted": [[texts([token])[0], significant(effect)] for token, effect in feature.promoted],
-        "suppressed": [[texts([token])[0], significant(effect)] for token, effect in feature.suppressed],
-        "decoder_neighbours": [[near, significant(cosine)] for near, cosine in feature.decoder_neighbours],
-        "encoder_neighbours": [[near, significant(cosine)] for near, cosine in feature.encoder_neighbours],
-        "co_firing": [[with_, significant(share), significant(often)] for with_, share, often in feature.co_firing],
-    }
-
-
-def _example(example: Example, texts: TokenTexts, words: Words) -> dict[str, Any]:
-    return {
-        "document": example.document,
-        "position": example.position,
-        "peak": example.peak,
-        "tokens": [words(text) for text in texts(example.token_ids)],
-        "activations": _rounded(example.activations),
-    }
-
-
 def _peaks(feature: Feature, texts: TokenTexts) -> list[str]:
     """The tokens of the top examples, the most frequent first."""
     tokens = Counter(texts(example.token_ids)[example.peak] for example in feature.top)
     return [text for text, _ in tokens.most_common(_PEAKS)]
-
-
-def significant(value: float) -> float:
-    """A value in four significant digits; JSON writes it as short as that."""
-    if value == 0 or not math.isfinite(value):
-        return 0
-    rounded = round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
-    return int(rounded) if rounded == int(rounded) else rounded
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [significant(value) for value in values]

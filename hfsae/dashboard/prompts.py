@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from hfsae.analysis import read_pieces
-from hfsae.dashboard.contents import significant
+from hfsae.analysis.plain_values import significant
 from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, collect_features
 from hfsae.analysis.collection import TENSORS
-from hfsae.dashboard.labels import read_labels, write_labels
+from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
 from hfsae.data import TextSource

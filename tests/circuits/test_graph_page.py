@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_nothing_of_the_data_can_become_markup(tmp_path: Path):
     assert page.count("</script>") == 2 and "window.hacked=1</script>" not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy and "default-src &#39;none&#39;" in policy[1] and "unsafe" not in policy[1]
+
+
+def test_no_script_writes_html_and_nothing_of_the_page_is_elsewhere():
+    for asset in (files("hfsae.circuits") / "assets").iterdir():
+        code = asset.read_text(encoding="utf-8")
+        assert set(re.findall(r"\w+://[^\s\"')]+", code)) <= {"http://www.w3.org/2000/svg"}, asset.name
+        if asset.name.endswith(".js"):
+            unsafe = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "</")
+            assert not [word for word in unsafe if word in code], asset.name
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------

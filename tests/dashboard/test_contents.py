@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfsae.analysis import TokenTexts
+from hfsae.analysis.plain_values import significant
 from hfsae.dashboard import contents
-from hfsae.dashboard.contents import Contents, pack, significant, unpack
+from hfsae.dashboard.contents import Contents, pack, unpack
 from tests.dashboard.tiny import collection, tokenizer
 
 

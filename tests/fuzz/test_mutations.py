@@ -19,8 +19,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hfsae import SAE, TopKSAEConfig, export_sae
+from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.arguments.config_file import arguments_from
-from hfsae.dashboard.labels import read_labels, write_labels
 from hfsae.data import CachedActivations, NonFiniteActivationsError, TensorActivations, write_cache
 from hfsae.hub.card import read_card, render_card
 from hfsae.loading import load_config

@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_module_and_template_and_nothing_else(wheel: Path)
     packed = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae").rglob("*.py")}
     templates = {f"hfsae/model_cards/{path.name}" for path in (ROOT / "hfsae/model_cards").glob("*.jinja")}
-    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/dashboard/assets").iterdir()}
+    assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae").glob("*/assets/*")}
     configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfsae/configs").glob("*.yaml")}
     data = {"hfsae/py.typed", "hfsae/interop/catalogue.json", *configs}
     assert len(configs) >= 4
