@@ -1,4 +1,4 @@
-"""Draws an attribution graph with circuit-tracer and takes the time; reads a graph that hfsae wrote.
+"""Draws an attribution graph with circuit-tracer and takes processor time; reads a graph that hfsae wrote.
 
     python circuit_tracer_edges.py SET LANGUAGE_MODEL INPUTS JSON OUT MAX_FEATURES
 
@@ -44,9 +44,9 @@ def main(folder: str, model: str, inputs: str, graph_json: str, out: str, max_fe
     replacement.setup_attribution = with_positions
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         graph = attribute(ids, replacement, max_feature_nodes=int(max_features), batch_size=64, verbose=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     nodes, edges, _ = prune_graph(graph)
     found = {
         "active": graph.active_features,

@@ -74,41 +74,38 @@ class Rows:
 
 
 class Backward:
-    """One pass of the linear model, run for many targets at once; each row of the batch belongs to a target.
+    """One pass of the linear model, from which gradients of many targets at once go back.
 
     Args:
         replacement: The model at the prompt.
         features: All its features.
-        batch_size: Targets of one backward pass. Memory grows with it.
     """
 
-    def __init__(self, replacement: LocalReplacement, features: AllFeatures, batch_size: int):
+    def __init__(self, replacement: LocalReplacement, features: AllFeatures):
         self._replacement, self._features = replacement, features
-        self.batch_size = batch_size
         whole = replacement.written() | {None: replacement.embeddings}
         self._leaves: dict[HookPoint | None, Tensor] = {
-            place: value.expand(batch_size, *value.shape).clone().requires_grad_() for place, value in whole.items()
+            place: value[None].clone().requires_grad_() for place, value in whole.items()
         }
         written = {place: leaf for place, leaf in self._leaves.items() if place is not None}
         with torch.enable_grad():
             self._reads, self._hidden = replacement.run(written, self._leaves[None])
 
     def into_features(self, chosen: Tensor) -> Tensor:
-        """Rows of edges (n, columns) into n features, n at most the batch size."""
-        gradients = {name: torch.zeros_like(read) for name, read in self._reads.items()}
+        """Rows of edges (n, columns) into n features. Memory grows with n."""
+        outputs, gradients = [], []
         for number, name in enumerate(self._features.names):
             row = (self._features.source[chosen] == number).nonzero()[:, 0]
             if len(row):
                 active, here = self._replacement.active[name], self._index_in_source(chosen[row], number)
-                gradients[name][row, active.positions[here]] = active.readers[here]
-        used = [name for name, gradient in gradients.items() if gradient.any()]
-        return self._rows([self._reads[name] for name in used], [gradients[name] for name in used], len(chosen))
+                outputs.append(self._reads[name])
+                gradients.append(outputs[-1].new_zeros(len(chosen), *outputs[-1].shape))
+                gradients[-1][row, 0, active.positions[here]] = active.readers[here]
+        return self._rows(outputs, gradients, len(chosen))
 
     def into_logits(self, vectors: Tensor) -> Tensor:
-        """Rows of edges (T, columns) into targets (T, d), T at most the batch size."""
-        gradient = torch.zeros_like(self._hidden)
-        gradient[: len(vectors)] = vectors
-        return self._rows([self._hidden], [gradient], len(vectors))
+        """Rows of edges (T, columns) into targets (T, d)."""
+        return self._rows([self._hidden], [vectors[:, None]], len(vectors))
 
     def _index_in_source(self, chosen: Tensor, number: int) -> Tensor:
         return chosen - int((self._features.source < number).sum())
@@ -124,8 +121,11 @@ class Backward:
                 [by for _, by in tied],
                 retain_graph=True,
                 allow_unused=True,
+                is_grads_batched=True,
             )
-            found = dict(zip(leaves, made, strict=True))
+            found = {
+                leaf: None if gradient is None else gradient[:, 0] for leaf, gradient in zip(leaves, made, strict=True)
+            }
         features = torch.zeros(n, len(self._features), dtype=self._hidden.dtype, device=self._hidden.device)
         start = 0
         for name in self._features.names:
@@ -133,14 +133,12 @@ class Backward:
             for place, written in active.written.items():
                 if (gradient := found[place]) is not None:
                     columns = features[:, start : start + len(active)]
-                    _add_products(columns, gradient[:n], written, active.positions)
+                    _add_products(columns, gradient, written, active.positions)
             start += len(active)
         others = [(found[place], replacement.errors[place]) for place in replacement.places]
         others.append((found[None], replacement.embeddings))
         products = [
-            torch.einsum("bsd,sd->bs", gradient[:n], value)
-            if gradient is not None
-            else features.new_zeros(n, len(value))
+            torch.einsum("bsd,sd->bs", gradient, value) if gradient is not None else features.new_zeros(n, len(value))
             for gradient, value in others
         ]
         return torch.cat([features, *products], dim=1)
@@ -173,9 +171,8 @@ def trace_rows(
         progress: Is told how far it is.
     """
     total = min(max_features, len(features))
-    backward = Backward(replacement, features, max(1, min(batch_size, max(total, len(targets)))))
-    size = backward.batch_size
-    logits = torch.cat([backward.into_logits(part) for part in targets.vectors.split(size)]).cpu()
+    backward = Backward(replacement, features)
+    logits = torch.cat([backward.into_logits(part) for part in targets.vectors.split(batch_size)]).cpu()
     rows = torch.zeros(total, logits.shape[1], dtype=logits.dtype)
     order = torch.zeros(0, dtype=torch.int64)
     while len(order) < total:
@@ -184,9 +181,9 @@ def trace_rows(
         else:
             influence = influence_on_logits(logits, rows[: len(order)], order, targets.weights.to(logits))
             influence[order] = -torch.inf
-            wanted = min(_BATCHES_A_RANKING * size, total - len(order))
+            wanted = min(_BATCHES_A_RANKING * batch_size, total - len(order))
             pending = influence[: len(features)].topk(wanted).indices
-        for part in pending.split(size):
+        for part in pending.split(batch_size):
             rows[len(order) : len(order) + len(part)] = backward.into_features(part.to(features.source.device)).cpu()
             order = torch.cat([order, part])
             progress.update(len(part))

@@ -66,6 +66,7 @@ class LocalReplacement:
         embeddings: (S, d), what enters the first block: tokens and, where there are any, learned positions.
         hidden: (d,), what the LM head reads at the last token.
         own_hidden: (d,), the same as the model itself computes it, in its own precision.
+        rebuilt_hidden: (d,), the same as the linear model gives it.
         logits: (vocabulary,), what the model itself says at the last token.
 
     Raises:
@@ -280,6 +281,7 @@ class LocalReplacement:
             )
         self.read_of_constants = {name: x[0] for name, x in zero[0].items()}
         self.hidden_of_constants = zero[1][0]
+        self.rebuilt_hidden = once[1][0]
         states = {name: tuple(run[0][name] for run in (once, zero, twice)) for name in self.sources}
         for name, (one, none, two) in {**states, _HEAD: (once[1], zero[1], twice[1])}.items():
             size = one.abs().max()

@@ -182,10 +182,8 @@ def _square(rows: Rows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
 def _exactness(replacement: LocalReplacement, features: AllFeatures, rows: Rows, targets: Targets) -> Exactness:
     head = replacement.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    whole = {place: value[None] for place, value in replacement.written().items()}
-    _, hidden = replacement.run(whole, replacement.embeddings[None])
     factor = logit_factor(replacement)
-    own, rebuilt = (factor * head.forward(state) for state in (replacement.own_hidden, hidden[0]))
+    own, rebuilt = (factor * head.forward(state) for state in (replacement.own_hidden, replacement.rebuilt_hidden))
     n = len(rows.features)
     of_features = rows.into_features.sum(1) + rows.constants[:n] - features.values.cpu()[rows.features]
     values = (targets.vectors @ replacement.hidden + targets.constants).cpu()
