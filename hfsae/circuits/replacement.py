@@ -273,17 +273,13 @@ class LocalReplacement:
 
     def _refuse_what_is_not_linear(self) -> None:
         """The linear model must be the model, and affine: at 0 and at twice its input too."""
-        whole = {place: value[None] for place, value in self.written().items()}
+        factors = torch.tensor([1.0, 0.0, 2.0], dtype=self.embeddings.dtype, device=self.ids.device)[:, None, None]
+        whole = {place: factors * value for place, value in self.written().items()}
         with torch.no_grad():
-            once, zero, twice = (
-                self.run({place: factor * value for place, value in whole.items()}, factor * self.embeddings[None])
-                for factor in (1.0, 0.0, 2.0)
-            )
-        self.read_of_constants = {name: x[0] for name, x in zero[0].items()}
-        self.hidden_of_constants = zero[1][0]
-        self.rebuilt_hidden = once[1][0]
-        states = {name: tuple(run[0][name] for run in (once, zero, twice)) for name in self.sources}
-        for name, (one, none, two) in {**states, _HEAD: (once[1], zero[1], twice[1])}.items():
+            reads, hidden = self.run(whole, factors * self.embeddings)
+        self.read_of_constants = {name: x[1] for name, x in reads.items()}
+        self.rebuilt_hidden, self.hidden_of_constants = hidden[0], hidden[1]
+        for name, (one, none, two) in {**reads, _HEAD: hidden}.items():
             size = one.abs().max()
             own = self.own_hidden if name == _HEAD else self.read[name]
             gap = (one - own).abs().max() / size
