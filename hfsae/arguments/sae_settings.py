@@ -20,6 +20,15 @@ def is_crosscoder(architecture: str) -> bool:
     return "source_names" in {field.name for field in dataclasses.fields(config_class_of(architecture))}
 
 
+def is_cross_layer(architecture: str) -> bool:
+    """Whether SAEs of an architecture read and write several layers, all of them together.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    return "tied_decoder" in {field.name for field in dataclasses.fields(config_class_of(architecture))}
+
+
 def config_from_arguments(
     args: SAETrainingArguments, source: str, widths: list[int], target: tuple[str, int] | None = None
 ) -> SAEConfig:
@@ -45,9 +54,15 @@ def config_from_arguments(
         options["n_features"] = args.n_features
     else:
         options["expansion_factor"] = args.expansion_factor
+    if is_cross_layer(args.architecture) and target is None:
+        raise ValueError(
+            f"{args.architecture} predicts what layers write from what they read: pass target_hook_point too, such as "
+            "hook_point='mlp_in.*' and target_hook_point='mlp_out.*'."
+        )
     if target is not None:
         # What it writes lies elsewhere: its centre has nothing to do with what is read.
-        options |= {"hook_point": args.hook_point, "target_hook_point": target[0], "d_out": target[1]}
+        options |= {"hook_point": source if is_cross_layer(args.architecture) else args.hook_point}
+        options |= {"target_hook_point": target[0], "d_out": target[1]}
         options["subtract_b_dec"] = False
     assert isinstance(args.architecture_options, dict)
     try:
@@ -67,6 +82,8 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
             "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
             "others than it reads. Use revival='auxk' or 'repoint'."
         )
+    if wanted == "repoint" and sae.config.is_cross_layer:
+        raise ValueError("revival='repoint' is for transcoders of one layer; cross-layer ones have 'auxk'.")
     if wanted == "repoint" and not sae.config.is_transcoder:
         raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted != "auto":

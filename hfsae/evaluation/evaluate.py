@@ -1,6 +1,6 @@
 """Measuring SAEs in a language model: `evaluate_sae`, and `evaluate_saes` for many at any hook points in one go."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
+from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration
@@ -21,7 +22,9 @@ from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import describe
 from hfsae.evaluation.sides import of_all_sides
 from hfsae.evaluation.sums import Sums, reduce_sums
-from hfsae.evaluation.text import Text, tokens_digest
+from hfsae.evaluation.text import Text, count, tokens_digest
+from hfsae.evaluation.together import evaluate_together
+from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
 
@@ -185,8 +188,32 @@ def evaluate_saes(
             "loss": str(predictions),
             "ablation": f"0 (CE zero), or the mean over {len(known[sides[name][0].target]):,} other tokens (CE mean)",
         }
+        if sae.config.is_cross_layer:
+            metrics["together"] = _together(sae, model, batches, tokenizer, known, all_processes)
         results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
     return results
+
+
+def _together(
+    sae: SparseAutoencoder,
+    model: PreTrainedModel,
+    batches: Sequence[TokenBatch],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    known: Mapping[HookPoint, Tensor],
+    all_processes: bool,
+) -> dict[str, Any]:
+    """What the model is worth with all layers of a cross-layer transcoder in place at once: numbers, and the notes."""
+    figures = evaluate_together(
+        {"": sae},
+        model,
+        batches,
+        tokenizer,
+        max_tokens=count(batches) * (process()[1] if all_processes else 1),
+        calibration={str(place): rows for place, rows in known.items()},
+        all_processes=all_processes,
+        disable_tqdm=True,
+    )
+    return {name: value for name, value in figures.items() if isinstance(value, float | None) or name == "notes"}
 
 
 def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:

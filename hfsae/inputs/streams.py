@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.arguments.sae_settings import is_cross_layer
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.configuration import places_in
+from hfsae.configuration import join_places, places_in
 from hfsae.data import (
     ActivationStream,
     DatasetActivations,
@@ -33,7 +34,7 @@ from hfsae.evaluation.text import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint, SideBySide, inner_model, resolve_hook_points
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.in_model import resolve_in_each, resolve_joined
+from hfsae.in_model import resolve_in_each, resolve_joined, separate
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.text_splits import Texts
 
@@ -91,6 +92,8 @@ def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tupl
     if args.target_hook_point is None:
         return [(source, None) for source in sources]
     targets = _resolved(model, args.target_hook_point)
+    if is_cross_layer(args.architecture):
+        return [_joined_layers(args, model, separate(sources), separate(targets))]
     targets = targets * len(sources) if len(targets) == 1 else targets
     if any(len(places_in(place)) > 1 for place in (*sources, *targets)):
         raise ValueError("a crosscoder writes where it reads: places joined by + take no target_hook_point.")
@@ -102,6 +105,27 @@ def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tupl
             "and writes at one. Name as many, in the same order, or one target for all."
         )
     return [(source, target if target != source else None) for source, target in zip(sources, targets, strict=True)]
+
+
+def _joined_layers(
+    args: SAETrainingArguments, model: PreTrainedModel, sources: list[str], targets: list[str]
+) -> tuple[str, str]:
+    """Where a cross-layer transcoder reads and writes: as many places, layer by layer, in the order of the model."""
+    if _is_wild(args.hook_point) and _is_wild(str(args.target_hook_point)):
+        _refuse_other_layers(args, model, sources, targets)
+    if len(targets) != len(sources) or set(targets) & set(sources):
+        raise ValueError(
+            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a cross-layer transcoder "
+            "reads each layer at one place and writes it at another. Name as many, in the same order."
+        )
+    layout = DecoderLayout.find(inner_model(model))
+    layers = [layout.layer_of(HookPoint.parse(place).path) if layout else None for place in sources]
+    if None not in layers and layers != sorted(layers, key=lambda layer: layer or 0):
+        raise ValueError(
+            f"hook_point={args.hook_point!r} names layers in another order than the model runs them: {layers}. "
+            "Features write at later layers, so name the first one first."
+        )
+    return join_places(sources), join_places(targets)
 
 
 def _is_wild(names: str) -> bool:

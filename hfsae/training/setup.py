@@ -200,7 +200,7 @@ def _item(
     item = inputs.by_name.get(name)
     source, target = places
     if item is None or isinstance(item, Mapping):
-        wanted = None if target is None else (target, widths[target])
+        wanted = None if target is None else (target, sum(widths_at(widths, target)))
         names = None if base is None else source_names(inner_model(base.model), source)
         item = config_from_arguments(args, names or source, widths_at(widths, source), wanted)
     config = config_of(item)

@@ -287,7 +287,7 @@ class SAETrainer:
         batches = [self._next_batch() for _ in range(self.args.gradient_accumulation_steps)]
         for name, learner in run.learners.items():
             read, written = run.places[name], run.targets.get(name)
-            targets = [batch[written] for batch in batches] if written is not None else []
+            targets = [rows_at(batch, written) for batch in batches] if written is not None else []
             learner.step([rows_at(batch, read) for batch in batches], step, targets)
         self.state.global_step = step + 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
