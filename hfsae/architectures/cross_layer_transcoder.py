@@ -1,4 +1,5 @@
-"""Cross-layer transcoders, one for each rule that picks the active features (Ameisen et al. 2025, "Circuit Tracing").
+"""Cross-layer transcoders: features of each layer read before its MLP and write what it and all later MLPs write (Ameisen
+et al. 2025, "Circuit Tracing"). One for each rule that picks the active features.
 
 What they share is in `hfsae/architectures/cross_layer.py`.
 """

@@ -243,7 +243,7 @@ def estimate(
         name if len(found) == 1 else f"{name} {source}".strip(): _needs(
             arguments[name],
             (source, widths_at(widths, source)),
-            None if target is None else (target, widths[target]),
+            None if target is None else (target, sum(widths_at(widths, target))),
             device_type,
             processes,
         )
@@ -344,13 +344,15 @@ def _needs(
     parts = processes if args.sae_placement == "shard" else 1
     tokens = args.train_batch_tokens * (1 if args.sae_placement == "replicate" else processes)
     n = config.n_features // parts
-    active = getattr(config, "k", None) or args.target_l0 or args.k
+    k = getattr(config, "k", args.k) * sae.n_groups
+    active = k if hasattr(config, "k") else args.target_l0 or k
+    matrices = sae.encoder.weight.numel() + sum(rows.numel() for rows in sae.decoder_weights)
     sparse = device_type == "cpu" and active <= n * CPU_BREAK_EVEN
     dense_bytes = 4 * tokens * n
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival in ("auxk", "repoint") else 0
-    flops = (config.d_in + config.d_out) * config.n_features * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
+    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
     state_bytes = 4 * 4 * (parameters // parts)
     rows_bytes = 4 * tokens * max(config.d_in, config.d_out)
     return SAENeeds(

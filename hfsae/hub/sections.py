@@ -16,6 +16,7 @@ from hfsae.hub.kinds import mapping, number, text
 from hfsae.hub.markdown import duration, figure
 from hfsae.hub.names import hub_id, without_folders
 from hfsae.hub.weights import WeightFacts
+from hfsae.hub.whole_set import rows_of_runs
 
 Rows = list[tuple[str, str]]
 
@@ -132,6 +133,8 @@ def card_values(
         "baseline_meanings": baseline_meanings(metrics),
         "remarks": remarks(metrics, config),
         "by_source": by_source(metrics, headline),
+        "together": rows_of_runs(together) if (together := mapping(metrics.get("together"))) else [],
+        "together_figures": {name: number(together.get(name)) for name in ("loss_recovered", "l0")},
         "missing": missing(headline + further),
         "other_loss": other_loss(mapping(metrics.get("protocol"))),
         "n_tokens": figure(number(metrics.get("n_tokens"))),

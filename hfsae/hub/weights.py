@@ -15,13 +15,13 @@ class WeightFacts:
 
     Args:
         input_scales: What activations are multiplied by before they are encoded: one number, or one a source.
-        output_scale: What a transcoder's reconstruction is divided by; None for an autoencoder.
+        output_scales: What a transcoder's reconstruction is divided by, at each layer; none for an autoencoder.
         smallest_row: The least norm among the rows of `W_dec`.
         largest_row: The greatest.
     """
 
     input_scales: list[float]
-    output_scale: float | None
+    output_scales: list[float]
     smallest_row: float
     largest_row: float
 
@@ -29,8 +29,8 @@ class WeightFacts:
     def of(cls, sae: SparseAutoencoder) -> "WeightFacts":
         """The facts about an SAE."""
         norms = torch.cat([rows.detach().float().norm(dim=1) for rows in sae.decoder_weights])
-        output_scale = float(sae.get_tensor("output_scale")) if sae.config.is_transcoder else None
-        return cls(sae.input_scale.flatten().tolist(), output_scale, float(norms.min()), float(norms.max()))
+        output_scales = sae.get_tensor("output_scale").flatten().tolist() if sae.config.is_transcoder else []
+        return cls(sae.input_scale.flatten().tolist(), output_scales, float(norms.min()), float(norms.max()))
 
     @property
     def unit_rows(self) -> bool:

@@ -26,6 +26,19 @@ _ROWS = (
 )
 
 
+def rows_of_runs(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each run of the model that `evaluate_together` makes: its title, CE, KL and a remark."""
+    figures = {name: number(record.get(name)) for row in _ROWS for name in row[1:3] if name}
+    difference = number(record.get("with_errors_difference"))
+    rows = [
+        {"title": title, "ce": figures[ce], "kl": None if kl is None else figures[kl], "remark": remark}
+        for title, ce, kl, remark in _ROWS
+    ]
+    if difference is not None:
+        rows[2]["remark"] = f"last state {difference:.1e} of its norm away"
+    return rows
+
+
 @dataclass(frozen=True)
 class WholeSet:
     """Figures for the card of a set.
@@ -66,19 +79,11 @@ class WholeSet:
             there: The names of all that the card lists.
             picture: The file that shows the figures.
         """
-        figures = {name: number(record.get(name)) for row in _ROWS for name in row[1:3] if name}
-        difference = number(record.get("with_errors_difference"))
-        rows = [
-            {"title": title, "ce": figures[ce], "kl": None if kl is None else figures[kl], "remark": remark}
-            for title, ce, kl, remark in _ROWS
-        ]
-        if difference is not None:
-            rows[2]["remark"] = f"last state {difference:.1e} of its norm away"
         protocol, n_tokens = mapping(record.get("protocol")), number(record.get("n_tokens"))
         dataset = dataset_id(protocol.get("dataset"))
         return cls(
             n_saes=len(set_names(record)),
-            rows=rows,
+            rows=rows_of_runs(record),
             loss_recovered=number(record.get("loss_recovered")),
             l0=number(record.get("l0")),
             text=" of ".join([*([f"{n_tokens:,.0f} tokens"] if n_tokens else []), *([dataset] if dataset else [])]),

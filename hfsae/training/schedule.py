@@ -87,7 +87,7 @@ def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None
         return 0.0, None
     if args.sparsity_coefficient is not None:
         return args.sparsity_coefficient, None
-    return default, args.target_l0 if args.target_l0 is not None else float(args.k)
+    return default, args.target_l0 if args.target_l0 is not None else float(args.k * sae.n_groups)
 
 
 def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float) -> int:
