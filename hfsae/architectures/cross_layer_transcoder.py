@@ -1,5 +1,5 @@
-"""Cross-layer transcoders: features of each layer read before its MLP and write what it and all later MLPs write (Ameisen
-et al. 2025, "Circuit Tracing"). One for each rule that picks the active features.
+"""Cross-layer transcoders: features read before an MLP and write what it and all later MLPs write (Ameisen et
+al. 2025, "Circuit Tracing"). One for each rule that picks the active features.
 
 What they share is in `hfsae/architectures/cross_layer.py`.
 """

@@ -344,8 +344,7 @@ def _needs(
     parts = processes if args.sae_placement == "shard" else 1
     tokens = args.train_batch_tokens * (1 if args.sae_placement == "replicate" else processes)
     n = config.n_features // parts
-    k = getattr(config, "k", args.k) * sae.n_groups
-    active = k if hasattr(config, "k") else args.target_l0 or k
+    active = sae.n_groups * config.k if hasattr(config, "k") else args.target_l0 or sae.n_groups * args.k  # type: ignore
     matrices = sae.encoder.weight.numel() + sum(rows.numel() for rows in sae.decoder_weights)
     sparse = device_type == "cpu" and active <= n * CPU_BREAK_EVEN
     dense_bytes = 4 * tokens * n

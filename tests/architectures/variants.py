@@ -25,7 +25,9 @@ COEFFICIENT, TARGET_L0, BANDWIDTH = 0.3, 3.0, 0.6
 
 
 def sources(architecture: str, d_in: int) -> dict[str, Any]:
-    """Config fields of two unequal sources for a crosscoder, of one where there is but one dimension; else none."""
+    """Config fields of two sources, unequal ones of a crosscoder, one where there is but one dimension; else none."""
+    if architecture in CROSS_LAYER:
+        return {"source_names": ["first", "second"], "source_widths": [d_in // 2] * 2}
     if architecture not in CROSSCODERS:
         return {}
     widths = [d_in] if d_in == 1 else [d_in // 3 or 1, d_in - (d_in // 3 or 1)]

@@ -88,7 +88,7 @@ def test_a_bare_config_has_a_card():
 
 @pytest.mark.parametrize("name", sorted(architectures()))
 def test_every_architecture_has_a_card_that_says_what_it_is(name: str):
-    sae = SAE.from_config(architectures()[name].config_class(d_in=8, n_features=40, **sources(name, 8)))
+    sae = SAE.from_config(architectures()[name].config_class(d_in=8, n_features=64, **sources(name, 8)))
     card = render_card(sae)
     assert name in card.data.tags and type(sae).__name__ in card.text
     assert re.search(r"\d{4}", card.text.split("## Measured")[0].split("\n\n")[2]), "the paper's year"
