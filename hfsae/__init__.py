@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, push_saes
     from hfsae.interop import export_sae
+    from hfsae.meaning import label_features
     from hfsae.modeling import SAE
     from hfsae.saved.many import load_saes
     from hfsae.tables.table import FeatureTable
@@ -112,6 +113,7 @@ _HOME = {
     "featurize": "hfsae.tables.written",
     "find_max_activating_examples": "hfsae.analysis",
     "find_saes": "hfsae.hub",
+    "label_features": "hfsae.meaning",
     "list_saes": "hfsae.hub",
     "load_saes": "hfsae.saved.many",
     "logit_effects": "hfsae.analysis",
@@ -170,6 +172,7 @@ __all__ = [
     "featurize",
     "find_max_activating_examples",
     "find_saes",
+    "label_features",
     "list_saes",
     "load_saes",
     "logit_effects",

@@ -37,7 +37,7 @@ READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
 USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versions", "in_model", "attach"}
-MODEL = USE | {"evaluation", "hub", "modeling"}
+MODEL = USE | {"label_file", "evaluation", "hub", "modeling"}
 RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(PLAIN | {"versions", "model_cards", "model_classes", "command_line", "hooks", "webpage"}, set()),
@@ -47,13 +47,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"hooks", *PLAIN},
     "autoencoder": COMPUTING - {"autoencoder"},
     "saving": {"configuration"},
+    "label_file": {"saving"},
     "language_model": {"configuration", "hooks", "model_classes", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},
     "in_model": {"configuration", *READING, *PLAIN},
     "attach": COMPUTING | READING | {"in_model"},
     "loading": COMPUTING | {"interop"},
     "evaluation": USE,
-    "hub": USE | {"evaluation"},
+    "hub": USE | {"label_file", "evaluation"},
     "modeling": MODEL - {"modeling"},
     "architectures": {*COMPUTING, "modeling"},
     "analysis": USE | {"evaluation", "hub"},
@@ -67,11 +68,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": MODEL | RUN | {"analysis"},
     "sweeps": MODEL | RUN | {"estimate", "training"},
     "dashboard": MODEL | {"saved", "analysis", "webpage"},
+    "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"saved", "analysis", "webpage"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}
-    | {"tables"},
+    | {"tables", "meaning"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

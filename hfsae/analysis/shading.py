@@ -1,6 +1,6 @@
 """A text in a terminal, its tokens shaded by how strongly a feature fires on each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,7 @@ def shaded_features(
     features: Sequence[int] | None = None,
     top: int = 5,
     color: bool = True,
+    labels: Mapping[int, str] | None = None,
 ) -> Iterator[str]:
     """A heading and the shaded text for each feature.
 
@@ -39,6 +40,7 @@ def shaded_features(
         features: Which features; None takes those with the largest activations on the text.
         top: How many of these.
         color: Whether to shade by colours of the terminal; otherwise tokens are marked `[token|value]`.
+        labels: What features are called.
 
     Yields:
         Strings to print.
@@ -63,7 +65,8 @@ def shaded_features(
     promoted = _promoted(sae, model, tokenizer, features)
     for feature, tokens in zip(features, promoted, strict=True):
         values = [value for piece in pieces for value in piece.features.of(feature).tolist()]
-        yield f"feature {feature}: at most {max(values):.3g}{tokens}"
+        name = f" ({printable(labels[feature])})" if labels and feature in labels else ""
+        yield f"feature {feature}{name}: at most {max(values):.3g}{tokens}"
         yield shaded(texts, values, color=color) + "\n"
 
 

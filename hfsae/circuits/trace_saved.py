@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection
-from hfsae.analysis.labels import read_labels
 from hfsae.circuits.clamping import FEWEST
 from hfsae.circuits.graph import Graph
 from hfsae.circuits.tracing import trace
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE
+from hfsae.hub.card import DASHBOARD_FILE
+from hfsae.label_file import LABELS_FILE, read_labels
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
 from hfsae.saved.many import load_saes

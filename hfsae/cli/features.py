@@ -1,6 +1,7 @@
 """`hfsae features`: which features of an SAE fire on a text, its tokens shaded by how strongly."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from hfsae.cli.measuring import AllowPickle, Place, Revision, Subfolder, hub_options
@@ -31,6 +32,8 @@ def run(
 ) -> int:
     """Prints the text once for each feature."""
     from hfsae.analysis.shading import shaded_features
+    from hfsae.evaluation.protocol import weights_sha256
+    from hfsae.label_file import labels_beside
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
 
@@ -40,6 +43,9 @@ def run(
     words = sys.stdin.read() if text == "-" else text
     shaded = sys.stdout.isatty() if color == "auto" else color == "always"
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-    for line in shaded_features(sae, model, tokenizer, words, features=features or None, top=top, color=shaded):
+    records = labels_beside(Path(path) / subfolder, weights_sha256(sae))
+    labels = {feature: label.text for feature, label in records.items()}
+    options = {"features": features or None, "top": top, "color": shaded, "labels": labels}
+    for line in shaded_features(sae, model, tokenizer, words, **options):
         print(line)
     return 0

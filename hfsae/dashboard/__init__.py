@@ -5,11 +5,11 @@
 or, from a saved SAE alone, `make_dashboard("runs/tiny")`, which is `hfsae dashboard runs/tiny`.
 """
 
-from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.saved import ensure_dashboard, gather, make_dashboard
 from hfsae.dashboard.space import write_space
 from hfsae.dashboard.write import write_dashboard
+from hfsae.label_file import read_labels, write_labels
 
 __all__ = [
     "ensure_dashboard",

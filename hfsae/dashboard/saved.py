@@ -5,20 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformers import PreTrainedModel
-
-from hfsae.analysis import FeatureCollection, collect_features
+from hfsae.analysis import FeatureCollection
 from hfsae.analysis.collection import TENSORS
-from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.dashboard.prompts import read_prompts
 from hfsae.dashboard.write import write_dashboard
-from hfsae.data import TextSource
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.hub.card import DASHBOARD_FILE, LABELS_FILE, is_dashboard_of
+from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
+from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
 from hfsae.language_model import rename_base_model
 from hfsae.loading import load_config
 from hfsae.modeling import SAE
+from hfsae.saved.kept_features import collect_on, kept_features, local_folder
 from hfsae.saved.measuring_again import text_to_measure
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ class Material(NamedTuple):
     collection: FeatureCollection
     tokenizer: "PreTrainedTokenizerBase"
     title: str
-    labels: dict[int, str]
+    labels: dict[int, Label]
     prompts: list[dict[str, Any]]
 
 
@@ -57,7 +55,7 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
         PosixPath('runs/tiny/dashboard.html')
     """
     if output is None:
-        folder = _folder(source, options.get("subfolder", ""))
+        folder = local_folder(source, options.get("subfolder", ""))
         if folder is not None and (folder / DASHBOARD_FILE).is_file() and _is_another(folder, options):
             raise ValueError(
                 f"the page in {folder} is of the text of its record: name a file for one of another text or model "
@@ -129,7 +127,7 @@ def gather(
             none was recorded.
         OSError: If the SAE, its language model, the labels or the text is not there.
     """
-    folder = _folder(source, subfolder)
+    folder = local_folder(source, subfolder)
     hub = {"revision": revision} if revision else {}
     sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
     digest = weights_sha256(sae)
@@ -139,13 +137,13 @@ def gather(
     tokenizer = sae.load_tokenizer()
     named_here = dataset is not None or model is not None
     another = folder is not None and _is_another(folder, {"dataset": dataset, "model": model, "write": write})
-    collection = None if named_here else _collected(folder, digest)
+    collection = None if named_here else kept_features(folder, digest)
     lm = sae.load_base_model() if texts or collection is None else None
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
         assert lm is not None
         text = text_to_measure(sae.config, source, dataset, dataset_config, split).source
-        collection = _collect(
+        collection = collect_on(
             sae, lm, tokenizer, text, max_tokens=max_tokens, batch_size=batch_size, disable_tqdm=disable_tqdm
         )
         if folder is not None and not another:
@@ -164,47 +162,16 @@ def _is_another(folder: Path, options: Mapping[str, Any]) -> bool:
     return bool(recorded) or (folder / TENSORS).is_file()
 
 
-def _keep_labels(path: Path, named: dict[int, str], digest: str, write: bool) -> None:
+def _keep_labels(path: Path, named: dict[int, Label], digest: str, write: bool) -> None:
     if path.is_file() and not write:
         logger.warning("%s stays as it is: write=True, or --write, replaces it by the labels that are shown", path)
         return
     write_labels(path, named, digest)
 
 
-def _folder(source: str | Path, subfolder: str) -> Path | None:
-    """Where the SAE lies on this machine; None if that is the Hub's cache."""
-    place = Path(source) / subfolder
-    return place if place.is_dir() else None
-
-
-def _labels(folder: Path | None, given: str | Path | None, digest: str) -> dict[int, str]:
+def _labels(folder: Path | None, given: str | Path | None, digest: str) -> dict[int, Label]:
     if given is not None:
-        return read_labels(given, digest)
+        return read_label_records(given, digest)
     if folder is not None and (folder / LABELS_FILE).is_file():
-        return read_labels(folder / LABELS_FILE, digest)
+        return read_label_records(folder / LABELS_FILE, digest)
     return {}
-
-
-def _collected(folder: Path | None, digest: str) -> FeatureCollection | None:
-    """The features that were collected of these weights."""
-    if folder is None:
-        return None
-    try:
-        collection = FeatureCollection.load(folder)
-    except FileNotFoundError:
-        return None
-    if collection.about.weights_sha256 != digest:
-        logger.info("the features in %s are of other weights; collecting them anew", folder)
-        return None
-    return collection
-
-
-def _collect(
-    sae: SAE,
-    model: PreTrainedModel,
-    tokenizer: "PreTrainedTokenizerBase",
-    source: TextSource,
-    **options: Any,
-) -> FeatureCollection:
-    text, column = source.documents(), source.text_column
-    return collect_features(sae, model, tokenizer, text, text_column=column, dataset=str(source), **options)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.dashboard.contents import Contents
 from hfsae.dashboard.page import render_page
+from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def write_dashboard(
     output: str | Path,
     *,
     title: str = "Features",
-    labels: Mapping[int, str] | None = None,
+    labels: Mapping[int, str | Label] | None = None,
     prompts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
@@ -35,7 +36,7 @@ def write_dashboard(
             in files beside it that are read when they are needed, which is better for large SAEs and for pages on the
             web.
         title: What the page is called.
-        labels: Labels by feature (`read_labels`).
+        labels: Labels by feature (`read_labels`, or `read_label_records` with what a language model scored).
         prompts: What `read_prompts` found, for the page of prompts.
 
     Returns:
@@ -48,8 +49,7 @@ def write_dashboard(
     """
     output = Path(output)
     contents = Contents.of(collection, TokenTexts(tokenizer))
-    named = {str(feature): label for feature, label in (labels or {}).items() if label}
-    index = contents.index | {"title": title, "labels": named, "prompts": list(prompts)}
+    index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)
         return output
@@ -61,6 +61,18 @@ def write_dashboard(
         if path.name not in pieces:
             path.unlink()
     return output / PAGE
+
+
+def _labels(labels: Mapping[int, str | Label]) -> dict[str, Any]:
+    """The labels as `labels.json` has them."""
+    given = {feature: label if isinstance(label, Label) else Label(label) for feature, label in labels.items()}
+    named = {str(feature): label for feature, label in given.items() if label.text}
+    explained = {feature: explanation_of(label) for feature, label in named.items()}
+    return {
+        "labels": {feature: label.text for feature, label in named.items()},
+        "explained": {feature: record for feature, record in explained.items() if record},
+        "scores": SCORES,
+    }
 
 
 def _file_name(number: int, group: str) -> str:

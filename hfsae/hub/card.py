@@ -19,6 +19,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.hub.kinds import mapping, number
+from hfsae.hub.label_summary import label_summary
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
 from hfsae.hub.sections import Stale, card_values, display_name
@@ -38,7 +39,6 @@ LOG_FILE, METRICS_FILE = "training_log.jsonl", "metrics.json"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
 DASHBOARD_FILE = "dashboard.html"
-LABELS_FILE = "labels.json"
 
 # References in a card's metadata; each can double what it stands for.
 _MOST_ALIASES = 8
@@ -98,6 +98,7 @@ def render_card(
             language=language,
         )
         values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
+        values["labels"] = label_summary(folder, sae)
         block = render("sae_card.md.jinja", values)
     with naming("the metadata of the card that is there"):
         return assemble(data, block, existing)

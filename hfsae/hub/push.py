@@ -18,7 +18,6 @@ from hfsae.hub.card import (
     CARD_FILE,
     DASHBOARD_FILE,
     FEATURE_DENSITY,
-    LABELS_FILE,
     LOG_FILE,
     TRAINING_CURVE,
     is_dashboard_of,
@@ -29,6 +28,7 @@ from hfsae.hub.listing import write_listing
 from hfsae.hub.names import without_folders
 from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
+from hfsae.label_file import LABELS_FILE
 from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.progress import quietly
 from hfsae.saving import write_json

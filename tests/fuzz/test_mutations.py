@@ -19,10 +19,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hfsae import SAE, TopKSAEConfig, export_sae
-from hfsae.analysis.labels import read_labels, write_labels
 from hfsae.arguments.config_file import arguments_from
 from hfsae.data import CachedActivations, NonFiniteActivationsError, TensorActivations, write_cache
 from hfsae.hub.card import read_card, render_card
+from hfsae.label_file import read_labels, write_labels
 from hfsae.loading import load_config
 from tests.fuzz.mutations import Mutator, mutated_bytes, mutated_json, mutated_tensors, mutated_values
 

@@ -69,6 +69,7 @@ function heading(entry) {
     box.replaceChildren(
       element("p", { class: "number" }, label ? `Feature ${entry.feature}` : "Unlabelled"),
       element("div", { class: "headline" }, element("h1", { tabindex: "-1" }, label || `Feature ${entry.feature}`), editButton(label)),
+      toldOf(entry.feature) ? element("p", { class: "quiet explained" }, toldOf(entry.feature)) : "",
     );
   };
   const editButton = (label) =>

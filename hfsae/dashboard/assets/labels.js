@@ -1,6 +1,8 @@
 // Labels: those that came with the page, and edits, which this browser keeps until a page comes that has them.
 
 const given = new Map(Object.entries(index.labels).map(([feature, label]) => [Number(feature), label]));
+/** What a language model says of the labels that it wrote: which one it is, and how well they foretell. */
+const explained = new Map(Object.entries(index.explained).map(([feature, record]) => [Number(feature), record]));
 const store = `hfsae labels ${about.weights_sha256}`;
 const drafts = readDrafts();
 
@@ -27,6 +29,19 @@ function keepDrafts() {
 
 const labelOf = (feature) => drafts.edits.get(feature) ?? given.get(feature) ?? "";
 
+/** Who wrote a label and how well it foretells; nothing once a person has changed it. */
+const explanationOf = (feature) => (drafts.edits.has(feature) ? null : (explained.get(feature) ?? null));
+
+/** What the page says of it. */
+function toldOf(feature) {
+  const record = explanationOf(feature);
+  if (!record) return "";
+  const scores = Object.entries(record.scores).map(
+    ([name, score]) => `${index.scores[name]} ${score.accuracy.toFixed(2)} (${score.low.toFixed(2)} to ${score.high.toFixed(2)})`,
+  );
+  return [`Written by ${record.model}`, ...scores].join("; ");
+}
+
 function setLabel(feature, label) {
   if (label === (given.get(feature) ?? "")) drafts.edits.delete(feature);
   else drafts.edits.set(feature, label);
@@ -44,6 +59,8 @@ function showDrafts() {
 function labelFile() {
   const named = [...new Map([...given, ...drafts.edits])].filter(([, label]) => label).sort(([a], [b]) => a - b);
   const content = { format: 1, weights_sha256: about.weights_sha256, labels: Object.fromEntries(named) };
+  const told = named.map(([feature]) => [feature, explanationOf(feature)]).filter(([, record]) => record);
+  if (told.length) content.explained = Object.fromEntries(told);
   return `${JSON.stringify(content, null, 2)}\n`;
 }
 

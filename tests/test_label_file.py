@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hfsae.analysis.labels import read_labels, write_labels
+<from hfsae.label_file import Label, Score, labels_beside, read_label_records, read_labels, write_labels
 
 
 def test_labels_come_back_in_order_without_those_that_are_empty(tmp_path):
@@ -18,6 +18,8 @@ def test_labels_of_other_weights_are_refused(tmp_path):
     assert read_labels(tmp_path / "labels.json") == {1: "x"}
     with pytest.raises(ValueError, match="other weights .*aaaaaaaaaaaa"):
         read_labels(tmp_path / "labels.json", "b" * 64)
+    assert labels_beside(tmp_path, "a" * 64) == {1: Label("x")}
+    assert labels_beside(tmp_path, "b" * 64) == {} == labels_beside(tmp_path / "elsewhere", "b" * 64)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,19 @@ def test_labels_of_other_weights_are_refused(tmp_path):
         ('{"format": 1, "weights_sha256": "abc", "labels": ["x"]}', "does not hold labels"),
         ('{"format": 1, "weights_sha256": "abc", "labels": {"17": 3}}', "feature 17 has the label 3"),
         ('{"format": 9, "weights_sha256": "abc", "labels": {}}', "format 9"),
+        (
+            '{"format": 1, "weights_sha256": "abc", "labels": {"1": "x"}, "explained": {"1": 5}}',
+            "does not hold labels",
+        ),
+        (
+            '{"format": 1, "weights_sha256": "abc", "labels": {"1": "x"}, "explained": {"1": {"model": 5}}}',
+            "feature 1's label",
+        ),
+        (
+            '{"format": 1, "weights_sha256": "abc", "labels": {"1": "x"}, '
+            '"explained": {"1": {"model": "m", "scores": {"detection_random": {"accuracy": "high"}}}}}',
+            "feature 1's label",
+        ),
     ],
 )
 def test_what_is_no_file_of_labels_is_refused(tmp_path, content, message):
@@ -40,3 +55,15 @@ def test_the_file_is_readable_json(tmp_path):
     write_labels(tmp_path / "labels.json", {2: "x"}, "abc")
     content = json.loads((tmp_path / "labels.json").read_text())
     assert content == {"format": 1, "weights_sha256": "abc", "labels": {"2": "x"}}
+
+
+def test_what_a_model_wrote_comes_back_with_its_scores(tmp_path):
+    labels = {
+        2: Label("x"),
+        3: Label("y", "org/chat", "0123abcd", {"detection_random": Score(0.75, 0.5, 0.9, 10, 12, 3)}),
+    }
+    write_labels(tmp_path / "labels.json", labels, "abc")
+    assert read_label_records(tmp_path / "labels.json", "abc") == labels
+    assert str(labels[3].scores["detection_random"]) == "0.75 (0.50 to 0.90)"
+    # A person changed one: the page keeps the text and drops what was said of the other.
+    assert read_labels(tmp_path / "labels.json") == {2: "x", 3: "y"}

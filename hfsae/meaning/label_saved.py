@@ -1,0 +1,134 @@
+"""Labels of a saved SAE: written into `labels.json` as they come, gone on with after an interruption."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
+from hfsae.meaning.chat import Chat
+from hfsae.meaning.labelling import Cost, Labelled, label_features
+from hfsae.saved.kept_features import SavedFeatures
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_FILE = "labels.answers.jsonl"
+# Seconds between two writings of the file.
+_INTERVAL = 20.0
+
+
+class OnlyTheCost(Exception):  # noqa: N818  no error: it ends a run that was to tell its cost
+    """The cost was told, and nothing was asked."""
+
+
+def label_saved(
+    opened: SavedFeatures,
+    chat: Chat,
+    *,
+    features: Sequence[int] | None = None,
+    max_features: int | None = None,
+    output: str | Path | None = None,
+    write: bool = False,
+    tell: Callable[[str], None] = logger.info,
+    cost_alone: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Labelled:
+    """Labels the features of a saved SAE that have no label yet.
+
+    Every few seconds what is known is put into the file, whose other labels stay. Answers lie in
+    `labels.answers.jsonl` beside it until all features are done.
+
+    Args:
+        opened: The SAE and its features.
+        chat: The model that explains and judges.
+        features: Which ones; None for all that fire.
+        max_features: So many of them at most, drawn at random.
+        output: The file; None: `labels.json` beside the weights, or here where these are on the Hub.
+        write: Whether labels that are there already are written anew; those of people too.
+        tell: Is told what goes on, in sentences.
+        cost_alone: Whether nothing is asked, once the cost was told.
+        seed: Of what is drawn.
+        **options: For `label_features`.
+
+    Returns:
+        What came out in this run.
+
+    Raises:
+        ValueError, OSError: As `label_features`; ValueError too if the file holds labels of other weights.
+    """
+    path = Path(output) if output is not None else (opened.folder or Path()) / LABELS_FILE
+    known = read_label_records(path, opened.digest) if path.is_file() else {}
+    wanted = _wanted(opened, features, {} if write else known, max_features, seed)
+    if not wanted:
+        tell("all of these features have a label: --write has them written anew")
+        return Labelled()
+    made: dict[int, Label] = {}
+    written = time.monotonic()
+
+    def keep() -> None:
+        # Somebody may have saved labels of the dashboard in the meantime: those of people stay.
+        others = read_label_records(path, opened.digest) if path.is_file() else {}
+        stay = {} if write else {feature: label for feature, label in others.items() if label.model is None}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_labels(path, {**others, **made, **stay}, opened.digest)
+
+    def each(feature: int, label: Label | None) -> None:
+        nonlocal written
+        tell(f"feature {feature}: {_said(label)}")
+        if label is not None:
+            made[feature] = label
+        if made and time.monotonic() - written > _INTERVAL:
+            keep()
+            written = time.monotonic()
+
+    def before(cost: Cost) -> None:
+        tell(f"{chat.name}: {cost}")
+        if cost_alone:
+            raise OnlyTheCost
+
+    source = opened.text
+    try:
+        return label_features(
+            opened.sae,
+            opened.model,
+            opened.tokenizer,
+            source.documents(),
+            chat,
+            collection=opened.collection,
+            features=wanted,
+            journal=path.with_name(JOURNAL_FILE),
+            text_column=source.text_column,
+            before=before,
+            after_each=each,
+            seed=seed,
+            disable_tqdm=opened.disable_tqdm,
+            **options,
+        )
+    except OnlyTheCost:
+        return Labelled()
+    finally:
+        if made:
+            keep()
+
+
+def _wanted(
+    opened: SavedFeatures, features: Sequence[int] | None, known: dict[int, Label], at_most: int | None, seed: int
+) -> list[int]:
+    collection = opened.collection
+    if features is None:
+        firing = collection.statistics.tokens_firing[collection.features] > 0
+        features = collection.features[firing].tolist()
+    # Drawn before the labelled ones are left out: a run that goes on has the same features.
+    if at_most is not None and at_most < len(features):
+        features = sorted(random.Random(seed).sample(list(features), at_most))
+    return [feature for feature in features if feature not in known]
+
+
+def _said(label: Label | None) -> str:
+    if label is None:
+        return "no explanation"
+    scores = ", ".join(f"{name} {score}" for name, score in label.scores.items())
+    return f"{label.text!r}" + (f"; {scores}" if scores else "")

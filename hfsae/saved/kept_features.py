@@ -1,0 +1,142 @@
+"""A saved SAE with its language model, and what was collected of its features: found beside the weights or collected.
+
+Features that were collected once are used as long as they are of these weights.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from hfsae.analysis import FeatureCollection, collect_features
+from hfsae.data import TextSource
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.label_file import LABELS_FILE, Label, read_label_records
+from hfsae.language_model import rename_base_model
+from hfsae.modeling import SAE
+from hfsae.saved.measuring_again import text_to_measure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def local_folder(source: str | Path, subfolder: str = "") -> Path | None:
+    """Where an SAE lies on this machine; None if that is the Hub's cache."""
+    place = Path(source) / subfolder
+    return place if place.is_dir() else None
+
+
+def kept_features(folder: Path | None, digest: str) -> FeatureCollection | None:
+    """The features that were collected of the weights with this digest; None where there are none."""
+    if folder is None:
+        return None
+    try:
+        collection = FeatureCollection.load(folder)
+    except FileNotFoundError:
+        return None
+    if collection.about.weights_sha256 != digest:
+        logger.info("the features in %s are of other weights; collecting them anew", folder)
+        return None
+    return collection
+
+
+def collect_on(
+    sae: SAE,
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    source: TextSource,
+    **options: Any,
+) -> FeatureCollection:
+    """The features of an SAE on a text; `options` are those of `collect_features`."""
+    text, column = source.documents(), source.text_column
+    return collect_features(sae, model, tokenizer, text, text_column=column, dataset=str(source), **options)
+
+
+@dataclass
+class SavedFeatures:
+    """A saved SAE, its language model and its features; what takes long is done when it is first asked for.
+
+    Args:
+        source: Folder of the SAE, or a Hub repository.
+        subfolder: The SAE's folder in it.
+        revision: Branch, tag or commit of the repository.
+        allow_pickle: Whether weights of other projects may be pickles.
+        base_model: The language model that the SAE reads; None for the one that its config names.
+        dataset: Text for the features, where none were collected, and for counterexamples; None takes the text that
+            the SAE's recorded metrics were measured on.
+        dataset_config: Configuration of that dataset.
+        split: Split of that dataset; None: the only one, or `"test"`.
+        max_tokens: Tokens of it to read where features are collected.
+        disable_tqdm: Whether to show no progress bar.
+
+    Raises:
+        OSError: If the SAE is not there.
+    """
+
+    source: str | Path
+    subfolder: str = ""
+    revision: str | None = None
+    allow_pickle: bool = False
+    base_model: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
+    max_tokens: int = 1_000_000
+    disable_tqdm: bool = False
+    sae: SAE = field(init=False)
+    digest: str = field(init=False)
+    folder: Path | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        hub = {"revision": self.revision} if self.revision else {}
+        self.sae = SAE.from_pretrained(self.source, subfolder=self.subfolder, allow_pickle=self.allow_pickle, **hub)
+        self.digest = weights_sha256(self.sae)
+        self.folder = local_folder(self.source, self.subfolder)
+        if self.base_model is not None:
+            rename_base_model(self.sae.config, self.base_model)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The language model that the SAE reads."""
+        return self.sae.load_base_model()
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer."""
+        return self.sae.load_tokenizer()
+
+    @cached_property
+    def text(self) -> TextSource:
+        """The text that was named, or that of the recorded metrics.
+
+        Raises:
+            ValueError: If no text is named and none was recorded.
+        """
+        return text_to_measure(self.sae.config, self.source, self.dataset, self.dataset_config, self.split).source
+
+    @cached_property
+    def collection(self) -> FeatureCollection:
+        """The features beside the weights; else they are collected, and kept there where the SAE has a folder."""
+        kept = kept_features(self.folder, self.digest)
+        if kept is not None:
+            return kept
+        options = {"max_tokens": self.max_tokens, "disable_tqdm": self.disable_tqdm}
+        collection = collect_on(self.sae, self.model, self.tokenizer, self.text, **options)
+        if self.folder is not None:
+            collection.save(self.folder)
+        return collection
+
+    @cached_property
+    def labels(self) -> dict[int, Label]:
+        """The labels beside the weights.
+
+        Raises:
+            ValueError: If they are of other weights, or the file holds something else.
+        """
+        path = None if self.folder is None else self.folder / LABELS_FILE
+        return {} if path is None or not path.is_file() else read_label_records(path, self.digest)
