@@ -1,6 +1,7 @@
 """Every Python block of the README and the docs runs somewhere in the tests, or says here why not."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,16 @@ def test_every_block_runs_or_says_why_not():
 @pytest.mark.slow
 def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "tiny").symlink_to(trained_folder)
+    shutil.copytree(trained_folder, tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
     names = run("docs/analysis.md")
     feature = names["feature"]
     assert feature.maximum == max(one.maximum for one in names["collection"]) and feature.top
     run("docs/dashboard.md", collection=names["collection"], tokenizer=names["tokenizer"])
     assert "My features" in (tmp_path / "dashboard.html").read_text()
+    names["collection"].save("runs/tiny")
+    scores = run("docs/meaning.md")["run"].mean_scores()
+    assert scores["detection_random"] == scores["fuzzing_neighbouring"] == (0.5, 0.5, 0.5)
 
 
 def test_a_script_of_ones_own(monkeypatch, capsys):
