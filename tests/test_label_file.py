@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-<from hfsae.label_file import Label, Score, labels_beside, read_label_records, read_labels, write_labels
+from hfsae.label_file import Label, Score, labels_beside, read_label_records, read_labels, write_labels
 
 
 def test_labels_come_back_in_order_without_those_that_are_empty(tmp_path):
