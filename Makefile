@@ -30,7 +30,8 @@ test-slow: setup
 
 # What depends on the release of transformers: hooks, steering, evaluation.
 RELEASE_TESTS := tests/hooks tests/test_attach.py tests/evaluation tests/analysis/test_positions.py \
-	tests/analysis/test_interventions.py tests/analysis/test_wrapped_models.py tests/analysis/test_effects.py
+	tests/analysis/test_interventions.py tests/analysis/test_wrapped_models.py tests/analysis/test_effects.py \
+	tests/circuits
 SECOND := $(VENV)-second
 NEWEST := $(VENV)-newest
 

@@ -94,6 +94,17 @@ def test_a_set_of_transcoders(trained_set, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_circuits(trained_set, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "transcoder_set").symlink_to(trained_set)
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/circuits.md")
+    assert names["graph"].exactness.features < 1e-3 and names["again"].nodes == names["graph"].nodes
+    assert len(names["graph"].notes) == 1  # the test's set leaves two layers out
+    assert (tmp_path / "graph.html").is_file() and (tmp_path / "graph.json").is_file()
+
+
+@pytest.mark.slow
 def test_pushing_listing_and_checking(hub, trained_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.add_user("owner", "org").write_token)
     monkeypatch.chdir(tmp_path)

@@ -70,6 +70,7 @@ class Ablations:
         predicted: For each the changes of all logit nodes that all paths of the graph predict.
         measured: The same in the model itself.
         correlation: Of predicted with measured changes (Pearson), over features and logits.
+        direct_correlation: The same of what the edges into the logits alone predict.
         mean_change: Mean size of a measured change.
     """
 
@@ -77,6 +78,7 @@ class Ablations:
     predicted: list[list[float]]
     measured: list[list[float]]
     correlation: float
+    direct_correlation: float
     mean_change: float
 
 
@@ -94,8 +96,8 @@ class Validation:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{name}: predicted and measured changes correlate by {found.correlation:.3f}, mean change "
-            f"{found.mean_change:.3f} ({len(found.nodes)} features)"
+            f"{name}: predicted and measured changes correlate by {found.correlation:.3f} (direct edges alone by "
+            f"{found.direct_correlation:.3f}), mean change {found.mean_change:.3f} ({len(found.nodes)} features)"
             for name, found in (("strongest", self.strongest), ("others of like activation", self.others))
         )
 
@@ -151,7 +153,8 @@ def validate(graph: "Graph", n: int, *, batch_size: int) -> Validation:
 
 def _ablations(graph: "Graph", circuit: LocalReplacement, rows: list[int], batch_size: int) -> Ablations:
     clamps = [{row: 0.0} for row in rows]
-    expected = predicted(graph, _changes(graph, clamps))
+    changes = _changes(graph, clamps)
+    expected, direct = predicted(graph, changes), changes @ graph.edges[graph.is_kind("logit")].T
     readers = _readers(graph, circuit)
     parts = [clamps[start : start + batch_size] for start in range(0, len(clamps), batch_size)]
     found = torch.cat([measured(graph, circuit, part, readers) for part in parts])
@@ -160,6 +163,7 @@ def _ablations(graph: "Graph", circuit: LocalReplacement, rows: list[int], batch
         expected.tolist(),
         found.tolist(),
         correlation=_correlation(expected.flatten(), found.flatten()),
+        direct_correlation=_correlation(direct.flatten(), found.flatten()),
         mean_change=float(found.abs().mean()),
     )
 

@@ -145,10 +145,16 @@ class Backward:
 
 
 def _add_products(columns: Tensor, gradient: Tensor, written: Tensor, positions: Tensor) -> None:
-    """Adds `gradient[:, positions[i]] · written[i]` to column i; position by position, so that memory stays small."""
-    for position in positions.unique().tolist():
-        here = (positions == position).nonzero()[:, 0]
-        columns[:, here] += gradient[:, position] @ written[here].T
+    """Adds `gradient[:, positions[i]] · written[i]` to column i; position by position, so that memory stays small.
+
+    Positions rise, so the features of one stand together.
+    """
+    start = 0
+    for position, number in enumerate(torch.bincount(positions).tolist()):
+        end = start + number
+        if number:
+            columns[:, start:end] += gradient[:, position] @ written[start:end].T
+        start = end
 
 
 def trace_rows(

@@ -122,6 +122,7 @@ def _validation(validation: Mapping[str, Any]) -> dict[str, Any]:
         name: {
             "n": len(found["nodes"]),
             "correlation": significant(found["correlation"]),
+            "direct": significant(found["direct_correlation"]),
             "mean_change": significant(found["mean_change"]),
         }
         for name, found in validation.items()

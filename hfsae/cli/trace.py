@@ -74,6 +74,9 @@ def run(
         print(note)
     if found.validation is not None:
         for name, part in found.validation.items():
-            print(f"{name}: predicted and measured changes correlate by {part['correlation']:.3f}")
+            print(
+                f"{name} features taken away: predicted and measured changes correlate by {part['correlation']:.3f}, "
+                f"direct edges alone by {part['direct_correlation']:.3f}"
+            )
     print(f"wrote {output}")
     return 0

@@ -137,6 +137,10 @@ def test_validation_compares_predicted_with_measured_changes_and_stays_on_the_gr
             assert [effect.total for effect in alone] == pytest.approx(predictions, abs=1e-5)
         both = torch.tensor([ablations.predicted, ablations.measured]).flatten(1)
         assert ablations.correlation == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-5)
+        rows = [graph.index(name) for name in ablations.nodes]
+        direct = -graph.edges[graph.is_kind("logit")][:, rows].T
+        both = torch.stack([direct.flatten(), torch.tensor(ablations.measured).flatten()])
+        assert ablations.direct_correlation == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-5)
     assert Graph.load(graph.save(tmp_path / "graph.safetensors")).validation == found.to_dict()
     assert "correlate" in str(found) and "direct" in str(graph.intervene({graph.strongest(1)[0]: 0.0}))
 

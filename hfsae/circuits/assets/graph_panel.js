@@ -34,7 +34,8 @@ function linkRows(some, links, inFigures) {
   );
 }
 
-const place = (node) => (node.kind === "embedding" || node.kind === "logit" ? "" : `layer ${node.layer}, token ${node.position} ${tokenName(graph.tokens[node.position])}`);
+const place = (node) =>
+  node.kind === "logit" ? "" : node.kind === "embedding" ? `token ${node.position}` : `layer ${node.layer}, token ${node.position} ${tokenName(graph.tokens[node.position])}`;
 
 function nodePanel(node) {
   const facts = [];
@@ -91,6 +92,6 @@ function wholePanel() {
 }
 
 function validationSection({ strongest: own, others }) {
-  const row = (name, found) => element("p", {}, `${name}: predicted and measured changes correlate by ${figure(found.correlation)}; a change is ${figure(found.mean_change)} on average (${count(found.n)} features).`);
+  const row = (name, found) => element("p", {}, `${name}: predicted and measured changes correlate by ${figure(found.correlation)}, direct edges alone by ${figure(found.direct)}; a change is ${figure(found.mean_change)} on average (${count(found.n)} features).`);
   return element("section", {}, element("h3", {}, "Held against the model"), row("The strongest features, taken away one by one", own), row("Others of like activation", others));
 }
