@@ -64,6 +64,7 @@ def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     names = run("docs/analysis.md")
     feature = names["feature"]
     assert feature.maximum == max(one.maximum for one in names["collection"]) and feature.top
+    assert run("docs/feature_tables.md")["matrix"].shape == (20, names["sae"].config.n_features)
     run("docs/dashboard.md", collection=names["collection"], tokenizer=names["tokenizer"])
     assert "My features" in (tmp_path / "dashboard.html").read_text()
     names["collection"].save("runs/tiny")
