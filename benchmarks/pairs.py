@@ -129,7 +129,6 @@ def _serve(checkout: Path, clock: str) -> None:
     import torch
 
     import hfsae
-    from hfsae.host_memory import freed_memory_kept
 
     for module in (step, hfsae):
         assert module.__file__ is not None and Path(module.__file__).resolve().is_relative_to(checkout), module
@@ -159,7 +158,7 @@ def _serve(checkout: Path, clock: str) -> None:
                 with step.PeakMemory(torch.device("cpu")) as peak:
                     take()
                 answer = peak.bytes
-                kept.enter_context(freed_memory_kept())
+                kept.enter_context(step.freed_memory_kept())  # wherever that checkout has it
                 take()
             elif asked["what"] == "step":
                 answer = seconds(take)

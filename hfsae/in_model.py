@@ -1,6 +1,7 @@
 """What the config of an SAE means in a language model: where it reads and writes, and which tokens it leaves out."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +11,260 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
-from hfsae.hooks import HookPoint, SideBySide, portable_name, resolve_hook_point, resolve_hook_points, width
+from hfsae.hooks import (
+    HookPoint,
+    SideBySide,
+    inner_model,
+    portable_name,
+    resolve_hook_point,
+    resolve_hook_points,
+    width,
+)
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.side_by_side import below
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SAEHookPoints:
+    """Where one SAE reads and where it writes, by the names of hook points.
+
+    Args:
+        reads: Where it reads; the places of a crosscoder are joined by `+`.
+        writes: Where a transcoder writes; None where it writes where it reads.
+
+    Example:
+        >>> SAEHookPoints("mlp_in.8", "mlp_out.8").target
+        'mlp_out.8'
+        >>> SAEHookPoints("resid_post.1+resid_post.2").names
+        ['resid_post.1', 'resid_post.2']
+    """
+
+    reads: str
+    writes: str | None = None
+
+    @classmethod
+    def resolved(cls, model: nn.Module, reads: str, writes: str | None = None) -> "SAEHookPoints":
+        """The same with canonical names of a model.
+
+        Raises:
+            HookPointError: If the model lacks a place.
+            ValueError: If a place is joined with itself.
+        """
+        source = _resolved_joined(model, reads)
+        target = None if writes is None else _resolved_joined(model, writes)
+        return cls(source, target if target != source else None)
+
+    @property
+    def target(self) -> str:
+        """Where it writes."""
+        return self.writes or self.reads
+
+    @property
+    def read_names(self) -> list[str]:
+        """The hook points that it reads."""
+        return places_in(self.reads)
+
+    @property
+    def names(self) -> list[str]:
+        """The hook points whose activations its training needs, each once."""
+        return names_of([self])
+
+    def rows(self, activations: Mapping[str, Tensor]) -> Tensor:
+        """(N, d_in) rows that it reads, from activations by hook point; of a crosscoder behind each other."""
+        return rows_at(activations, self.reads)
+
+    def target_rows(self, activations: Mapping[str, Tensor]) -> Tensor | None:
+        """(N, d_out) rows that a transcoder is to write; None where it writes where it reads."""
+        return None if self.writes is None else rows_at(activations, self.writes)
+
+    def input_widths(self, widths: Mapping[str, int]) -> list[int]:
+        """The size of the activations at each hook point that it reads."""
+        return [widths[name] for name in self.read_names]
+
+    def output_width(self, widths: Mapping[str, int]) -> int:
+        """The size of the activations where it writes."""
+        return sum(widths[name] for name in places_in(self.target))
+
+    def portable_name(self, model: nn.Module) -> str | None:
+        """The portable name of where it reads; None where a place has none."""
+        names = [portable_name(model, name) for name in self.read_names]
+        return None if None in names else _own_name(model, join_places(map(str, names)))
+
+    def source_names(self, model: nn.Module) -> list[str]:
+        """What the sources of a crosscoder are called: models side by side by their names, else by portable names."""
+        if isinstance(model, SideBySide):
+            return list(model.models)
+        return places_in(self.portable_name(model) or self.reads)
+
+    def own_name(self, model: nn.Module) -> str:
+        """What a config calls where it reads: of models side by side once, where it is the same place of all."""
+        return _own_name(model, self.reads)
+
+
+def names_of(hook_points: Iterable[SAEHookPoints]) -> list[str]:
+    """The hook points that several SAEs read or write, each once, in the order of their first mention."""
+    joined = (place for points in hook_points for place in (points.reads, points.writes) if place is not None)
+    return list(dict.fromkeys(name for place in joined for name in places_in(place)))
+
+
+def rows_at(rows: Mapping[str, Tensor], place: str) -> Tensor:
+    """The rows (N, d) of a hook point, or of several that are joined, one behind the other."""
+    parts = [rows[part] for part in places_in(place)]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def hook_points_named(
+    model: nn.Module, hook_point: str, target_hook_point: str | None, *, cross_layer: bool = False
+) -> list[SAEHookPoints]:
+    """Where the SAEs read and write that two training arguments describe, wildcards and lists included.
+
+    Args:
+        model: A language model, bare or wrapped.
+        hook_point: Where they read.
+        target_hook_point: Where transcoders write; None for SAEs that write where they read.
+        cross_layer: Whether one cross-layer transcoder reads and writes all of them.
+
+    Raises:
+        HookPointError: If the model lacks a place.
+        ValueError: If there are neither as many targets as places to read, nor one, or places with a target are
+            joined.
+    """
+    model = inner_model(model)  # named inside of its wrappers: found there with and without these
+    sources = _named(model, hook_point)
+    if target_hook_point is None:
+        return [SAEHookPoints(source) for source in sources]
+    targets = _named(model, target_hook_point)
+    if cross_layer:
+        return [_layer_by_layer(model, hook_point, sources, target_hook_point, targets)]
+    targets = targets * len(sources) if len(targets) == 1 else targets
+    if any(len(places_in(place)) > 1 for place in (*sources, *targets)):
+        raise ValueError("a crosscoder writes where it reads: places joined by + take no target_hook_point.")
+    if _is_wild(hook_point) and _is_wild(target_hook_point):
+        _refuse_other_layers(model, (hook_point, sources), (target_hook_point, targets))
+    if len(targets) != len(sources):
+        raise ValueError(
+            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a transcoder reads at one "
+            "and writes at one. Name as many, in the same order, or one target for all."
+        )
+    pairs = zip(sources, targets, strict=True)
+    return [SAEHookPoints(source, target if target != source else None) for source, target in pairs]
+
+
+def _layer_by_layer(
+    model: nn.Module, reads: str, sources: list[str], writes: str, targets: list[str]
+) -> SAEHookPoints:
+    """Where a cross-layer transcoder reads and writes: as many places, in the order of the model's layers."""
+    sources, targets = (
+        list(dict.fromkeys(part for place in side for part in places_in(place))) for side in (sources, targets)
+    )
+    if _is_wild(reads) and _is_wild(writes):
+        _refuse_other_layers(model, (reads, sources), (writes, targets))
+    if len(targets) != len(sources) or set(targets) & set(sources):
+        raise ValueError(
+            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a cross-layer transcoder "
+            "reads each layer at one place and writes it at another. Name as many, in the same order."
+        )
+    layout = DecoderLayout.find(model)
+    layers = [layout.layer_of(HookPoint.parse(place).path) if layout else None for place in sources]
+    if None not in layers and layers != sorted(layers, key=lambda layer: layer or 0):
+        raise ValueError(
+            f"hook_point={reads!r} names layers in another order than the model runs them: {layers}. "
+            "Features write at later layers, so name the first one first."
+        )
+    return SAEHookPoints(join_places(sources), join_places(targets))
+
+
+def _named(model: nn.Module, names: str) -> list[str]:
+    """The canonical names of places, those that a crosscoder reads together joined; each once."""
+    found: list[str] = []
+    for name in (name.strip() for name in names.split(",")):
+        if isinstance(model, SideBySide) and name:
+            found += _resolved_in_each(model, name)
+        elif len(places_in(name)) > 1:
+            found.append(_resolved_joined(model, name))
+        elif name:
+            found += map(str, resolve_hook_points(model, name))
+    return list(dict.fromkeys(found))
+
+
+def _resolved_joined(model: nn.Module, name: str) -> str:
+    """The canonical name of a place, or of places that are joined."""
+    if isinstance(model, SideBySide):
+        places = _resolved_in_each(model, name)
+        if len(places) > 1:
+            raise ValueError(f"hook_point={name!r} names several places: one crosscoder reads one of every model.")
+        return places[0]
+    parts = [str(resolve_hook_point(model, part.strip())) for part in places_in(name)]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"hook_point={name!r} joins a place with itself: name each once.")
+    return join_places(parts)
+
+
+def _resolved_in_each(models: SideBySide, name: str) -> list[str]:
+    """The same place in each of several models, joined; of a name with a wildcard or range, one a layer.
+
+    Raises:
+        HookPointError: If one of the models lacks it.
+        ValueError: If places are joined already, or the models have it in other layers.
+    """
+    if len(places_in(name)) > 1:
+        raise ValueError(
+            f"hook_point={name!r} joins places, but of several models a crosscoder reads one place each: name one."
+        )
+    found = {part: resolve_hook_points(models, f"{part}.{name.strip()}") for part in models.models}
+    layers = {part: [_layer(models, point) for point in points] for part, points in found.items()}
+    if len({tuple(of_one) for of_one in layers.values()}) > 1:
+        lengths = ", ".join(f"{_n_layers(model)} in {part}" for part, model in models.models.items())
+        raise ValueError(
+            f"hook_point={name!r} is not in the same layers of every model (there are {lengths}): name a layer that "
+            "all have by its number, such as 'resid_post.3'."
+        )
+    return [join_places(map(str, points)) for points in zip(*found.values(), strict=True)]
+
+
+def _layer(models: SideBySide, place: HookPoint) -> int | None:
+    layout = DecoderLayout.find(models.models[models.part_of(place)])
+    return None if layout is None else layout.layer_of(models.own(place).path)
+
+
+def _n_layers(model: nn.Module) -> int | str:
+    layout = DecoderLayout.find(model)
+    return "an unknown number" if layout is None else len(layout.blocks)
+
+
+def _own_name(model: nn.Module, place: str) -> str:
+    """A place as the models that stand side by side call it: once, where it is the same for all of them."""
+    if not isinstance(model, SideBySide):
+        return place
+    own = [part.removeprefix(f"{model.part_of(part)}.") for part in places_in(place)]
+    return own[0] if len(set(own)) == 1 else join_places(own)
+
+
+def _is_wild(names: str) -> bool:
+    return "*" in names and "," not in names
+
+
+def _refuse_other_layers(model: nn.Module, reads: tuple[str, list[str]], writes: tuple[str, list[str]]) -> None:
+    """`mlp_in.*` to `mlp_out.*` means layer by layer: not the third layer to the second, where one lacks a place.
+
+    Raises:
+        ValueError: If one name finds places in layers in which the other finds none.
+    """
+    layout = DecoderLayout.find(model)
+    assert layout is not None  # a wildcard has found layers
+    read, written = (
+        [layout.layer_of(HookPoint.parse(point).path) for point in points] for _, points in (reads, writes)
+    )
+    if read != written:
+        only = ", ".join(str(layer) for layer in sorted(set(read) ^ set(written), key=str))
+        raise ValueError(
+            f"{reads[0]!r} and {writes[0]!r} do not find the same layers of {type(model).__name__}: of layers {only} "
+            "there is one of the two places alone. Name the layers that have both, such as 'mlp_in.1-3' and "
+            "'mlp_out.1-3'."
+        )
 
 
 def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint, HookPoint]:
@@ -106,123 +355,6 @@ def _of_source(name: str, config: SAEConfig, models: SideBySide) -> HookPoint:
     if name not in models.models:
         raise ValueError(f"the crosscoder's source {name!r} has no model; given are {', '.join(models.models)}.")
     return below(name, hook_points_of(config, models.models[name])[0])
-
-
-def resolve_joined(model: nn.Module, name: str) -> str:
-    """The canonical name of a place, or of places that are joined.
-
-    Raises:
-        HookPointError: If the model lacks one.
-        ValueError: If one comes twice.
-    """
-    if isinstance(model, SideBySide):
-        places = resolve_in_each(model, name)
-        if len(places) > 1:
-            raise ValueError(f"hook_point={name!r} names several places: one crosscoder reads one of every model.")
-        return places[0]
-    parts = [str(resolve_hook_point(model, part.strip())) for part in places_in(name)]
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"hook_point={name!r} joins a place with itself: name each once.")
-    return join_places(parts)
-
-
-def resolve_in_each(models: SideBySide, name: str) -> list[str]:
-    """The same place in each of several models, joined; of a name with a wildcard or range, one a layer.
-
-    Raises:
-        HookPointError: If one of the models lacks it.
-        ValueError: If places are joined already, or the models have it in other layers.
-    """
-    if len(places_in(name)) > 1:
-        raise ValueError(
-            f"hook_point={name!r} joins places, but of several models a crosscoder reads one place each: name one."
-        )
-    found = {part: resolve_hook_points(models, f"{part}.{name.strip()}") for part in models.models}
-    layers = {part: [_layer(models, point) for point in points] for part, points in found.items()}
-    if len({tuple(of_one) for of_one in layers.values()}) > 1:
-        lengths = ", ".join(f"{_n_layers(model)} in {part}" for part, model in models.models.items())
-        raise ValueError(
-            f"hook_point={name!r} is not in the same layers of every model (there are {lengths}): name a layer that "
-            "all have by its number, such as 'resid_post.3'."
-        )
-    return [join_places(map(str, points)) for points in zip(*found.values(), strict=True)]
-
-
-def _layer(models: SideBySide, place: HookPoint) -> int | None:
-    layout = DecoderLayout.find(models.models[models.part_of(place)])
-    return None if layout is None else layout.layer_of(models.own(place).path)
-
-
-def _n_layers(model: nn.Module) -> int | str:
-    layout = DecoderLayout.find(model)
-    return "an unknown number" if layout is None else len(layout.blocks)
-
-
-def own_place(model: nn.Module, place: str) -> str:
-    """A place as the models that stand side by side call it: once, where it is the same for all of them."""
-    if not isinstance(model, SideBySide):
-        return place
-    own = [part.removeprefix(f"{model.part_of(part)}.") for part in places_in(place)]
-    return own[0] if len(set(own)) == 1 else join_places(own)
-
-
-def portable_names(model: nn.Module, place: str) -> str | None:
-    """The portable name of a place, or those of places that are joined; None where one has none."""
-    names = [portable_name(model, part) for part in places_in(place)]
-    return None if None in names else own_place(model, join_places(map(str, names)))
-
-
-def source_names(model: nn.Module, place: str) -> str | None:
-    """What the sources of a crosscoder are called, joined: models side by side by their names, else places."""
-    return join_places(model.models) if isinstance(model, SideBySide) else portable_names(model, place)
-
-
-def separate(places: Iterable[str | None]) -> list[str]:
-    """Each place by itself and once, in the order of their first mention; None is none."""
-    return list(dict.fromkeys(part for place in places if place is not None for part in places_in(place)))
-
-
-def rows_at(rows: Mapping[str, Tensor], place: str) -> Tensor:
-    """The rows (N, d) of a place, or of places that are joined."""
-    parts = [rows[part] for part in places_in(place)]
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-
-def widths_at(widths: Mapping[str, int], place: str) -> list[int]:
-    """The size of the activations at a place, or at each of those that are joined."""
-    return [widths[part] for part in places_in(place)]
-
-
-def refuse_other_sources(config: SAEConfig, place: str, widths: list[int], label: str) -> None:
-    """Refuses an SAE of one source where several places are joined, and a crosscoder whose sources are others.
-
-    Raises:
-        ValueError: Names the SAE by its label.
-    """
-    parts, own = places_in(place), config.input_widths
-    if len(parts) > 1 and len(own) == 1:
-        raise ValueError(
-            f"{label} reads one place, but {place} joins {len(parts)}: choose a crosscoder "
-            "(architecture='crosscoder'), or part the places with commas for an SAE each."
-        )
-    if len(parts) == 1 and len(own) > 1 and sum(own) == sum(widths):
-        return  # rows that were joined before they came
-    if own != widths and len(own) > 1:
-        raise ValueError(
-            f"{label} has source_widths={own}, but the activations at {place} have {widths} dimensions: join the "
-            "places of its sources with +, in their order."
-        )
-
-
-def refuse_other_models(config: SAEConfig, model: nn.Module, label: str) -> None:
-    """Refuses a crosscoder whose sources are not the models that stand side by side, in their order.
-
-    Raises:
-        ValueError: Names the SAE by its label.
-    """
-    names, given = list(getattr(config, "source_names", [])), list(getattr(model, "models", {}))
-    if names != given:
-        raise ValueError(f"{label} has the sources {', '.join(names)}, but the models are {', '.join(given)}.")
 
 
 def left_out_of(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:

@@ -127,3 +127,12 @@ def test_pushing_listing_and_checking(hub, trained_folder, tmp_path, monkeypatch
     assert sorted(names["saes"]) == sorted([*mine, "resid_post.8/topk-12288-32"])
     assert names["check"].measured.l0 <= 8 and names["check"].n_tokens > 100
     assert "model.safetensors" in hub.repo("org/gpt2-l8-16x").files()
+
+
+@pytest.mark.slow
+def test_a_training_step_by_step(tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    names = run("docs/training.md")
+    assert names["before"] < names["output"].metrics[""]["explained_variance"] and len(names["losses"]) == 10
+    assert names["half_way"].config.training["steps"] == 10 and names["output"].steps == 20

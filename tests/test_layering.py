@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": USE | {"evaluation", "hub"},
     "saved": MODEL | {"analysis"},
     "tables": USE | {"evaluation", "analysis"},
-    "arguments": COMPUTING | {"command_line", "model_kwargs"},
+    "arguments": COMPUTING | READING | {"command_line", "model_kwargs", "in_model"},
     "parallel": COMPUTING | {"arguments"},
     "inputs": USE | {"evaluation", "arguments", "parallel"},
     "diffing": MODEL | {"architectures", "saved", "analysis"},

@@ -1,14 +1,17 @@
 """What training arguments mean for one SAE: its config, and how its dead features come back."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import config_class_of
-from hfsae.configuration import SAEConfig, places_in
+from hfsae.configuration import SAEConfig
+from hfsae.in_model import SAEHookPoints, hook_points_named
 
 
 def is_crosscoder(architecture: str) -> bool:
@@ -29,41 +32,56 @@ def is_cross_layer(architecture: str) -> bool:
     return "tied_decoder" in {field.name for field in dataclasses.fields(config_class_of(architecture))}
 
 
+def hook_points_from_arguments(args: SAETrainingArguments, model: nn.Module) -> list[SAEHookPoints]:
+    """Where the SAEs that the arguments describe read and write in a language model.
+
+    Raises:
+        HookPointError, ValueError: As `hook_points_named`.
+    """
+    cross_layer = is_cross_layer(args.architecture)
+    return hook_points_named(model, args.hook_point, args.target_hook_point, cross_layer=cross_layer)
+
+
 def config_from_arguments(
-    args: SAETrainingArguments, source: str, widths: list[int], target: tuple[str, int] | None = None
+    args: SAETrainingArguments,
+    hook_points: SAEHookPoints,
+    widths: Mapping[str, int],
+    source_names: Sequence[str] = (),
 ) -> SAEConfig:
     """The config of the SAE that the arguments describe.
 
     Args:
         args: The arguments.
-        source: What the place that it reads is called; the places of a crosscoder, joined, name its sources.
-        widths: Size of the activations there, or at each of the places.
-        target: Of a transcoder, where it writes and the size of the activations there.
+        hook_points: Where it reads and writes.
+        widths: Size of the activations by hook point.
+        source_names: What the sources of a crosscoder are called; as the hook points that it reads, where left out.
 
     Raises:
         ValueError: If they describe none.
     """
     config_class = config_class_of(args.architecture)
     fields = {field.name for field in dataclasses.fields(config_class)}
-    options: dict[str, Any] = {"d_in": sum(widths)}
+    input_widths = hook_points.input_widths(widths)
+    options: dict[str, Any] = {"d_in": sum(input_widths)}
     if is_crosscoder(args.architecture):
-        options |= {"source_names": places_in(source), "source_widths": widths}
+        names = list(source_names) or hook_points.read_names
+        options |= {"source_names": names, "source_widths": input_widths}
     if "k" in fields:
         options["k"] = args.k
     if args.n_features is not None:
         options["n_features"] = args.n_features
     else:
         options["expansion_factor"] = args.expansion_factor
-    if is_cross_layer(args.architecture) and target is None:
+    if is_cross_layer(args.architecture) and hook_points.writes is None:
         raise ValueError(
             f"{args.architecture} predicts what layers write from what they read: pass target_hook_point too, such as "
             "hook_point='mlp_in.*' and target_hook_point='mlp_out.*'."
         )
-    if target is not None:
+    if hook_points.writes is not None:
         # What it writes lies elsewhere: its centre has nothing to do with what is read.
-        options |= {"hook_point": source if is_cross_layer(args.architecture) else args.hook_point}
-        options |= {"target_hook_point": target[0], "d_out": target[1]}
-        options["subtract_b_dec"] = False
+        reads = hook_points.reads if is_cross_layer(args.architecture) else args.hook_point
+        options |= {"hook_point": reads, "target_hook_point": hook_points.writes}
+        options |= {"d_out": hook_points.output_width(widths), "subtract_b_dec": False}
     assert isinstance(args.architecture_options, dict)
     try:
         return config_class(**{**options, **args.architecture_options})

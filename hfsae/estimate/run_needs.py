@@ -16,24 +16,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfsae.arguments.sae_settings import config_from_arguments, revival_of
+from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.narrow import NarrowWeights
 from hfsae.estimate.machine import Machine, Work
-from hfsae.functional import TopK
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
 from hfsae.hooks import HookPoint, SideBySide, inner_model
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
-from hfsae.in_model import separate, widths_at
+from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
 from hfsae.inputs.compared_models import compares, models_of
 from hfsae.language_model import Origin, config_of
 from hfsae.model_classes import without_weights
 from hfsae.modeling import SAE
-from hfsae.parallel.placement import deal
-from hfsae.parallel.sharded_selection import FEW_CANDIDATES
+from hfsae.parallel.placement import Placement, planned_placement
 
 # Tensors of tokens × hidden size that a block of the language model holds at once: the stream, its norm, queries,
 # keys, values, attention's output, and the widened MLP before and after its activation.
@@ -92,8 +90,7 @@ class Estimate:
         training_tokens: Tokens trained on, over all processes.
         steps: Optimiser steps, times the batches of each.
         reading: What the tokens of a batch take of a process until the SAEs have them.
-        processes: Number of processes.
-        spread: Whether each of them trains SAEs of its own.
+        placement: How the processes share the SAEs.
     """
 
     model_parameters: int
@@ -105,16 +102,14 @@ class Estimate:
     training_tokens: int
     steps: float
     reading: Work
-    processes: int = 1
-    spread: bool = False
+    placement: Placement
 
     @property
     def held_together(self) -> list[SAENeeds]:
         """What one process trains: all SAEs, or of those that are spread what the fullest process owns."""
-        if not self.spread:
-            return list(self.saes.values())
-        owners = deal({name: needs.parameters for name, needs in self.saes.items()}, self.processes)
-        shares = [[self.saes[name] for name in owners if owners[name] == rank] for rank in range(self.processes)]
+        owners = self.placement.owners({name: needs.parameters for name, needs in self.saes.items()})
+        ranks = range(self.placement.processes)
+        shares = [[self.saes[name] for name in self.placement.trained_by(rank, owners)] for rank in ranks]
         return max(shares, key=lambda share: sum(needs.state_bytes for needs in share))
 
     @property
@@ -142,12 +137,13 @@ class Estimate:
         Raises:
             MemoryError: If one does not fit by itself, or they are spread over processes and do not fit.
         """
-        if self.spread:
+        if not self.placement.shares_saes:
             if self.peak_bytes <= memory_bytes:
                 return [list(self.saes)]
             raise MemoryError(
-                f"{len(self.saes)} SAEs spread over {self.processes} processes need {_gb(self.peak_bytes)} in one of "
-                f"them, and {_gb(memory_bytes)} are free: launch more processes, or train fewer SAEs at a time."
+                f"{len(self.saes)} SAEs spread over {self.placement.processes} processes need {_gb(self.peak_bytes)} "
+                f"in one of them, and {_gb(memory_bytes)} are free: launch more processes, or train fewer SAEs at a "
+                "time."
             )
         groups: list[list[str]] = []
         room = memory_bytes - self.fixed_bytes
@@ -233,36 +229,32 @@ def estimate(
         >>> estimate(args).saes[""].parameters
         526464
     """
+    placement = planned_placement(args.sae_placement, processes)
     skeleton = _skeleton(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
-    places = {name: streams.hook_points(own, skeleton) for name, own in arguments.items()}
-    named = separate(place for found in places.values() for pair in found for place in pair)
-    widths = {name: width(skeleton, name) for name in named}
-    read_at = [HookPoint.parse(name) for name in named]
+    found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
+    widths = {
+        name: width(skeleton, name) for name in names_of(points for of_sae in found.values() for points in of_sae)
+    }
+    read_at = [HookPoint.parse(name) for name in widths]
     needs = {
-        name if len(found) == 1 else f"{name} {source}".strip(): _needs(
-            arguments[name],
-            (source, widths_at(widths, source)),
-            None if target is None else (target, sum(widths_at(widths, target))),
-            device_type,
-            processes,
+        name if len(of_sae) == 1 else f"{name} {points.reads}".strip(): _needs(
+            arguments[name], points, widths, device_type, placement
         )
-        for name, found in places.items()
-        for source, target in found
+        for name, of_sae in found.items()
+        for points in of_sae
     }
     window = streams.window_tokens(args, processes) or args.train_batch_tokens
     row_bytes = sum(widths.values()) * getattr(torch, args.activation_dtype).itemsize
     batch = args.train_batch_tokens
     rows = Work(moved=batch * row_bytes * _PASSES_OVER_ROWS)
-    if args.sae_placement != "replicate":
-        rows += Work(exchanged=batch * row_bytes * (processes - 1))
+    rows += Work(exchanged=batch * row_bytes * (placement.row_shares - 1))
     common = {
         "window_bytes": window * row_bytes,
         "saes": needs,
         "training_tokens": args.training_tokens,
         "steps": args.training_tokens / (batch * processes),
-        "processes": processes,
-        "spread": args.sae_placement == "spread",
+        "placement": placement,
     }
     if args.activation_cache is not None:
         return Estimate(0, 0, 0, 0.0, reading=rows, **common)
@@ -331,18 +323,18 @@ def _model_work(model: PreTrainedModel, places: list[HookPoint], context_length:
 
 def _needs(
     args: SAETrainingArguments,
-    source: tuple[str, list[int]],
-    target: tuple[str, int] | None,
+    hook_points: SAEHookPoints,
+    widths: Mapping[str, int],
     device_type: str,
-    processes: int,
+    placement: Placement,
 ) -> SAENeeds:
-    config = config_from_arguments(args, *source, target)
+    config = config_from_arguments(args, hook_points, widths)
     with torch.device("meta"):
         sae = SAE.from_config(config)
     revival = revival_of(sae, args.revival)
     parameters = sum(parameter.numel() for parameter in sae.parameters())
-    parts = processes if args.sae_placement == "shard" else 1
-    tokens = args.train_batch_tokens * (1 if args.sae_placement == "replicate" else processes)
+    parts = placement.feature_parts
+    tokens = args.train_batch_tokens * placement.row_shares
     n = config.n_features // parts
     active = sae.n_groups * config.k if hasattr(config, "k") else args.target_l0 or sae.n_groups * args.k  # type: ignore
     matrices = sae.encoder.weight.numel() + sum(rows.numel() for rows in sae.decoder_weights)
@@ -362,24 +354,10 @@ def _needs(
         step=Work(
             flops=tokens * flops / parts / _STEP_EFFICIENCY,
             moved=_PASSES_OVER_STATE * state_bytes + (2 if sparse else _DENSE_IN_A_STEP) * dense_bytes,
-            exchanged=_exchanged(args, sae, processes, tokens, active),
+            exchanged=placement.bytes_exchanged(sae, tokens, active),
             waited=_STEP_SECONDS,
         ),
     )
-
-
-def _exchanged(args: SAETrainingArguments, sae: SAE, processes: int, tokens: int, active: float) -> float:
-    """Bytes that a process sends in a step besides rows; an all-reduce of m bytes sends 2 (P − 1) / P · m."""
-    if processes == 1 or args.sae_placement == "spread":
-        return 0.0
-    all_reduce = 2 * (processes - 1) / processes
-    if args.sae_placement == "replicate":
-        return all_reduce * 4 * sum(parameter.numel() for parameter in sae.parameters())
-    candidates = 0.0
-    if isinstance(sae.training_selection(), TopK):  # values, or four histograms of 256 counts
-        few = active * processes <= FEW_CANDIDATES
-        candidates = 4 * tokens * (active * (processes - 1) if few else all_reduce * 4 * 256)
-    return all_reduce * 4 * tokens * sae.config.d_out + candidates
 
 
 def free_memory(device: torch.device) -> int:

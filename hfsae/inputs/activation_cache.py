@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,20 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.arguments.local_paths import named_together, parts_of, with_places_in_full
+from hfsae.arguments.sae_settings import hook_points_from_arguments
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.hooks import SideBySide
-from hfsae.in_model import separate
+from hfsae.in_model import names_of
 from hfsae.in_use import new_folder
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import Origin, find
 from hfsae.model_classes import without_weights
+from hfsae.parallel.dealing import own_devices
 from hfsae.parallel.launching import start_accelerator
-from hfsae.parallel.placement import own_devices
 from hfsae.parallel.process_watch import ProcessWatch
 from hfsae.storage import ODD, DamagedFileError, naming
 
@@ -110,7 +110,7 @@ def _write(
     accelerator: Accelerator,
 ) -> None:
     base = open_base_model(args, model, tokenizer, accelerator.device, own_devices(accelerator))
-    places = separate(chain(*streams.hook_points(args, base.model)))
+    places = names_of(hook_points_from_arguments(args, base.model))
     texts = load_texts(args, train_dataset, None)
     # Of all the text, whoever writes: several share out the shards, not the documents.
     blocks = streams.training_blocks(args, texts.train, base)

@@ -10,9 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.arguments.sae_settings import is_cross_layer
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.configuration import join_places, places_in
 from hfsae.data import (
     ActivationStream,
     DatasetActivations,
@@ -32,9 +30,7 @@ from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
-from hfsae.hooks import HookPoint, SideBySide, inner_model, resolve_hook_points
-from hfsae.hooks.layout import DecoderLayout
-from hfsae.in_model import resolve_in_each, resolve_joined, separate
+from hfsae.hooks import HookPoint
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.text_splits import Texts
 
@@ -78,93 +74,6 @@ def training_blocks(
         repeat=True,
         wanted_tokens=args.training_tokens // processes,
     )
-
-
-def hook_points(args: SAETrainingArguments, model: PreTrainedModel) -> list[tuple[str, str | None]]:
-    """Where the SAEs that the arguments describe read, each with where it writes if that is elsewhere.
-
-    Raises:
-        HookPointError: If the model lacks one.
-        ValueError: If there are neither as many targets as places to read, nor one, or places with a target are
-            joined.
-    """
-    sources = _resolved(model, args.hook_point)
-    if args.target_hook_point is None:
-        return [(source, None) for source in sources]
-    targets = _resolved(model, args.target_hook_point)
-    if is_cross_layer(args.architecture):
-        return [_joined_layers(args, model, separate(sources), separate(targets))]
-    targets = targets * len(sources) if len(targets) == 1 else targets
-    if any(len(places_in(place)) > 1 for place in (*sources, *targets)):
-        raise ValueError("a crosscoder writes where it reads: places joined by + take no target_hook_point.")
-    if _is_wild(args.hook_point) and _is_wild(args.target_hook_point):
-        _refuse_other_layers(args, model, sources, targets)
-    if len(targets) != len(sources):
-        raise ValueError(
-            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a transcoder reads at one "
-            "and writes at one. Name as many, in the same order, or one target for all."
-        )
-    return [(source, target if target != source else None) for source, target in zip(sources, targets, strict=True)]
-
-
-def _joined_layers(
-    args: SAETrainingArguments, model: PreTrainedModel, sources: list[str], targets: list[str]
-) -> tuple[str, str]:
-    """Where a cross-layer transcoder reads and writes: as many places, layer by layer, in the order of the model."""
-    if _is_wild(args.hook_point) and _is_wild(str(args.target_hook_point)):
-        _refuse_other_layers(args, model, sources, targets)
-    if len(targets) != len(sources) or set(targets) & set(sources):
-        raise ValueError(
-            f"hook_point names {len(sources)} places and target_hook_point {len(targets)}: a cross-layer transcoder "
-            "reads each layer at one place and writes it at another. Name as many, in the same order."
-        )
-    layout = DecoderLayout.find(inner_model(model))
-    layers = [layout.layer_of(HookPoint.parse(place).path) if layout else None for place in sources]
-    if None not in layers and layers != sorted(layers, key=lambda layer: layer or 0):
-        raise ValueError(
-            f"hook_point={args.hook_point!r} names layers in another order than the model runs them: {layers}. "
-            "Features write at later layers, so name the first one first."
-        )
-    return join_places(sources), join_places(targets)
-
-
-def _is_wild(names: str) -> bool:
-    return "*" in names and "," not in names
-
-
-def _refuse_other_layers(
-    args: SAETrainingArguments, model: PreTrainedModel, sources: list[str], targets: list[str]
-) -> None:
-    """`mlp_in.*` to `mlp_out.*` means layer by layer: not the third layer to the second, where one lacks a place.
-
-    Raises:
-        ValueError: If one name finds places in layers in which the other finds none.
-    """
-    layout = DecoderLayout.find(inner_model(model))
-    assert layout is not None  # a wildcard has found layers
-    paths = ([HookPoint.parse(point).path for point in points] for points in (sources, targets))
-    read, written = ([layout.layer_of(path) for path in of_side] for of_side in paths)
-    if read != written:
-        only = ", ".join(str(layer) for layer in sorted(set(read) ^ set(written), key=str))
-        raise ValueError(
-            f"{args.hook_point!r} and {args.target_hook_point!r} do not find the same layers of "
-            f"{type(inner_model(model)).__name__}: of layers {only} there is one of the two places alone. Name the "
-            "layers that have both, such as 'mlp_in.1-3' and 'mlp_out.1-3'."
-        )
-
-
-def _resolved(model: PreTrainedModel, names: str) -> list[str]:
-    """The canonical names of places, those that a crosscoder reads together joined; each once."""
-    found: list[str] = []
-    # Named in the model inside of its wrappers: found there with and without these.
-    for name in (name.strip() for name in names.split(",")):
-        if isinstance(side_by_side := inner_model(model), SideBySide) and name:
-            found += resolve_in_each(side_by_side, name)
-        elif len(places_in(name)) > 1:
-            found.append(resolve_joined(inner_model(model), name))
-        elif name:
-            found += map(str, resolve_hook_points(inner_model(model), name))
-    return list(dict.fromkeys(found))
 
 
 def model_source(args: SAETrainingArguments, base: BaseModel, blocks: TokenBlocks, places: list[str]) -> RowSource:

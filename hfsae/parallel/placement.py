@@ -1,151 +1,217 @@
-"""Where SAEs are trained when there are several processes or devices.
+"""Placement: how the processes of a run share its SAEs. One class for each value of `sae_placement`.
 
-* `"replicate"`: every process holds every SAE and steps on rows of its own; gradients are averaged.
-* `"spread"`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes;
+* `Replicate`: every process holds every SAE and steps on rows of its own; gradients are averaged.
+* `Spread`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes;
   where a process has several devices, each device has some of them.
-* `"shard"`: each process holds some of the features of every SAE (`sharded_sae.py`), and steps on all rows.
+* `Shard`: each process holds some of the features of every SAE (`sharded_sae.py`), and steps on all rows.
 """
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
-from hfsae.parallel.launching import launched_here
-
-logger = logging.getLogger(__name__)
+from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.functional import TopK
+from hfsae.parallel.dealing import deal, deal_devices, devices_here, refuse_idle
+from hfsae.parallel.exchange import from_owners, rows_of_all
+from hfsae.parallel.sharded_sae import ShardedSAE, refuse_unfit
+from hfsae.parallel.sharded_selection import FEW_CANDIDATES
 
 T = TypeVar("T")
 
 
-def deal(costs: Mapping[str, int], processes: int, called: str = "process") -> dict[str, int]:
-    """Which process owns each SAE: the costliest is dealt first, each to the process that has least by then.
+class Placement:
+    """How the processes of a run share its SAEs.
 
     Args:
-        costs: Parameters of each SAE by name.
-        processes: The number of processes.
-        called: What the log calls them.
+        processes: How many there are.
+        accelerator: That of the run; None for a forecast, which exchanges nothing.
 
-    Returns:
-        The owner's rank by name.
-
-    Raises:
-        ValueError: If a process would have none.
-
-    Example:
-        >>> deal({"wide": 400, "narrow": 100, "middle": 200}, processes=2)
-        {'wide': 0, 'narrow': 1, 'middle': 1}
+    Attributes:
+        shares_saes: Whether every process has each SAE, or a part of each; else each has SAEs of its own.
+        cuts_saes: Whether a process has some of an SAE's features only.
     """
-    refuse_idle(len(costs), processes)
-    held = [0] * processes
-    owners = {}
-    for name in sorted(costs, key=lambda name: -costs[name]):
-        owners[name] = held.index(min(held))
-        held[owners[name]] += costs[name]
-    for rank, cost in enumerate(held):
-        names = [name for name, owner in owners.items() if owner == rank]
-        logger.info("%s %d trains %s (%.3g parameters)", called, rank, ", ".join(names), cost)
-    return {name: owners[name] for name in costs}
+
+    shares_saes = True
+    cuts_saes = False
+
+    def __init__(self, processes: int, accelerator: Accelerator | None = None):
+        self.processes = processes
+        self._accelerator = accelerator
+
+    @property
+    def accelerator(self) -> Accelerator:
+        assert self._accelerator is not None, "a forecast has no accelerator"
+        return self._accelerator
+
+    # -- who has what -------------------------------------------------------------------------------------------------
+    def refuse_too_few(self, saes: int) -> None:
+        """Raises a ValueError where so many SAEs are too few for the processes."""
+
+    def refuse_unfit(self, sae: SparseAutoencoder) -> None:
+        """Raises a ValueError where an SAE, whose weights are not looked at, cannot be placed so."""
+
+    def owners(self, parameters: Mapping[str, int]) -> dict[str, int]:
+        """The rank of the process that writes each SAE, by name; `parameters` says how large each is."""
+        return dict.fromkeys(parameters, 0)
+
+    def trained_by(self, rank: int, owners: Mapping[str, int]) -> list[str]:
+        """The names of the SAEs that a process steps."""
+        return list(owners)
+
+    def devices(self, parameters: Mapping[str, int]) -> dict[str, torch.device]:
+        """The device of each SAE of this process, by name."""
+        return dict.fromkeys(parameters, self.accelerator.device)
+
+    @property
+    def share_of_text(self) -> tuple[int, int]:
+        """The rank of this process among those that share the text which is measured on, and their number."""
+        return self.accelerator.process_index, self.processes
+
+    def gather(self, values: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+        """Plain values by SAE: those of this process's SAEs and of all others, in the order of the names."""
+        return dict(values)
+
+    # -- in a step ----------------------------------------------------------------------------------------------------
+    def step_module(self, sae: SparseAutoencoder) -> nn.Module:
+        """What a step calls in the place of an SAE, with its arguments; may change the SAE's parameters."""
+        return sae
+
+    def step_rows(self, batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The rows by hook point that the SAEs of this process step on: those of all processes.
+
+        Args:
+            batch: This process's rows.
+            dtype: What the rows were kept in, and travel as.
+        """
+        return rows_of_all(batch, self.accelerator, dtype)
+
+    @property
+    def averaged(self) -> int:
+        """How many processes a gradient is averaged over."""
+        return 1
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """A statistic of a step over all processes that step on rows of their own: its `"sum"` or `"mean"`."""
+        return tensor
+
+    # -- what it costs ------------------------------------------------------------------------------------------------
+    @property
+    def feature_parts(self) -> int:
+        """Into how many parts the features of an SAE are cut."""
+        return 1
+
+    @property
+    def row_shares(self) -> int:
+        """The batches of how many processes one step of an SAE works on."""
+        return self.processes
+
+    @property
+    def _all_reduce(self) -> float:
+        """Bytes that a process sends for each byte of an all-reduce."""
+        return 2 * (self.processes - 1) / self.processes
+
+    def bytes_exchanged(self, sae: SparseAutoencoder, tokens: int, active: float) -> float:
+        """Bytes that a process sends in a step of an SAE besides rows.
+
+        Args:
+            sae: The SAE.
+            tokens: Tokens in the step.
+            active: Active features of a token.
+        """
+        raise NotImplementedError("abstract: a placement says what its processes exchange")
 
 
-def refuse_idle(saes: int, processes: int) -> None:
-    """Raises where there are fewer SAEs to spread than processes.
+class Replicate(Placement):
+    """Every process holds every SAE and steps on rows of its own; gradients are averaged (DDP)."""
 
-    Raises:
-        ValueError: Says how many there are, and what to do.
-    """
-    if saes < processes:
-        raise ValueError(
-            f"sae_placement='spread' gives each process SAEs of its own, but there are {saes} for {processes} "
-            f"processes: launch at most {saes}, or use sae_placement='replicate' (or 'shard')."
-        )
+    def step_module(self, sae: SparseAutoencoder) -> nn.Module:
+        return self.accelerator.prepare_model(sae)
 
+    def step_rows(self, batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        return batch
 
-def deal_devices(costs: Mapping[str, int], devices: Sequence[torch.device]) -> dict[str, torch.device]:
-    """Which of its devices a process trains each of its SAEs on, dealt as `deal` does; some may get none.
+    @property
+    def averaged(self) -> int:
+        return self.processes
 
-    Args:
-        costs: Parameters of each SAE by name.
-        devices: At least one.
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        if self.processes == 1:
+            return tensor
+        return self.accelerator.reduce(tensor, reduction)  # type: ignore[return-value]
 
-    Example:
-        >>> deal_devices({"wide": 400, "narrow": 100}, [torch.device("cuda:0"), torch.device("cuda:1")])
-        {'wide': device(type='cuda', index=0), 'narrow': device(type='cuda', index=1)}
-    """
-    if len(devices) == 1 or not costs:
-        return dict.fromkeys(costs, devices[0])
-    dealt = deal(costs, min(len(costs), len(devices)), called=devices[0].type)
-    return {name: devices[index] for name, index in dealt.items()}
+    @property
+    def row_shares(self) -> int:
+        return 1
+
+    def bytes_exchanged(self, sae: SparseAutoencoder, tokens: int, active: float) -> float:
+        return self._all_reduce * 4 * sum(parameter.numel() for parameter in sae.parameters())
 
 
-def devices_here(accelerator: Accelerator) -> list[torch.device]:
-    """The devices of a process, its main one first; `model_device_map` spreads the language model over them, and
-    `"spread"` its SAEs."""
-    kind = accelerator.device.type
-    if kind == "cpu":
-        return [accelerator.device]
-    numbers = shared_out(torch.accelerator.device_count(), accelerator.local_process_index, launched_here())
-    return [torch.device(kind, index) for index in numbers]
+class Spread(Placement):
+    """Each process owns some of the SAEs, and steps them on the rows of all processes."""
+
+    shares_saes = False
+
+    def refuse_too_few(self, saes: int) -> None:
+        refuse_idle(saes, self.processes)
+
+    def owners(self, parameters: Mapping[str, int]) -> dict[str, int]:
+        return deal(parameters, self.processes)
+
+    def trained_by(self, rank: int, owners: Mapping[str, int]) -> list[str]:
+        return [name for name, owner in owners.items() if owner == rank]
+
+    def devices(self, parameters: Mapping[str, int]) -> dict[str, torch.device]:
+        return deal_devices(parameters, devices_here(self.accelerator))
+
+    @property
+    def share_of_text(self) -> tuple[int, int]:
+        """A process measures its own SAEs on the whole text."""
+        return 0, 1
+
+    def gather(self, values: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+        return from_owners(values, names)
+
+    def bytes_exchanged(self, sae: SparseAutoencoder, tokens: int, active: float) -> float:
+        return 0.0
 
 
-def own_devices(accelerator: Accelerator) -> list[torch.device]:
-    """`devices_here` where other processes have others; none where all are this process's."""
-    return devices_here(accelerator) if accelerator.num_processes > 1 else []
+class Shard(Placement):
+    """Each process holds some of the features of every SAE, and steps on the rows of all (tensor parallel)."""
+
+    cuts_saes = True
+
+    def refuse_unfit(self, sae: SparseAutoencoder) -> None:
+        refuse_unfit(sae, self.processes)
+
+    def step_module(self, sae: SparseAutoencoder) -> nn.Module:
+        return ShardedSAE(sae, self.accelerator) if self.processes > 1 else sae
+
+    @property
+    def feature_parts(self) -> int:
+        return self.processes
+
+    def bytes_exchanged(self, sae: SparseAutoencoder, tokens: int, active: float) -> float:
+        candidates = 0.0
+        if self.processes > 1 and isinstance(sae.training_selection(), TopK):
+            # The values themselves, or four histograms of 256 counts.
+            few = active * self.processes <= FEW_CANDIDATES
+            candidates = 4 * tokens * (active * (self.processes - 1) if few else self._all_reduce * 4 * 256)
+        return self._all_reduce * 4 * tokens * sae.config.d_out + candidates
 
 
-def shared_out(devices: int, process: int, processes: int) -> list[int]:
-    """The numbers of a machine's devices that belong to one of its processes, the one that Accelerate gives it first.
-
-    Args:
-        devices: How many the machine has.
-        process: The process's number on this machine.
-        processes: How many are on this machine.
-
-    Example:
-        >>> shared_out(devices=8, process=1, processes=4)
-        [1, 5]
-    """
-    return list(range(process, devices, processes)) or [process % devices]
+_PLACEMENTS: dict[str, type[Placement]] = {"replicate": Replicate, "spread": Spread, "shard": Shard}
 
 
-def rows_of_all(batch: Mapping[str, Tensor], accelerator: Accelerator, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The batches of all processes one after another, the same on each.
-
-    Args:
-        batch: This process's rows (N, d) by hook point.
-        accelerator: The run's accelerator.
-        dtype: What the rows were kept in, and travel as.
-
-    Returns:
-        (processes · N, d) rows by hook point, in the batch's dtype.
-    """
-    gathered = {name: accelerator.gather(rows.to(dtype)) for name, rows in batch.items()}
-    return {name: rows.to(batch[name].dtype) for name, rows in gathered.items()}  # type: ignore[union-attr]
+def placement_of(sae_placement: str, accelerator: Accelerator) -> Placement:
+    """The placement that an argument names, over the processes of a run."""
+    return _PLACEMENTS[sae_placement](accelerator.num_processes, accelerator)
 
 
-def from_all(mine: list[str], accelerator: Accelerator) -> list[str]:
-    """The names that each process has found, together on all of them; mostly nobody has, which costs one number.
-
-    Args:
-        mine: What this process has found.
-        accelerator: The run's accelerator.
-    """
-    if accelerator.num_processes == 1:
-        return mine
-    found = accelerator.reduce(torch.tensor(len(mine), device=accelerator.device))
-    return gather_object(mine) if found else []
-
-
-def from_owners(mine: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
-    """What each process has of the SAEs that it owns, put together on all of them.
-
-    Args:
-        mine: By name of the SAE, plain values.
-        names: All names, in their order.
-    """
-    whole = dict(item for part in gather_object([mine]) for item in part.items())
-    return {name: whole[name] for name in names if name in whole}
+def planned_placement(sae_placement: str, processes: int) -> Placement:
+    """The same over so many processes that are not there yet."""
+    return _PLACEMENTS[sae_placement](processes)

@@ -31,7 +31,8 @@ from hfsae.inputs.activation_cache import cache_activations
 from hfsae.parallel.launching import launched
 from hfsae.sweeps.sweep_results import result_rows, write_results
 from hfsae.training.checkpoint import last_checkpoint
-from hfsae.training.trainer import SAETrainer, TrainOutput
+from hfsae.training.output import TrainOutput
+from hfsae.training.trainer import SAETrainer
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from hfsae.evaluation.healthy import names_by
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.failures import warn_on_failure
 from hfsae.saving import files_at_once, write_json
-from hfsae.training.trainer import TrainOutput
+from hfsae.training.output import TrainOutput
 
 RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
 

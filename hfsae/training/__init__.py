@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hfsae.arguments.training_arguments import SAETrainingArguments
     from hfsae.inputs.activation_cache import cache_activations
-    from hfsae.training.trainer import SAETrainer, TrainOutput
+    from hfsae.training.output import TrainOutput
+    from hfsae.training.trainer import SAETrainer
 
 __all__ = ["SAETrainer", "SAETrainingArguments", "TrainOutput", "cache_activations"]
 
 _LAZY = {
     "SAETrainer": "hfsae.training.trainer",
     "SAETrainingArguments": "hfsae.arguments.training_arguments",
-    "TrainOutput": "hfsae.training.trainer",
+    "TrainOutput": "hfsae.training.output",
     "cache_activations": "hfsae.inputs.activation_cache",
 }
 

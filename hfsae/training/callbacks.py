@@ -5,13 +5,15 @@ log says how to push it by hand.
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -31,46 +33,56 @@ logger = logging.getLogger(__name__)
 _SETTLED_FRACTION = 0.5
 
 
-class Callbacks:
+class CallbackHandler:
     """Calls every callback at an event; what they ask for comes back in `control`.
 
     Args:
         callbacks: Objects or classes derived from `transformers.TrainerCallback`.
     """
 
-    def __init__(self, callbacks: list[TrainerCallback | type[TrainerCallback]]):
-        self._callbacks = [c() if isinstance(c, type) else c for c in callbacks]
+    def __init__(self, callbacks: Iterable[TrainerCallback | type[TrainerCallback]]):
+        self.callbacks: list[TrainerCallback] = []
+        for callback in callbacks:
+            self.add_callback(callback)
 
     def __call__(
         self, event: str, args: SAETrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Calls `event` (`"on_step_end"`, ...) with `(args, state, control, **kwargs)` as transformers does."""
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             getattr(callback, event)(args, state, control, **kwargs)
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Appends a callback, an object or a class."""
+        self.callbacks.append(callback() if isinstance(callback, type) else callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Removes a callback, or the first one of a class; does nothing where there is none."""
+        for found in self.callbacks:
+            if isinstance(found, callback) if isinstance(callback, type) else found is callback:
+                self.callbacks.remove(found)
+                return
 
 
 class ProgressBar(TrainerCallback):
-    """Tokens done of all tokens, tokens per second, time left, and the last logged figures.
+    """Tokens done of all tokens, tokens per second, time left, and the last logged figures."""
 
-    Args:
-        tokens_per_step: Tokens of an optimiser step, over all processes.
-    """
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self._per_step = tokens_per_step
+    def __init__(self) -> None:
+        self._tokens_per_step = 0
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._tokens_per_step = kwargs["run"].tokens_per_step
         self._bar = token_bar(
             "training",
-            state.max_steps * self._per_step,
-            done=state.global_step * self._per_step,
+            state.max_steps * self._tokens_per_step,
+            done=state.global_step * self._tokens_per_step,
             disable=args.disable_tqdm or not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
-            self._bar.update(self._per_step)
+            self._bar.update(self._tokens_per_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         first = next(iter(kwargs["saes_log"].values()))
@@ -109,21 +121,14 @@ class HealthWarnings(TrainerCallback):
 
 
 class Trackers(TrainerCallback):
-    """Sends every log to the trackers that Accelerate was started with.
-
-    Args:
-        accelerator: The run's accelerator, its trackers initialised.
-    """
-
-    def __init__(self, accelerator: Any):
-        self._accelerator = accelerator
+    """Sends every log to the trackers that Accelerate was started with."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._accelerator.log(kwargs["logs"], step=state.global_step)
+        kwargs["run"].accelerator.log(kwargs["logs"], step=state.global_step)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Not `end_training`, which also parts the processes: what runs after this may still need them together.
-        for tracker in self._accelerator.trackers:
+        for tracker in kwargs["run"].accelerator.trackers:
             with warn_on_failure(f"{tracker.name} not closed", f"every log is in {args.output_dir}."):
                 tracker.finish()
 
@@ -150,6 +155,68 @@ class Clock:
         return rate
 
 
+class BestCheckpoint:
+    """Which checkpoint of a run was the best by a logged metric.
+
+    Args:
+        args: The run's arguments; without `metric_for_best_model` there is never a best one.
+        output_dir: Folder of the run.
+    """
+
+    def __init__(self, args: SAETrainingArguments, output_dir: Path):
+        self._metric = args.metric_for_best_model
+        more = args.greater_is_better
+        self._sign = 1.0 if (more if more is not None else self._metric == "explained_variance") else -1.0
+        self._output_dir = output_dir
+        self._step: int | None = None
+        self.value = math.nan
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Its folder."""
+        return None if self._step is None else self._output_dir / f"checkpoint-{self._step}"
+
+    def observe(self, state: TrainerState, names: Sequence[str]) -> None:
+        """Takes in what was logged last before a checkpoint, and tells the state which is the best one.
+
+        Args:
+            state: The run's state.
+            names: The names of its SAEs.
+
+        Raises:
+            ValueError: If no such metric is logged; names those that are.
+        """
+        step, log_history = state.global_step, state.log_history
+        if self._metric is None or not log_history:
+            return
+        prefixes = [f"{name}/" if name else "" for name in names]
+        values = [log_history[-1].get(prefix + self._metric) for prefix in prefixes]
+        known = [value for value in values if value is not None]
+        if not known:
+            logged = sorted(key.removeprefix(prefixes[0]) for key in log_history[-1] if key.startswith(prefixes[0]))
+            raise ValueError(f"metric_for_best_model={self._metric!r} is not logged; there are {', '.join(logged)}.")
+        value = sum(known) / len(known)
+        if not self._sign * value <= self._sign * self.value:  # nothing is as good as NaN
+            self._step, self.value = step, value
+        self.tell(state)
+
+    def tell(self, state: TrainerState) -> None:
+        """Writes into the run's state which checkpoint is the best one."""
+        if self.checkpoint is not None:
+            state.best_model_checkpoint, state.best_metric = str(self.checkpoint), self.value
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Its step and value; None where there is none."""
+        return None if self._step is None else {"step": self._step, "metric": self._metric, "value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Goes back to a saved state, if it was of the same metric and the checkpoint is still there."""
+        if state is not None and state["metric"] == self._metric:
+            self._step, self.value = state["step"], state["value"]
+            if self.checkpoint is not None and not self.checkpoint.is_dir():
+                self._step, self.value = None, math.nan
+
+
 class PushToHub(TrainerCallback):
     """Pushes as `hub_strategy` says, on the main process, in a thread beside the training.
 
@@ -157,22 +224,15 @@ class PushToHub(TrainerCallback):
 
     Args:
         args: The run's arguments.
-        names: Of all its SAEs.
 
     Raises:
         ValueError: If the destination cannot be one.
     """
 
-    def __init__(self, args: SAETrainingArguments, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, args: SAETrainingArguments) -> None:
         self._strategy = args.hub_strategy
         self._folder = Path(args.output_dir)
-        self._to = Destination(
-            args.hub_model_id or self._folder.resolve().name,
-            revision=args.hub_revision,
-            private=args.hub_private_repo,
-            token=args.hub_token,
-        )
+        self._to = destination_of(args)
         self._pushing: Future[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
@@ -192,11 +252,11 @@ class PushToHub(TrainerCallback):
         if checkpoint is None:
             return
         # Read now: the checkpoint may be removed before the thread gets there.
-        saes = {name: _load(checkpoint / "saes" / name) for name in self._names}
+        saes = {name: _load(checkpoint / "saes" / name) for name in kwargs["run"].hook_points}
         whole = checkpoint if self._strategy == "checkpoint" else None
         title = f"Training in progress, step {state.global_step:,}"
         self._pushing = self._thread.submit(
-            self._push, lambda: self._publish(saes, title, whole), f" at step {state.global_step}"
+            self._push, lambda: publish(saes, self._to.titled(title), beside=whole), f" at step {state.global_step}"
         )
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -204,23 +264,49 @@ class PushToHub(TrainerCallback):
         if self._thread is None:
             return
         if state.global_step == state.max_steps:
-            self._thread.submit(self._push, lambda: self._publish_trained(), "")
+            self._thread.submit(self._push, lambda: self._publish_trained(kwargs["run"].hook_points), "")
         self._thread.shutdown(wait=True)
 
-    def _publish_trained(self) -> None:
-        saes = {name: _load(self._folder / name) for name in self._names}
+    def _publish_trained(self, names: Iterable[str]) -> None:
         checkpoint = last_checkpoint(self._folder) if self._strategy == "checkpoint" else None
-        self._publish(saes, "End of training", checkpoint, read_set(self._folder / SET_FILE))
-
-    def _publish(
-        self, saes: dict[str, Saved], title: str, checkpoint: Path | None, together: dict[str, Any] | None = None
-    ) -> None:
-        publish(saes, self._to.titled(title), beside=checkpoint, together=together)
+        publish_trained(self._folder, names, self._to.titled("End of training"), checkpoint)
 
     def _push(self, push: Callable[[], Any], when: str) -> None:
         by_hand = f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"
         with warn_on_failure(f"not pushed{when}", by_hand):
             push()
+
+
+def destination_of(args: SAETrainingArguments) -> Destination:
+    """Where the arguments say that a run is published.
+
+    Raises:
+        ValueError: If the destination cannot be one.
+    """
+    return Destination(
+        args.hub_model_id or Path(args.output_dir).resolve().name,
+        revision=args.hub_revision,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+    )
+
+
+def publish_trained(
+    folder: Path, names: Iterable[str], destination: Destination, checkpoint: Path | None = None
+) -> CommitInfo:
+    """Publishes SAEs as they were saved in the folder of a run, with the record of their set where there is one.
+
+    Args:
+        folder: The run's folder.
+        names: The names of its SAEs.
+        destination: Where to.
+        checkpoint: A checkpoint to publish beside them.
+
+    Raises:
+        PushError: If the Hub refuses.
+    """
+    saes = {name: _load(folder / name) for name in names}
+    return publish(saes, destination, beside=checkpoint, together=read_set(folder / SET_FILE))
 
 
 def _load(folder: Path) -> Saved:

@@ -10,11 +10,10 @@
 """
 
 import logging
-import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -201,6 +200,33 @@ def _tokens_of(checkpoint: Path) -> tuple[int, int] | None:
     return (tokens, step) if isinstance(tokens, int) else None
 
 
+def checkpoint_to_resume(
+    args: SAETrainingArguments, resume_from_checkpoint: str | os.PathLike | bool | None
+) -> Path | None:
+    """The checkpoint that a run goes on from, written with the same arguments; None where it begins anew.
+
+    Args:
+        args: The run's arguments.
+        resume_from_checkpoint: A checkpoint folder, or True for the newest one; None does as the arguments say.
+
+    Raises:
+        FileNotFoundError, DamagedFileError: As `find_checkpoint`.
+        ValueError: If it belongs to a run with other arguments; names them.
+    """
+    wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+    if not wanted:
+        return None
+    checkpoint = find_checkpoint(Path(args.output_dir), "last" if wanted is True else os.fspath(wanted))
+    args.refuse_difference(read_run(checkpoint)["arguments"])
+    return checkpoint
+
+
+def resume_hint(output_dir: Path) -> str:
+    """What the user can go on from, as a sentence for the end of an error."""
+    newest = last_checkpoint(output_dir)
+    return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
+
+
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
     """The checkpoint meant by `resume_from_checkpoint`, none of whose files has changed since it was written.
 
@@ -310,57 +336,6 @@ def refuse_full_disk(output_dir: Path, keep: int | None, parameters: int) -> Non
             f"{output_dir} has {in_bytes(free)} free, but {in_bytes(needed)} are needed for its "
             "checkpoints: free some space, choose another output_dir or a smaller save_total_limit."
         )
-
-
-class BestCheckpoint:
-    """Which checkpoint of a run was the best by a logged metric.
-
-    Args:
-        args: The run's arguments; without `metric_for_best_model` there is never a best one.
-        output_dir: Folder of the run.
-    """
-
-    def __init__(self, args: SAETrainingArguments, output_dir: Path):
-        self._metric = args.metric_for_best_model
-        more = args.greater_is_better
-        self._sign = 1.0 if (more if more is not None else self._metric == "explained_variance") else -1.0
-        self._output_dir = output_dir
-        self._step: int | None = None
-        self._value = math.nan
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Its folder."""
-        return None if self._step is None else self._output_dir / f"checkpoint-{self._step}"
-
-    def observe(self, step: int, log_history: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
-        """Takes in what was logged last before a checkpoint of this step.
-
-        Raises:
-            ValueError: If no such metric is logged; names those that are.
-        """
-        if self._metric is None or not log_history:
-            return
-        prefixes = [f"{name}/" if name else "" for name in names]
-        values = [log_history[-1].get(prefix + self._metric) for prefix in prefixes]
-        known = [value for value in values if value is not None]
-        if not known:
-            logged = sorted(key.removeprefix(prefixes[0]) for key in log_history[-1] if key.startswith(prefixes[0]))
-            raise ValueError(f"metric_for_best_model={self._metric!r} is not logged; there are {', '.join(logged)}.")
-        value = sum(known) / len(known)
-        if not self._sign * value <= self._sign * self._value:  # nothing is as good as NaN
-            self._step, self._value = step, value
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Its step and value; None where there is none."""
-        return None if self._step is None else {"step": self._step, "metric": self._metric, "value": self._value}
-
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Goes back to a saved state, if it was of the same metric and the checkpoint is still there."""
-        if state is not None and state["metric"] == self._metric:
-            self._step, self._value = state["step"], state["value"]
-            if self.checkpoint is not None and not self.checkpoint.is_dir():
-                self._step, self._value = None, math.nan
 
 
 def _publish(beside: Path, final: Path) -> None:

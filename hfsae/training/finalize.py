@@ -5,15 +5,13 @@ A set of transcoders is also measured as a whole.
 
 import json
 import logging
-import os
-import platform
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-import torch
 from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,32 +19,31 @@ from transformers import TrainerState
 
 from hfsae.analysis.report_features import EXAMPLE_TOKENS, report_features
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.data.encoding import as_ranges, special_token_ids
+from hfsae.data import TextSource, TokenBlocks
 from hfsae.evaluation import evaluate_saes, evaluate_together
 from hfsae.evaluation.saved_set import SET_FILE
 from hfsae.failures import warn_on_failure
-from hfsae.hooks import inner_model
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.hub.html_report import ShownFeature, write_report
 from hfsae.hub.listing import entry_from, write_listing_beside
-from hfsae.in_model import portable_names, rows_at, separate
+from hfsae.in_model import names_of
 from hfsae.inputs import streams
-from hfsae.inputs.base_model import move_base_model
+from hfsae.inputs.base_model import BaseModel, move_base_model
+from hfsae.inputs.text_splits import Texts
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once, write_config, write_json
 from hfsae.training.schedule import missed_target
-from hfsae.training.setup import Run
-from hfsae.versions import version_of
+from hfsae.training.setup import TrainingRun
+from hfsae.training.training_record import log_of, training_record
 
 logger = logging.getLogger(__name__)
 
 _BATCH_ROWS = 4096
 _UNCALIBRATED = "keeps the thresholds that training ended with; sae.calibrate sets them."
-_VERSIONS = ("hfsae", "torch", "transformers", "accelerate", "datasets")
 
 
-class Finished(NamedTuple):
+class Measured(NamedTuple):
     """What was measured of a run.
 
     Attributes:
@@ -59,7 +56,7 @@ class Finished(NamedTuple):
     together: dict[str, Any] | None
 
 
-def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
+def finalize(run: TrainingRun, state: TrainerState, seconds: float) -> Measured:
     """Calibrates and saves every SAE of a run that has taken its last step, then measures and shows them.
 
     Whatever fails after an SAE is saved costs nothing but itself: the run says so, and how to do it by hand.
@@ -75,33 +72,34 @@ def finish(run: Run, state: TrainerState, seconds: float) -> Finished:
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
     with warn_on_failure("not calibrated", f"every SAE {_UNCALIBRATED}"):
-        calibration = _calibration_rows(run, saes)
+        calibration = calibration_rows(run, saes)
     for name, sae in saes.items():
-        if sae.needs_calibration and calibration.keys() >= set(separate([place := run.places[name]])):
-            rows = rows_at(calibration, place)
+        hook_points = run.hook_points[name]
+        if sae.needs_calibration and calibration.keys() >= set(hook_points.read_names):
+            rows = hook_points.rows(calibration)
             failing = warn_on_failure(f"{name or 'SAE'} not calibrated", f"it {_UNCALIBRATED}")
-            # The processes of a spread SAE calibrate it together: one that fails must not go on alone.
-            with nullcontext() if run.is_spread else failing:
+            # Processes that share an SAE have the same rows and fail alike; one by itself must not go on alone.
+            with failing if run.placement.shares_saes else nullcontext():
                 _calibrate(sae, rows)
-        if not run.is_spread:
+        if run.placement.shares_saes:
             for buffer in sae.buffers():  # devices of another kind may round otherwise
                 buffer.copy_(broadcast(buffer))  # type: ignore[arg-type]
-    mine = {name: sae for name, sae in saes.items() if run.is_written_here(name)}
+    mine = {name: sae for name, sae in saes.items() if run.is_owner(name)}
     _save(run, mine, state, seconds)
     measured: dict[str, dict[str, Any]] = {}
     with warn_on_failure("not measured", _by_hand(run, mine)):
-        measured = _evaluate(run, saes, calibration)
-    metrics = run.of_all(measured)
+        measured = measure(run, saes, calibration)
+    metrics = run.gather(measured)
     for name, sae in mine.items():
         sae.config.metrics = metrics.get(name)
         describe_trained(sae, run.folder_of(name))
-        if is_wanted(run):
-            show(run, name, sae)
+        if wants_report(run.args):
+            report_on(run, name, sae)
     run.accelerator.wait_for_everyone()
-    return Finished(metrics, finish_set(run, saes, calibration))
+    return Measured(metrics, finish_set(run, saes, calibration))
 
 
-def _save(run: Run, saes: dict[str, SAE], state: TrainerState, seconds: float) -> None:
+def _save(run: TrainingRun, saes: dict[str, SAE], state: TrainerState, seconds: float) -> None:
     """Saves every SAE that there is room for.
 
     Raises:
@@ -109,9 +107,9 @@ def _save(run: Run, saes: dict[str, SAE], state: TrainerState, seconds: float) -
     """
     unsaved: dict[str, Exception] = {}
     for name, sae in saes.items():
-        sae.config.training, sae.config.metrics = _summary(run, name, state, seconds), None
+        sae.config.training, sae.config.metrics = training_record(run, name, state, seconds, run.folder_of(name)), None
         try:
-            save_trained(sae, run.folder_of(name), _log_of(name, run, state))
+            save_trained(sae, run.folder_of(name), log_of(name, state))
         except (OSError, SafetensorError) as error:  # the others may have room
             unsaved[name] = error
         learner = run.learners[name]
@@ -131,7 +129,7 @@ def _calibrate(sae: SAE, rows: Tensor) -> None:
     sae.calibrate(lambda: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))
 
 
-def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
+def calibration_rows(run: TrainingRun, saes: dict[str, SAE]) -> dict[str, Tensor]:
     """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each, where needed.
 
     Thresholds need those of their SAE's place; an evaluation needs all, for mean activations and baselines.
@@ -139,40 +137,79 @@ def _calibration_rows(run: Run, saes: dict[str, SAE]) -> dict[str, Tensor]:
     if run.held_out or run.base is None or run.texts is None:
         return run.held_out
     several = run.accelerator.num_processes > 1
-    calibrated = run.of_all({name: sae.needs_calibration for name, sae in saes.items()})
+    calibrated = run.gather({name: sae.needs_calibration for name, sae in saes.items()})
     if run.args.eval_tokens:
-        places = [*run.places.values(), *run.targets.values()]
+        places = names_of(run.hook_points.values())
     else:
-        places = [run.places[name] for name, needed in calibrated.items() if needed]
+        needing = (run.hook_points[name].read_names for name, needed in calibrated.items() if needed)
+        places = list(dict.fromkeys(place for names in needing for place in names))
     if not places:
         return {}
-    exact, places = bool(run.args.eval_tokens), separate(places)
+    exact = bool(run.args.eval_tokens)
     return streams.calibration_rows(run.args, run.base, run.texts, places, of_first_process=several, exact=exact)
 
 
-def _evaluate(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    args = run.args
-    if not args.eval_tokens or run.base is None or run.texts is None:
+def evaluate_now(run: TrainingRun, eval_dataset: Any = None) -> dict[str, dict[str, Any]]:
+    """Measures every SAE of a run as it is now; every process must call this.
+
+    Args:
+        run: The run.
+        eval_dataset: Text to measure on; None for that of the run.
+
+    Returns:
+        The figures by name, the same on all processes.
+
+    Raises:
+        ValueError: If evaluation is off, or there is no language model.
+        RuntimeError: If an SAE lies in several processes.
+    """
+    if not run.args.eval_tokens or run.base is None or run.texts is None:
+        why = "eval_tokens is 0" if run.base is not None else "there is no language model: activations were given"
+        raise ValueError(f"SAEs cannot be measured: {why}. Give a model, text and eval_tokens.")
+    if any(learner.is_cut for learner in run.learners.values()):
+        raise RuntimeError(
+            "with sae_placement='shard' an SAE lies in several processes until training ends: measure it after that, "
+            "or a checkpoint with hfsae eval."
+        )
+    if eval_dataset is not None:
+        texts = replace(run.texts, evaluation=eval_dataset, measured=TextSource(**run.texts.trained.reading))
+        run = replace(run, texts=texts)
+    saes = {name: sae.eval() for name, sae in run.saes.items()}
+    return run.gather(measure(run, saes, calibration_rows(run, saes)))
+
+
+def measure(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Measures SAEs of this process on held-out text.
+
+    Args:
+        run: The run.
+        saes: The SAEs by name.
+        calibration: Activations of other text by hook point; where there are none the evaluation reads its own.
+
+    Returns:
+        The figures by name; empty where evaluation is off or there is no text.
+    """
+    if not run.args.eval_tokens or run.base is None or run.texts is None:
         return {}
     move_base_model(run.base, run.accelerator.device)
-    share = run.share_of_evaluation
-    rank, processes = share["rank"], share["processes"]
-    blocks = streams.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
-    return evaluate_saes(
-        saes,
-        run.base.model,
-        blocks,
-        run.base.tokenizer,
-        max_tokens=args.eval_tokens,
-        calibration=calibration or None,
-        baselines=True,
-        all_processes=processes > 1,
-        disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
-        protocol=run.texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
-    )
+    blocks, options = _evaluation_text(run, run.base, run.texts)
+    options["calibration"] = calibration or None
+    return evaluate_saes(saes, run.base.model, blocks, run.base.tokenizer, baselines=True, **options)
 
 
-def _by_hand(run: Run, saes: Iterable[str]) -> str:
+def _evaluation_text(run: TrainingRun, base: BaseModel, texts: Texts) -> tuple[TokenBlocks, dict[str, Any]]:
+    """This process's share of the text to measure on, and how it is read, for the functions of `hfsae.evaluation`."""
+    args, (rank, processes) = run.args, run.placement.share_of_text
+    blocks = streams.token_blocks(args, texts.evaluation, base, repeat=False, rank=rank, world_size=processes)
+    return blocks, {
+        "max_tokens": args.eval_tokens,
+        "all_processes": processes > 1,
+        "disable_tqdm": args.disable_tqdm or not run.accelerator.is_main_process,
+        "protocol": texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
+    }
+
+
+def _by_hand(run: TrainingRun, saes: Iterable[str]) -> str:
     """How SAEs of a run are measured where the run could not do it."""
     args, folders = run.args, [str(run.folder_of(name)) for name in saes]
     named = run.base is not None and run.base.origin is not None
@@ -184,92 +221,46 @@ def _by_hand(run: Run, saes: Iterable[str]) -> str:
     return f"measure by hand: {commands}"
 
 
-def _summary(run: Run, name: str, state: TrainerState, seconds: float) -> dict[str, Any]:
-    """What the card says about the training."""
-    args, place = run.arguments[name], run.places[name]
-    stored = args.stored()
-    tokens = state.global_step * run.tokens_per_step
-    return {
-        "portable_name": portable_names(inner_model(run.base.model), place) if run.base is not None else None,
-        "dataset": stored["dataset_name"] if run.base is not None else "activations given by the user",
-        "split": args.dataset_split if run.base is not None else None,
-        "special_tokens": _special_tokens(run),
-        "dataset_digest": run.texts.digest if run.texts is not None else None,
-        "model_precision": _read_in(run),
-        "n_tokens": tokens,
-        "steps": state.global_step,
-        "batch_tokens": run.tokens_per_step,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9)),
-        "seed": args.seed,
-        "target_l0": run.learners[name].plan.target_l0,
-        "final_l0": run.learners[name].coefficient.l0,
-        "evaluation": run.texts.protocol(args) if run.texts is not None and run.texts.measured.dataset else None,
-        **_origin(args, run.learners[name].sae),
-        "folder": os.path.abspath(run.folder_of(name)),
-        "arguments": {name: stored[name] for name in args.given()},
-        "hardware": _hardware(run),
-        "versions": {**{name: version_of(name) for name in _VERSIONS}, "python": platform.python_version()},
-    }
-
-
-def _read_in(run: Run) -> str | None:
-    """What the language model's products were made in while it read what was trained on."""
-    read_in = run.base.read_in if run.base is not None else None
-    return None if read_in is None else str(read_in).removeprefix("torch.")
-
-
-def _special_tokens(run: Run) -> list[list[int]] | None:
-    """First and last ids of the tokens that the training took for special; a model's config knows few of them."""
-    tokenizer = run.base.tokenizer if run.base is not None else None
-    return as_ranges(special_token_ids(tokenizer)) if tokenizer is not None else None
-
-
-def _origin(args: SAETrainingArguments, sae: SAE) -> dict[str, Any]:
-    """The SAE that the training started from, where there is one, with its commit on the Hub."""
-    if args.init_from is None:
-        return {}
-    return {"init_from": args.stored()["init_from"], "init_commit": getattr(sae.config, "_commit_hash", None)}
-
-
-def _hardware(run: Run) -> str:
-    accelerator = run.accelerator
-    if accelerator.device.type == "cuda":
-        name = torch.cuda.get_device_name(accelerator.device)
-    else:
-        name = f"{accelerator.device.type}, {torch.get_num_threads()} threads"
-    return f"{accelerator.num_processes} × {name}"
-
-
-def _log_of(name: str, run: Run, state: TrainerState) -> list[dict[str, float]]:
-    """The run's log as one SAE's own: its entries without its name in front."""
-    shared = ("step", "tokens", "tokens_per_second")
-    if not name:
-        return state.log_history
-    prefix = f"{name}/"
-    return [
-        {
-            **{key: entry[key] for key in shared},
-            **{key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)},
-        }
-        for entry in state.log_history
-    ]
-
-
-def save_trained(sae: SAE, folder: Path, log: list[dict[str, float]]) -> None:
+def save_trained(
+    sae: SAE, folder: Path, log: list[dict[str, float]], weights: dict[str, Tensor] | None = None
+) -> None:
     """Writes a trained SAE with its log; each file appears whole. Figures of an earlier run in the folder go.
 
     Args:
         sae: The SAE, its config complete but for what will be measured.
         folder: Where to.
         log: The logged steps.
+        weights: Its tensors, where it lies in several processes; None takes its own.
     """
     with files_at_once(folder) as beside, quietly():
-        sae.save_pretrained(beside)
+        sae.save_pretrained(beside, state_dict=weights)
         (beside / LOG_FILE).write_text("".join(json.dumps(entry) + "\n" for entry in log))
     with suppress(OSError):
         (folder / METRICS_FILE).unlink()
     logger.info("saved %s", folder)
+
+
+def save_now(run: TrainingRun, state: TrainerState, seconds: float, folder: Path, *, is_final: bool) -> None:
+    """Saves every SAE of a run as it is now, whole, each into the folder of its name; every process must call this.
+
+    Args:
+        run: The run.
+        state: Its state, with the log.
+        seconds: Time spent training.
+        folder: Where to.
+        is_final: Whether what was measured is of these weights.
+    """
+    for name, learner in run.learners.items():
+        weights, sae = learner.weights(run.is_owner(name)), learner.sae
+        if not run.is_owner(name):
+            continue
+        sae.config.training = training_record(run, name, state, seconds, folder / name)
+        if not is_final:
+            sae.config.metrics = None
+        save_trained(sae, folder / name, log_of(name, state), weights)
+        if sae.config.metrics is not None:
+            write_json(folder / name / METRICS_FILE, sae.config.metrics)
+    run.accelerator.wait_for_everyone()
 
 
 def describe_trained(sae: SAE, folder: Path) -> None:
@@ -290,13 +281,13 @@ def describe_trained(sae: SAE, folder: Path) -> None:
         write_card(folder, sae, pictures=False)
 
 
-def is_set(run: Run) -> bool:
+def is_set(run: TrainingRun) -> bool:
     """Whether a run's SAEs are a set: several transcoders, each of which writes at a place of its own."""
-    targets = list(run.targets.values())
-    return len(run.places) > 1 and len(targets) == len(run.places) and len(set(targets)) == len(targets)
+    targets = [points.writes for points in run.hook_points.values()]
+    return len(targets) > 1 and None not in targets and len(set(targets)) == len(targets)
 
 
-def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
+def finish_set(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
     """Measures the model with all transcoders of a run in place, and writes the record and the card of the set.
 
     Args:
@@ -313,7 +304,7 @@ def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -
     folder, figures = Path(run.args.output_dir), None
     by_hand = f"measure by hand: hfsae eval {quote(str(folder))}"
     with warn_on_failure("the set is not measured as a whole", by_hand):
-        figures = _measure(run, saes, calibration)
+        figures = _measure_set(run, saes, calibration)
     if run.accelerator.is_main_process:
         with warn_on_failure("no card of the set", f"write by hand: hfsae card {quote(str(folder))}"):
             if figures is not None:
@@ -323,44 +314,33 @@ def finish_set(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -
             from hfsae.hub.set_plot import draw_set  # matplotlib takes a while to import
 
             draw_set(folder)
-            entries = [entry_from(folder / name, name, folder.resolve().name) for name in run.places]
+            entries = [entry_from(folder / name, name, folder.resolve().name) for name in run.hook_points]
             write_listing_beside(folder, [entry for entry in entries if entry is not None])
     run.accelerator.wait_for_everyone()
     return figures
 
 
-def _measure(run: Run, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
-    args = run.args
-    if not args.eval_tokens or run.base is None or run.texts is None:
+def _measure_set(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
+    if not run.args.eval_tokens or run.base is None or run.texts is None:
         return None
-    share = run.share_of_evaluation
-    if run.is_spread:  # each process has some of them: the main one takes all from the disk
+    if not run.placement.shares_saes:  # each process has some of them: the main one takes all from the disk
         if not run.accelerator.is_main_process:
             return None
+        device = run.accelerator.device
         with quietly():
-            saes = {name: SAE.from_pretrained(run.folder_of(name)).to(run.accelerator.device) for name in run.places}
-    rank, processes = share["rank"], share["processes"]
-    blocks = streams.token_blocks(args, run.texts.evaluation, run.base, repeat=False, rank=rank, world_size=processes)
-    return evaluate_together(
-        {name: saes[name] for name in run.places},
-        run.base.model,
-        blocks,
-        run.base.tokenizer,
-        max_tokens=args.eval_tokens,
-        calibration=calibration or None,
-        all_processes=processes > 1,
-        disable_tqdm=args.disable_tqdm or not run.accelerator.is_main_process,
-        protocol=run.texts.protocol(args) | ({"processes": processes} if processes > 1 else {}),
-    )
+            saes = {name: SAE.from_pretrained(run.folder_of(name)).to(device) for name in run.hook_points}
+    blocks, options = _evaluation_text(run, run.base, run.texts)
+    in_order = {name: saes[name] for name in run.hook_points}
+    options["calibration"] = calibration or None
+    return evaluate_together(in_order, run.base.model, blocks, run.base.tokenizer, **options)
 
 
-def is_wanted(run: Run) -> bool:
-    """Whether the run is to end with a page: as its arguments say, or where it has no tracker."""
-    args = run.args
+def wants_report(args: SAETrainingArguments) -> bool:
+    """Whether a run ends with a page: as its arguments say, or where it has no tracker."""
     return args.html_report if args.html_report is not None else args.report_to == "none"
 
 
-def show(run: Run, name: str, sae: SAE) -> None:
+def report_on(run: TrainingRun, name: str, sae: SAE) -> None:
     """Writes the page of one SAE of a run into its folder; the main process alone calls this.
 
     Examples are of held-out text, where there is some that documents can be read from. What fails costs nothing else.
@@ -374,7 +354,7 @@ def show(run: Run, name: str, sae: SAE) -> None:
         write_report(folder, sae.config, examples)
 
 
-def _examples(run: Run, name: str, sae: SAE) -> list[ShownFeature]:
+def _examples(run: TrainingRun, name: str, sae: SAE) -> list[ShownFeature]:
     base, text = run.base, run.texts.evaluation if run.texts is not None else None
     if base is None or base.tokenizer is None or text is None or isinstance(text, Tensor) or sae.config.is_crosscoder:
         return []

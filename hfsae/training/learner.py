@@ -21,6 +21,7 @@ from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import Replay
 from hfsae.modeling import SAE
+from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, stored, whole
 from hfsae.training.dead_features import FiringCounter, repoint, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
@@ -65,15 +66,11 @@ class Learner:
         self.name = name
         self.args = args
         self.sae = sae
-        self.plan = Plan.make(args, sae, accelerator.num_processes)
+        self._placement = placement_of(args.sae_placement, accelerator)
+        self.plan = Plan.make(args, sae, self._placement)
         self._accelerator = accelerator
         device = self._device = sae.device
-        # Else this process steps on the rows of all.
-        self._replicated = args.sae_placement == "replicate"
-        if args.sae_placement == "shard" and accelerator.num_processes > 1:
-            self._wrapped = ShardedSAE(sae, accelerator)
-        else:
-            self._wrapped = accelerator.prepare_model(sae) if self._replicated else sae
+        self._wrapped = self._placement.step_module(sae)
         self.optimiser = build_optimiser(
             sae, lr=self.plan.learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
         )
@@ -101,13 +98,16 @@ class Learner:
         self._sums = _LogSums()
         self._replay: Replay[_Done] = Replay()
 
-    def step(self, batches: list[Tensor], step: int, targets: Sequence[Tensor] = ()) -> None:
+    def step(self, batches: list[Tensor], step: int, targets: Sequence[Tensor] = ()) -> Tensor:
         """One optimiser step over the batches of gradient accumulation.
 
         Args:
             batches: Each (N, d_in).
             step: Steps taken before.
             targets: Of a transcoder, what it is to write at each of them, (N, d_out).
+
+        Returns:
+            The loss, (), on the SAE's device, until the next step.
         """
         rows = [tensor.to(self._device, non_blocking=True) for tensor in (*batches, *targets)]
         if step in self.plan.resample_steps:
@@ -125,12 +125,13 @@ class Learner:
             n_dead=self._n_dead,
             auxk_alpha=self.args.auxk_alpha if self.plan.has_auxk else 0.0,
             target_l0=self.plan.target_l0,
-            world_size=self._accelerator.num_processes if self._replicated else 1,
+            world_size=self._placement.averaged,
         )
         done = self._replayed(rows, state) if self._can_replay else self._update(rows, state)
         self.coefficient.observe(done.l0, step)
         self.firing.count(done.tokens_firing, self.plan.tokens_per_step)
         self._sums.add(done.names, done.figures)
+        return done.figures[0]
 
     @property
     def _can_replay(self) -> bool:
@@ -182,17 +183,12 @@ class Learner:
     def _merged(self, statistics: list[StepStatistics]) -> StepStatistics:
         """The statistics of the batches of a step, over all processes."""
         merged = statistics[-1]
-        merged.tokens_firing = self._reduce(reduce(torch.add, [s.tokens_firing for s in statistics]), "sum")
+        merged.tokens_firing = self._placement.reduce(reduce(torch.add, [s.tokens_firing for s in statistics]), "sum")
         merged.l0 = merged.tokens_firing.sum() / self.plan.tokens_per_step
         kept = [s.smallest_kept for s in statistics if s.smallest_kept is not None]
         if kept:
-            merged.smallest_kept = self._reduce(torch.stack(kept).mean(0), "mean")
+            merged.smallest_kept = self._placement.reduce(torch.stack(kept).mean(0), "mean")
         return merged
-
-    def _reduce(self, tensor: Tensor, reduction: str) -> Tensor:
-        if self._accelerator.num_processes == 1 or not self._replicated:
-            return tensor
-        return self._accelerator.reduce(tensor, reduction)  # type: ignore[return-value]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, a resampling's new warm-up included."""
@@ -228,7 +224,7 @@ class Learner:
         if stuck.any():
             pair = rows[0], rows[len(rows) // 2]
             seed = self.args.seed + step
-            repoint(self.sae, self.optimiser, *pair, stuck, dead, seed, together=self._replicated)
+            repoint(self.sae, self.optimiser, *pair, stuck, dead, seed, together=self._placement.shares_saes)
 
     def _resample(self, activations: Tensor, step: int) -> None:
         dead = self.firing.dead
@@ -239,10 +235,15 @@ class Learner:
             *(self.sae, self.optimiser, activations, dead, self.starts),
             seed=self.args.seed + step,
             reconstruct=sharded and sharded.scaled_reconstruction,
-            together=self._replicated or sharded is not None,
+            together=self._placement.shares_saes,
         )
         self.firing.revive(revived)
         self._last_resampling = step
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether this process holds some of the SAE's features only."""
+        return isinstance(self._wrapped, ShardedSAE)
 
     def is_finite(self) -> bool:
         """Whether every loss since `pop_log` was a number; waits for the device."""

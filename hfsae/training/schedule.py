@@ -14,6 +14,7 @@ from torch import Tensor
 from hfsae.arguments.sae_settings import revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.modeling import SAE
+from hfsae.parallel.placement import Placement
 
 # The longest dead-feature window is the first part of a run, or the tokens on which the average feature fires so many
 # times if those are more, but no more than the second part, or than some steps of a short run.
@@ -25,6 +26,10 @@ from hfsae.modeling import SAE
 _DEAD_WINDOW_PART, _LONGEST_DEAD_WINDOW_PART = 64, 10
 _DEAD_WINDOW_FIRINGS = 256
 _DEAD_WINDOW_STEPS = 4
+
+
+# How often is logged where the arguments do not say it: a short run has points enough for a curve too.
+_POINTS_OF_A_CURVE, _MOST_STEPS_BETWEEN_LOGS = 100, 50
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ class Plan:
         return self.revival in ("auxk", "repoint")
 
     @classmethod
-    def make(cls, args: SAETrainingArguments, sae: SAE, processes: int) -> "Plan":
+    def make(cls, args: SAETrainingArguments, sae: SAE, placement: Placement) -> "Plan":
         """Resolves every 'auto' and every share of the run."""
+        processes = placement.processes
         total = args.total_steps_on(processes)
         tokens_per_step = args.train_batch_tokens * args.gradient_accumulation_steps * processes
         peak = args.learning_rate
@@ -62,7 +68,7 @@ class Plan:
         coefficient, target = _sparsity(args, sae)
         density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
         revival = revival_of(sae, args.revival)
-        if revival == "repoint" and args.sae_placement == "shard":
+        if revival == "repoint" and placement.cuts_saes:
             raise ValueError("revival='repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'.")
         return cls(
             total_steps=total,
@@ -78,6 +84,11 @@ class Plan:
             sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
             target_l0=target,
         )
+
+
+def logging_steps_of(args: SAETrainingArguments, total_steps: int) -> int:
+    """Steps between logged metrics in a run of so many steps."""
+    return args.logging_steps or min(max(total_steps // _POINTS_OF_A_CURVE, 1), _MOST_STEPS_BETWEEN_LOGS)
 
 
 def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:

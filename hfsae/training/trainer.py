@@ -4,100 +4,50 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+from huggingface_hub import CommitInfo
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig
-from hfsae.data import NonFiniteActivationsError
-from hfsae.evaluation.report import headlines
-from hfsae.hooks import inner_model
 from hfsae.host_memory import freed_memory_kept
-from hfsae.in_model import rows_at
 from hfsae.in_use import in_use, new_folder
 from hfsae.interruption import Interruption
 from hfsae.modeling import SAE
-from hfsae.notebook import html_table
+from hfsae.parallel.exchange import any_process
 from hfsae.parallel.launching import start_accelerator
-from hfsae.parallel.placement import from_all
 from hfsae.parallel.process_watch import ProcessWatch
-from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar, PushToHub, Trackers
-from hfsae.training.checkpoint import (
+from hfsae.training.callbacks import (
     BestCheckpoint,
+    CallbackHandler,
+    Clock,
+    HealthWarnings,
+    ProgressBar,
+    PushToHub,
+    Trackers,
+    destination_of,
+    publish_trained,
+)
+from hfsae.training.checkpoint import (
+    checkpoint_to_resume,
     claim_output_dir,
-    find_checkpoint,
-    last_checkpoint,
     read_run,
+    resume_hint,
     save_checkpoint,
 )
-from hfsae.training.finalize import finish
-from hfsae.training.setup import prepare_run, resume, text_seed_of
-from hfsae.training.user_inputs import Inputs, SAEInput
+from hfsae.training.finalize import evaluate_now, finalize, save_now
+from hfsae.training.output import TrainOutput
+from hfsae.training.schedule import logging_steps_of
+from hfsae.training.setup import TrainingRun, prepare_run, resume, text_seed_of
+from hfsae.training.training_record import flat_log, run_record
+from hfsae.training.user_inputs import TWO_SOURCES, SAEInput, UserInputs
 
 logger = logging.getLogger(__name__)
-
-# How often is logged where the arguments do not say it: a short run has points enough for a curve too.
-_POINTS_OF_A_CURVE, _MOST_STEPS_BETWEEN_LOGS = 100, 50
-
-# Processes ask each other only so often whether one was interrupted: the answer waits for the device.
-_AGREE_STEPS = 8
-
-
-@dataclass
-class TrainOutput:
-    """What `SAETrainer.train` returns.
-
-    Args:
-        saes: The trained SAEs by name, a single one by the name `""`; where they are spread over processes, those of
-            this process.
-        metrics: What was measured on held-out text, by the same names; empty where evaluation was off.
-        log_history: One entry per logged step, as in `transformers.TrainerState`.
-        steps: Optimiser steps taken.
-        completed: False if the run was interrupted; its last checkpoint is the place to resume from.
-        configs: Of all SAEs by name.
-        best_checkpoint: The checkpoint of the best `metric_for_best_model`, where one was named.
-        together: What was measured with all of a set of transcoders in place, as `evaluate_together` gives it; None
-            where the run trained no set.
-    """
-
-    saes: dict[str, SAE]
-    metrics: dict[str, dict[str, Any]]
-    log_history: list[dict[str, float]]
-    steps: int
-    completed: bool
-    configs: dict[str, SAEConfig]
-    best_checkpoint: Path | None = None
-    together: dict[str, Any] | None = None
-
-    def __repr__(self) -> str:
-        how = "completed" if self.completed else "interrupted"
-        names = ", ".join(name or repr(config) for name, config in self.configs.items())
-        return f"TrainOutput({how} after {self.steps:,} steps: {names})"
-
-    def _repr_html_(self) -> str:
-        """A row an SAE with the figures that say most."""
-        return html_table(
-            [[name or "SAE", *headlines(self.metrics.get(name, {})).values()] for name in self.configs],
-            header=["", *headlines({})],
-            caption=f"{'completed' if self.completed else 'interrupted'} after {self.steps:,} steps",
-        )
-
-    @property
-    def sae(self) -> SAE:
-        """The only SAE of the run.
-
-        Raises:
-            ValueError: If there are several.
-        """
-        if len(self.saes) != 1:
-            raise ValueError(f"the run trained {len(self.saes)} SAEs: {', '.join(self.saes)}. Take one from .saes.")
-        return next(iter(self.saes.values()))
 
 
 class SAETrainer:
@@ -118,8 +68,13 @@ class SAETrainer:
         activations: Activations of one's own instead of a model and text: a tensor or numpy array (rows, d_in), also
             one mapped from a file, a dict of such by hook point, a `datasets.Dataset`, or an iterable of batches.
         callbacks: `transformers.TrainerCallback` objects or classes. Every event passes `model` (the SAEs by name);
-            `on_log` also `logs` (flat) and `saes_log` (by SAE). They run in
+            `on_log` also `logs` (flat) and `saes_log` (by SAE), `on_evaluate` `metrics` (by SAE). They run in
             every process, and what they ask for in `control` must be the same everywhere.
+
+    Attributes:
+        args: The run's arguments.
+        state: A `transformers.TrainerState`: steps taken, the log, the best checkpoint.
+        control: A `transformers.TrainerControl`, in which callbacks ask for a log, a checkpoint or the end.
 
     Raises:
         TypeError: If the model is none, such as arguments given in its place.
@@ -132,7 +87,9 @@ class SAETrainer:
         ...     hook_point="resid_post.8",
         ...     dataset_name="NeelNanda/pile-10k",
         ... )
-        >>> output = SAETrainer(args=args).train()  # doctest: +SKIP
+        >>> trainer = SAETrainer(args=args)
+        >>> trainer.evaluate()[""]["explained_variance"]  # before training  # doctest: +SKIP
+        >>> output = trainer.train()  # doctest: +SKIP
     """
 
     def __init__(
@@ -149,20 +106,49 @@ class SAETrainer:
     ):
         if isinstance(model, SAETrainingArguments) or isinstance(args, str):
             raise TypeError("the language model comes first and the arguments second: SAETrainer(args=args).")
-        if isinstance(model, SAE | SAEConfig):
-            raise TypeError("the first argument is the language model; SAEs are given as SAETrainer(saes=...).")
-        model = os.fspath(model) if isinstance(model, os.PathLike) else model
-        for one in model.values() if isinstance(model, Mapping) else [model]:
-            if one is not None and not isinstance(one, str):
-                inner_model(one)  # or says what is wrong
-        cached = args is not None and args.activation_cache is not None
-        if activations is not None and (model is not None or train_dataset is not None or cached):
-            raise ValueError("give a language model with text or their cache, or activations of your own, not both.")
         self.args = args or SAETrainingArguments()
-        self._inputs = Inputs(model, saes, train_dataset, eval_dataset, processing_class, activations)
-        self._own_callbacks = list(callbacks)
+        self._inputs = UserInputs(model, saes, train_dataset, eval_dataset, processing_class, activations)
+        if activations is not None and self.args.activation_cache is not None:
+            raise ValueError(TWO_SOURCES)
         self._output_dir = Path(self.args.output_dir)
+        trackers = [Trackers()] if self.args.report_to not in ("", "none") else []
+        publishing = [PushToHub(self.args)] if self.args.push_to_hub else []
+        ours = [ProgressBar(), HealthWarnings(), *trackers, *publishing]
+        self.callback_handler = CallbackHandler([*ours, *callbacks])
+        self._reset()
 
+    def _reset(self) -> None:
+        """Everything as it is before a run."""
+        self.state, self.control = TrainerState(), TrainerControl()
+        self._run: TrainingRun | None = None
+        self._accelerator: Accelerator | None = None
+        self._is_taken = self._is_saved = False  # by `train`; by its end, with figures and cards
+        self._best = BestCheckpoint(self.args, self._output_dir)
+        self._seconds = 0.0
+
+    # -- what one looks at --------------------------------------------------------------------------------------------
+    @property
+    def saes(self) -> dict[str, SAE]:
+        """The SAEs that this process trains, by name, a single one by the name `""`.
+
+        Where the run is not prepared yet, this loads the language model and reads the first activations.
+        """
+        return self._prepared().saes
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """The callbacks, those that every run has first."""
+        return self.callback_handler.callbacks
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Adds a callback, an object or a class, behind the others."""
+        self.callback_handler.add_callback(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Removes a callback, or the first one of a class."""
+        self.callback_handler.remove_callback(callback)
+
+    # -- training -----------------------------------------------------------------------------------------------------
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> TrainOutput:
         """Runs the training to its end, measures and saves the SAEs.
 
@@ -183,185 +169,212 @@ class SAETrainer:
             OSError: If a checkpoint cannot be written; earlier ones stay whole.
             ProcessLostError: If another process of the run has ended; names it.
         """
-        with new_folder(self._output_dir):
-            accelerator = start_accelerator(self.args)
-            # Of several processes the main one holds the folder for all.
-            held = in_use(self._output_dir) if accelerator.is_main_process else nullcontext()
-            with ProcessWatch(accelerator, self._what_is_left), held:
-                return self._train(accelerator, resume_from_checkpoint)
+        if self._is_taken:
+            self._reset()
+        with ExitStack() as held:
+            held.enter_context(new_folder(self._output_dir))
+            accelerator = self._start()
+            held.enter_context(ProcessWatch(accelerator, lambda: resume_hint(self._output_dir)))
+            if accelerator.is_main_process:  # of several processes the main one holds the folder for all
+                held.enter_context(in_use(self._output_dir))
+            checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
+            claim_output_dir(self.args, accelerator, checkpoint)
+            with Interruption() as interruption, freed_memory_kept():
+                run, self._is_taken = self._prepared(checkpoint), True
+                with closing(run.stream):
+                    self._loop(run, interruption)
+            return self._end(run)
 
-    def _train(self, accelerator: Accelerator, resume_from_checkpoint: str | os.PathLike | bool | None) -> TrainOutput:
-        args = self.args
-        wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        wanted = "last" if wanted is True else (os.fspath(wanted) if wanted else None)
-        checkpoint = find_checkpoint(self._output_dir, wanted) if wanted else None
-        stored = read_run(checkpoint) if checkpoint is not None else None
-        if stored is not None:
-            args.refuse_difference(stored["arguments"])
-        self._text_seed = text_seed_of(stored, args, accelerator.num_processes)
-        claim_output_dir(args, accelerator, checkpoint)
-        with Interruption() as interruption, freed_memory_kept():
-            resuming = checkpoint is not None
-            self._run = prepare_run(args, self._inputs, accelerator, resuming=resuming, text_seed=self._text_seed)
-            try:
-                self._begin(checkpoint)
-                self._loop(interruption)
-            finally:
-                self._run.stream.close()
-        # The last checkpoint is written: from here on a signal may end the process as it always does.
-        for learner in self._run.learners.values():
-            learner.end()
-        if accelerator.num_processes > 1:
-            accelerator.free_memory()  # its models are wrapped in what holds on to the processes' group
-        completed = self.state.global_step == self.state.max_steps
-        metrics, together = finish(self._run, self.state, self._seconds) if completed else ({}, None)
-        self._call("on_train_end")
-        saes = {name: learner.sae.eval() for name, learner in self._run.learners.items()}
-        configs = self._run.of_all({name: sae.config for name, sae in saes.items()})
-        state, best = self.state, self._best.checkpoint
-        return TrainOutput(saes, metrics, state.log_history, state.global_step, completed, configs, best, together)
+    def _loop(self, run: TrainingRun, interruption: Interruption) -> None:
+        """Steps until all are taken, a callback asks for the end, or the process is told to stop."""
+        args, state, control = self.args, self.state, self.control
+        started, clock = time.perf_counter() - self._seconds, Clock(state.global_step * run.tokens_per_step)
+        every = logging_steps_of(args, state.max_steps)
+        self._saved_at = time.perf_counter()
+        self._call("on_train_begin")
+        while state.global_step < state.max_steps:
+            control.should_log = control.should_save = False
+            self._call("on_step_begin")
+            self._step(run, run.next_batches(state.global_step))
+            self._seconds = time.perf_counter() - started
+            self._call("on_step_end")
+            stopping = control.should_training_stop or any_process(
+                interruption.requested, state.global_step, run.accelerator
+            )
+            last = stopping or state.global_step == state.max_steps
+            if last or control.should_log or state.global_step % every == 0:
+                self._log(run, clock)
+            due = args.save_steps and state.global_step % args.save_steps == 0
+            if last or control.should_save or due or self._is_time_to_save(run):
+                self._save(run)
+            if stopping and state.global_step < state.max_steps:
+                logger.warning("stopped at step %d; resume with resume_from_checkpoint='last'.", state.global_step)
+                return
 
-    def _begin(self, checkpoint: Path | None) -> None:
+    def training_step(self, batch: Tensor | Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """Takes one optimiser step of every SAE: for notebooks, before `train`, which goes on from there.
+
+        Args:
+            batch: Activations by hook point, as many rows each as this process trains on in a step
+                (`train_batch_tokens * gradient_accumulation_steps`); a tensor where there is one hook point. None
+                takes the next ones that `train` would take.
+
+        Returns:
+            The loss of each SAE of this process by name, before the step.
+
+        Raises:
+            RuntimeError: If `train` has begun or ended this run.
+            ValueError: If there are no steps left, or the batch does not fit.
+            FloatingPointError: If a loss is not a number; names the SAE.
+
+        Example:
+            >>> trainer = SAETrainer(args=args)  # doctest: +SKIP
+            >>> losses = [trainer.training_step()[""] for _ in range(100)]  # doctest: +SKIP
+        """
+        if self._is_taken:
+            raise RuntimeError("train() steps this run itself: make another SAETrainer to step by hand.")
+        run = self._prepared()
+        if self.state.global_step >= self.state.max_steps:
+            raise ValueError(f"all {self.state.max_steps} steps of the run are taken: raise training_tokens.")
+        begun = time.perf_counter()
+        batches = run.next_batches(self.state.global_step) if batch is None else run.batches_of(batch)
+        losses = {name: loss.item() for name, loss in self._step(run, batches).items()}
+        self._seconds += time.perf_counter() - begun
+        run.refuse_non_finite(self.state.global_step)
+        return losses
+
+    def evaluate(self, eval_dataset: Any = None) -> dict[str, dict[str, Any]]:
+        """Measures the SAEs as they are now: before, during (in a callback) or after training.
+
+        Args:
+            eval_dataset: Text to measure on, as the constructor takes it; None for that of the run.
+
+        Returns:
+            What was measured by SAE name, as `TrainOutput.metrics`, the same on all processes.
+
+        Raises:
+            ValueError: If evaluation is off (`eval_tokens=0`), or there is no language model.
+            RuntimeError: If the SAEs lie in several processes (`sae_placement="shard"`) and training has not ended.
+
+        Example:
+            >>> SAETrainer(args=args).evaluate()[""]["explained_variance"]  # doctest: +SKIP
+            0.31
+        """
+        metrics = evaluate_now(self._prepared(), eval_dataset)
+        self._call("on_evaluate", metrics=metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
+        """Saves every SAE as it is now, each into the folder of its name, for `SAE.from_pretrained`.
+
+        Args:
+            output_dir: Folder; None for `args.output_dir`. A single SAE lies in the folder itself.
+
+        Raises:
+            OSError: If they cannot be written.
+
+        Example:
+            >>> trainer.save_model("runs/half-way")  # doctest: +SKIP
+            >>> sae = SAE.from_pretrained("runs/half-way")  # doctest: +SKIP
+        """
+        folder = Path(output_dir or self._output_dir)
+        save_now(self._prepared(), self.state, self._seconds, folder, is_final=self._is_saved)
+
+    def push_to_hub(self, commit_message: str = "End of training") -> CommitInfo | None:
+        """Publishes every SAE with its card; saves them first where `train` has not done so at its end.
+
+        The arguments say where to: `hub_model_id`, `hub_revision`, `hub_private_repo`, `hub_token`.
+
+        Args:
+            commit_message: First line of the commit.
+
+        Returns:
+            What `huggingface_hub` says of the commit; None in all processes but the main one.
+
+        Raises:
+            ValueError: If the destination cannot be one.
+            PushError: If the Hub refuses.
+        """
+        destination = destination_of(self.args).titled(commit_message)
+        run, info = self._prepared(), None
+        if not self._is_saved:
+            self.save_model()
+        if run.accelerator.is_main_process:
+            info = publish_trained(self._output_dir, run.hook_points, destination)
+        run.accelerator.wait_for_everyone()
+        return info
+
+    # -- preparing ----------------------------------------------------------------------------------------------------
+    def _start(self) -> Accelerator:
+        """Devices, processes and trackers, started once a run."""
+        if self._accelerator is None:
+            self._accelerator = start_accelerator(self.args)
+        return self._accelerator
+
+    def _prepared(self, checkpoint: Path | None = None) -> TrainingRun:
+        """The run, prepared if it is not yet, where a checkpoint left it if there is one."""
+        if self._run is not None and checkpoint is None:
+            return self._run
+        accelerator, stored = self._start(), None if checkpoint is None else read_run(checkpoint)
+        seed = text_seed_of(stored, self.args, accelerator.num_processes)
         run = self._run
-        main = run.accelerator.is_main_process
-        self.state = TrainerState(max_steps=run.total_steps, is_world_process_zero=main, is_local_process_zero=main)
-        self.control = TrainerControl()
-        trackers = [Trackers(run.accelerator)] if run.accelerator.trackers else []
-        publishing = [PushToHub(self.args, list(run.places))] if self.args.push_to_hub else []
-        ours = [ProgressBar(run.tokens_per_step), HealthWarnings(), *trackers, *publishing]
-        self._callbacks = Callbacks([*ours, *self._own_callbacks])
-        self._seconds = 0.0
-        self._best = BestCheckpoint(self.args, self._output_dir)
+        if run is None or (stored is not None and run.text_seed != seed):
+            resuming = checkpoint is not None
+            with new_folder(self._output_dir):
+                run = prepare_run(self.args, self._inputs, accelerator, resuming=resuming, text_seed=seed)
+            self.state.is_world_process_zero = self.state.is_local_process_zero = accelerator.is_main_process
+            self.state.max_steps = run.total_steps
         if checkpoint is not None:
             stored = resume(run, checkpoint)
             self.state.global_step = stored["step"]
             self.state.log_history = stored["log_history"]
             self._seconds = stored["seconds"]
             self._best.load_state_dict(stored.get("best"))
+            self._best.tell(self.state)
+        self._run = run
+        return run
 
-    def _loop(self, interruption: Interruption) -> None:
-        state, args = self.state, self.args
-        started = time.perf_counter() - self._seconds
-        clock = Clock(state.global_step * self._run.tokens_per_step)
-        every = args.logging_steps or min(max(state.max_steps // _POINTS_OF_A_CURVE, 1), _MOST_STEPS_BETWEEN_LOGS)
-        self._saved_at = time.perf_counter()
-        self._call("on_train_begin")
-        while state.global_step < state.max_steps:
-            self.control.should_log = self.control.should_save = False
-            self._call("on_step_begin")
-            self._step()
-            self._seconds = time.perf_counter() - started
-            self._call("on_step_end")
-            stopping = self.control.should_training_stop or self._is_interrupted(interruption)
-            last = stopping or state.global_step == state.max_steps
-            if last or self.control.should_log or state.global_step % every == 0:
-                self._log(clock)
-            due = args.save_steps and state.global_step % args.save_steps == 0
-            if last or self.control.should_save or due or self._is_time_to_save():
-                self._save()
-            if stopping and state.global_step < state.max_steps:
-                logger.warning("stopped at step %d; resume with resume_from_checkpoint='last'.", state.global_step)
-                return
-
-    def _is_interrupted(self, interruption: Interruption) -> bool:
-        """Whether any process was told to stop: all must stop after the same step, or they wait for each other."""
-        return self._any_process(interruption.requested)
-
-    def _is_time_to_save(self) -> bool:
-        minutes = self.args.save_minutes
-        return minutes is not None and self._any_process(time.perf_counter() - self._saved_at >= 60 * minutes)
-
-    def _any_process(self, says: bool) -> bool:
-        """Whether any process says so; several are asked only now and then."""
-        accelerator = self._run.accelerator
-        if accelerator.num_processes == 1:
-            return says
-        if self.state.global_step % _AGREE_STEPS:
-            return False
-        told = torch.tensor(float(says), device=accelerator.device)
-        return bool(accelerator.reduce(told, "sum"))
-
-    def _step(self) -> None:
-        """One optimiser step of every SAE."""
-        run, step = self._run, self.state.global_step
-        batches = [self._next_batch() for _ in range(self.args.gradient_accumulation_steps)]
+    # -- in the loop --------------------------------------------------------------------------------------------------
+    def _step(self, run: TrainingRun, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One optimiser step of every SAE; returns the losses."""
+        step, losses = self.state.global_step, {}
         for name, learner in run.learners.items():
-            read, written = run.places[name], run.targets.get(name)
-            targets = [rows_at(batch, written) for batch in batches] if written is not None else []
-            learner.step([rows_at(batch, read) for batch in batches], step, targets)
+            points = run.hook_points[name]
+            targets = [] if points.writes is None else [points.target_rows(batch) for batch in batches]
+            losses[name] = learner.step([points.rows(batch) for batch in batches], step, targets)
         self.state.global_step = step + 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
-            self._refuse_non_finite()
+            run.refuse_non_finite(self.state.global_step)
+        return losses
 
-    def _next_batch(self) -> dict[str, Any]:
-        try:
-            return self._run.next_batch()
-        except NonFiniteActivationsError as error:
-            message = f"step {self.state.global_step}: {error}. {self._what_is_left()}"
-            raise NonFiniteActivationsError(message) from error
-        except OSError as error:  # a shard that is gone, a network that is down
-            raise OSError(
-                f"step {self.state.global_step}: the text could not be read on: {error}. {self._what_is_left()}"
-            ) from error
-        except StopIteration:
-            raise ValueError(
-                f"the activations ended at step {self.state.global_step} of {self.state.max_steps}: "
-                "bring more, or lower training_tokens."
-            ) from None
+    def _is_time_to_save(self, run: TrainingRun) -> bool:
+        if (minutes := self.args.save_minutes) is None:
+            return False
+        late = time.perf_counter() - self._saved_at >= 60 * minutes
+        return any_process(late, self.state.global_step, run.accelerator)
 
-    def _refuse_non_finite(self) -> None:
-        run = self._run
-        found = [name for name, learner in run.learners.items() if not learner.is_finite()]
-        # A process that ended alone would leave the others waiting for it.
-        for name in from_all(found, run.accelerator):
-            called = f"SAE {name!r}" if name else "the SAE"
-            raise FloatingPointError(
-                f"the loss of {called} at {run.places[name]} is not a number, found after step "
-                f"{self.state.global_step}. Try a lower learning_rate. {self._what_is_left()}"
-            )
-
-    def _what_is_left(self) -> str:
-        newest = last_checkpoint(self._output_dir)
-        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
-
-    def _log(self, clock: Clock) -> None:
-        self._refuse_non_finite()
-        run, state = self._run, self.state
+    def _log(self, run: TrainingRun, clock: Clock) -> None:
+        run.refuse_non_finite(self.state.global_step)
+        state = self.state
         # Of the step just done, whose index is one less than the number of steps done.
-        mine = {name: learner.pop_log(state.global_step - 1) for name, learner in run.learners.items()}
-        saes_log = run.of_all(mine)
+        saes_log = run.gather({name: one.pop_log(state.global_step - 1) for name, one in run.learners.items()})
         tokens = state.global_step * run.tokens_per_step
-        flat = {
-            f"{name}/{key}" if name else key: value for name, log in saes_log.items() for key, value in log.items()
-        }
-        logs = {"step": state.global_step, "tokens": tokens, "tokens_per_second": clock.rate(tokens), **flat}
+        logs = {"step": state.global_step, "tokens": tokens, "tokens_per_second": clock.rate(tokens)}
+        logs |= flat_log(saes_log)
         state.log_history.append(logs)
         logger.debug("%s", logs)
         self._call("on_log", logs=logs, saes_log=saes_log)
 
-    def _save(self) -> None:
-        self._refuse_non_finite()
-        run = self._run
-        self._best.observe(self.state.global_step, self.state.log_history, list(run.places))
-        stored = {
-            "best": self._best.state_dict(),
-            "step": self.state.global_step,
-            "tokens": self.state.global_step * run.tokens_per_step,
-            "processes": run.accelerator.num_processes,
-            "text_seed": self._text_seed,
-            "saes": list(run.places),
-            "seconds": self._seconds,
-            "folder": os.path.abspath(self._output_dir),
-            "arguments": self.args.stored(),
-            "own_arguments": {name: own.differing_from(self.args) for name, own in run.arguments.items()},
-            "log_history": self.state.log_history,
-        }
+    def _save(self, run: TrainingRun) -> None:
+        run.refuse_non_finite(self.state.global_step)
+        self._best.observe(self.state, list(run.hook_points))
+        record = run_record(run, self.state, self._seconds, self._best.state_dict())
         save_checkpoint(
             self._output_dir,
             self.state.global_step,
             run.learners,
             run.stream.state_dict(),
-            stored,
+            record,
             run.accelerator,
             self.args.save_total_limit,
             owners=run.owners,
@@ -372,5 +385,16 @@ class SAETrainer:
 
     def _call(self, event: str, **kwargs: Any) -> None:
         """Tells the callbacks; what they ask for stands in `self.control` afterwards."""
-        saes = {name: learner.sae for name, learner in self._run.learners.items()}
-        self._callbacks(event, self.args, self.state, self.control, model=saes, **kwargs)
+        assert (run := self._run) is not None
+        self.callback_handler(event, self.args, self.state, self.control, model=run.saes, run=run, **kwargs)
+
+    def _end(self, run: TrainingRun) -> TrainOutput:
+        """Finalises the SAEs, where all steps are taken."""
+        for learner in run.learners.values():
+            learner.end()
+        if run.accelerator.num_processes > 1:
+            run.accelerator.free_memory()  # its models are wrapped in what holds on to the processes' group
+        self._is_saved = self.state.global_step == self.state.max_steps
+        metrics, together = finalize(run, self.state, self._seconds) if self._is_saved else ({}, None)
+        self._call("on_train_end")
+        return TrainOutput.of(run, self.state, metrics, together, self._best.checkpoint)

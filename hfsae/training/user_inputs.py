@@ -1,4 +1,4 @@
-"""What a run reads: activations that were brought, a cache of them, or a language model with its text."""
+"""What the user gives to a training, and what the run reads: activations, a cache of them, or a model with text."""
 
 import os
 from collections.abc import Mapping
@@ -9,30 +9,32 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from accelerate import Accelerator
 from huggingface_hub import try_to_load_from_cache
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hfsae.arguments.sae_settings import is_crosscoder
+from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, is_crosscoder
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
 from hfsae.hooks import inner_model
 from hfsae.hooks.limits import refuse_without_ids
-from hfsae.in_model import portable_names, resolve_joined, separate
+from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.activation_cache import Cache
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.modeling import SAE
-from hfsae.parallel.placement import own_devices
+from hfsae.parallel.dealing import own_devices
+
+TWO_SOURCES = "give a language model with text or their cache, or activations of your own, not both."
 
 SAEInput: TypeAlias = SAE | SAEConfig | Mapping[str, Any]
 """What one SAE of many is made of: itself, its config, or training arguments that are its own."""
 
 
 @dataclass
-class Inputs:
-    """What the user handed to the trainer as objects; see `SAETrainer`."""
+class UserInputs:
+    """What the user gives to the trainer as objects; see `SAETrainer`."""
 
     model: Any
     saes: SAE | SAEConfig | Mapping[str, SAEInput] | None
@@ -40,6 +42,16 @@ class Inputs:
     eval_dataset: Any
     tokenizer: PreTrainedTokenizerBase | None
     activations: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, SAE | SAEConfig):
+            raise TypeError("the first argument is the language model; SAEs are given as SAETrainer(saes=...).")
+        self.model = os.fspath(self.model) if isinstance(self.model, os.PathLike) else self.model
+        for model in self.model.values() if isinstance(self.model, Mapping) else [self.model]:
+            if model is not None and not isinstance(model, str):
+                inner_model(model)  # or says what is wrong
+        if self.activations is not None and (self.model is not None or self.train_dataset is not None):
+            raise ValueError(TWO_SOURCES)
 
     @property
     def by_name(self) -> dict[str, SAEInput]:
@@ -63,7 +75,7 @@ class Inputs:
             raise ValueError(f"SAE {name!r}: {error}") from error
 
 
-def with_published(inputs: Inputs, args: SAETrainingArguments) -> Inputs:
+def with_published(inputs: UserInputs, args: SAETrainingArguments) -> UserInputs:
     """The same inputs, the SAEs that start from a published one loaded.
 
     Raises:
@@ -122,96 +134,96 @@ def _cached_commit(place: str, subfolder: str, revision: str) -> str | None:
     return Path(found).parents[name.count("/")].name if isinstance(found, str) else None
 
 
-class Reading(NamedTuple):
-    """What a run reads: its source of rows, and what is known of where they come from.
+class RunInputs(NamedTuple):
+    """What a run reads, and where the SAEs read and write.
 
     Args:
         args: The run's arguments, what they leave open taken from the cache.
         source: The rows.
-        places: The hook point of each SAE by name.
-        targets: Where each transcoder writes, by name.
-        base: See `Run`, like the others.
+        hook_points: Where each SAE reads and writes, by name.
+        base: See `TrainingRun`, as for the others.
     """
 
     args: SAETrainingArguments
     source: RowSource
-    places: dict[str, str]
-    targets: dict[str, str]
+    hook_points: dict[str, SAEHookPoints]
     base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
     prepend_bos: bool | None
 
 
-def read(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Reading:
-    """Opens the activations that were brought, the cache, or the language model with its text.
+def open_inputs(args: SAETrainingArguments, inputs: UserInputs, accelerator: Accelerator) -> RunInputs:
+    """Opens the user's activations, the activation cache, or the language model with its text.
 
     Args:
         args: The run's arguments.
-        inputs: What the user brought.
+        inputs: What the user gave.
         accelerator: The run's accelerator.
 
     Raises:
         ValueError: If they do not fit each other.
     """
     if inputs.activations is not None:
-        brought, held_out = streams.hold_out(inputs.activations, args)
-        source = streams.own_source(brought, accelerator)
-        places, targets = _own_places(args, inputs, list(source.widths))
-        return Reading(args, source, places, targets, None, None, held_out, None)
+        activations, held_out = streams.hold_out(inputs.activations, args)
+        source = streams.own_source(activations, accelerator)
+        hook_points = _among_activations(args, inputs, list(source.widths))
+        return RunInputs(args, source, hook_points, None, None, held_out, None)
     if args.activation_cache is not None:
-        return _read_cache(args, inputs, accelerator)
+        return _open_cache(args, inputs, accelerator)
     base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device, own_devices(accelerator))
     refuse_without_ids(base.model)
-    places, targets = _model_places(args, inputs, base)
+    hook_points = _in_language_model(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
     blocks = streams.training_blocks(args, texts.train, base, accelerator)
-    source = streams.model_source(args, base, blocks, sorted(separate([*places.values(), *targets.values()])))
-    return Reading(args, source, places, targets, base, texts, {}, blocks.prepend_bos)
+    source = streams.model_source(args, base, blocks, sorted(names_of(hook_points.values())))
+    return RunInputs(args, source, hook_points, base, texts, {}, blocks.prepend_bos)
 
 
-def _read_cache(args: SAETrainingArguments, inputs: Inputs, accelerator: Accelerator) -> Reading:
+def _open_cache(args: SAETrainingArguments, inputs: UserInputs, accelerator: Accelerator) -> RunInputs:
     cache = Cache(args)
     args = cache.args
     base, texts = cache.skeleton(), None
-    places, targets = _model_places(args, inputs, base)
-    source = cache.source(sorted(separate([*places.values(), *targets.values()])), accelerator)
+    hook_points = _in_language_model(args, inputs, base)
+    source = cache.source(sorted(names_of(hook_points.values())), accelerator)
     if args.eval_tokens:
         # On the CPU until the end, when it is needed.
         base = open_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
         texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
         cache.refuse_other(base, texts)
-    return Reading(args, source, places, targets, base, texts, source.held_out(), cache.prepend_bos)
+    return RunInputs(args, source, hook_points, base, texts, source.held_out(), cache.prepend_bos)
 
 
-def _model_places(
-    args: SAETrainingArguments, inputs: Inputs, base: BaseModel
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The canonical hook point of every SAE by name, and where those write that write elsewhere."""
+def _in_language_model(args: SAETrainingArguments, inputs: UserInputs, base: BaseModel) -> dict[str, SAEHookPoints]:
+    """Where in the language model each SAE reads and writes, by canonical names."""
     model = inner_model(base.model)
     if inputs.by_name:
-        pairs = {}
-        for name, item in inputs.by_name.items():
-            named = _named_target(item, args)
-            source = resolve_joined(model, _named_place(item, by_source=not base.others) or args.hook_point)
-            target = resolve_joined(model, named) if named is not None else None
-            pairs[name] = (source, target if target != source else None)
-    else:
-        points = streams.hook_points(args, base.model)
-        alone = len(points) == 1
-        pairs = {"" if alone else portable_names(model, pair[0]) or pair[0]: pair for pair in points}
-    places = {name: source for name, (source, _) in pairs.items()}
-    return places, {name: target for name, (_, target) in pairs.items() if target is not None}
+        named = {
+            name: (_own_hook_point(sae, by_source=not base.others), _own_target(sae, args))
+            for name, sae in inputs.by_name.items()
+        }
+        return {
+            name: SAEHookPoints.resolved(model, reads or args.hook_point, writes)
+            for name, (reads, writes) in named.items()
+        }
+    found = hook_points_from_arguments(args, model)
+    if len(found) == 1:
+        return {"": found[0]}
+    return {points.portable_name(model) or points.reads: points for points in found}
 
 
-def _own_places(
-    args: SAETrainingArguments, inputs: Inputs, available: list[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Which of the activations that were brought each SAE reads, and which those write that write others."""
+def _among_activations(
+    args: SAETrainingArguments, inputs: UserInputs, available: list[str]
+) -> dict[str, SAEHookPoints]:
+    """Which of the user's activations each SAE reads, and which it writes.
+
+    Raises:
+        ValueError: If there are none of that name.
+    """
     if inputs.by_name:
         pairs = {
-            name: (_named_place(item) or args.hook_point, _named_target(item, args))
-            for name, item in inputs.by_name.items()
+            name: (_own_hook_point(sae) or args.hook_point, _own_target(sae, args))
+            for name, sae in inputs.by_name.items()
         }
     elif args.target_hook_point is not None:
         pairs = {"": (args.hook_point, args.target_hook_point)}
@@ -219,20 +231,19 @@ def _own_places(
         pairs = {"": (join_places(available), None)}
     else:
         pairs = {"" if len(available) == 1 else name: (name, None) for name in available}
-    places, targets = {}, {}
-    for name, (read, written) in pairs.items():
-        places[name] = read if len(available) > 1 else available[0]
-        if written is not None and written != read:
-            targets[name] = written
-        for does, place in (("reads", places[name]), ("writes", targets.get(name, available[0]))):
+    found = {}
+    for name, (reads, writes) in pairs.items():
+        there = reads if len(available) > 1 else available[0]
+        found[name] = SAEHookPoints(there, writes if writes != reads else None)
+        for does, place in (("reads", there), ("writes", found[name].writes or available[0])):
             for part in places_in(place):
                 if part not in available:
                     given = ", ".join(available)
                     raise ValueError(f"SAE {name!r} {does} {part!r}, but the activations given are of {given}.")
-    return places, targets
+    return found
 
 
-def _named_place(item: SAEInput, *, by_source: bool = True) -> str | None:
+def _own_hook_point(item: SAEInput, *, by_source: bool = True) -> str | None:
     """Where an SAE says that it reads, in its own words; of sources that are no models, by their names."""
     if isinstance(item, Mapping):
         return item.get("hook_point")
@@ -242,7 +253,7 @@ def _named_place(item: SAEInput, *, by_source: bool = True) -> str | None:
     return config.hook_point
 
 
-def _named_target(item: SAEInput, args: SAETrainingArguments) -> str | None:
+def _own_target(item: SAEInput, args: SAETrainingArguments) -> str | None:
     """Where an SAE says that it writes, in its own words; None where it says nothing of that."""
     if isinstance(item, Mapping):
         return item.get("target_hook_point", args.target_hook_point)
@@ -252,3 +263,60 @@ def _named_target(item: SAEInput, args: SAETrainingArguments) -> str | None:
 def config_of(item: SAE | SAEConfig) -> SAEConfig:
     """The config of an SAE, or the config that was given for one."""
     return item.config if isinstance(item, SAE) else item
+
+
+def fitting_sae(args: SAETrainingArguments, inputs: UserInputs, name: str, opened: RunInputs) -> SAE | SAEConfig:
+    """The SAE that the user gives, or a config for one, if it fits the activations that it reads and writes.
+
+    Raises:
+        ValueError: If it does not; names it.
+    """
+    item, hook_points, widths = inputs.by_name.get(name), opened.hook_points[name], opened.source.widths
+    if item is None or isinstance(item, Mapping):
+        names = () if opened.base is None else hook_points.source_names(inner_model(opened.base.model))
+        item = config_from_arguments(args, hook_points, widths, names)
+    config = config_of(item)
+    label = f"SAE {name!r}" if name else f"the {config.architecture} SAE"
+    _refuse_other_sources(config, hook_points, hook_points.input_widths(widths), label)
+    if opened.base is not None and opened.base.others:
+        _refuse_other_models(config, inner_model(opened.base.model), label)
+    input_width, output_width = sum(hook_points.input_widths(widths)), hook_points.output_width(widths)
+    for field, place, there in (
+        ("d_in", hook_points.reads, input_width),
+        ("d_out", hook_points.target, output_width),
+    ):
+        if (size := getattr(config, field)) != there:
+            raise ValueError(f"{label} has {field}={size}, but the activations at {place} have {there} dimensions.")
+    return item
+
+
+def _refuse_other_sources(config: SAEConfig, hook_points: SAEHookPoints, widths: list[int], label: str) -> None:
+    """Refuses an SAE of one source where several places are joined, and a crosscoder whose sources are others.
+
+    Raises:
+        ValueError: Names the SAE by its label.
+    """
+    parts, own = hook_points.read_names, config.input_widths
+    if len(parts) > 1 and len(own) == 1:
+        raise ValueError(
+            f"{label} reads one place, but {hook_points.reads} joins {len(parts)}: choose a crosscoder "
+            "(architecture='crosscoder'), or part the places with commas for an SAE each."
+        )
+    if len(parts) == 1 and len(own) > 1 and sum(own) == sum(widths):
+        return  # rows that the user has joined already
+    if own != widths and len(own) > 1:
+        raise ValueError(
+            f"{label} has source_widths={own}, but the activations at {hook_points.reads} have {widths} dimensions: "
+            "join the places of its sources with +, in their order."
+        )
+
+
+def _refuse_other_models(config: SAEConfig, model: nn.Module, label: str) -> None:
+    """Refuses a crosscoder whose sources are not the models that stand side by side, in their order.
+
+    Raises:
+        ValueError: Names the SAE by its label.
+    """
+    names, given = list(getattr(config, "source_names", [])), list(getattr(model, "models", {}))
+    if names != given:
+        raise ValueError(f"{label} has the sources {', '.join(names)}, but the models are {', '.join(given)}.")

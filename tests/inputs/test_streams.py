@@ -6,7 +6,6 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from hfsae.data import TensorActivations, TokenBlocks
-from hfsae.hooks import HookPointError
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import open_base_model
 from tests.data.tiny import language_model, pythia_like
@@ -59,25 +58,6 @@ def test_what_training_text_is_read_in_is_known_and_said_where_it_is_not_the_mod
         assert opened.model.dtype == torch.float32
         assert ("in bfloat16; what is measured of it is in float32" in caplog.text) is has_units
         source.close()
-
-
-@pytest.mark.parametrize(
-    ("written", "places"),
-    [
-        ("resid_post.1", ["1.output"]),
-        ("blocks.1.hook_resid_post", ["1.output"]),
-        ("resid_post.*", ["0.output", "1.output", "2.output"]),
-        ("mlp_out.0-1, resid_post.-1", ["0.mlp.output", "1.mlp.output", "2.output"]),
-    ],
-)
-def test_hook_points_are_names_commas_ranges_and_wildcards(written, places):
-    found = streams.hook_points(arguments("unused", hook_point=written), language_model())
-    assert [(str(read), written) for read, written in found] == [(f"transformer.h.{place}", None) for place in places]
-
-
-def test_a_hook_point_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(HookPointError, match=r"no layer 7.*has 3 layers"):
-        streams.hook_points(arguments("unused", hook_point="resid_post.7"), language_model())
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

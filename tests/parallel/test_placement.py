@@ -1,80 +1,73 @@
-"""Which process trains which SAE."""
-
-import logging
+"""How processes share SAEs: what each placement says of who has what, and what a step exchanges."""
 
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hfsae.parallel.placement import (
-    deal,
-    deal_devices,
-    devices_here,
-    from_owners,
-    own_devices,
-    rows_of_all,
-    shared_out,
-)
-from tests.training.tiny import trainer
+from hfsae import SAE, GatedSAEConfig, TopKSAEConfig
+from hfsae.parallel.placement import Replicate, Shard, Spread, placement_of, planned_placement
+
+SIZES = {"wide": 300, "a": 100, "b": 100}
+NAMES = ("replicate", "spread", "shard")
 
 
-@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=12), st.integers(1, 6))
-def test_nobody_is_idle_and_nobody_has_a_whole_sae_more_than_another(sizes, processes):
-    costs = {str(index): size for index, size in enumerate(sizes)}
-    if len(costs) < processes:
-        with pytest.raises(ValueError, match=f"{len(costs)} for {processes} processes"):
-            deal(costs, processes)
-        return
-    owners = deal(costs, processes)
-    held = [sum(costs[name] for name in costs if owners[name] == rank) for rank in range(processes)]
-    assert list(owners) == list(costs) and min(held) > 0
-    assert max(held) - min(held) <= max(sizes)
+def sae():
+    return SAE.from_config(TopKSAEConfig(d_in=4, n_features=8, k=2))
 
 
-def test_the_log_says_who_owns_which(caplog):
-    with caplog.at_level(logging.INFO, "hfsae"):
-        deal({"wide": 300, "a": 100, "b": 100}, 2)
-    assert "process 0 trains wide" in caplog.text and "process 1 trains a, b" in caplog.text
+@pytest.mark.parametrize(("name", "kind"), list(zip(NAMES, (Replicate, Spread, Shard), strict=True)))
+def test_every_value_of_the_argument_has_a_class(name, kind):
+    assert type(placement_of(name, Accelerator(cpu=True))) is kind and planned_placement(name, 4).processes == 4
 
 
-def test_a_process_deals_its_saes_to_its_devices(caplog):
-    first, second, third = (torch.device("cuda", index) for index in range(3))
-    with caplog.at_level(logging.INFO, "hfsae"):
-        dealt = deal_devices({"a": 100, "wide": 300, "b": 100}, [first, second])
-    assert dealt == {"a": second, "wide": first, "b": second} and "cuda 0 trains wide" in caplog.text
-    assert deal_devices({"alone": 1}, [first, second, third]) == {"alone": first}
-    assert deal_devices({}, [first]) == {} and devices_here(Accelerator(cpu=True)) == [torch.device("cpu")]
+def test_who_trains_and_who_writes_which_sae():
+    for name in ("replicate", "shard"):
+        placement = planned_placement(name, 2)
+        owners = placement.owners(SIZES)
+        assert set(owners.values()) == {0} and placement.trained_by(1, owners) == list(SIZES)
+    spread = planned_placement("spread", 2)
+    owners = spread.owners(SIZES)
+    assert [spread.trained_by(rank, owners) for rank in range(2)] == [["wide"], ["a", "b"]]
 
 
-def test_one_process_has_everything():
-    rows = {"resid_post.1": torch.arange(6.0).view(3, 2)}
-    gathered = rows_of_all(rows, Accelerator(cpu=True), torch.bfloat16)
-    assert gathered["resid_post.1"].equal(rows["resid_post.1"]) and gathered["resid_post.1"].dtype == torch.float32
-    assert from_owners({"b": 1, "a": 2}, ["a", "b"]) == {"a": 2, "b": 1}
+def test_fewer_saes_than_processes_are_refused_where_each_has_its_own():
+    planned_placement("replicate", 3).refuse_too_few(1)
+    with pytest.raises(ValueError, match="there are 2 for 3 processes"):
+        planned_placement("spread", 3).refuse_too_few(2)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_that_is_spread_over_one_process_is_the_same_run(tmp_path, monkeypatch, devices):
-    monkeypatch.setattr("hfsae.training.setup.devices_here", lambda _: [torch.device("cpu")] * devices)
-    saes = {"a": {"k": 2}, "b": {"architecture": "gated"}}
-    ends = [
-        trainer(tmp_path / placement, inputs={"saes": saes}, sae_placement=placement, steps=4).train().saes
-        for placement in ("replicate", "spread")
-    ]
-    for name in saes:
-        assert all(map(torch.equal, ends[0][name].parameters(), ends[1][name].parameters()))
+def test_an_sae_that_cannot_be_cut_is_refused_where_it_would_be():
+    gated = SAE.from_config(GatedSAEConfig(d_in=4, n_features=7))
+    planned_placement("replicate", 2).refuse_unfit(gated)
+    with pytest.raises(ValueError, match="sae_placement='shard'"):
+        planned_placement("shard", 2).refuse_unfit(gated)
 
 
-@given(st.integers(1, 16), st.integers(1, 16))
-def test_a_machines_devices_are_shared_out_and_each_process_keeps_that_of_accelerate(devices, processes):
-    shares = [shared_out(devices, process, processes) for process in range(processes)]
-    assert [share[0] for share in shares] == [process % devices for process in range(processes)]
-    if processes <= devices:
-        assert sorted(sum(shares, [])) == list(range(devices))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+@pytest.mark.parametrize("name", NAMES)
+def test_one_process_exchanges_nothing_and_steps_the_sae_itself(name):
+    placement, one = placement_of(name, Accelerator(cpu=True)), sae()
+    rows = {"here": torch.arange(8.0).view(2, 4)}
+    assert placement.step_module(one) is one and torch.equal(
+        placement.step_rows(rows, torch.float32)["here"], rows["here"]
+    )
+    assert placement.bytes_exchanged(one, tokens=8, active=2) == 0 and placement.averaged == 1
+    assert placement.share_of_text == (0, 1) and placement.gather({"x": 1}, ["x"]) == {"x": 1}
+    assert placement.reduce(torch.ones(()), "sum") == 1 and placement.devices(SIZES) == dict.fromkeys(
+        SIZES, one.device
+    )
 
 
-def test_a_process_by_itself_may_use_whatever_there_is():
-    assert own_devices(Accelerator(cpu=True)) == []
+def test_what_a_step_of_several_processes_exchanges():
+    """An all-reduce of m bytes sends 2 (P - 1) / P of them."""
+    one, numbers = sae(), sum(parameter.numel() for parameter in sae().parameters())
+    assert planned_placement("replicate", 4).bytes_exchanged(one, tokens=8, active=2) == 1.5 * 4 * numbers
+    assert planned_placement("spread", 4).bytes_exchanged(one, tokens=8, active=2) == 0
+    values, outputs = 4 * 8 * 2 * 3, 1.5 * 4 * 8 * 4
+    assert planned_placement("shard", 4).bytes_exchanged(one, tokens=8, active=2) == values + outputs
+    many = 1.5 * 4 * 8 * 4 * 256  # above 1,024 candidates a token, histograms
+    assert planned_placement("shard", 4).bytes_exchanged(one, tokens=8, active=500) == many + outputs
+
+
+def test_rows_and_features_are_shared_out_by_one_placement_each():
+    parts = {name: (planned_placement(name, 4).row_shares, planned_placement(name, 4).feature_parts) for name in NAMES}
+    assert parts == {"replicate": (1, 1), "spread": (4, 1), "shard": (4, 4)}

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from hfsae.training.callbacks import Callbacks, Clock, HealthWarnings, ProgressBar
+from hfsae.training.callbacks import CallbackHandler, Clock, HealthWarnings, ProgressBar
 from tests.training.tiny import arguments
 
 LOG = {"l0": 32.0, "explained_variance": 0.9, "dormant_fraction": 0.01}
@@ -28,7 +30,7 @@ def test_callbacks_may_be_objects_or_classes_and_share_one_control():
             self.seen = (control.should_training_stop, kwargs)
 
     witness, control = Witness(), TrainerControl()
-    Callbacks([Stopper, witness])("on_step_end", arguments("unused"), state(), control, model={})
+    CallbackHandler([Stopper, witness])("on_step_end", arguments("unused"), state(), control, model={})
     assert control.should_training_stop and witness.seen == (True, {"model": {}})
 
 
@@ -50,9 +52,9 @@ def test_healthy_figures_an_early_step_and_other_processes_say_nothing(caplog):
 
 
 def test_the_progress_bar_counts_tokens_from_where_the_run_begins(capfd):
-    bar = ProgressBar(tokens_per_step=1000)
+    bar = ProgressBar()
     events = (arguments("unused", disable_tqdm=False), state(step=50, max_steps=100), TrainerControl())
-    bar.on_train_begin(*events)
+    bar.on_train_begin(*events, run=SimpleNamespace(tokens_per_step=1000))
     bar.on_log(*events, saes_log={"": LOG})
     bar.on_step_end(*events)
     bar.on_train_end(*events)
@@ -62,9 +64,9 @@ def test_the_progress_bar_counts_tokens_from_where_the_run_begins(capfd):
 
 @pytest.mark.parametrize(("disabled", "main"), [(True, True), (False, False)])
 def test_the_progress_bar_is_shown_by_one_process_and_not_where_it_is_off(capfd, disabled, main):
-    bar = ProgressBar(tokens_per_step=1000)
+    bar = ProgressBar()
     events = (arguments("unused", disable_tqdm=disabled), state(main=main), TrainerControl())
-    bar.on_train_begin(*events)
+    bar.on_train_begin(*events, run=SimpleNamespace(tokens_per_step=1000))
     bar.on_step_end(*events)
     bar.on_train_end(*events)
     assert capfd.readouterr().err == ""

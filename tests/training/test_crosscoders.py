@@ -10,26 +10,12 @@ from datasets import Dataset
 from hfsae import SAE, CrosscoderSAE, CrosscoderSAEConfig, SAETrainer, cache_activations, evaluate_sae
 from hfsae.estimate.run_needs import estimate
 from hfsae.hooks import capture
-from hfsae.in_model import rows_at, separate
-from hfsae.inputs import streams
 from tests.architectures.variants import CROSSCODERS
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import BATCH, D_IN, arguments, contents, sparse_rows, stop_at, text, trainer
 
 JOINED = "resid_post.0+resid_post.2"
 CANONICAL = "transformer.h.0.output+transformer.h.2.output"
-
-
-# -- places that are joined -------------------------------------------------------------------------------------------
-def test_rows_of_joined_places_lie_behind_each_other():
-    rows = {"a": torch.ones(3, 2), "b": torch.zeros(3, 1)}
-    assert rows_at(rows, "b+a").tolist() == [[0, 1, 1]] * 3 and rows_at(rows, "a") is rows["a"]
-    assert separate(["b+a", None, "c", "a"]) == ["b", "a", "c"]
-
-
-def test_joined_places_are_one_name_among_others():
-    found = streams.hook_points(arguments("unused", hook_point=f"{JOINED}, resid_post.0-1"), language_model())
-    assert found == [(CANONICAL, None), ("transformer.h.0.output", None), ("transformer.h.1.output", None)]
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

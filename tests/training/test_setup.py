@@ -13,7 +13,7 @@ from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
 from hfsae.parallel.launching import start_accelerator
 from hfsae.training.checkpoint import claim_output_dir
 from hfsae.training.setup import prepare_run
-from hfsae.training.user_inputs import Inputs
+from hfsae.training.user_inputs import UserInputs
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text, trainer
 
@@ -22,14 +22,14 @@ def prepare(folder, *, resuming=False, saes=None, model=None, **options):
     args = arguments(folder, **options)
     accelerator = start_accelerator(args)
     claim_output_dir(args, accelerator, None)
-    inputs = Inputs(model or language_model(), saes, text(), None, pythia_like(), None)
+    inputs = UserInputs(model or language_model(), saes, text(), None, pythia_like(), None)
     return prepare_run(args, inputs, accelerator, resuming=resuming)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_fresh_sae_starts_from_the_first_tokens_which_are_trained_on_all_the_same(tmp_path, architecture):
     run = prepare(tmp_path, architecture=architecture, init_tokens=3 * BATCH)
-    sae, (place,) = run.learners[""].sae, run.places.values()
+    sae, (place,) = run.learners[""].sae, run.hook_points[""].names
     batches = [next(run.stream)[place] for _ in range(3)]
     first = torch.cat(batches)
     assert sae.input_scale.item() == pytest.approx(16**0.5 / first.norm(dim=1).mean().item(), rel=1e-5)

@@ -11,12 +11,9 @@ from hfsae.arguments.config_file import read_config
 from hfsae.data import TokenBlocks
 from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
-from hfsae.hooks import HookPointError
-from hfsae.inputs import streams
 from hfsae.sweeps.sweep import Sweep
 from hfsae.training.finalize import is_set
 from tests.data.tiny import language_model, pythia_like
-from tests.hooks.families import build
 from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
 
 SET = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
@@ -108,19 +105,6 @@ def test_only_transcoders_with_targets_of_their_own_are_a_set(tmp_path):
         run = trainer(tmp_path / str(number), steps=2, eval_tokens=100, **places)
         assert run.train().together is None and not is_set(run._run)
         assert not (tmp_path / str(number) / SET_FILE).exists()
-
-
-def test_names_that_do_not_find_the_same_layers_are_refused(tmp_path):
-    told = arguments(
-        tmp_path, hook_point="model.layers.*.mlp.input", target_hook_point="model.layers.*.self_attn.output"
-    )
-    with pytest.raises(ValueError, match="do not find the same layers of Qwen3Next.*: of layers 0 there is one of"):
-        streams.hook_points(told, build("qwen3-next"))
-
-
-def test_a_model_that_has_no_such_places_is_refused(tmp_path):
-    with pytest.raises(HookPointError, match="mlp_in"):
-        streams.hook_points(arguments(tmp_path, **SET), build("mamba"))
 
 
 def test_the_estimate_knows_every_transcoder_of_a_set(tmp_path):

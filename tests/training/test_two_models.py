@@ -11,6 +11,7 @@ import torch
 from hfsae import SAE, CrosscoderSAEConfig, cache_activations
 from hfsae.estimate.run_needs import estimate
 from hfsae.hooks import SideBySide, capture
+from hfsae.in_model import SAEHookPoints, hook_points_named
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import open_base_model
 from hfsae.saved.measuring_again import evaluate_saved
@@ -48,7 +49,7 @@ def test_rows_are_those_that_each_model_has_alone_on_the_same_tokens(pair):
         "unused", **{k: v for k, v in options_of(pair).items() if k != "inputs"}, activation_dtype="float32"
     )
     both = open_base_model(args, None, None, torch.device("cpu"))
-    ((place, _),) = streams.hook_points(args, both.model)
+    place = hook_points_named(both.model, args.hook_point, None)[0].reads
     assert place == f"base.{PLACE}+tuned.{PLACE}"
     source = streams.model_source(args, both, streams.training_blocks(args, text(), both), place.split("+"))
     first = next(iter(source))
@@ -72,8 +73,8 @@ def test_rows_are_those_that_each_model_has_alone_on_the_same_tokens(pair):
 )
 def test_wildcards_and_commas_name_a_crosscoder_each(name, found):
     models = SideBySide({"base": language_model(), "tuned": language_model()})
-    points = streams.hook_points(arguments("unused", hook_point=name), models)
-    assert points == [(f"base.{place}+tuned.{place}", None) for place in found]
+    points = hook_points_named(models, name, None)
+    assert points == [SAEHookPoints(f"base.{place}+tuned.{place}") for place in found]
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

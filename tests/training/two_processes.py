@@ -17,7 +17,7 @@ import torch
 
 from hfsae import SAE, SAETrainer
 from hfsae.parallel import process_watch
-from hfsae.training.trainer import TrainOutput
+from hfsae.training.output import TrainOutput
 from tests.training.test_device_map import PLACES
 from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
 
