@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from hfsae.autoencoder.outputs import SAEOutput
     from hfsae.circuits import Graph, trace
     from hfsae.configuration import SAEConfig
+    from hfsae.diffing import ModelDiff, diff
     from hfsae.evaluation import evaluate_sae, evaluate_together
     from hfsae.evaluation.self_check import self_check
     from hfsae.hooks import capture, splice
@@ -96,6 +97,7 @@ _HOME = {
     "TopKSAE": "hfsae.architectures",
     "TopKSAEConfig": "hfsae.architectures",
     "FeatureCollection": "hfsae.analysis",
+    "ModelDiff": "hfsae.diffing",
     "FeatureTable": "hfsae.tables.table",
     "Graph": "hfsae.circuits",
     "SAETrainer": "hfsae.training",
@@ -105,6 +107,7 @@ _HOME = {
     "cache_activations": "hfsae.training",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
+    "diff": "hfsae.diffing",
     "evaluate_sae": "hfsae.evaluation",
     "evaluate_together": "hfsae.evaluation",
     "export_sae": "hfsae.interop",
@@ -145,6 +148,7 @@ __all__ = [
     "JumpReLUSAEConfig",
     "MatryoshkaSAE",
     "MatryoshkaSAEConfig",
+    "ModelDiff",
     "SAEConfig",
     "SAEOutput",
     "SAETrainer",
@@ -164,6 +168,7 @@ __all__ = [
     "cache_activations",
     "capture",
     "collect_features",
+    "diff",
     "evaluate_sae",
     "evaluate_together",
     "export_sae",

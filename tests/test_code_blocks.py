@@ -84,6 +84,11 @@ def test_a_crosscoder_by_source():
     assert names["norms"].shape == (512, 2) and type(names["tuned"]).__name__ == "BatchTopKSAE"
 
 
+def test_sources_that_are_compared():
+    names = run("docs/model_diffing.md")
+    assert sum(names["found"].counts().values()) == 512 and names["ratios"].shape == (512, 2)
+
+
 @pytest.mark.slow
 def test_a_set_of_transcoders(trained_set, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()

@@ -63,11 +63,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "arguments": COMPUTING | READING | {"command_line", "model_kwargs", "in_model"},
     "parallel": COMPUTING | {"arguments"},
     "inputs": USE | {"evaluation", "arguments", "parallel"},
-    "diffing": MODEL | {"architectures", "saved", "analysis"},
+    "diffing": USE | {"evaluation", "hub"},
     "estimate": MODEL | RUN,
     "training": MODEL | RUN | {"analysis"},
     "sweeps": MODEL | RUN | {"estimate", "training"},
-    "dashboard": MODEL | {"saved", "analysis", "webpage"},
+    "dashboard": MODEL | {"saved", "analysis", "diffing", "webpage"},
     "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"saved", "analysis", "webpage"},
     "cli": MODEL

@@ -31,6 +31,7 @@ PUBLIC = [
             "circuits",
             "dashboard",
             "data",
+            "diffing",
             "evaluation",
             "functional",
             "hooks",

@@ -15,7 +15,7 @@ from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
-from hfsae.in_model import hook_points_of
+from hfsae.in_model import hook_points_of_sources
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,21 @@ class FeatureReader:
 
     def __init__(self, sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor | None = None):
         self._sae, self._model, self._features = sae, model, features
-        self._source = hook_points_of(sae.config, model)[0]
-        self._sites = Sites.at(model, [self._source])
+        # A crosscoder reads all its sources at once.
+        self._sources = hook_points_of_sources(sae.config, model)
+        self._sites = Sites.at(model, self._sources)
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Firings:
         """The features of the tokens that count; the others have none."""
         with evaluating(self._model), capture(self._model, self._sites) as activations:
             activations.run(**model_inputs(self._model, batch))
-        rows = of_tokens(activations[self._source], batch.input_ids.shape, self._source).flatten(0, 1)
         kept = batch.keep.flatten().nonzero().squeeze(1)
-        counted = rows[kept.to(rows.device)].to(self._sae.device)
+        parts = []
+        for place in self._sources:
+            rows = of_tokens(activations[place], batch.input_ids.shape, place).flatten(0, 1)
+            parts.append(rows[kept.to(rows.device)].to(self._sae.device))
+        counted = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return _firings(self._sae.encode_sparse(counted, self._features), kept)
 
 

@@ -130,6 +130,8 @@ def has_logit_effects(sae: SparseAutoencoder, model: PreTrainedModel) -> bool:
 
 def _into_stream(sae: SparseAutoencoder, model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     """What brings directions (n, d_out) into the residual stream; None where nothing does."""
+    if len(sae.config.input_widths) > 1:
+        return None  # a crosscoder writes at several places; that of one source is told by sae.source(name)
     point = hook_points_of(sae.config, model)[1]
     layout = DecoderLayout.find(model)
     if layout is None:

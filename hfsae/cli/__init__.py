@@ -33,6 +33,7 @@ COMMANDS = {
         "label": "Let a language model say what features respond to, and score what it says.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
         "trace": "Show which features of a prompt make what the model says.",
+        "diff": "Say which features a crosscoder's sources share, and which one of them has alone.",
         "eval": "Measure a saved SAE, on the text of its record or on another.",
         "card": "Write the model card of a saved SAE again.",
         "report": "Write the page with curves, figures and features of a saved SAE again.",

@@ -8,17 +8,46 @@ import base64
 import json
 import zlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfsae.analysis import Feature, FeatureCollection, TokenTexts
-from hfsae.analysis.plain_values import Words, feature_content, rounded
+from hfsae.analysis.plain_values import Words, feature_content, rounded, significant
+from hfsae.analysis.records import TokenEffect
 from hfsae.hub.names import without_folders
 
 GROUP_SIZE = 64
 
 # Distinct tokens on which a feature fires most that stand for it in lists, and are searched.
 _PEAKS = 6
+
+
+@dataclass(frozen=True)
+class InSource:
+    """What one source of a crosscoder has of a feature.
+
+    Args:
+        name: The source.
+        norm: Length of the feature's decoder row there, as a part of the longest.
+        error: β of the source's error; None where it is not known.
+        reconstruction: β of the source's reconstruction, likewise.
+        promoted: Tokens that it makes likelier in the source's own model, with their effects.
+    """
+
+    name: str
+    norm: float
+    error: float | None = None
+    reconstruction: float | None = None
+    promoted: Sequence[TokenEffect] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the comparison of a crosscoder's sources says of a feature: its class, and each source."""
+
+    kind: str
+    sources: Sequence[InSource]
 
 
 @dataclass(frozen=True)
@@ -34,21 +63,24 @@ class Contents:
     groups: list[str]
 
     @classmethod
-    def of(cls, collection: FeatureCollection, texts: TokenTexts) -> "Contents":
+    def of(
+        cls, collection: FeatureCollection, texts: TokenTexts, compared: Mapping[int, Compared] | None = None
+    ) -> "Contents":
         """Writes out a collection.
 
         Args:
             collection: The features.
             texts: Gives the texts of its tokens.
+            compared: Of a crosscoder what each of its sources has of a feature.
         """
+        compared = compared or {}
         peaks: list[list[str]] = []
         groups = []
         for start in range(0, len(collection), GROUP_SIZE):
             features = [collection[row] for row in range(start, min(start + GROUP_SIZE, len(collection)))]
             words = Words()
-            groups.append(
-                pack({"features": [feature_content(f, texts, words) for f in features], "texts": words.texts})
-            )
+            shown = [feature_content(f, texts, words) | _compared(compared.get(f.index), texts) for f in features]
+            groups.append(pack({"features": shown, "texts": words.texts}))
             peaks += [_peaks(feature, texts) for feature in features]
         index = {
             "about": _about(collection),
@@ -58,6 +90,7 @@ class Contents:
                 "density": rounded(collection.densities.tolist()),
                 "maximum": rounded(collection.statistics.maxima.tolist()),
                 "peaks": peaks,
+                "kinds": [compared[f].kind if f in compared else "" for f in collection.features.tolist()],
             },
         }
         return cls(index, groups)
@@ -77,6 +110,22 @@ def _about(collection: FeatureCollection) -> dict[str, Any]:
     about = asdict(collection.about)
     shown = {name: without_folders(about[name]) for name in ("base_model", "dataset") if about[name]}
     return about | shown
+
+
+def _compared(compared: Compared | None, texts: TokenTexts) -> dict[str, Any]:
+    if compared is None:
+        return {}
+    sources = [
+        {
+            "name": source.name,
+            "norm": significant(source.norm),
+            "error": None if source.error is None else significant(source.error),
+            "reconstruction": None if source.reconstruction is None else significant(source.reconstruction),
+            "promoted": [texts([token])[0] for token, _ in source.promoted],
+        }
+        for source in compared.sources
+    ]
+    return {"kind": compared.kind, "sources": sources}
 
 
 def _peaks(feature: Feature, texts: TokenTexts) -> list[str]:

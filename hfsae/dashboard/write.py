@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfsae.analysis import FeatureCollection, TokenTexts
-from hfsae.dashboard.contents import Contents
+from hfsae.dashboard.contents import Compared, Contents
 from hfsae.dashboard.page import render_page
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
@@ -26,6 +26,7 @@ def write_dashboard(
     title: str = "Features",
     labels: Mapping[int, str | Label] | None = None,
     prompts: Sequence[Mapping[str, Any]] = (),
+    compared: Mapping[int, Compared] | None = None,
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
 
@@ -38,6 +39,7 @@ def write_dashboard(
         title: What the page is called.
         labels: Labels by feature (`read_labels`, or `read_label_records` with what a language model scored).
         prompts: What `read_prompts` found, for the page of prompts.
+        compared: Of a crosscoder, by feature: what each of its sources has of it.
 
     Returns:
         The page's path.
@@ -48,7 +50,7 @@ def write_dashboard(
         PosixPath('dashboard.html')
     """
     output = Path(output)
-    contents = Contents.of(collection, TokenTexts(tokenizer))
+    contents = Contents.of(collection, TokenTexts(tokenizer), compared)
     index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)

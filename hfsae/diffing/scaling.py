@@ -7,12 +7,12 @@ reconstruction that other features make.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfsae.architectures import Crosscoder
+from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.functional.patterns import SparsePattern
 
 # Rows that are encoded at once.
@@ -56,28 +56,24 @@ class DiffSums:
     All is in scaled space, in which every source has a mean norm of √width: there the sources can be compared.
 
     Args:
-        sae: A crosscoder whose sources are equally wide.
-
-    Raises:
-        ValueError: If they are not: a row of one source is then no direction in another.
+        sae: A crosscoder. Where its sources have different widths there is no latent scaling: a row of one source is
+            then no direction in another.
 
     Attributes:
         n_tokens: Tokens added so far.
     """
 
-    def __init__(self, sae: Crosscoder):
-        if len(set(sae.config.source_widths)) > 1:
-            raise ValueError(
-                f"latent scaling holds a feature's row in one source against another source, but the sources have "
-                f"{sae.config.source_widths} dimensions: only sources of one width can be compared."
-            )
+    def __init__(self, sae: SparseAutoencoder):
         self.n_tokens = 0
-        self._sae = sae
-        rows = sae.decoder_rows.detach().float().split(sae.config.source_widths, 1)
-        self._rows = torch.stack(list(rows))  # (sources, n, d)
-        norms = self._rows.norm(dim=2)
-        self._longest = self._rows.gather(0, norms.argmax(0)[None, :, None].expand(1, *rows[0].shape))[0].contiguous()
-        sources, n = norms.shape
+        self._sae: Any = sae
+        self._rows = [
+            part.contiguous() for part in sae.decoder_rows.detach().float().split(sae.config.source_widths, 1)
+        ]
+        self._longest: Tensor | None = None
+        n, sources = sae.source_norms.shape
+        if len(set(sae.config.source_widths)) == 1:
+            longest = sae.source_norms.argmax(1)[None, :, None].expand(1, *self._rows[0].shape)
+            self._longest = torch.stack(self._rows).gather(0, longest)[0].contiguous()
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
@@ -110,7 +106,9 @@ class DiffSums:
         for source, (held, decoder) in enumerate(zip(centred, self._rows, strict=True)):
             written = pattern.token_sum(values, decoder)
             error = held - written
-            for sums, explained in ((self._errors, error), (self._reconstructions, written)):
+            explaining = ((self._errors, error), (self._reconstructions, written)) if self._longest is not None else ()
+            for sums, explained in explaining:
+                assert self._longest is not None
                 products = pattern.sampled_product(explained, self._longest).double() * values.double()
                 sums[:, source].index_add_(0, pattern.features.cpu(), products.cpu())
             self._squared_error[source] += error.double().square().sum().cpu()
@@ -122,15 +120,18 @@ class DiffSums:
         self._maxima.scatter_reduce_(0, fired, values, "amax")
         self._firing += torch.bincount(fired[values > 0], minlength=len(self._firing))
 
-    def scaling(self) -> LatentScaling:
-        """The least squares over all that was added.
+    def scaling(self) -> LatentScaling | None:
+        """The least squares over all that was added; None where the sources have different widths.
 
         Raises:
             ValueError: If nothing was.
         """
         self._refuse_nothing()
+        if self._longest is None:
+            return None
         longest = self._longest.double().cpu()
-        along = torch.einsum("snd,nd->ns", self._rows.double().cpu(), longest)  # ⟨d of each source, d⟩
+        # ⟨d of each source, d⟩
+        along = torch.stack([(rows.double().cpu() * longest).sum(1) for rows in self._rows], 1)
         squares = self._squares[:, None]
         whole = squares * longest.square().sum(1, keepdim=True)
         whole = whole.where(whole > 0, torch.nan)

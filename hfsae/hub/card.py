@@ -4,6 +4,7 @@ Everything generated stands between two markers and is replaced each time; text 
 that we do not write are kept. Nothing here needs a network, and the same config gives the same bytes.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ LOG_FILE, METRICS_FILE = "training_log.jsonl", "metrics.json"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
 DASHBOARD_FILE = "dashboard.html"
+DIFF_FILE, DIFF_PLOT = "diff.json", "diff.png"
 
 # References in a card's metadata; each can double what it stands for.
 _MOST_ALIASES = 8
@@ -99,6 +101,7 @@ def render_card(
         )
         values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
         values["labels"] = label_summary(folder, sae)
+        values["difference"] = None if folder is None else difference(folder, sae)
         block = render("sae_card.md.jinja", values)
     with naming("the metadata of the card that is there"):
         return assemble(data, block, existing)
@@ -278,3 +281,22 @@ def _beside(folder: Path | None, config: SAEConfig, sae: SparseAutoencoder | Non
     if sae is not None and DASHBOARD_FILE in found and not is_dashboard_of(folder / DASHBOARD_FILE, sae):
         found.remove(DASHBOARD_FILE)
     return found
+
+
+def difference(folder: Path, sae: SparseAutoencoder | None) -> dict[str, Any] | None:
+    """What `hfsae diff` wrote of a crosscoder; None where there is nothing, or it is of other weights.
+
+    Args:
+        folder: Where the crosscoder lies.
+        sae: The crosscoder, whose weights it must be of; None takes whatever is there.
+    """
+    path = folder / DIFF_FILE
+    if not path.is_file():
+        return None
+    with naming(f"what {path} says"):
+        said = mapping(json.loads(path.read_text(encoding="utf-8")))
+        about, counts, before = (mapping(said.get(name)) for name in ("about", "counts", "counts_by_norms"))
+        if sae is not None and about.get("weights_sha256") != weights_sha256(sae):
+            return None
+        rows = [(str(kind), number(before.get(kind)), number(count)) for kind, count in counts.items()]
+        return {"rows": rows, "n_tokens": number(said.get("n_tokens")), "plot": (folder / DIFF_PLOT).is_file()}

@@ -17,9 +17,12 @@ from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
 from hfsae.hub.card import (
     CARD_FILE,
     DASHBOARD_FILE,
+    DIFF_FILE,
+    DIFF_PLOT,
     FEATURE_DENSITY,
     LOG_FILE,
     TRAINING_CURVE,
+    difference,
     is_dashboard_of,
     read_card,
     write_card,
@@ -41,7 +44,8 @@ _PLACES = ("base_model", "base_model_adapter", "source_models", "training", "met
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
-_GENERATED = (_WEIGHTS, SUMS, LOG_FILE, METRICS_FILE, TRAINING_CURVE, FEATURE_DENSITY, DASHBOARD_FILE)
+_PICTURES = (TRAINING_CURVE, FEATURE_DENSITY, DIFF_PLOT)
+_GENERATED = (_WEIGHTS, SUMS, LOG_FILE, METRICS_FILE, *_PICTURES, DASHBOARD_FILE, DIFF_FILE)
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,10 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, fields:
         shutil.copy(log, place / LOG_FILE)
     if page := _dashboard(repository, prefix, saved):
         shutil.copy(page, place / DASHBOARD_FILE)
+    if saved.folder is not None and difference(saved.folder, sae) is not None:
+        write_json(place / DIFF_FILE, _without_folders(read_json(saved.folder / DIFF_FILE)))
+        if (saved.folder / DIFF_PLOT).is_file():
+            shutil.copy(saved.folder / DIFF_PLOT, place / DIFF_PLOT)
     if sae.config.metrics is not None:
         write_json(place / METRICS_FILE, sae.config.metrics)
     published = repository.download(prefix + CARD_FILE)

@@ -50,7 +50,9 @@ def test_every_scale_is_that_of_least_squares(name: str):
     sums.add(x[:100])
     sums.add(dict(zip(("base", "tuned"), x[100:].split(3, 1), strict=True)))
     expected = by_hand(sae, x)
-    for kind, scales in sums.scaling()._asdict().items():
+    scaling = sums.scaling()
+    assert scaling is not None
+    for kind, scales in scaling._asdict().items():
         np.testing.assert_allclose(scales.numpy(), expected[kind], rtol=2e-4, atol=2e-5)
     assert sums.n_tokens == 300
 
@@ -83,9 +85,12 @@ def test_what_was_planted_comes_back():
     assert scaling.error[planted.DEAD].isnan().all()
 
 
-def test_sources_of_unequal_widths_and_nothing_at_all_are_refused():
-    with pytest.raises(ValueError, match="only sources of one width can be compared"):
-        DiffSums(VARIANTS["crosscoder"].make())  # type: ignore[arg-type]
+def test_sources_of_unequal_widths_have_no_scaling_and_nothing_at_all_is_refused():
+    unequal = VARIANTS["crosscoder"].make().eval()
+    sums = DiffSums(unequal)  # type: ignore[arg-type]
+    sums.add(activations(50))
+    assert sums.scaling() is None
+    assert sums.firing().tokens_firing.tolist() == (unequal.encode(activations(50)) > 0).sum(0).tolist()
     sums = DiffSums(made("crosscoder"))
     sums.add(activations(0))
     with pytest.raises(ValueError, match="no token of the text counts"):

@@ -12,7 +12,8 @@ const features = index.features.index.map((feature, row) => {
     density: index.features.density[row],
     maximum: index.features.maximum[row],
     peaks,
-    words: peaks.join("\n").toLowerCase(),
+    kind: index.features.kinds[row],
+    words: `${peaks.join("\n")}\n${index.features.kinds[row]}`.toLowerCase(),
   };
 });
 const byFeature = new Map(features.map((entry) => [entry.feature, entry]));

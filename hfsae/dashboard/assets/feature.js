@@ -13,7 +13,7 @@ function featureLink(feature) {
 }
 
 function featurePage(entry, data) {
-  return [heading(entry), statistics(entry, data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(data)];
+  return [heading(entry), statistics(entry, data), sourcesSection(data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(data)];
 }
 
 function firingSections(entry, data) {
@@ -113,6 +113,28 @@ function statistics(entry, data) {
     "dl",
     { class: "facts-row" },
     facts.map(([name, value, more]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, element("small", {}, more)))),
+  );
+}
+
+/** Of a crosscoder: what each of its sources has of the feature. */
+function sourcesSection(data) {
+  if (!data.sources) return null;
+  const known = (value) => (value === null ? "–" : figure(value));
+  const head = ["", "Decoder norm", "In its error (β)", "In its reconstruction (β)", "Makes likelier"];
+  const row = (source) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, source.name),
+      [figure(source.norm), known(source.error), known(source.reconstruction)].map((value) => element("td", {}, value)),
+      element("td", { class: "tokens" }, source.promoted.length ? source.promoted.map(tokenSign) : "–"),
+    );
+  const names = element("tr", {}, head.map((name) => element("th", { scope: "col" }, name)));
+  return element(
+    "section",
+    { class: "sources" },
+    element("h2", {}, "In each source: ", data.kind),
+    element("div", { class: "scrolled" }, element("table", {}, element("thead", {}, names), element("tbody", {}, data.sources.map(row)))),
   );
 }
 

@@ -33,6 +33,7 @@ const list = {
     const chosen = entry.feature === this.active;
     const facts = [`${entry.feature}`, entry.density ? percent(entry.density) : "never fires"];
     if (entry.density) facts.push(`max ${figure(entry.maximum)}`);
+    if (entry.kind) facts.push(entry.kind);
     const row = element(
       "div",
       {

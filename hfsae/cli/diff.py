@@ -1,0 +1,91 @@
+"""`hfsae diff`: which features the sources of a crosscoder share, and which one of them has alone."""
+
+from typing import Annotated
+
+import typer
+
+from hfsae.cli.measuring import BatchSize, Dataset, DatasetConfig, Model, Split
+from hfsae.command_line import option, whole_number
+
+_CLASSES = "Classes"
+_SHOWN_TOKENS = 6
+
+Folder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a crosscoder.")]
+TokensToRead = Annotated[
+    int,
+    option(
+        "--max_tokens",
+        "Tokens to compare on. --tokens for short.",
+        parser=whole_number,
+        metavar="<int>",
+        rich_help_panel="Measuring",
+    ),
+]
+
+
+def run(
+    path: Folder,
+    output: Annotated[
+        str | None, option("--output", "Another folder for what is written; the card is then left alone.")
+    ] = None,
+    top: Annotated[int, option("--top", "How many features of each class the page shows with examples.")] = 20,
+    absent: Annotated[
+        float,
+        option(
+            "--absent",
+            "A source whose decoder row is shorter than this part of the longest lacks the feature, by norms.",
+            rich_help_panel=_CLASSES,
+        ),
+    ] = 0.2,
+    shared: Annotated[
+        float,
+        option("--shared", "Sources whose rows are all this long, or longer, share it.", rich_help_panel=_CLASSES),
+    ] = 0.8,
+    error_ratio: Annotated[
+        float,
+        option(
+            "--error_ratio",
+            "A source has a feature after all where this part of it lies in its error.",
+            rich_help_panel=_CLASSES,
+        ),
+    ] = 0.2,
+    reconstruction_ratio: Annotated[
+        float,
+        option(
+            "--reconstruction_ratio",
+            "Likewise where this part lies in what other features write there.",
+            rich_help_panel=_CLASSES,
+        ),
+    ] = 0.5,
+    model_name_or_path: Model = None,
+    dataset_name: Dataset = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: Split = None,
+    max_tokens: TokensToRead = 200_000,
+    batch_size: BatchSize = 16,
+) -> int:
+    """Compares, and prints the counts and what features of one source fire on."""
+    from hfsae.dashboard.comparison import diff_saved
+    from hfsae.diffing.classes import Thresholds, only
+
+    written = diff_saved(
+        path,
+        model=model_name_or_path,
+        dataset=dataset_name,
+        dataset_config=dataset_config,
+        split=dataset_split,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        n_features=top,
+        thresholds=Thresholds(absent, shared, error_ratio, reconstruction_ratio),
+        output=output,
+    )
+    found = written.found
+    print(found.table())
+    for kind in map(only, found.sources):
+        for feature in found.of(kind)[:top]:
+            tokens = " ".join(map(repr, written.examples.get(feature, [])[:_SHOWN_TOKENS]))
+            print(f"{kind} {feature}: {tokens}")
+    for file in written.files:
+        print(f"wrote {file}")
+    return 0

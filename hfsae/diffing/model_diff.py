@@ -1,0 +1,203 @@
+"""`ModelDiff`: what came out of a comparison, in memory, in words and on disk."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfsae.diffing.classes import (
+    DEAD,
+    DECOUPLED,
+    PARTLY,
+    SHARED,
+    SHRUNK,
+    Thresholds,
+    classes,
+    classes_by_norms,
+    only,
+    ratios,
+)
+from hfsae.diffing.scaling import Firing, LatentScaling
+from hfsae.hub.card import DIFF_FILE
+from hfsae.notebook import html_table
+from hfsae.saving import files_at_once, write_json
+from hfsae.storage import read_json
+
+_FORMAT = 1
+_COLUMNS = ("norms", "error", "reconstruction", "activation")
+
+
+@dataclass(frozen=True, repr=False)
+class ModelDiff:
+    """Which features of a crosscoder its sources share, and which one of them has alone.
+
+    Attributes:
+        sources: Their names, in the order of all columns.
+        norms: (n_features, sources), lengths of decoder rows in scaled space.
+        scaling: The least squares; None where the sources have different widths, and norms alone decide.
+        firing: How often and how strongly features fire.
+        n_tokens: Tokens that were compared.
+        explained_variance: Of each source.
+        thresholds: Where the classes end.
+        about: What was compared: `hook_point`, `models` by source, `dataset`, `weights_sha256`.
+    """
+
+    sources: list[str]
+    norms: Tensor
+    scaling: LatentScaling | None
+    firing: Firing
+    n_tokens: int
+    explained_variance: dict[str, float]
+    thresholds: Thresholds = Thresholds()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The classes that there are, in the order in which they are told."""
+        return [SHARED, *map(only, self.sources), PARTLY, SHRUNK, DECOUPLED, DEAD]
+
+    @property
+    def by_norms(self) -> list[str]:
+        """The class of each feature as norms alone have it."""
+        return classes_by_norms(self.norms, self.sources, self.firing.tokens_firing > 0, self.thresholds)
+
+    @property
+    def classes(self) -> list[str]:
+        """The class of each feature, the false ones unmasked."""
+        if self.scaling is None:
+            return self.by_norms
+        return classes(self.norms, self.scaling, self.sources, self.firing.tokens_firing > 0, self.thresholds)
+
+    def counts(self, *, by_norms: bool = False) -> dict[str, int]:
+        """How many features each class has."""
+        found = Counter(self.by_norms if by_norms else self.classes)
+        return {kind: found[kind] for kind in self.kinds}
+
+    def of(self, kind: str, *, by_norms: bool = False) -> list[int]:
+        """The features of a class, those first that do most: tokens × mean activation × length of the longest row.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        if kind not in self.kinds:
+            raise ValueError(f"there is no class {kind!r}, but {', '.join(self.kinds)}.")
+        weight = self.firing.tokens_firing * self.firing.mean * self.norms.amax(1).double()
+        found = self.by_norms if by_norms else self.classes
+        order = weight.argsort(descending=True, stable=True).tolist()
+        return [feature for feature in order if found[feature] == kind]
+
+    @property
+    def error_ratios(self) -> Tensor:
+        """ν^ε (n_features, sources): β of a source's error, as a part of that of the source with the longest row."""
+        return self._ratios("error")
+
+    @property
+    def reconstruction_ratios(self) -> Tensor:
+        """ν^r (n_features, sources), likewise of what is reconstructed."""
+        return self._ratios("reconstruction")
+
+    def _ratios(self, kind: str) -> Tensor:
+        if self.scaling is None:
+            return torch.full(self.norms.shape, torch.nan, dtype=torch.float64)
+        return ratios(getattr(self.scaling, kind), self.norms)
+
+    # -- what is shown of it ------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        told = ", ".join(f"{kind} {number:,}" for kind, number in self.counts().items() if number)
+        return f"ModelDiff({' and '.join(self.sources)} over {self.n_tokens:,} tokens: {told})"
+
+    def table(self) -> str:
+        """The counts as lines for a terminal."""
+        lines = [f"{'class':<16} {'by norms':>10} {'after latent scaling':>22}"]
+        before, after = self.counts(by_norms=True), self.counts()
+        lines += [f"{kind:<16} {before[kind]:>10,} {after[kind]:>22,}" for kind in self.kinds]
+        explained = ", ".join(f"{name} {value:.3f}" for name, value in self.explained_variance.items())
+        return "\n".join([*lines, f"explained variance: {explained}; {self.n_tokens:,} tokens"])
+
+    def _repr_html_(self) -> str:
+        before, after = self.counts(by_norms=True), self.counts()
+        rows = [[kind, f"{before[kind]:,}", f"{after[kind]:,}"] for kind in self.kinds]
+        return html_table(rows, header=["class", "by norms", "after latent scaling"], caption=repr(self))
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+    def save(self, folder: str | Path) -> Path:
+        """Writes `diff.json` into a folder, which may be the crosscoder's own; see docs/file_formats.md.
+
+        Returns:
+            The file's path.
+        """
+        columns = {"norms": self.norms, **(self.scaling._asdict() if self.scaling is not None else {})}
+        firing = self.firing
+        content = {
+            "format": _FORMAT,
+            "sources": self.sources,
+            "about": self.about,
+            "n_tokens": self.n_tokens,
+            "explained_variance": self.explained_variance,
+            "thresholds": asdict(self.thresholds),
+            "counts": self.counts(),
+            "counts_by_norms": self.counts(by_norms=True),
+            "features": {
+                "class": self.classes,
+                "by_norms": self.by_norms,
+                "tokens_firing": firing.tokens_firing.tolist(),
+                "mean": _plain(firing.mean),
+                "maximum": _plain(firing.maximum),
+                **{name: _plain(column) for name, column in columns.items()},
+            },
+        }
+        with files_at_once(Path(folder)) as beside:
+            write_json(beside / DIFF_FILE, content)
+        return Path(folder) / DIFF_FILE
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ModelDiff":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no comparison in the folder.
+            ValueError: If a newer version wrote it.
+        """
+        path = Path(folder) / DIFF_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no comparison ({DIFF_FILE}): `hfsae diff {folder}` makes it.")
+        said = read_json(path)
+        if said.get("format") != _FORMAT:
+            raise ValueError(f"{path} is in a format that this version does not know.")
+        told: Mapping[str, Any] = said["features"]
+        columns = {name: _tensor(told[name]) for name in _COLUMNS if name in told}
+        norms = columns.pop("norms")
+        firing = Firing(
+            torch.tensor(told["tokens_firing"], dtype=torch.int64),
+            _tensor(told["mean"]),
+            _tensor(told["maximum"]).float(),
+        )
+        return cls(
+            said["sources"],
+            norms.float(),
+            LatentScaling(**columns) if columns else None,
+            firing,
+            said["n_tokens"],
+            said["explained_variance"],
+            Thresholds(**said["thresholds"]),
+            said["about"],
+        )
+
+
+def _plain(values: Tensor) -> Any:
+    """Nested lists that JSON can hold; what is no number is null."""
+    if values.dim() > 1:
+        return [_plain(row) for row in values]
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _tensor(values: list[Any]) -> Tensor:
+    def filled(one: Any) -> Any:
+        return [filled(part) for part in one] if isinstance(one, list) else math.nan if one is None else one
+
+    return torch.tensor(filled(values), dtype=torch.float64)
