@@ -26,8 +26,8 @@ from torch import Tensor
 
 from hfsae import SAE, ablate, capture, steer
 from hfsae.analysis import TokenTexts
-from hfsae.analysis.pieces import PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.data import load_text
 
 CONCEPTS = {
@@ -85,7 +85,7 @@ def read(sae: SAE, model, tokenizer, split: str, tokens: int) -> Text:
     dataset = load_text("python-stdlib", split=split).shuffle(seed=0)
     layer = int(sae.config.hook_point.split(".")[2])
     names = [sae.config.hook_point, *(f"mlp_act.{i}" for i in range(layer + 1))]
-    reader, cutter = FeatureReader(sae, model), PieceReader(sae.config, model, tokenizer)
+    reader, cutter = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
     known: dict[int, Tensor] = {}
     columns: dict[str, list[Tensor]] = {
         name: [] for name in ("labels", "following", "features", "neurons", "residual")

@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from hfsae import SAE, TopKSAEConfig, featurize
-from hfsae.analysis.pieces import PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.data import load_text
 
 TINY_LM = Path(__file__).resolve().parent.parent / "examples" / "tiny_lm"
@@ -45,7 +45,7 @@ def main() -> None:
     sae = SAE.from_config(TopKSAEConfig(d_in=128, n_features=args.n_features, k=32, **place)).eval()
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
     documents = load_text("python-stdlib", split="train").select(range(args.documents))
-    reader, pieces = FeatureReader(sae, model), PieceReader(sae.config, model, tokenizer)
+    reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
 
     def read() -> int:
         kept = 0

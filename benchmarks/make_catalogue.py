@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from hfsae.interop.places import hub_id
+from hfsae.interop.foreign_names import base_model_id
 
 OUT = Path(__file__).parent.parent / "hfsae" / "interop" / "catalogue.json"
 
@@ -128,7 +128,7 @@ def release(name: str, said: dict[str, Any], source: str) -> dict[str, Any] | No
     entry = {
         "name": name,
         "repo": said["repo_id"],
-        "base_model": spelled(hub_id(said["model"])),
+        "base_model": spelled(base_model_id(said["model"])),
         "format": kind,
         "architecture": architecture,
         "places": next((roles for pattern, roles in ROLES if re.search(pattern, told)), []),

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from hfsae import SAE, TopKSAEConfig, collect_features
-from hfsae.analysis.pieces import PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.data import load_text
 
 TINY_LM = Path(__file__).resolve().parent.parent / "examples" / "tiny_lm"
@@ -33,7 +33,7 @@ def peak_mib() -> float:
 
 def reading_seconds(sae: SAE, model, tokenizer, dataset, tokens: int) -> float:
     """Processor time a token of the language model and the encoder alone."""
-    reader, pieces = FeatureReader(sae, model), PieceReader(sae.config, model, tokenizer)
+    reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
     seen, start = 0, time.process_time()
     for batch in pieces.batches(dataset):
         reader.read(batch.tokens)

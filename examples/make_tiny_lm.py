@@ -32,7 +32,7 @@ from transformers import (
     set_seed,
 )
 
-from hfsae.data.stdlib_text import Split, stdlib_digest, stdlib_documents
+from hfsae.data.stdlib_text import StdlibSplit, stdlib_digest, stdlib_documents
 
 END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 0  # the tokenizer's trainer numbers special tokens first
 
@@ -102,7 +102,7 @@ def train_tokenizer(vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     )
 
 
-def read_split(tokenizer: PreTrainedTokenizerFast, split: Split) -> Corpus:
+def read_split(tokenizer: PreTrainedTokenizerFast, split: StdlibSplit) -> Corpus:
     """Reads and tokenizes one split of the standard library."""
     texts = [document["text"] for document in stdlib_documents(split)]
     # Whole files are longer than the model's context, which is no mistake here: verbose=False stops the warning.

@@ -27,7 +27,7 @@ def names(group: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=group)})
 
 
-def load(group: str, name: str) -> Any:
+def load_guest(group: str, name: str) -> Any:
     """What a guest offers under a name; None where no installed package offers it.
 
     Raises:
@@ -49,12 +49,12 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
-def load_all(group: str) -> dict[str, Any]:
+def load_guests(group: str) -> dict[str, Any]:
     """All that guests offer and that can be imported; what cannot is logged as a warning."""
     found = {}
     for name in names(group):
         try:
-            found[name] = load(group, name)
+            found[name] = load_guest(group, name)
         except (BrokenGuestError, ValueError) as error:
             logger.warning("%s", error)
     return found

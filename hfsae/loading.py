@@ -150,7 +150,9 @@ def holds_config(source: str | os.PathLike, kwargs: dict[str, Any]) -> bool:
     if not os.path.exists(name):
         if must_be_local(name):
             raise FileNotFoundError(f"there is no folder {name} ({os.path.abspath(os.path.expanduser(name))}).")
-        if located(name, hub.get("subfolder") or "")[0] != name:
+        from hfsae.interop import catalogue
+
+        if catalogue.located(name, hub.get("subfolder") or "")[0] != name:
             return False  # a release of the catalogue, which lists other projects' SAEs
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **hub)
@@ -199,17 +201,6 @@ def _load_foreign(source: str | os.PathLike, wanted: Any, kwargs: dict[str, Any]
     except (OSError, UnknownFormatError) as error:
         _name_the_folders(source, hub, error)
         raise
-
-
-def located(source: str | os.PathLike, subfolder: str = "") -> tuple[str, str]:
-    """Folder or repository, and the path in it, of an SAE that may be called by a release of the catalogue.
-
-    Raises:
-        ValueError: If the release has no such SAE, or is not on the Hub.
-    """
-    from hfsae.interop import catalogue
-
-    return catalogue.located(source, subfolder)
 
 
 def _sorted_out(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -261,7 +252,7 @@ def _bring_in_guest(source: str | os.PathLike, hub: dict[str, Any]) -> bool:
     if model_type in CONFIG_MAPPING:
         return False
     name = model_type.removeprefix(MODEL_TYPE_PREFIX)
-    guests.load(guests.ARCHITECTURES, name)
+    guests.load_guest(guests.ARCHITECTURES, name)
     if model_type in CONFIG_MAPPING:
         return True
     if not isinstance(module, str):

@@ -9,14 +9,14 @@
 Everything here works on any SAE and any causal LM that it fits.
 """
 
-from hfsae.analysis.activations import ReadPiece, feature_activations, read_pieces
+from hfsae.analysis.activations import ReadSequence, feature_activations, read_sequences
 from hfsae.analysis.collect import collect_features, find_max_activating_examples
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.delphi import export_delphi
 from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effects
+from hfsae.analysis.feature_types import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.interventions import ablate, steer
 from hfsae.analysis.neuronpedia import export_neuronpedia
-from hfsae.analysis.records import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import LogitEffects, Neighbours, logit_effects, neighbours
 
@@ -31,7 +31,7 @@ __all__ = [
     "Neighbour",
     "Neighbours",
     "Partner",
-    "ReadPiece",
+    "ReadSequence",
     "TokenEffect",
     "TokenTexts",
     "ablate",
@@ -43,6 +43,6 @@ __all__ = [
     "find_max_activating_examples",
     "logit_effects",
     "neighbours",
-    "read_pieces",
+    "read_sequences",
     "steer",
 ]

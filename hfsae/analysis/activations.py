@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Documents, PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ReadPiece(NamedTuple):
+class ReadSequence(NamedTuple):
     """A piece of a document with the features of its tokens.
 
     Attributes:
@@ -46,7 +46,7 @@ class ReadPiece(NamedTuple):
         return self.features.to_dense()[:, self.columns]
 
 
-def read_pieces(
+def read_sequences(
     sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokenizer: "PreTrainedTokenizerBase",
@@ -56,7 +56,7 @@ def read_pieces(
     context_length: int | None = None,
     batch_size: int = 16,
     text_column: str | None = None,
-) -> Iterator[ReadPiece]:
+) -> Iterator[ReadSequence]:
     """Reads documents piece by piece; an iterator in bounded memory.
 
     Args:
@@ -66,25 +66,25 @@ def read_pieces(
         documents: Texts in a list, or a dataset of texts, conversations or token ids.
         features: The features wanted, whose columns `activations` has in this order; None for all.
         context_length: Tokens that the model sees at once; None takes the config's.
-        batch_size: Pieces per run of the model.
+        batch_size: Sequences per run of the model.
         text_column: The column of documents; None finds it.
 
     Yields:
-        Pieces, those of the same few documents sorted by length.
+        DocumentSequences, those of the same few documents sorted by length.
 
     Raises:
         ValueError, TypeError, HookPointError: As `collect_features`.
     """
     chosen = chosen_features(sae, features)
     reader, texts = FeatureReader(sae, model, None if features is None else chosen), TokenTexts(tokenizer)
-    pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+    pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     for batch in pieces.batches(documents, text_column=text_column):
         ids, mask, keep = batch.tokens
         found = reader.read(batch.tokens).by_token(ids.shape)
         for row, length in enumerate(mask.sum(1).tolist()):
             start = int(batch.starts[row])
             token_ids = ids[row, :length].tolist()
-            yield ReadPiece(
+            yield ReadSequence(
                 document=int(batch.documents[row]),
                 positions=list(range(start, start + length)),
                 token_ids=token_ids,
@@ -115,13 +115,13 @@ def feature_activations(
         texts: Texts in a list, or a dataset of texts, conversations or token ids.
         features: Which features.
         context_length: Tokens that the model sees at once (longer texts are read in pieces); None takes the config's.
-        batch_size: Pieces per run of the model.
+        batch_size: Sequences per run of the model.
         text_column: The column of documents; None finds it.
 
     Returns:
         A dataset with one row a token, in the order of the texts: `document`, `position`, `token_id`, `token` (its
         text; those of a document together are the document), `kept` (False where the SAE's config leaves the token
-        out) and a column `feature_<i>` for each feature. `read_pieces` gives the same piece by piece.
+        out) and a column `feature_<i>` for each feature. `read_sequences` gives the same piece by piece.
 
     Raises:
         ValueError, TypeError, HookPointError: As `collect_features`.
@@ -132,7 +132,7 @@ def feature_activations(
     """
     from datasets import Dataset
 
-    read = read_pieces(
+    read = read_sequences(
         sae,
         model,
         tokenizer,

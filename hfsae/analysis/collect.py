@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.collection import FeatureCollection, new_leaders
 from hfsae.analysis.contexts import context_numbers, random_numbers, strongest, windows
+from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader, DocumentSequences
+from hfsae.analysis.feature_reader import FeatureReader, Firings
+from hfsae.analysis.feature_types import About, Example, Examples, Statistics
 from hfsae.analysis.histogram import Histograms
-from hfsae.analysis.leaders import Fields, rank
-from hfsae.analysis.pieces import Documents, PieceReader, Pieces
-from hfsae.analysis.reading import FeatureReader, Firings
-from hfsae.analysis.records import About, Example, Examples, Statistics
+from hfsae.analysis.top_examples import Fields, rank
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
@@ -79,7 +79,7 @@ def collect_features(
         n_tokens_promoted: Promoted and suppressed tokens.
         n_neighbours: Nearest features.
         context_length: Tokens that the model sees at once; None takes the config's.
-        batch_size: Pieces per run of the model.
+        batch_size: Sequences per run of the model.
         text_column: The column of documents; None finds it.
         dataset: What to call the text in the collection.
         seed: Of the sample.
@@ -109,7 +109,7 @@ def collect_features(
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     chosen = chosen_features(sae, features)
     reader = FeatureReader(sae, model)
-    pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+    pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     sums = _Sums(sae.config.n_features, chosen, n_bins)
     examples = _ExampleKeeper(len(chosen), n_top, n_sample, before, after, n_partners, seed)
     limit = -(-max_tokens // world_size)
@@ -187,7 +187,7 @@ class _Sums:
         self._maxima = torch.zeros(len(chosen))
         self._histograms = Histograms(len(chosen), n_bins)
 
-    def add(self, pieces: Pieces, firings: Firings) -> None:
+    def add(self, pieces: DocumentSequences, firings: Firings) -> None:
         self.n_tokens += int(pieces.tokens.keep.sum())
         self._tokens_firing += torch.bincount(firings.features, minlength=len(self._tokens_firing))
         rows = self.row_of[firings.features]
@@ -211,7 +211,7 @@ class _ExampleKeeper:
         self._before, self._after, self._n_partners, self._seed = before, after, n_partners, seed
         self.top, self.sample = (new_leaders(n, size, before + 1 + after, n_partners) for size in (n_top, n_sample))
 
-    def add(self, pieces: Pieces, firings: Firings, row_of: Tensor) -> None:
+    def add(self, pieces: DocumentSequences, firings: Firings, row_of: Tensor) -> None:
         if not len(firings):
             return
         contexts = context_numbers(pieces, self._before)[firings.tokens]
@@ -237,14 +237,14 @@ class _ExampleKeeper:
             entries |= self._surroundings(pieces, firings, entering, partners)
             leaders.offer(rows[entering], entries)
 
-    def _places(self, pieces: Pieces, firings: Firings, entering: Tensor) -> Fields:
+    def _places(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
         length = pieces.tokens.input_ids.shape[1]
         tokens = firings.tokens[entering]
         piece = tokens // length
         return {"document": pieces.documents[piece], "position": pieces.starts[piece] + tokens % length}
 
     def _surroundings(
-        self, pieces: Pieces, firings: Firings, entering: Tensor, partners: tuple[Tensor, Tensor]
+        self, pieces: DocumentSequences, firings: Firings, entering: Tensor, partners: tuple[Tensor, Tensor]
     ) -> Fields:
         tokens, features = firings.tokens[entering], firings.features[entering]
         window, activations = windows(pieces, firings, tokens, features, self._before, self._after)
@@ -256,7 +256,7 @@ class _ExampleKeeper:
         }
 
 
-def _best_of_each_piece(rows: Tensor, entries: Fields, pieces: Pieces, tokens: Tensor) -> Tensor:
+def _best_of_each_piece(rows: Tensor, entries: Fields, pieces: DocumentSequences, tokens: Tensor) -> Tensor:
     """The strongest entry of each feature in each piece, the earlier of equal ones."""
     piece = tokens // pieces.tokens.input_ids.shape[1]
     feature_in_piece = rows * len(pieces.documents) + piece

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from hfsae.analysis.contexts import NO_TOKEN
-from hfsae.analysis.histogram import Histograms
-from hfsae.analysis.leaders import Leaders
-from hfsae.analysis.records import (
+from hfsae.analysis.feature_types import (
     About,
     Example,
     Examples,
@@ -22,6 +20,8 @@ from hfsae.analysis.records import (
     Statistics,
     TokenEffect,
 )
+from hfsae.analysis.histogram import Histograms
+from hfsae.analysis.top_examples import TopExamples
 from hfsae.analysis.weights import LogitEffects, Neighbours
 from hfsae.notebook import html_table
 from hfsae.saving import files_at_once, write_json
@@ -260,9 +260,9 @@ _GROUPS: dict[str, Any] = {
 }
 
 
-def new_leaders(n_features: int, size: int, window: int, partners: int) -> Leaders:
+def new_leaders(n_features: int, size: int, window: int, partners: int) -> TopExamples:
     """Empty places for examples, with the columns of `Examples`."""
-    return Leaders(
+    return TopExamples(
         n_features,
         size,
         {

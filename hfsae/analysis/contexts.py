@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from hfsae.analysis.pieces import Pieces
-from hfsae.analysis.reading import Firings
+from hfsae.analysis.document_sequences import DocumentSequences
+from hfsae.analysis.feature_reader import Firings
 
 # Fills windows where the piece has no token.
 NO_TOKEN = -1
@@ -13,7 +13,7 @@ _MULTIPLIER = 0x5DEECE66D1A3F2B5  # odd, so that no information is lost
 _MASK_32 = (1 << 32) - 1
 
 
-def context_numbers(pieces: Pieces, before: int) -> Tensor:
+def context_numbers(pieces: DocumentSequences, before: int) -> Tensor:
     """For every token a hash of it and the tokens up to `before` in front of it: int64 (B · T,).
 
     What follows a token has no influence on its features, so equal contexts are the same example twice.
@@ -33,7 +33,7 @@ def random_numbers(contexts: Tensor, features: Tensor, seed: int) -> Tensor:
     return (mixed >> 32 & _MASK_32).double() / 2**32
 
 
-def windows(pieces: Pieces, firings: Firings, tokens: Tensor, features: Tensor, before: int, after: int):
+def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, features: Tensor, before: int, after: int):
     """The tokens around some tokens, and how strongly a feature fires on each of them.
 
     Args:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Documents, as_dataset
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import Documents, as_dataset
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBlocks
 from hfsae.evaluation.text import reading_of

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.interventions import ablate
-from hfsae.analysis.records import TokenEffect
 from hfsae.attach import attach
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfsae.analysis.collection import FeatureCollection
-from hfsae.analysis.records import Example, Feature
+from hfsae.analysis.feature_types import Example, Feature
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.saving import files_at_once
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfsae.analysis.collection import Feature
-from hfsae.analysis.records import Example
+from hfsae.analysis.feature_types import Example
 from hfsae.analysis.token_text import TokenTexts
 
 # Significant digits of activations, effects and cosines.

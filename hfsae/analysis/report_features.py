@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfsae.analysis.collect import collect_features
-from hfsae.analysis.records import Feature
+from hfsae.analysis.feature_types import Feature
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.hub.html_report import ShownFeature, ShownToken

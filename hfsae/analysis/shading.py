@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from hfsae.analysis.activations import read_pieces
+from hfsae.analysis.activations import read_sequences
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects
 from hfsae.autoencoder import SparseAutoencoder
@@ -50,7 +50,7 @@ def shaded_features(
     """
     if features is not None:
         features = chosen_features(sae, features).tolist()
-    pieces = sorted(read_pieces(sae, model, tokenizer, [text]), key=lambda piece: piece.positions[0])
+    pieces = sorted(read_sequences(sae, model, tokenizer, [text]), key=lambda piece: piece.positions[0])
     if not pieces:
         raise ValueError("the text has no token: there is nothing to read.")
     texts = [part for piece in pieces for part in piece.texts]

@@ -26,7 +26,7 @@ from hfsae.functional import (
     encode,
 )
 from hfsae.functional.encode import Path
-from hfsae.functional.rows import rows_at
+from hfsae.functional.sparse_rows import rows_at
 
 
 class SparseAutoencoder(Parameters):

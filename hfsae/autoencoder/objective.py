@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfsae.autoencoder.outputs import StepState
 from hfsae.functional import Pattern, Selection, TopK, at_least_float32, encode
-from hfsae.functional.rows import rows_at
+from hfsae.functional.sparse_rows import rows_at
 
 # The bias of a feature that is to be active nowhere: far below any pre-activation, and finite in bfloat16 too.
 _NEVER = -1e30

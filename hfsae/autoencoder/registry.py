@@ -45,7 +45,7 @@ def architecture_name(config: SAEConfig | type[SAEConfig]) -> str:
 
 def architectures() -> dict[str, type[SparseAutoencoder]]:
     """Every architecture by name: registered ones, and those that other installed packages offer."""
-    for sae_class in guests.load_all(guests.ARCHITECTURES).values():
+    for sae_class in guests.load_guests(guests.ARCHITECTURES).values():
         register(sae_class)
     return dict(_REGISTERED)
 
@@ -62,8 +62,10 @@ def class_of(architecture: str) -> type[SparseAutoencoder]:
         ValueError: If there is no such architecture; names those there are.
         hfsae.guests.BrokenGuestError: If an installed package offers it, but cannot be imported.
     """
-    if architecture not in _REGISTERED and (guest := guests.load(guests.ARCHITECTURES, architecture)) is not None:
-        register(guest)
+    if architecture not in _REGISTERED:
+        guest = guests.load_guest(guests.ARCHITECTURES, architecture)
+        if guest is not None:
+            register(guest)
     if architecture not in _REGISTERED:
         known = architecture_names()
         hint = did_you_mean(architecture, known)

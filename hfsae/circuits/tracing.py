@@ -15,7 +15,7 @@ from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, choose_targets, logit_factor
 from hfsae.data.prompts import tokenize
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.hub.names import without_folders
+from hfsae.hub.hub_ids import without_folders
 from hfsae.progress import bar
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring import Folder
+from hfsae.cli.measuring_options import Folder
 from hfsae.command_line import option
 
 

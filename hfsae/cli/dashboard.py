@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from hfsae.cli.measuring import (
+from hfsae.cli.measuring_options import (
     AllowPickle,
     BatchSize,
     Dataset,
     DatasetConfig,
     Model,
-    Place,
     Revision,
+    SAESource,
     Split,
     Subfolder,
     folders_of,
@@ -18,7 +18,7 @@ from hfsae.cli.measuring import (
 )
 from hfsae.command_line import option, whole_number
 
-Texts = Annotated[list[str] | None, option("--text", "A prompt, to see which features fire where; may be repeated.")]
+Prompts = Annotated[list[str] | None, option("--text", "A prompt, to see which features fire where; may be repeated.")]
 Labels = Annotated[
     str | None, option("--labels", "Labels that the page saved; they become labels.json where there is none.")
 ]
@@ -33,7 +33,7 @@ TokensToRead = Annotated[
     int,
     option(
         "--max_tokens",
-        "Tokens to read. --tokens for short.",
+        "TokenBudget to read. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel="Measuring",
@@ -42,7 +42,7 @@ TokensToRead = Annotated[
 
 
 def run(
-    path: Place,
+    path: SAESource,
     output: Annotated[
         str | None,
         option(
@@ -50,7 +50,7 @@ def run(
             "A file that ends in .html, or a folder for large SAEs and the web; by default dashboard.html beside it.",
         ),
     ] = None,
-    text: Texts = None,
+    text: Prompts = None,
     labels: Labels = None,
     write: Write = False,
     subfolder: Subfolder = "",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli.measuring import BatchSize, Dataset, DatasetConfig, Model, Split
+from hfsae.cli.measuring_options import BatchSize, Dataset, DatasetConfig, Model, Split
 from hfsae.command_line import option, whole_number
 
 _CLASSES = "Classes"
@@ -15,7 +15,7 @@ TokensToRead = Annotated[
     int,
     option(
         "--max_tokens",
-        "Tokens to compare on. --tokens for short.",
+        "TokenBudget to compare on. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel="Measuring",

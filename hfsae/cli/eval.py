@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from hfsae.cli.measuring import BatchSize, Dataset, DatasetConfig, Folder, Model, Split, Tokens
+from hfsae.cli.measuring_options import BatchSize, Dataset, DatasetConfig, Folder, Model, Split, TokenBudget
 from hfsae.command_line import option
 
 
@@ -24,7 +24,7 @@ def run(
     dataset_name: Dataset = None,
     dataset_config: DatasetConfig = None,
     dataset_split: Split = None,
-    max_tokens: Tokens = None,
+    max_tokens: TokenBudget = None,
     batch_size: BatchSize = 16,
 ) -> int:
     """Measures, prints the table, and writes what replaces the record."""

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from hfsae.cli.measuring import AllowPickle, Place, Revision, Subfolder, hub_options
+from hfsae.cli.measuring_options import AllowPickle, Revision, SAESource, Subfolder, hub_options
 from hfsae.command_line import NUMBERS, option
 
 
 def run(
-    path: Place,
+    path: SAESource,
     text: Annotated[str, option("--text", "The text; - reads it from standard input.")],
     model_name_or_path: Annotated[
         str | None,

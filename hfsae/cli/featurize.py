@@ -3,7 +3,7 @@
 import os
 from typing import Annotated
 
-from hfsae.cli.measuring import AllowPickle, BatchSize, Model, Place, Revision, Subfolder, hub_options
+from hfsae.cli.measuring_options import AllowPickle, BatchSize, Model, Revision, SAESource, Subfolder, hub_options
 from hfsae.command_line import NUMBERS, option
 from hfsae.tables.choices import Level, Reduce
 
@@ -11,7 +11,7 @@ _TEXT = "Text"
 
 
 def run(
-    path: Place,
+    path: SAESource,
     dataset_name: Annotated[
         str,
         option(
@@ -54,7 +54,7 @@ def run(
         str | None, option("--text_column", "The column of documents; by default it is found.", rich_help_panel=_TEXT)
     ] = None,
     context_length: Annotated[
-        int | None, option("--context_length", "Tokens the model sees at once; by default as in training.")
+        int | None, option("--context_length", "TokenBudget the model sees at once; by default as in training.")
     ] = None,
     documents_per_shard: Annotated[
         int, option("--documents_per_shard", "Documents in memory together; an interruption costs no more.")

@@ -3,12 +3,12 @@
 import json
 from typing import Annotated
 
-from hfsae.cli.measuring import AllowPickle, Place, Revision, Subfolder, hub_options
+from hfsae.cli.measuring_options import AllowPickle, Revision, SAESource, Subfolder, hub_options
 from hfsae.command_line import option
 
 
 def run(
-    path: Place,
+    path: SAESource,
     as_json: Annotated[bool, option("--json", "Print the whole config as JSON, of a set its record.")] = False,
     subfolder: Subfolder = "",
     revision: Revision = None,

@@ -2,7 +2,16 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring import AllowPickle, Dataset, DatasetConfig, Place, Revision, Split, Subfolder, hub_options
+from hfsae.cli.measuring_options import (
+    AllowPickle,
+    Dataset,
+    DatasetConfig,
+    Revision,
+    SAESource,
+    Split,
+    Subfolder,
+    hub_options,
+)
 from hfsae.command_line import NUMBERS, option, whole_number
 
 _ASKED = "The model that is asked"
@@ -10,7 +19,7 @@ _SCORING = "Examples and scores"
 
 
 def run(
-    path: Place,
+    path: SAESource,
     model: Annotated[
         str,
         option(
@@ -78,7 +87,7 @@ def run(
         ),
     ] = 15,
     shown_at_once: Annotated[
-        int, option("--shown_at_once", "Pieces in one request for verdicts.", rich_help_panel=_SCORING)
+        int, option("--shown_at_once", "DocumentSequences in one request for verdicts.", rich_help_panel=_SCORING)
     ] = 5,
     seed: Annotated[int, option("--seed", "Of what is drawn.", rich_help_panel=_SCORING)] = 0,
     base_model: Annotated[
@@ -92,7 +101,7 @@ def run(
         int,
         option(
             "--max_tokens",
-            "Tokens to read where features were not collected yet. --tokens for short.",
+            "TokenBudget to read where features were not collected yet. --tokens for short.",
             parser=whole_number,
             metavar="<int>",
             rich_help_panel="Measuring",

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring import Dataset, DatasetConfig, Folder, Model, Split, folders_of
+from hfsae.cli.measuring_options import Dataset, DatasetConfig, Folder, Model, Split, folders_of
 from hfsae.command_line import option, whole_number
 
 
@@ -16,7 +16,7 @@ def run(
         int,
         option(
             "--max_tokens",
-            "Tokens to look for examples in. --tokens for short.",
+            "TokenBudget to look for examples in. --tokens for short.",
             parser=whole_number,
             metavar="<int>",
             rich_help_panel="Measuring",

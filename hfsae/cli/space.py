@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from hfsae.cli.dashboard import Labels, Texts, TokensToRead, Write
-from hfsae.cli.measuring import (
+from hfsae.cli.dashboard import Labels, Prompts, TokensToRead, Write
+from hfsae.cli.measuring_options import (
     AllowPickle,
     BatchSize,
     Dataset,
     DatasetConfig,
     Model,
-    Place,
     Revision,
+    SAESource,
     Split,
     Subfolder,
     hub_options,
@@ -19,13 +19,13 @@ from hfsae.command_line import option
 
 
 def run(
-    path: Place,
+    path: SAESource,
     output: Annotated[str, option("--output", "Folder to write.")],
     title: Annotated[str | None, option("--title", "What the Space is called; by default as the SAE.")] = None,
     repo_id: Annotated[
         str | None, option("--repo_id", "Hub repository of the SAE, for the Space to be listed there.")
     ] = None,
-    text: Texts = None,
+    text: Prompts = None,
     labels: Labels = None,
     write: Write = False,
     subfolder: Subfolder = "",

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring import AllowPickle, Place, Revision
+from hfsae.cli.measuring_options import AllowPickle, Revision, SAESource
 from hfsae.command_line import option
 
 # Logits that are printed; the page has all.
@@ -10,7 +10,7 @@ _SHOWN = 3
 
 
 def run(
-    path: Place,
+    path: SAESource,
     prompt: Annotated[str, option("--prompt", "The text whose next token is explained.")],
     output: Annotated[str, option("--output", "The page, a file that ends in .html.")] = "graph.html",
     json: Annotated[

@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from hfsae.cli.measuring import (
+from hfsae.cli.measuring_options import (
     AllowPickle,
     BatchSize,
     Dataset,
     DatasetConfig,
     Model,
-    Place,
     Revision,
+    SAESource,
     Split,
     Subfolder,
-    Tokens,
+    TokenBudget,
     hub_options,
 )
 
 
 def run(
-    path: Place,
+    path: SAESource,
     subfolder: Subfolder = "",
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
@@ -26,7 +26,7 @@ def run(
     dataset_name: Dataset = None,
     dataset_config: DatasetConfig = None,
     dataset_split: Split = None,
-    max_tokens: Tokens = None,
+    max_tokens: TokenBudget = None,
     batch_size: BatchSize = 16,
 ) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, TokenTexts, collect_features, logit_effects
-from hfsae.analysis.records import TokenEffect
+from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.weights import has_logit_effects
-from hfsae.dashboard.contents import Compared, InSource
+from hfsae.dashboard.page_contents import Compared, InSource
 from hfsae.dashboard.write import write_dashboard
 from hfsae.diffing.classes import DEAD, Thresholds, relative_norms
 from hfsae.diffing.compare import diff

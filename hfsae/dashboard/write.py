@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfsae.analysis import FeatureCollection, TokenTexts
-from hfsae.dashboard.contents import Compared, Contents
 from hfsae.dashboard.page import render_page
+from hfsae.dashboard.page_contents import Compared, PageContents
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
 
@@ -50,7 +50,7 @@ def write_dashboard(
         PosixPath('dashboard.html')
     """
     output = Path(output)
-    contents = Contents.of(collection, TokenTexts(tokenizer), compared)
+    contents = PageContents.of(collection, TokenTexts(tokenizer), compared)
     index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)

@@ -10,10 +10,9 @@ Everything here is an iterator that tells its place (`state_dict`) and goes back
 after is equal bit for bit. Nothing here knows of sparse autoencoders.
 """
 
-from hfsae.data.blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
 from hfsae.data.cache import CachedActivations, CacheDescription
 from hfsae.data.cache_writing import Writers, remove_cache, write_cache
-from hfsae.data.contents import Contents, contents_of
+from hfsae.data.document_column import DocumentColumn, find_document_column
 from hfsae.data.prefetch import Prefetcher, StatefulIterator
 from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
 from hfsae.data.splitting import DEFAULT_SHARES, split_documents
@@ -22,12 +21,13 @@ from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorAct
 from hfsae.data.stream import ActivationStream, default_window_tokens
 from hfsae.data.text import load_text
 from hfsae.data.text_source import TextSource
+from hfsae.data.token_blocks import DatasetTooSmallError, TokenBatch, TokenBlocks
 
 __all__ = [
     "ActivationStream",
     "CacheDescription",
     "CachedActivations",
-    "Contents",
+    "DocumentColumn",
     "DEFAULT_SHARES",
     "DatasetActivations",
     "DatasetTooSmallError",
@@ -42,7 +42,7 @@ __all__ = [
     "TokenBatch",
     "TokenBlocks",
     "Writers",
-    "contents_of",
+    "find_document_column",
     "default_window_tokens",
     "load_text",
     "remove_cache",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jinja2 import TemplateError
 
-from hfsae.data.contents import MESSAGE_KEYS, Contents
+from hfsae.data.document_column import MESSAGE_KEYS, DocumentColumn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,11 @@ class DocumentEncoder:
     """
 
     def __init__(
-        self, contents: Contents, tokenizer: "PreTrainedTokenizerBase | None" = None, *, assistant_only: bool = True
+        self,
+        contents: DocumentColumn,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        assistant_only: bool = True,
     ) -> None:
         self._contents = contents
         self.missing = 0

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hfsae.data.blocks import TokenBatch, TokenBlocks
 from hfsae.data.narrow import LowPrecision
 from hfsae.data.prefetch import Prefetcher
+from hfsae.data.token_blocks import TokenBatch, TokenBlocks
 from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from hfsae.data.contents import Contents, contents_of
+from hfsae.data.document_column import DocumentColumn, find_document_column
 from hfsae.progress import quietly
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def split_documents(
     names = [name for name in get_args(Part) if shares.get(name)]
     ends = dict(zip(names, accumulate(shares[name] for name in names), strict=True))
     bounds = {name: (end - shares[name], end) for name, end in ends.items()}
-    contents = contents_of(dataset, text_column, chat=chat)
+    contents = find_document_column(dataset, text_column, chat=chat)
     try:
         return _part(dataset, part, contents, names, bounds)
     except UnicodeDecodeError as error:
@@ -88,7 +88,7 @@ def split_documents(
 
 
 def _part(
-    dataset: Any, part: Part, contents: Contents, names: list[Part], bounds: Mapping[str, tuple[float, float]]
+    dataset: Any, part: Part, contents: DocumentColumn, names: list[Part], bounds: Mapping[str, tuple[float, float]]
 ) -> Any:
     few = _few_documents(dataset, contents.column, bounds)
     if few is None:
@@ -155,7 +155,7 @@ def _dealt(hashes: Sequence[int], shares: Mapping[str, float]) -> dict[str, set[
     return {name: set(hashes[ends[name] - counts[name] : ends[name]]) for name in counts}
 
 
-def _cut(dataset: Any, contents: Contents, start: float, end: float, part: str) -> Any:
+def _cut(dataset: Any, contents: DocumentColumn, start: float, end: float, part: str) -> Any:
     """The same share of every document.
 
     Raises:

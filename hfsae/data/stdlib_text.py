@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Split = Literal["train", "held_out"]
+StdlibSplit = Literal["train", "held_out"]
 
 # Tests repeat the code that they test, third-party packages are not the standard library, and both
 # differ from one installation to the next.
@@ -41,7 +41,7 @@ class StdlibDocument(TypedDict):
     path: str
 
 
-def stdlib_files(split: Split) -> list[Path]:
+def stdlib_files(split: StdlibSplit) -> list[Path]:
     """The standard library's source files that belong to one split, without tests and generated tables.
 
     Args:
@@ -58,8 +58,8 @@ def stdlib_files(split: Split) -> list[Path]:
         >>> {path.name for path in stdlib_files("train")}.isdisjoint({"test_support.py"})
         True
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(map(repr, get_args(Split)))}")
+    if split not in get_args(StdlibSplit):
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(map(repr, get_args(StdlibSplit)))}")
     root = _stdlib_root()
     names = sorted(_source_names(root))
     if not names:
@@ -70,7 +70,7 @@ def stdlib_files(split: Split) -> list[Path]:
     return [root / name for name in names if _split_of(name) == split]
 
 
-def stdlib_documents(split: Split) -> Iterator[StdlibDocument]:
+def stdlib_documents(split: StdlibSplit) -> Iterator[StdlibDocument]:
     """Reads one split, one document a file, in the order of `stdlib_files`.
 
     Line ends are read as `"\\n"` on every platform, and each file in the encoding that it declares (PEP 263).
@@ -93,7 +93,7 @@ def stdlib_documents(split: Split) -> Iterator[StdlibDocument]:
             yield {"text": text, "path": path.relative_to(root).as_posix()}
 
 
-def stdlib_digest(split: Split) -> str:
+def stdlib_digest(split: StdlibSplit) -> str:
     """The SHA-256 of one split's paths and texts: equal digests mean equal datasets.
 
     Args:
@@ -115,7 +115,7 @@ def stdlib_digest(split: Split) -> str:
     return digest.hexdigest()
 
 
-def stdlib_dataset(split: Split) -> "Dataset":
+def stdlib_dataset(split: StdlibSplit) -> "Dataset":
     """One split as a `datasets.Dataset` in memory, with the columns `text` and `path`.
 
     Args:
@@ -150,6 +150,6 @@ def _is_build_setting(name: str) -> bool:
     return name.startswith(_BUILD_SETTING_PREFIXES)
 
 
-def _split_of(name: str) -> Split:
+def _split_of(name: str) -> StdlibSplit:
     share = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % _SHARES
     return "held_out" if share == 0 else "train"

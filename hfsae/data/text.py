@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from hfsae.data.local_files import BUILDERS, LocalText, SampleBy, is_text_file
-from hfsae.data.stdlib_text import Split as StdlibSplit
-from hfsae.data.stdlib_text import stdlib_dataset
+from hfsae.data.stdlib_text import StdlibSplit, stdlib_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

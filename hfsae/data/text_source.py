@@ -183,7 +183,7 @@ ARGUMENTS = {f.name: f.metadata["argument"] or f.name for f in fields(TextSource
 # How documents are understood.
 READING = ("text_column", "chat", "assistant_only", "mix_documents")
 # What cards call each field, and the values that go without saying.
-TITLES = {f.name: f.metadata["title"] for f in fields(TextSource)}
+FIELD_TITLES = {f.name: f.metadata["title"] for f in fields(TextSource)}
 DEFAULTS = {f.name: f.default for f in fields(TextSource)}
 
 

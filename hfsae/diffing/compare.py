@@ -12,7 +12,7 @@ from hfsae.diffing.classes import Thresholds
 from hfsae.diffing.model_diff import ModelDiff
 from hfsae.diffing.scaling import DiffSums
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.evaluation.replay import model_inputs
+from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text import Text, counted, read_batches
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating

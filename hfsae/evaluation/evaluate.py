@@ -16,11 +16,11 @@ from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration
 from hfsae.evaluation.measure import measure
 from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.output_places import with_means
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.processes import all_or_none, process
-from hfsae.evaluation.protocol import describe
-from hfsae.evaluation.sides import of_all_sides
+from hfsae.evaluation.protocol import protocol_of
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text import Text, count, tokens_digest
 from hfsae.evaluation.together import evaluate_together
@@ -162,20 +162,20 @@ def evaluate_saes(
     processes = process()[1] if all_processes else 1
     with evaluating(model):
         with all_or_none(all_processes):
-            subjects = {
-                (name, side.source or kind): side.subject(sae, reconstruct)
+            measurements = {
+                (name, side.source or kind): side.measurement(sae, reconstruct)
                 for name, sae in saes.items()
                 for side in sides[name]
                 for kind, reconstruct in _kinds(sae, known[side.target] if baselines else None).items()
             }
             predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
-            measure(model, subjects, batches, means, predictions, disable_tqdm=disable_tqdm)
+            measure(model, measurements, batches, means, predictions, disable_tqdm=disable_tqdm)
 
     results = {}
     for name, sae in saes.items():
         sums = {
-            kind: reduce_sums(subject.sums) if all_processes else subject.sums
-            for (owner, kind), subject in subjects.items()
+            kind: reduce_sums(measurement.sums) if all_processes else measurement.sums
+            for (owner, kind), measurement in measurements.items()
             if owner == name
         }
         metrics = _figures(sae, sums, baselines, predictions.why)
@@ -190,7 +190,7 @@ def evaluate_saes(
         }
         if sae.config.is_cross_layer:
             metrics["together"] = _together(sae, model, batches, tokenizer, known, all_processes)
-        results[name] = metrics | {"protocol": describe(sae, model, about, protocol)}
+        results[name] = metrics | {"protocol": protocol_of(sae, model, about, protocol)}
     return results
 
 
@@ -262,7 +262,7 @@ def _figures(
 def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
     """The metrics of a crosscoder or of layers, from the sums of each."""
     of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
-    metrics: dict[str, Any] = of_all_sides(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
+    metrics: dict[str, Any] = with_means(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if baselines:
         metrics["baselines"] = {}
         metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one"

@@ -9,7 +9,7 @@ Verdict = Literal["healthy", "outside", "warning"]
 
 
 @dataclass(frozen=True)
-class Range:
+class Interval:
     """An interval; None leaves a side open."""
 
     low: float | None = None
@@ -51,8 +51,8 @@ class Metric:
     name: str
     title: str
     meaning: str
-    healthy: Range | None = None
-    tolerated: Range = Range()
+    healthy: Interval | None = None
+    tolerated: Interval = Interval()
     ideal: float | None = None
     too_low: str = ""
     too_high: str = ""
@@ -114,8 +114,8 @@ METRICS = (
         "l0",
         "L0",
         "features active on a token, on average",
-        healthy=Range(10, 100),
-        tolerated=Range(5, 200),
+        healthy=Interval(10, 100),
+        tolerated=Interval(5, 200),
         too_low="so few features can say little about an activation",
         too_high="so many features at once are hard to read",
         raise_by="Raise k (or target_l0), or lower the sparsity coefficient.",
@@ -130,8 +130,8 @@ METRICS = (
         "explained_variance",
         "explained variance",
         "1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²: predicting the mean x̄ scores 0",
-        healthy=Range(low=0.95),
-        tolerated=Range(low=0.8),
+        healthy=Interval(low=0.95),
+        tolerated=Interval(low=0.8),
         too_low="a good part of the activations is not in the features",
         raise_by="Train on more tokens, with more features, or with a larger k (a smaller sparsity coefficient).",
         headline=True,
@@ -168,8 +168,8 @@ METRICS = (
         "dead_fraction",
         "dead features",
         "share of features that never fired on the evaluated tokens",
-        healthy=Range(high=0.05),
-        tolerated=Range(high=0.2),
+        healthy=Interval(high=0.05),
+        tolerated=Interval(high=0.2),
         too_high="much of the dictionary is unused",
         lower_by="Revive dead features (auxk or resampling), train on more tokens, or use fewer features.",
         headline=True,
@@ -246,7 +246,7 @@ def names_by(place: str) -> tuple[str, ...]:
     return tuple(metric.name for metric in sorted(chosen, key=lambda metric: getattr(metric, place)))
 
 
-TITLES = {metric.name: metric.title for metric in METRICS}
+METRIC_TITLES = {metric.name: metric.title for metric in METRICS}
 """What people call each metric, by its name."""
 
 
@@ -256,7 +256,7 @@ TRAINING_METRICS = (
         "dormant_fraction",
         "dormant features",
         "share of features that have not fired for the dead-feature window of the run",
-        tolerated=Range(high=0.2),
+        tolerated=Interval(high=0.2),
         too_high="much of the dictionary is unused at this moment",
         lower_by="Revive dormant features (auxk or resampling), train on more tokens, or use fewer features.",
     ),

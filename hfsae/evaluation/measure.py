@@ -12,8 +12,8 @@ from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.data import TokenBatch
 from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.predictions import Predictions
-from hfsae.evaluation.replay import model_inputs
-from hfsae.evaluation.replays import Replays
+from hfsae.evaluation.spliced_model import model_inputs
+from hfsae.evaluation.spliced_models import SplicedModels
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text import counted, rows
 from hfsae.hooks import HookPoint, capture
@@ -23,7 +23,7 @@ from hfsae.progress import token_bar
 
 
 @dataclass
-class Subject:
+class Measurement:
     """Something that is measured: an SAE, or what stands in its place.
 
     Args:
@@ -41,7 +41,7 @@ class Subject:
     sums: Sums = field(default_factory=dict)
 
 
-SubjectName: TypeAlias = tuple[str, str]
+MeasurementName: TypeAlias = tuple[str, str]
 """The name of an SAE, and whether it is measured itself or a baseline of it."""
 
 _CLEAN = ("clean", None)
@@ -50,46 +50,48 @@ _CLEAN = ("clean", None)
 @torch.no_grad()
 def measure(
     model: PreTrainedModel,
-    subjects: Mapping[SubjectName, Subject],
+    measurements: Mapping[MeasurementName, Measurement],
     batches: Sequence[TokenBatch],
     means: Mapping[HookPoint, Tensor],
     predictions: Predictions,
     *,
     disable_tqdm: bool = False,
 ) -> None:
-    """Adds everything that can be measured on some text to the sums of some subjects.
+    """Adds everything that can be measured on some text to the sums of some measurements.
 
     The clean run, and the runs with the activations at a place replaced by 0 and by their mean, are shared by all
-    subjects that they concern.
+    measurements that they concern.
 
     Args:
         model: The language model.
-        subjects: What is measured, by name.
+        measurements: What is measured, by name.
         batches: The text.
-        means: For every place that a subject writes to, the mean activation (d,) of other text.
+        means: For every place that a measurement writes to, the mean activation (d,) of other text.
         predictions: What the language model predicts.
         disable_tqdm: Whether to show no progress bar.
     """
-    sources = [source for subject in subjects.values() for source in subject.sources]
-    targets = [subject.target for subject in subjects.values()]
+    sources = [source for measurement in measurements.values() for source in measurement.sources]
+    targets = [measurement.target for measurement in measurements.values()]
     sites = Sites.at(model, [*sources, *targets])
-    replays = None
+    spliced_models = None
     if predictions.of is not None:
-        replays = Replays(model, sources, targets, model_inputs(model, batches[0]))
-    n_runs = 1 + 2 * len(means) + len(subjects)
+        spliced_models = SplicedModels(model, sources, targets, model_inputs(model, batches[0]))
+    n_runs = 1 + 2 * len(means) + len(measurements)
     total = sum(int(batch.keep.sum()) for batch in batches)
     with token_bar("evaluating", total, disable=disable_tqdm) as bar:
         for batch in batches:
             length = batch.input_ids.shape[1]
-            for piece in _pieces(batch, replays.sequences_at_once(length, n_runs) if replays is not None else None):
-                if replays is None:
+            for piece in _pieces(
+                batch, spliced_models.sequences_at_once(length, n_runs) if spliced_models is not None else None
+            ):
+                if spliced_models is None:
                     with capture(model, sites) as read:
                         read.run(**model_inputs(model, piece))
                     activations = {place: read[place] for place in read.hook_points.values()}
-                    for subject in subjects.values():
-                        _reconstruct(subject, activations, piece, means)
+                    for measurement in measurements.values():
+                        _reconstruct(measurement, activations, piece, means)
                 else:
-                    _measure_batch(model, replays, piece, subjects, means, predictions)
+                    _measure_batch(model, spliced_models, piece, measurements, means, predictions)
                 bar.update(int(piece.keep.sum()))
 
 
@@ -100,31 +102,34 @@ def _pieces(batch: TokenBatch, sequences: int | None) -> Iterator[TokenBatch]:
 
 
 def _reconstruct(
-    subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch, means: Mapping[HookPoint, Tensor]
+    measurement: Measurement,
+    activations: Mapping[HookPoint, Tensor],
+    batch: TokenBatch,
+    means: Mapping[HookPoint, Tensor],
 ) -> Tensor:
-    """Adds to a subject's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
-    target = counted(activations[subject.target], batch, subject.target).to(subject.device)
-    output = subject.reconstruct(_read(subject, activations, batch))
+    """Adds to a measurement's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
+    target = counted(activations[measurement.target], batch, measurement.target).to(measurement.device)
+    output = measurement.reconstruct(_read(measurement, activations, batch))
     assert output.reconstruction is not None and output.features is not None
-    sums = reconstruction_sums(target, output.reconstruction, output.features, means[subject.target])
+    sums = reconstruction_sums(target, output.reconstruction, output.features, means[measurement.target])
     sums["n_sequences"] = torch.tensor(len(batch.input_ids), dtype=torch.float64)
-    subject.sums = add(subject.sums, sums)
+    measurement.sums = add(measurement.sums, sums)
     return output.reconstruction
 
 
 def _measure_batch(
     model: PreTrainedModel,
-    replays: Replays,
+    spliced_models: SplicedModels,
     batch: TokenBatch,
-    subjects: Mapping[SubjectName, Subject],
+    measurements: Mapping[MeasurementName, Measurement],
     means: Mapping[HookPoint, Tensor],
     predictions: Predictions,
 ) -> None:
     asked, positions, answers = predictions.question(batch)
-    activations, clean = replays.read(model_inputs(model, batch))
+    activations, clean = spliced_models.read(model_inputs(model, batch))
     inputs, seen = model_inputs(model, asked), activations
     if asked is not batch:  # where tokens are hidden the activations are others
-        seen, clean = replays.read(inputs)
+        seen, clean = spliced_models.read(inputs)
 
     def at_predictions(final: Tensor) -> Tensor:
         return of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[positions.to(final.device)]
@@ -133,43 +138,45 @@ def _measure_batch(
         """The run in which tokens that count have another activation; the others keep their own."""
         changed = seen[place].clone()
         of_tokens(changed, batch.input_ids.shape, place)[batch.keep.to(changed.device)] = replacement.to(changed)
-        return at_predictions(replays.write(inputs, place, changed))
+        return at_predictions(spliced_models.write(inputs, place, changed))
 
     finals: dict[str, dict[tuple[str, Hashable], Tensor]] = {
         name: {_CLEAN: at_predictions(final)} for name, final in clean.items()
     }
     for place, mean in means.items():
-        of_model = finals[replays.model_of(place)]
+        of_model = finals[spliced_models.model_of(place)]
         of_model["zero", place] = run_with(place, torch.zeros_like(mean))
         of_model["mean", place] = run_with(place, mean)
-    for name, subject in subjects.items():
-        reconstruction = _reconstruct(subject, activations, batch, means)
+    for name, measurement in measurements.items():
+        reconstruction = _reconstruct(measurement, activations, batch, means)
         if seen is not activations:
-            output = subject.reconstruct(_read(subject, seen, batch))
+            output = measurement.reconstruct(_read(measurement, seen, batch))
             assert output.reconstruction is not None
             reconstruction = output.reconstruction
-        finals[replays.model_of(subject.target)]["spliced", name] = run_with(subject.target, reconstruction)
+        finals[spliced_models.model_of(measurement.target)]["spliced", name] = run_with(
+            measurement.target, reconstruction
+        )
 
     for of_model, runs in finals.items():
-        replay = replays.of[of_model]
+        spliced = spliced_models.of[of_model]
         diverging = [run for run in runs if run[0] == "spliced"]
         nats, divergences = prediction_losses(
-            runs, answers, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=diverging
+            runs, answers, spliced.logits, spliced.vocabulary, clean=_CLEAN, diverging=diverging
         )
-        for name, subject in subjects.items():
-            if replays.model_of(subject.target) == of_model:
+        for name, measurement in measurements.items():
+            if spliced_models.model_of(measurement.target) == of_model:
                 sums = {
                     "n_predictions": torch.tensor(len(answers), dtype=torch.float64),
                     "clean_nats": nats[_CLEAN],
                     "spliced_nats": nats["spliced", name],
-                    "zero_nats": nats["zero", subject.target],
-                    "mean_nats": nats["mean", subject.target],
+                    "zero_nats": nats["zero", measurement.target],
+                    "mean_nats": nats["mean", measurement.target],
                     "kl_nats": divergences["spliced", name],
                 }
-                subject.sums = add(subject.sums, sums)
+                measurement.sums = add(measurement.sums, sums)
 
 
-def _read(subject: Subject, activations: Mapping[HookPoint, Tensor], batch: TokenBatch) -> Tensor:
-    """The rows (N, d_in) that a subject reads."""
-    parts = [counted(activations[place], batch, place).to(subject.device) for place in subject.sources]
+def _read(measurement: Measurement, activations: Mapping[HookPoint, Tensor], batch: TokenBatch) -> Tensor:
+    """The rows (N, d_in) that a measurement reads."""
+    parts = [counted(activations[place], batch, place).to(measurement.device) for place in measurement.sources]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hfsae.data import TokenBatch
-from hfsae.evaluation.replay import model_inputs
+from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.hooks.tokens import of_tokens
 
 NEXT_TOKEN = "next-token cross-entropy"

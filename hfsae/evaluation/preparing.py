@@ -10,8 +10,8 @@ from hfsae.attach import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
+from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
 from hfsae.evaluation.processes import all_or_none, process
-from hfsae.evaluation.sides import Side, sides_of, widths_of
 from hfsae.evaluation.text import Text, count, read_batches, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
     """
 
     places: dict[str, tuple[HookPoint, HookPoint]]
-    sides: dict[str, list[Side]]
+    sides: dict[str, list[OutputPlace]]
     batches: list[TokenBatch]
     known: dict[HookPoint, Tensor]
     means: dict[HookPoint, Tensor]
@@ -72,7 +72,7 @@ def prepare(
     """
     of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.has_sides}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
-    sides = {name: sides_of(sae, model) for name, sae in saes.items()}
+    sides = {name: output_places(sae, model) for name, sae in saes.items()}
     targets = widths_of(sides)
     known = None if calibration is None else given_rows(calibration, model, targets)
     rank, processes = process() if all_processes else (0, 1)

@@ -39,7 +39,7 @@ def measured_digest(config: SAEConfig) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
-def describe(
+def protocol_of(
     sae: SparseAutoencoder, model: PreTrainedModel, measured: Mapping[str, Any], given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The protocol of an evaluation, in plain values.

@@ -13,8 +13,8 @@ from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
 from hfsae.evaluation.measure import measure
 from hfsae.evaluation.metrics import finalise
+from hfsae.evaluation.output_places import output_places, widths_of
 from hfsae.evaluation.predictions import predictions_of
-from hfsae.evaluation.sides import sides_of, widths_of
 from hfsae.evaluation.text import read_batches
 from hfsae.hooks.quiet import evaluating
 
@@ -45,7 +45,7 @@ def rehearse(
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; and whatever the model raises.
     """
-    sides = {name: sides_of(sae, model) for name, sae in saes.items()}
+    sides = {name: output_places(sae, model) for name, sae in saes.items()}
     targets = widths_of(sides)
     configs = {name: sae.config for name, sae in saes.items()}
 
@@ -60,15 +60,15 @@ def rehearse(
         else:
             known = given_rows(other_text, model, targets)
         means = means_of(known)
-        subjects = {
-            (name, side.source or "sae"): side.subject(sae, _first_rows(sae))
+        measurements = {
+            (name, side.source or "sae"): side.measurement(sae, _first_rows(sae))
             for name, sae in saes.items()
             for side in sides[name]
         }
         predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
-        measure(model, subjects, batches, means, predictions, disable_tqdm=True)
-    for subject in subjects.values():
-        finalise(subject.sums, predictions.why)
+        measure(model, measurements, batches, means, predictions, disable_tqdm=True)
+    for measurement in measurements.values():
+        finalise(measurement.sums, predictions.why)
 
 
 def _first_rows(sae: SparseAutoencoder) -> Callable[[Tensor], SAEOutput]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.causes import Figures, Subject, trials
+from hfsae.evaluation.diagnosis import CheckSetup, Figures, trials
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.text import Text, count
 from hfsae.hooks.quiet import evaluating
@@ -90,27 +90,27 @@ def self_check(
     source, target = hook_points_of(sae.config, model)
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
         tokenizer = tokenizer or load_tokenizer(sae.config)
-    subject = Subject(sae, model, texts, tokenizer, max_tokens, batch_size)
+    setup = CheckSetup(sae, model, texts, tokenizer, max_tokens, batch_size)
     with evaluating(model):
-        batches = subject.batches(sae.config)
+        batches = setup.batches(sae.config)
         rows = read_rows(model, batches, {source, target}, of_first_process=False)
-        measured = subject.figures(rows[source], rows[target])
+        measured = setup.figures(rows[source], rows[target])
         metrics = sae.config.metrics or {}
         recorded = Figures(metrics.get("l0"), metrics.get("explained_variance"))
-        causes = () if measured.fit(recorded) else tuple(_causes(subject, measured, recorded))
+        causes = () if measured.fit(recorded) else tuple(_causes(setup, measured, recorded))
     return SelfCheck(measured, recorded, count(batches), causes)
 
 
-def _causes(subject: Subject, measured: Figures, recorded: Figures) -> Iterator[str]:
+def _causes(setup: CheckSetup, measured: Figures, recorded: Figures) -> Iterator[str]:
     """What brings the figures back, or is known to differ."""
-    sae, model = subject.sae, subject.model
+    sae, model = setup.sae, setup.model
     digest, revision = measured_digest(sae.config), getattr(model.config, "_commit_hash", None)
     if digest is not None and digest != weights_sha256(sae):
         yield "The weights are not those that were measured: they were changed, or cast to another dtype, since."
     wanted = sae.config.base_model_revision
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."
-    helping = [trial for trial in trials(subject) if _helps(trial.figures, measured, recorded)]
+    helping = [trial for trial in trials(setup) if _helps(trial.figures, measured, recorded)]
     # Where two do as well, up to rounding, what undoes less comes first: `trials` gives it first.
     helping.sort(key=lambda trial: -round(trial.figures.explained_variance or 0.0, 3))
     yield from (f"{trial.cause} ({trial.figures})." for trial in helping[:_MOST_CAUSES])

@@ -18,7 +18,7 @@ from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.preparing import Prepared, prepare
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import versions, weights_sha256
-from hfsae.evaluation.replay import Replay, model_inputs
+from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
 from hfsae.evaluation.text import Text, counted, rows, tokens_digest
 from hfsae.hooks import HookPoint, HookPointError
@@ -152,23 +152,23 @@ def _measure(
 ) -> Sums:
     places, batches = prepared.places, prepared.batches
     sources, targets = ([pair[side] for pair in places.values()] for side in (0, 1))
-    replay = Replay(model, sources, targets, model_inputs(model, batches[0]))
+    spliced = SplicedModel(model, sources, targets, model_inputs(model, batches[0]))
     replaced = _Replaced(model, places)
     sums: Sums = {}
     total = sum(int(batch.keep.sum()) for batch in batches)
     with token_bar("evaluating all at once", total, disable=disable_tqdm) as bar:
         for batch in batches:
-            step = replay.sequences_at_once(batch.input_ids.shape[1], 5) or len(batch.input_ids)
+            step = spliced.sequences_at_once(batch.input_ids.shape[1], 5) or len(batch.input_ids)
             for start in range(0, len(batch.input_ids), step):
                 piece = rows(batch, slice(start, start + step))
-                sums = add(sums, _sums_of(saes, replay, replaced, piece, prepared.means, predictions))
+                sums = add(sums, _sums_of(saes, spliced, replaced, piece, prepared.means, predictions))
                 bar.update(int(piece.keep.sum()))
     return sums
 
 
 def _sums_of(
     saes: Mapping[str, SparseAutoencoder],
-    replay: Replay,
+    spliced: SplicedModel,
     replaced: "_Replaced",
     batch: TokenBatch,
     means: Mapping[HookPoint, Tensor],
@@ -177,7 +177,7 @@ def _sums_of(
     """The sums of one batch: that of every run's losses, and how far the run with errors is from the untouched one."""
     asked, positions, answers = predictions.question(batch)
     inputs, keep = replaced.inputs(asked), batch.keep
-    activations, clean = replay.read(inputs)
+    activations, clean = spliced.read(inputs)
     errors, active = {}, torch.zeros((), dtype=torch.float64)
 
     def reconstructed(name: str, x: Tensor) -> Tensor:
@@ -207,13 +207,13 @@ def _sums_of(
     for run, rewrite in rewrites.items():
         active = torch.zeros_like(active)  # in the end that of the last: the spliced model
         with replaced.by(rewrite, batch):
-            finals[run] = replay.run(inputs)
+            finals[run] = spliced.run(inputs)
     chosen = {
         run: of_tokens(final, batch.input_ids.shape, "the last state").flatten(0, 1)[positions.to(final.device)]
         for run, final in finals.items()
     }
     nats, divergences = prediction_losses(
-        chosen, answers, replay.logits, replay.vocabulary, clean=_CLEAN, diverging=[_SPLICED, _WITH_ERRORS]
+        chosen, answers, spliced.logits, spliced.vocabulary, clean=_CLEAN, diverging=[_SPLICED, _WITH_ERRORS]
     )
     difference, size = chosen[_WITH_ERRORS].double() - chosen[_CLEAN].double(), chosen[_CLEAN].double()
     return {

@@ -1,8 +1,8 @@
 """Where the well-known places of a decoder lie in its module tree, found from the tree's structure.
 
 Model classes are not listed here. The blocks are those of the list of modules that the model itself treats as its
-blocks, however many its config says there are; `hfsae.hooks.blocks` says what each of them offers. Whatever has no
-portable name is still there under its canonical name.
+blocks, however many its config says there are; `hfsae.hooks.decoder_blocks` says what each of them offers. A place
+without a portable name keeps its canonical name.
 """
 
 import inspect
@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hfsae.hooks.blocks import (
-    Place,
+from hfsae.hooks.decoder_blocks import (
+    BlockPlace,
     Streams,
     after_the_branches,
     block_places,
@@ -134,7 +134,7 @@ class DecoderLayout:
         """What turns `resid_mid + mlp_out` of a layer into its `resid_post`; empty where the two are equal."""
         return after_the_branches(self.blocks[layer])
 
-    def _below(self, layer: int, place: Place) -> HookPoint:
+    def _below(self, layer: int, place: BlockPlace) -> HookPoint:
         path, side = place
         return HookPoint(f"{self.block_path(layer)}.{path}" if path else self.block_path(layer), side)
 

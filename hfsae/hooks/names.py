@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from hfsae.hooks.blocks import TRANSFORMER_LENS_ONLY
+from hfsae.hooks.decoder_blocks import TRANSFORMER_LENS_ONLY
 from hfsae.hooks.layout import EMBED, FINAL_NORM, LAYER_ROLES, DecoderLayout, is_called
 from hfsae.hooks.lens_names import MODEL_WIDE, ROLE_OF_TRANSFORMER_LENS, portable_to_transformer_lens
 from hfsae.hooks.points import HookPoint, HookPointError, split_stream, split_visit

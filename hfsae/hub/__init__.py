@@ -5,8 +5,8 @@
 """
 
 from hfsae.hub.card import render_card, write_card
-from hfsae.hub.entries import SAEEntry, zoo_name
 from hfsae.hub.errors import PushError
+from hfsae.hub.sae_entries import SAEEntry, zoo_name
 from hfsae.hub.zoo import find_saes, list_saes, push_sae, push_saes
 
 __all__ = [

@@ -24,7 +24,7 @@ from hfsae.hub.label_summary import label_summary
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
 from hfsae.hub.sections import Stale, card_values, display_name
-from hfsae.hub.weights import WeightFacts
+from hfsae.hub.weight_facts import WeightFacts
 from hfsae.hub.written_card import WrittenCard, taken_apart
 from hfsae.hub.yaml_text import dump, patched
 from hfsae.loading import load_sae

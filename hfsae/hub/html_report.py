@@ -17,9 +17,9 @@ from hfsae.configuration import SAEConfig
 from hfsae.evaluation.healthy import METRICS
 from hfsae.hub import sections
 from hfsae.hub.card import FEATURE_DENSITY, TRAINING_CURVE
+from hfsae.hub.hub_ids import without_folders
 from hfsae.hub.kinds import number
 from hfsae.hub.markdown import figure
-from hfsae.hub.names import without_folders
 from hfsae.saving import files_at_once
 
 REPORT_FILE = "report.html"

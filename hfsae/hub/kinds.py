@@ -21,6 +21,6 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def text(value: Any) -> str | None:
-    """A text; None for what is none."""
+def string(value: Any) -> str | None:
+    """A string; None for what is none."""
     return value if isinstance(value, str) else None

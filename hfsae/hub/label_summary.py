@@ -6,7 +6,7 @@ from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.hub.names import without_folders
+from hfsae.hub.hub_ids import without_folders
 from hfsae.label_file import LABELS_FILE, SCORES, Label, labels_beside
 
 

@@ -9,15 +9,15 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.healthy import TITLES
+from hfsae.evaluation.healthy import METRIC_TITLES
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card
-from hfsae.hub.entries import INDEX_FILE, LISTED, SAEEntry, entry_of, index_text, read_index
 from hfsae.hub.kinds import mapping
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
+from hfsae.hub.sae_entries import INDEX_FILE, LISTED, SAEEntry, index_text, read_index, sae_entry
 from hfsae.hub.whole_set import WholeSet
 from hfsae.loading import load_config
 from hfsae.places import CONFIG_FILE, folders_among, natural_order
@@ -53,7 +53,7 @@ def write_listing(
     listed: dict[str, tuple[SAEEntry, str]] = _others(repository, saes)
     for name, sae in saes.items():
         blob = git_blob_id((place / name / CONFIG_FILE).read_bytes())
-        listed[name] = entry_of(sae.config, name, repository.repo_id, weights_sha256(sae)), blob
+        listed[name] = sae_entry(sae.config, name, repository.repo_id, weights_sha256(sae)), blob
     (place / INDEX_FILE).write_text(index_text(listed), encoding="utf-8")
     if together is not None:
         from hfsae.hub.set_plot import set_plot  # matplotlib takes a while to import
@@ -143,7 +143,7 @@ def entry_from(source: Path | str, name: str, repo_id: str, **hub: Any) -> SAEEn
         **hub: For `hfsae.loading.load_config`.
     """
     try:
-        return entry_of(load_config(source, **hub), name, repo_id)
+        return sae_entry(load_config(source, **hub), name, repo_id)
     except Exception as error:  # transformers raises errors of any kind for what a stranger may write into a config
         reason = " ".join(str(error).split())
         logger.warning("%s of %s is left out: %s", name or "the root", repo_id, reason)
@@ -184,7 +184,7 @@ def render_listing(
             }
             for entry in rows
         ],
-        "titles": [TITLES[name] for name in LISTED],
+        "titles": [METRIC_TITLES[name] for name in LISTED],
         "base_models": sorted({entry.base_model for entry in rows if entry.base_model}),
         "datasets": sorted({entry.dataset for entry in rows if entry.dataset}),
         "tokens": sorted({entry.n_tokens for entry in rows if entry.n_tokens}),

@@ -10,8 +10,8 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name, architecture_names
 from hfsae.configuration import SAEConfig, places_in
 from hfsae.hub import model_index
-from hfsae.hub.kinds import mapping, text
-from hfsae.hub.names import dataset_id, hub_id
+from hfsae.hub.hub_ids import dataset_id, hub_id
+from hfsae.hub.kinds import mapping, string
 
 LIBRARY = "hfsae"
 TAGS = ("sparse-autoencoder", "sae", "mechanistic-interpretability", LIBRARY)
@@ -24,9 +24,9 @@ _OURS = ("library_name", "pipeline_tag", "base_model", "base_model_relation", "d
 _INDEX = "model-index"
 
 
-def portable_name(config: SAEConfig) -> str | None:
+def recorded_portable_name(config: SAEConfig) -> str | None:
     """The portable name of the place that an SAE reads (`"resid_post.8"`), as training recorded it."""
-    return text(mapping(config.training).get("portable_name"))
+    return string(mapping(config.training).get("portable_name"))
 
 
 def front_matter(
@@ -49,7 +49,7 @@ def front_matter(
     Returns:
         Plain values only: a NumPy or torch scalar would be dumped into YAML as a pickle.
     """
-    entry = model_index.entry_of(model_name, metrics)
+    entry = model_index.model_index_entry(model_name, metrics)
     tags = [*TAGS, architecture_name(config), *(["transcoder"] if config.is_transcoder else [])]
     models = [name for name in config.named_models if hub_id(name)]
     dataset = dataset_id(mapping(config.training).get("dataset"))
@@ -60,7 +60,7 @@ def front_matter(
         "library_name": LIBRARY,
         "license": license,
         "pipeline_tag": "feature-extraction",
-        "tags": list(dict.fromkeys([*tags, *place_tags(portable_name(config), config.hook_point)])),
+        "tags": list(dict.fromkeys([*tags, *place_tags(recorded_portable_name(config), config.hook_point)])),
         "base_model_relation": "adapter" if models else None,
         _INDEX: [entry] if entry else None,
     }

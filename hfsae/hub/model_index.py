@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hfsae.evaluation.healthy import METRICS
-from hfsae.hub.kinds import mapping, number, text
-from hfsae.hub.names import dataset_id, without_folders
+from hfsae.hub.hub_ids import dataset_id, without_folders
+from hfsae.hub.kinds import mapping, number, string
 
 _TASK = {"type": "feature-extraction", "name": "Reconstruction of language model activations"}
 _TITLES = {metric.name: metric.title for metric in METRICS if metric.reported}
@@ -20,7 +20,7 @@ _CONFIG = "hfsae"
 _TEXT = ("type", "name", "config", "split", "revision")
 
 
-def entry_of(name: str, metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def model_index_entry(name: str, metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Measured metrics as an entry; None where there is no finite number among them.
 
     Args:
@@ -41,24 +41,24 @@ def entry_of(name: str, metrics: Mapping[str, Any] | None) -> dict[str, Any] | N
 def dataset_of(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     """The text that metrics were measured on, as a `model-index` names it."""
     protocol = mapping(mapping(metrics).get("protocol"))
-    name = without_folders(text(protocol.get("dataset")) or "unknown")
+    name = without_folders(string(protocol.get("dataset")) or "unknown")
     files = protocol.get("data_files")
     chosen = [str(file) for file in (files if isinstance(files, list | tuple) else [files] if files else [])]
-    config = [text(protocol.get("dataset_config")), *map(without_folders, chosen)]
+    config = [string(protocol.get("dataset_config")), *map(without_folders, chosen)]
     hub = dataset_id(name)
     told = [part for part in ([] if hub else [name]) + config if part]
     n_tokens = number(protocol.get("n_tokens"))
     args = {
         "n_tokens": None if n_tokens is None else int(n_tokens),
-        "left_out": text(protocol.get("left_out")),
-        "part": text(protocol.get("part")),
+        "left_out": string(protocol.get("left_out")),
+        "part": string(protocol.get("part")),
     }
     dataset = {
         "name": name,
         "type": hub or "other",
         "config": ", ".join(told) or None,
-        "split": text(protocol.get("split")),
-        "revision": text(protocol.get("dataset_revision")),
+        "split": string(protocol.get("split")),
+        "revision": string(protocol.get("dataset_revision")),
         "args": {key: value for key, value in args.items() if value} or None,
     }
     return {key: value for key, value in dataset.items() if value is not None}
@@ -92,7 +92,7 @@ def claims(index: Any, metrics: Mapping[str, Any] | None) -> dict[str, float]:
         ValueError: If one figure is claimed with two values.
     """
     entries = index if isinstance(index, list) else []
-    place = _our_place(entries, entry_of("", metrics))
+    place = _our_place(entries, model_index_entry("", metrics))
     if place is None:
         return {}
     results = [result for result in _results(entries[place]) if any(_ours_in(result))]
@@ -100,7 +100,7 @@ def claims(index: Any, metrics: Mapping[str, Any] | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for result in recorded or results:
         for metric in _metrics(result):  # others' too: two values for one text are two claims
-            name, value = text(metric.get("type")) or "", number(metric.get("value"))
+            name, value = string(metric.get("type")) or "", number(metric.get("value"))
             if name not in _TITLES or value is None:
                 continue
             if found.setdefault(name, value) != value:
@@ -140,7 +140,7 @@ def _ours_in(result: Mapping[str, Any]) -> Iterator[bool]:
     if mapping(result.get("task")).get("name") != _TASK["name"]:
         return
     for metric in _metrics(result):
-        title, mark = _TITLES.get(text(metric.get("type")) or ""), metric.get("config")
+        title, mark = _TITLES.get(string(metric.get("type")) or ""), metric.get("config")
         yield title is not None and (mark == _CONFIG or (mark is None and metric.get("name") == title))
 
 

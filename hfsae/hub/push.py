@@ -27,8 +27,8 @@ from hfsae.hub.card import (
     read_card,
     write_card,
 )
+from hfsae.hub.hub_ids import without_folders
 from hfsae.hub.listing import write_listing
-from hfsae.hub.names import without_folders
 from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.label_file import LABELS_FILE

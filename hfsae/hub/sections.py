@@ -9,19 +9,19 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name, class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
-from hfsae.data.text_source import DEFAULTS, TITLES
+from hfsae.data.text_source import DEFAULTS, FIELD_TITLES
 from hfsae.evaluation.healthy import METRICS, too_few_to_tell
 from hfsae.evaluation.predictions import NEXT_TOKEN
-from hfsae.hub.kinds import mapping, number, text
+from hfsae.hub.hub_ids import hub_id, without_folders
+from hfsae.hub.kinds import mapping, number, string
 from hfsae.hub.markdown import duration, figure
-from hfsae.hub.names import hub_id, without_folders
-from hfsae.hub.weights import WeightFacts
+from hfsae.hub.weight_facts import WeightFacts
 from hfsae.hub.whole_set import rows_of_runs
 
 Rows = list[tuple[str, str]]
 
 _PROTOCOL = {
-    **TITLES,
+    **FIELD_TITLES,
     "n_tokens": "tokens",
     "n_sequences": "sequences",
     "context_length": "context length",
@@ -120,7 +120,7 @@ def card_values(
         "adapter": hub_id(config.base_model_adapter),
         "compared": _compared(config),
         "loaded_with": _loaded_with(config),
-        "portable_name": text(training.get("portable_name")),
+        "portable_name": string(training.get("portable_name")),
         "repo_id": repo_id,
         "subfolder": subfolder,
         "weights": weights,
@@ -140,7 +140,7 @@ def card_values(
         "n_tokens": figure(number(metrics.get("n_tokens"))),
         "protocol": protocol_rows(mapping(metrics.get("protocol"))),
         "training": training_rows(training),
-        "trained_on": without_folders(text(training.get("dataset")) or ""),
+        "trained_on": without_folders(string(training.get("dataset")) or ""),
         "arguments": argument_rows(training),
         "versions": sorted(mapping(training.get("versions")).items()),
         "beside": beside,
@@ -157,7 +157,7 @@ def display_name(config: SAEConfig, repo_id: str | None, subfolder: str | None) 
         called = "/".join(part for part in (repo_id.split("/")[-1], subfolder) if part)
         return f"{called} (L0 {missed[1]:.3g})" if missed else called
     model = (hub_id(config.base_model) or "").split("/")[-1]
-    place = text(mapping(config.training).get("portable_name")) or config.hook_point
+    place = string(mapping(config.training).get("portable_name")) or config.hook_point
     parts = (model, place, architecture_name(config), config.n_features, missed and f"l0_{missed[1]:.3g}")
     return "-".join(str(part) for part in parts if part)
 
@@ -219,7 +219,7 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
 
 def by_source(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     """The figures of each source of a crosscoder, in the order of the rows of a table."""
-    sources = {text(name) or "": mapping(figures) for name, figures in mapping(metrics.get("sources")).items()}
+    sources = {string(name) or "": mapping(figures) for name, figures in mapping(metrics.get("sources")).items()}
     names = [row["metric"].name for row in rows]
     return {source: [number(figures.get(name)) for name in names] for source, figures in sources.items()}
 

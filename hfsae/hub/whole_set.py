@@ -7,8 +7,8 @@ from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, is_stale, read_set, set_names
+from hfsae.hub.hub_ids import dataset_id
 from hfsae.hub.kinds import mapping, number
-from hfsae.hub.names import dataset_id
 from hfsae.loading import load_sae
 from hfsae.progress import quietly
 

@@ -12,12 +12,12 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import places_in
 from hfsae.connection import reachable
 from hfsae.evaluation.saved_set import set_names
-from hfsae.hub.entries import INDEX_FILE, SAEEntry, read_index, zoo_name
 from hfsae.hub.errors import explained, usable_token
 from hfsae.hub.listing import config_blobs, entry_from, is_worth_fetching
 from hfsae.hub.metadata import LIBRARY, place_tags
 from hfsae.hub.push import CardFields, Saved, publish
 from hfsae.hub.repository import Destination
+from hfsae.hub.sae_entries import INDEX_FILE, SAEEntry, read_index, zoo_name
 from hfsae.hub.snapshot import look
 from hfsae.loading import load_sae
 from hfsae.places import natural_order, sae_folders

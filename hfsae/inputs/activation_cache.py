@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from hfsae.arguments.local_paths import named_together, parts_of, with_places_in_full
 from hfsae.arguments.sae_settings import hook_points_from_arguments
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.data import CachedActivations, CacheDescription, Writers, contents_of, remove_cache, write_cache
+from hfsae.data import CachedActivations, CacheDescription, Writers, find_document_column, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.hooks import SideBySide
 from hfsae.in_model import names_of
@@ -203,7 +203,7 @@ def text_digest(args: SAETrainingArguments, text: Any) -> str:
     if isinstance(text, Tensor):
         sample: Any = [len(text), text[_spaced(len(text))].tolist()]
     else:
-        column = contents_of(text, args.text_column, chat=args.chat).column
+        column = find_document_column(text, args.text_column, chat=args.chat).column
         if hasattr(text, "__len__"):
             sample = [len(text), text.select(_spaced(len(text)))[column][:]]
         else:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from hfsae.interop.places import canonical
+from hfsae.interop.foreign_names import canonical
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ A file says by its tensors what it is: thresholds make a JumpReLU, `W_skip` a sk
 
 from typing import Any
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.yaml", "layer_*.safetensors"
@@ -27,14 +27,14 @@ def recognises(source: Source) -> bool:
     return kind == _CROSS_LAYER or (kind == "transcoder_set" and bool(source.matching(WEIGHTS)))
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     if source.yaml(CONFIG).get("model_kind") == _CROSS_LAYER:
         raise ValueError(f"{source.path} holds a cross-layer transcoder, for which there is no class.")
     config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
     layer = layer_of_file(source)
     reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))
-    return layer_draft(source, hub_id(config.text("model_name")), reads, writes)
+    return layer_converted(source, base_model_id(config.text("model_name")), reads, writes)
 
 
 def of_a_run(source: Source) -> bool:
@@ -47,7 +47,7 @@ def layer_of_file(source: Source) -> str:
     return source.the_one(WEIGHTS).removesuffix(".safetensors").split("_")[-1]
 
 
-def layer_draft(source: Source, base_model: str | None, reads: str, writes: str) -> Draft:
+def layer_converted(source: Source, base_model: str | None, reads: str, writes: str) -> ConvertedSAE:
     """The transcoder of one layer.
 
     Raises:
@@ -68,4 +68,4 @@ def layer_draft(source: Source, base_model: str | None, reads: str, writes: str)
         "hook_point": canonical(reads, base_model),
         "target_hook_point": canonical(writes, base_model),
     }
-    return Draft("jumprelu" if "threshold" in tensors else "standard", tensors, fields, transcodes=True)
+    return ConvertedSAE("jumprelu" if "threshold" in tensors else "standard", tensors, fields, transcodes=True)

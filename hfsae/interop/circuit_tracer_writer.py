@@ -11,7 +11,7 @@ from torch import Tensor
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.interop.circuit_tracer import CONFIG, OPTIONAL, TENSORS
-from hfsae.interop.places import layer_of, transformer_lens_names
+from hfsae.interop.foreign_names import layer_of, transformer_lens_names
 from hfsae.interop.writing import plain_copy, theirs
 from hfsae.saving import files_at_once
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
@@ -39,7 +39,7 @@ def recognises(source: Source) -> bool:
     return isinstance(trainer, dict) and "dict_class" in trainer
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`.
 
     Features are those of the stored weights; dictionary_learning's own `AutoEncoder.from_pretrained` rescales them to
@@ -52,7 +52,7 @@ def read(source: Source) -> Draft:
     # TopK's threshold is for another way of encoding, which its own files do not choose.
     known = {"topk": ["k", "threshold"], "batch_topk": ["k"], "matryoshka": ["k", "group_sizes"]}
     tensors = renamed(stored, names, source, known=known.get(architecture, ()))
-    base_model = hub_id(trainer.text("lm_name"))
+    base_model = base_model_id(trainer.text("lm_name"))
     fields: dict[str, Any] = {
         "subtract_b_dec": subtracts,
         "base_model": base_model,
@@ -67,7 +67,7 @@ def read(source: Source) -> Draft:
     if architecture == "matryoshka" and "group_sizes" in stored:
         fields["prefix_sizes"] = torch.as_tensor(stored["group_sizes"]).cumsum(0).tolist()
     sizes = {"d_in": trainer.whole("activation_dim"), "n_features": trainer.whole("dict_size")}
-    return Draft(architecture, tensors, fields, sizes=sizes)
+    return ConvertedSAE(architecture, tensors, fields, sizes=sizes)
 
 
 def _k(stored: dict[str, Any], trainer: Settings, source: Source) -> int:

@@ -50,7 +50,7 @@ def export_formats() -> list[str]:
 def _writer(format: str) -> Callable[..., Path]:
     if format in _WRITERS:
         return _WRITERS[format]
-    guest = guests.load(guests.FORMATS, format)
+    guest = guests.load_guest(guests.FORMATS, format)
     if guest is None:
         known = export_formats()
         raise ValueError(f"there is no format {format!r} to write: {', '.join(known)}.{did_you_mean(format, known)}")

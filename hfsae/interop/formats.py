@@ -14,7 +14,7 @@ from hfsae import guests
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.strict import class_for
 from hfsae.interop import catalogue
-from hfsae.interop.draft import Draft
+from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.source import Source
 from hfsae.progress import quietly
 
@@ -26,7 +26,7 @@ class Format(Protocol):
         """Whether what lies there is of this format."""
         ...
 
-    def read(self, source: Source) -> Draft:
+    def read(self, source: Source) -> ConvertedSAE:
         """What it says, in our terms."""
         ...
 
@@ -47,7 +47,7 @@ BY_FILES = {
 # Weights without a config, told apart by the tensors inside: looked into only if none of the above is there.
 BY_TENSORS = {
     "OpenAI": "hfsae.interop.openai",
-    "bare weights": "hfsae.interop.bare",
+    "bare weights": "hfsae.interop.unlabelled_weights",
 }
 
 
@@ -132,7 +132,7 @@ def is_known_by_files(source: Source) -> bool:
     return any(format.recognises(source) for format in _by_files().values())
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """What a source says, in our terms, with its format's name among the facts.
 
     Raises:
@@ -151,7 +151,7 @@ def read(source: Source) -> Draft:
 
 def _by_files() -> dict[str, Format]:
     """The formats that configs and file names tell apart, guests' among them."""
-    offered = guests.load_all(guests.FORMATS)
+    offered = guests.load_guests(guests.FORMATS)
     return _modules(BY_FILES) | {name: format for name, format in offered.items() if hasattr(format, "recognises")}
 
 

@@ -6,8 +6,8 @@ What the file leaves out stands in the repository's name: the language model, an
 import re
 from typing import Any
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import canonical
 from hfsae.interop.source import Source, renamed
 
 WEIGHTS = "params.npz"
@@ -21,7 +21,7 @@ def recognises(source: Source) -> bool:
     return WEIGHTS in source.listing
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`; older files call their tensors `w_enc` and `w_dec`.
 
     A skip connection is stored as (d_in, d_out).
@@ -45,7 +45,9 @@ def read(source: Source) -> Draft:
         **_where(source),
     }
     facts = {"dataset": None, "reported_l0": source.number_after("average_l0_")}
-    return Draft("jumprelu", tensors, fields, facts, transcodes="W_skip" in tensors or "-transcoders" in source.path)
+    return ConvertedSAE(
+        "jumprelu", tensors, fields, facts, transcodes="W_skip" in tensors or "-transcoders" in source.path
+    )
 
 
 def _where(source: Source) -> dict[str, Any]:

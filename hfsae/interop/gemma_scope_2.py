@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import canonical
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
@@ -14,7 +14,7 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing and WEIGHTS in source.listing and "hf_hook_point_in" in source.json(CONFIG)
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`. Its affine connection is stored as (d_in, d_out)."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
     config.one_of("architecture", {"jump_relu": "jumprelu"}, "none")
@@ -45,7 +45,7 @@ def read(source: Source) -> Draft:
         fields["exclude_positions"] = [0, 1, 2, 3]
     facts = {"reported_l0": config.number("l0") or config.number("average_l0")}
     transcodes = "W_skip" in tensors or config.flag("affine_connection")
-    return Draft("jumprelu", tensors, fields, facts, transcodes=transcodes)
+    return ConvertedSAE("jumprelu", tensors, fields, facts, transcodes=transcodes)
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import canonical
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
@@ -28,7 +28,7 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config = source.json(CONFIG).having("jump_relu_threshold")
     base_model = "meta-llama/Llama-3.1-8B" if "Llama3_1" in source.path else None
@@ -44,7 +44,7 @@ def read(source: Source) -> Draft:
     norms = config.section("dataset_average_activation_norm")
     scales = dataset_scales({side: norms.number(side) for side in norms}, config, fields)
     facts = {"reported_l0": config.whole("top_k")}
-    return Draft("jumprelu", {**tensors, "threshold": threshold, **scales}, fields, facts, **said(config))
+    return ConvertedSAE("jumprelu", {**tensors, "threshold": threshold, **scales}, fields, facts, **said(config))
 
 
 def where(config: Settings, base_model: str | None) -> dict[str, Any]:

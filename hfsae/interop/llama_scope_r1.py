@@ -1,8 +1,8 @@
 """Llama Scope R1: `config.json` and `sae_weights.safetensors`, thresholds stored as logarithms."""
 
-from hfsae.interop.draft import Draft
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id
 from hfsae.interop.llama_scope import LINEAR, dataset_scales, said, where
-from hfsae.interop.places import hub_id
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
@@ -19,12 +19,12 @@ def recognises(source: Source) -> bool:
     return "hook_point_in" in config and "sae_type" not in config
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
     tensors = renamed(stored, {**LINEAR, "threshold": "log_jumprelu_threshold"}, source, known=[f"{_NORM}.*"])
     tensors["threshold"] = tensors["threshold"].float().exp()
-    base_model = hub_id(config.text("model_name")) or (_BASE_MODEL if "R1-Distill" in source.path else None)
+    base_model = base_model_id(config.text("model_name")) or (_BASE_MODEL if "R1-Distill" in source.path else None)
     fields = {
         **where(config, base_model),
         "context_length": 1024,
@@ -32,7 +32,7 @@ def read(source: Source) -> Draft:
         "exclude_special_tokens": False,
     }
     scales = dataset_scales(_norms(config, stored), config, fields)
-    return Draft("jumprelu", {**tensors, **scales}, fields, **said(config))
+    return ConvertedSAE("jumprelu", {**tensors, **scales}, fields, **said(config))
 
 
 def _norms(config: Settings, stored: dict) -> dict[str, float | None]:

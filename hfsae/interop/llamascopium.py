@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.interop.draft import Draft
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id
 from hfsae.interop.llama_scope import dataset_scales, said, where
-from hfsae.interop.places import hub_id
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
@@ -23,7 +23,7 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing and WEIGHTS in source.listing and "sae_type" in source.json(CONFIG)
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
     config.one_of("sae_type", {"sae": "sae", "transcoder": "transcoder"}, "none")
@@ -33,7 +33,7 @@ def read(source: Source) -> Draft:
     if config.flag("use_glu_encoder"):
         raise ValueError(f"{source.path} has a gated linear encoder, which has no counterpart here.")
     fields: dict[str, Any] = {
-        **where(config, hub_id(config.text("model_name"))),
+        **where(config, base_model_id(config.text("model_name"))),
         "context_length": config.whole("context_size"),
     }
     names = {"encoder.weight": "W_E.T", "encoder.bias": "b_E", "W_dec": "W_D"}
@@ -47,7 +47,7 @@ def read(source: Source) -> Draft:
     if config.flag("sparsity_include_decoder_norm"):
         _select_by_norm(activation, tensors, source)
     tensors |= _scales(config, stored, fields, source)
-    return Draft(architecture, tensors, fields, **said(config))
+    return ConvertedSAE(architecture, tensors, fields, **said(config))
 
 
 def _select_by_norm(activation: str, tensors: dict[str, Tensor], source: Source) -> None:

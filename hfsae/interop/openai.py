@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import canonical
 from hfsae.interop.source import Source, renamed
 
 _TENSORS = {
@@ -34,7 +34,7 @@ def recognises(source: Source) -> bool:
     return source.bare_file(fits) is not None
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     stored = source.tensors(str(source.bare_file(fits)))
     # "a context length of 64 tokens for all experiments" (section 2.1); nothing is said of BOS.
@@ -42,7 +42,7 @@ def read(source: Source) -> Draft:
     k = _k(stored, source)
     if k is not None:
         fields |= {"k": k, "input_transform": "layer_norm"}
-    return Draft("standard" if k is None else "topk", renamed(stored, _TENSORS, source, known=_KNOWN), fields)
+    return ConvertedSAE("standard" if k is None else "topk", renamed(stored, _TENSORS, source, known=_KNOWN), fields)
 
 
 def fits(names: Collection[str]) -> bool:

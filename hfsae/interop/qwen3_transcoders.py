@@ -1,7 +1,7 @@
 """Transcoders for Qwen3 (mwhanna): `layer_N.safetensors` as circuit-tracer has them, with the run's YAML beside."""
 
-from hfsae.interop.circuit_tracer import CONFIG, WEIGHTS, layer_draft, layer_of_file, of_a_run
-from hfsae.interop.draft import Draft
+from hfsae.interop.circuit_tracer import CONFIG, WEIGHTS, layer_converted, layer_of_file, of_a_run
+from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.source import Source
 
 
@@ -10,10 +10,10 @@ def recognises(source: Source) -> bool:
     return of_a_run(source) and bool(source.matching(WEIGHTS))
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     layer = layer_of_file(source)
-    return layer_draft(source, _base_model(source), f"mlp_in.{layer}", f"mlp_out.{layer}")
+    return layer_converted(source, _base_model(source), f"mlp_in.{layer}", f"mlp_out.{layer}")
 
 
 def _base_model(source: Source) -> str | None:

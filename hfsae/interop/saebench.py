@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import architecture_name, class_of
-from hfsae.interop.places import layer_of, transformer_lens_names
+from hfsae.interop.foreign_names import layer_of, transformer_lens_names
 from hfsae.interop.positions import kept_slice
 
 

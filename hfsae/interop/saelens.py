@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.positions import excluded_positions
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
@@ -62,7 +62,7 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing and WEIGHTS in source.listing
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config = source.json(CONFIG)
     if not config:
@@ -73,7 +73,7 @@ def read(source: Source) -> Draft:
     architecture = config.one_of("architecture", _ARCHITECTURES, "none")
     if metadata.get("hook_head_index") is not None:
         raise ValueError(f"{source.path} reads a single attention head, which has no hook point of its own here.")
-    base_model = hub_id(metadata.text("model_name"))
+    base_model = base_model_id(metadata.text("model_name"))
     target = metadata.text("hf_hook_name_out") or metadata.text("hook_name_out")
     context_length = metadata.whole("context_size")
     transform = _transform(config, metadata, source)
@@ -96,7 +96,7 @@ def read(source: Source) -> Draft:
     if architecture == "matryoshka":
         fields["prefix_sizes"] = config.wholes("matryoshka_widths")
     sizes = {"d_in": config.whole("d_in"), "n_features": config.whole("d_sae"), "d_out": config.whole("d_out")}
-    return Draft(
+    return ConvertedSAE(
         architecture,
         tensors,
         fields,

@@ -7,7 +7,7 @@ from typing import Any
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
-from hfsae.interop.places import transformer_lens_names
+from hfsae.interop.foreign_names import transformer_lens_names
 from hfsae.interop.positions import kept_slice
 from hfsae.interop.saelens import GATED, TENSORS, WEIGHTS
 from hfsae.interop.writing import plain_copy, rows_of_one_norm, theirs, write_files

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.interop.settings import Settings
-from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_tensors
+from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_weights
 from hfsae.places import natural_order
 
 # Keyword arguments of `from_pretrained` that say how the Hub is asked.
@@ -279,7 +279,7 @@ class Source:
                 "for a copy in safetensors. Even then only tensors and plain values are read (weights_only)."
             )
         if name not in self._read:
-            self._read[name] = read_tensors(self.fetch(name), self.path)
+            self._read[name] = read_weights(self.fetch(name), self.path)
         return self._read[name]
 
     @property

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical, hub_id
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -15,7 +15,7 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing and WEIGHTS in source.listing
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`.
 
     A transcoder reads a module's input and writes its output; a sparse autoencoder reads and writes its output. The
@@ -23,7 +23,7 @@ def read(source: Source) -> Draft:
     """
     config, run = source.json(CONFIG), source.json("../config.json")
     tensors = source.tensors(WEIGHTS)
-    base_model = hub_id(run.text("model"))
+    base_model = base_model_id(run.text("model"))
     transcodes = config.having("k").flag("transcode")
     module = source.path.rstrip("/").split("/")[-1]
     place = module if module == "embed_tokens" or any(part.isdecimal() for part in module.split(".")) else None
@@ -40,7 +40,7 @@ def read(source: Source) -> Draft:
     }
     if transcodes:
         fields |= _transcoder(source, place, hook, base_model)
-    return Draft(
+    return ConvertedSAE(
         "topk",
         renamed(tensors, TENSORS, source, optional={"W_skip": "W_skip"}),
         fields,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import architecture_name
-from hfsae.interop.places import canonical, module_path, transformer_lens
+from hfsae.interop.foreign_names import canonical, module_path, transformer_lens
 from hfsae.interop.sparsify import TENSORS, WEIGHTS
 from hfsae.interop.writing import plain_copy, theirs, write_files
 from hfsae.saving import write_json

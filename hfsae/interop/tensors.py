@@ -15,7 +15,7 @@ PICKLES = (".pt", ".pth", ".bin")
 WEIGHTS_FILES = (".safetensors", ".npz", *PICKLES)
 
 
-def read_tensors(path: Path, source: str) -> dict[str, Any]:
+def read_weights(path: Path, source: str) -> dict[str, Any]:
     """The content of a weights file, on the CPU.
 
     Args:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Documents, PieceReader, Pieces
-from hfsae.analysis.reading import FeatureReader, Firings
+from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader, DocumentSequences
+from hfsae.analysis.feature_reader import FeatureReader, Firings
 from hfsae.modeling import SAE
 from hfsae.progress import token_bar
 
@@ -61,11 +61,13 @@ class Counterexamples:
             max_tokens: Tokens to read, at most.
             context_length: Tokens that the model sees at once; None takes the config's.
             text_column: The column of documents; None finds it.
-            batch_size: Pieces per run of the model.
+            batch_size: Sequences per run of the model.
             disable_tqdm: Whether to show no progress bar.
         """
         reader = FeatureReader(sae, model)
-        pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+        pieces = DocumentSequenceReader(
+            sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size
+        )
         windows: list[list[int]] = []
         firing: list[Tensor] = []
         n_tokens = 0
@@ -115,7 +117,7 @@ class Counterexamples:
         return [self.windows[number] for number in chosen.sample(numbers, min(size, len(numbers)))]
 
 
-def _cut(batch: Pieces, firings: Firings, width: int) -> tuple[list[list[int]], Tensor]:
+def _cut(batch: DocumentSequences, firings: Firings, width: int) -> tuple[list[list[int]], Tensor]:
     """The windows of a batch of pieces, and pairs of a window's number and a feature that fires in it."""
     ids, lengths = batch.tokens.input_ids, batch.tokens.attention_mask.sum(1).tolist()
     in_a_row = -(-ids.shape[1] // width)

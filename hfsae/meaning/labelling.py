@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.analysis import Feature, FeatureCollection, TokenTexts
-from hfsae.analysis.pieces import Documents
+from hfsae.analysis.document_sequences import Documents
 from hfsae.analysis.weights import chosen_features
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.label_file import Label, Score
@@ -105,7 +105,7 @@ class Labeller:
         prompts: The templates.
         n_shown: Examples that a feature is explained from.
         n_scored: Pieces of each kind that an explanation is scored on; 0 for no scores.
-        shown_at_once: Pieces in one request for verdicts.
+        shown_at_once: DocumentSequences in one request for verdicts.
         seed: Of what is drawn.
     """
 
@@ -265,7 +265,7 @@ def label_features(
         n_shown: Examples that a feature is explained from: half of them the strongest, half across its range.
         n_scored: Pieces of text of each of three kinds that an explanation is scored on: where the feature fires,
             random ones, and those where a feature with a near decoder row fires. 0 for no scores.
-        shown_at_once: Pieces in one request for verdicts.
+        shown_at_once: DocumentSequences in one request for verdicts.
         counterexample_tokens: Tokens of `documents` to read.
         prompts: Templates, or a folder with those that replace the package's.
         journal: A file in which answers are kept until the end; None keeps none.

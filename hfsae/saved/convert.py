@@ -59,7 +59,7 @@ def convert(
     if to not in (known := targets()):
         raise ValueError(f"to must be one of {', '.join(known)}, got {to!r}.{did_you_mean(to, known)}")
     source, subfolder = catalogue.located(source, subfolder)
-    places = list(find(source, subfolder, **hub))
+    places = list(sae_subfolders(source, subfolder, **hub))
     if not places:
         raise UnknownFormatError(f"no SAE of a known format lies in {posixpath.join(source, subfolder)}.")
     options = {"allow_pickle": allow_pickle, **hub, **(given or {})}
@@ -81,7 +81,7 @@ def targets() -> list[str]:
     return ["hfsae", _SET, *export_formats()]
 
 
-def find(source: str | os.PathLike, subfolder: str = "", **hub: Any) -> Iterator[str]:
+def sae_subfolders(source: str | os.PathLike, subfolder: str = "", **hub: Any) -> Iterator[str]:
     """Where the SAEs of a folder or repository lie.
 
     Args:

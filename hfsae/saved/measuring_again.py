@@ -9,11 +9,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
-from hfsae.data import TextSource, TokenBlocks, contents_of
-from hfsae.data.contents import column_names
+from hfsae.data import TextSource, TokenBlocks, find_document_column
+from hfsae.data.document_column import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
-from hfsae.evaluation.sides import sides_of
+from hfsae.evaluation.output_places import output_places
 from hfsae.evaluation.text import take
 from hfsae.language_model import as_recorded, rename_base_model
 from hfsae.loading import holds_config
@@ -247,7 +247,7 @@ def _fitting(source: TextSource) -> TextSource:
     dataset = source.load()
     if source.text_column not in column_names(dataset):
         source = replace(source, text_column=None)
-    kind = contents_of(dataset, source.text_column, chat=None if source.chat else False).kind
+    kind = find_document_column(dataset, source.text_column, chat=None if source.chat else False).kind
     return replace(source, chat=kind == "chat")
 
 
@@ -274,7 +274,7 @@ def calibration_of(
         return None
     blocks = blocks_of(next(iter(saes)), text.calibration, batch_size)
     batches = list(take(blocks, text.calibration_tokens))
-    sides = [side for sae in saes for side in sides_of(sae, lm)]
+    sides = [side for sae in saes for side in output_places(sae, lm)]
     places = dict.fromkeys(place for side in sides for place in (*side.reads, side.target))
     rows = read_rows(lm, batches, places, of_first_process=False)
     return {str(place): read for place, read in rows.items()}

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
-from hfsae.evaluation.healthy import METRICS, TITLES
+from hfsae.evaluation.healthy import METRIC_TITLES, METRICS
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index
@@ -21,7 +21,8 @@ from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import figure
 from hfsae.hub.snapshot import look
 from hfsae.hub.written_card import taken_apart
-from hfsae.loading import holds_config, load_sae, located
+from hfsae.interop import catalogue
+from hfsae.loading import holds_config, load_sae
 from hfsae.saved.measuring_again import measure_again
 
 # What a card claims first of all.
@@ -126,7 +127,7 @@ def verify(
         OSError: If the SAE, its card, the model or the text is not there.
     """
     token = usable_token(token)
-    source, subfolder = located(source, subfolder)
+    source, subfolder = catalogue.located(source, subfolder)
     with reachable():
         at_hub: dict[str, Any] = {} if Path(source).exists() else {"token": token}
         if at_hub:
@@ -152,14 +153,14 @@ def verify(
     same_text = dataset is None and not again.text_changed and again.metrics["n_tokens"] == recorded.get("n_tokens")
     tolerance = ON_THE_SAME_TEXT if same_text else ON_OTHER_TEXT
     claims = tuple(
-        Claim(TITLES[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in COMPARED
+        Claim(METRIC_TITLES[name], claimed.get(name), number(again.metrics.get(name)), tolerance) for name in COMPARED
     )
     problems = []
     if digest is not None and digest != weights_sha256(sae):
         problems.append("The weights are not those that were measured: they were changed since.")
     if again.text_changed:
         problems.append("The text is not the one that was measured: it was changed since.")
-    if different := [TITLES[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
+    if different := [METRIC_TITLES[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:
         problems.append(f"The card and config.json differ in {', '.join(different)}.")
     if not ours or not all(claim.holds for claim in claims):
         check = self_check(sae, again.model, again.blocks)

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from hfsae.evaluation.healthy import TITLES
+from hfsae.evaluation.healthy import METRIC_TITLES
 from hfsae.evaluation.report import SET_TITLES
 from hfsae.evaluation.saved_set import is_stale
 from hfsae.hub.kinds import number
@@ -50,7 +50,7 @@ def verify_found(found: SavedSet, **measuring: Any) -> Verification:
     again = measure_set_again(record, saes, found.source, **measuring)
     tolerance = ON_THE_SAME_TEXT if again.same_text else ON_OTHER_TEXT
     claims = [
-        Claim(f"{name} {TITLES[metric]}", claimed[name].get(metric), number(measured.get(metric)), tolerance)
+        Claim(f"{name} {METRIC_TITLES[metric]}", claimed[name].get(metric), number(measured.get(metric)), tolerance)
         for name, measured in again.metrics.items()
         for metric in COMPARED
     ]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfsae.analysis.pieces import Pieces
-from hfsae.analysis.reading import Firings
+from hfsae.analysis.document_sequences import DocumentSequences
+from hfsae.analysis.feature_reader import Firings
 from hfsae.tables.choices import Reduce
 
 # Entries that wait before those of the same document and feature become one.
@@ -50,7 +50,7 @@ class DocumentRows:
         self._positions: list[Tensor] = []
         self._waiting = 0
 
-    def add(self, pieces: Pieces, firings: Firings, first: int) -> None:
+    def add(self, pieces: DocumentSequences, firings: Firings, first: int) -> None:
         """Takes in what fires on some pieces.
 
         Args:
@@ -121,7 +121,7 @@ class TokenRows:
         self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
         self._n_rows = 0
 
-    def add(self, pieces: Pieces, firings: Firings, first: int) -> None:
+    def add(self, pieces: DocumentSequences, firings: Firings, first: int) -> None:
         """Takes in what fires on some pieces; arguments as of `DocumentRows.add`."""
         keep = pieces.tokens.keep
         piece, column = keep.nonzero(as_tuple=True)

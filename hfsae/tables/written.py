@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Documents, PieceReader, as_dataset
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader, as_dataset
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.data.contents import column_names
+from hfsae.data.document_column import column_names
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
@@ -84,7 +84,7 @@ def featurize(
         columns: Columns of the dataset that are carried along, such as ids and labels.
         text_column: The column of documents; None finds it.
         context_length: Tokens that the model sees at once; None takes the config's.
-        batch_size: Pieces of documents per run of the model.
+        batch_size: Sequences per run of the model.
         documents_per_shard: Documents whose rows are in memory together, and whose work an interruption can cost.
         text: What the dataset is, in values that JSON can hold; the table remembers it.
         rank: This process; it writes the shards r, r + world_size, ...
@@ -109,7 +109,7 @@ def featurize(
     dataset = as_dataset(documents)
     _check_columns(column_names(dataset), columns)
     chosen = None if features is None else chosen_features(sae, features).unique()
-    pieces = PieceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+    pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     about = {
         "level": level,
         "reduce": reduce if level == "document" else None,
@@ -196,7 +196,7 @@ def _shards(dataset: Any, size: int) -> Iterator[_Shard]:
 def _read(
     shard: _Shard,
     reader: FeatureReader,
-    pieces: PieceReader,
+    pieces: DocumentSequenceReader,
     about: Mapping[str, Any],
     column: str,
     bar: Any,

@@ -43,7 +43,7 @@ def remove_parallel_gradient(rows: Tensor) -> None:
         return
     grads, rows = own_part(rows.grad), own_part(rows)
     if _by_kernel(grads, rows):
-        from hfsae.functional.kernels import rows as kernel
+        from hfsae.functional.kernels import decoder_rows as kernel
 
         return kernel.remove_parallel(grads, rows)
     for grad, row in in_blocks(grads, rows):
@@ -56,9 +56,9 @@ def renormalise(rows: Tensor) -> None:
     """Brings every row back to unit norm."""
     rows = own_part(rows)
     if _by_kernel(rows):
-        from hfsae.functional.kernels import rows as kernel
+        from hfsae.functional.kernels import decoder_rows as kernel
 
-        return kernel.renormalise(rows, _LEAST_NORM)
+        return kernel.divide_by_norms(rows, _LEAST_NORM)
     rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM))
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hfsae.analysis import feature_activations, read_pieces
+from hfsae.analysis import feature_activations, read_sequences
 from tests.analysis.tiny import N_FEATURES, read_longhand, setting, texts
 
 
@@ -21,7 +21,7 @@ def test_the_table_holds_every_token_with_its_activations():
 
 
 def test_pieces_hold_all_features():
-    (piece,) = read_pieces(*setting(), ["w1 w2 w3"])
+    (piece,) = read_sequences(*setting(), ["w1 w2 w3"])
     assert piece.activations.shape == (3, N_FEATURES) and piece.texts == [" w1", " w2", " w3"]
     assert piece.kept == [False, True, True] and (piece.activations > 0).sum(1).tolist() == [0, 4, 4]
 

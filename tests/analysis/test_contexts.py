@@ -1,16 +1,18 @@
 import torch
 
 from hfsae.analysis.contexts import NO_TOKEN, context_numbers, random_numbers, strongest, windows
-from hfsae.analysis.pieces import Pieces
-from hfsae.analysis.reading import Firings
+from hfsae.analysis.document_sequences import DocumentSequences
+from hfsae.analysis.feature_reader import Firings
 from hfsae.data import TokenBatch
 
 
-def pieces(rows: list[list[int]]) -> Pieces:
+def pieces(rows: list[list[int]]) -> DocumentSequences:
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return Pieces(TokenBatch(ids, mask, mask.bool()), torch.arange(len(rows)), torch.zeros(len(rows)).long())
+    return DocumentSequences(
+        TokenBatch(ids, mask, mask.bool()), torch.arange(len(rows)), torch.zeros(len(rows)).long()
+    )
 
 
 def test_equal_contexts_have_equal_numbers_and_different_ones_have_not():

@@ -22,7 +22,7 @@ class Setting(NamedTuple):
 
 @cache
 def setting(**fields) -> Setting:
-    """Pieces of 12 tokens, position 0 of which is left out; the EOS has id 0, the word `w<i>` has id i + 1."""
+    """Sequences of 12 tokens, position 0 of which is left out; the EOS has id 0, the word `w<i>` has id i + 1."""
     torch.manual_seed(1)
     config = TopKSAEConfig(
         d_in=16,

@@ -10,7 +10,7 @@ import torch
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.dashboard.comparison import diff_saved
-from hfsae.dashboard.contents import unpack
+from hfsae.dashboard.page_contents import unpack
 from hfsae.diffing import ModelDiff, diff
 from hfsae.hub.card import card_of
 from tests.data.tiny import language_model, pythia_like

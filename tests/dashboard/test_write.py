@@ -1,7 +1,7 @@
 import re
 
 from hfsae.dashboard import write_dashboard
-from hfsae.dashboard.contents import unpack
+from hfsae.dashboard.page_contents import unpack
 from tests.dashboard.tiny import collection, index_of, tokenizer
 
 PROMPT = {"tokens": ["w1", " w2"], "kept": [False, True], "features": [[], [3]], "activations": [[], [1.5]]}

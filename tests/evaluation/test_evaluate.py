@@ -193,8 +193,8 @@ def test_the_batch_size_does_not_matter():
 
 def test_a_model_that_is_run_in_full_in_small_pieces_gives_the_same(monkeypatch):
     with_shortcuts = evaluate(make_sae())
-    monkeypatch.setattr("hfsae.evaluation.replay.Replay._check", lambda self, inputs: None)
-    monkeypatch.setattr("hfsae.evaluation.replay._LOGIT_BYTES", 2 * 4 * 12 * VOCABULARY * 4)
+    monkeypatch.setattr("hfsae.evaluation.spliced_model.SplicedModel._check", lambda self, inputs: None)
+    monkeypatch.setattr("hfsae.evaluation.spliced_model._LOGIT_BYTES", 2 * 4 * 12 * VOCABULARY * 4)
     assert evaluate(make_sae()) == {
         name: value if isinstance(value, dict | None) else pytest.approx(value, rel=1e-6)
         for name, value in with_shortcuts.items()

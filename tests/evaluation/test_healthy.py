@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.evaluation.healthy import METRICS, Range, names_by, too_few_to_tell, warnings_for
+from hfsae.evaluation.healthy import METRICS, Interval, names_by, too_few_to_tell, warnings_for
 from hfsae.evaluation.metrics import FORMULAS
 
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -57,8 +57,8 @@ def test_expectations_are_short():
 
 
 def test_a_range_includes_its_ends_and_may_be_open():
-    assert 1 in Range(1, 2) and 2 in Range(1, 2) and 2.1 not in Range(1, 2)
-    assert -1e9 in Range(high=0) and 1e9 in Range() and 0.9 not in Range(low=1)
+    assert 1 in Interval(1, 2) and 2 in Interval(1, 2) and 2.1 not in Interval(1, 2)
+    assert -1e9 in Interval(high=0) and 1e9 in Interval() and 0.9 not in Interval(low=1)
 
 
 def measured_on(n_tokens: int, l0: float = 32.0, never: int = 1400) -> dict:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hfsae.data.stdlib_text import Split, stdlib_documents
+from hfsae.data.stdlib_text import StdlibSplit, stdlib_documents
 
 
-def token_ids(folder: Path, split: Split, at_least: int | None = None) -> list[int]:
+def token_ids(folder: Path, split: StdlibSplit, at_least: int | None = None) -> list[int]:
     """The tokens of a split, `<|endoftext|>` before each document; with `at_least`, no more documents than needed."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids: list[int] = []

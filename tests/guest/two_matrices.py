@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from hfsae import SAE
-from hfsae.interop import Draft, Source, renamed
+from hfsae.interop import ConvertedSAE, Source, renamed
 from hfsae.interop.writing import plain_copy
 
 CONFIG, WEIGHTS = "two_matrices.json", "two_matrices.safetensors"
@@ -17,9 +17,9 @@ def recognises(source: Source) -> bool:
     return CONFIG in source.listing
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     tensors = renamed(source.tensors(WEIGHTS), NAMES, source)
-    return Draft("topk", tensors, {"k": source.json(CONFIG).whole("k"), "subtract_b_dec": True})
+    return ConvertedSAE("topk", tensors, {"k": source.json(CONFIG).whole("k"), "subtract_b_dec": True})
 
 
 def write(sae: SAE, folder: str, *, note: str = "") -> Path:

@@ -15,7 +15,7 @@ from hfsae.hooks import (
     resolve_hook_points,
     transformer_lens_name,
 )
-from hfsae.hooks.blocks import transformer_lens_places
+from hfsae.hooks.decoder_blocks import transformer_lens_places
 from tests.hooks.families import FAMILIES, SMALL, build
 from tests.hooks.model_types import text_ids, tiny_model
 from tests.older import OLDER_TRANSFORMERS, skipping_unknown_models

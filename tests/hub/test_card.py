@@ -18,7 +18,7 @@ from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import render_card, write_card
 from hfsae.hub.card import BEGIN, END
-from hfsae.hub.entries import entry_of
+from hfsae.hub.sae_entries import sae_entry
 from tests.architectures.variants import sources
 from tests.hub.samples import LOG, config, metrics, reread, snippet
 
@@ -176,7 +176,7 @@ def test_values_of_odd_kinds_cost_their_row_and_not_the_card(field, tmp_path):
                 changed[name][inner] = odd
             of = config(**{field: changed})
             assert "## Measured" in render_card(of).text, (name, inner, odd)
-            entry_of(of, "x")
+            sae_entry(of, "x")
 
 
 @pytest.mark.parametrize("density", [3, "x", {"log10_edges": 1}, {"log10_edges": [1, "a"], "counts": [2], "never": 1}])

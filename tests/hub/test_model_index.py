@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hfsae.hub import render_card
-from hfsae.hub.model_index import claims, entry_of, merged
+from hfsae.hub.model_index import claims, merged, model_index_entry
 from tests.hub.samples import config, metrics
 
 # On the same data set and split as our record, as far as huggingface_hub tells them apart.
@@ -83,21 +83,26 @@ def test_the_figures_of_others_survive_what_the_client_makes_of_a_card_and_are_n
 
 
 def test_figures_of_an_earlier_version_without_a_mark_are_ours_by_their_names():
-    entry = entry_of("sae", metrics())
+    entry = model_index_entry("sae", metrics())
     for metric in entry["results"][0]["metrics"]:
         del metric["config"]
-    new = entry_of("sae", metrics(l0=9.0))
+    new = model_index_entry("sae", metrics(l0=9.0))
     assert merged([entry], new) == [new] and claims([entry], metrics())["l0"] == 4.0
 
 
 def test_figures_on_another_text_than_before_take_the_place_of_the_old_ones():
-    old, new = entry_of("sae", metrics()), entry_of("sae", metrics(protocol={"dataset": "org/other", "split": "test"}))
+    old, new = (
+        model_index_entry("sae", metrics()),
+        model_index_entry("sae", metrics(protocol={"dataset": "org/other", "split": "test"})),
+    )
     assert merged([old], new) == [new]
 
 
 def test_local_texts_of_several_names_are_told_apart_where_the_client_looks():
     first, second = (
-        entry_of("sae", metrics(protocol={"dataset": name, "split": "train", "data_files": files}))["results"][0]
+        model_index_entry("sae", metrics(protocol={"dataset": name, "split": "train", "data_files": files}))[
+            "results"
+        ][0]
         for name, files in (("texts", "a.jsonl"), ("texts", "b.jsonl"))
     )
     assert first["dataset"]["type"] == second["dataset"]["type"] == "other"

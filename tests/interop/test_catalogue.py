@@ -9,9 +9,9 @@ from huggingface_hub import HfApi
 from hfsae import SAE
 from hfsae.cli import main
 from hfsae.hooks.layout import EMBED, LAYER_ROLES
-from hfsae.interop.bare import KINDS
 from hfsae.interop.catalogue import Release, release_of, releases, resolve, search
 from hfsae.interop.formats import BY_FILES, BY_TENSORS
+from hfsae.interop.unlabelled_weights import KINDS
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D
 

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from hfsae import SAE
 from hfsae.cli import main
 from hfsae.hub import list_saes
-from hfsae.saved.convert import convert, find
+from hfsae.saved.convert import convert, sae_subfolders
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D, Foreign
 from tests.interop.test_writers import make
@@ -46,10 +46,10 @@ def assert_converted(folder: Path, zoo: dict[str, Foreign]) -> None:
 
 
 def test_every_sae_of_a_folder_is_found_and_nothing_else(zoo: dict[str, Foreign], tmp_path: Path):
-    found = list(find(tmp_path / "zoo"))
+    found = list(sae_subfolders(tmp_path / "zoo"))
     assert found == ["bare/SAE-l19.pth", "dl/trainer_0", "gpt2/layers.2", "lens/blocks.2.hook_resid_pre", "ours"]
-    assert list(find(tmp_path / "zoo", "dl")) == ["dl/trainer_0"]
-    assert list(find(tmp_path / "zoo", "bare/SAE-l19.pth")) == ["bare/SAE-l19.pth"]
+    assert list(sae_subfolders(tmp_path / "zoo", "dl")) == ["dl/trainer_0"]
+    assert list(sae_subfolders(tmp_path / "zoo", "bare/SAE-l19.pth")) == ["bare/SAE-l19.pth"]
 
 
 def test_a_whole_folder_keeps_its_layout(zoo: dict[str, Foreign], tmp_path: Path):

@@ -136,7 +136,7 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_rows(tmp_path: Path
     class Stopped(Exception):
         pass
 
-    from hfsae.analysis.reading import FeatureReader
+    from hfsae.analysis.feature_reader import FeatureReader
 
     read = FeatureReader.read
 

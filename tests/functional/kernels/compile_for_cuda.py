@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hfsae.functional.kernels import above, largest, products, rows, screened
+from hfsae.functional.kernels import above, decoder_rows, largest, products, screened
 
 INTEGERS = {"indices", "starts", "ends", "further", "features", "offsets", "groups", "wanted"}
 SIZES = {"width", "n", "n_rows", "n_groups", "k", "blocks"}
@@ -29,8 +29,8 @@ KERNELS = [
     (screened._product_where, {"TOKENS": 16, "FEATURES": 64, "COLUMNS": 32}, "fp32"),
     (above._count, {"EACH": True, "BLOCK": 2048}, "i64"),
     (above._write, {"EACH": False, "BLOCK": 2048}, None),
-    (rows._remove_parallel, {"COLUMNS": 1024}, None),
-    (rows._renormalise, {"COLUMNS": 1024}, None),
+    (decoder_rows._remove_parallel, {"COLUMNS": 1024}, None),
+    (decoder_rows._renormalise, {"COLUMNS": 1024}, None),
 ]
 
 

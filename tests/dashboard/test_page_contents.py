@@ -4,17 +4,17 @@ from hypothesis import strategies as st
 
 from hfsae.analysis import TokenTexts
 from hfsae.analysis.plain_values import significant
-from hfsae.dashboard import contents
-from hfsae.dashboard.contents import Contents, pack, unpack
+from hfsae.dashboard import page_contents
+from hfsae.dashboard.page_contents import PageContents, pack, unpack
 from tests.dashboard.tiny import collection, tokenizer
 
 
 @pytest.fixture(scope="module")
-def written() -> Contents:
-    return Contents.of(collection(), TokenTexts(tokenizer()))
+def written() -> PageContents:
+    return PageContents.of(collection(), TokenTexts(tokenizer()))
 
 
-def opened(written: Contents) -> list[dict]:
+def opened(written: PageContents) -> list[dict]:
     """All features, with the tokens of their examples as texts."""
     features = []
     for group in map(unpack, written.groups):
@@ -50,8 +50,8 @@ def test_the_index_has_what_lists_need(written):
 
 
 def test_groups_are_of_one_size_but_the_last(monkeypatch):
-    monkeypatch.setattr(contents, "GROUP_SIZE", 16)
-    written = Contents.of(collection(), TokenTexts(tokenizer()))
+    monkeypatch.setattr(page_contents, "GROUP_SIZE", 16)
+    written = PageContents.of(collection(), TokenTexts(tokenizer()))
     assert [len(unpack(group)["features"]) for group in written.groups] == [16, 16, 8]
     assert written.index["group_size"] == 16 and len(opened(written)) == 40
 

@@ -62,7 +62,7 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckSetup:
     """What is checked, and on what."""
 
     sae: SparseAutoencoder
@@ -99,24 +99,24 @@ class Subject:
         return Figures(l0(sums), explained_variance(sums))
 
 
-def trials(subject: Subject) -> Iterator[Trial]:
+def trials(setup: CheckSetup) -> Iterator[Trial]:
     """Every usual mistake undone: text cut otherwise, other places, other scales, processed weights."""
-    yield from _other_tokens(subject)
-    yield from _other_places(subject)
-    source, target = hook_points_of(subject.sae.config, subject.model)
-    rows = read_rows(subject.model, subject.few(subject.sae.config), {source, target}, of_first_process=False)
-    yield _other_scale(subject, rows[source], rows[target])
-    yield from _processed_weights(subject, source, rows[source], rows[target])
+    yield from _other_tokens(setup)
+    yield from _other_places(setup)
+    source, target = hook_points_of(setup.sae.config, setup.model)
+    rows = read_rows(setup.model, setup.few(setup.sae.config), {source, target}, of_first_process=False)
+    yield _other_scale(setup, rows[source], rows[target])
+    yield from _processed_weights(setup, source, rows[source], rows[target])
 
 
-def _other_tokens(subject: Subject) -> Iterator[Trial]:
+def _other_tokens(setup: CheckSetup) -> Iterator[Trial]:
     """Text with or without BOS, special tokens and position 0."""
-    config = subject.sae.config
-    source, target = hook_points_of(config, subject.model)
-    if subject.tokenizer is None or isinstance(subject.texts, str):
+    config = setup.sae.config
+    source, target = hook_points_of(config, setup.model)
+    if setup.tokenizer is None or isinstance(setup.texts, str):
         return
     changes: list[tuple[dict[str, Any], str]] = []
-    if getattr(subject.tokenizer, "bos_token_id", None) is not None:
+    if getattr(setup.tokenizer, "bos_token_id", None) is not None:
         for bos in {True, False} - {config.prepend_bos}:
             how = "with" if bos else "without"
             changes.append(({"prepend_bos": bos}, f"Wrong BOS: it fits text {how} BOS"))
@@ -130,16 +130,16 @@ def _other_tokens(subject: Subject) -> Iterator[Trial]:
         changed = copy.copy(config)
         for name, value in fields.items():
             setattr(changed, name, value)
-        rows = read_rows(subject.model, subject.few(changed), {source, target}, of_first_process=False)
+        rows = read_rows(setup.model, setup.few(changed), {source, target}, of_first_process=False)
         advice = ", ".join(f"config.{name} = {value}" for name, value in fields.items())
-        yield Trial(subject.figures(rows[source], rows[target]), f"{cause}; set {advice}")
+        yield Trial(setup.figures(rows[source], rows[target]), f"{cause}; set {advice}")
 
 
-def _other_places(subject: Subject) -> Iterator[Trial]:
+def _other_places(setup: CheckSetup) -> Iterator[Trial]:
     """The same text at every other place of the same width; a transcoder has two places that may be wrong."""
-    model, config = subject.model, subject.sae.config
+    model, config = setup.model, setup.sae.config
     source, target = hook_points_of(config, model)
-    batches = subject.few(config)
+    batches = setup.few(config)
     sides = {"hook_point": config.d_in} | ({"target_hook_point": config.d_out} if config.is_transcoder else {})
     for field, size in sides.items():
         own = source if field == "hook_point" else target
@@ -153,25 +153,25 @@ def _other_places(subject: Subject) -> Iterator[Trial]:
                 y = rows[target if config.is_transcoder and field == "hook_point" else place]
                 called = portable_name(model, place) or str(place)
                 cause = f"Wrong hook point: it fits {called}; set config.{field} = {str(place)!r}"
-                yield Trial(subject.figures(x, y), cause)
+                yield Trial(setup.figures(x, y), cause)
 
 
-def _other_scale(subject: Subject, source: Tensor, target: Tensor) -> Trial:
+def _other_scale(setup: CheckSetup, source: Tensor, target: Tensor) -> Trial:
     """The factor of the activations that suits the SAE best."""
 
     def best(powers: list[float]) -> tuple[float, Figures]:
-        tried = [(power, subject.figures(source, target, 2.0**power)) for power in powers]
+        tried = [(power, setup.figures(source, target, 2.0**power)) for power in powers]
         return max(tried, key=lambda pair: pair[1].explained_variance or 0.0)
 
     power, figures = best([float(power) for power in _POWERS if power])
     for step in _REFINEMENTS:
         power, figures = best([power - step, power, power + step])
-    scale = 2.0**power * float(subject.sae.input_scale)
+    scale = 2.0**power * float(setup.sae.input_scale)
     cause = f"Wrong scale: it fits activations {2.0**power:.3g} times as large; set input_scale to about {scale:.3g}"
     return Trial(figures, cause)
 
 
-def _processed_weights(subject: Subject, source: HookPoint, x: Tensor, target: Tensor) -> Iterator[Trial]:
+def _processed_weights(setup: CheckSetup, source: HookPoint, x: Tensor, target: Tensor) -> Iterator[Trial]:
     """Activations as libraries have them that process a language model's weights (TransformerLens)."""
     folded = [
         (
@@ -179,9 +179,9 @@ def _processed_weights(subject: Subject, source: HookPoint, x: Tensor, target: T
             f"what {path} gives without its weight and bias, which fold_ln of TransformerLens folds into the layers "
             "after it; fold them in this model too",
         )
-        for path, bare in _without_affine_norms(subject.model, source, x)
+        for path, bare in _without_affine_norms(setup.model, source, x)
     ]
-    if subject.sae.config.is_transcoder:
+    if setup.sae.config.is_transcoder:
         centred = (
             _centred(target),
             "a target without its mean over dimensions, which center_writing_weights of TransformerLens takes off the "
@@ -189,7 +189,7 @@ def _processed_weights(subject: Subject, source: HookPoint, x: Tensor, target: T
         )
         for (read, reads), (written, writes) in itertools.product([(x, ""), *folded], [(target, ""), centred]):
             if it_fits := ", and ".join(filter(None, (reads, writes))):
-                yield Trial(subject.figures(read, written), f"Processed weights: it fits {it_fits}")
+                yield Trial(setup.figures(read, written), f"Processed weights: it fits {it_fits}")
         return
     centred = (
         _centred(x),
@@ -201,7 +201,7 @@ def _processed_weights(subject: Subject, source: HookPoint, x: Tensor, target: T
         "activations after a layer norm; set config.input_transform = 'layer_norm'",
     )
     for rows, it_fits in [*folded, centred, normed]:
-        yield Trial(subject.figures(rows, rows), f"Processed weights: it fits {it_fits}")
+        yield Trial(setup.figures(rows, rows), f"Processed weights: it fits {it_fits}")
 
 
 def _centred(rows: Tensor) -> Tensor:

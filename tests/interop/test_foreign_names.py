@@ -1,6 +1,6 @@
 import pytest
 
-from hfsae.interop.places import canonical, hub_id, layer_of, module_path, transformer_lens
+from hfsae.interop.foreign_names import base_model_id, canonical, layer_of, module_path, transformer_lens
 
 GPT2, NEOX, GEMMA, QWEN = "openai-community/gpt2", "EleutherAI/pythia-70m", "google/gemma-2-2b", "Qwen/Qwen3.5-2B-Base"
 
@@ -19,7 +19,7 @@ GPT2, NEOX, GEMMA, QWEN = "openai-community/gpt2", "EleutherAI/pythia-70m", "goo
     ],
 )
 def test_short_names_of_models_become_hub_ids(short, full):
-    assert hub_id(short) == full
+    assert base_model_id(short) == full
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from hfsae import SAE
-from hfsae.saved.convert import convert, find
+from hfsae.saved.convert import convert, sae_subfolders
 from tests.hub_server import HubServer
 from tests.interop.foreign import FOREIGN, D, K, N, jump, keep_largest, matrices, thresholds, write_tensors
 
@@ -119,7 +119,7 @@ def test_of_several_files_one_has_to_be_named_and_all_are_converted(tmp_path: Pa
     write_tensors(tmp_path / "statistics.safetensors", {"mean": torch.zeros(D)})
     with pytest.raises(ValueError, match="2 files that may be meant: layer_1.safetensors, layer_2.safetensors"):
         SAE.from_pretrained(tmp_path, architecture="standard")
-    assert list(find(tmp_path)) == ["layer_1.safetensors", "layer_2.safetensors"]
+    assert list(sae_subfolders(tmp_path)) == ["layer_1.safetensors", "layer_2.safetensors"]
     written = convert(tmp_path, tmp_path / "out", given={"architecture": "standard"})
     assert [folder.name for folder in written] == ["layer_1", "layer_2"]
 

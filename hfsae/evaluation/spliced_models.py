@@ -1,11 +1,11 @@
-"""The replays of an evaluation: of its language model, or of each of several that stand side by side."""
+"""The spliced_models of an evaluation: of its language model, or of each of several that stand side by side."""
 
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.evaluation.replay import Replay
+from hfsae.evaluation.spliced_model import SplicedModel
 from hfsae.hooks import HookPoint, SideBySide
 from hfsae.hooks.side_by_side import below
 
@@ -13,17 +13,17 @@ from hfsae.hooks.side_by_side import below
 _ALONE = ""
 
 
-class Replays:
-    """One `Replay` a language model, by name; a place belongs to one of them.
+class SplicedModels:
+    """One `SplicedModel` a language model, by name; a place belongs to one of them.
 
     Args:
         model: A language model, or a `SideBySide`.
-        reads: As for `Replay`, like the others.
+        reads: As for `SplicedModel`, like the others.
         writes: The places that are written to.
         inputs: A first batch.
 
     Attributes:
-        of: The replays by the names of their models.
+        of: The spliced_models by the names of their models.
     """
 
     def __init__(
@@ -37,7 +37,8 @@ class Replays:
         reads, writes = list(reads), list(writes)
         models = {_ALONE: model} if self._models is None else self._models.models
         self.of = {
-            name: Replay(one, self._of(name, reads), self._of(name, writes), inputs) for name, one in models.items()
+            name: SplicedModel(one, self._of(name, reads), self._of(name, writes), inputs)
+            for name, one in models.items()
         }
 
     def _of(self, model: str, places: list[HookPoint]) -> list[HookPoint]:
@@ -55,8 +56,8 @@ class Replays:
         """The untouched models' activations at all places, and the final state of each by its name."""
         activations: dict[HookPoint, Tensor] = {}
         finals: dict[str, Tensor] = {}
-        for name, replay in self.of.items():
-            own, finals[name] = replay.read(inputs)
+        for name, spliced in self.of.items():
+            own, finals[name] = spliced.read(inputs)
             activations |= {below(name, place) if self._models is not None else place: it for place, it in own.items()}
         return activations, finals
 
@@ -65,6 +66,6 @@ class Replays:
         return self.of[self.model_of(place)].write(inputs, self._own(place), activation)
 
     def sequences_at_once(self, length: int, runs: int) -> int | None:
-        """As of a `Replay`: as many as all models can take."""
-        numbers = [replay.sequences_at_once(length, runs) for replay in self.of.values()]
+        """As of a `SplicedModel`: as many as all models can take."""
+        numbers = [spliced.sequences_at_once(length, runs) for spliced in self.of.values()]
         return min((number for number in numbers if number is not None), default=None)

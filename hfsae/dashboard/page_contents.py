@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfsae.analysis import Feature, FeatureCollection, TokenTexts
+from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.plain_values import Words, feature_content, rounded, significant
-from hfsae.analysis.records import TokenEffect
-from hfsae.hub.names import without_folders
+from hfsae.hub.hub_ids import without_folders
 
 GROUP_SIZE = 64
 
@@ -51,7 +51,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Contents:
+class PageContents:
     """The features of a collection as the page reads them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Contents:
     @classmethod
     def of(
         cls, collection: FeatureCollection, texts: TokenTexts, compared: Mapping[int, Compared] | None = None
-    ) -> "Contents":
+    ) -> "PageContents":
         """Writes out a collection.
 
         Args:

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
-from hfsae.evaluation.measure import Subject
+from hfsae.evaluation.measure import Measurement
 from hfsae.hooks import HookPoint
 from hfsae.in_model import hook_points_of, hook_points_of_layers, hook_points_of_sources
 
 
 @dataclass(frozen=True)
-class Side:
+class OutputPlace:
     """One reconstruction.
 
     Args:
@@ -36,9 +36,9 @@ class Side:
     target: HookPoint
     width: int
 
-    def subject(self, sae: SparseAutoencoder, reconstruct: Callable[[Tensor], SAEOutput]) -> Subject:
+    def measurement(self, sae: SparseAutoencoder, reconstruct: Callable[[Tensor], SAEOutput]) -> Measurement:
         """What is measured of this side, where `reconstruct` stands for the SAE."""
-        return Subject(self._alone(sae, reconstruct), self.reads, self.target, device=sae.device)
+        return Measurement(self._alone(sae, reconstruct), self.reads, self.target, device=sae.device)
 
     def _alone(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
         """What gives this side alone of all that an SAE reconstructs."""
@@ -53,7 +53,7 @@ class Side:
         return one_side
 
 
-def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
+def output_places(sae: SparseAutoencoder, model: PreTrainedModel) -> list[OutputPlace]:
     """The sides of an SAE in a language model; one, but for crosscoders.
 
     Raises:
@@ -62,23 +62,25 @@ def sides_of(sae: SparseAutoencoder, model: PreTrainedModel) -> list[Side]:
     """
     if not sae.config.has_sides:
         read, target = hook_points_of(sae.config, model)
-        return [Side(None, (read,), target, sae.config.d_out)]
+        return [OutputPlace(None, (read,), target, sae.config.d_out)]
     config: Any = sae.config
     if sae.config.is_cross_layer:
         pairs = hook_points_of_layers(sae.config, model)
         layers = zip(config.source_names, pairs, config.output_widths, strict=True)
-        return [Side(name, tuple(read for read, _ in pairs), target, width) for name, (_, target), width in layers]
+        return [
+            OutputPlace(name, tuple(read for read, _ in pairs), target, width) for name, (_, target), width in layers
+        ]
     places = tuple(hook_points_of_sources(sae.config, model))
     named = zip(config.source_names, places, config.source_widths, strict=True)
-    return [Side(name, places, place, width) for name, place, width in named]
+    return [OutputPlace(name, places, place, width) for name, place, width in named]
 
 
-def widths_of(sides: Mapping[str, Sequence[Side]]) -> dict[HookPoint, int]:
+def widths_of(sides: Mapping[str, Sequence[OutputPlace]]) -> dict[HookPoint, int]:
     """The size of the activations at every place that an SAE of several writes to."""
     return {side.target: side.width for of_sae in sides.values() for side in of_sae}
 
 
-def of_all_sides(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def with_means(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A crosscoder's figures: the mean of each number over its sources, what is no number once, and those of each.
 
     The notes say of which sources they are, where they are not of all.

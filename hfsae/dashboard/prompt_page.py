@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from hfsae.analysis import read_pieces
+from hfsae.analysis import read_sequences
 from hfsae.analysis.plain_values import significant
 from hfsae.functional import SparseFeatures
 from hfsae.modeling import SAE
@@ -37,7 +37,7 @@ def read_prompts(
         if not text.strip():
             raise ValueError(f"prompt {number} is empty: there is nothing to read in it.")
     prompts: list[dict[str, Any]] = [{"tokens": [], "kept": [], "features": [], "activations": []} for _ in texts]
-    pieces = read_pieces(sae, model, tokenizer, list(texts))
+    pieces = read_sequences(sae, model, tokenizer, list(texts))
     for piece in sorted(pieces, key=lambda piece: (piece.document, piece.positions[0])):
         prompt = prompts[piece.document]
         prompt["tokens"] += piece.texts

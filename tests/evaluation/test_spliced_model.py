@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from hfsae.evaluation.replay import Replay, model_inputs
+from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.hooks import resolve_hook_point
 from hfsae.hooks.gelu import fused_gelu
 from tests.evaluation.tiny import batches, language_model
@@ -45,12 +45,12 @@ def test_every_run_gives_the_logits_of_a_plain_one(family):
     if "mlp_out" in last:
         places.append(last["mlp_out"])
     points = {place: resolve_hook_point(model, place) for place in places}
-    replay = Replay(model, points.values(), points.values(), inputs_of(ids))
-    assert replay.shortcuts
+    spliced = SplicedModel(model, points.values(), points.values(), inputs_of(ids))
+    assert spliced.shortcuts
     with recorded(model, places) as seen:
         clean = model(ids).logits
-    activations, final = replay.read(inputs_of(ids))
-    torch.testing.assert_close(replay.logits(final.flatten(0, 1)), clean.flatten(0, 1))
+    activations, final = spliced.read(inputs_of(ids))
+    torch.testing.assert_close(spliced.logits(final.flatten(0, 1)), clean.flatten(0, 1))
     for place, point in points.items():
         torch.testing.assert_close(
             activations[point], seen[place].unflatten(0, ids.shape) if seen[place].dim() == 2 else seen[place]
@@ -58,8 +58,8 @@ def test_every_run_gives_the_logits_of_a_plain_one(family):
         other = activations[point].flip(1) * 1.5
         with replaced(model, place, lambda x, other=other: other.clone().reshape(x.shape)):
             expected = model(ids).logits
-        run = replay.write(inputs_of(ids), point, other)
-        torch.testing.assert_close(replay.logits(run.flatten(0, 1)), expected.flatten(0, 1), msg=f"{family} {place}")
+        run = spliced.write(inputs_of(ids), point, other)
+        torch.testing.assert_close(spliced.logits(run.flatten(0, 1)), expected.flatten(0, 1), msg=f"{family} {place}")
         assert not torch.allclose(expected, clean)
 
 
@@ -68,15 +68,15 @@ def test_blocks_below_the_place_are_not_run_again():
     place = resolve_hook_point(model, "resid_post.1")
     calls = []
     with torch.no_grad():
-        replay = Replay(model, [], [place], inputs_of(ids))
-        activations, _ = replay.read(inputs_of(ids))
+        spliced = SplicedModel(model, [], [place], inputs_of(ids))
+        activations, _ = spliced.read(inputs_of(ids))
         # The attention inside of a block runs only where the block does.
         hooks = [
             block.attn.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
             for layer, block in enumerate(model.transformer.h)
         ]
         try:
-            replay.write(inputs_of(ids), place, activations[place])
+            spliced.write(inputs_of(ids), place, activations[place])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -137,16 +137,16 @@ def test_a_model_that_does_not_stand_shortcuts_is_run_in_full(model_class):
     model = model_class(config).eval()
     inputs = model_inputs(model, batches(1)[0])
     place = resolve_hook_point(model, "resid_post.1")
-    replay = Replay(model, [place], [place], inputs)
-    assert not replay.shortcuts
-    activations, final = replay.read(inputs)
+    spliced = SplicedModel(model, [place], [place], inputs)
+    assert not spliced.shortcuts
+    activations, final = spliced.read(inputs)
     other = activations[place] * 2
     with fused_gelu(model):
         clean = model(**inputs, use_cache=False).logits
         with replaced(model, str(place), lambda _: other):
             changed = model(**inputs, use_cache=False).logits
-    assert torch.equal(replay.logits(final), clean)
-    assert torch.equal(replay.write(inputs, place, other), changed)
+    assert torch.equal(spliced.logits(final), clean)
+    assert torch.equal(spliced.write(inputs, place, other), changed)
 
 
 class InPlaceBlock(GPT2Block):
@@ -163,14 +163,14 @@ def test_a_model_that_writes_into_its_blocks_outputs_is_given_copies():
     model.transformer.h[1] = InPlaceBlock(model.config, layer_idx=1).eval()
     inputs = model_inputs(model, batches(1)[0])
     place = resolve_hook_point(model, "mlp_out.1")
-    replay = Replay(model, [], [place], inputs)
-    assert replay.shortcuts
-    activations, _ = replay.read(inputs)
+    spliced = SplicedModel(model, [], [place], inputs)
+    assert spliced.shortcuts
+    activations, _ = spliced.read(inputs)
     for factor in (2, 3):
         other = activations[place] * factor
         with replaced(model, str(place), lambda _, other=other: other.clone()):
             expected = model(**inputs).logits.flatten(0, 1)
-        torch.testing.assert_close(replay.logits(replay.write(inputs, place, other).flatten(0, 1)), expected)
+        torch.testing.assert_close(spliced.logits(spliced.write(inputs, place, other).flatten(0, 1)), expected)
 
 
 @torch.no_grad()
@@ -178,10 +178,10 @@ def test_a_place_after_the_decoder_is_run_in_full():
     model = language_model()
     inputs = model_inputs(model, batches(1)[0])
     place = resolve_hook_point(model, "lm_head.input")
-    replay = Replay(model, [place], [place], inputs)
-    activations, final = replay.read(inputs)
-    assert torch.equal(replay.write(inputs, place, activations[place]), final)
-    assert not torch.allclose(replay.write(inputs, place, activations[place] * 2), final)
+    spliced = SplicedModel(model, [place], [place], inputs)
+    activations, final = spliced.read(inputs)
+    assert torch.equal(spliced.write(inputs, place, activations[place]), final)
+    assert not torch.allclose(spliced.write(inputs, place, activations[place] * 2), final)
 
 
 SMALL = {
@@ -206,19 +206,19 @@ def test_logits_of_many_rows_are_made_in_sequences_that_the_model_can_read(famil
     torch.manual_seed(0)
     model, ids = WITH_EMBEDDINGS_OUTSIDE[family]().eval(), input_ids(9, 12).clamp(min=5, max=40)
     place = resolve_hook_point(model, "resid_post.1")
-    replay = Replay(model, [], [place], inputs_of(ids))
-    assert replay.shortcuts
-    activations, final = replay.read(inputs_of(ids))
+    spliced = SplicedModel(model, [], [place], inputs_of(ids))
+    assert spliced.shortcuts
+    activations, final = spliced.read(inputs_of(ids))
     with recorded(model, [str(place)]) as seen:
         clean = model(**inputs_of(ids)).logits
     torch.testing.assert_close(activations[place], seen[str(place)])
     for rows in (5, 12, 50, 9 * 12):
-        torch.testing.assert_close(replay.logits(final.flatten(0, 1)[:rows]), clean.flatten(0, 1)[:rows])
+        torch.testing.assert_close(spliced.logits(final.flatten(0, 1)[:rows]), clean.flatten(0, 1)[:rows])
     other = activations[place].flip(1) * 1.5
     with replaced(model, str(place), lambda _: other.clone()):
         expected = model(**inputs_of(ids)).logits
-    run = replay.write(inputs_of(ids), place, other)
-    torch.testing.assert_close(replay.logits(run.flatten(0, 1)), expected.flatten(0, 1))
+    run = spliced.write(inputs_of(ids), place, other)
+    torch.testing.assert_close(spliced.logits(run.flatten(0, 1)), expected.flatten(0, 1))
 
 
 def test_full_runs_are_cut_so_that_their_logits_fit(monkeypatch):
@@ -226,10 +226,10 @@ def test_full_runs_are_cut_so_that_their_logits_fit(monkeypatch):
     inputs = model_inputs(model, batches(1)[0])
     place = resolve_hook_point(model, "lm_head.input")
     with torch.no_grad():
-        full = Replay(model, [place], [place], inputs)
-        short = Replay(model, [], [resolve_hook_point(model, "resid_post.0")], inputs)
+        full = SplicedModel(model, [place], [place], inputs)
+        short = SplicedModel(model, [], [resolve_hook_point(model, "resid_post.0")], inputs)
     assert short.sequences_at_once(length=12, runs=4) is None
-    monkeypatch.setattr("hfsae.evaluation.replay._LOGIT_BYTES", 3 * 4 * 12 * 48 * 4)
+    monkeypatch.setattr("hfsae.evaluation.spliced_model._LOGIT_BYTES", 3 * 4 * 12 * 48 * 4)
     assert full.sequences_at_once(length=12, runs=4) == 3
     assert full.sequences_at_once(length=10_000, runs=4) == 1
 
@@ -239,10 +239,10 @@ def test_nothing_stays_on_the_model():
     model, ids = language_model(), input_ids(2, 5).clamp(max=40)
     place = resolve_hook_point(model, "resid_post.1")
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    replay = Replay(model, [place], [place], inputs_of(ids))
-    activations, final = replay.read(inputs_of(ids))
-    replay.write(inputs_of(ids), place, activations[place])
-    replay.logits(final.flatten(0, 1))
+    spliced = SplicedModel(model, [place], [place], inputs_of(ids))
+    activations, final = spliced.read(inputs_of(ids))
+    spliced.write(inputs_of(ids), place, activations[place])
+    spliced.logits(final.flatten(0, 1))
     assert count_hooks(model) == 0
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
 
@@ -255,7 +255,7 @@ def test_a_forward_that_someone_else_put_there_is_put_back():
     block.forward = lambda *args, **kwargs: own(*args, **kwargs)
     theirs = block.forward
     place = resolve_hook_point(model, "resid_post.1")
-    replay = Replay(model, [place], [place], inputs_of(ids))
-    activations, _ = replay.read(inputs_of(ids))
-    replay.write(inputs_of(ids), place, activations[place])
+    spliced = SplicedModel(model, [place], [place], inputs_of(ids))
+    activations, _ = spliced.read(inputs_of(ids))
+    spliced.write(inputs_of(ids), place, activations[place])
     assert block.forward is theirs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection
 from hfsae.analysis.collection import TENSORS
-from hfsae.dashboard.prompts import read_prompts
+from hfsae.dashboard.prompt_page import read_prompts
 from hfsae.dashboard.write import write_dashboard
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
@@ -118,7 +118,7 @@ def gather(
         dataset_config: Configuration of that dataset.
         split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens of it to read.
-        batch_size: Pieces of text per run of the language model.
+        batch_size: Sequences per run of the language model.
         write: Whether features of a text or a model that is named here, and labels, replace those beside the weights.
         disable_tqdm: Whether to show no progress bar.
 

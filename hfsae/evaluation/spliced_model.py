@@ -39,7 +39,7 @@ def model_inputs(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]
     return {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attention_mask.to(device)}
 
 
-class Replay:
+class SplicedModel:
     """Runs a language model over one batch at a time: `read` it, then `write` into a place, any number of times.
 
     What a run gives is called its final state: (batch, seq, ...), of which `logits` makes logits.

@@ -68,12 +68,12 @@ _LENS_NAME = re.compile(r"(?:\w+\.)*hook_\w+")
 _SYNONYMS = {r"blocks\.(\d+)\.attn\.hook_z_concat": "attn_z", r"blocks\.(\d+)\.hook_z": "attn_z"}
 
 
-def hub_id(name: str | None) -> str | None:
+def base_model_id(name: str | None) -> str | None:
     """The Hub id of a language model that is called as TransformerLens calls it: `"gpt2-small"`, `"gemma-2-2b"`.
 
     Example:
-        >>> from hfsae.interop.places import hub_id
-        >>> hub_id("pythia-70m-deduped")
+        >>> from hfsae.interop.foreign_names import base_model_id
+        >>> base_model_id("pythia-70m-deduped")
         'EleutherAI/pythia-70m-deduped'
     """
     if not name or "/" in name:
@@ -92,7 +92,7 @@ def canonical(place: str | None, base_model: str | None) -> str | None:
         base_model: Hub id of the language model.
 
     Example:
-        >>> from hfsae.interop.places import canonical
+        >>> from hfsae.interop.foreign_names import canonical
         >>> canonical("blocks.8.hook_resid_pre", "openai-community/gpt2")
         'transformer.h.8.input'
     """
@@ -184,7 +184,7 @@ def layer_of(place: str | None) -> int | None:
     """The layer that a place's name holds.
 
     Example:
-        >>> from hfsae.interop.places import layer_of
+        >>> from hfsae.interop.foreign_names import layer_of
         >>> layer_of("model.layers.12.mlp.output")
         12
     """

@@ -23,7 +23,7 @@ class Ranked:
     ranks: Tensor
 
 
-class Leaders:
+class TopExamples:
     """The `size` entries of highest score of each feature, no two of them with the same context.
 
     Equal scores are told apart by document and position, the earlier first.
@@ -106,9 +106,9 @@ class Leaders:
             else:
                 self._rest[name][features, slots] = column
 
-    def merge(self, other: "Leaders | Fields") -> None:
+    def merge(self, other: "TopExamples | Fields") -> None:
         """Takes in what was kept of another part of the text."""
-        columns = other.fields if isinstance(other, Leaders) else other
+        columns = other.fields if isinstance(other, TopExamples) else other
         features, places = (columns["score"] > _EMPTY).nonzero(as_tuple=True)
         self.offer(features, {name: column[features, places] for name, column in columns.items()})
 

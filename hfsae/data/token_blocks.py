@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from hfsae.data.contents import Contents, contents_of
+from hfsae.data.document_column import DocumentColumn, find_document_column
 from hfsae.data.documents import DocumentReader, IndexedDocuments, StreamedDocuments, TensorRows
 from hfsae.data.encoding import (
     DocumentEncoder,
@@ -294,7 +294,7 @@ def _check_sizes(
 
 def _contents(
     dataset: "Dataset | IterableDataset | torch.Tensor", text_column: str | None, chat: bool | None
-) -> Contents:
+) -> DocumentColumn:
     """What the documents are, and the columns that hold them."""
     from datasets import Dataset, IterableDataset
 
@@ -304,13 +304,13 @@ def _contents(
                 f"a tensor of shape {tuple(dataset.shape)} and {dataset.dtype}: expected token ids (rows, length) "
                 "of an integer type, without chat"
             )
-        return Contents("ids", TensorRows.COLUMN)
+        return DocumentColumn("ids", TensorRows.COLUMN)
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(
             f"a dataset of type {type(dataset).__name__}: expected a Dataset, an IterableDataset or a tensor of token "
             "ids (choose a split of a DatasetDict; make a dataset of a list with Dataset.from_dict({'text': texts}))"
         )
-    return contents_of(dataset, text_column, chat=chat)
+    return find_document_column(dataset, text_column, chat=chat)
 
 
 def _reader(

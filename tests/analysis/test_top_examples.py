@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfsae.analysis.leaders import Leaders
+from hfsae.analysis.top_examples import TopExamples
 
 SIZE = 3
 ENTRY = st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)).map(
@@ -11,8 +11,8 @@ ENTRY = st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 3), st.in
 """Feature, score, document, position, context: few of each, so that scores tie and contexts come again."""
 
 
-def offered(entries, leaders=None) -> Leaders:
-    leaders = leaders or Leaders(3, SIZE, {"payload": torch.tensor([[-1, -1]])})
+def offered(entries, leaders=None) -> TopExamples:
+    leaders = leaders or TopExamples(3, SIZE, {"payload": torch.tensor([[-1, -1]])})
     if entries:
         features, scores, documents, positions, contexts = (
             torch.tensor(column) for column in zip(*entries, strict=True)
@@ -24,7 +24,7 @@ def offered(entries, leaders=None) -> Leaders:
     return leaders
 
 
-def kept(leaders: Leaders) -> list[list[tuple]]:
+def kept(leaders: TopExamples) -> list[list[tuple]]:
     names = ("score", "document", "position", "context")
     rows = zip(*(leaders.fields[name].tolist() for name in names), strict=True)
     return [[entry for entry in zip(*row, strict=True) if entry[1] >= 0] for row in rows]

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hfsae.interop.draft import Draft
-from hfsae.interop.places import canonical
+from hfsae.interop.converted import ConvertedSAE
+from hfsae.interop.foreign_names import canonical
 from hfsae.interop.source import Source, renamed
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def recognises(source: Source) -> bool:
     return source.bare_file(fits) is not None
 
 
-def read(source: Source) -> Draft:
+def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     stored = source.tensors(str(source.bare_file(fits)))
     kind = str(_kind(stored.keys()))
@@ -53,7 +53,7 @@ def read(source: Source) -> Draft:
         return _matrices(stored, source)
     # Nothing is subtracted before encoding in either of the others.
     tensors = renamed(stored, KINDS[kind], source)
-    return Draft("standard", tensors, {"subtract_b_dec": False}, {"converted_from": kind})
+    return ConvertedSAE("standard", tensors, {"subtract_b_dec": False}, {"converted_from": kind})
 
 
 def fits(names: Collection[str]) -> bool:
@@ -68,7 +68,7 @@ def _kind(names: Collection[str]) -> str | None:
     return None
 
 
-def _matrices(stored: dict[str, Any], source: Source) -> Draft:
+def _matrices(stored: dict[str, Any], source: Source) -> ConvertedSAE:
     """Four matrices under the names that most projects use: Qwen Scope's, or what the user says they are."""
     scope = _qwen_scope(source)
     architecture = source.given.get("architecture") or ("topk" if scope or "k" in source.given else None)
@@ -99,7 +99,9 @@ def _matrices(stored: dict[str, Any], source: Source) -> Draft:
             source.path,
         )
     converted_from = "Qwen Scope" if scope else "plain matrices"
-    return Draft(architecture, tensors, {"subtract_b_dec": subtract, **scope}, {"converted_from": converted_from})
+    return ConvertedSAE(
+        architecture, tensors, {"subtract_b_dec": subtract, **scope}, {"converted_from": converted_from}
+    )
 
 
 def _is_qwen_scopes(tensors: dict[str, Tensor], named: bool, source: Source) -> bool:

@@ -11,7 +11,7 @@ _MEASURING = "Measuring"
 _HUB = "Hub"
 
 Folder = Annotated[str, typer.Argument(metavar="SAE", help="Folder of the SAE, or of a set.")]
-Place = Annotated[
+SAESource = Annotated[
     str,
     typer.Argument(metavar="SAE", help="Folder of the SAE or of a set, Hub repository, or release of the catalogue."),
 ]
@@ -54,11 +54,11 @@ Split = Annotated[
     ),
 ]
 BatchSize = Annotated[int, option("--batch_size", "Blocks of text per pass.", rich_help_panel=_MEASURING)]
-Tokens = Annotated[
+TokenBudget = Annotated[
     int | None,
     option(
         "--max_tokens",
-        "Tokens to measure on; by default as many as were recorded. --tokens for short.",
+        "TokenBudget to measure on; by default as many as were recorded. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel=_MEASURING,

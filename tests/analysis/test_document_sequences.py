@@ -3,7 +3,7 @@ import torch
 from datasets import Dataset
 
 from hfsae import TopKSAEConfig
-from hfsae.analysis.pieces import PieceReader
+from hfsae.analysis.document_sequences import DocumentSequenceReader
 from tests.data.tiny import chat_tokenizer, documents, language_model, llama_like, pythia_like
 
 
@@ -13,7 +13,9 @@ def config(**fields) -> TopKSAEConfig:
 
 def read(data, *, given=None, tokenizer=None, batch_size=3, **options) -> dict[tuple[int, int], list[int]]:
     """Token ids by document and start."""
-    reader = PieceReader(given or config(), language_model(), tokenizer or pythia_like(), batch_size=batch_size)
+    reader = DocumentSequenceReader(
+        given or config(), language_model(), tokenizer or pythia_like(), batch_size=batch_size
+    )
     found = {}
     for pieces in reader.batches(data, **options):
         ids, mask, _ = pieces.tokens
@@ -47,7 +49,7 @@ def test_left_out_tokens_are_those_of_the_config():
     ids = Dataset.from_dict({"input_ids": [[4, 0, 5, 6], [7, 8, 9]]})
     for special in (True, False):
         given = config(exclude_special_tokens=special, exclude_positions=[0, 2])
-        (pieces,) = PieceReader(given, language_model(), pythia_like()).batches(ids)
+        (pieces,) = DocumentSequenceReader(given, language_model(), pythia_like()).batches(ids)
         assert pieces.tokens.keep.tolist() == [[False, not special, False, True], [False, True, False, False]]
         assert torch.equal(pieces.documents, torch.tensor([0, 1]))
 
@@ -62,7 +64,7 @@ def test_a_foreign_token_and_a_context_that_is_too_long_are_refused():
     with pytest.raises(ValueError, match="token id 99, but the language model knows 44"):
         read(Dataset.from_dict({"input_ids": [[99]]}))
     with pytest.raises(ValueError, match="the language model's context is 64"):
-        PieceReader(config(), language_model(), pythia_like(), context_length=65)
+        DocumentSequenceReader(config(), language_model(), pythia_like(), context_length=65)
 
 
 def said(*words):
@@ -82,7 +84,7 @@ def test_token_ids_under_any_name_and_with_a_bos_of_their_own_get_no_second_one(
 def test_of_conversations_those_tokens_count_that_counted_in_training(trained):
     given = config(exclude_positions=[], training={"arguments": trained})
     rows = Dataset.from_dict({"messages": [said("w2", "w3")]})
-    (pieces,) = PieceReader(given, language_model(vocab_size=50), chat_tokenizer()).batches(rows)
+    (pieces,) = DocumentSequenceReader(given, language_model(vocab_size=50), chat_tokenizer()).batches(rows)
     kept = sorted(pieces.tokens.input_ids[pieces.tokens.keep].tolist())
     assert kept == ([5, 6, 7] if trained.get("assistant_only") is False else [6, 7])
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
-from hfsae.data import TokenBatch, contents_of
-from hfsae.data.contents import Contents
+from hfsae.data import TokenBatch, find_document_column
+from hfsae.data.document_column import DocumentColumn
 from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
 from hfsae.data.left_out import LeftOut
 from hfsae.evaluation.text import reading_of
@@ -35,7 +35,7 @@ _DOCUMENTS_AT_ONCE = 64
 _BATCHES_AT_ONCE = 8
 
 
-class Pieces(NamedTuple):
+class DocumentSequences(NamedTuple):
     """B pieces of documents, T tokens long at most.
 
     Attributes:
@@ -49,7 +49,7 @@ class Pieces(NamedTuple):
     starts: Tensor
 
 
-class PieceReader:
+class DocumentSequenceReader:
     """Cuts documents into pieces as an SAE's config wants its text: context length, BOS, and the tokens left out.
 
     Args:
@@ -57,7 +57,7 @@ class PieceReader:
         model: The language model that will read the pieces.
         tokenizer: Its tokenizer.
         context_length: Tokens in a piece; None takes the config's.
-        batch_size: Pieces in a batch.
+        batch_size: Sequences in a batch.
 
     Raises:
         ValueError: If the pieces would be longer than the model's context.
@@ -90,13 +90,13 @@ class PieceReader:
         special = special_token_ids(tokenizer) if config.exclude_special_tokens else []
         self._left_out = LeftOut(tuple(special), tuple(config.exclude_positions))
 
-    def contents(self, dataset: "Dataset | IterableDataset", text_column: str | None = None) -> Contents:
-        """Which column of a dataset holds its documents, and what they are; as `contents_of` finds it."""
-        return contents_of(dataset, text_column, chat=self._reading["chat"])
+    def contents(self, dataset: "Dataset | IterableDataset", text_column: str | None = None) -> DocumentColumn:
+        """Which column of a dataset holds its documents, and what they are; as `find_document_column` finds it."""
+        return find_document_column(dataset, text_column, chat=self._reading["chat"])
 
     def batches(
         self, documents: Documents, *, text_column: str | None = None, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Pieces]:
+    ) -> Iterator[DocumentSequences]:
         """All pieces of this process's documents, in batches of pieces of about the same length.
 
         Args:
@@ -157,7 +157,7 @@ class PieceReader:
             yield document, start - front.shape[1], np.concatenate([front, tokens[:, start:end]], axis=1)
             start = end
 
-    def _collate(self, pieces: list["_Piece"]) -> Iterator[Pieces]:
+    def _collate(self, pieces: list["_Piece"]) -> Iterator[DocumentSequences]:
         pieces = sorted(pieces, key=lambda piece: -piece[2].shape[1])
         for first in range(0, len(pieces), self._batch_size):
             batch = pieces[first : first + self._batch_size]
@@ -170,7 +170,7 @@ class PieceReader:
             input_ids, attention_mask = torch.from_numpy(ids), torch.from_numpy(mask)
             keep = self._left_out.counted_in_blocks(torch.from_numpy(counts), input_ids)
             documents, starts = (torch.tensor(column) for column in zip(*(piece[:2] for piece in batch), strict=True))
-            yield Pieces(TokenBatch(input_ids, attention_mask, keep), documents, starts)
+            yield DocumentSequences(TokenBatch(input_ids, attention_mask, keep), documents, starts)
 
 
 def as_dataset(documents: Documents) -> "Dataset | IterableDataset":

@@ -46,7 +46,7 @@ def remove_parallel(grads: Tensor, rows: Tensor) -> None:
             _remove_parallel[(len(rows),)](grads, rows, rows.shape[1], **_tile(rows))
 
 
-def renormalise(rows: Tensor, least: float) -> None:
+def divide_by_norms(rows: Tensor, least: float) -> None:
     """Divides each row by its norm, or by `least` where that is more, in place.
 
     Args:

@@ -1,4 +1,4 @@
-"""`Draft`: an SAE in our own terms before it is one, as a reader of a foreign format hands it over."""
+"""`ConvertedSAE`: an SAE in our own terms before it is one, as a reader of a foreign format hands it over."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from hfsae.configuration import SAEConfig
 
 
 @dataclass
-class Draft:
+class ConvertedSAE:
     """What a foreign file says, in our terms.
 
     Args:

@@ -2,7 +2,7 @@
 
 import torch
 
-from hfsae.functional.rows import rows_at
+from hfsae.functional.sparse_rows import rows_at
 
 
 def test_gradients_are_those_of_indexing_whatever_else_uses_the_parameter():

@@ -20,7 +20,7 @@ def rows_at(parameter: Tensor, chosen: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from hfsae.functional.rows import rows_at
+        >>> from hfsae.functional.sparse_rows import rows_at
         >>> weight = torch.ones(3, 2, requires_grad=True)
         >>> (weight.sum() + rows_at(weight, torch.tensor([1])).sum()).backward()
         >>> weight.grad.tolist()

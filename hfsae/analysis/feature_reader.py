@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
-from hfsae.evaluation.replay import model_inputs
+from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.functional import SparseFeatures
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture

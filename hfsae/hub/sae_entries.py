@@ -11,9 +11,9 @@ from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.healthy import names_by
 from hfsae.evaluation.protocol import measured_digest
+from hfsae.hub.hub_ids import dataset_id, hub_id
 from hfsae.hub.kinds import mapping, number
-from hfsae.hub.metadata import place_tags, portable_name
-from hfsae.hub.names import dataset_id, hub_id
+from hfsae.hub.metadata import place_tags, recorded_portable_name
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class SAEEntry:
         return [self.architecture, *place_tags(self.portable_name, self.hook_point)]
 
 
-def entry_of(config: SAEConfig, name: str, repo_id: str = "", weights_digest: str | None = None) -> SAEEntry:
+def sae_entry(config: SAEConfig, name: str, repo_id: str = "", weights_digest: str | None = None) -> SAEEntry:
     """What a config says.
 
     Args:
@@ -88,7 +88,7 @@ def entry_of(config: SAEConfig, name: str, repo_id: str = "", weights_digest: st
         n_features=config.n_features,
         base_model=hub_id(config.base_model),
         hook_point=config.hook_point,
-        portable_name=portable_name(config),
+        portable_name=recorded_portable_name(config),
         dataset=dataset_id(training.get("dataset")),
         n_tokens=None if n_tokens is None else int(n_tokens),
         metrics={metric: value for metric, value in figures.items() if value is not None},
@@ -104,7 +104,7 @@ def zoo_name(config: SAEConfig) -> str:
         >>> zoo_name(TopKSAEConfig(d_in=8, n_features=64, k=4, hook_point="resid_post.1"))
         'resid_post.1/topk-64-4'
     """
-    entry = entry_of(config, "")
+    entry = sae_entry(config, "")
     active = getattr(config, "k", None) or (round(entry.metrics["l0"]) if "l0" in entry.metrics else None)
     parts = [str(part) for part in (entry.architecture, entry.n_features, active) if part is not None]
     return "/".join(part for part in (entry.place, "-".join(parts)) if part)

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from hfsae.data import Contents, contents_of
+from hfsae.data import DocumentColumn, find_document_column
 
 SAID = [[{"role": "user", "content": "a"}]]
 SHAREGPT = [[{"from": "human", "value": "a"}]]
@@ -23,27 +23,27 @@ def forms(columns):
 @pytest.mark.parametrize(
     ("columns", "options", "expected"),
     [
-        ({"text": ["a"], "title": ["b"]}, {}, Contents("text", "text")),
-        ({"id": [1], "content": ["a"]}, {}, Contents("text", "content")),
-        ({"title": ["a"], "body": ["b"]}, {"text_column": "body"}, Contents("text", "body")),
-        ({"tokens": [[1, 2]]}, {}, Contents("ids", "tokens")),
-        ({"tokens": [[1, 2]], "title": ["a"]}, {"text_column": "tokens"}, Contents("ids", "tokens")),
-        ({"input_ids": [[1]], "text": ["a"]}, {}, Contents("ids", "input_ids")),
-        ({"input_ids": [[1]]}, {"text_column": "input_ids"}, Contents("ids", "input_ids")),
-        ({"tokens": [[1]], "attention_mask": [[1]]}, {}, Contents("ids", "tokens", "attention_mask")),
-        ({"messages": SAID}, {}, Contents("chat", "messages")),
-        ({"messages": SAID, "text": ["a"]}, {"chat": True}, Contents("chat", "messages")),
-        ({"messages": SAID, "text": ["a"]}, {"chat": None}, Contents("chat", "messages")),
-        ({"messages": SAID, "text": ["a"]}, {}, Contents("text", "text")),
-        ({"text": ["a"]}, {"chat": None}, Contents("text", "text")),
-        ({"conversations": SHAREGPT, "id": ["x"]}, {"chat": True}, Contents("chat", "conversations")),
-        ({"said": SHAREGPT, "id": ["x"]}, {"text_column": "said"}, Contents("chat", "said")),
-        ({"text": [None, "a"], "n": [1, 2]}, {}, Contents("text", "text")),
+        ({"text": ["a"], "title": ["b"]}, {}, DocumentColumn("text", "text")),
+        ({"id": [1], "content": ["a"]}, {}, DocumentColumn("text", "content")),
+        ({"title": ["a"], "body": ["b"]}, {"text_column": "body"}, DocumentColumn("text", "body")),
+        ({"tokens": [[1, 2]]}, {}, DocumentColumn("ids", "tokens")),
+        ({"tokens": [[1, 2]], "title": ["a"]}, {"text_column": "tokens"}, DocumentColumn("ids", "tokens")),
+        ({"input_ids": [[1]], "text": ["a"]}, {}, DocumentColumn("ids", "input_ids")),
+        ({"input_ids": [[1]]}, {"text_column": "input_ids"}, DocumentColumn("ids", "input_ids")),
+        ({"tokens": [[1]], "attention_mask": [[1]]}, {}, DocumentColumn("ids", "tokens", "attention_mask")),
+        ({"messages": SAID}, {}, DocumentColumn("chat", "messages")),
+        ({"messages": SAID, "text": ["a"]}, {"chat": True}, DocumentColumn("chat", "messages")),
+        ({"messages": SAID, "text": ["a"]}, {"chat": None}, DocumentColumn("chat", "messages")),
+        ({"messages": SAID, "text": ["a"]}, {}, DocumentColumn("text", "text")),
+        ({"text": ["a"]}, {"chat": None}, DocumentColumn("text", "text")),
+        ({"conversations": SHAREGPT, "id": ["x"]}, {"chat": True}, DocumentColumn("chat", "conversations")),
+        ({"said": SHAREGPT, "id": ["x"]}, {"text_column": "said"}, DocumentColumn("chat", "said")),
+        ({"text": [None, "a"], "n": [1, 2]}, {}, DocumentColumn("text", "text")),
     ],
 )  # fmt: skip
 def test_documents_are_found_and_told_by_their_type(columns, options, expected):
     for dataset in forms(columns):
-        assert contents_of(dataset, **options) == expected
+        assert find_document_column(dataset, **options) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_documents_are_found_and_told_by_their_type(columns, options, expected):
 def test_what_is_not_clear_is_refused_with_the_columns_there_are(columns, options, said):
     for dataset in forms(columns):
         with pytest.raises(ValueError, match=said):
-            contents_of(dataset, **options)
+            find_document_column(dataset, **options)

@@ -7,7 +7,7 @@ import torch
 from hfsae import SAE, CrosscoderSAEConfig, evaluate_sae
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.evaluation import evaluate_saes, report
-from hfsae.evaluation.sides import of_all_sides
+from hfsae.evaluation.output_places import with_means
 from hfsae.hub import render_card
 from tests.evaluation import longhand
 from tests.evaluation.tiny import WIDTH, batches, language_model, make_sae
@@ -119,11 +119,11 @@ def test_notes_say_of_which_sources_they_are():
         },
         "late": {"l0": 4.0, "loss_recovered": None, "kl": None, "notes": {"loss_recovered": "no CE", "kl": "no CE"}},
     }
-    together = of_all_sides(figures)
+    together = with_means(figures)
     assert together["notes"] == {
         "loss_recovered": "early: CE zero is not above it; late: no CE",
         "kl": "late: no CE",
     }
     assert (together["l0"], together["loss_recovered"], together["kl"]) == (4.0, None, None)
     figures["early"] = figures["late"]
-    assert of_all_sides(figures)["notes"] == {"loss_recovered": "no CE", "kl": "no CE"}
+    assert with_means(figures)["notes"] == {"loss_recovered": "no CE", "kl": "no CE"}

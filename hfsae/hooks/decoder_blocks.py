@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hfsae.hooks.points import Side
 
-Place = tuple[str, Side]
+BlockPlace = tuple[str, Side]
 """A path below the block, and the side."""
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention")
@@ -113,7 +113,7 @@ _WIRINGS = (
 )
 
 
-def block_places(block: nn.Module, config: Any) -> dict[str, Place]:
+def block_places(block: nn.Module, config: Any) -> dict[str, BlockPlace]:
     """What a block offers by portable role (`"resid_pre"`, `"attn_out"`, ...).
 
     Args:
@@ -121,7 +121,7 @@ def block_places(block: nn.Module, config: Any) -> dict[str, Place]:
         config: The text model's config.
     """
     parts, wiring = _parts(block), _wiring(block, config)
-    places: dict[str, Place] = {"resid_pre": ("", "input"), "resid_post": ("", "output")}
+    places: dict[str, BlockPlace] = {"resid_pre": ("", "input"), "resid_post": ("", "output")}
     if parts.attention_projection:
         places["attn_z"] = (parts.attention_projection, "input")
     if parts.mlp_reads:
@@ -142,7 +142,7 @@ def block_places(block: nn.Module, config: Any) -> dict[str, Place]:
     return places
 
 
-def transformer_lens_places(block: nn.Module, config: Any) -> dict[str, Place]:
+def transformer_lens_places(block: nn.Module, config: Any) -> dict[str, BlockPlace]:
     """What a block offers by those names of TransformerLens that have no portable role of their own.
 
     Raw outputs of the two branches' modules, which differ from `attn_out` and `mlp_out` where a norm follows; the norm
@@ -153,7 +153,7 @@ def transformer_lens_places(block: nn.Module, config: Any) -> dict[str, Place]:
         config: The text model's config.
     """
     parts, wiring = _parts(block), _wiring(block, config)
-    places: dict[str, Place] = {}
+    places: dict[str, BlockPlace] = {}
     if parts.attention:
         places["attn.hook_out"] = parts.attention_out(block)
     if parts.mlp and not parts.several_mlps:
@@ -221,12 +221,12 @@ class _Parts:
     mlp_projection: str = ""
     several_mlps: bool = False
 
-    def attention_out(self, block: nn.Module) -> Place:
+    def attention_out(self, block: nn.Module) -> BlockPlace:
         """What the attention adds, before any norm."""
         takes_residual = _takes_residual(block.get_submodule(self.attention))
         return (self.attention_projection if takes_residual else self.attention, "output")
 
-    def mlp_out(self, block: nn.Module) -> Place:
+    def mlp_out(self, block: nn.Module) -> BlockPlace:
         """What the MLP adds, before any norm."""
         return (self.mlp_projection if _takes_residual(block.get_submodule(self.mlp)) else self.mlp, "output")
 
@@ -264,7 +264,7 @@ def _projection(children: dict[str, nn.Module], branch: str, names: tuple[str, .
     return next((f"{branch}.{name}" for name in names if name in inner), "")
 
 
-def _queries(block: nn.Module, parts: _Parts) -> dict[str, Place]:
+def _queries(block: nn.Module, parts: _Parts) -> dict[str, BlockPlace]:
     """Queries, keys and values, where each has a matrix of its own that returns nothing else."""
     attention, _, projection = parts.attention_projection.rpartition(".")
     if not attention:

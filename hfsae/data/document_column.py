@@ -11,21 +11,21 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-Kind = Literal["text", "chat", "ids"]
+DocumentKind = Literal["text", "chat", "ids"]
 
 # What messages of conversations are made of: as chat templates read them, and as ShareGPT wrote them.
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 
-_CALLED: dict[Kind, str] = {"text": "texts", "chat": "conversations", "ids": "token ids"}
+_CALLED: dict[DocumentKind, str] = {"text": "texts", "chat": "conversations", "ids": "token ids"}
 # Columns of whole numbers that stand beside those of token ids.
 _BESIDE_IDS = {"attention_mask", "token_type_ids", "special_tokens_mask", "position_ids", "labels"}
 # The first of these columns is meant where several could be, if it holds documents of the kind.
-_USUAL: dict[str, Kind] = {"input_ids": "ids", "text": "text", "messages": "chat"}
+_USUAL: dict[str, DocumentKind] = {"input_ids": "ids", "text": "text", "messages": "chat"}
 # Rows that are looked at where a dataset does not know the types of its columns.
 _FIRST_ROWS = 16
 
 
-class Contents(NamedTuple):
+class DocumentColumn(NamedTuple):
     """Which column holds the documents, and what they are.
 
     Attributes:
@@ -34,7 +34,7 @@ class Contents(NamedTuple):
         mask: The column that marks padding of token ids; None where there is none.
     """
 
-    kind: Kind
+    kind: DocumentKind
     column: str
     mask: str | None = None
 
@@ -44,9 +44,9 @@ class Contents(NamedTuple):
         return [self.column] if self.mask is None else [self.column, self.mask]
 
 
-def contents_of(
+def find_document_column(
     dataset: "Dataset | IterableDataset", text_column: str | None = None, *, chat: bool | None = False
-) -> Contents:
+) -> DocumentColumn:
     """Finds the documents of a dataset.
 
     Args:
@@ -85,7 +85,7 @@ def contents_of(
             "lists of messages with role and content, or from and value."
         )
     mask = "attention_mask" if kind == "ids" and "attention_mask" in kinds else None
-    return Contents(kind, column, mask)  # type: ignore[arg-type]
+    return DocumentColumn(kind, column, mask)  # type: ignore[arg-type]
 
 
 def _found(kinds: Mapping[str, str], chat: bool | None) -> str:
@@ -118,7 +118,7 @@ def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
 
 
 def _kinds(dataset: "Dataset | IterableDataset") -> dict[str, str]:
-    """What each column holds: a `Kind`, `"empty"` where no value was seen, or a description of something else."""
+    """What each column holds: a `DocumentKind`, `"empty"` where no value was seen, or else a description."""
     features = dataset.features
     kinds = {name: _kind_of_feature(feature) for name, feature in (features or {}).items()}
     unknown = [name for name, kind in kinds.items() if kind is None]

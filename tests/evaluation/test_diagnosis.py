@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hfsae import SAE, TopKSAEConfig, self_check
-from hfsae.evaluation.causes import _without_affine_norms
+from hfsae.evaluation.diagnosis import _without_affine_norms
 from hfsae.evaluation.self_check import SelfCheck
 from hfsae.hooks import HookPoint, capture
 from tests.evaluation import surgery
