@@ -29,7 +29,7 @@ test-slow: setup
 	$(PYTEST) -m slow --durations 10
 
 # What depends on the release of transformers: hooks, steering, evaluation.
-RELEASE_TESTS := tests/hooks tests/test_attach.py tests/evaluation tests/analysis/test_positions.py \
+RELEASE_TESTS := tests/hooks tests/test_attachment.py tests/evaluation tests/analysis/test_positions.py \
 	tests/analysis/test_interventions.py tests/analysis/test_wrapped_models.py tests/analysis/test_effects.py \
 	tests/circuits
 SECOND := $(VENV)-second
@@ -70,10 +70,10 @@ DOCS := $(VENV)-docs
 docs: $(DOCS)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 
-$(DOCS)/.ready: pyproject.toml
+$(DOCS)/.ready: pyproject.toml constraints-docs.txt
 	$(PYTHON) -m venv --clear $(DOCS)
 	$(DOCS)/bin/pip install --quiet --upgrade pip
-	$(DOCS)/bin/pip install --quiet --group docs
+	$(DOCS)/bin/pip install --quiet --constraint constraints-docs.txt --group docs
 	touch $@
 
 clean:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         TopKSAE,
         TopKSAEConfig,
     )
-    from hfsae.attach import attach_all
+    from hfsae.attachment import attach, attach_all
     from hfsae.autoencoder.outputs import SAEOutput
     from hfsae.circuits import Graph, trace
     from hfsae.configuration import SAEConfig
@@ -103,7 +103,8 @@ _HOME = {
     "SAETrainer": "hfsae.training",
     "SAETrainingArguments": "hfsae.training",
     "ablate": "hfsae.analysis",
-    "attach_all": "hfsae.attach",
+    "attach": "hfsae.attachment",
+    "attach_all": "hfsae.attachment",
     "cache_activations": "hfsae.training",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
@@ -164,6 +165,7 @@ __all__ = [
     "TopKSAE",
     "TopKSAEConfig",
     "ablate",
+    "attach",
     "attach_all",
     "cache_activations",
     "capture",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-    from hfsae.attach import AttachedSAE, FeatureEdit
+    from hfsae.attachment import AttachedSAE, FeatureEdit
     from hfsae.evaluation.self_check import SelfCheck
     from hfsae.interop.saebench import SAEBenchView
 
@@ -185,7 +185,7 @@ class SAE(SparseAutoencoder):
                 until features are edited.
             edit: With `splice`, gets the features and returns those to be spliced in instead.
             tokenizer: Says which tokens are special; without it the model's config does.
-            prompt_length: Says how long the prompt is where the model is called by hand; see `hfsae.attach.attach`.
+            prompt_length: Says how long the prompt is where the model is called by hand; see `hfsae.attach`.
 
         Returns:
             A context manager that gives a run whose `features` are those of the model's last forward.
@@ -196,11 +196,11 @@ class SAE(SparseAutoencoder):
             >>> run.features  # doctest: +SKIP
             SparseFeatures(shape=(1, 1, 12288), active=32)
         """
-        from hfsae.attach import attach
+        from hfsae.attachment import attach
 
         return attach(
-            self,
             model,
+            self,
             splice=splice,
             keep_error=keep_error,
             edit=edit,

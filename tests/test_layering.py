@@ -36,7 +36,7 @@ PLAIN = {
 READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
-USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versions", "in_model", "attach"}
+USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versions", "in_model", "attachment"}
 MODEL = USE | {"label_file", "evaluation", "hub", "modeling"}
 RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "language_model": {"configuration", "hooks", "model_classes", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},
     "in_model": {"configuration", *READING, *PLAIN},
-    "attach": COMPUTING | READING | {"in_model"},
+    "attachment": COMPUTING | READING | {"in_model"},
     "loading": COMPUTING | {"interop"},
     "evaluation": USE,
     "hub": USE | {"label_file", "evaluation"},

@@ -20,28 +20,8 @@ from tests.architectures.variants import sources
 REGISTERED = ["standard", "topk", "batch_topk", "matryoshka", "jumprelu", "gated"]
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PUBLIC = [
-    "hfsae",
-    *(
-        f"hfsae.{part}"
-        for part in (
-            "analysis",
-            "architectures",
-            "autoencoder",
-            "circuits",
-            "dashboard",
-            "data",
-            "diffing",
-            "evaluation",
-            "functional",
-            "hooks",
-            "hub",
-            "interop",
-            "saved",
-            "training",
-        )
-    ),
-]
+PARTS = sorted(path.parent.name for path in (ROOT / "hfsae").glob("*/__init__.py") if "__all__" in path.read_text())
+PUBLIC = ["hfsae", *(f"hfsae.{part}" for part in PARTS)]
 
 
 def shown() -> dict[str, Any]:
@@ -70,13 +50,6 @@ def test_every_public_name_stands_on_a_page(module):
     on_pages = shown().values()
     public = import_module(module)
     assert not [name for name in public.__all__ if not any(getattr(public, name) is one for one in on_pages)]
-
-
-def test_every_part_with_public_names_is_looked_at():
-    packages = {
-        f"hfsae.{path.parent.name}" for path in (ROOT / "hfsae").glob("*/__init__.py") if "__all__" in path.read_text()
-    }
-    assert packages | {"hfsae"} == set(PUBLIC)
 
 
 def test_every_page_is_in_the_menu_once():

@@ -35,7 +35,7 @@ def sentences(paragraph: str) -> list[str]:
     text = re.sub(r"`+[^`]+`+", "CODE", paragraph)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = _ABBREVIATIONS.sub(r"\1", text).replace("**", "").replace("*", "")
-    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(\[]*(?:[A-Z0-9λβθ√]|hfsae |delphi ))", text)
+    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(\[]*(?:[A-Z0-9Α-ω√]|hfsae |delphi ))", text)
 
 
 def words(sentence: str) -> int:

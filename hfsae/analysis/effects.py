@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.interventions import ablate
-from hfsae.attach import attach
+from hfsae.attachment import attach
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.predictions import predictions_of
@@ -146,7 +146,7 @@ def _attribute(
         leaves.append(SparseFeatures(features.pattern, values, features.leading_shape))
         return leaves[-1]
 
-    with torch.enable_grad(), attach(sae, model, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer):
+    with torch.enable_grad(), attach(model, sae, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer):
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
         loss = _loss(logits, ids[0], wanted)
     (leaf,) = leaves

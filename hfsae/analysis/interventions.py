@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.weights import chosen_features
-from hfsae.attach import AttachedSAE, attach
+from hfsae.attachment import AttachedSAE, attach
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.calls import Call
@@ -162,8 +162,8 @@ def _edited(
         return SparseFeatures.from_padded(values, indices, found.n_features)
 
     with attach(
-        sae,
         model,
+        sae,
         splice=True,
         keep_error=keep_error,
         edit=edit,

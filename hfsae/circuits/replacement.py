@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae.attach import places_of
+from hfsae.attachment import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.attention import AttentionPatterns, attends
 from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attach import places_of
+from hfsae.attachment import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from hfsae.attach import places_of
+from hfsae.attachment import places_of
 from hfsae.connection import reachable
 from hfsae.evaluation.evaluate import evaluate_saes
 from hfsae.evaluation.saved_set import SET_FILE, read_set, set_names

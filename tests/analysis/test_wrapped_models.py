@@ -10,7 +10,7 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, 
 from torch import Tensor, nn
 
 from hfsae.analysis import ablate, steer
-from hfsae.attach import attach
+from hfsae.attachment import attach
 from hfsae.hooks import HookPointError
 from tests.analysis.test_interventions import STRENGTHS, added, clamped, from_column, sae_at
 from tests.analysis.test_positions import cache_name, cache_of
@@ -78,7 +78,7 @@ def test_a_peft_model_is_spliced_when_it_is_called(adapter):
 
     with torch.no_grad(), replaced(model.get_base_model(), PLACE, reconstructed):
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    with torch.no_grad(), attach(sae, model, splice=True):
+    with torch.no_grad(), attach(model, sae, splice=True):
         torch.testing.assert_close(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected)
 
 
@@ -87,22 +87,22 @@ def test_special_tokens_are_told_behind_virtual_ones():
     ids[0, 3] = 1  # BOS
     sae = sae_at(PLACE)
     sae.config.exclude_special_tokens = True
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
     assert run.keep.long().tolist() == [[0, 0, 0, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
 
 
 def test_data_parallel_and_what_is_no_language_model_are_refused_in_one_sentence():
     sae = sae_at(PLACE)
-    with pytest.raises(ValueError, match=r"model\.module"), attach(sae, nn.DataParallel(build("llama"))):
+    with pytest.raises(ValueError, match=r"model\.module"), attach(nn.DataParallel(build("llama")), sae):
         pass
-    with pytest.raises(TypeError, match="expected a Hugging Face language model"), attach(sae, nn.Linear(2, 2)):
+    with pytest.raises(TypeError, match="expected a Hugging Face language model"), attach(nn.Linear(2, 2), sae):
         pass
 
 
 def test_continuous_batching_runs_in_another_thread_and_is_refused():
     model = copy.deepcopy(build("llama"))
-    with attach(sae_at(PLACE), model, splice=True):
+    with attach(model, sae_at(PLACE), splice=True):
         with pytest.raises(HookPointError, match="thread of its own"):
             model.generate_batch([[3, 4, 5]], max_new_tokens=2)
     assert "generate" not in vars(model) and "init_continuous_batching" not in vars(model)

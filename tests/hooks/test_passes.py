@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.attach import attach
+from hfsae.attachment import attach
 from hfsae.hooks import HookPointError, add_vector, capture, splice
 from tests.analysis.test_interventions import sae_at
 from tests.hooks.families import build, input_ids
@@ -56,7 +56,7 @@ INNER = "model.layers.1.block.mlp.down_proj.output"
 
 def test_a_place_that_a_pass_does_not_come_to_is_an_error_whatever_wants_it(skipping):
     sae = sae_at(INNER)
-    with splice(skipping, INNER, lambda x: x * 0), attach(sae, skipping, splice=True), capture(skipping, INNER):
+    with splice(skipping, INNER, lambda x: x * 0), attach(skipping, sae, splice=True), capture(skipping, INNER):
         logits(skipping)
         skipping.model.layers[1].skips = True
         with pytest.raises(HookPointError, match="finished without passing model.layers.1.block.mlp.down_proj.output"):
@@ -68,7 +68,7 @@ def test_a_place_that_a_pass_does_not_come_to_is_an_error_whatever_wants_it(skip
 def test_attaching_where_the_model_does_not_pass_is_refused_before_anything_runs(skipping):
     skipping.model.layers[1].skips = True
     before = count_hooks(skipping)
-    with pytest.raises(HookPointError, match="finished without passing"), attach(sae_at(INNER), skipping):
+    with pytest.raises(HookPointError, match="finished without passing"), attach(skipping, sae_at(INNER)):
         pass
     assert count_hooks(skipping) == before
 
@@ -111,8 +111,8 @@ LOOPED = "model.layers.0.block.output"
 def test_a_place_that_is_passed_several_times_needs_a_visit(looped):
     for opening in (
         lambda: capture(looped, LOOPED),
-        lambda: attach(sae_at(LOOPED), looped),
-        lambda: attach(sae_at(LOOPED), looped, splice=True),
+        lambda: attach(looped, sae_at(LOOPED)),
+        lambda: attach(looped, sae_at(LOOPED), splice=True),
     ):
         with pytest.raises(HookPointError, match=r"3 times.*output@0' is the first"), opening():
             pass
@@ -129,7 +129,7 @@ def test_capture_attach_and_splice_mean_the_same_visit(looped, visit):
     logits(looped)
     handle.remove()
     place, sae = f"{LOOPED}@{visit}", sae_at(f"{LOOPED}@{visit}")
-    with attach(sae, looped) as run, capture(looped, place, stop=False) as whole:
+    with attach(looped, sae) as run, capture(looped, place, stop=False) as whole:
         logits(looped)
     with capture(looped, place) as stopped:
         stopped.run(input_ids=input_ids())
@@ -185,7 +185,7 @@ def test_generate_in_a_thread_without_the_context_says_so(model):
             model.generate(input_ids(), max_new_tokens=2, pad_token_id=0)
         caught.extend(warned)
 
-    with attach(sae, model, splice=True):
+    with attach(model, sae, splice=True):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
@@ -218,9 +218,9 @@ def test_inside_the_context_gradients_are_those_without_checkpointing(checkpoint
     plain = copy.deepcopy(build("llama")).train()
     sae = SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=6, hook_point=place))
     for keep_error in (False, True):
-        with attach(sae, plain, splice=True, keep_error=keep_error):
+        with attach(plain, sae, splice=True, keep_error=keep_error):
             expected = gradients(plain, loss_of(plain))
-        with attach(sae, checkpointing, splice=True, keep_error=keep_error):
+        with attach(checkpointing, sae, splice=True, keep_error=keep_error):
             found = backward(checkpointing, loss_of(checkpointing))
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
@@ -263,10 +263,10 @@ def test_what_is_read_has_gradients_or_is_refused(checkpointing, request, place)
     """A loss of features beside the model's own would else lose its part without a word."""
     plain = copy.deepcopy(build("llama")).train()
     sae = SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=6, hook_point=place))
-    with attach(sae, plain) as run:
+    with attach(plain, sae) as run:
         expected = gradients(plain, loss_of(plain) + run.features.values.square().sum())
     reentrant = "not reentrant" not in request.node.name
-    with attach(sae, checkpointing) as run:
+    with attach(checkpointing, sae) as run:
         loss = loss_of(checkpointing)
         if reentrant and place in RUN_AGAIN:
             with pytest.raises(RuntimeError, match="use_reentrant"):

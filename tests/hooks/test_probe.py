@@ -8,7 +8,7 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from torch import nn
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.attach import attach
+from hfsae.attachment import attach
 from hfsae.hooks import HookPoint, HookPointError, capture, splice
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.probe import seen_at
@@ -44,7 +44,7 @@ def test_contexts_that_are_open_do_not_see_it():
     model = copy.deepcopy(build("llama"))
     with torch.no_grad(), capture(model, "resid_post.0", stop=False) as outer:
         model(input_ids())
-        with attach(sae_at("mlp_out.1", 16), model, splice=True):
+        with attach(model, sae_at("mlp_out.1", 16), splice=True):
             pass
     assert outer["resid_post.0"].shape == (2, 5, 16)
 
@@ -56,14 +56,14 @@ def test_time_major_xlnet_is_turned(shape):
     place = "transformer.layer.1.output"
     ids = torch.randint(3, 60, shape, generator=torch.Generator().manual_seed(0))
     sae = sae_at(place, 32)
-    with recorded(model, [place]) as seen, torch.no_grad(), attach(sae, model) as run, capture(model, place) as found:
+    with recorded(model, [place]) as seen, torch.no_grad(), attach(model, sae) as run, capture(model, place) as found:
         model(input_ids=ids)
         assert torch.equal(run.activations, seen[place].transpose(0, 1))
         assert run.keep.shape == shape and not run.keep[:, 0].any() and run.keep[:, 1:].all()
         found.run(input_ids=ids)
     assert torch.equal(found[place], seen[place].transpose(0, 1))
     for row in range(2):  # each sequence of a batch is spliced as it is alone
-        with torch.no_grad(), attach(sae, model, splice=True):
+        with torch.no_grad(), attach(model, sae, splice=True):
             together, alone = model(input_ids=ids).logits[row], model(input_ids=ids[row : row + 1]).logits[0]
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
     with torch.no_grad(), splice(model, place, lambda x: x):
@@ -75,7 +75,7 @@ def test_a_stream_with_more_axes_is_refused_with_what_was_seen():
     layout = DecoderLayout.find(model)
     blocks = layout.layers_path if layout is not None else "model.layers"
     with pytest.raises(HookPointError, match=r"cannot be matched with tokens: its shape was \(\d, 2, 2, 32\)"):
-        with attach(sae_at(f"{blocks}.1.output", 32), model):
+        with attach(model, sae_at(f"{blocks}.1.output", 32)):
             pass
 
 
@@ -95,7 +95,7 @@ def test_an_experts_share_of_the_tokens_is_refused():
     model = copy.deepcopy(build("llama"))
     model.model.layers[0].mlp = Inner(model.model.layers[0].mlp)
     with pytest.raises(HookPointError, match=r"its shape was \(3, 16\) for 2 rows of 2"):
-        with attach(sae_at("model.layers.0.mlp.expert.output", 16), model):
+        with attach(model, sae_at("model.layers.0.mlp.expert.output", 16)):
             pass
 
 
@@ -104,10 +104,10 @@ def test_blocks_that_hand_on_more_than_one_stream_are_refused_until_they_do_not(
     handle = model.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] + 1, *args[1:]))
     for place in ("resid_pre.1", "resid_post.0"):
         with pytest.raises(HookPointError, match="more than one residual stream"):
-            with attach(sae_at(place, 16), model):
+            with attach(model, sae_at(place, 16)):
                 pass
     handle.remove()
-    with torch.no_grad(), attach(sae_at("resid_pre.1", 16), model) as run:
+    with torch.no_grad(), attach(model, sae_at("resid_pre.1", 16)) as run:
         model(input_ids())
     assert run.features.shape == (2, 5, 64)
 
@@ -126,7 +126,7 @@ def test_virtual_tokens_are_left_out_and_the_texts_own_are_counted(adapter):
     model = get_peft_model(copy.deepcopy(build("llama")), ADAPTERS[adapter]).eval()
     ids, sae = input_ids(2, 5), sae_at("model.layers.0.output", 16)
     extra = 3 if adapter == "prompt" else 0
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
     assert run.keep.long().tolist() == [[0] * extra + [0, 1, 1, 1, 1]] * 2
     assert run.call.ids[:, extra:].tolist() == ids.tolist()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.attach import attach, attach_all
+from hfsae.attachment import attach, attach_all
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPointError
 from tests.data.tiny import llama_like
@@ -48,7 +48,7 @@ def sae() -> SAE:
 
 
 def spliced_logits(sae: SAE, model: PreTrainedModel, **inputs) -> Tensor:
-    with torch.no_grad(), attach(sae, model, splice=True):
+    with torch.no_grad(), attach(model, sae, splice=True):
         return model(**inputs, use_cache=False).logits
 
 
@@ -57,7 +57,7 @@ def spliced_logits(sae: SAE, model: PreTrainedModel, **inputs) -> Tensor:
 
 def test_reading_gives_the_activations_features_and_reconstruction_of_the_last_forward(sae, model):
     first, last = input_ids(2, 5), input_ids(1, 7)
-    with torch.no_grad(), attach(sae, model) as run, recorded(model, ["model.layers.0.output"]) as seen:
+    with torch.no_grad(), attach(model, sae) as run, recorded(model, ["model.layers.0.output"]) as seen:
         untouched = model(first).logits
         model(last)
     x = seen["model.layers.0.output"]
@@ -68,6 +68,14 @@ def test_reading_gives_the_activations_features_and_reconstruction_of_the_last_f
         assert torch.equal(model(first).logits, untouched)
 
 
+def test_attach_is_a_function_of_the_package_that_takes_the_model_first(sae, model):
+    from hfsae import attach as public
+
+    assert public is attach
+    with pytest.raises(TypeError, match="the language model comes first"), public(sae, model):
+        pass
+
+
 def test_the_door_on_the_sae_is_the_same_attachment(sae, model):
     with torch.no_grad(), sae.attach(model) as run:
         model(input_ids())
@@ -75,7 +83,7 @@ def test_the_door_on_the_sae_is_the_same_attachment(sae, model):
 
 
 def test_nothing_can_be_read_before_the_model_has_run(sae, model):
-    with attach(sae, model) as run:
+    with attach(model, sae) as run:
         with pytest.raises(RuntimeError, match="run the model inside the context"):
             _ = run.features
         assert "nothing seen yet" in repr(run)
@@ -83,16 +91,16 @@ def test_nothing_can_be_read_before_the_model_has_run(sae, model):
 
 def test_no_hook_stays_behind_even_after_an_error(sae, model):
     before = count_hooks(model)  # transformers keeps some of its own once hidden states were asked for
-    with attach(sae, model, splice=True):
+    with attach(model, sae, splice=True):
         assert count_hooks(model) > before
     assert count_hooks(model) == before
-    with pytest.raises(ZeroDivisionError), attach(sae, model, splice=True):
+    with pytest.raises(ZeroDivisionError), attach(model, sae, splice=True):
         raise ZeroDivisionError
     assert count_hooks(model) == before
 
 
 def test_inference_mode_needs_nothing_special(sae, model):
-    with torch.inference_mode(), attach(sae, model, splice=True) as run:
+    with torch.inference_mode(), attach(model, sae, splice=True) as run:
         model(input_ids())
     assert run.features.values.numpy().shape[:2] == (2, 5)
 
@@ -107,7 +115,7 @@ def test_left_out_tokens_and_padding_are_those_of_the_config(model):
     for special in (True, False):
         for positions in ([0], [], [1, 3]):
             sae = sae_at("model.layers.0.output", exclude_special_tokens=special, exclude_positions=positions)
-            with torch.no_grad(), attach(sae, model) as run:
+            with torch.no_grad(), attach(model, sae) as run:
                 model(ids, attention_mask=mask)
             kept[special, tuple(positions)] = run.keep.long().tolist()
     assert kept[True, (0,)] == [[0, 0, 1, 1, 0, 1], [0, 1, 1, 1, 0, 0]]
@@ -117,7 +125,7 @@ def test_left_out_tokens_and_padding_are_those_of_the_config(model):
 
 
 def test_positions_count_from_the_first_token_that_is_not_padding(sae, model):
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model(torch.tensor([[0, 0, 7, 8]]), attention_mask=torch.tensor([[0, 0, 1, 1]]))
         assert run.keep.tolist() == [[False, False, False, True]]
         model(torch.tensor([[7, 8, 9, 10]]), position_ids=torch.tensor([[0, 1, 0, 1]]))
@@ -126,7 +134,7 @@ def test_positions_count_from_the_first_token_that_is_not_padding(sae, model):
 
 def test_a_tokenizer_says_which_tokens_are_special(sae, model):
     tokenizer = llama_like()  # 0 and 1 are special, 2 is a word
-    with torch.no_grad(), attach(sae, model, tokenizer=tokenizer) as run:
+    with torch.no_grad(), attach(model, sae, tokenizer=tokenizer) as run:
         model(torch.tensor([[7, 0, 1, 2, 3]]))
     assert run.keep.tolist() == [[False, False, False, True, True]]
 
@@ -144,14 +152,14 @@ def test_a_tokenizer_says_which_tokens_are_special(sae, model):
 def test_without_a_tokenizer_special_tokens_are_those_of_the_training(model, recorded, left_out):
     sae = sae_at("model.layers.0.output", exclude_positions=[], training={"special_tokens": recorded})
     ids = torch.arange(64)[None]
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model(ids)
     assert set(ids[~run.keep].tolist()) == left_out
 
 
 def test_embeddings_in_place_of_ids_leave_positions_out(sae, model):
     embeddings = model.get_input_embeddings()(input_ids())
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model(inputs_embeds=embeddings)
     assert run.keep.tolist() == [[False, True, True, True, True]] * 2
 
@@ -164,7 +172,7 @@ def test_spliced_tokens_are_reconstructed_and_left_out_tokens_keep_their_own_act
     with torch.no_grad(), recorded(model, ["model.layers.0.output"]) as clean:
         model(ids)
     x = clean["model.layers.0.output"]
-    with torch.no_grad(), attach(sae, model, splice=True), recorded(model, ["model.layers.1.input"]) as seen:
+    with torch.no_grad(), attach(model, sae, splice=True), recorded(model, ["model.layers.1.input"]) as seen:
         model(ids)
     after = seen["model.layers.1.input"][0]
     with torch.no_grad():
@@ -178,14 +186,14 @@ def test_keep_error_leaves_the_logits_as_they_are_to_the_last_bit(sae, model):
     ids = input_ids()
     with torch.no_grad():
         clean = model(ids).logits
-        with attach(sae, model, splice=True, keep_error=True):
+        with attach(model, sae, splice=True, keep_error=True):
             assert torch.equal(model(ids).logits, clean)
     assert not torch.allclose(spliced_logits(sae, model, input_ids=ids), clean, atol=1e-3)
 
 
 def test_with_the_error_kept_gradients_reach_the_features(sae, model):
     ids = input_ids()
-    with attach(sae, model, splice=True, keep_error=True) as run:
+    with attach(model, sae, splice=True, keep_error=True) as run:
         loss = model(ids, labels=ids).loss
     (gradient,) = torch.autograd.grad(loss, run.features.entry_values)
     assert gradient.abs().max() > 0
@@ -202,12 +210,12 @@ def without_feature(feature: int):
 
 def test_an_edit_with_the_error_kept_changes_the_activation_by_what_the_feature_wrote(sae, model):
     ids = input_ids()
-    with torch.no_grad(), attach(sae, model) as run, recorded(model, ["model.layers.1.input"]) as clean:
+    with torch.no_grad(), attach(model, sae) as run, recorded(model, ["model.layers.1.input"]) as clean:
         model(ids)
     keep, dense = run.keep, run.features.to_dense()
     feature = int((dense * keep[..., None]).sum((0, 1)).argmax())
     with torch.no_grad(), recorded(model, ["model.layers.1.input"]) as edited:
-        with attach(sae, model, splice=True, keep_error=True, edit=without_feature(feature)):
+        with attach(model, sae, splice=True, keep_error=True, edit=without_feature(feature)):
             model(ids)
     change = edited["model.layers.1.input"] - clean["model.layers.1.input"]
     written = dense[..., feature, None] * sae.W_dec[feature] / sae.input_scale
@@ -217,7 +225,7 @@ def test_an_edit_with_the_error_kept_changes_the_activation_by_what_the_feature_
 
 def test_an_edit_may_return_sparse_features(sae, model):
     ids = input_ids()
-    with torch.no_grad(), attach(sae, model, splice=True, edit=lambda features: features):
+    with torch.no_grad(), attach(model, sae, splice=True, edit=lambda features: features):
         unchanged = model(ids).logits
     torch.testing.assert_close(unchanged, spliced_logits(sae, model, input_ids=ids))
 
@@ -231,7 +239,7 @@ def test_a_transcoder_reads_at_one_place_and_writes_at_another(model):
     places = ["model.layers.1.mlp.input", "model.layers.1.mlp.output"]
     with torch.no_grad(), recorded(model, places) as clean:
         model(ids)
-    with torch.no_grad(), attach(sae, model, splice=True) as run, recorded(model, places[1:]) as spliced:
+    with torch.no_grad(), attach(model, sae, splice=True) as run, recorded(model, places[1:]) as spliced:
         model(ids)
         written = sae(clean[places[0]]).reconstruction
     torch.testing.assert_close(run.activations, clean[places[0]])
@@ -241,16 +249,16 @@ def test_a_transcoder_reads_at_one_place_and_writes_at_another(model):
 
 def test_two_saes_at_two_places_compose(model):
     lower, upper = sae_at("model.layers.0.output"), sae_at("model.layers.1.output")
-    with torch.no_grad(), attach(lower, model, splice=True), attach(upper, model) as run:
+    with torch.no_grad(), attach(model, lower, splice=True), attach(model, upper) as run:
         model(input_ids())
-    with torch.no_grad(), attach(upper, model) as alone:
+    with torch.no_grad(), attach(model, upper) as alone:
         model(input_ids())
     assert not torch.allclose(run.activations, alone.activations, atol=1e-3)
 
 
 def test_an_sae_in_another_precision_is_cast_at_the_border(sae):
     model = copy.deepcopy(build("llama")).to(torch.bfloat16)
-    with torch.no_grad(), attach(sae, model, splice=True) as run:
+    with torch.no_grad(), attach(model, sae, splice=True) as run:
         logits = model(input_ids()).logits
     assert logits.dtype == run.activations.dtype == torch.bfloat16
     assert run.reconstruction.dtype == torch.float32
@@ -275,7 +283,7 @@ def test_generate_with_a_cache_goes_on_counting_positions(family):
     # Position 5 lies in the first generated token: whoever starts again at 0 in every step leaves position 0 out anew.
     sae = sae_at(FAMILIES[family].expected(0)["resid_post"], exclude_positions=[0, 5], exclude_special_tokens=False)
     ids = input_ids(2, 5)
-    with torch.no_grad(), attach(sae, model, splice=True) as run:
+    with torch.no_grad(), attach(model, sae, splice=True) as run:
         generated = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -294,7 +302,7 @@ def test_generate_after_left_padding_gives_what_the_unpadded_prompt_gives(model)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    with torch.no_grad(), attach(sae, model, splice=True):
+    with torch.no_grad(), attach(model, sae, splice=True):
         plain = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         after_padding = model.generate(padded, attention_mask=mask, **options)
     assert torch.equal(after_padding[:, 3:], plain)
@@ -305,21 +313,21 @@ def test_generate_after_left_padding_gives_what_the_unpadded_prompt_gives(model)
 
 def test_what_does_not_fit_is_refused_on_entering(sae, model):
     before = count_hooks(model)
-    with pytest.raises(ValueError, match="names no hook point"), attach(sae_at(None), model):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="names no hook point"), attach(model, sae_at(None)):  # type: ignore[arg-type]
         pass
-    with pytest.raises(HookPointError, match="layers.9"), attach(sae_at("model.layers.9.output"), model):
+    with pytest.raises(HookPointError, match="layers.9"), attach(model, sae_at("model.layers.9.output")):
         pass
     with pytest.raises(ValueError, match="24 dimensions, but this SAE has d_in=16"):
-        with attach(sae_at("model.layers.0.mlp.down_proj.input"), model):
+        with attach(model, sae_at("model.layers.0.mlp.down_proj.input")):
             pass
     for arguments in ({"keep_error": True}, {"edit": lambda features: features}):
-        with pytest.raises(ValueError, match="splice=True"), attach(sae, model, **arguments):
+        with pytest.raises(ValueError, match="splice=True"), attach(model, sae, **arguments):
             pass
     assert count_hooks(model) == before
 
 
 def test_the_model_inside_of_the_causal_lm_knows_its_tokens_too(sae, model):
-    with torch.no_grad(), attach(sae, model, splice=True) as run:
+    with torch.no_grad(), attach(model, sae, splice=True) as run:
         expected = model(input_ids()).logits
         inner = model.model(input_ids()).last_hidden_state
     assert run.keep.tolist() == [[False, True, True, True, True]] * 2
@@ -329,10 +337,10 @@ def test_the_model_inside_of_the_causal_lm_knows_its_tokens_too(sae, model):
 def test_a_block_alone_is_read_but_not_spliced(sae, model):
     x = torch.randn(2, 5, WIDTH)
     rotary = model.model.rotary_emb(x, torch.arange(5)[None])
-    with torch.no_grad(), attach(sae, model) as run:
+    with torch.no_grad(), attach(model, sae) as run:
         model.model.layers[0](x, position_embeddings=rotary)
     assert run.keep is None and run.features.shape == (2, 5, 48)
-    with torch.no_grad(), attach(sae, model, splice=True):
+    with torch.no_grad(), attach(model, sae, splice=True):
         with pytest.raises(ValueError, match="Call the model itself"):
             model.model.layers[0](x, position_embeddings=rotary)
 
@@ -360,7 +368,7 @@ def test_all_of_a_set_spliced_in_is_each_attached_around_the_other(transcoders, 
     with torch.no_grad():
         with attach_all(model, transcoders, splice=True) as runs:
             together = model(input_ids()).logits
-        with attach(first, model, splice=True), attach(second, model, splice=True) as run:
+        with attach(model, first, splice=True), attach(model, second, splice=True) as run:
             nested = model(input_ids()).logits
     assert torch.equal(together, nested) and torch.equal(runs["mlp_in.1"].activations, run.activations)
     assert not torch.allclose(together, spliced_logits(first, model, input_ids=input_ids()))
@@ -377,7 +385,7 @@ def test_with_all_errors_kept_the_model_is_what_it_was_and_an_edit_has_its_effec
         edits = {"mlp_in.1": silent}
         with attach_all(model, transcoders, splice=True, keep_error=True, edits=edits) as runs:
             edited = model(input_ids()).logits
-        with attach(transcoders["mlp_in.1"], model, splice=True, keep_error=True, edit=silent):
+        with attach(model, transcoders["mlp_in.1"], splice=True, keep_error=True, edit=silent):
             assert torch.allclose(model(input_ids()).logits, edited, atol=1e-6)
     assert not torch.allclose(edited, clean) and len(runs["mlp_in.0"].features.values)
 

@@ -110,8 +110,8 @@ class AttachedSAE:
 
 @contextmanager
 def attach(
-    sae: SparseAutoencoder,
     model: nn.Module,
+    sae: SparseAutoencoder,
     *,
     splice: bool = False,
     keep_error: bool = False,
@@ -119,7 +119,7 @@ def attach(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     prompt_length: int | None = None,
 ) -> Iterator[AttachedSAE]:
-    """Runs a language model with an SAE reading, or spliced in: `with attach(sae, model) as run: model(...)`.
+    """Runs a language model with an SAE reading, or spliced in: `with attach(model, sae) as run: model(...)`.
 
     Spliced in, the reconstruction takes the activation's place at the SAE's target (`target_hook_point` of a
     transcoder, else `hook_point`). Tokens that the config leaves out (special tokens, `exclude_positions`) and padding
@@ -132,10 +132,10 @@ def attach(
     threads, each enters a context of its own. What torch.compile compiled runs uncompiled inside.
 
     Args:
-        sae: The SAE.
         model: A causal LM that has the config's hook points, or a wrapper around one (PEFT, DDP, a compiled model). It
             must itself be called (`model(...)`, `model.generate(...)`): a call of one of its parts does not tell which
             tokens it is about.
+        sae: The SAE.
         splice: Whether the activation is replaced; otherwise it is only read.
         keep_error: Whether the error x − x̂ is added back, as a constant, so that the model's output stays exactly as
             it is while gradients reach it through the features alone, and an `edit` has its effect and no other. Only
@@ -156,10 +156,10 @@ def attach(
             come to the place.
         ValueError: If the config names no hook point, if the activations there have another size than the SAE's, or
             for `keep_error` or `edit` without `splice`. All before anything runs.
-        TypeError: If there is no Hugging Face model inside of `model`.
+        TypeError: If there is no Hugging Face model inside of `model`, or it is an SAE.
 
     Example:
-        >>> with attach(sae, model, splice=True) as run:  # doctest: +SKIP
+        >>> with attach(model, sae, splice=True) as run:  # doctest: +SKIP
         ...     model.generate(**sae.tokenize("def main("), max_new_tokens=20)
     """
     told: dict[str, Any] = {"splice": splice, "keep_error": keep_error, "tokenizer": tokenizer}
@@ -201,7 +201,7 @@ def attach_all(
         HookPointError: As `attach`, with the SAE's name.
         ValueError: As `attach`, with the SAE's name; if there is no SAE, if two are to be spliced in at one place, or
             if `edits` names none of them.
-        TypeError: If there is no Hugging Face model inside of `model`.
+        TypeError: If there is no Hugging Face model inside of `model`, or it is an SAE.
 
     Example:
         >>> saes = load_saes("runs/transcoder_set")  # doctest: +SKIP
@@ -212,6 +212,8 @@ def attach_all(
     edits = edits or {}
     if (keep_error or edits) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
+    if isinstance(model, SparseAutoencoder):
+        raise TypeError("the language model comes first: attach(model, sae).")
     inner = inner_model(model)
     places = places_of(saes, inner, splice=splice)
     if unknown := edits.keys() - saes.keys():
