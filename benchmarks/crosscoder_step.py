@@ -20,7 +20,7 @@ from torch import Tensor
 from hfsae import SAE, SAETrainingArguments, TopKCrosscoderSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.host_memory import freed_memory_kept
-from hfsae.in_model import rows_at
+from hfsae.in_model import activations_at
 from hfsae.training.learner import Learner
 
 SOURCES = ("base", "tuned")
@@ -55,7 +55,7 @@ def main() -> None:
     wide = learner_of(SAE.from_config(TopKSAEConfig(d_in=2 * args.width, **sizes)), rows, args)
     crossed = learner_of(SAE.from_config(TopKCrosscoderSAEConfig(**sources, **sizes)), rows, args)
     steps = {"topk": lambda step: wide.step([rows], step)}
-    steps["topk_crosscoder"] = lambda step: crossed.step([rows_at(batch, "+".join(SOURCES))], step)
+    steps["topk_crosscoder"] = lambda step: crossed.step([activations_at(batch, "+".join(SOURCES))], step)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     with freed_memory_kept():
         for step in range(args.repeats + 2):

@@ -74,11 +74,11 @@ class SAEHookPoints:
 
     def rows(self, activations: Mapping[str, Tensor]) -> Tensor:
         """(N, d_in) rows that it reads, from activations by hook point; of a crosscoder behind each other."""
-        return rows_at(activations, self.reads)
+        return activations_at(activations, self.reads)
 
     def target_rows(self, activations: Mapping[str, Tensor]) -> Tensor | None:
         """(N, d_out) rows that a transcoder is to write; None where it writes where it reads."""
-        return None if self.writes is None else rows_at(activations, self.writes)
+        return None if self.writes is None else activations_at(activations, self.writes)
 
     def input_widths(self, widths: Mapping[str, int]) -> list[int]:
         """The size of the activations at each hook point that it reads."""
@@ -110,7 +110,7 @@ def names_of(hook_points: Iterable[SAEHookPoints]) -> list[str]:
     return list(dict.fromkeys(name for place in joined for name in places_in(place)))
 
 
-def rows_at(rows: Mapping[str, Tensor], place: str) -> Tensor:
+def activations_at(rows: Mapping[str, Tensor], place: str) -> Tensor:
     """The rows (N, d) of a hook point, or of several that are joined, one behind the other."""
     parts = [rows[part] for part in places_in(place)]
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -122,7 +122,7 @@ def _adapter_config(name: str, revision: str | None) -> str | None:
 def is_quantised(origin: Origin) -> bool:
     """Whether a language model's stored weights are quantised, so that nobody needs to ask for that."""
     try:
-        return getattr(config_of(origin), "quantization_config", None) is not None
+        return getattr(origin_config(origin), "quantization_config", None) is not None
     except (OSError, ValueError):
         return False
 
@@ -231,7 +231,7 @@ def tokenizer_of_all(tokenizers: "Iterable[PreTrainedTokenizerBase]") -> "PreTra
     return next((one for one in every if getattr(one, "chat_template", None)), every[0])
 
 
-def config_of(origin: Origin) -> PreTrainedConfig:
+def origin_config(origin: Origin) -> PreTrainedConfig:
     """The config of a language model.
 
     Raises:

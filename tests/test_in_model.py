@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae.hooks import HookPointError
-from hfsae.in_model import SAEHookPoints, hook_points_named, names_of, rows_at
+from hfsae.in_model import SAEHookPoints, activations_at, hook_points_named, names_of
 from tests.data.tiny import language_model
 from tests.hooks.families import build
 
@@ -33,7 +33,7 @@ def test_a_hook_point_that_is_not_there_is_refused_with_those_that_are():
 
 def test_rows_of_joined_places_lie_behind_each_other():
     rows = {"a": torch.ones(3, 2), "b": torch.zeros(3, 1)}
-    assert rows_at(rows, "b+a").tolist() == [[0, 1, 1]] * 3 and rows_at(rows, "a") is rows["a"]
+    assert activations_at(rows, "b+a").tolist() == [[0, 1, 1]] * 3 and activations_at(rows, "a") is rows["a"]
     assert names_of([SAEHookPoints("b+a"), SAEHookPoints("c", "a")]) == ["b", "a", "c"]
 
 

@@ -19,7 +19,7 @@ from hfsae.analysis.document_sequences import Documents, as_dataset
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBlocks
-from hfsae.evaluation.text import reading_of
+from hfsae.evaluation.text_batches import reading_of
 from hfsae.in_model import hook_points_of
 from hfsae.progress import token_bar
 from hfsae.saving import files_at_once, write_json

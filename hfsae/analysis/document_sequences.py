@@ -16,7 +16,7 @@ from hfsae.data import TokenBatch, find_document_column
 from hfsae.data.document_column import DocumentColumn
 from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
 from hfsae.data.left_out import LeftOut
-from hfsae.evaluation.text import reading_of
+from hfsae.evaluation.text_batches import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 
 if TYPE_CHECKING:

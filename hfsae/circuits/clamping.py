@@ -124,7 +124,7 @@ def intervene(graph: "Graph", factors: Mapping[int, float]) -> Intervention:
     total = predicted(graph, changes)[0]
     readers = _readers(graph, circuit)
     constrained = _constrained(graph, circuit, factors, readers)
-    opened = measured(graph, circuit, [factors], readers)[0]
+    opened = measured_changes(graph, circuit, [factors], readers)[0]
     effects = [
         Effect(node.label, node.value, *(float(values[number]) for values in (direct, constrained, total, opened)))
         for number, node in enumerate(node for node in graph.nodes if node.kind == "logit")
@@ -157,7 +157,7 @@ def _ablations(graph: "Graph", circuit: LocalReplacement, rows: list[int], batch
     expected, direct = predicted(graph, changes), changes @ graph.edges[graph.is_kind("logit")].T
     readers = _readers(graph, circuit)
     parts = [clamps[start : start + batch_size] for start in range(0, len(clamps), batch_size)]
-    found = torch.cat([measured(graph, circuit, part, readers) for part in parts])
+    found = torch.cat([measured_changes(graph, circuit, part, readers) for part in parts])
     return Ablations(
         [graph.nodes[row].name for row in rows],
         expected.tolist(),
@@ -238,7 +238,7 @@ def _constrained(graph: "Graph", circuit: LocalReplacement, factors: Mapping[int
 
 
 @torch.no_grad()
-def measured(
+def measured_changes(
     graph: "Graph", circuit: LocalReplacement, clamps: Sequence[Mapping[int, float]], readers: Targets
 ) -> Tensor:
     """What the model itself does when features are clamped to a multiple of their value in the prompt.

@@ -57,7 +57,7 @@ class AllFeatures:
 
 
 @dataclass(frozen=True)
-class Rows:
+class EdgeRows:
     """Edges into some nodes.
 
     Attributes:
@@ -165,7 +165,7 @@ def trace_rows(
     max_features: int,
     batch_size: int,
     progress: Progress,
-) -> Rows:
+) -> EdgeRows:
     """Traces logits, then features, those with the strongest influence on what is traced already first.
 
     Args:
@@ -195,7 +195,7 @@ def trace_rows(
             progress.update(len(part))
     rising = order.argsort()
     constants = _constants(replacement, features, order[rising], targets)
-    return Rows(order[rising], rows[rising], logits, constants)
+    return EdgeRows(order[rising], rows[rising], logits, constants)
 
 
 @torch.no_grad()

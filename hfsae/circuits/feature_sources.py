@@ -38,7 +38,7 @@ class ActiveFeatures:
         return len(self.positions)
 
 
-class Source:
+class FeatureSource:
     """One SAE or transcoder in a prompt.
 
     Args:

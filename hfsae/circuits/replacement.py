@@ -22,7 +22,7 @@ from hfsae.attachment import places_of
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.attention import AttentionPatterns, attends
 from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
-from hfsae.circuits.feature_sources import ActiveFeatures, Source
+from hfsae.circuits.feature_sources import ActiveFeatures, FeatureSource
 from hfsae.circuits.norms import FrozenNorms
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.access import visiting
@@ -132,12 +132,14 @@ class LocalReplacement:
         if len(self.ids) < 2:
             raise ValueError("the prompt has one token: a circuit needs two or more.")
 
-    def _source(self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out) -> Source:
+    def _source(
+        self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out
+    ) -> FeatureSource:
         if sae.W_dec.dtype != self.model.dtype or sae.W_dec.device != self.ids.device:
             sae = copy.deepcopy(sae).to(device=self.ids.device, dtype=self.model.dtype)
         tokens = torch.ones_like(self.ids, dtype=torch.bool)[None]
         keep = left_out.counted_in_blocks(tokens, self.ids[None])[0]
-        return Source(name, sae, *places, keep)
+        return FeatureSource(name, sae, *places, keep)
 
     # -- the prompt ---------------------------------------------------------------------------------------------------
     def _note_the_prompt(self, cuts: CutPlaces) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.circuits.edges import AllFeatures, Rows, trace_rows
+from hfsae.circuits.edges import AllFeatures, EdgeRows, trace_rows
 from hfsae.circuits.graph import Exactness, Graph
 from hfsae.circuits.nodes import Node
 from hfsae.circuits.replacement import LocalReplacement
@@ -127,7 +127,7 @@ def _ids(
 def _nodes(
     replacement: LocalReplacement,
     features: AllFeatures,
-    rows: Rows,
+    rows: EdgeRows,
     targets: Targets,
     texts: list[str],
     tokenizer: "PreTrainedTokenizerBase | None",
@@ -166,7 +166,7 @@ def _nodes(
     return nodes
 
 
-def _square(rows: Rows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
+def _square(rows: EdgeRows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
     """Edges (n, n) between nodes, and what features that are no nodes add to each (n,)."""
     edges = rows.into_features.new_zeros(n_nodes, n_nodes)
     left_out = rows.into_features.new_zeros(n_nodes)
@@ -179,7 +179,7 @@ def _square(rows: Rows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _exactness(replacement: LocalReplacement, features: AllFeatures, rows: Rows, targets: Targets) -> Exactness:
+def _exactness(replacement: LocalReplacement, features: AllFeatures, rows: EdgeRows, targets: Targets) -> Exactness:
     head = replacement.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     factor = logit_factor(replacement)

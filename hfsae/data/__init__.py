@@ -10,11 +10,11 @@ Everything here is an iterator that tells its place (`state_dict`) and goes back
 after is equal bit for bit. Nothing here knows of sparse autoencoders.
 """
 
+from hfsae.data.activation_sources import LMActivations, NonFiniteActivationsError, RowSource
 from hfsae.data.cache import CachedActivations, CacheDescription
 from hfsae.data.cache_writing import Writers, remove_cache, write_cache
 from hfsae.data.document_column import DocumentColumn, find_document_column
 from hfsae.data.prefetch import Prefetcher, StatefulIterator
-from hfsae.data.sources import LMActivations, NonFiniteActivationsError, RowSource
 from hfsae.data.splitting import DEFAULT_SHARES, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset, stdlib_digest, stdlib_documents, stdlib_files
 from hfsae.data.stored import DatasetActivations, IteratorActivations, TensorActivations

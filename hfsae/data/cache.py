@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.data.sources import check_finite
+from hfsae.data.activation_sources import check_finite
 from hfsae.data.stored import StoredRows
 from hfsae.folders import found_again
 from hfsae.storage import (

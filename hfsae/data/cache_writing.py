@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfsae.data.activation_sources import RowSource
 from hfsae.data.cache import DESCRIPTION, HELD_OUT, SUMS_OF_ONE, CacheDescription
-from hfsae.data.sources import RowSource
 from hfsae.data.stream import ChunkRows
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfsae.data.sources import check_finite
+from hfsae.data.activation_sources import check_finite
 
 if TYPE_CHECKING:
     from datasets import Dataset

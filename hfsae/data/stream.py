@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from hfsae.data.sources import RowSource
+from hfsae.data.activation_sources import RowSource
 
 _DEFAULT_WINDOW_TOKENS = 2**18
 # A source that gives this many chunks without a row (every token left out) will not give one.

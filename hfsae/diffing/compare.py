@@ -13,7 +13,7 @@ from hfsae.diffing.model_diff import ModelDiff
 from hfsae.diffing.scaling import DiffSums
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.spliced_model import model_inputs
-from hfsae.evaluation.text import Text, counted, read_batches
+from hfsae.evaluation.text_batches import Text, counted, read_batches
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites

@@ -28,7 +28,7 @@ from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
 from hfsae.inputs.compared_models import compares, models_of
-from hfsae.language_model import Origin, config_of
+from hfsae.language_model import Origin, origin_config
 from hfsae.model_classes import without_weights
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import Placement, planned_placement
@@ -294,7 +294,7 @@ def _skeleton(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
 
 def _skeleton_of(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
     named = isinstance(model, Origin)
-    config = config_of(model) if named else inner_model(model).config
+    config = origin_config(model) if named else inner_model(model).config
     dtype = args.model_dtype
     if dtype == "auto":
         dtype = (getattr(config, "dtype", None) or torch.float32) if named else model.dtype

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.data import TokenBatch
 from hfsae.evaluation.processes import all_or_none
 from hfsae.evaluation.spliced_model import model_inputs
-from hfsae.evaluation.text import counted
+from hfsae.evaluation.text_batches import counted
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
 
 Calibration: TypeAlias = Mapping[str, Tensor]

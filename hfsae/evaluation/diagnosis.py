@@ -16,7 +16,7 @@ from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.metrics import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
-from hfsae.evaluation.text import read_batches, take
+from hfsae.evaluation.text_batches import read_batches, take
 from hfsae.hooks import HookPoint, available_hook_points, portable_name, width
 from hfsae.in_model import hook_points_of
 
@@ -54,7 +54,7 @@ class Figures:
         return 1 - self.explained_variance <= allowed
 
 
-class Trial(NamedTuple):
+class UndoneMistake(NamedTuple):
     """What an SAE does once a mistake is undone, and what the mistake then was."""
 
     figures: Figures
@@ -99,7 +99,7 @@ class CheckSetup:
         return Figures(l0(sums), explained_variance(sums))
 
 
-def trials(setup: CheckSetup) -> Iterator[Trial]:
+def undone_mistakes(setup: CheckSetup) -> Iterator[UndoneMistake]:
     """Every usual mistake undone: text cut otherwise, other places, other scales, processed weights."""
     yield from _other_tokens(setup)
     yield from _other_places(setup)
@@ -109,7 +109,7 @@ def trials(setup: CheckSetup) -> Iterator[Trial]:
     yield from _processed_weights(setup, source, rows[source], rows[target])
 
 
-def _other_tokens(setup: CheckSetup) -> Iterator[Trial]:
+def _other_tokens(setup: CheckSetup) -> Iterator[UndoneMistake]:
     """Text with or without BOS, special tokens and position 0."""
     config = setup.sae.config
     source, target = hook_points_of(config, setup.model)
@@ -132,10 +132,10 @@ def _other_tokens(setup: CheckSetup) -> Iterator[Trial]:
             setattr(changed, name, value)
         rows = read_rows(setup.model, setup.few(changed), {source, target}, of_first_process=False)
         advice = ", ".join(f"config.{name} = {value}" for name, value in fields.items())
-        yield Trial(setup.figures(rows[source], rows[target]), f"{cause}; set {advice}")
+        yield UndoneMistake(setup.figures(rows[source], rows[target]), f"{cause}; set {advice}")
 
 
-def _other_places(setup: CheckSetup) -> Iterator[Trial]:
+def _other_places(setup: CheckSetup) -> Iterator[UndoneMistake]:
     """The same text at every other place of the same width; a transcoder has two places that may be wrong."""
     model, config = setup.model, setup.sae.config
     source, target = hook_points_of(config, model)
@@ -153,10 +153,10 @@ def _other_places(setup: CheckSetup) -> Iterator[Trial]:
                 y = rows[target if config.is_transcoder and field == "hook_point" else place]
                 called = portable_name(model, place) or str(place)
                 cause = f"Wrong hook point: it fits {called}; set config.{field} = {str(place)!r}"
-                yield Trial(setup.figures(x, y), cause)
+                yield UndoneMistake(setup.figures(x, y), cause)
 
 
-def _other_scale(setup: CheckSetup, source: Tensor, target: Tensor) -> Trial:
+def _other_scale(setup: CheckSetup, source: Tensor, target: Tensor) -> UndoneMistake:
     """The factor of the activations that suits the SAE best."""
 
     def best(powers: list[float]) -> tuple[float, Figures]:
@@ -168,10 +168,10 @@ def _other_scale(setup: CheckSetup, source: Tensor, target: Tensor) -> Trial:
         power, figures = best([power - step, power, power + step])
     scale = 2.0**power * float(setup.sae.input_scale)
     cause = f"Wrong scale: it fits activations {2.0**power:.3g} times as large; set input_scale to about {scale:.3g}"
-    return Trial(figures, cause)
+    return UndoneMistake(figures, cause)
 
 
-def _processed_weights(setup: CheckSetup, source: HookPoint, x: Tensor, target: Tensor) -> Iterator[Trial]:
+def _processed_weights(setup: CheckSetup, source: HookPoint, x: Tensor, target: Tensor) -> Iterator[UndoneMistake]:
     """Activations as libraries have them that process a language model's weights (TransformerLens)."""
     folded = [
         (
@@ -189,7 +189,7 @@ def _processed_weights(setup: CheckSetup, source: HookPoint, x: Tensor, target: 
         )
         for (read, reads), (written, writes) in itertools.product([(x, ""), *folded], [(target, ""), centred]):
             if it_fits := ", and ".join(filter(None, (reads, writes))):
-                yield Trial(setup.figures(read, written), f"Processed weights: it fits {it_fits}")
+                yield UndoneMistake(setup.figures(read, written), f"Processed weights: it fits {it_fits}")
         return
     centred = (
         _centred(x),
@@ -201,7 +201,7 @@ def _processed_weights(setup: CheckSetup, source: HookPoint, x: Tensor, target: 
         "activations after a layer norm; set config.input_transform = 'layer_norm'",
     )
     for rows, it_fits in [*folded, centred, normed]:
-        yield Trial(setup.figures(rows, rows), f"Processed weights: it fits {it_fits}")
+        yield UndoneMistake(setup.figures(rows, rows), f"Processed weights: it fits {it_fits}")
 
 
 def _centred(rows: Tensor) -> Tensor:

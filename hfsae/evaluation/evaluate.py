@@ -22,7 +22,7 @@ from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import protocol_of
 from hfsae.evaluation.sums import Sums, reduce_sums
-from hfsae.evaluation.text import Text, count, tokens_digest
+from hfsae.evaluation.text_batches import Text, count, tokens_digest
 from hfsae.evaluation.together import evaluate_together
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating

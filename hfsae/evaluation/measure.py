@@ -15,7 +15,7 @@ from hfsae.evaluation.predictions import Predictions
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.spliced_models import SplicedModels
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
-from hfsae.evaluation.text import counted, rows
+from hfsae.evaluation.text_batches import counted, rows
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens

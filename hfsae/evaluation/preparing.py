@@ -12,7 +12,7 @@ from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
 from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
 from hfsae.evaluation.processes import all_or_none, process
-from hfsae.evaluation.text import Text, count, read_batches, say_shortfall, split, take
+from hfsae.evaluation.text_batches import Text, count, read_batches, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
 

@@ -15,7 +15,7 @@ from hfsae.evaluation.measure import measure
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.output_places import output_places, widths_of
 from hfsae.evaluation.predictions import predictions_of
-from hfsae.evaluation.text import read_batches
+from hfsae.evaluation.text_batches import read_batches
 from hfsae.hooks.quiet import evaluating
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.diagnosis import CheckSetup, Figures, trials
+from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
-from hfsae.evaluation.text import Text, count
+from hfsae.evaluation.text_batches import Text, count
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
 from hfsae.language_model import load_tokenizer
@@ -110,8 +110,8 @@ def _causes(setup: CheckSetup, measured: Figures, recorded: Figures) -> Iterator
     wanted = sae.config.base_model_revision
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."
-    helping = [trial for trial in trials(setup) if _helps(trial.figures, measured, recorded)]
-    # Where two do as well, up to rounding, what undoes less comes first: `trials` gives it first.
+    helping = [trial for trial in undone_mistakes(setup) if _helps(trial.figures, measured, recorded)]
+    # Where two do as well, up to rounding, what undoes less comes first: `undone_mistakes` gives it first.
     helping.sort(key=lambda trial: -round(trial.figures.explained_variance or 0.0, 3))
     yield from (f"{trial.cause} ({trial.figures})." for trial in helping[:_MOST_CAUSES])
 

@@ -20,7 +20,7 @@ from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import versions, weights_sha256
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
-from hfsae.evaluation.text import Text, counted, rows, tokens_digest
+from hfsae.evaluation.text_batches import Text, counted, rows, tokens_digest
 from hfsae.hooks import HookPoint, HookPointError
 from hfsae.hooks.access import visiting
 from hfsae.hooks.quiet import evaluating

@@ -25,7 +25,7 @@ from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
 from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weight_facts import WeightFacts
-from hfsae.hub.written_card import WrittenCard, taken_apart
+from hfsae.hub.written_card import WrittenCard, front_and_text
 from hfsae.hub.yaml_text import dump, patched
 from hfsae.loading import load_sae
 from hfsae.progress import quietly
@@ -115,7 +115,7 @@ def assemble(data: Mapping[str, Any], block: str, existing: ModelCard | None) ->
         block: What `BEGIN` and `END` enclose.
         existing: The card to refresh.
     """
-    front, text = taken_apart(existing)
+    front, text = front_and_text(existing)
     theirs = yaml.safe_load(front) if front else None
     data = merge(theirs, data) if isinstance(theirs, dict) else dict(data)
     front = patched(front, data) if isinstance(theirs, dict) else dump(data)

@@ -32,7 +32,7 @@ def written(card: ModelCard) -> str | None:
     return content if same else None
 
 
-def taken_apart(card: ModelCard | None) -> tuple[str, str]:
+def front_and_text(card: ModelCard | None) -> tuple[str, str]:
     """The YAML and the text of a card, with line feeds alone."""
     if card is None:
         return "", ""

@@ -23,12 +23,12 @@ from hfsae.data import (
     TokenBlocks,
     default_window_tokens,
 )
+from hfsae.data.activation_sources import check_finite
 from hfsae.data.narrow import LowPrecision
-from hfsae.data.sources import check_finite
 from hfsae.data.stored import as_rows
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.processes import all_or_none, process
-from hfsae.evaluation.text import say_shortfall, take
+from hfsae.evaluation.text_batches import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint
 from hfsae.inputs.base_model import BaseModel

@@ -14,7 +14,7 @@ from hfsae.data.document_column import column_names
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.output_places import output_places
-from hfsae.evaluation.text import take
+from hfsae.evaluation.text_batches import take
 from hfsae.language_model import as_recorded, rename_base_model
 from hfsae.loading import holds_config
 from hfsae.modeling import SAE

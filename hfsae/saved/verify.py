@@ -20,7 +20,7 @@ from hfsae.hub.errors import usable_token
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import figure
 from hfsae.hub.snapshot import look
-from hfsae.hub.written_card import taken_apart
+from hfsae.hub.written_card import front_and_text
 from hfsae.interop import catalogue
 from hfsae.loading import holds_config, load_sae
 from hfsae.saved.measuring_again import measure_again
@@ -187,7 +187,7 @@ def card_file(source: str | os.PathLike, subfolder: str, at_hub: dict[str, Any])
 def claims_of(path: Path, source: str | os.PathLike, metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """The figures in the metadata of a card, of the text that the SAE's record names."""
     called = f"{path.name} of {source}"
-    front, _ = taken_apart(read_card(path, called))
+    front, _ = front_and_text(read_card(path, called))
     data = yaml.safe_load(front) if front else None
     try:
         claims = model_index.claims(mapping(data).get("model-index"), metrics)

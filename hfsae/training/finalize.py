@@ -72,7 +72,7 @@ def finalize(run: TrainingRun, state: TrainerState, seconds: float) -> Measured:
     saes = {name: learner.sae.eval() for name, learner in run.learners.items()}
     calibration: dict[str, Tensor] = {}
     with warn_on_failure("not calibrated", f"every SAE {_UNCALIBRATED}"):
-        calibration = calibration_rows(run, saes)
+        calibration = calibration_of_run(run, saes)
     for name, sae in saes.items():
         hook_points = run.hook_points[name]
         if sae.needs_calibration and calibration.keys() >= set(hook_points.read_names):
@@ -88,7 +88,7 @@ def finalize(run: TrainingRun, state: TrainerState, seconds: float) -> Measured:
     _save(run, mine, state, seconds)
     measured: dict[str, dict[str, Any]] = {}
     with warn_on_failure("not measured", _by_hand(run, mine)):
-        measured = measure(run, saes, calibration)
+        measured = measure_run(run, saes, calibration)
     metrics = run.gather(measured)
     for name, sae in mine.items():
         sae.config.metrics = metrics.get(name)
@@ -129,7 +129,7 @@ def _calibrate(sae: SAE, rows: Tensor) -> None:
     sae.calibrate(lambda: (part.to(sae.device) for part in rows.split(_BATCH_ROWS)))
 
 
-def calibration_rows(run: TrainingRun, saes: dict[str, SAE]) -> dict[str, Tensor]:
+def calibration_of_run(run: TrainingRun, saes: dict[str, SAE]) -> dict[str, Tensor]:
     """Activations of text that is neither trained nor evaluated on, by hook point: (N, d_in) each, where needed.
 
     Thresholds need those of their SAE's place; an evaluation needs all, for mean activations and baselines.
@@ -175,10 +175,10 @@ def evaluate_now(run: TrainingRun, eval_dataset: Any = None) -> dict[str, dict[s
         texts = replace(run.texts, evaluation=eval_dataset, measured=TextSource(**run.texts.trained.reading))
         run = replace(run, texts=texts)
     saes = {name: sae.eval() for name, sae in run.saes.items()}
-    return run.gather(measure(run, saes, calibration_rows(run, saes)))
+    return run.gather(measure_run(run, saes, calibration_of_run(run, saes)))
 
 
-def measure(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+def measure_run(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Measures SAEs of this process on held-out text.
 
     Args:

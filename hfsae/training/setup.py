@@ -19,7 +19,7 @@ from hfsae.autoencoder.registry import config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
 from hfsae.hooks import inner_model
-from hfsae.in_model import SAEHookPoints, names_of, rows_at
+from hfsae.in_model import SAEHookPoints, activations_at, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.evaluation_text import rehearse_evaluation
@@ -289,7 +289,7 @@ def _initialise(
     for points in dict.fromkeys(opened.hook_points.values()):  # the same on every process, whatever SAEs it trains
         sides = [[points.rows(batch) for batch in batches]]
         if points.writes is not None:
-            sides.append([rows_at(batch, points.writes) for batch in batches])
+            sides.append([activations_at(batch, points.writes) for batch in batches])
         first = (torch.cat(side)[:tokens] for side in sides)
         rows, *target = (cast(Tensor, placement.accelerator.gather(part)) for part in first)
         for name, sae in saes.items():

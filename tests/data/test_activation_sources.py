@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hfsae.data import LMActivations, NonFiniteActivationsError, TokenBlocks
-from hfsae.data.sources import _LateCheck
+from hfsae.data.activation_sources import _LateCheck
 from tests.data.tiny import language_model, llama_like, pythia_like, text_dataset
 
 HOOK_POINTS = ["resid_post.0", "resid_post.1", "mlp_out.1"]

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from hfsae.data import TokenBatch, TokenBlocks
-from hfsae.evaluation.text import count, read_batches, say_shortfall, split, take, tokens_digest
+from hfsae.evaluation.text_batches import count, read_batches, say_shortfall, split, take, tokens_digest
 from tests.data.tiny import assert_equal, language_model, llama_like, pythia_like, text_dataset
 from tests.evaluation.tiny import VOCABULARY, batches, make_sae, tokens_of
 
