@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from transformers import initialization as init
 
-from hfsae.architectures.layers import LayersConfig
+from hfsae.architectures.layers import LayersConfig, training_of_layer
 from hfsae.architectures.sources import joined
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState
@@ -334,7 +334,7 @@ class CrossLayer(SAE):
         options = {name: value for name, value in copy.deepcopy(config.to_diff_dict()).items() if name in known}
         options |= {"d_in": d_in, "d_out": d_out, "n_features": n, "hook_point": place}
         options |= {"target_hook_point": target_place, "subtract_b_dec": False, "metrics": None}
-        options["skip"] = config.skip and target == source
+        options |= {"skip": config.skip and target == source, "training": training_of_layer(config, source)}
         alone = sae_class(sae_class.config_class(**options)).to(device=self.device, dtype=self.dtype)  # type: ignore
         own = slice(source * n, source * n + n)
         bias = self.b_dec.split(config.output_widths)[target]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hfsae.architectures.cross_layer import CrossLayer
+from hfsae.architectures.layers import training_of_layer
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
 from hfsae.functional import SparseFeatures, at_least_float32
@@ -59,6 +60,7 @@ class LayerStep:
         options |= {"d_in": whole.source_widths[layer], "d_out": whole.output_widths[layer], "metrics": None}
         options |= {"n_features": whole.features_per_layer, "subtract_b_dec": False}
         options |= {"hook_point": whole.source_places[layer], "target_hook_point": whole.target_places[layer]}
+        options["training"] = training_of_layer(whole, layer)
         self.config = SAEConfig(**options)
 
     @property

@@ -1,6 +1,7 @@
 """`LayersConfig`: what the config of a cross-layer transcoder holds, whatever its rule: the layers of a model."""
 
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -88,3 +89,12 @@ class LayersConfig(SAEConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must join {len(names)} places, one for each layer.")
         if self.subtract_b_dec or self.rescale_by_decoder_norm:
             raise ValueError("a cross-layer transcoder takes neither subtract_b_dec nor rescale_by_decoder_norm.")
+
+
+def training_of_layer(config: LayersConfig, layer: int) -> dict[str, Any] | None:
+    """The summary of the training, with the portable name of one layer's place in place of those of all."""
+    if not isinstance(config.training, dict):
+        return config.training
+    names = places_in(str(config.training.get("portable_name")))
+    named = {"portable_name": names[layer]} if 1 < len(names) == config.n_layers else {}
+    return {**config.training, **named}

@@ -5,6 +5,7 @@ A file says by its tensors what it is: thresholds make a JumpReLU, `W_skip` a sk
 
 from typing import Any
 
+from hfsae.interop import circuit_tracer_layers
 from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.source import Source, renamed
@@ -12,9 +13,6 @@ from hfsae.interop.source import Source, renamed
 CONFIG, WEIGHTS = "config.yaml", "layer_*.safetensors"
 TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 OPTIONAL = {"threshold": "activation_function.threshold", "W_skip": "W_skip"}
-_CROSS_LAYER = "cross_layer_transcoder"
-"""The `model_kind` of features that write at several layers, which lie in `W_enc_N` and `W_dec_N.safetensors`."""
-
 # Configs of Weights & Biases; one of the two is a slip of the pen that some repositories carry.
 RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
 
@@ -24,13 +22,13 @@ def recognises(source: Source) -> bool:
     if CONFIG not in source.listing or of_a_run(source):
         return False
     kind = source.yaml(CONFIG).get("model_kind")
-    return kind == _CROSS_LAYER or (kind == "transcoder_set" and bool(source.matching(WEIGHTS)))
+    return kind == circuit_tracer_layers.KIND or (kind == "transcoder_set" and bool(source.matching(WEIGHTS)))
 
 
 def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
-    if source.yaml(CONFIG).get("model_kind") == _CROSS_LAYER:
-        raise ValueError(f"{source.path} holds a cross-layer transcoder, for which there is no class.")
+    if source.yaml(CONFIG).get("model_kind") == circuit_tracer_layers.KIND:
+        return circuit_tracer_layers.read(source)
     config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
     layer = layer_of_file(source)
     reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))

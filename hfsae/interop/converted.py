@@ -74,6 +74,8 @@ class ConvertedSAE:
 
     def _sizes(self, source: str) -> dict[str, int]:
         """Sizes as the tensors have them."""
+        if "W_dec" not in self.tensors:
+            return self._sizes_of_layers()
         encoder, decoder = self.tensors["encoder.weight"], self.tensors["W_dec"]
         if encoder.ndim != 2 or decoder.ndim != 2:
             raise ValueError(
@@ -85,6 +87,12 @@ class ConvertedSAE:
             if said is not None and said != sizes[name]:
                 raise ValueError(f"the config of {source} says {name} = {said}, its weights say {sizes[name]}.")
         return sizes
+
+    def _sizes_of_layers(self) -> dict[str, int]:
+        """Those of a cross-layer transcoder: of all layers together."""
+        n_features, width = self.tensors["encoder.weight"].shape
+        layers = len(self.fields["source_names"])
+        return {"d_in": layers * width, "n_features": n_features, "d_out": len(self.tensors["b_dec"])}
 
     def build(self, config: SAEConfig, source: str, dtype: torch.dtype | None = None) -> SparseAutoencoder:
         """The SAE, in evaluation mode.
@@ -114,7 +122,8 @@ class ConvertedSAE:
                 "error_msgs": [],
             },
         )
-        dtype = dtype or _dtype(self.dtype, source) or tensors["W_dec"].dtype
+        decoder = tensors["W_dec" if "W_dec" in tensors else "W_dec.0"]
+        dtype = dtype or _dtype(self.dtype, source) or decoder.dtype
         exact = sae._float32_tensors
         state = {
             name: tensor.detach().to(torch.float32 if name in exact else dtype).contiguous()
@@ -137,5 +146,5 @@ def _dtype(name: str | None, source: str) -> torch.dtype | None:
 
 def _defaults(expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a source may leave out: scales of 1 and biases of 0."""
-    scales = {name: torch.ones(()) for name in ("input_scale", "output_scale") if name in expected}
+    scales = {name: torch.ones(expected[name].shape) for name in ("input_scale", "output_scale") if name in expected}
     return scales | {name: torch.zeros(expected[name].shape) for name in ("encoder.bias", "b_dec")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hfsae.interop import catalogue, circuit_tracer_writer, sparsify_writer
+from hfsae.interop import catalogue, circuit_tracer_layers, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.export import export_formats, export_sae
 from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
 from hfsae.interop.source import Source
@@ -67,6 +67,8 @@ def convert(
     with quietly():
         if to == _SET:
             saes = [SAE.from_pretrained(source, subfolder=place, **options) for place in showing]
+            if any(sae.config.is_cross_layer for sae in saes):
+                return [_write_layers(saes, destination)]
             return [circuit_tracer_writer.write_transcoder_set(saes, destination)]
         written = []
         for place in showing:
@@ -74,6 +76,12 @@ def convert(
             folder = Path(destination) / (_folder_of(place, subfolder) if len(places) > 1 else "")
             written.append(_write(sae, folder, to))
     return written
+
+
+def _write_layers(saes: list[SAE], destination: str | os.PathLike) -> Path:
+    if len(saes) > 1:
+        raise ValueError(f"a folder of circuit-tracer's holds one cross-layer transcoder, got {len(saes)} SAEs.")
+    return circuit_tracer_layers.write(saes[0], destination)
 
 
 def targets() -> list[str]:

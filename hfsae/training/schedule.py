@@ -62,11 +62,11 @@ class Plan:
         tokens_per_step = args.train_batch_tokens * args.gradient_accumulation_steps * processes
         peak = args.learning_rate
         if isinstance(peak, str):
-            peak = auto_learning_rate(sae.config.n_features, total)
+            peak = auto_learning_rate(sae.config.n_features // sae.n_groups, total)
         warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
         lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
         coefficient, target = _sparsity(args, sae)
-        density = (target or getattr(sae.config, "k", args.k)) / sae.config.n_features
+        density = (target or getattr(sae.config, "k", args.k) * sae.n_groups) / sae.config.n_features
         revival = revival_of(sae, args.revival)
         if revival == "repoint" and placement.cuts_saes:
             raise ValueError("revival='repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'.")

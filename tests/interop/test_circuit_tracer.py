@@ -69,17 +69,6 @@ def test_a_tensor_of_another_kind_of_transcoder_is_refused(tmp_path: Path):
         SAE.from_pretrained(path)
 
 
-def test_a_cross_layer_transcoder_is_refused_by_its_name(tmp_path: Path):
-    w = matrices()
-    for layer in range(2):
-        write_tensors(tmp_path / f"W_enc_{layer}.safetensors", {"W_enc": w["W_enc"], "b_enc": w["b_enc"]})
-        write_tensors(tmp_path / f"W_dec_{layer}.safetensors", {"W_dec": w["W_dec"][:, None].repeat(1, 2 - layer, 1)})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "model_kind": "cross_layer_transcoder"}))
-    for load in (SAE.from_pretrained, lambda folder: convert(folder, tmp_path / "out")):
-        with pytest.raises(ValueError, match="holds a cross-layer transcoder, for which there is no class"):
-            load(tmp_path)
-
-
 def test_a_broken_config_is_named(tmp_path: Path):
     transcoders(tmp_path, False, False, CONFIG)
     for text, message in (("a: [", "config.yaml of .* is not valid YAML"), ("model_kind: other", "no sparse autoenc")):
