@@ -39,6 +39,7 @@ CARD_FILE = "README.md"
 LOG_FILE, METRICS_FILE = "training_log.jsonl", "metrics.json"
 TRAINING_CURVE = "training_curve.png"
 FEATURE_DENSITY = "feature_density.png"
+LAYERS_PLOT = "layers.png"
 DASHBOARD_FILE = "dashboard.html"
 DIFF_FILE, DIFF_PLOT = "diff.json", "diff.png"
 
@@ -248,13 +249,16 @@ def read_card(path: Path, called: str = "") -> ModelCard:
 
 def draw_pictures(folder: Path, config: SAEConfig) -> None:
     """Draws the training curve and the histogram of feature densities into an SAE's folder, where they are known."""
-    from hfsae.hub import plots  # matplotlib takes a while to import
+    from hfsae.hub import plots, set_plot  # matplotlib takes a while to import
 
     with files_at_once(folder) as beside:
         if log := plots.read_log(folder / LOG_FILE):
             plots.training_curve(log, beside / TRAINING_CURVE)
         if density := _density(config):
             plots.feature_density(density, beside / FEATURE_DENSITY)
+        if together := mapping(mapping(config.metrics).get("together")):
+            layers = mapping(mapping(config.metrics).get("sources"))
+            set_plot.set_plot(together, layers, beside / LAYERS_PLOT)
 
 
 def _density(config: SAEConfig) -> dict[str, Any] | None:
@@ -277,6 +281,7 @@ def _beside(folder: Path | None, config: SAEConfig, sae: SparseAutoencoder | Non
     if folder is None:
         return set()
     names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if _density(config) else set())
+    names |= {LAYERS_PLOT} if mapping(config.metrics).get("together") else set()
     found = {name for name in names if (folder / name).is_file()}
     if sae is not None and DASHBOARD_FILE in found and not is_dashboard_of(folder / DASHBOARD_FILE, sae):
         found.remove(DASHBOARD_FILE)

@@ -20,6 +20,7 @@ from hfsae.hub.card import (
     DIFF_FILE,
     DIFF_PLOT,
     FEATURE_DENSITY,
+    LAYERS_PLOT,
     LOG_FILE,
     TRAINING_CURVE,
     difference,
@@ -44,7 +45,7 @@ _PLACES = ("base_model", "base_model_adapter", "source_models", "training", "met
 METRICS_FILE = "metrics.json"
 _WEIGHTS = "*.safetensors*"  # with the index of several shards
 # What a push writes besides config and card; what it no longer writes of these it deletes.
-_PICTURES = (TRAINING_CURVE, FEATURE_DENSITY, DIFF_PLOT)
+_PICTURES = (TRAINING_CURVE, FEATURE_DENSITY, LAYERS_PLOT, DIFF_PLOT)
 _GENERATED = (_WEIGHTS, SUMS, LOG_FILE, METRICS_FILE, *_PICTURES, DASHBOARD_FILE, DIFF_FILE)
 
 
