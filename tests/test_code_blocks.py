@@ -89,6 +89,14 @@ def test_sources_that_are_compared():
     assert sum(names["found"].counts().values()) == 512 and names["ratios"].shape == (512, 2)
 
 
+def test_a_cross_layer_transcoder(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = run("docs/cross_layer_transcoders.md")
+    assert names["features"].shape[-1] == 1024 and names["second"].shape[-1] == 256
+    assert list(names["written"]) == list(names["runs"]) == [f"mlp_in.{layer}" for layer in range(4)]
+    assert names["figures"]["kl"] > 0 and names["figures"]["n_saes"] == 1
+
+
 @pytest.mark.slow
 def test_a_set_of_transcoders(trained_set, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
