@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _DEFAULT_MMAP_MAX = 65536
 _NEVER = -1
 # By itself glibc raises both thresholds up to these where large blocks are freed, but never again once one was set. At
-# their documented defaults (128 KiB) whatever follows a training would fetch every tensor's pages anew: the evaluation
+# their documented defaults (128 KiB) whatever follows a training fetches every tensor's pages again: the evaluation
 # of 200,000 tokens of the tiny language model spent 25 of its 50 seconds on that.
 _HIGHEST_MMAP_THRESHOLD, _HIGHEST_TRIM_THRESHOLD = 1 << 25, 1 << 26
 

@@ -26,7 +26,7 @@ _OF_THIS_MACHINE = {
     "trust_remote_code",
     "use_safetensors",
 }
-"""What is decided anew by whoever loads: where files lie, and whose code and which pickles are trusted."""
+"""What each loading decides for itself: where files lie, and whose code and which pickles are trusted."""
 
 _ELSEWHERE = {
     "dtype": "model_dtype",

@@ -1,62 +1,57 @@
-"""Sentences of the README and the docs are short enough for readers whose first language is not English."""
+"""Docstrings that a reader understands at once: every public thing opens with one short sentence of plain words."""
 
+import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parent.parent / "hfsae"
+FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_WORDS = 25
-PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
-PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-_ABBREVIATIONS = re.compile(r"\b(et al|e\.g|i\.e|vs|cf|Fig|No)\.")
+WORD = re.compile(r"[\w'’.%^+/−-]+")
+# Words that make a reader stop, and that a plainer one replaces: "again", "re-".
+NOT_PLAIN = re.compile(r"\banew\b", re.IGNORECASE)
+of_every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
 
-def paragraphs(markdown: str) -> Iterator[str]:
-    """The paragraphs and list items of a page, without code, tables, headings, pictures and comments."""
-    text = re.sub(r"^ *(```|~~~).*?^ *\1 *$", "\n", markdown, flags=re.S | re.M)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    lines: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        stripped = line.strip()
-        item = re.match(r"([*+-]|\d+\.) +", stripped)
-        apart = not stripped or stripped.startswith(("|", "#", ":::", "![")) or (line.startswith("    ") and not lines)
-        if apart or item:
-            if lines:
-                yield " ".join(lines)
-            lines = []
-        if not apart:
-            lines.append(stripped[item.end() :] if item else stripped)
+def public(path: Path) -> Iterator[tuple[str, str]]:
+    """The module, its public classes and its public functions, with their docstrings."""
+    module = ast.parse(path.read_text())
+    things = [node for node in module.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    yield path.stem, ast.get_docstring(module) or ""
+    yield from ((node.name, ast.get_docstring(node) or "") for node in things if not node.name.startswith("_"))
 
 
-def sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph; code counts as one word, a link as its text."""
-    text = re.sub(r"`+[^`]+`+", "CODE", paragraph)
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = _ABBREVIATIONS.sub(r"\1", text).replace("**", "").replace("*", "")
-    return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(\[]*(?:[A-Z0-9Α-ω√]|hfsae |delphi ))", text)
+def first_sentence(docstring: str) -> str:
+    """Up to the first full stop; what stands in backticks is one word."""
+    paragraph = re.split(r"\n\s*\n", docstring)[0]
+    plain = re.sub(r"`[^`]*`", "code", " ".join(paragraph.split()))
+    return re.split(r"(?<!e\.g)(?<!i\.e)[.?!](?= |$)", plain)[0]
 
 
-def words(sentence: str) -> int:
-    return sum(bool(re.search(r"\w", word)) for word in sentence.split())
+def remarks(path: Path) -> Iterator[str]:
+    """All docstrings and comments of a file."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    text = path.read_text()
+    yield from (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
 
 
-def long_sentences(markdown: str) -> list[str]:
-    found = [sentence for paragraph in paragraphs(markdown) for sentence in sentences(paragraph)]
-    return [f"{words(sentence)} words: {sentence}" for sentence in found if words(sentence) > MOST_WORDS]
+def test_what_a_first_sentence_is():
+    assert first_sentence("Reads `a. b` e.g. twice: once\nmore. And so on.") == "Reads code e.g. twice: once more"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_sentence_has_at_most_25_words(page):
-    assert not long_sentences((ROOT / page).read_text())
+@of_every_file
+def test_every_public_thing_opens_with_a_sentence_of_at_most_25_words(path: Path):
+    opened = {name: first_sentence(docstring) for name, docstring in public(path)}
+    assert [name for name, sentence in opened.items() if not 1 <= len(WORD.findall(sentence)) <= MOST_WORDS] == []
 
 
-def test_what_counts_as_a_sentence():
-    long = " ".join(["word"] * 26)
-    page = f"# {long}\n\n| {long} |\n\n```python\n{long}\n```\n\n    {long}\n\n![{long}](a.png)\n\n"
-    assert not long_sentences(page + f"Short. `{long}` counts once.")
-    assert long_sentences(f"Short.\n\n* {long}.\n  Short.") == [f"26 words: {long}."]
-    assert long_sentences(f"Short. W{long}: [a link](to) and `code`. By Gao et al. 2024.") == [
-        f"30 words: W{long}: a link and CODE."
-    ]
+@of_every_file
+def test_docstrings_and_comments_are_in_plain_words(path: Path):
+    assert [remark for remark in remarks(path) if NOT_PLAIN.search(remark)] == []

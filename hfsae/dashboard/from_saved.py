@@ -113,7 +113,7 @@ def gather(
         labels: A file of labels, such as the page saved it; they become those beside the weights where there are none.
             None takes those.
         model: The language model; None loads the one that the config names.
-        dataset: Text to collect features on, anew. None takes the features that were collected, or else the text that
+        dataset: Text to collect features on again. None takes the features that were collected, or else the text that
             the SAE's recorded metrics were measured on.
         dataset_config: Configuration of that dataset.
         split: Split of that dataset; None: the only one, or `"test"`.

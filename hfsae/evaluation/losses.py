@@ -10,7 +10,7 @@ from torch import Tensor
 Run = TypeVar("Run")
 
 # Logits are made and used up in pieces of this many numbers, but of no fewer rows than keep the product efficient. On
-# a CPU, tables of many megabytes are given back to the operating system after each use, and fetching them anew costs a
+# a CPU, tables of many megabytes are given back to the operating system after use, and to fetch them again costs a
 # third of the speed (measured at a vocabulary of 4096, width 128: 2²⁶ numbers a piece against 2²⁰).
 _CPU_PIECE = 1 << 20
 _ACCELERATOR_PIECE = 1 << 27

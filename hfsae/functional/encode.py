@@ -27,7 +27,7 @@ Path = Literal["auto", "dense", "sparse"]
 CHUNK_BYTES = 1 << 30
 
 # The sparse path makes them in chunks, on a CPU of as many tokens as the product needs to run at full speed: each
-# reads the weights anew (two threads, d = 768, n = 12288: in chunks of 341 tokens the product cost 1.19 times what it
+# reads the weights again (two threads, d = 768, n = 12288: in chunks of 341 tokens the product cost 1.19 times what it
 # costs as a whole, in chunks of 512 1.03, of 2048 0.94).
 _EFFICIENT_TOKENS = 2048
 

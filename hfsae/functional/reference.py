@@ -116,8 +116,11 @@ def jumprelu(
 def gated(
     x: Tensor, w: Weights, *, magnitude_bias: Tensor, magnitude_log_scale: Tensor, coefficient: float
 ) -> tuple[Tensor, Tensor]:
-    """`1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)`; squared error + λ · Σ ReLU(π + b_gate)_i ‖W_dec[i]‖ + the squared
-    error of the gate's own ReLU through a decoder that it cannot move. `b_e` is b_gate."""
+    """`1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)`. `b_e` is b_gate.
+
+    The loss is the squared error + λ · Σ ReLU(π + b_gate)_i ‖W_dec[i]‖ + the squared error of the gate's own ReLU
+    through a decoder that it cannot move.
+    """
     gate = pre_activations(x, w)
     projection = gate - w.b_e
     z = (gate > 0) * (magnitude_log_scale.exp() * projection + magnitude_bias).relu()

@@ -33,7 +33,7 @@ from hfsae.functional.rounding import FLUSHED, HALF_PLACE, LARGEST, ProductError
 _MULTIPLE = 64
 # A token of whose features a larger share may be selected is cheaper in float32.
 _MOST_PASSING = 1 / 16
-# Tokens of a chunk: each reads the weights anew, and what it makes is the largest thing of a step (d = 768, n = 12288:
+# Tokens a chunk: each reads the weights again, and what it makes is the largest thing of a step (d = 768, n = 12288:
 # 1,024 tokens a chunk take no longer than 2,048, and a step of 4,096 tokens peaks at 106 MB instead of 128).
 _TOKENS = 1024
 # A token's k-th largest is bounded from so many groups of features for each that is wanted.

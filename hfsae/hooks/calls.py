@@ -230,7 +230,7 @@ class _Given:
         self.prompt_end = self.start + rows
         if known is not None and self.start > 0:
             self.virtual = max(self.virtual, known.virtual)
-            if self.start >= known.prompt_end:  # else its cache was cropped, and the prompt is read anew from there
+            if self.start >= known.prompt_end:  # else its cache was cropped, and the prompt is read again from there
                 self.prompt_end = known.prompt_end
         elif self.aside and prompt is not None and prompt.negative_length is not None:
             self.prompt_end = prompt.negative_length

@@ -55,6 +55,7 @@ class Sequences:
 
 
 def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of keys and values."""
     return hasattr(value, "get_seq_length") and not isinstance(value, Tensor | nn.Module)
 
 

@@ -149,7 +149,7 @@ def write_card(
         existing: The card to refresh; the folder's README.md by default.
         license: As for `render_card`.
         language: As for `render_card`.
-        pictures: Whether they are drawn anew; those that lie there are shown in any case.
+        pictures: Whether they are drawn again; those that lie there are shown in any case.
 
     Returns:
         The card's path.

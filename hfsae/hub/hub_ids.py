@@ -11,7 +11,7 @@ _FILE_SUFFIXES = {".txt", ".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz"
 
 
 def hub_id(name: Any) -> str | None:
-    """The name, if it can be the id of a Hub repository; None if it is a path, a file's name, or no id at all."""
+    """The name, if it can be the id of a Hub repository; None for a path, a file's name, or no id."""
     if not isinstance(name, str) or not name or PurePosixPath(name).suffix in _FILE_SUFFIXES:
         return None
     try:

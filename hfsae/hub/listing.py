@@ -1,4 +1,4 @@
-"""A repository with many SAEs: its index file and its root card, both made anew from the configs at each push."""
+"""Makes the index file and the root card of a repository with many SAEs, from the configs, at each push."""
 
 import logging
 from collections.abc import Iterable, Mapping

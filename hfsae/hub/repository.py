@@ -145,7 +145,7 @@ class Repository:
         to = self._to
         if to.create_pr and (proposed := self._proposal(files, gone, title)):
             return proposed
-        # Made anew for each attempt: the client writes into operations what it found on the Hub.
+        # Made again for each attempt: the client writes into operations what it found on the Hub.
         operations = [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
             *(CommitOperationDelete(path_in_repo=name) for name in self._still_there(gone)),

@@ -1,4 +1,4 @@
-"""A card as it was written: its bytes, where `huggingface_hub` would write its metadata anew and lose entries."""
+"""A card as it was written: its bytes, where `huggingface_hub` would rewrite its metadata and lose entries."""
 
 from typing import cast
 
@@ -9,7 +9,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 class WrittenCard(ModelCard):
     """A card whose content is what was written, as long as neither its metadata nor its text are changed.
 
-    `huggingface_hub` (2.4) writes all metadata anew, and gives the results of all entries of a `model-index` to one.
+    `huggingface_hub` (2.4) rewrites all metadata, and gives the results of all entries of a `model-index` to one.
     """
 
     @property

@@ -15,7 +15,7 @@ def patched(text: str, values: dict[str, Any]) -> str:
     """A text that stands for some values, made of one that stands for others.
 
     Keys and items whose values stay keep their spelling, their comments and their place. What is written in a way that
-    cannot be taken apart (references, everything in braces) is written anew, with the same values.
+    cannot be taken apart (references, everything in braces) is rewritten, with the same values.
 
     Args:
         text: The YAML of a mapping.
@@ -34,7 +34,7 @@ def patched(text: str, values: dict[str, Any]) -> str:
 
 
 class _NotInPlaceError(Exception):
-    """A value can only be written anew."""
+    """A value can only be rewritten."""
 
 
 class _Patch:

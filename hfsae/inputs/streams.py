@@ -98,8 +98,10 @@ def _narrow_dtype(args: SAETrainingArguments, model: PreTrainedModel) -> torch.d
 
 
 def runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether the language model's products run in bfloat16: where it was asked for, and on a device with units for it
-    where neither the model nor its activations were asked for in more. Quantised products choose their own precision.
+    """Whether the language model's products run in bfloat16.
+
+    They do where it was asked for, and on a device with units for it where neither the model nor its activations were
+    asked for in more. Quantised products choose their own precision.
     """
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
     is_quantised = getattr(model.config, "quantization_config", None) is not None

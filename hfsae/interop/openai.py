@@ -46,6 +46,7 @@ def read(source: Source) -> ConvertedSAE:
 
 
 def fits(names: Collection[str]) -> bool:
+    """Whether tensors have the names of OpenAI's."""
     return {"pre_bias", "latent_bias"} <= set(names)
 
 

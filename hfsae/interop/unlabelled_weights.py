@@ -57,6 +57,7 @@ def read(source: Source) -> ConvertedSAE:
 
 
 def fits(names: Collection[str]) -> bool:
+    """Whether tensors have the names of one of the kinds."""
     return _kind(names) is not None
 
 

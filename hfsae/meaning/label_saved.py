@@ -47,7 +47,7 @@ def label_saved(
         features: Which ones; None for all that fire.
         max_features: So many of them at most, drawn at random.
         output: The file; None: `labels.json` beside the weights, or here where these are on the Hub.
-        write: Whether labels that are there already are written anew; those of people too.
+        write: Whether labels that are there already are replaced; those of people too.
         tell: Is told what goes on, in sentences.
         cost_alone: Whether nothing is asked, once the cost was told.
         seed: Of what is drawn.

@@ -120,7 +120,7 @@ def the_set(source: str | os.PathLike, **hub: Any) -> SavedSet:
 
 @dataclass(frozen=True)
 class SetMeasuredAgain:
-    """What was measured anew.
+    """What was measured again.
 
     Args:
         together: The figures of the whole set, as `evaluate_together` gives them.

@@ -203,7 +203,7 @@ def _tokens_of(checkpoint: Path) -> tuple[int, int] | None:
 def checkpoint_to_resume(
     args: SAETrainingArguments, resume_from_checkpoint: str | os.PathLike | bool | None
 ) -> Path | None:
-    """The checkpoint that a run goes on from, written with the same arguments; None where it begins anew.
+    """The checkpoint that a run goes on from, written with the same arguments; None where it begins from nothing.
 
     Args:
         args: The run's arguments.

@@ -31,7 +31,7 @@ class FiringCounter:
     Args:
         n_features: Width of the SAE.
         window: Tokens without firing after which a feature is dead.
-        sampling_steps: Steps over which densities are counted before the count starts anew.
+        sampling_steps: Steps over which densities are counted before the count starts again.
         device: Where the counters live.
     """
 
@@ -65,7 +65,7 @@ class FiringCounter:
         return self._fired / max(self._tokens, 1)
 
     def revive(self, features: Tensor) -> None:
-        """Starts the clock of revived features anew."""
+        """Restarts the clock of revived features."""
         self.tokens_since_fired[features] = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,13 +193,13 @@ def repoint(
         optimiser: Its Adam.
         x: (N, d_in) what it reads.
         target: (N, d_out) what it is to write.
-        stuck: (n_features,) bool, which features to point anew; the same on every process.
+        stuck: (n_features,) bool, which features to repoint; the same on every process.
         dead: (n_features,) bool, which are dead; the others are the living ones.
         seed: Of the draw.
         together: Whether every process holds this transcoder and calls this: what process 0 draws is used by all.
 
     Returns:
-        How many features were pointed anew.
+        How many features were repointed.
     """
     features, living = stuck.nonzero()[:, 0], (~dead).nonzero()[:, 0]
     if not len(features) or not len(living):

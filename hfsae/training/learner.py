@@ -36,7 +36,7 @@ _RARE = 1e-5
 _EVEN_WIDTH = 16
 # On a GPU by powers of two from this on: for each number of them a step is recorded once.
 _LEAST_RECORDED = 64
-# Features of a transcoder that stay dead are pointed anew up to this share of the run: what is new late is unlearned
+# Features of a transcoder that stay dead are repointed up to this share of the run: what is new late is unlearned
 # no more, what dies after it stays dead.
 _REPOINTED_UNTIL = 0.95
 # Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
@@ -215,7 +215,7 @@ class Learner:
             self._n_dead = _rounded_up(int(torch.count_nonzero(self._dead)), self._device, len(self._dead))
 
     def _repoint(self, rows: list[Tensor], step: int) -> None:
-        """Points features anew that have been dead for a window, and again after each further one."""
+        """Repoints features that have been dead for a window, and again after each further window."""
         every = 1 if self._accelerator.device.type == "cpu" else _DEAD_REFRESH_STEPS
         if step % every or step > _REPOINTED_UNTIL * self.plan.total_steps:
             return

@@ -298,7 +298,7 @@ def _initialise(
 
 
 def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
-    """The seed of the order of text: the run's, or another one where text is shared out among other processes anew.
+    """The seed of the order of text: the run's, or another one where other processes share the text out.
 
     What was read before cannot be told apart from what was not then; in another order, what comes next is a sample of
     the text like any other.
@@ -326,7 +326,7 @@ def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
-            shared out anew (only text that is shuffled as a whole can).
+            shared out again (only text that is shuffled as a whole can).
     """
     stored = read_run(checkpoint)
     processes = run.accelerator.num_processes

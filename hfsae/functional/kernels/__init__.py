@@ -37,8 +37,10 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def screens(x: Tensor, weight: Tensor, k: int) -> bool:
-    """Whether the k largest of each token are screened in bfloat16: on CUDA where float32 products are in full
-    precision, and features so many that the product costs more than looking at some of them again.
+    """Whether the k largest of each token are screened in bfloat16.
+
+    They are on CUDA, where float32 products are in full precision, and features so many that the product costs more
+    than looking at some of them again.
 
     Args:
         x: (N, d).
