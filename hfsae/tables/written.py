@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -130,7 +130,7 @@ def featurize(
     contents = pieces.contents(dataset, text_column)
     read = sorted({*contents.columns, *columns})
     reader = FeatureReader(sae, model, chosen)
-    n_documents = len(dataset) if hasattr(dataset, "__len__") else None
+    n_documents = len(dataset) if isinstance(dataset, Sized) else None
     shards = _shards(dataset.select_columns(read), documents_per_shard)
     first = next(shards)
     is_whole = True
