@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from hfsae.circuits.attention import AttentionPatterns, attends
 from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
 from hfsae.circuits.feature_sources import ActiveFeatures, FeatureSource
 from hfsae.circuits.norms import FrozenNorms
+from hfsae.data.left_out import LeftOut
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.devices import input_device
@@ -133,10 +134,11 @@ class LocalReplacement:
             raise ValueError("the prompt has one token: a circuit needs two or more.")
 
     def _source(
-        self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out
+        self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out: LeftOut
     ) -> FeatureSource:
         if sae.W_dec.dtype != self.model.dtype or sae.W_dec.device != self.ids.device:
-            sae = copy.deepcopy(sae).to(device=self.ids.device, dtype=self.model.dtype)
+            moved: nn.Module = copy.deepcopy(sae)  # of PreTrainedModel.to checkers know nothing
+            sae = cast(SparseAutoencoder, moved.to(self.ids.device, self.model.dtype))
         tokens = torch.ones_like(self.ids, dtype=torch.bool)[None]
         keep = left_out.counted_in_blocks(tokens, self.ids[None])[0]
         return FeatureSource(name, sae, *places, keep)
@@ -188,6 +190,7 @@ class LocalReplacement:
     def _call(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the LM head reads and the logits at the last token, (batch, d) and (batch, vocabulary)."""
         head, read = self.model.get_output_embeddings(), []
+        assert isinstance(head, nn.Linear)
         handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, -1]))
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         try:

@@ -69,6 +69,7 @@ def choose_targets(
         ValueError: If a text is not one token, an id is none of the model's, or two ways are asked for at once.
     """
     probabilities = replacement.logits.float().softmax(-1)
+    against: list[int | None]
     if targets is not None and contrast is not None:
         raise ValueError("targets and contrast both say what is explained: give one of them.")
     if contrast is not None:

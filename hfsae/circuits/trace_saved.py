@@ -72,8 +72,9 @@ def trace_saved(
         raise ValueError(f"the page of a graph is one file: its name ends in .html, got {output}.")
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
     saes = {name or _ALONE: sae for name, sae in load_saes(source, **hub).items()}
-    for sae in saes.values() if model is not None else ():
-        rename_base_model(sae.config, model)
+    if model is not None:
+        for sae in saes.values():
+            rename_base_model(sae.config, model)
     first = next(iter(saes.values()))
     language_model, tokenizer = first.load_base_model(), first.load_tokenizer()
     graph = trace(language_model, saes, prompt, tokenizer=tokenizer, **options)

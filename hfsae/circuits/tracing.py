@@ -76,6 +76,12 @@ def trace(
         raise ValueError(f"max_features={max_features} and batch_size={batch_size}: both must be 1 or more.")
     if not saes:
         raise ValueError("there is no SAE to trace with: pass some by name, such as load_saes(folder).")
+    for name, sae in saes.items():
+        if not isinstance(sae, SparseAutoencoder) or len(sae.config.input_widths) > 1:
+            raise ValueError(
+                f"{name!r} is a {type(sae).__name__}: circuits are traced with SAEs and transcoders of one place "
+                "each, not yet with crosscoders or cross-layer transcoders."
+            )
     ids, tokenizer = _ids(prompt, saes, tokenizer)
     replacement = LocalReplacement(model, saes, ids, tokenizer)
     chosen = choose_targets(

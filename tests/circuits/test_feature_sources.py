@@ -12,7 +12,7 @@ from hfsae import (
     StandardSAEConfig,
     TopKSAEConfig,
 )
-from hfsae.circuits.feature_sources import Source
+from hfsae.circuits.feature_sources import FeatureSource
 from hfsae.hooks import HookPoint
 
 HERE = HookPoint("model.layers.0", "output")
@@ -43,7 +43,7 @@ def test_what_a_feature_reads_and_writes(config_class, fields, transform: str):
     sae = random_sae(config_class, input_transform=transform, **fields)
     x = torch.randn(5, 8, dtype=torch.float64)
     keep = torch.tensor([False, True, True, True, True])
-    found = Source("sae", sae, HERE, HERE, keep).active(x)
+    found = FeatureSource("sae", sae, HERE, HERE, keep).active(x)
     expected = sae.encode(x)
     expected[0] = 0
     dense = torch.zeros_like(expected).index_put((found.positions, found.features), found.values)
@@ -65,7 +65,7 @@ def test_a_reader_is_the_derivative_of_the_feature(config_class, fields, transfo
     """Where nothing is divided by: else the denominator is held, which a derivative would not."""
     sae = random_sae(config_class, input_transform=transform, **fields)
     x = torch.randn(4, 8, dtype=torch.float64)
-    found = Source("sae", sae, HERE, HERE, torch.ones(4, dtype=torch.bool)).active(x)
+    found = FeatureSource("sae", sae, HERE, HERE, torch.ones(4, dtype=torch.bool)).active(x)
     leaf = x.clone().requires_grad_()
     features = sae.encode(leaf)
     for i in range(len(found)):
@@ -77,7 +77,7 @@ def test_a_reader_is_the_derivative_of_the_feature(config_class, fields, transfo
 def test_rows_that_are_rescaled_by_decoder_norms_read_and_write_as_the_sae_does():
     sae = random_sae(TopKSAEConfig, k=4, rescale_by_decoder_norm=True)
     x = torch.randn(3, 8, dtype=torch.float64)
-    source = Source("sae", sae, HERE, HERE, torch.ones(3, dtype=torch.bool))
+    source = FeatureSource("sae", sae, HERE, HERE, torch.ones(3, dtype=torch.bool))
     found = source.active(x)
     torch.testing.assert_close((found.readers * x[found.positions]).sum(-1) + found.constants, found.values)
     rebuilt = source.constant(x).index_add(0, found.positions, found.written[HERE])

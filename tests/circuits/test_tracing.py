@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfsae import SAE, trace
+from hfsae import SAE, TopKCrossLayerTranscoderSAEConfig, trace
 from hfsae.circuits import Graph, Node
 from hfsae.hooks import HookPointError
 from tests.circuits.by_hand import ByHand
@@ -183,6 +183,17 @@ def test_transcoders_that_leave_a_layer_out_are_traced_and_that_is_said():
     assert "No SAE writes what the MLPs of layers 0 write" in graph.notes[0]
     assert {node.layer for node in graph.nodes if node.kind == "error"} == {0, 1}
     assert graph.exactness.features < 1e-8
+
+
+def test_a_cross_layer_transcoder_is_refused():
+    places = {"hook_point": "mlp_in.0+mlp_in.1", "target_hook_point": "mlp_out.0+mlp_out.1"}
+    config = TopKCrossLayerTranscoderSAEConfig(
+        source_names=["0", "1"], source_widths=[16, 16], n_features=48, k=3, subtract_b_dec=False, **places
+    )
+    sae = SAE.from_config(config)
+    for saes in ({"clt": sae}, sae.by_layer()):
+        with pytest.raises(ValueError, match="not yet with crosscoders or cross-layer transcoders"):
+            traced("llama", saes)
 
 
 def test_bad_input_is_refused():
