@@ -76,7 +76,8 @@ def choose_targets(
         one, other = (_token_id(token, tokenizer, len(probabilities)) for token in contrast)
         if one == other:
             raise ValueError(f"contrast names the same token twice, {contrast[0]!r}: there is no difference.")
-        tokens, against = [one], [other]
+        tokens = [one]
+        against = [other]
     elif targets is not None:
         if not targets:
             raise ValueError("targets is empty: name a token, or leave it out for the most probable ones.")
