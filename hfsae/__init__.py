@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from hfsae.hooks import capture, splice
     from hfsae.hub import find_saes, list_saes, push_saes
     from hfsae.interop import export_sae
-    from hfsae.meaning import label_features
+    from hfsae.meaning import contrast, label_features
     from hfsae.modeling import SAE
     from hfsae.saved.many import load_saes
     from hfsae.tables.table import FeatureTable
@@ -105,6 +105,7 @@ _HOME = {
     "ablate": "hfsae.analysis",
     "attach": "hfsae.attachment",
     "attach_all": "hfsae.attachment",
+    "contrast": "hfsae.meaning",
     "cache_activations": "hfsae.training",
     "capture": "hfsae.hooks",
     "collect_features": "hfsae.analysis",
@@ -170,6 +171,7 @@ __all__ = [
     "cache_activations",
     "capture",
     "collect_features",
+    "contrast",
     "diff",
     "evaluate_sae",
     "evaluate_together",

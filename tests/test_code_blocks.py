@@ -68,7 +68,9 @@ def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     run("docs/dashboard.md", collection=names["collection"], tokenizer=names["tokenizer"])
     assert "My features" in (tmp_path / "dashboard.html").read_text()
     names["collection"].save("runs/tiny")
-    scores = run("docs/meaning.md")["run"].mean_scores()
+    names = run("docs/meaning.md")
+    assert names["found"].n_positive == 8 and len(names["found"].features) == 3
+    scores = names["run"].mean_scores()
     assert scores["detection_random"] == scores["fuzzing_neighbouring"] == (0.5, 0.5, 0.5)
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
         "info": "Say what a saved or published SAE is.",
         "features": "Show which features fire on a text.",
         "featurize": "Write the features of a dataset, a document or a token a row.",
+        "search": "Find features by words, by a passage, or by texts with and without something.",
         "label": "Let a language model say what features respond to, and score what it says.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
         "trace": "Show which features of a prompt make what the model says.",

@@ -2,16 +2,20 @@
 
 chat = LocalChat("HuggingFaceTB/SmolLM2-1.7B-Instruct")
 run = label_features(sae, model, tokenizer, documents, chat, collection=collection)
+    found = contrast(sae, model, tokenizer, positive=["a line with it"], negative=["a line without"])
 """
 
 from hfsae.label_file import Label, Score, read_label_records, read_labels, write_labels
 from hfsae.meaning.chat import Chat, Conversation, LocalChat
+from hfsae.meaning.contrast import Contrast, TellingFeature, contrast
 from hfsae.meaning.endpoint import EndpointChat, EndpointError
+from hfsae.meaning.finding import PassageFeature, labelled_features, passage_features, promoting_features
 from hfsae.meaning.label_prompts import Prompts
 from hfsae.meaning.labelling import Cost, Labelled, label_features
 
 __all__ = [
     "Chat",
+    "Contrast",
     "Conversation",
     "Cost",
     "EndpointChat",
@@ -19,9 +23,15 @@ __all__ = [
     "Label",
     "Labelled",
     "LocalChat",
+    "PassageFeature",
     "Prompts",
     "Score",
+    "TellingFeature",
+    "contrast",
     "label_features",
+    "labelled_features",
+    "passage_features",
+    "promoting_features",
     "read_label_records",
     "read_labels",
     "write_labels",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
+from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -37,12 +38,17 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+# Labels of a language model, whose name is hostile too.
+SCORED = {"detection_random": Score(0.75, 0.5, 0.875, 9, 9), "fuzzing_neighbouring": Score(0.5, 0.25, 0.75, 9, 9)}
+WRITTEN = {5: Label("zebra", ATTACK, "0" * 64, SCORED), 6: Label("horse", "org/chat", "0" * 64, SCORED)}
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> Path:
     """The same hostile dashboard as a file and as a folder."""
     place = tmp_path_factory.mktemp("pages")
     prompts = read_prompts(*hostile(), [" ".join(HOSTILE), "w1 w2 w3 w1"])
-    shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, 5: "zebra"}, "prompts": prompts}
+    shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts}
     write_dashboard(collection(), tokenizer(), place / "one.html", **shown)
     write_dashboard(collection(), tokenizer(), place / "folder", **shown)
     return place
@@ -187,8 +193,26 @@ def test_labels_are_edited_kept_and_saved(page, tmp_path):
         page.click("#save")
     download.value.save_as(tmp_path / download.value.suggested_filename)
     labels = read_labels(tmp_path / "labels.json", collection().about.weights_sha256)
-    assert labels == {3: ATTACK, 5: "zebra", 7: "ends a sentence </script>"}
+    assert labels == {3: ATTACK, 5: "zebra", 6: "horse", 7: "ends a sentence </script>"}
     expect(page.locator("#unsaved")).to_have_text("")
+
+
+def test_a_label_that_a_model_wrote_says_so_until_a_person_changes_it(page, tmp_path):
+    page.evaluate("location.hash = 'feature/5'")
+    told = f"Written by {ATTACK}; detection against random text 0.75 (0.50 to 0.88); "
+    expect(page.locator(".explained")).to_have_text(f"{told}fuzzing against neighbouring text 0.50 (0.25 to 0.75)")
+    page.evaluate("location.hash = 'feature/6'")
+    expect(page.locator("h1")).to_have_text("horse")
+    page.keyboard.press("e")
+    page.keyboard.type("pony")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("pony")
+    expect(page.locator(".explained")).to_have_count(0)
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "labels.json")
+    labels = read_label_records(tmp_path / "labels.json", collection().about.weights_sha256)
+    assert labels == {3: Label(ATTACK), 5: WRITTEN[5], 6: Label("pony")}
 
 
 @pytest.fixture

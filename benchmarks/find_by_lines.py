@@ -1,0 +1,122 @@
+"""Which of the concepts of `feature_names.py` are found from ten lines with them and ten without.
+
+    make train
+    python benchmarks/find_by_lines.py runs/tiny [--tokens 40000] [--lines 10] [--output runs/find_by_lines.json]
+
+A line stands with the one in front of it, as Python source has it. It is positive if a match of the concept's regular
+expression touches it, negative if none touches either of the two. Lines are drawn at random from train files, and
+`hfsae.contrast` orders the features. A feature is then measured as in `feature_names.py`: a threshold chosen on tokens
+of train files, F1 on tokens of held-out files. It says the concept if its F1 is at least 0.8 of that of the best one,
+which `feature_names.py` finds from the labels of all train tokens.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from feature_names import _ENOUGH, CONCEPTS, _best_threshold, best_units, measured, read
+
+from hfsae import SAE, contrast
+from hfsae.data import load_text
+
+_FOUND = 0.8
+_FILES = 400
+
+
+def pairs(text: str, pattern: str) -> Iterator[tuple[str, str]]:
+    """Every line with the one in front of it, and whether it is `"with"` or `"without"`; neither of some."""
+    spans = [m.span(1 if m.re.groups else 0) for m in re.finditer(pattern, text, re.M)]
+    touched = torch.zeros(len(text) + 1, dtype=torch.bool)
+    for start, end in spans:
+        touched[start:end] = True
+    ends = [m.start() for m in re.finditer("\n", text)]
+    for before, middle, end in zip([-1, *ends], ends, ends[1:], strict=False):
+        # The line break in front of a line belongs to it: indentation begins there.
+        passage = text[before + 1 : end]
+        if not text[middle + 1 : end].strip() or not text[before + 1 : middle].strip():
+            continue
+        if touched[middle:end].any():
+            yield "with", passage
+        elif not touched[before + 1 : end].any():
+            yield "without", passage
+
+
+def lines(files: list[str], pattern: str, size: int, seed: int) -> tuple[list[str], list[str]]:
+    """So many lines with the concept, and without, each from another file as far as there are files enough."""
+    chosen = random.Random(seed)
+    found: dict[str, list[str]] = {"with": [], "without": []}
+    for text in chosen.sample(files, len(files)):
+        here: dict[str, list[str]] = {"with": [], "without": []}
+        for kind, passage in pairs(text, pattern):
+            here[kind].append(passage)
+        for kind, passages in here.items():
+            new = sorted(set(passages) - set(found[kind]))
+            if new and len(found[kind]) < size:
+                found[kind].append(chosen.choice(new))
+        if all(len(one) == size for one in found.values()):
+            break
+    return found["with"], found["without"]
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description="Concepts found from a few lines.")
+    parser.add_argument("sae", help="folder of an SAE of the embedded language model, such as runs/tiny")
+    parser.add_argument("--tokens", type=int, default=40_000, help="of train files, and of held-out files")
+    parser.add_argument("--lines", type=int, default=10, help="with the concept, and as many without")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    sae = SAE.from_pretrained(args.sae)
+    model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+    train, held_out = (read(sae, model, tokenizer, split, args.tokens) for split in ("train", "held_out"))
+    best = best_units(train.features, train.labels, sparse=True)
+    files = load_text("python-stdlib").shuffle(seed=1)[:_FILES]["text"]
+    results = []
+    for concept, (name, pattern) in enumerate(CONCEPTS.items()):
+        labels = held_out.labels[:, concept]
+        if min(int(labels.sum()), int(train.labels[:, concept].sum())) < _ENOUGH:
+            continue
+        positive, negative = lines(files, pattern, args.lines, args.seed)
+        found = contrast(sae, model, tokenizer, positive, negative, top=5)
+        reference = measured(best[concept], held_out.features, labels)["f1"]
+        f1 = []
+        for one in found.features:
+            unit = _best_threshold(train.features[:, [one.feature]].float(), train.labels[:, concept], 0, 1)
+            f1.append(measured(unit, held_out.features[:, [one.feature]], labels)["f1"])
+        first = found.features[0]
+        results.append(
+            {
+                "concept": name,
+                "best": best[concept].index,
+                "best_f1": reference,
+                "found": [one.feature for one in found.features],
+                "f1": f1,
+                "p": first.p_value,
+                "precision": found.precision,
+                "recall": found.recall,
+            }
+        )
+        print(name, results[-1], flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+    print("\n| concept | best feature | F1 | first found | F1 | best of five | p | precision | recall |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in sorted(results, key=lambda row: -row["best_f1"]):
+        print(
+            f"| {row['concept']} | {row['best']} | {row['best_f1']:.2f} | {row['found'][0]} | {row['f1'][0]:.2f} "
+            f"| {max(row['f1']):.2f} | {row['p']:.3f} | {row['precision']:.2f} | {row['recall']:.2f} |"
+        )
+    first = sum(row["f1"][0] >= _FOUND * row["best_f1"] for row in results)
+    five = sum(max(row["f1"]) >= _FOUND * row["best_f1"] for row in results)
+    same = sum(row["best"] in row["found"] for row in results)
+    print(f"\nof {len(results)} concepts the first feature is one that says it for {first}, one of five for {five};")
+    print(f"the best feature itself is among the five for {same}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`hfsae search`: features by what they mean: words, a passage, or texts with something and others without it."""
+
+from typing import Annotated
+
+import typer
+
+from hfsae.cli.measuring import AllowPickle, Dataset, DatasetConfig, Place, Revision, Split, Subfolder, hub_options
+from hfsae.command_line import option, whole_number
+
+_SETS = "Two sets of texts"
+
+
+def run(
+    path: Place,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Words, or a passage.")] = None,
+    positive: Annotated[
+        str | None,
+        option("--positive", "Texts that have what is looked for: a file, a line or row each.", rich_help_panel=_SETS),
+    ] = None,
+    negative: Annotated[str | None, option("--negative", "Texts that lack it.", rich_help_panel=_SETS)] = None,
+    permutations: Annotated[
+        int, option("--permutations", "Random dealings of the texts for p-values.", rich_help_panel=_SETS)
+    ] = 1000,
+    seed: Annotated[int, option("--seed", "Of the dealings and the folds.", rich_help_panel=_SETS)] = 0,
+    top: Annotated[int, option("--top", "How many features of each kind.")] = 10,
+    prior: Annotated[
+        float, option("--prior", "Tokens that the prior is worth by which a passage is compared with other text.")
+    ] = 10.0,
+    base_model: Annotated[
+        str | None,
+        option("--base_model", "Language model that the SAE reads; by default the one that its config names."),
+    ] = None,
+    dataset_name: Dataset = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: Split = None,
+    max_tokens: Annotated[
+        int,
+        option(
+            "--max_tokens",
+            "Tokens to read where features were not collected yet. --tokens for short.",
+            parser=whole_number,
+            metavar="<int>",
+            rich_help_panel="Measuring",
+        ),
+    ] = 1_000_000,
+    subfolder: Subfolder = "",
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+) -> int:
+    """Prints the features that are found."""
+    from hfsae.meaning.search_report import contrast_lines, word_lines
+    from hfsae.saved.kept_features import SavedFeatures
+
+    if (positive is None) != (negative is None):
+        raise ValueError("--positive and --negative belong together: texts that have it, and texts that lack it.")
+    if (text is None) == (positive is None):
+        raise ValueError('say what to look for: words or a passage ("..."), or --positive FILE --negative FILE.')
+    opened = SavedFeatures(
+        path,
+        base_model=base_model,
+        dataset=dataset_name,
+        dataset_config=dataset_config,
+        split=dataset_split,
+        max_tokens=max_tokens,
+        **hub_options(subfolder, revision, allow_pickle),
+    )
+    if positive is not None and negative is not None:
+        lines = contrast_lines(opened, positive, negative, top=top, n_permutations=permutations, seed=seed)
+    else:
+        assert text is not None
+        lines = word_lines(opened, text, top=top, prior=prior)
+    for line in lines:
+        print(line)
+    return 0

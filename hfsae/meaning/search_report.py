@@ -1,0 +1,91 @@
+"""What `hfsae search` prints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hfsae.analysis import TokenTexts
+from hfsae.analysis.shading import printable
+from hfsae.data import contents_of, load_text
+from hfsae.meaning.contrast import contrast
+from hfsae.meaning.finding import labelled_features, passage_features, promoting_features
+from hfsae.saved.kept_features import SavedFeatures
+
+
+def word_lines(opened: SavedFeatures, text: str, *, top: int, prior: float) -> Iterator[str]:
+    """Features whose label says the words, that promote one of them, and that fire on them.
+
+    Args:
+        opened: The SAE and its features.
+        text: Words, or a passage.
+        top: Features of each kind.
+        prior: As in `passage_features`.
+    """
+    collection, texts = opened.collection, TokenTexts(opened.tokenizer)
+    names = {feature: label.text for feature, label in opened.labels.items()}
+    if labelled := labelled_features(names, text)[:top]:
+        yield "labels that say so"
+        yield from (f"  {_name(feature, names)}" for feature in labelled)
+    if promoting := promoting_features(collection, texts, text, top=top):
+        yield "features that make one of these words likelier"
+        for feature, token, effect in promoting:
+            yield f"  {_name(feature, names)}: {printable(repr(token))} by {effect:.2f}"
+    yield f"features that fire on it, against {collection.about.n_tokens:,} tokens of other text"
+    found = passage_features(opened.sae, opened.model, opened.tokenizer, collection, text, top=top, prior=prior)
+    for one in found:
+        times = f"{one.tokens} token" + ("" if one.tokens == 1 else "s")
+        yield (
+            f"  {_name(one.feature, names)}: on {times}, {one.share:.1%} here and {one.background:.3%} elsewhere; "
+            f"log odds {one.log_odds:.2f} (z {one.z:.1f})"
+        )
+    if not found:
+        yield "  none more often than elsewhere"
+
+
+def contrast_lines(
+    opened: SavedFeatures, positive: str, negative: str, *, top: int, n_permutations: int, seed: int
+) -> Iterator[str]:
+    """Features that tell two files of texts apart.
+
+    Args:
+        opened: The SAE.
+        positive: A file of texts that have what is looked for.
+        negative: One of texts that lack it.
+        top: How many features.
+        n_permutations: As in `contrast`.
+        seed: As there.
+    """
+    sets = [texts_of(positive), texts_of(negative)]
+    options = {"top": top, "n_permutations": n_permutations, "seed": seed}
+    found = contrast(opened.sae, opened.model, opened.tokenizer, *sets, **options)
+    names = {feature: label.text for feature, label in opened.labels.items()}
+    yield f"{found.n_positive} texts with it, {found.n_negative} without; {n_permutations:,} random dealings"
+    for one in found.features:
+        yield (
+            f"  {_name(one.feature, names)}: AUROC {one.auroc:.2f} (p {one.p_value:.3f}), fires in {one.positives} "
+            f"and {one.negatives}; from {one.threshold:.3g} on precision {one.precision:.2f}, recall {one.recall:.2f}"
+        )
+    yield (
+        f"the whole search on texts that it did not see: precision {found.precision:.2f}, recall {found.recall:.2f}"
+    )
+
+
+def texts_of(name: str | Path) -> list[str]:
+    """The texts of a file: the lines of a .txt file, the rows of any other.
+
+    Args:
+        name: A file, or another dataset.
+
+    Raises:
+        ValueError: If its rows are no texts.
+        FileNotFoundError: If it is not there.
+    """
+    split = "train" if Path(name).is_file() else None
+    dataset = load_text(name, split=split, sample_by="line" if str(name).endswith(".txt") else None)
+    contents = contents_of(dataset, None)
+    if contents.kind != "text":
+        raise ValueError(f"{name} holds no texts, but {contents.kind}: expected a column of texts.")
+    return [text for text in dataset[contents.column] if text]  # type: ignore[index]
+
+
+def _name(feature: int, names: dict[int, str]) -> str:
+    return f"{feature} ({printable(names[feature])})" if feature in names else str(feature)

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from hfsae.cli import main
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.label_file import write_labels
+from hfsae.saved.kept_features import SavedFeatures
+from tests.analysis.tiny import setting
+from tests.dashboard.tiny import saved_sae
+from tests.meaning.test_contrast import WITH, WITHOUT
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = saved_sae(tmp_path_factory.mktemp("place"))
+    opened = SavedFeatures(place / "sae", dataset=str(place / "text.jsonl"), split="train", disable_tqdm=True)
+    opened.collection  # noqa: B018  collects
+    write_labels(place / "sae" / "labels.json", {5: "the word w3"}, weights_sha256(setting().sae))
+    (place / "with.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in WITH))
+    (place / "without.txt").write_text("\n".join(WITHOUT) + "\n")
+    (place / "empty.jsonl").write_text("")
+    return place
+
+
+def test_words_find_labels_promoted_tokens_and_what_fires(place, capsys):
+    assert main(["search", str(place / "sae"), "w3 w3 w3"]) == 0
+    out = capsys.readouterr().out
+    assert "labels that say so\n  5 (the word w3)\n" in out
+    assert "features that fire on it" in out and "log odds" in out
+
+
+def test_two_files_are_told_apart(place, capsys):
+    sets = ["--positive", str(place / "with.jsonl"), "--negative", str(place / "without.txt")]
+    assert main(["search", str(place / "sae"), *sets, "--top", "3", "--permutations", "50"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "9 texts with it, 9 without; 50 random dealings" and len(lines) == 5
+    assert "AUROC" in lines[1] and "precision" in lines[1] and lines[-1].startswith("the whole search")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to look for"),
+        (["w1", "--positive", "with.jsonl", "--negative", "without.txt"], "say what to look for"),
+        (["--positive", "with.jsonl"], "belong together"),
+        (["--positive", "with.jsonl", "--negative", "with.jsonl"], "9 texts are in both sets"),
+        (["--positive", "with.jsonl", "--negative", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--positive", "empty.jsonl", "--negative", "without.txt"], "empty"),
+    ],
+)
+def test_a_mistake_is_one_line(place, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(place)
+    assert main(["search", "sae", *options]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
