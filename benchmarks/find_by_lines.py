@@ -3,11 +3,11 @@
     make train
     python benchmarks/find_by_lines.py runs/tiny [--tokens 40000] [--lines 10] [--output runs/find_by_lines.json]
 
-A line stands with the one in front of it, as Python source has it. It is positive if a match of the concept's regular
-expression touches it, negative if none touches either of the two. Lines are drawn at random from train files, and
-`hfsae.contrast` orders the features. A feature is then measured as in `feature_names.py`: a threshold chosen on tokens
-of train files, F1 on tokens of held-out files. It says the concept if its F1 is at least 0.8 of that of the best one,
-which `feature_names.py` finds from the labels of all train tokens.
+A line stands with the written one in front of it, as Python source has them. It is positive if a match of the
+concept's regular expression touches it, negative if none touches either of the two. Lines are drawn at random from
+train files, and `hfsae.contrast` orders the features. A feature is then measured as in `feature_names.py`: a threshold
+chosen on tokens of train files, F1 on tokens of held-out files. It says the concept if its F1 is at least 0.8 of that
+of the best one, which `feature_names.py` finds from the labels of all train tokens.
 """
 
 import argparse
@@ -33,15 +33,13 @@ def pairs(text: str, pattern: str) -> Iterator[tuple[str, str]]:
     touched = torch.zeros(len(text) + 1, dtype=torch.bool)
     for start, end in spans:
         touched[start:end] = True
-    ends = [m.start() for m in re.finditer("\n", text)]
-    for before, middle, end in zip([-1, *ends], ends, ends[1:], strict=False):
-        # The line break in front of a line belongs to it: indentation begins there.
-        passage = text[before + 1 : end]
-        if not text[middle + 1 : end].strip() or not text[before + 1 : middle].strip():
-            continue
+    written = [m.span() for m in re.finditer(r"^.*\S.*$", text, re.M)]
+    for (start, middle), (_, end) in zip(written, written[1:], strict=False):
+        passage = text[start:end]
+        # The line breaks in front of a line belong to it: indentation begins there, and an empty line.
         if touched[middle:end].any():
             yield "with", passage
-        elif not touched[before + 1 : end].any():
+        elif not touched[start:end].any():
             yield "without", passage
 
 

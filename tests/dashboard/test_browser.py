@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 # Labels of a language model, whose name is hostile too.
 SCORED = {"detection_random": Score(0.75, 0.5, 0.875, 9, 9), "fuzzing_neighbouring": Score(0.5, 0.25, 0.75, 9, 9)}
-WRITTEN = {5: Label("zebra", ATTACK, "0" * 64, SCORED), 6: Label("horse", "org/chat", "0" * 64, SCORED)}
+WRITTEN = {5: Label("zebra", ATTACK, "0" * 64, SCORED), 6: Label("zulu", "org/chat", "0" * 64, SCORED)}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_labels_are_edited_kept_and_saved(page, tmp_path):
         page.click("#save")
     download.value.save_as(tmp_path / download.value.suggested_filename)
     labels = read_labels(tmp_path / "labels.json", collection().about.weights_sha256)
-    assert labels == {3: ATTACK, 5: "zebra", 6: "horse", 7: "ends a sentence </script>"}
+    assert labels == {3: ATTACK, 5: "zebra", 6: "zulu", 7: "ends a sentence </script>"}
     expect(page.locator("#unsaved")).to_have_text("")
 
 
@@ -202,7 +202,7 @@ def test_a_label_that_a_model_wrote_says_so_until_a_person_changes_it(page, tmp_
     told = f"Written by {ATTACK}; detection against random text 0.75 (0.50 to 0.88); "
     expect(page.locator(".explained")).to_have_text(f"{told}fuzzing against neighbouring text 0.50 (0.25 to 0.75)")
     page.evaluate("location.hash = 'feature/6'")
-    expect(page.locator("h1")).to_have_text("horse")
+    expect(page.locator("h1")).to_have_text("zulu")
     page.keyboard.press("e")
     page.keyboard.type("pony")
     page.keyboard.press("Enter")
