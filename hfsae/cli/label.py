@@ -101,7 +101,7 @@ def run(
         int,
         option(
             "--max_tokens",
-            "TokenBudget to read where features were not collected yet. --tokens for short.",
+            "Tokens to read where features were not collected yet. --tokens for short.",
             parser=whole_number,
             metavar="<int>",
             rich_help_panel="Measuring",

@@ -4,14 +4,23 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli.measuring import AllowPickle, Dataset, DatasetConfig, Place, Revision, Split, Subfolder, hub_options
+from hfsae.cli.measuring_options import (
+    AllowPickle,
+    Dataset,
+    DatasetConfig,
+    Revision,
+    SAESource,
+    Split,
+    Subfolder,
+    hub_options,
+)
 from hfsae.command_line import option, whole_number
 
 _SETS = "Two sets of texts"
 
 
 def run(
-    path: Place,
+    path: SAESource,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Words, or a passage.")] = None,
     positive: Annotated[
         str | None,

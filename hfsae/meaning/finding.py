@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, TokenTexts
-from hfsae.analysis.pieces import PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
 
@@ -79,7 +79,7 @@ def passage_features(
         raise ValueError(f"prior is {prior} and top is {top}; expected more than 0, and 1 or more.")
     if collection.about.weights_sha256 != weights_sha256(sae):
         raise ValueError("these features were collected of another SAE: run collect_features on this one.")
-    reader, pieces = FeatureReader(sae, model), PieceReader(sae.config, model, tokenizer)
+    reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
     n, here = 0, torch.zeros(sae.config.n_features, dtype=torch.float64)
     for batch in pieces.batches([text]):
         here += torch.bincount(reader.read(batch.tokens).features, minlength=len(here))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.analysis.pieces import Documents, PieceReader
-from hfsae.analysis.reading import FeatureReader
+from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader
+from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_peaks(
         batch_size: Pieces per run of the model.
     """
     reader = FeatureReader(sae, model)
-    pieces = PieceReader(sae.config, model, tokenizer, batch_size=batch_size)
+    pieces = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size)
     width = sae.config.n_features
     numbers, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     n_tokens = torch.zeros(n_texts, dtype=torch.int64)

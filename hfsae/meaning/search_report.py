@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hfsae.analysis import TokenTexts
 from hfsae.analysis.shading import printable
-from hfsae.data import contents_of, load_text
+from hfsae.data import find_document_column, load_text
 from hfsae.meaning.contrast import contrast
 from hfsae.meaning.finding import labelled_features, passage_features, promoting_features
 from hfsae.saved.kept_features import SavedFeatures
@@ -81,7 +81,7 @@ def texts_of(name: str | Path) -> list[str]:
     """
     split = "train" if Path(name).is_file() else None
     dataset = load_text(name, split=split, sample_by="line" if str(name).endswith(".txt") else None)
-    contents = contents_of(dataset, None)
+    contents = find_document_column(dataset, None)
     if contents.kind != "text":
         raise ValueError(f"{name} holds no texts, but {contents.kind}: expected a column of texts.")
     return [text for text in dataset[contents.column] if text]  # type: ignore[index]
