@@ -87,7 +87,7 @@ def run(
         ),
     ] = 15,
     shown_at_once: Annotated[
-        int, option("--shown_at_once", "DocumentSequences in one request for verdicts.", rich_help_panel=_SCORING)
+        int, option("--shown_at_once", "Pieces in one request for verdicts.", rich_help_panel=_SCORING)
     ] = 5,
     seed: Annotated[int, option("--seed", "Of what is drawn.", rich_help_panel=_SCORING)] = 0,
     base_model: Annotated[

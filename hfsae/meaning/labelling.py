@@ -105,7 +105,7 @@ class Labeller:
         prompts: The templates.
         n_shown: Examples that a feature is explained from.
         n_scored: Pieces of each kind that an explanation is scored on; 0 for no scores.
-        shown_at_once: DocumentSequences in one request for verdicts.
+        shown_at_once: Pieces in one request for verdicts.
         seed: Of what is drawn.
     """
 
@@ -265,7 +265,7 @@ def label_features(
         n_shown: Examples that a feature is explained from: half of them the strongest, half across its range.
         n_scored: Pieces of text of each of three kinds that an explanation is scored on: where the feature fires,
             random ones, and those where a feature with a near decoder row fires. 0 for no scores.
-        shown_at_once: DocumentSequences in one request for verdicts.
+        shown_at_once: Pieces in one request for verdicts.
         counterexample_tokens: Tokens of `documents` to read.
         prompts: Templates, or a folder with those that replace the package's.
         journal: A file in which answers are kept until the end; None keeps none.
