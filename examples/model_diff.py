@@ -190,8 +190,9 @@ def main(command_line: Sequence[str] | None = None) -> None:
     texts = documents(300, planted=True, seed=3)
     shares = shares_on_novelties(sae, sae.load_base_model(), sae.load_tokenizer(), texts)
     for called, features in (
-        ("tuned-only by norms", written.found.of("tuned-only", by_norms=True)),
-        ("tuned-only after latent scaling", written.found.of("tuned-only")),
+        ("tuned-only by norms", written.found.of("tuned-only", "norms")),
+        ("tuned-only by latent scaling", written.found.of("tuned-only", "scaling")),
+        ("tuned-only by both", written.found.of("tuned-only")),
     ):
         told = scores(features, shares)
         print(f"{called}: {told['features']} features, precision {told['precision']:.2f}, recall {told['recall']:.2f}")

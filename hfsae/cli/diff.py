@@ -83,9 +83,11 @@ def run(
     found = written.found
     print(found.table())
     for kind in map(only, found.sources):
-        for feature in found.of(kind)[:top]:
+        told = dict.fromkeys(found.of(kind)[:top], kind)
+        told |= dict.fromkeys(set(found.of(kind, "scaling")[:top]) - told.keys(), f"{kind} by scaling")
+        for feature, called in told.items():
             tokens = " ".join(map(repr, written.examples.get(feature, [])[:_SHOWN_TOKENS]))
-            print(f"{kind} {feature}: {tokens}")
+            print(f"{called} {feature}: {tokens}")
     for file in written.files:
         print(f"wrote {file}")
     return 0

@@ -13,7 +13,7 @@ from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.weights import has_logit_effects
 from hfsae.dashboard.page_contents import Compared, InSource
 from hfsae.dashboard.write import write_dashboard
-from hfsae.diffing.classes import DEAD, Thresholds, relative_norms
+from hfsae.diffing.classes import DEAD, Thresholds, only, relative_norms
 from hfsae.diffing.compare import diff
 from hfsae.diffing.model_diff import ModelDiff
 from hfsae.hooks import SideBySide
@@ -103,6 +103,9 @@ def diff_saved(
     with files_at_once(place) as beside:
         diff_plot(found, beside / DIFF_PLOT)
     chosen = [feature for kind in found.kinds if kind != DEAD for feature in found.of(kind)[:n_features]]
+    # What norms do not tell yet.
+    chosen += [feature for name in found.sources for feature in found.of(only(name), "scaling")[:n_features]]
+    chosen = list(dict.fromkeys(chosen))
     collection = collect_features(
         sae, lm, tokenizer, source.documents(), features=chosen, text_column=source.text_column,
         dataset=str(source), **told,
@@ -119,7 +122,11 @@ def _compared(
     found: ModelDiff, sae: SAE, model: PreTrainedModel, features: Sequence[int]
 ) -> Iterator[tuple[int, Compared]]:
     """What the page says of each source, by feature."""
-    norms, scaling, kinds = relative_norms(found.norms), found.scaling, found.classes
+    norms, scaling = relative_norms(found.norms), found.scaling
+    kinds = [
+        kind if kind == alone or not alone.endswith(only("")) else f"{kind}, {alone} by scaling"
+        for kind, alone in zip(found.classes, found.by_scaling, strict=True)
+    ]
     promoted = {name: _promoted(sae, model, name, features) for name in found.sources}
     for row, feature in enumerate(features):
         yield (

@@ -118,3 +118,28 @@ def classes(
         (SHRUNK if shrunk else DECOUPLED if decoupled else kind) if kind in of_one else kind
         for kind, shrunk, decoupled in zip(found, in_error, in_others, strict=True)
     ]
+
+
+def classes_by_scaling(scaling: LatentScaling, names: list[str], fires: Tensor, thresholds: Thresholds) -> list[str]:
+    """What latent scaling alone says: `<source>-only`, `shared` where another source holds it too, or `dead`.
+
+    Norms of a crosscoder that was trained shortly still lie near those that it began with; β does not wait for them.
+    Ratios are those to the source in whose error a feature is strongest.
+
+    Args:
+        scaling: The least squares.
+        names: Of the sources.
+        fires: bool (n_features,), whether a feature fires at all.
+        thresholds: Where the classes end.
+    """
+    error = scaling.error.nan_to_num(nan=-torch.inf)
+    strongest = error.argmax(1, keepdim=True)
+    held = torch.zeros_like(error, dtype=torch.bool)
+    for scales, threshold in ((error, thresholds.error), (scaling.reconstruction, thresholds.reconstruction)):
+        whole = scales.gather(1, strongest)
+        held |= ~(scales / whole.where(whole > 0, torch.nan) < threshold)
+    held.scatter_(1, strongest, False)
+    return [
+        DEAD if not alive else SHARED if others else only(names[longest])
+        for alive, others, longest in zip(fires.tolist(), held.any(1).tolist(), strongest[:, 0].tolist(), strict=True)
+    ]

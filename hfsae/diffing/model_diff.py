@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hfsae.diffing.classes import (
     Thresholds,
     classes,
     classes_by_norms,
+    classes_by_scaling,
     only,
     ratios,
 )
@@ -27,6 +28,9 @@ from hfsae.hub.card import DIFF_FILE
 from hfsae.notebook import html_table
 from hfsae.saving import files_at_once, write_json
 from hfsae.storage import read_json
+
+How: TypeAlias = Literal["norms", "scaling", "both"]
+"""What decides a feature's class."""
 
 _FORMAT = 1
 _COLUMNS = ("norms", "error", "reconstruction", "activation")
@@ -73,13 +77,27 @@ class ModelDiff:
             return self.by_norms
         return classes(self.norms, self.scaling, self.sources, self.firing.tokens_firing > 0, self.thresholds)
 
-    def counts(self, *, by_norms: bool = False) -> dict[str, int]:
-        """How many features each class has."""
-        found = Counter(self.by_norms if by_norms else self.classes)
+    @property
+    def by_scaling(self) -> list[str]:
+        """The class of each feature as latent scaling alone has it, whatever its norms; `dead` where there is none."""
+        if self.scaling is None:
+            return [DEAD] * len(self.norms)
+        return classes_by_scaling(self.scaling, self.sources, self.firing.tokens_firing > 0, self.thresholds)
+
+    def _found(self, how: How) -> list[str]:
+        return {"norms": self.by_norms, "scaling": self.by_scaling, "both": self.classes}[how]
+
+    def counts(self, how: How = "both") -> dict[str, int]:
+        """How many features each class has: by `"norms"` alone, by latent `"scaling"` alone, or by both."""
+        found = Counter(self._found(how))
         return {kind: found[kind] for kind in self.kinds}
 
-    def of(self, kind: str, *, by_norms: bool = False) -> list[int]:
+    def of(self, kind: str, how: How = "both") -> list[int]:
         """The features of a class, those first that do most: tokens × mean activation × length of the longest row.
+
+        Args:
+            kind: The class, such as `"tuned-only"`.
+            how: By `"norms"` alone, by latent `"scaling"` alone, or by both.
 
         Raises:
             ValueError: If there is no such class.
@@ -87,7 +105,7 @@ class ModelDiff:
         if kind not in self.kinds:
             raise ValueError(f"there is no class {kind!r}, but {', '.join(self.kinds)}.")
         weight = self.firing.tokens_firing * self.firing.mean * self.norms.amax(1).double()
-        found = self.by_norms if by_norms else self.classes
+        found = self._found(how)
         order = weight.argsort(descending=True, stable=True).tolist()
         return [feature for feature in order if found[feature] == kind]
 
@@ -113,14 +131,17 @@ class ModelDiff:
 
     def table(self) -> str:
         """The counts as lines for a terminal."""
-        lines = [f"{'class':<16} {'by norms':>10} {'after latent scaling':>22}"]
-        before, after = self.counts(by_norms=True), self.counts()
-        lines += [f"{kind:<16} {before[kind]:>10,} {after[kind]:>22,}" for kind in self.kinds]
+        lines = [f"{'class':<16} {'by norms':>10} {'after latent scaling':>22} {'by scaling alone':>18}"]
+        columns = self.counts("norms"), self.counts(), self.counts("scaling")
+        lines += [
+            f"{kind:<16} {before:>10,} {after:>22,} {alone:>18,}"
+            for kind, before, after, alone in zip(self.kinds, *(column.values() for column in columns), strict=True)
+        ]
         explained = ", ".join(f"{name} {value:.3f}" for name, value in self.explained_variance.items())
         return "\n".join([*lines, f"explained variance: {explained}; {self.n_tokens:,} tokens"])
 
     def _repr_html_(self) -> str:
-        before, after = self.counts(by_norms=True), self.counts()
+        before, after = self.counts("norms"), self.counts()
         rows = [[kind, f"{before[kind]:,}", f"{after[kind]:,}"] for kind in self.kinds]
         return html_table(rows, header=["class", "by norms", "after latent scaling"], caption=repr(self))
 
@@ -141,10 +162,12 @@ class ModelDiff:
             "explained_variance": self.explained_variance,
             "thresholds": asdict(self.thresholds),
             "counts": self.counts(),
-            "counts_by_norms": self.counts(by_norms=True),
+            "counts_by_norms": self.counts("norms"),
+            "counts_by_scaling": self.counts("scaling"),
             "features": {
                 "class": self.classes,
                 "by_norms": self.by_norms,
+                "by_scaling": self.by_scaling,
                 "tokens_firing": firing.tokens_firing.tolist(),
                 "mean": _plain(firing.mean),
                 "maximum": _plain(firing.maximum),

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from hfsae.diffing.classes import Thresholds, classes, classes_by_norms, ratios, relative_norms
+from hfsae.diffing.classes import (
+    Thresholds,
+    classes,
+    classes_by_norms,
+    classes_by_scaling,
+    ratios,
+    relative_norms,
+)
 from hfsae.diffing.scaling import DiffSums, LatentScaling
 from tests.diffing import planted
 
@@ -60,6 +67,20 @@ def test_ratios_decide_and_what_cannot_be_told_is_not_called_one_models_own():
     assert scaled((-0.1, 1.0), (0.6, 1.0)) == "decoupled"
     assert scaled((0.0, 0.0), (0.0, 1.0)) == "shrunk"
     assert ratios(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 1.0]])).isnan().all()
+
+
+def test_scaling_alone_finds_what_norms_do_not_tell_yet_and_the_same_of_what_they_tell():
+    sae = planted.crosscoder()
+    with torch.no_grad():  # as after a short run: the row of a feature that the base has not is half grown
+        sae.W_dec[planted.TUNED_ONLY, planted.TUNED_ONLY] = 0.6
+    sums = DiffSums(sae)
+    sums.add(planted.activations())
+    fires = sums.firing().tokens_firing > 0
+    alone = classes_by_scaling(sums.scaling(), NAMES, fires, Thresholds(reconstruction=1.0))
+    assert classes_by_norms(sae.source_norms, NAMES, fires, Thresholds())[planted.TUNED_ONLY] == "partly shared"
+    assert alone[planted.TUNED_ONLY] == "tuned-only" and alone[planted.BASE_ONLY] == "base-only"
+    assert {alone[kind] for kind in (planted.SHARED, planted.SHRUNK, planted.PARTLY)} == {"shared"}
+    assert alone[planted.DEAD] == "dead"
 
 
 def test_relative_norms_of_a_feature_that_writes_nothing_are_0():

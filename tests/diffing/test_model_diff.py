@@ -21,23 +21,23 @@ def test_counts_and_members_are_what_was_planted(found):
     assert found.counts() == {
         "shared": 1, "base-only": 1, "tuned-only": 1, "partly shared": 1, "shrunk": 1, "decoupled": 2, "dead": 1,
     }  # fmt: skip
-    assert found.counts(by_norms=True)["tuned-only"] == 3
+    assert found.counts("norms")["tuned-only"] == 3
     assert found.of("tuned-only") == [planted.TUNED_ONLY]
-    assert set(found.of("tuned-only", by_norms=True)) == {planted.TUNED_ONLY, planted.SHRUNK, planted.DECOUPLED}
+    assert set(found.of("tuned-only", "norms")) == {planted.TUNED_ONLY, planted.SHRUNK, planted.DECOUPLED}
     with pytest.raises(ValueError, match="no class 'tuned only', but shared, base-only"):
         found.of("tuned only")
 
 
 def test_features_that_do_most_come_first(found):
     weight = found.firing.tokens_firing * found.firing.mean * found.norms.amax(1)
-    members = found.of("tuned-only", by_norms=True)
+    members = found.of("tuned-only", "norms")
     assert members == sorted(members, key=lambda feature: -weight[feature])
 
 
 def test_it_says_itself_in_words(found):
     assert repr(found).startswith("ModelDiff(base and tuned over 4,000 tokens: shared 1, base-only 1, tuned-only 1")
     lines = found.table().splitlines()
-    assert next(line for line in lines if line.startswith("tuned-only")).split() == ["tuned-only", "3", "1"]
+    assert next(line for line in lines if line.startswith("tuned-only")).split() == ["tuned-only", "3", "1", "1"]
     assert "after latent scaling" in found._repr_html_()
 
 
