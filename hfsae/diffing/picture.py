@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfsae.diffing.classes import DEAD, DECOUPLED, PARTLY, SHARED, SHRUNK, relative_norms
+from hfsae.diffing.classes import DEAD, DECOUPLED, PARTLY, SHARED, SHRUNK, only, relative_norms
 from hfsae.diffing.model_diff import ModelDiff
 from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, save
 
@@ -22,7 +22,7 @@ def diff_plot(found: ModelDiff, path: Path) -> None:
     """Draws a comparison.
 
     With two sources, on the left how long a feature's row in the second one is, as ½ (1 + (‖d₂‖ − ‖d₁‖) / max), and on
-    the right ν^ε and ν^r of features that norms give to one source. With more, how many features each class has.
+    the right ν^ε and ν^r of the source in which each feature is weaker. With more, how many features each class has.
 
     Args:
         found: The comparison.
@@ -71,21 +71,31 @@ def _counts(axes: Axes, found: ModelDiff) -> None:
 
 
 def _ratios(axes: Axes, found: ModelDiff) -> None:
-    """The largest ratio of the other sources, of features that one source has by norms."""
-    kinds, by_norms = np.array(found.classes), np.array(found.by_norms)
-    others = relative_norms(found.norms).numpy() < 1
-    in_error, in_others = (
-        np.where(others, ratio.numpy(), -np.inf).max(1) for ratio in (found.error_ratios, found.reconstruction_ratios)
+    """ν of the source in which each feature is weaker, to the one in whose error it is strongest; of all features."""
+    if found.scaling is None:
+        return
+    error, reconstruction = found.scaling.error.nan_to_num(nan=0.0), found.scaling.reconstruction.nan_to_num(nan=0.0)
+    order = error.argsort(1, descending=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y = (
+            (scales.gather(1, order[:, 1:2]) / scales.gather(1, order[:, :1]))[:, 0].numpy()
+            for scales in (error, reconstruction)
+        )
+    alone = set(map(only, found.sources))
+    kinds = np.array(
+        [scaled if scaled in alone else kind for kind, scaled in zip(found.classes, found.by_scaling, strict=True)]
     )
-    of_one = np.isin(by_norms, [f"{source}-only" for source in found.sources])
     for kind, colour in _colours(found).items():
-        mine = of_one & (kinds == kind) & np.isfinite(in_error) & np.isfinite(in_others)
+        mine = (kinds == kind) & np.isfinite(x) & np.isfinite(y)
         if mine.any():
-            x, y = (np.clip(values[mine], _LEAST_RATIO, _MOST_RATIO) for values in (in_error, in_others))
-            axes.scatter(x, y, s=9, color=colour, label=kind, alpha=0.7, linewidths=0)
+            shown = (np.clip(values[mine], _LEAST_RATIO, _MOST_RATIO) for values in (x, y))
+            label = f"{kind} by scaling ({int(mine.sum())})" if kind in alone else None
+            axes.scatter(*shown, s=9, color=colour, label=label, alpha=0.7, linewidths=0)
     axes.axvline(found.thresholds.error, color="black", linewidth=0.7, linestyle=":")
     axes.axhline(found.thresholds.reconstruction, color="black", linewidth=0.7, linestyle=":")
     axes.set_xlim(_LEAST_RATIO - 0.05, _MOST_RATIO + 0.05)
     axes.set_ylim(_LEAST_RATIO - 0.05, _MOST_RATIO + 0.05)
-    axes.set_xlabel("ν of the error of the other source")
+    axes.set_xlabel("ν of the error of the weaker source")
     axes.set_ylabel("ν of its reconstruction")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
