@@ -262,7 +262,10 @@ class CrossLayer(SAE):
             self.layer_named(name)
         config, weight = self.config, self.encoder.weight
         given = [layer for layer, name in enumerate(config.source_names) if name in activations]
-        names, widths = ([of[layer] for layer in given] for of in (config.source_names, config.source_widths))
+        names, widths = (
+            [config.source_names[layer] for layer in given],
+            [config.source_widths[layer] for layer in given],
+        )
         whole = joined(activations, names, widths, weight)
         rows = dict(zip(given, whole.reshape(-1, sum(widths)).split(widths, 1), strict=True))
         selection, parts = self.selection(), []
