@@ -35,9 +35,10 @@ def first_sentence(docstring: str) -> str:
 
 def remarks(path: Path) -> Iterator[str]:
     """All docstrings and comments of a file."""
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef
     text = path.read_text()
-    yield from (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
 
