@@ -140,7 +140,7 @@ class LocalChat:
         return self._tokenizer.batch_decode(new, skip_special_tokens=True)
 
     def _encode(self, conversations: Sequence[Conversation], **options: Any) -> Any:
-        chats = conversations if self._has_system else [without_system(chat) for chat in conversations]
+        chats = [chat if self._has_system else without_system(chat) for chat in conversations]
         begun = bool(beginning_of(chats[0]))
         if any(bool(beginning_of(chat)) != begun for chat in chats):
             raise ValueError("either all answers of a batch have a beginning or none has.")

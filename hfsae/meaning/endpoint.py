@@ -153,7 +153,7 @@ class EndpointChat:
         except urllib.error.HTTPError as error:
             said = _said(error, key)
             if error.code in PASSING_STATUSES:
-                raise _Passing(f"status {error.code}{said}", _asked_wait(error.headers)) from None
+                raise _Passing(f"status {error.code}{said}", _asked_wait(error.headers.get("Retry-After"))) from None
             raise EndpointError(f"{self._host} says no (status {error.code}{said}).{_cure(error.code)}") from None
         except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
@@ -215,9 +215,8 @@ def _cure(status: int) -> str:
     return ""
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
+def _asked_wait(asked: str | None) -> float | None:
     """The seconds of `Retry-After`, which holds a number or a date."""
-    asked = headers.get("Retry-After")
     if asked is None:
         return None
     try:

@@ -21,8 +21,8 @@ from hfsae.meaning.explaining import explanation_in, explanation_prompt, shown_a
 from hfsae.meaning.journal import Journal
 from hfsae.meaning.label_prompts import Prompts
 from hfsae.meaning.scoring import (
-    AGAINST,
     KINDS,
+    Group,
     Kind,
     Trial,
     batches,
@@ -197,7 +197,7 @@ class Labeller:
             told.setdefault((feature, kind), []).extend(zip(shown, verdicts, strict=True))
         scores: dict[int, tuple[dict[str, Score], int]] = {}
         for feature in explanations:
-            mine = {kind: told.get((feature, kind), []) for kind in KINDS}
+            mine: dict[Kind, list[tuple[Trial, bool | None]]] = {kind: told.get((feature, kind), []) for kind in KINDS}
             found = {name: score for kind, pairs in mine.items() for name, score in scores_of(kind, pairs).items()}
             scores[feature] = found, sum(verdict is None for pairs in mine.values() for _, verdict in pairs)
         return scores
@@ -220,11 +220,10 @@ class Labeller:
         positives = spread(held_out, self._n_scored)
         chosen = random.Random(f"{self._seed} {feature}")
         near = [neighbour.feature for neighbour in about.decoder_neighbours]
-        negatives = {
+        negatives: dict[Group, list[list[int]]] = {
             "random": self._counterexamples.anywhere(feature, self._n_scored, chosen),
             "neighbouring": self._counterexamples.beside_neighbours(feature, near, self._n_scored, chosen),
         }
-        negatives = {group: negatives[group] for group in AGAINST}
         return {kind: trials(kind, positives, negatives, self._texts, chosen) for kind in KINDS}
 
 
