@@ -118,7 +118,7 @@ class BatchTopKSAE(SAE):
         self._fit_threshold(self.scaled(x).reshape(-1, self.config.d_in) for x in batches())
 
     @torch.no_grad()
-    def start_from(self, scaled: Tensor) -> None:
+    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
         """Puts θ where k features a token of the batch are active."""
         self._fit_threshold([scaled])
 

@@ -60,6 +60,12 @@ class GatedSAE(SAE):
     def selection(self) -> Selection:
         return Above(0.0)
 
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
+        """Lowers the biases until so many features a token are active; of random rows half of all are."""
+        if active is not None:
+            self.shift_pre_activations(-self.level_of(scaled, active).clamp(min=0).to(self.dtype))
+
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
         parameters = self.encoder_bias, self.magnitude_log_scale.exp(), self.magnitude_bias
         return gated_magnitude(pre, *(pattern.gather(parameter) for parameter in parameters))

@@ -21,6 +21,12 @@ from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
 from hfsae.modeling import SAE
 
+# Active features a token at the start, where nothing says how many are wanted.
+_INITIAL_L0 = 256
+# Thresholds sink by this share of how much log L0 is too low, a step, once that is more than a twentieth; and by no
+# more than at half of what is wanted.
+_SINKING, _ENOUGH_MISSING, _MOST_MISSING = 0.03, 0.05, 0.5
+
 
 @strict
 class JumpReLUSAEConfig(SAEConfig):
@@ -30,7 +36,8 @@ class JumpReLUSAEConfig(SAEConfig):
         bandwidth: Width ε of the kernel, in scaled space.
         initial_threshold: Where thresholds start, in scaled space; None takes the quantile of the first batch's
             pre-activations above which `initial_l0` features a token lie.
-        initial_l0: See `initial_threshold`.
+        initial_l0: See `initial_threshold`; None is three times the number of active features that training steers to,
+            or 256 where λ is fixed.
         sparsity: `"l0"`: λ · mean L0. `"l0_quadratic"`: λ · (mean L0 / target − 1)², on the mean over all processes.
             `"tanh"`: λ · mean Σ tanh(`tanh_scale` · z_i ‖W_dec[i]‖).
         tanh_scale: See `sparsity`.
@@ -50,7 +57,7 @@ class JumpReLUSAEConfig(SAEConfig):
 
     bandwidth: float | int = 0.5
     initial_threshold: float | int | None = None
-    initial_l0: int = 256
+    initial_l0: int | None = None
     sparsity: Literal["l0", "l0_quadratic", "tanh"] = "l0"
     tanh_scale: float | int = 4.0
     pre_act_coefficient: float | int = 0.0
@@ -60,7 +67,7 @@ class JumpReLUSAEConfig(SAEConfig):
             raise ValueError(f"bandwidth must be positive, got {self.bandwidth}.")
         if self.initial_threshold is not None and self.initial_threshold < 0:
             raise ValueError(f"initial_threshold must be 0 or more, got {self.initial_threshold}.")
-        if self.initial_l0 < 1:
+        if self.initial_l0 is not None and self.initial_l0 < 1:
             raise ValueError(f"initial_l0 must be at least 1, got {self.initial_l0}.")
 
 
@@ -125,18 +132,23 @@ class JumpReLUSAE(SAE):
         return training.mean_per_token(below)
 
     @torch.no_grad()
-    def start_from(self, scaled: Tensor) -> None:
+    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
         """Puts every threshold at the quantile of the batch's pre-activations that leaves `initial_l0` a token."""
         if self.config.initial_threshold is not None:
             self.threshold.fill_(self.config.initial_threshold)
             return
-        pre = self.pre_activations_of_scaled(scaled).float()
-        for own, thresholds in zip(pre.chunk(self.n_groups, 1), self.threshold.chunk(self.n_groups), strict=True):
-            active = min(self.config.initial_l0, len(thresholds))
-            thresholds.copy_(own.topk(active, dim=1).values[:, -1].median().clamp(min=0))
+        wanted = self.config.initial_l0 or active or _INITIAL_L0
+        self.threshold.copy_(self.level_of(scaled, wanted).clamp(min=0))
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:
+        """Keeps thresholds at 0 or more, and lets them sink where too few features are active.
+
+        A λ of nearly nothing lets go of features but brings none back.
+        """
+        if state.target_l0 is not None:
+            missing = (statistics.l0 / state.target_l0).clamp(min=_MOST_MISSING).log() + _ENOUGH_MISSING
+            self.threshold.mul_(torch.exp(_SINKING * missing.clamp(max=0)))
         self.threshold.clamp_(min=0)
 
 

@@ -58,6 +58,12 @@ class StandardSAE(SAE):
     def selection(self) -> Selection:
         return Above(0.0)
 
+    @torch.no_grad()
+    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
+        """Lowers the biases until so many features a token are active; of random rows half of all are."""
+        if active is not None:
+            self.shift_pre_activations(-self.level_of(scaled, active).clamp(min=0).to(self.dtype))
+
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
         # Nothing to keep apart: what is not active is 0 after the ReLU.
         return torch.relu(pre)

@@ -55,8 +55,13 @@ class Architecture:
         return {}
 
     @torch.no_grad()
-    def start_from(self, scaled: Tensor) -> None:
-        """Sets thresholds and the like from a first batch (N, d_in) in scaled space; may be called again."""
+    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
+        """Sets thresholds and the like from a first batch in scaled space; may be called again.
+
+        Args:
+            scaled: (N, d_in).
+            active: How many features a token are to be active, where training steers their number.
+        """
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:

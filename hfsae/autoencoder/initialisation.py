@@ -27,7 +27,11 @@ Center = Literal["geometric_median", "mean"]
 
 @torch.no_grad()
 def initialise(
-    sae: SparseAutoencoder, activations: Tensor, center: Center = "geometric_median", target: Tensor | None = None
+    sae: SparseAutoencoder,
+    activations: Tensor,
+    center: Center = "geometric_median",
+    target: Tensor | None = None,
+    active: int | None = None,
 ) -> SparseAutoencoder:
     """Fits everything about a fresh SAE that depends on the data.
 
@@ -45,6 +49,8 @@ def initialise(
         activations: (N, d_in), some thousands, the same on every process.
         center: `"geometric_median"` (robust to outliers) or `"mean"`.
         target: (N, d_out), what a transcoder is to write at these tokens.
+        active: How many features a token are to be active at the start, where training steers their number; None
+            leaves that to the architecture.
 
     Returns:
         The SAE itself.
@@ -68,11 +74,11 @@ def initialise(
     sae.b_dec.copy_(torch.cat([find_center(part) for part in goal.split(sae.config.output_widths, dim=1)]))
     if sae.config.is_transcoder and not sae.config.subtract_b_dec:
         sae.shift_pre_activations(-sae.pre_activations_of_scaled(find_center(scaled)))
-    sae.start_from(scaled)
+    sae.start_from(scaled, active)
     gain = _gain(sae, scaled, goal)
     for name in ("encoder.weight", *sae._in_scaled_space):
         sae.get_tensor(name).mul_(gain)
-    sae.start_from(scaled)
+    sae.start_from(scaled, active)
     return sae
 
 

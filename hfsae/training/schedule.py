@@ -101,6 +101,12 @@ def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None
     return default, args.target_l0 if args.target_l0 is not None else float(args.k * sae.n_groups)
 
 
+def active_at_start(args: SAETrainingArguments, sae: SAE) -> int | None:
+    """How many features of each group a token is to begin with, where λ steers towards a number of them."""
+    target = _sparsity(args, sae)[1]
+    return None if target is None else math.ceil(_START_OVER_TARGET * target / sae.n_groups)
+
+
 def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float) -> int:
     """Tokens without firing that are too many in this run, where the average feature fires on such a share of them."""
     run = total_steps * tokens_per_step
@@ -189,30 +195,40 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))
 
 
-# The controller moves log λ in proportion to how far off L0 will be, at its present slope, some steps ahead. Without
-# looking ahead it overshoots: L0 answers to λ late, features that died on the way do not come back, and a λ of nearly
-# nothing lets go but pushes nothing upwards. The slope is the difference of two averages that trail by S / (1 − S)
-# steps each: a difference of neighbouring steps is mostly noise, which the bounds below, unequal as they are, would
-# turn into a push to one side. How far off L0 counts as is bounded, because at the start of a run it is off by a
-# factor of 30 whatever λ is: a λ that answered to that in full would have crushed the features by the time L0 has
-# followed. Below the target the bound is wider, since the way back harms nothing. Chosen on runs of 366 steps
-# (standard, jumprelu and gated; three small language models, 16x, targets d/16 and 32), tried on runs of 2,930 as
-# well.
+# The controller moves log λ in proportion to how far off L0 will be, at its present slope, some steps ahead. Off
+# means: from a path that leads from the first step's L0 to the target, in log, ever more gently, and then stays
+# there. L0 falls by itself at first: held against the target alone, λ was lowered because L0 fell fast, or raised
+# until it crushed features before L0 had followed. Without looking ahead L0 overshoots: it answers to λ late,
+# features that died on the way do not come back, and a λ of nearly nothing lets go but pushes nothing upwards. The
+# slope is the difference of two averages that trail by S / (1 − S) steps each: a difference of neighbouring steps is
+# mostly noise, which the bounds below, unequal as they are, would turn into a push to one side. Below the path the
+# bound is wider, since the way back harms nothing. Chosen on runs of 100 and 120 steps (standard, jumprelu, gated as
+# autoencoders and transcoders; crosscoders; target 16 and 32), tried on runs of 400. The form, without the path, was
+# chosen on runs of 366 steps, and tried on 2,930.
 _QUICK, _SLOW = 0.8, 0.9
-_LOOK_AHEAD_STEPS = 60
-_MOST_ABOVE = 0.08
-_MOST_BELOW = 0.25
+_PATH_FRACTION = 0.75
+_LONGEST_PATH_STEPS = 200
+# It looks ahead by a sixth of the run, within these.
+_LOOK_AHEAD_PART = 6
+_LOOK_AHEAD_STEPS = (10, 60)
+# A short run lets λ move faster: these are divided by its steps.
+_RISE, _FALL = 25.0, 60.0
+_MOST_ABOVE = (0.08, 0.3)
+_MOST_BELOW = (0.25, 1.0)
 # Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
 _REACH = 64.0
-_GAIN_RANGE = (0.008, 0.16)
-# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, so that the final
-# weights are trained against the λ they end with.
+_GAIN_RANGE = (0.008, 0.1)
+# Over the last part of a run λ holds still while L0 stands this close (in log) to the target, now and so many steps
+# ahead, so that the final weights are trained against the λ they end with.
 _FROZEN_WITHIN = 0.05
+_FROZEN_STEPS = 10
 _FROZEN_FRACTION = 0.2
 
 
-# From so many steps on λ can move as far over a run as in any longer one.
-_ENOUGH_STEPS = round(_REACH / _GAIN_RANGE[1])
+# From so many steps on the target is reached.
+_ENOUGH_STEPS = 100
+# Thresholds start where so many times the target are active.
+_START_OVER_TARGET = 3
 # A target that is missed by more than this share is told.
 _MISSED = 0.1
 
@@ -262,12 +278,16 @@ class SparsityCoefficient:
     ):
         self.target_l0 = target_l0
         self._warmup_steps = warmup_steps
-        self._gain = min(max(_REACH / total_steps, _GAIN_RANGE[0]), _GAIN_RANGE[1])
+        self._gain = _within(_REACH / total_steps, _GAIN_RANGE)
+        self._look_ahead = _within(total_steps / _LOOK_AHEAD_PART, _LOOK_AHEAD_STEPS)
+        self._most_above = _within(_RISE / total_steps, _MOST_ABOVE)
+        self._most_below = _within(_FALL / total_steps, _MOST_BELOW)
+        self._path_steps = min(_PATH_FRACTION * total_steps, _LONGEST_PATH_STEPS)
         self._frozen_from = total_steps - round(_FROZEN_FRACTION * total_steps)
         self._log_coefficient = torch.tensor(math.log(max(initial, 1e-30)), dtype=torch.float64, device=device)
-        # Averages of log L0.
-        self._quick = torch.full((), math.nan, dtype=torch.float64, device=device)
-        self._slow = self._quick.clone()
+        # log L0 of the first step, and averages: of log L0, and of how far it is off the path.
+        self._first = torch.full((), math.nan, dtype=torch.float64, device=device)
+        self._l0, self._quick, self._slow = (self._first.clone() for _ in range(3))
         self._zero = initial == 0
 
     def at(self, step: int) -> Tensor | float:
@@ -286,27 +306,40 @@ class SparsityCoefficient:
         if self.target_l0 is None:
             return
         now = l0.double().clamp(min=1e-3).log()
-        self._quick = torch.where(self._quick.isnan(), now, self._quick.lerp(now, 1 - _QUICK))
-        self._slow = torch.where(self._slow.isnan(), now, self._slow.lerp(now, 1 - _SLOW))
-        off = self._quick - math.log(self.target_l0)
-        if step < self._frozen_from:
-            slope = (self._quick - self._slow) / (_SLOW / (1 - _SLOW) - _QUICK / (1 - _QUICK))
-            off = off + _LOOK_AHEAD_STEPS * slope
-        else:
-            off = torch.where(off.abs() < _FROZEN_WITHIN, 0.0, off)
-        self._log_coefficient += self._gain * off.clamp(-_MOST_BELOW, _MOST_ABOVE)
+        self._first = torch.where(self._first.isnan(), now, self._first)
+        self._l0 = _followed(self._l0, now, _QUICK)
+        target = math.log(self.target_l0)
+        left = max(0.0, 1 - step / self._path_steps) ** 2
+        off = now - target - left * (self._first - target).clamp(min=0)
+        self._quick, self._slow = _followed(self._quick, off, _QUICK), _followed(self._slow, off, _SLOW)
+        slope = (self._quick - self._slow) / (_SLOW / (1 - _SLOW) - _QUICK / (1 - _QUICK))
+        push = self._quick + self._look_ahead * slope
+        if step >= self._frozen_from:
+            soon = self._quick + _FROZEN_STEPS * slope
+            push = torch.where(torch.maximum(self._quick.abs(), soon.abs()) < _FROZEN_WITHIN, 0.0, push)
+        self._log_coefficient += self._gain * push.clamp(-self._most_below, self._most_above)
 
     @property
     def l0(self) -> float | None:
         """L0 over the last steps; None without a target, or before the first step."""
-        l0 = math.exp(self._quick.item())
+        l0 = math.exp(self._l0.item())
         return None if math.isnan(l0) else l0
 
     def state_dict(self) -> dict[str, float]:
-        """The logarithms of λ and of L0's two averages."""
-        return {name: getattr(self, f"_{name}").item() for name in ("log_coefficient", "quick", "slow")}
+        """The logarithms of λ and of the first L0, and the averages."""
+        names = ("log_coefficient", "first", "l0", "quick", "slow")
+        return {name: getattr(self, f"_{name}").item() for name in names}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes back to a saved state."""
         for name, value in state.items():
             getattr(self, f"_{name}").fill_(value)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+def _followed(average: Tensor, now: Tensor, share: float) -> Tensor:
+    """An average that keeps this share of itself; it begins with what comes first."""
+    return torch.where(average.isnan(), now, average.lerp(now, 1 - share))

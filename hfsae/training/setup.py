@@ -31,6 +31,7 @@ from hfsae.parallel.placement import Placement, placement_of
 from hfsae.storage import read_json
 from hfsae.training.checkpoint import load_learner, read_run, refuse_full_disk, resume_hint
 from hfsae.training.learner import Learner
+from hfsae.training.schedule import active_at_start
 from hfsae.training.user_inputs import RunInputs, UserInputs, config_of, fitting_sae, open_inputs, with_published
 
 T = TypeVar("T")
@@ -294,7 +295,8 @@ def _initialise(
         rows, *target = (cast(Tensor, placement.accelerator.gather(part)) for part in first)
         for name, sae in saes.items():
             if opened.hook_points[name] == points:
-                initialise(sae, rows, arguments[name].decoder_center, *target)
+                own = arguments[name]
+                initialise(sae, rows, own.decoder_center, *target, active=active_at_start(own, sae))
 
 
 def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:

@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 from pathlib import Path
 
@@ -66,8 +67,22 @@ def test_thresholds_are_not_negative_after_a_step():
     sae = make()
     with torch.no_grad():
         sae.threshold[:3] = torch.tensor([-0.5, 0.0, 0.5])
-    sae.after_step(NOTHING, state())
+    sae.after_step(NOTHING, state(target_l0=None))
     assert sae.threshold[:3].tolist() == [0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(("l0", "sinks"), [(4.0, True), (7.8, False), (8.0, False), (90.0, False)])
+def test_thresholds_sink_while_too_few_features_are_active(l0: float, sinks: bool):
+    sae = make()
+    with torch.no_grad():
+        sae.threshold.fill_(1.0)
+    few = dataclasses.replace(NOTHING, l0=torch.tensor(l0))
+    sae.after_step(few, state(target_l0=8.0))
+    assert bool((sae.threshold < 1).all()) == sinks and (sae.threshold > 0.9).all() and (sae.threshold <= 1).all()
+    with torch.no_grad():
+        sae.threshold.fill_(1.0)
+    sae.after_step(few, state(target_l0=None))
+    assert (sae.threshold == 1).all()  # where λ is fixed, nobody says what is too few
 
 
 # -- the start --------------------------------------------------------------------------------------------------------

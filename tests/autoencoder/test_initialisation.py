@@ -54,6 +54,22 @@ def test_scale_and_centre_are_of_the_transformed_activations(transform: str):
     torch.testing.assert_close(sae.b_dec.data, sae.scaled(raw()).mean(0))
 
 
+# -- how many are active ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"subtract_b_dec": False}], ids=str)
+def test_as_many_features_start_active_as_are_wanted(name: str, options: dict):
+    x = torch.randn(2048, D_IN, generator=torch.Generator().manual_seed(0))
+    few, many = (initialise(fresh(name, **options), x, active=active) for active in (6, 24))
+    for sae, active in ((few, 6), (many, 24)):
+        found = (sae.encode(x) != 0).sum(1).float()
+        assert found.median() == pytest.approx(active, abs=1) and found.mean() == pytest.approx(active, rel=0.25)
+
+
+def test_more_than_are_above_0_are_not_made_active():
+    x = torch.randn(2048, D_IN, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(initialise(fresh("standard"), x, active=500).encoder.bias, torch.zeros(N_FEATURES))
+
+
 # -- gain and thresholds ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"subtract_b_dec": False}], ids=str)

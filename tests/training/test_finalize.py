@@ -237,7 +237,7 @@ def test_a_run_too_short_for_its_target_says_so_and_name_and_card_say_what_it_be
     (said,) = [message for message in caplog.messages if "was asked for" in message]
     config = SAE.from_pretrained(tmp_path).config
     became = config.training["final_l0"]
-    assert became > 2.2 and f"L0 is {became:.3g}, but 2 was asked for" in said and "12,800 tokens (400 steps)" in said
+    assert became > 2.2 and f"L0 is {became:.3g}, but 2 was asked for" in said and "3,200 tokens (100 steps)" in said
     assert display_name(config, None, None).endswith(f"-l0_{became:.3g}")
     assert display_name(config, "org/zoo", f"{architecture}-l0-2") == f"zoo/{architecture}-l0-2 (L0 {became:.3g})"
     assert "training was to steer to 2 and ended at" in (tmp_path / "README.md").read_text()
