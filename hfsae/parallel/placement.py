@@ -64,7 +64,7 @@ class Placement:
 
     def devices(self, parameters: Mapping[str, int]) -> dict[str, torch.device]:
         """The device of each SAE of this process, by name."""
-        return dict.fromkeys(parameters, self.accelerator.device)
+        return dict.fromkeys(parameters, self.accelerator.device)  # type: ignore[arg-type, return-value]
 
     @property
     def share_of_text(self) -> tuple[int, int]:

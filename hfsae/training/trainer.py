@@ -340,7 +340,7 @@ class SAETrainer:
         step, losses = self.state.global_step, {}
         for name, learner in run.learners.items():
             points = run.hook_points[name]
-            targets = [] if points.writes is None else [points.target_rows(batch) for batch in batches]
+            targets = [rows for batch in batches if (rows := points.target_rows(batch)) is not None]
             losses[name] = learner.step([points.rows(batch) for batch in batches], step, targets)
         self.state.global_step = step + 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
