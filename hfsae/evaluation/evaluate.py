@@ -265,5 +265,5 @@ def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_prediction
     metrics: dict[str, Any] = with_means(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if baselines:
         metrics["baselines"] = {}
-        metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one"
+        metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one place"
     return metrics
