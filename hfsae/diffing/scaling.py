@@ -66,13 +66,12 @@ class DiffSums:
     def __init__(self, sae: SparseAutoencoder):
         self.n_tokens = 0
         self._sae: Any = sae
-        self._rows = [
-            part.contiguous() for part in sae.decoder_rows.detach().float().split(sae.config.source_widths, 1)
-        ]
+        rows: Tensor = self._sae.decoder_rows.detach().float()
+        self._rows = [part.contiguous() for part in rows.split(self._sae.config.source_widths, 1)]
         self._longest: Tensor | None = None
-        n, sources = sae.source_norms.shape
-        if len(set(sae.config.source_widths)) == 1:
-            longest = sae.source_norms.argmax(1)[None, :, None].expand(1, *self._rows[0].shape)
+        n, sources = self._sae.source_norms.shape
+        if len(set(self._sae.config.source_widths)) == 1:
+            longest = self._sae.source_norms.argmax(1)[None, :, None].expand(1, *self._rows[0].shape)
             self._longest = torch.stack(self._rows).gather(0, longest)[0].contiguous()
 
         def zeros(*shape: int) -> Tensor:
@@ -82,7 +81,7 @@ class DiffSums:
         self._squares, self._totals, self._maxima = zeros(n), zeros(n), torch.zeros(n)
         self._firing = torch.zeros(n, dtype=torch.int64)
         self._squared_error, self._squared = zeros(sources), zeros(sources)
-        self._sum: list[Tensor] = [zeros(width) for width in sae.config.source_widths]
+        self._sum: list[Tensor] = [zeros(width) for width in self._sae.config.source_widths]
 
     @torch.no_grad()
     def add(self, activations: Tensor | Mapping[str, Tensor]) -> None:

@@ -82,7 +82,8 @@ def _difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
     for role in ("bos_token_id", "eos_token_id"):
         if (mine := getattr(one, role, None)) != (theirs := getattr(other, role, None)):
             return f"their {role} is {mine} and {theirs}"
-    if set(one.all_special_ids) - {one.pad_token_id} != set(other.all_special_ids) - {other.pad_token_id}:
+    padding = {getattr(tokenizer, "pad_token_id", None) for tokenizer in (one, other)}
+    if set(one.all_special_ids) - padding != set(other.all_special_ids) - padding:
         return f"their special tokens are {sorted(one.all_special_ids)} and {sorted(other.all_special_ids)}"
     if one(_PROBE)["input_ids"] != other(_PROBE)["input_ids"]:
         return "they cut the same text in different ways"
