@@ -65,7 +65,8 @@ def main(command_line: list[str] | None = None) -> None:
     args = parser.parse_args(command_line)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY_LM), AutoTokenizer.from_pretrained(TINY_LM)
     lines = lines_of_code(args.lines * 11 // 10)
-    encoder = StaticEncoder(model.get_input_embeddings().weight.detach(), tokenizer, lines)
+    vectors: Any = model.get_input_embeddings().weight
+    encoder = StaticEncoder(vectors.detach(), tokenizer, lines)
     rows = encoder.embed(lines)
     kept, fresh = rows[: args.lines], rows[args.lines :]
 

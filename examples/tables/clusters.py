@@ -32,7 +32,7 @@ def main(command_line: list[str] | None = None) -> None:
     names, rows = table.to_dataset()[args.column], table.to_csr()
     weighted = TfidfTransformer().fit_transform(rows)
     reduce = make_pipeline(TruncatedSVD(args.directions, random_state=0), Normalizer(copy=False))
-    groups = KMeans(args.clusters, n_init=10, random_state=0).fit_predict(reduce.fit_transform(weighted))
+    groups = KMeans(args.clusters, random_state=0).fit_predict(reduce.fit_transform(weighted))
     overall = np.asarray(weighted.mean(axis=0)).ravel()
     for group in np.argsort(-np.bincount(groups)):
         members = np.flatnonzero(groups == group)

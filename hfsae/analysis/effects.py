@@ -13,6 +13,7 @@ from hfsae.analysis.interventions import ablate
 from hfsae.attachment import attach
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
+from hfsae.data.prompts import tokenize
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.devices import input_device
@@ -91,7 +92,7 @@ def feature_effects(
         >>> effects.features[0]  # doctest: +SKIP
         FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
     """
-    ids = sae.tokenize(text, tokenizer)["input_ids"]
+    ids = tokenize(text, tokenizer, prepend_bos=sae.config.prepend_bos)["input_ids"]
     wanted = _target_id(tokenizer, target)
     for asked in (ids, torch.tensor([] if wanted is None else [wanted])):
         refuse_unknown_ids(asked, model, tokenizer)

@@ -81,6 +81,21 @@ class SparseAutoencoder(Parameters):
         x = self.encoder_input(scaled)
         return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
 
+    @torch.no_grad()
+    def level_of(self, scaled: Tensor, active: int) -> Tensor:
+        """What a feature must exceed so that so many are active on the median token.
+
+        Args:
+            scaled: (N, d_in).
+            active: How many features a token, of each of the groups that a budget is dealt to.
+
+        Returns:
+            (n_features,) equal within a group.
+        """
+        groups = self.pre_activations_of_scaled(scaled).float().chunk(self.n_groups, 1)
+        levels = [own.topk(min(active, own.shape[1]), dim=1).values[:, -1].median() for own in groups]
+        return torch.cat([level.expand(own.shape[1]) for level, own in zip(levels, groups, strict=True)])
+
     @property
     def _encoder_center(self) -> Tensor | None:
         return self.b_dec if self.config.subtract_b_dec else None

@@ -150,21 +150,6 @@ class Parameters(Architecture, PreTrainedModel):
         norm = self.W_dec.norm(dim=1) if self.config.rescale_by_decoder_norm else 1.0
         self.encoder.bias.add_(shift / norm)
 
-    @torch.no_grad()
-    def level_of(self, scaled: Tensor, active: int) -> Tensor:
-        """What a feature must exceed so that so many are active on the median token.
-
-        Args:
-            scaled: (N, d_in).
-            active: How many features a token, of each of the groups that a budget is dealt to.
-
-        Returns:
-            (n_features,) equal within a group.
-        """
-        groups = self.pre_activations_of_scaled(scaled).float().chunk(self.n_groups, 1)
-        levels = [own.topk(min(active, own.shape[1]), dim=1).values[:, -1].median() for own in groups]
-        return torch.cat([level.expand(own.shape[1]) for level, own in zip(levels, groups, strict=True)])
-
     def get_tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its stored name."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}

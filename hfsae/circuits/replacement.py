@@ -137,7 +137,7 @@ class LocalReplacement:
         self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out: LeftOut
     ) -> FeatureSource:
         if sae.W_dec.dtype != self.model.dtype or sae.W_dec.device != self.ids.device:
-            moved: nn.Module = copy.deepcopy(sae)  # of PreTrainedModel.to checkers know nothing
+            moved = cast(nn.Module, copy.deepcopy(sae))  # of PreTrainedModel.to checkers know nothing
             sae = cast(SparseAutoencoder, moved.to(self.ids.device, self.model.dtype))
         tokens = torch.ones_like(self.ids, dtype=torch.bool)[None]
         keep = left_out.counted_in_blocks(tokens, self.ids[None])[0]

@@ -69,7 +69,8 @@ def diff(
     if (activations is None) == (model is None or data is None):
         raise ValueError("give a language model with text, or activations of your own.")
     if activations is not None:
-        rows = iter([activations]) if isinstance(activations, Tensor | Mapping) else iter(activations)
+        alone = isinstance(activations, Tensor | Mapping)
+        rows: Iterator[Any] = iter([activations] if alone else activations)
     else:
         assert model is not None and data is not None
         rows = _read(sae, model, data, tokenizer, max_tokens, batch_size, disable_tqdm)

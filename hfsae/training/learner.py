@@ -155,13 +155,13 @@ class Learner:
         pairs = zip_longest(rows[:count], rows[count:])
         outputs = [self._forward_backward(x, target, state, i, count) for i, (x, target) in enumerate(pairs)]
         unit_rows = self.sae.decoder_weights if self.sae.unit_decoder_rows else []
-        for rows in unit_rows:
-            remove_parallel_gradient(rows)
+        for decoder_rows in unit_rows:
+            remove_parallel_gradient(decoder_rows)
         clip(self.sae, self.optimiser, self.args.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        for rows in unit_rows:
-            renormalise(rows)
+        for decoder_rows in unit_rows:
+            renormalise(decoder_rows)
         statistics = self._merged([output.statistics for output in outputs if output.statistics is not None])
         self.sae.after_step(statistics, state)
         return _done(outputs, statistics)
