@@ -25,7 +25,7 @@ from hfsae import SAE, SAETrainer, SAETrainingArguments
 from hfsae.architectures import config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data import LMActivations, TokenBlocks, load_text
-from hfsae.evaluation.metrics import explained_variance, l0
+from hfsae.evaluation.formulas import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.language_model import load_base_model, load_tokenizer
 from hfsae.training.schedule import auto_learning_rate

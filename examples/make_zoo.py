@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, list_saes, push_saes
-from hfsae.architectures import Crosscoder, architectures
+from hfsae.architectures import Crosscoder, CrossLayer, architectures
 from hfsae.hub.card import CARD_FILE, render_card
 from hfsae.hub.listing import render_listing
 
@@ -40,7 +40,7 @@ def members() -> dict[str, dict[str, object]]:
         }
         for layer in LAYERS
         for name, sae_class in architectures().items()
-        if not issubclass(sae_class, Crosscoder)  # which read several places
+        if not issubclass(sae_class, Crosscoder | CrossLayer)  # which read several places
         for k in SPARSITIES
     }
 

@@ -148,7 +148,8 @@ class JumpReLUSAE(SAE):
         """
         if state.target_l0 is not None:
             missing = (statistics.l0 / state.target_l0).clamp(min=_MOST_MISSING).log() + _ENOUGH_MISSING
-            self.threshold.mul_(torch.exp(_SINKING * missing.clamp(max=0)))
+            is_known = (statistics.l0 > 0) | (statistics.variance > 0)  # of no tokens nothing is
+            self.threshold.mul_(torch.exp(_SINKING * missing.clamp(max=0) * is_known))
         self.threshold.clamp_(min=0)
 
 

@@ -9,8 +9,7 @@
 
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.evaluate import evaluate_sae, evaluate_saes
-from hfsae.evaluation.healthy import METRICS, warnings_for
-from hfsae.evaluation.metrics import FORMULAS, finalise
+from hfsae.evaluation.metrics import MEASURED, METRICS, finalise, warnings_for
 from hfsae.evaluation.modules import METRIC_SCRIPT, load_metric
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.report import report
@@ -18,7 +17,7 @@ from hfsae.evaluation.sums import add, as_columns, reconstruction_sums, reduce_s
 from hfsae.evaluation.together import evaluate_together
 
 __all__ = [
-    "FORMULAS",
+    "MEASURED",
     "METRICS",
     "METRIC_SCRIPT",
     "PCA",

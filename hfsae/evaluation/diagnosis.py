@@ -14,7 +14,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.metrics import explained_variance, l0
+from hfsae.evaluation.formulas import explained_variance, l0
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.evaluation.text_batches import read_batches, take
 from hfsae.hooks import HookPoint, available_hook_points, portable_name, width

@@ -1,188 +1,375 @@
-"""Every metric's formula, once: from pooled sums (`hfsae.evaluation.sums`) to a figure.
+"""What each metric is: its name, its formula, where it should lie, and where it is told."""
 
-`evaluate_sae`, the baselines and the `evaluate` modules all end in these functions. What a metric means to a reader
-and where it should lie stands in `hfsae.evaluation.healthy`.
-"""
-
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
+from hfsae.evaluation import formulas
 from hfsae.evaluation.sums import Sums
 
-# Below this difference, in nats, removing the activation hardly hurts, and a share of it is noise.
-_LEAST_DAMAGE = 0.05
-
-# Bins of the density histogram: a quarter of a decade each, from one token in ten million to every token.
-_LOG10_EDGES = [-7 + i / 4 for i in range(29)]
-
-
-class Undefined(ValueError):
-    """A metric has no value for these sums; the message says why."""
+Verdict = Literal["healthy", "outside", "warning"]
 
 
 @dataclass(frozen=True)
-class Formula:
-    """How a metric is computed.
+class Interval:
+    """An interval; None leaves a side open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"< {self.high:g}"
+        return f"> {self.low:g}" if self.high is None else f"{self.low:g} – {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric as people read it.
 
     Args:
-        needs: The names of the sums it reads.
-        compute: From those sums to its value; raises `Undefined` where it has none.
+        name: Its key in `config.metrics`.
+        formula: From pooled sums to its value; None where training alone knows it. Raises `formulas.Undefined`.
+        needs: The names of the sums that the formula reads.
+        title: What people call it.
+        meaning: Its definition in a few words of Markdown.
+        healthy: Where good SAEs lie.
+        tolerated: What lies outside deserves a warning.
+        ideal: What it should be near, where no range is known.
+        too_low: What a value below `tolerated` means.
+        too_high: What a value above `tolerated` means.
+        raise_by: What training can change when it is too low.
+        lower_by: What training can change when it is too high.
+        headline: Whether it stands among the few figures that say most.
+        higher_is_better: Whether a baseline that reaches the value casts doubt on it.
+        listed: Its place among the figures that a list of many SAEs tells of each, from 1; 0 where it is not told.
+        swept: Likewise in the table of a sweep.
+        on_front: Likewise among those that a sweep weighs against L0.
+        reported: Whether it stands in the `model-index` of a card.
+        compared: Whether it is compared with the card when an SAE is verified.
     """
 
+    name: str
+    formula: Callable[[Sums], Any] | None
     needs: tuple[str, ...]
-    compute: Callable[[Sums], Any]
+    title: str
+    meaning: str
+    healthy: Interval | None = None
+    tolerated: Interval = Interval()
+    ideal: float | None = None
+    too_low: str = ""
+    too_high: str = ""
+    raise_by: str = ""
+    lower_by: str = ""
+    headline: bool = False
+    higher_is_better: bool = False
+    listed: int = 0
+    swept: int = 0
+    on_front: int = 0
+    reported: bool = False
+    compared: bool = False
+
+    @property
+    def expected(self) -> str:
+        """`"10 – 100"`, `"> 0.95"`, `"near 1"`, or nothing."""
+        if self.healthy is not None:
+            return str(self.healthy)
+        return "" if self.ideal is None else f"near {self.ideal:g}"
+
+    def verdict(self, value: float, metrics: Mapping[str, Any] | None = None) -> Verdict | None:
+        """How a value compares with the ranges; None where there are none, or too few tokens to tell.
+
+        Args:
+            value: The metric's value.
+            metrics: All that was measured with it, which says on how many tokens.
+        """
+        if self.healthy is None or self._cannot_tell(metrics):
+            return None
+        if value not in self.tolerated:
+            return "warning"
+        return "healthy" if value in self.healthy else "outside"
+
+    def _cannot_tell(self, metrics: Mapping[str, Any] | None) -> bool:
+        return self.name == "dead_fraction" and metrics is not None and too_few_to_tell(metrics) is not None
+
+    def concern(self, value: float, metrics: Mapping[str, Any] | None = None) -> str | None:
+        """What is worrying about a value outside `tolerated`, as the end of a sentence; None where nothing is.
+
+        Args:
+            value: The metric's value.
+            metrics: All that was measured with it, which says on how many tokens.
+        """
+        if self._cannot_tell(metrics):
+            return None
+        if self.tolerated.low is not None and value < self.tolerated.low:
+            return f"below {self.tolerated.low:g}: {self.too_low}"
+        if self.tolerated.high is not None and value > self.tolerated.high:
+            return f"above {self.tolerated.high:g}: {self.too_high}"
+        return None
+
+    def advice(self, value: float) -> str:
+        """What to try about a value outside `tolerated`."""
+        return self.raise_by if self.tolerated.low is not None and value < self.tolerated.low else self.lower_by
 
 
-FORMULAS: dict[str, Formula] = {}
-"""Every metric's formula by the metric's name, in the order in which they are reported."""
+METRICS = (
+    Metric(
+        "l0",
+        formulas.l0,
+        ("active", "n_tokens"),
+        "L0",
+        "features active on a token, on average",
+        healthy=Interval(10, 100),
+        tolerated=Interval(5, 200),
+        too_low="so few features can say little about an activation",
+        too_high="so many features at once are hard to read",
+        raise_by="Raise k (or target_l0), or lower the sparsity coefficient.",
+        lower_by="Lower k (or target_l0), or raise the sparsity coefficient.",
+        headline=True,
+        listed=1,
+        swept=1,
+        reported=True,
+        compared=True,
+    ),
+    Metric(
+        "explained_variance",
+        formulas.explained_variance,
+        ("squared_error", "squared_deviation", "deviation", "n_tokens"),
+        "explained variance",
+        "1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²: predicting the mean x̄ scores 0",
+        healthy=Interval(low=0.95),
+        tolerated=Interval(low=0.8),
+        too_low="a good part of the activations is not in the features",
+        raise_by="Train on more tokens, with more features, or with a larger k (a smaller sparsity coefficient).",
+        headline=True,
+        higher_is_better=True,
+        listed=3,
+        swept=2,
+        on_front=2,
+        reported=True,
+        compared=True,
+    ),
+    Metric(
+        "loss_recovered",
+        formulas.loss_recovered,
+        ("clean_nats", "spliced_nats", "zero_nats", "n_predictions"),
+        "loss recovered",
+        "(CE zero − CE spliced) / (CE zero − CE clean)",
+        ideal=1,
+        headline=True,
+        higher_is_better=True,
+        listed=2,
+        swept=3,
+        on_front=1,
+        reported=True,
+        compared=True,
+    ),
+    Metric(
+        "ce_increase",
+        formulas.ce_increase,
+        ("clean_nats", "spliced_nats", "n_predictions"),
+        "CE increase",
+        "CE spliced − CE clean, in nats per token",
+        ideal=0,
+        headline=True,
+        swept=4,
+        reported=True,
+    ),
+    Metric(
+        "dead_fraction",
+        formulas.dead_fraction,
+        ("tokens_firing", "n_tokens"),
+        "dead features",
+        "share of features that never fired on the evaluated tokens",
+        healthy=Interval(high=0.05),
+        tolerated=Interval(high=0.2),
+        too_high="much of the dictionary is unused",
+        lower_by="Revive dead features (auxk or resampling), train on more tokens, or use fewer features.",
+        headline=True,
+        listed=4,
+        swept=6,
+        reported=True,
+        compared=True,
+    ),
+    Metric(
+        "ce_clean",
+        formulas.ce_clean,
+        ("clean_nats", "n_predictions"),
+        "CE clean",
+        "cross-entropy of the untouched language model, in nats",
+        reported=True,
+    ),
+    Metric(
+        "ce_spliced",
+        formulas.ce_spliced,
+        ("spliced_nats", "n_predictions"),
+        "CE spliced",
+        "the same with x replaced by the reconstruction x̂",
+        reported=True,
+    ),
+    Metric(
+        "ce_zero",
+        formulas.ce_zero,
+        ("zero_nats", "n_predictions"),
+        "CE zero",
+        "the same with x replaced by 0",
+        reported=True,
+    ),
+    Metric(
+        "ce_mean",
+        formulas.ce_mean,
+        ("mean_nats", "n_predictions"),
+        "CE mean",
+        "the same with x replaced by the mean activation of other text",
+        reported=True,
+    ),
+    Metric(
+        "loss_recovered_mean",
+        formulas.loss_recovered_mean,
+        ("clean_nats", "spliced_nats", "mean_nats", "n_predictions"),
+        "loss recovered (mean)",
+        "loss recovered, with CE mean for CE zero",
+        ideal=1,
+    ),
+    Metric(
+        "kl",
+        formulas.kl,
+        ("kl_nats", "n_predictions"),
+        "KL",
+        "mean KL divergence of the spliced from the clean predictions, in nats",
+        ideal=0,
+        swept=5,
+        reported=True,
+    ),
+    Metric(
+        "mse",
+        formulas.mse,
+        ("squared_error", "n_tokens"),
+        "MSE",
+        "mean over tokens of ‖x − x̂‖², in the language model's own units",
+        swept=7,
+        reported=True,
+    ),
+    Metric(
+        "fvu",
+        formulas.fvu,
+        ("squared_error", "squared_deviation", "deviation", "n_tokens"),
+        "FVU",
+        "1 − explained variance",
+        ideal=0,
+    ),
+    Metric(
+        "cosine",
+        formulas.cosine,
+        ("cosine", "n_tokens"),
+        "cosine",
+        "mean cosine of x and x̂",
+        ideal=1,
+        swept=8,
+    ),
+    Metric(
+        "l2_ratio",
+        formulas.l2_ratio,
+        ("reconstructed_norm", "norm"),
+        "L2 ratio",
+        "mean ‖x̂‖ / mean ‖x‖: below 1, reconstructions shrink",
+        ideal=1,
+        swept=9,
+    ),
+)
 
 
-def _metric(*needs: str) -> Callable[[Callable[[Sums], Any]], Callable[[Sums], Any]]:
-    def register(compute: Callable[[Sums], Any]) -> Callable[[Sums], Any]:
-        FORMULAS[compute.__name__] = Formula(needs, compute)
-        return compute
+def names_by(place: str) -> tuple[str, ...]:
+    """The metrics that have a place, in its order.
 
-    return register
-
-
-def _ratio(numerator: Tensor, denominator: Tensor, otherwise: str) -> float:
-    if not denominator > 0:
-        raise Undefined(otherwise)
-    return (numerator / denominator).item()
+    Args:
+        place: `"listed"`, `"swept"` or `"on_front"`: see `Metric`.
+    """
+    chosen = [metric for metric in METRICS if getattr(metric, place)]
+    return tuple(metric.name for metric in sorted(chosen, key=lambda metric: getattr(metric, place)))
 
 
-def _per_token(sums: Sums, name: str) -> float:
-    return _ratio(sums[name], sums["n_tokens"], "no token was evaluated")
+DENSITY = Metric(
+    "density",
+    formulas.density,
+    ("tokens_firing", "n_tokens"),
+    "feature density",
+    "how many features fire on which share of the tokens",
+)
+"""A histogram, which no table tells."""
+
+MEASURED = {metric.name: metric for metric in (*METRICS, DENSITY)}
+"""All that an evaluation measures, by name, in the order in which it is reported."""
+
+METRIC_TITLES = {metric.name: metric.title for metric in METRICS}
+"""What people call each metric, by its name."""
 
 
-def _per_prediction(sums: Sums, name: str) -> float:
-    return _ratio(sums[name], sums["n_predictions"], "no predicted token was evaluated")
+# What the log of a training run says of features beside the metrics above.
+TRAINING_METRICS = (
+    Metric(
+        "dormant_fraction",
+        None,
+        (),
+        "dormant features",
+        "share of features that have not fired for the dead-feature window of the run",
+        tolerated=Interval(high=0.2),
+        too_high="much of the dictionary is unused at this moment",
+        lower_by="Revive dormant features (auxk or resampling), train on more tokens, or use fewer features.",
+    ),
+)
+
+# A feature as frequent as the average must have had so many chances to fire before one that never did is called dead.
+_LEAST_FIRINGS = 100
 
 
-@_metric("active", "n_tokens")
-def l0(sums: Sums) -> float:
-    """Mean number of z ≠ 0 per token."""
-    return _per_token(sums, "active")
+def too_few_to_tell(metrics: Mapping[str, Any]) -> str | None:
+    """Why nothing can be said about dead features, where they were measured on too few tokens.
 
-
-@_metric("squared_error", "n_tokens")
-def mse(sums: Sums) -> float:
-    """Mean per token of Σ_d (x − x̂)², in the language model's own units."""
-    return _per_token(sums, "squared_error")
-
-
-@_metric("squared_error", "squared_deviation", "deviation", "n_tokens")
-def fvu(sums: Sums) -> float:
-    """Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the pooled mean: the fraction of variance unexplained."""
-    shift = sums["deviation"].square().sum() / sums["n_tokens"].clamp(min=1)
-    return _ratio(sums["squared_error"], sums["squared_deviation"] - shift, "the activations do not vary")
-
-
-@_metric("squared_error", "squared_deviation", "deviation", "n_tokens")
-def explained_variance(sums: Sums) -> float:
-    """1 − FVU: the mean predictor scores 0."""
-    return 1 - fvu(sums)
-
-
-@_metric("cosine", "n_tokens")
-def cosine(sums: Sums) -> float:
-    """Mean cos(x, x̂)."""
-    return _per_token(sums, "cosine")
-
-
-@_metric("reconstructed_norm", "norm")
-def l2_ratio(sums: Sums) -> float:
-    """Mean ‖x̂‖ / mean ‖x‖."""
-    return _ratio(sums["reconstructed_norm"], sums["norm"], "all activations are 0")
-
-
-@_metric("clean_nats", "n_predictions")
-def ce_clean(sums: Sums) -> float:
-    """Cross-entropy of the untouched model's predictions: of the next token, or of masked ones."""
-    return _per_prediction(sums, "clean_nats")
-
-
-@_metric("spliced_nats", "n_predictions")
-def ce_spliced(sums: Sums) -> float:
-    """The same with x replaced by x̂."""
-    return _per_prediction(sums, "spliced_nats")
-
-
-@_metric("zero_nats", "n_predictions")
-def ce_zero(sums: Sums) -> float:
-    """The same with x replaced by 0."""
-    return _per_prediction(sums, "zero_nats")
-
-
-@_metric("mean_nats", "n_predictions")
-def ce_mean(sums: Sums) -> float:
-    """The same with x replaced by the mean activation of other text."""
-    return _per_prediction(sums, "mean_nats")
-
-
-@_metric("clean_nats", "spliced_nats", "zero_nats", "n_predictions")
-def loss_recovered(sums: Sums) -> float:
-    """(ce_zero − ce_spliced) / (ce_zero − ce_clean)."""
-    return _recovered(ce_clean(sums), ce_spliced(sums), ce_zero(sums), "0")
-
-
-@_metric("clean_nats", "spliced_nats", "mean_nats", "n_predictions")
-def loss_recovered_mean(sums: Sums) -> float:
-    """(ce_mean − ce_spliced) / (ce_mean − ce_clean)."""
-    return _recovered(ce_clean(sums), ce_spliced(sums), ce_mean(sums), "their mean")
-
-
-def _recovered(clean: float, spliced: float, ablated: float, ablation: str) -> float:
-    if abs(ablated - clean) < _LEAST_DAMAGE:
-        raise Undefined(
-            f"replacing the activations by {ablation} changes the cross-entropy by {ablated - clean:+.4f} nats, less "
-            f"than {_LEAST_DAMAGE}: the model hardly uses them here, and a share of that would be noise"
-        )
-    return (ablated - spliced) / (ablated - clean)
-
-
-@_metric("clean_nats", "spliced_nats", "n_predictions")
-def ce_increase(sums: Sums) -> float:
-    """ce_spliced − ce_clean."""
-    return ce_spliced(sums) - ce_clean(sums)
-
-
-@_metric("kl_nats", "n_predictions")
-def kl(sums: Sums) -> float:
-    """Mean KL(clean ‖ spliced) of the predicted distributions."""
-    return _per_prediction(sums, "kl_nats")
-
-
-@_metric("tokens_firing", "n_tokens")
-def dead_fraction(sums: Sums) -> float:
-    """Share of features that never fired."""
-    if not sums["n_tokens"] > 0:
-        raise Undefined("no token was evaluated")
-    return (sums["tokens_firing"] == 0).double().mean().item()
-
-
-@_metric("tokens_firing", "n_tokens")
-def density(sums: Sums) -> dict[str, Any]:
-    """Histogram over features of log10 of the share of tokens on which a feature fires.
+    Args:
+        metrics: What `evaluate_sae` returned.
 
     Returns:
-        `log10_edges` (the edges of the bins; features rarer than the first edge are in the first bin), `counts`
-        (features in each bin) and `never` (features that never fired, which are in no bin).
+        A sentence's end with the tokens that are needed: 100 · n_features / L0. None where there are enough, or where
+        the metrics do not say.
     """
-    if not sums["n_tokens"] > 0:
-        raise Undefined("no token was evaluated")
-    fired = sums["tokens_firing"][sums["tokens_firing"] > 0]
-    shares = (fired / sums["n_tokens"]).log10().clamp(_LOG10_EDGES[0], _LOG10_EDGES[-1])
-    counts = torch.histogram(shares.cpu(), torch.tensor(_LOG10_EDGES, dtype=torch.float64)).hist
-    return {
-        "log10_edges": list(_LOG10_EDGES),
-        "counts": [int(count) for count in counts],
-        "never": len(sums["tokens_firing"]) - len(fired),
-    }
+    density, l0, n_tokens = (metrics.get(name) for name in ("density", "l0", "n_tokens"))
+    if not isinstance(density, Mapping) or not l0 or not n_tokens:
+        return None
+    counts = density.get("counts")
+    told = [l0, n_tokens, density.get("never"), *(counts if isinstance(counts, list) else [None])]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in told):
+        return None  # a card may be of a stranger's config
+    n_features = sum(told[2:])
+    needed = math.ceil(_LEAST_FIRINGS * n_features / l0)
+    if n_tokens >= needed:
+        return None
+    return f"{n_tokens:,} tokens are too few to tell which features are dead: {needed:,} would do"
+
+
+def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
+    """What is worrying about some metrics, and what to try, one sentence or two a metric.
+
+    Args:
+        metrics: Values by name, as `evaluate_sae` returns or the trainer logs them. Others, None and NaN are passed
+            over.
+
+    Example:
+        >>> warnings_for({"l0": 2.9, "dead_fraction": 0.01})  # doctest: +NORMALIZE_WHITESPACE
+        ['L0: 2.9 is below 5: so few features can say little about an activation. Raise k (or target_l0), or lower the
+        sparsity coefficient.']
+    """
+    warnings = []
+    for metric in (*METRICS, *TRAINING_METRICS):
+        value = metrics.get(metric.name)
+        if value is None or math.isnan(value) or (concern := metric.concern(value, metrics)) is None:
+            continue
+        warnings.append(f"{metric.title}: {value:.3g} is {concern}. {metric.advice(value)}")
+    return warnings
 
 
 def finalise(sums: Sums, no_predictions: str | None = None) -> dict[str, Any]:
@@ -194,17 +381,18 @@ def finalise(sums: Sums, no_predictions: str | None = None) -> dict[str, Any]:
             None for this reason.
 
     Returns:
-        Value by metric name, in the order of `FORMULAS`; None where a metric is undefined. `notes` says why, by name.
+        Value by metric name, in the order of `MEASURED`; None where a metric is undefined. `notes` says why, by name.
     """
     values: dict[str, Any] = {}
     notes: dict[str, str] = {}
-    for name, formula in FORMULAS.items():
-        if not sums.keys() >= set(formula.needs):
-            if no_predictions is not None and "n_predictions" in formula.needs:
+    for name, metric in MEASURED.items():
+        if not sums.keys() >= set(metric.needs):
+            if no_predictions is not None and "n_predictions" in metric.needs:
                 values[name], notes[name] = None, f"no CE: {no_predictions}"
             continue
         try:
-            values[name] = formula.compute(sums)
-        except Undefined as reason:
+            assert metric.formula is not None
+            values[name] = metric.formula(sums)
+        except formulas.Undefined as reason:
             values[name], notes[name] = None, str(reason)
     return values | {"notes": notes}

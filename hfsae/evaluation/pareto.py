@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hfsae.evaluation.healthy import names_by
+from hfsae.evaluation.metrics import names_by
 
 # What is worth having at a given number of active features.
 FRONT_METRICS = names_by("on_front")

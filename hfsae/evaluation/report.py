@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfsae.evaluation.healthy import METRICS, Metric, too_few_to_tell, warnings_for
+from hfsae.evaluation.metrics import METRICS, Metric, too_few_to_tell, warnings_for
 
 _MARKS = {"warning": "!", "outside": "~", "healthy": "", None: ""}
 _BASELINES = {"untrained": "untrained", "pca": "PCA"}

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.metrics import METRICS
 from hfsae.hub import sections
 from hfsae.hub.card import FEATURE_DENSITY, TRAINING_CURVE
 from hfsae.hub.hub_ids import without_folders

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.healthy import METRIC_TITLES
+from hfsae.evaluation.metrics import METRIC_TITLES
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card

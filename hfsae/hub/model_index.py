@@ -8,7 +8,7 @@ it is ours, and a text that is not on the Hub has its name where that grouping l
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hfsae.evaluation.healthy import METRICS
+from hfsae.evaluation.metrics import METRICS
 from hfsae.hub.hub_ids import dataset_id, without_folders
 from hfsae.hub.kinds import mapping, number, string
 

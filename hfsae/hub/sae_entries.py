@@ -9,7 +9,7 @@ from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.healthy import names_by
+from hfsae.evaluation.metrics import names_by
 from hfsae.evaluation.protocol import measured_digest
 from hfsae.hub.hub_ids import dataset_id, hub_id
 from hfsae.hub.kinds import mapping, number

@@ -10,7 +10,7 @@ from hfsae.autoencoder.registry import architecture_name, class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
 from hfsae.data.text_source import DEFAULTS, FIELD_TITLES
-from hfsae.evaluation.healthy import METRICS, too_few_to_tell
+from hfsae.evaluation.metrics import METRICS, too_few_to_tell
 from hfsae.evaluation.predictions import NEXT_TOKEN
 from hfsae.hub.hub_ids import hub_id, without_folders
 from hfsae.hub.kinds import mapping, number, string

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
-from hfsae.evaluation.healthy import METRIC_TITLES, METRICS
+from hfsae.evaluation.metrics import METRIC_TITLES, METRICS
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from hfsae.evaluation.healthy import METRIC_TITLES
+from hfsae.evaluation.metrics import METRIC_TITLES
 from hfsae.evaluation.report import SET_TITLES
 from hfsae.evaluation.saved_set import is_stale
 from hfsae.hub.kinds import number

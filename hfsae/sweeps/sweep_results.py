@@ -7,7 +7,7 @@ from typing import Any
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name
-from hfsae.evaluation.healthy import names_by
+from hfsae.evaluation.metrics import names_by
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.failures import warn_on_failure
 from hfsae.saving import files_at_once, write_json

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.evaluation.healthy import warnings_for
+from hfsae.evaluation.metrics import warnings_for
 from hfsae.evaluation.saved_set import SET_FILE, read_set
 from hfsae.failures import warn_on_failure
 from hfsae.hub.push import Saved, publish

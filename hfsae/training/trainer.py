@@ -368,7 +368,7 @@ class SAETrainer:
     def _save(self, run: TrainingRun) -> None:
         run.refuse_non_finite(self.state.global_step)
         self._best.observe(self.state, list(run.hook_points))
-        record = run_record(run, self.state, self._seconds, self._best.state_dict())
+        record = run_record(run, self.args, self.state, self._seconds, self._best.state_dict())
         save_checkpoint(
             self._output_dir,
             self.state.global_step,

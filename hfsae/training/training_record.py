@@ -76,11 +76,14 @@ def _hardware(run: TrainingRun) -> str:
     return f"{accelerator.num_processes} × {name}"
 
 
-def run_record(run: TrainingRun, state: TrainerState, seconds: float, best: dict[str, Any] | None) -> dict[str, Any]:
+def run_record(
+    run: TrainingRun, args: SAETrainingArguments, state: TrainerState, seconds: float, best: dict[str, Any] | None
+) -> dict[str, Any]:
     """What the `run.json` of a checkpoint says.
 
     Args:
         run: The run.
+        args: Its arguments as they were given: a cache tells the run some more, which nobody gives again.
         state: Its state.
         seconds: Time spent training.
         best: State of the best checkpoint so far.
@@ -93,9 +96,9 @@ def run_record(run: TrainingRun, state: TrainerState, seconds: float, best: dict
         "text_seed": run.text_seed,
         "saes": list(run.hook_points),
         "seconds": seconds,
-        "folder": os.path.abspath(run.args.output_dir),
-        "arguments": run.args.stored(),
-        "own_arguments": {name: own.differing_from(run.args) for name, own in run.arguments.items()},
+        "folder": os.path.abspath(args.output_dir),
+        "arguments": args.stored(),
+        "own_arguments": {name: own.differing_from(args) for name, own in run.arguments.items()},
         "log_history": state.log_history,
     }
 

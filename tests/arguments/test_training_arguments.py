@@ -20,7 +20,7 @@ NAMES = [option.name for option in fields(SAETrainingArguments)]
 
 def source_of_the_package() -> str:
     files = Path(hfsae.__file__).parent.rglob("*.py")
-    return "\n".join(path.read_text() for path in files if path.name != "arguments.py")
+    return "\n".join(path.read_text() for path in files if path.name != "training_arguments.py")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,7 +28,7 @@ def test_every_argument_is_read_somewhere_and_explained(name):
     # Arguments that name a text are fields of one value, which reads them or hands them to whoever cuts blocks.
     field = next((field for field, argument in ARGUMENTS.items() if argument == name), name)
     handed_on = field in READING and field in inspect.signature(TokenBlocks).parameters
-    read = re.search(rf"\bargs\.{name}\b|\bself\.{field}\b", source_of_the_package())
+    read = re.search(rf"\b(?:args|own)\.{name}\b|\bself\.{field}\b", source_of_the_package())
     assert handed_on or read, f"nothing reads {name}"
     option = next(option for option in fields(SAETrainingArguments) if option.name == name)
     assert option.metadata["help"].endswith(".") and option.metadata["group"]

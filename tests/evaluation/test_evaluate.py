@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfsae import SAE, JumpReLUSAEConfig, MatryoshkaSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.data import TokenBatch, TokenBlocks
-from hfsae.evaluation import FORMULAS, evaluate_sae, evaluate_saes, report
+from hfsae.evaluation import MEASURED, evaluate_sae, evaluate_saes, report
 from hfsae.hooks import HookPointError, capture
 from tests.data.tiny import language_model as language_model_of_words
 from tests.data.tiny import pythia_like, text_dataset
@@ -95,7 +95,7 @@ def test_every_metric_is_what_it_is_by_hand(config):
     sae = SAE.from_config(config).eval()
     measured = evaluate(sae)
     expected = by_hand(sae, batches(), config.hook_point, config.hook_point, CALIBRATION.mean(0))
-    assert measured.keys() == FORMULAS.keys() | {"n_tokens", "notes", "protocol"}
+    assert measured.keys() == MEASURED.keys() | {"n_tokens", "notes", "protocol"}
     assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=2e-5, abs=1e-6)
     assert measured["n_tokens"] == tokens_of(batches()) and measured["notes"] == {}
 
@@ -186,7 +186,7 @@ def test_the_batch_size_does_not_matter():
     options = {"calibration": CALIBRATION, "disable_tqdm": True}
     results = [evaluate_sae(sae, model, dataset, pythia_like(), batch_size=size, **options) for size in (1, 3, 16)]
     for other in results[1:]:
-        for name in FORMULAS.keys() - {"density"}:
+        for name in MEASURED.keys() - {"density"}:
             assert other[name] == pytest.approx(results[0][name], rel=1e-5, abs=1e-7), name
         assert other["density"] == results[0]["density"]
 

@@ -1,92 +1,96 @@
-"""Every formula against its definition written out by hand."""
+"""Where metrics should lie, and what is said when they do not."""
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from hfsae.evaluation import FORMULAS, METRICS, finalise, reconstruction_sums
-from hfsae.functional import SparseFeatures
-from tests.evaluation import longhand
+from hfsae.evaluation.metrics import MEASURED, METRICS, Interval, names_by, too_few_to_tell, warnings_for
+
+BY_NAME = {metric.name: metric for metric in METRICS}
 
 
-def sums(**values: float | list[float]) -> dict[str, Tensor]:
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("l0", 4.9, "warning"),
+        ("l0", 5, "outside"),
+        ("l0", 10, "healthy"),
+        ("l0", 100, "healthy"),
+        ("l0", 200, "outside"),
+        ("l0", 201, "warning"),
+        ("explained_variance", 0.79, "warning"),
+        ("explained_variance", 0.9, "outside"),
+        ("explained_variance", 0.96, "healthy"),
+        ("dead_fraction", 0.21, "warning"),
+        ("dead_fraction", 0.1, "outside"),
+        ("dead_fraction", 0.0, "healthy"),
+        ("kl", 3.0, None),
+    ],
+)
+def test_verdicts_follow_the_ranges(name, value, verdict):
+    assert BY_NAME[name].verdict(value) == verdict
+    assert bool(warnings_for({name: value})) == (verdict == "warning")
 
 
-NATS = {"n_predictions": 10, "clean_nats": 20, "spliced_nats": 23, "zero_nats": 80, "mean_nats": 50, "kl_nats": 2.5}
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"l0": 312.4}, ["L0: 312 is above 200", "hard to read", "Lower k"]),
+        ({"l0": 2.0}, ["L0: 2 is below 5", "Raise k"]),
+        ({"explained_variance": 0.5}, ["explained variance: 0.5 is below 0.8", "Train on more tokens"]),
+        ({"dead_fraction": 0.4}, ["dead features: 0.4 is above 0.2", "Revive dead features"]),
+    ],
+)
+def test_a_warning_names_the_value_the_limit_what_it_means_and_what_to_try(metrics, words):
+    (warning,) = warnings_for(metrics)
+    assert all(word in warning for word in words)
 
 
-def test_losses_and_what_is_recovered_by_hand():
-    metrics = finalise(sums(**NATS))
-    assert metrics == {
-        "ce_clean": 2.0,
-        "ce_spliced": 2.3,
-        "ce_zero": 8.0,
-        "ce_mean": 5.0,
-        "loss_recovered": pytest.approx(5.7 / 6),
-        "loss_recovered_mean": pytest.approx(2.7 / 3),
-        "ce_increase": pytest.approx(0.3),
-        "kl": 0.25,
-        "notes": {},
-    }
+def test_what_is_missing_undefined_or_unknown_brings_no_warning():
+    assert warnings_for({}) == warnings_for({"l0": None, "explained_variance": float("nan"), "notes": {}}) == []
 
 
-def test_every_reconstruction_metric_by_hand():
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(200, 6)) + 4).astype(np.float32)
-    x_hat = (x + 0.5 * rng.normal(size=x.shape)).astype(np.float32)
-    z = np.maximum(rng.normal(size=(200, 30)) - np.linspace(-1, 5, 30), 0).astype(np.float32)
-    features = SparseFeatures.from_dense(torch.from_numpy(z))
-    metrics = finalise(
-        reconstruction_sums(torch.from_numpy(x), torch.from_numpy(x_hat), features, torch.full((6,), 4))
+def test_expectations_are_short():
+    expected = {name: metric.expected for name, metric in BY_NAME.items() if metric.expected}
+    assert expected["l0"] == "10 – 100" and expected["explained_variance"] == "> 0.95"
+    assert expected["dead_fraction"] == "< 0.05" and expected["l2_ratio"] == "near 1"
+    assert "mse" not in expected
+
+
+def test_a_range_includes_its_ends_and_may_be_open():
+    assert 1 in Interval(1, 2) and 2 in Interval(1, 2) and 2.1 not in Interval(1, 2)
+    assert -1e9 in Interval(high=0) and 1e9 in Interval() and 0.9 not in Interval(low=1)
+
+
+def measured_on(n_tokens: int, l0: float = 32.0, never: int = 1400) -> dict:
+    return {"l0": l0, "dead_fraction": 0.7, "n_tokens": n_tokens, "density": {"never": never, "counts": [648, 0]}}
+
+
+def test_nothing_is_said_about_dead_features_from_too_few_tokens():
+    few, enough = measured_on(982), measured_on(6400)  # 100 · 2,048 / 32
+    metric = BY_NAME["dead_fraction"]
+    assert metric.verdict(0.7, few) is None and metric.verdict(0.7, enough) == "warning"
+    assert warnings_for(few) == [] and len(warnings_for(enough)) == 1
+    assert too_few_to_tell(few) == "982 tokens are too few to tell which features are dead: 6,400 would do"
+    assert too_few_to_tell(enough) is None and too_few_to_tell({"dead_fraction": 0.7}) is None
+
+
+def test_features_that_sleep_in_training_have_another_name_than_dead_ones():
+    (warning,) = warnings_for({"dormant_fraction": 0.4})
+    assert warning.startswith("dormant features: 0.4 is above 0.2") and "dead" not in warning
+
+
+# -- where each is told -----------------------------------------------------------------------------------------------
+def test_every_formula_has_its_words_and_the_other_way_round():
+    assert {metric.name for metric in METRICS} | {"density"} == MEASURED.keys()
+
+
+@pytest.mark.parametrize("place", ["listed", "swept", "on_front"])
+def test_places_are_numbered_from_1_without_gaps(place: str):
+    names = names_by(place)
+    assert sorted(getattr(metric, place) for metric in METRICS if metric.name in names) == list(
+        range(1, len(names) + 1)
     )
-    expected = longhand.reconstruction(x, x_hat, z)
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert metrics["density"] == longhand.density(z)
-    assert metrics["density"]["never"] > 0 and sum(metrics["density"]["counts"]) + metrics["density"]["never"] == 30
 
 
-def test_the_mean_predictor_explains_nothing_and_the_truth_everything():
-    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).double() + 7
-    nothing = SparseFeatures.from_dense(torch.zeros(500, 3))
-    mean = finalise(reconstruction_sums(x, x.mean(0).expand_as(x), nothing, torch.full((4,), 6.0)))
-    assert mean["explained_variance"] == pytest.approx(0, abs=1e-12) and mean["fvu"] == pytest.approx(1)
-    truth = finalise(reconstruction_sums(x, x, nothing, torch.full((4,), 6.0)))
-    assert truth["explained_variance"] == 1 and truth["fvu"] == truth["mse"] == 0
-    assert truth["cosine"] == pytest.approx(1) and truth["l2_ratio"] == 1
-
-
-def test_what_an_ablation_that_hardly_hurts_recovers_is_undefined():
-    metrics = finalise(sums(**NATS | {"zero_nats": 20.4}))
-    assert metrics["loss_recovered"] is None and metrics["loss_recovered_mean"] is not None
-    assert "+0.0400 nats, less than 0.05" in metrics["notes"]["loss_recovered"]
-    assert finalise(sums(**NATS | {"zero_nats": 19.4}))["loss_recovered"] == pytest.approx(6)
-
-
-def test_without_tokens_every_metric_is_none_with_its_reason():
-    empty = reconstruction_sums(
-        torch.zeros(0, 4), torch.zeros(0, 4), SparseFeatures.from_dense(torch.zeros(0, 3)), torch.zeros(4)
-    )
-    metrics = finalise(empty | sums(**dict.fromkeys(NATS, 0)))
-    assert metrics.keys() - {"notes"} == FORMULAS.keys() == metrics["notes"].keys()
-    assert all(metrics[name] is None for name in FORMULAS)
-
-
-def test_activations_that_do_not_vary_have_no_explained_variance():
-    x = torch.ones(5, 3)
-    metrics = finalise(reconstruction_sums(x, x, SparseFeatures.from_dense(torch.zeros(5, 2)), torch.ones(3)))
-    assert metrics["explained_variance"] is None and "do not vary" in metrics["notes"]["explained_variance"]
-
-
-def test_only_what_the_sums_allow_is_computed():
-    assert finalise(sums(active=6, n_tokens=3)) == {"l0": 2, "notes": {}}
-
-
-def test_a_feature_on_every_token_and_one_on_hardly_any_are_in_the_outer_bins():
-    counts = finalise(sums(tokens_firing=[1e9, 1, 0], n_tokens=1e9))["density"]
-    assert counts["counts"][0] == counts["counts"][-1] == counts["never"] == 1
-
-
-def test_every_metric_that_people_read_about_is_computed():
-    assert {metric.name for metric in METRICS} == FORMULAS.keys() - {"density"}
+def test_a_list_of_many_tells_what_a_sweep_and_a_card_tell_too():
+    reported = {metric.name for metric in METRICS if metric.reported}
+    assert names_by("listed")[0] == "l0" and set(names_by("listed")) <= set(names_by("swept")) & reported

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfsae.evaluation import FORMULAS, METRIC_SCRIPT, add, as_columns, finalise, load_metric, reconstruction_sums
+from hfsae.evaluation import MEASURED, METRIC_SCRIPT, add, as_columns, finalise, load_metric, reconstruction_sums
 from hfsae.functional import SparseFeatures
 
 NATS = {"n_predictions": 10.0, "clean_nats": 20.0, "spliced_nats": 23.0, "zero_nats": 80.0, "mean_nats": 50.0}
@@ -40,18 +40,18 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_metric_pools_batches_to_what_the_evaluation_gives(name, batches, pooled):
     metric = load_metric(name)
     assert isinstance(metric, evaluate.Metric) and metric.description
     for sums in batches:
-        metric.add_batch(**as_columns(sums, FORMULAS[name].needs))
+        metric.add_batch(**as_columns(sums, MEASURED[name].needs))
     value = pooled[name]
     assert metric.compute() == {name: value if name == "density" else pytest.approx(value, rel=1e-12)}
 
 
 def test_rows_may_come_together_or_one_by_one(batches, pooled):
-    needs = FORMULAS["l0"].needs
+    needs = MEASURED["l0"].needs
     together = {name: [sums[name].item() for sums in batches] for name in needs}
     assert load_metric("l0").compute(**together) == {"l0": pytest.approx(pooled["l0"])}
     one_by_one = load_metric("l0")
@@ -80,7 +80,7 @@ def test_two_processes_pool_through_the_cache_of_evaluate(batches, pooled, tmp_p
     def process(rank: int) -> dict | None:
         metric = load_metric("mse", process_id=rank, num_process=2, experiment_id="two", cache_dir=str(tmp_path))
         for sums in batches[rank::2]:
-            metric.add_batch(**as_columns(sums, FORMULAS["mse"].needs))
+            metric.add_batch(**as_columns(sums, MEASURED["mse"].needs))
         return metric.compute()
 
     # `evaluate` lets its processes wait for each other, so they have to run at the same time.
@@ -96,7 +96,7 @@ def test_an_undefined_metric_is_none_and_the_log_says_why(caplog):
 
 
 def test_an_unknown_metric_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="unknown metric 'accuracy'; there are l0, mse"):
+    with pytest.raises(ValueError, match="unknown metric 'accuracy'; there are l0, explained_variance"):
         load_metric("accuracy")
     with pytest.raises(ValueError, match="choose a metric by config_name"):
         evaluate.load(METRIC_SCRIPT)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfsae.evaluation.metrics import FORMULAS
+from hfsae.evaluation.metrics import MEASURED
 
 if TYPE_CHECKING:
     from evaluate import Metric
@@ -16,7 +16,7 @@ def load_metric(name: str, **kwargs: Any) -> "Metric":
     """A metric as an `evaluate.Metric`: fed with sums batch by batch, it gives the pooled figure.
 
     Args:
-        name: One of `hfsae.evaluation.FORMULAS`.
+        name: One of `hfsae.evaluation.MEASURED`.
         **kwargs: For `evaluate.Metric`: `num_process` and `process_id` to pool over processes, `keep_in_memory`,
             `cache_dir`, `experiment_id`.
 
@@ -30,8 +30,8 @@ def load_metric(name: str, **kwargs: Any) -> "Metric":
         >>> l0.compute()  # doctest: +ELLIPSIS
         {'l0': 24.66...}
     """
-    if name not in FORMULAS:
-        raise ValueError(f"unknown metric {name!r}; there are {', '.join(FORMULAS)}.")
+    if name not in MEASURED:
+        raise ValueError(f"unknown metric {name!r}; there are {', '.join(MEASURED)}.")
     from hfsae.evaluation.modules.sae_metric import SAEMetric
 
     return SAEMetric(config_name=name, **kwargs)

@@ -14,8 +14,8 @@ import datasets
 import evaluate
 import torch
 
-from hfsae.evaluation.healthy import METRICS
-from hfsae.evaluation.metrics import FORMULAS, Undefined
+from hfsae.evaluation.formulas import Undefined
+from hfsae.evaluation.metrics import MEASURED
 
 logger = logging.getLogger(__name__)
 
@@ -27,25 +27,26 @@ class SAEMetric(evaluate.Metric):
     """One metric, chosen by `config_name`; its value is None where the sums do not define it."""
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in FORMULAS:
+        if self.config_name not in MEASURED:
             raise ValueError(
-                f"choose a metric by config_name, one of {', '.join(FORMULAS)}; got {self.config_name!r}."
+                f"choose a metric by config_name, one of {', '.join(MEASURED)}; got {self.config_name!r}."
             )
-        formula = FORMULAS[self.config_name]
+        metric = MEASURED[self.config_name]
         number = datasets.Value("float64")
-        features = {name: datasets.Sequence(number) if name in _VECTORS else number for name in formula.needs}
-        meaning = {metric.name: metric.meaning for metric in METRICS}
+        features = {name: datasets.Sequence(number) if name in _VECTORS else number for name in metric.needs}
         return evaluate.MetricInfo(
-            description=meaning.get(self.config_name, formula.compute.__doc__ or ""),
+            description=metric.meaning,
             citation="",
-            inputs_description=f"\nOne row of sums a batch: {', '.join(formula.needs)} (see hfsae.evaluation.sums).\n",
+            inputs_description=f"\nOne row of sums a batch: {', '.join(metric.needs)} (see hfsae.evaluation.sums).\n",
             features=datasets.Features(features),
         )
 
     def _compute(self, **columns: list) -> dict:
         sums = {name: torch.tensor(rows, dtype=torch.float64).sum(0) for name, rows in columns.items()}
         try:
-            return {self.config_name: FORMULAS[self.config_name].compute(sums)}
+            formula = MEASURED[self.config_name].formula
+            assert formula is not None
+            return {self.config_name: formula(sums)}
         except Undefined as reason:
             logger.warning("%s is undefined: %s.", self.config_name, reason)
             return {self.config_name: None}
