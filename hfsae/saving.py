@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.configuration import SAEConfig
+from hfsae.storage import appearing_whole
 
 # What a folder is called while its files are being written.
 BESIDE = ".saving-"
@@ -16,12 +17,8 @@ BESIDE = ".saving-"
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON beside `path` and renames, so that a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
+    with appearing_whole(path) as beside:
         beside.write_text(json.dumps(content, indent=2))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager

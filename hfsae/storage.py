@@ -100,6 +100,20 @@ def damaged(path: Path, error: Exception | str) -> DamagedFileError:
     return DamagedFileError(f"{path} {found}: {cure}.")
 
 
+# -- files that appear whole ------------------------------------------------------------------------------------------
+@contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 # -- digests ----------------------------------------------------------------------------------------------------------
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
@@ -129,10 +143,9 @@ def read_sums(folder: Path, name: str = SUMS) -> dict[str, str]:
 
 def write_sums(folder: Path, sums: Mapping[str, str], name: str = SUMS) -> None:
     """Writes `SHA256SUMS`, or another file of that kind, whole or not at all."""
-    beside = folder / f".{name}.part"
     lines = [f"{digest}  {file}\n" for file, digest in sorted(sums.items())]
-    beside.write_text("".join(lines), encoding="utf-8")
-    os.replace(beside, folder / name)
+    with appearing_whole(folder / name) as beside:
+        beside.write_text("".join(lines), encoding="utf-8")
 
 
 def sum_up(folder: Path, names: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ PLAIN = {
     "in_use",
     "interruption",
     "notebook",
+    "processes",
     "progress",
     "suggestions",
 }
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configuration": {"notebook", "suggestions"},
     "data": {"hooks", *PLAIN},
     "autoencoder": COMPUTING - {"autoencoder"},
-    "saving": {"configuration"},
+    "saving": {"configuration", "storage"},
     "label_file": {"saving"},
     "language_model": {"configuration", "hooks", "model_classes", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from hfsae.storage import (
     SUMS,
     DamagedFileError,
+    appearing_whole,
     check_sums,
     is_deep,
     read_header,
@@ -103,3 +104,15 @@ def test_json_that_is_cut_off_deep_or_of_another_kind_names_its_file(tmp_path: P
 def test_depth_is_that_of_lists_and_dictionaries():
     assert not is_deep({"a": [1, {"b": 2}]}, 3) and is_deep({"a": [1, {"b": 2}]}, 2)
     assert not is_deep(1, 0) and is_deep([], 0)
+
+
+# -- files that appear whole ------------------------------------------------------------------------------------------
+def test_a_file_appears_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "a.txt"
+    with appearing_whole(path) as beside:
+        beside.write_text("one")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), appearing_whole(path) as beside:
+        beside.write_text("tw")
+        raise RuntimeError
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]

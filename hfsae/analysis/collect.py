@@ -19,6 +19,7 @@ from hfsae.analysis.top_examples import Fields, rank
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.processes import has_group, process
 from hfsae.progress import token_bar
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def collect_features(
     """
     if min(max_tokens, n_top, n_sample, before + 1, after + 1, n_partners, n_bins) < 1:
         raise ValueError("max_tokens, n_top, n_sample, n_partners and n_bins must be positive, before and after >= 0.")
-    if all_processes and distributed.is_available() and distributed.is_initialized():
-        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    if all_processes and has_group():
+        rank, world_size = process()
     chosen = chosen_features(sae, features)
     reader = FeatureReader(sae, model)
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
@@ -266,7 +267,7 @@ def _best_of_each_piece(rows: Tensor, entries: Fields, pieces: DocumentSequences
 
 def _of_all_processes(collection: FeatureCollection) -> FeatureCollection:
     """What the processes have found together; on each of them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not has_group():
         return collection
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     world_size = distributed.get_world_size()

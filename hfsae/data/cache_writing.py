@@ -10,10 +10,9 @@ processes ever write one file.
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,16 @@ from hfsae.data.cache import DESCRIPTION, HELD_OUT, SUMS_OF_ONE, CacheDescriptio
 from hfsae.data.stream import ChunkRows
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
-from hfsae.storage import SUMS, check_sum, in_bytes, open_tensors, read_sums, tensors_as_bytes, write_sums
+from hfsae.storage import (
+    SUMS,
+    appearing_whole,
+    check_sum,
+    in_bytes,
+    open_tensors,
+    read_sums,
+    tensors_as_bytes,
+    write_sums,
+)
 
 # Large enough for a disk to read at its full speed, small enough to be in memory twice: filled, and as a file's bytes.
 _SHARD_BYTES = 2**28
@@ -206,7 +214,7 @@ def _gather(reader: ChunkRows, description: CacheDescription, rows: int, bar: An
 def _write_file(folder: Path, name: str, content: bytes, sums: str = SUMS) -> None:
     """Writes a file of a cache, and its digest before: no file is ever there without one."""
     write_sums(folder, {**read_sums(folder, sums), name: hashlib.sha256(content).hexdigest()}, sums)
-    with _appearing_whole(folder / name) as beside:
+    with appearing_whole(folder / name) as beside:
         beside.write_bytes(content)
 
 
@@ -215,19 +223,6 @@ def _join_sums(folder: Path) -> None:
     for path in sorted(folder.glob(f"{SUMS_OF_ONE}*")):
         write_sums(folder, {**read_sums(folder), **read_sums(folder, path.name)})
         path.unlink()
-
-
-@contextmanager
-def _appearing_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def remove_cache(folder: str | Path) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
-from hfsae.evaluation.processes import all_or_none
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import counted
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
+from hfsae.processes import all_or_none
 
 Calibration: TypeAlias = Mapping[str, Tensor]
 """Activations (N, d) of text that is not evaluated, by hook point."""

@@ -19,7 +19,6 @@ from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.output_places import with_means
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.preparing import prepare
-from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import protocol_of
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text_batches import Text, count, tokens_digest
@@ -27,6 +26,7 @@ from hfsae.evaluation.together import evaluate_together
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
+from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

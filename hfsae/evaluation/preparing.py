@@ -11,10 +11,10 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
 from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
-from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text_batches import Text, count, read_batches, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
+from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hfsae.functional import SparseFeatures
+from hfsae.processes import has_group
 
 Sums: TypeAlias = dict[str, Tensor]
 
@@ -92,7 +93,7 @@ def reduce_sums(sums: Sums) -> Sums:
     """
     import torch.distributed as distributed
 
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not has_group():
         return sums
     names = sorted(sums)
     # Gloo exchanges what lies on the CPU, NCCL what lies on the GPU that the process has taken.

@@ -16,7 +16,6 @@ from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.preparing import Prepared, prepare
-from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.protocol import versions, weights_sha256
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
@@ -27,6 +26,7 @@ from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
 from hfsae.hooks.tokens import of_tokens
+from hfsae.processes import all_or_none, process
 from hfsae.progress import token_bar
 
 if TYPE_CHECKING:

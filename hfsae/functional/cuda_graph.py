@@ -26,7 +26,7 @@ class _Record(Generic[T]):
     result: T | None = None
 
 
-class Replay(Generic[T]):
+class RecordedStep(Generic[T]):
     """A function of tensors that is recorded after a few calls, and from then on replayed.
 
     What it does must not depend on anything but the tensors and a key: the same kernels with the same shapes at every

@@ -27,12 +27,12 @@ from hfsae.data.activation_sources import check_finite
 from hfsae.data.narrow import LowPrecision
 from hfsae.data.stored import as_rows
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.processes import all_or_none, process
 from hfsae.evaluation.text_batches import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.text_splits import Texts
+from hfsae.processes import all_or_none, process
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Acce
     )
 
 
-class Lookahead:
+class PeekableStream:
     """A stream whose first batches can be looked at and are still given out: SAEs start from tokens they train on.
 
     Args:

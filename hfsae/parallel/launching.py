@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from accelerate import Accelerator
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.processes import has_group
 
 # Seconds; a thread that is done with an exchange needs microseconds, on a machine that has a core for it.
 _LETTING_GO = 0.2
@@ -25,7 +26,7 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         ValueError: If a tracker is unknown or not installed.
         RuntimeError: If more processes were launched than Accelerate joined.
     """
-    joined_before = _is_joined()
+    joined_before = has_group()
     trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
     accelerator = Accelerator(
         # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
@@ -35,7 +36,7 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir=args.output_dir if trackers else None,
     )
-    if _is_joined() and not joined_before:
+    if has_group() and not joined_before:
         atexit.register(part)
     asked_for = max(launched(), _asked_of_accelerate())
     if asked_for != accelerator.num_processes:
@@ -65,14 +66,10 @@ def part() -> None:
     Its threads end with the last of those who hold on to it: what is left of a run goes first. Torch's own caches of
     DTensors ('shard') keep them, so they are given the time to let go of what was exchanged last.
     """
-    if _is_joined():
+    if has_group():
         gc.collect()
         distributed.destroy_process_group()
         time.sleep(_LETTING_GO)
-
-
-def _is_joined() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def launched() -> int:

@@ -1,7 +1,6 @@
 """`featurize`: writes the features of a dataset shard by shard, and goes on where it was interrupted."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from hfsae.data.document_column import column_names
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
-from hfsae.storage import in_bytes
+from hfsae.storage import appearing_whole, in_bytes
 from hfsae.tables.choices import Level, Reduce
 from hfsae.tables.rows import DocumentRows, Rows, TokenRows
 from hfsae.tables.table import ABOUT, SHARDS, FeatureTable, read_about
@@ -229,12 +228,8 @@ def _write(file: Path, rows: Rows, shard: _Shard, columns: Sequence[str], about:
         "values": pyarrow.ListArray.from_arrays(offsets, rows.values.numpy()),
     }
     made = pyarrow.table(table).replace_schema_metadata({ABOUT: json.dumps(dict(about)).encode()})
-    beside = file.with_name(f".{file.name}.part")
-    try:
+    with appearing_whole(file) as beside:
         parquet.write_table(made, beside, compression="zstd")
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _check_disk(file: Path, shard: _Shard, n_documents: int | None, *, twice: bool) -> None:
@@ -274,15 +269,10 @@ def _join(folder: Path, output: Path) -> None:
     shards = sorted(folder.glob(SHARDS))
     about = read_about(shards[0]) | {"shard": 0, "is_last": True}
     schema = parquet.read_schema(shards[0]).with_metadata({ABOUT: json.dumps(about).encode()})
-    beside = output.with_name(f".{output.name}.part")
-    try:
-        with parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
-            for shard in shards:
-                for batch in parquet.ParquetFile(shard).iter_batches():
-                    writer.write_batch(batch.cast(schema))
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
+    with appearing_whole(output) as beside, parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
+        for shard in shards:
+            for batch in parquet.ParquetFile(shard).iter_batches():
+                writer.write_batch(batch.cast(schema))
     shutil.rmtree(folder)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, whole
+from hfsae.processes import process
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2
@@ -148,7 +149,7 @@ def _draw(scaled: Tensor, made: Tensor, wanted: int, seed: int, together: bool) 
     count = min(wanted, available)
     rows = torch.multinomial(error.double().cpu(), count, generator=generator) if count else torch.zeros(0).long()
     chosen = scaled[rows.to(scaled.device)].contiguous()
-    if together and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if together and process()[1] > 1:
         # Processes see different tokens: the first one's draw is everyone's, its length included.
         length = torch.tensor(len(chosen), device=chosen.device)
         dist.broadcast(length, 0)
@@ -237,7 +238,7 @@ def repoint(
 
 
 def _of_first_process(*tensors: Tensor, together: bool) -> None:
-    if together and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if together and process()[1] > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
-from hfsae.functional.cuda_graph import Replay
+from hfsae.functional.cuda_graph import RecordedStep
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, stored, whole
@@ -96,7 +96,7 @@ class Learner:
         self._dead: Tensor | None = None
         self._n_dead = 0
         self._sums = _LogSums()
-        self._replay: Replay[_Done] = Replay()
+        self._replay: RecordedStep[_StepResult] = RecordedStep()
 
     def step(self, batches: list[Tensor], step: int, targets: Sequence[Tensor] = ()) -> Tensor:
         """One optimiser step over the batches of gradient accumulation.
@@ -138,18 +138,18 @@ class Learner:
         alone = self._accelerator.num_processes == 1 and self._device.type == "cuda"
         return alone and is_replayable(self.sae)
 
-    def _replayed(self, rows: list[Tensor], state: StepState) -> "_Done":
+    def _replayed(self, rows: list[Tensor], state: StepState) -> "_StepResult":
         """`_update` as a replay of an earlier one that worked on as many dead features."""
         if state.dead is None or not state.n_dead:
             return self._replay(partial(self._update, state=state), rows)
 
-        def update(inputs: list[Tensor]) -> _Done:
+        def update(inputs: list[Tensor]) -> _StepResult:
             *rows, dead = inputs
             return self._update(rows, replace(state, dead=dead))
 
         return self._replay(update, [*rows, state.dead], key=state.n_dead)
 
-    def _update(self, rows: list[Tensor], state: StepState) -> "_Done":
+    def _update(self, rows: list[Tensor], state: StepState) -> "_StepResult":
         """What a step does on its device, with the activations of every batch and, behind them, the targets."""
         count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
         pairs = zip_longest(rows[:count], rows[count:])
@@ -313,7 +313,7 @@ class Learner:
                 }
 
 
-class _Done(NamedTuple):
+class _StepResult(NamedTuple):
     """What is known after a step, on its device."""
 
     tokens_firing: Tensor
@@ -323,7 +323,7 @@ class _Done(NamedTuple):
 
 
 @torch.no_grad()
-def _done(outputs: list[SAEOutput], statistics: StepStatistics) -> _Done:
+def _done(outputs: list[SAEOutput], statistics: StepStatistics) -> _StepResult:
     """From the outputs of a step's batches and their merged statistics."""
     figures: dict[str, Tensor] = {}
     rows = []
@@ -339,7 +339,7 @@ def _done(outputs: list[SAEOutput], statistics: StepStatistics) -> _Done:
         }
         # One tensor for all of them: on a GPU each by itself would be a launch of its own.
         rows.append(torch.stack([figure.to(output.loss.dtype) for figure in figures.values()]).double() / len(outputs))
-    return _Done(statistics.tokens_firing, statistics.l0, tuple(figures), reduce(torch.add, rows))
+    return _StepResult(statistics.tokens_firing, statistics.l0, tuple(figures), reduce(torch.add, rows))
 
 
 class _LogSums:

@@ -64,7 +64,7 @@ class TrainingRun:
     base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
-    stream: streams.Lookahead
+    stream: streams.PeekableStream
     text_seed: int
     hook_points: dict[str, SAEHookPoints]
     arguments: dict[str, SAETrainingArguments]
@@ -201,7 +201,7 @@ def prepare_run(
     opened = open_inputs(replace(args, seed=text_seed), loaded, accelerator)
     args = replace(opened.args, seed=args.seed)
     arguments = {name: inputs.arguments_of(name, args) for name in opened.hook_points}
-    stream = streams.Lookahead(streams.make_stream(replace(args, seed=text_seed), opened.source, accelerator))
+    stream = streams.PeekableStream(streams.make_stream(replace(args, seed=text_seed), opened.source, accelerator))
     given = {name: fitting_sae(arguments[name], loaded, name, opened) for name in opened.hook_points}
     skeletons = {name: _skeleton(config_of(item)) for name, item in given.items()}
     parameters = {name: sum(p.numel() for p in skeleton.parameters()) for name, skeleton in skeletons.items()}
@@ -274,7 +274,7 @@ def _initialise(
     saes: dict[str, SAE],
     arguments: Mapping[str, SAETrainingArguments],
     opened: RunInputs,
-    stream: streams.Lookahead,
+    stream: streams.PeekableStream,
     placement: Placement,
 ) -> None:
     """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too."""

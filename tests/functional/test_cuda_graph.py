@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAEConfig, GatedSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.strategies import is_replayable
-from hfsae.functional.cuda_graph import Replay
+from hfsae.functional.cuda_graph import RecordedStep
 from hfsae.training.learner import Learner
 from tests.training.tiny import arguments, make_learner
 
@@ -101,7 +101,7 @@ def test_a_loaded_state_is_trained_on_and_not_the_tensors_of_before():
 
 @needs_gpu
 def test_records_follow_the_shapes_of_their_inputs():
-    replay: Replay[Tensor] = Replay()
+    replay: RecordedStep[Tensor] = RecordedStep()
     for size in (3, 5, 3):
         for value in range(5):
             x = torch.full((size,), float(value), device="cuda")

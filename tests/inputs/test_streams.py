@@ -131,7 +131,7 @@ def test_a_window_of_zero_leaves_the_order_alone():
 
 
 def test_what_was_looked_at_ahead_is_given_out_all_the_same():
-    plain, lookahead = stream(), streams.Lookahead(stream())
+    plain, lookahead = stream(), streams.PeekableStream(stream())
     ahead = lookahead.peek(3)
     batches = [next(plain)["activations"] for _ in range(5)]
     assert all(torch.equal(seen["activations"], batch) for seen, batch in zip(ahead, batches[:3], strict=True))
@@ -140,7 +140,7 @@ def test_what_was_looked_at_ahead_is_given_out_all_the_same():
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 5])
 def test_a_lookahead_tells_where_the_next_batch_comes_from(taken):
-    lookahead, resumed = streams.Lookahead(stream()), streams.Lookahead(stream())
+    lookahead, resumed = streams.PeekableStream(stream()), streams.PeekableStream(stream())
     lookahead.peek(3)
     for _ in range(taken):
         next(lookahead)
@@ -151,7 +151,7 @@ def test_a_lookahead_tells_where_the_next_batch_comes_from(taken):
 
 def test_a_lookahead_beyond_the_end_gives_what_there_is():
     source = TensorActivations(torch.arange(70.0).view(-1, 1), repeat=False)
-    ending = streams.Lookahead(streams.make_stream(arguments("unused"), source, Accelerator(cpu=True)))
+    ending = streams.PeekableStream(streams.make_stream(arguments("unused"), source, Accelerator(cpu=True)))
     assert len(ending.peek(5)) == 2 and len(list(ending)) == 2
 
 

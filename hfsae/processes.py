@@ -1,4 +1,4 @@
-"""Several processes that measure together: who this one is, and how all learn that one of them failed."""
+"""Several processes that work together: who this one is, and how all learn that one of them failed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,14 @@ from contextlib import contextmanager
 import torch.distributed as distributed
 
 
+def has_group() -> bool:
+    """Whether this process belongs to a default `torch.distributed` group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def process() -> tuple[int, int]:
     """This process's rank in the default `torch.distributed` group and the number of processes; (0, 1) without one."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    return (distributed.get_rank(), distributed.get_world_size()) if has_group() else (0, 1)
 
 
 @contextmanager
