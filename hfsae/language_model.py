@@ -18,8 +18,8 @@ from hfsae.folders import in_full
 from hfsae.hooks import SideBySide
 from hfsae.model_classes import model_class
 from hfsae.model_kwargs import recorded, trusted
-from hfsae.places import must_be_local
 from hfsae.progress import quietly
+from hfsae.sae_folders import must_be_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from hfsae.autoencoder.strict import class_for, refuse_mismatch, refuse_other_mo
 from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
-from hfsae.places import must_be_local, sae_folders
 from hfsae.progress import quietly
+from hfsae.sae_folders import must_be_local, sae_folders
 from hfsae.storage import DamagedFileError, check_sum, naming, read_header, read_json, sha256_of
 from hfsae.suggestions import refuse_misspelled
 

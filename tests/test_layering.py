@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PLAIN = {
     "storage",
     "folders",
-    "places",
+    "sae_folders",
     "connection",
     "failures",
     "guests",

@@ -38,7 +38,7 @@ def run(
     from pathlib import Path
 
     from hfsae.hub import push_saes
-    from hfsae.places import sae_folders
+    from hfsae.sae_folders import sae_folders
     from hfsae.saved.sets import find_set
 
     place = Path(folder)

@@ -20,7 +20,7 @@ from hfsae.hub.repository import Repository, git_blob_id
 from hfsae.hub.sae_entries import INDEX_FILE, LISTED, SAEEntry, index_text, read_index, sae_entry
 from hfsae.hub.whole_set import WholeSet
 from hfsae.loading import load_config
-from hfsae.places import CONFIG_FILE, folders_among, natural_order
+from hfsae.sae_folders import CONFIG_FILE, folders_among, natural_order
 from hfsae.saving import files_at_once, write_json
 
 logger = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from hfsae.hub.listing import write_listing
 from hfsae.hub.repository import Destination, Repository
 from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.label_file import LABELS_FILE
-from hfsae.places import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.progress import quietly
+from hfsae.sae_folders import CONFIG_FILE, LAST_CHECKPOINT
 from hfsae.saving import write_json
 from hfsae.storage import SUMS, read_json, read_sums, sha256_of, write_sums
 

@@ -10,7 +10,7 @@ from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set, set_names
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, save
 from hfsae.loading import load_config
-from hfsae.places import CONFIG_FILE
+from hfsae.sae_folders import CONFIG_FILE
 from hfsae.saving import files_at_once
 
 _RUNS = {

@@ -13,7 +13,7 @@ from hfsae.hub.backoff import Backoff
 from hfsae.hub.errors import usable_token
 from hfsae.hub.metadata import LIBRARY
 from hfsae.hub.repository import git_blob_id
-from hfsae.places import CONFIG_FILE, folders_among
+from hfsae.sae_folders import CONFIG_FILE, folders_among
 
 logger = logging.getLogger(__name__)
 

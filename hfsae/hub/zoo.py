@@ -20,8 +20,8 @@ from hfsae.hub.repository import Destination
 from hfsae.hub.sae_entries import INDEX_FILE, SAEEntry, read_index, zoo_name
 from hfsae.hub.snapshot import look
 from hfsae.loading import load_sae
-from hfsae.places import natural_order, sae_folders
 from hfsae.progress import quietly
+from hfsae.sae_folders import natural_order, sae_folders
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.interop.settings import Settings
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_weights
-from hfsae.places import natural_order
+from hfsae.sae_folders import natural_order
 
 # Keyword arguments of `from_pretrained` that say how the Hub is asked.
 _DOWNLOAD_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "token")

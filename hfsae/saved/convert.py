@@ -14,8 +14,8 @@ from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
 from hfsae.modeling import SAE
-from hfsae.places import is_unfinished
 from hfsae.progress import quietly
+from hfsae.sae_folders import is_unfinished
 from hfsae.saving import files_at_once
 from hfsae.suggestions import did_you_mean
 

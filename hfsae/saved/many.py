@@ -8,7 +8,7 @@ from typing import Any
 from hfsae.hub.errors import usable_token
 from hfsae.hub.snapshot import is_remembered, look
 from hfsae.modeling import SAE
-from hfsae.places import CONFIG_FILE, matching, sae_folders
+from hfsae.sae_folders import CONFIG_FILE, matching, sae_folders
 
 
 def load_saes(

@@ -18,7 +18,7 @@ from hfsae.hub.errors import usable_token
 from hfsae.hub.snapshot import look
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
-from hfsae.places import CONFIG_FILE
+from hfsae.sae_folders import CONFIG_FILE
 from hfsae.saved.measuring_again import blocks_of, calibration_of, text_to_measure
 from hfsae.saving import write_config, write_json
 

@@ -26,8 +26,8 @@ from hfsae.arguments.local_paths import same_place
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
-from hfsae.places import must_be_local
 from hfsae.progress import quietly
+from hfsae.sae_folders import must_be_local
 from hfsae.saving import BESIDE, write_json
 from hfsae.storage import (
     SUMS,

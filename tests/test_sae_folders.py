@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.places import folders_among, matching, sae_folders
+from hfsae.sae_folders import folders_among, matching, sae_folders
 
 
 @pytest.mark.parametrize(
