@@ -60,7 +60,8 @@ class DocumentSequenceReader:
         batch_size: Sequences in a batch.
 
     Raises:
-        ValueError: If the pieces would be longer than the model's context.
+        ValueError: If the pieces would be longer than the model's context, or `context_length` or `batch_size` is not
+            positive.
     """
 
     def __init__(
@@ -73,6 +74,9 @@ class DocumentSequenceReader:
         batch_size: int = 32,
     ):
         refuse_without_ids(model)
+        for name, given in (("context_length", context_length), ("batch_size", batch_size)):
+            if given is not None and given < 1:
+                raise ValueError(f"{name} must be positive, got {given}.")
         longest = context_length_of(model)
         self.context_length = (
             context_length or config.context_length or min(_DEFAULT_CONTEXT, longest or _DEFAULT_CONTEXT)
@@ -143,7 +147,10 @@ class DocumentSequenceReader:
         if prepend is None:
             prepend = kind == "text" and adds_bos(self._tokenizer)
         counts = not (kind == "chat" and self._reading["assistant_only"])
-        return one_token(bos_token_id(self._tokenizer) if prepend else None, counts)
+        bos = one_token(bos_token_id(self._tokenizer) if prepend else None, counts)
+        if bos.shape[1] >= self.context_length:
+            raise ValueError(f"a context_length of {self.context_length} holds a BOS alone: pass a larger one.")
+        return bos
 
     def _cut(self, document: int, bos: Tokens, tokens: Tokens) -> Iterator["_Piece"]:
         """The pieces of a document: each begins with BOS where there is to be one, and with no second one."""

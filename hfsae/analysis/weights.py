@@ -181,15 +181,22 @@ def _nearest(rows: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None) -> Tensor:
-    """int64 indices of features.
+    """int64 indices of features, from indices or from a mask of all features.
 
     Raises:
-        ValueError: If there is none, or one that the SAE does not have.
+        ValueError: If there is none, or one that the SAE does not have, or a mask of another length.
     """
     n_features = sae.config.n_features
     if features is None:
         return torch.arange(n_features)
-    chosen = torch.as_tensor(features, dtype=torch.long).flatten().cpu()
+    chosen = torch.as_tensor(features).flatten().cpu()
+    if chosen.dtype == torch.bool:
+        if len(chosen) != n_features:
+            raise ValueError(f"features are a mask of {len(chosen)}, but the SAE has {n_features} features.")
+        chosen = chosen.nonzero()[:, 0]
+    if len(chosen) and chosen.is_floating_point():
+        raise ValueError(f"features {chosen.tolist()[:9]} are no whole numbers: expected indices.")
+    chosen = chosen.long()
     if not len(chosen) or chosen.min() < 0 or chosen.max() >= n_features:
         raise ValueError(f"features {chosen.tolist()[:9]}: expected indices from 0 to {n_features - 1}, at least one.")
     return chosen

@@ -33,7 +33,7 @@ TokensToRead = Annotated[
     int,
     option(
         "--max_tokens",
-        "TokenBudget to read. --tokens for short.",
+        "Tokens to read. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel="Measuring",

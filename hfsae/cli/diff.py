@@ -15,7 +15,7 @@ TokensToRead = Annotated[
     int,
     option(
         "--max_tokens",
-        "TokenBudget to compare on. --tokens for short.",
+        "Tokens to compare on. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel="Measuring",

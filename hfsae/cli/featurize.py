@@ -54,7 +54,7 @@ def run(
         str | None, option("--text_column", "The column of documents; by default it is found.", rich_help_panel=_TEXT)
     ] = None,
     context_length: Annotated[
-        int | None, option("--context_length", "TokenBudget the model sees at once; by default as in training.")
+        int | None, option("--context_length", "Tokens the model sees at once; by default as in training.")
     ] = None,
     documents_per_shard: Annotated[
         int, option("--documents_per_shard", "Documents in memory together; an interruption costs no more.")

@@ -58,7 +58,7 @@ TokenBudget = Annotated[
     int | None,
     option(
         "--max_tokens",
-        "TokenBudget to measure on; by default as many as were recorded. --tokens for short.",
+        "Tokens to measure on; by default as many as were recorded. --tokens for short.",
         parser=whole_number,
         metavar="<int>",
         rich_help_panel=_MEASURING,

@@ -16,7 +16,7 @@ def run(
         int,
         option(
             "--max_tokens",
-            "TokenBudget to look for examples in. --tokens for short.",
+            "Tokens to look for examples in. --tokens for short.",
             parser=whole_number,
             metavar="<int>",
             rich_help_panel="Measuring",

@@ -74,6 +74,8 @@ def refuse_unknown_ids(ids: torch.Tensor, model: nn.Module, tokenizer: Any = Non
     config: Any = model.config
     vocabulary = config.get_text_config().vocab_size
     largest = int(ids.max()) if ids.numel() else -1
+    if ids.numel() and (smallest := int(ids.min())) < 0:
+        raise ValueError(f"token id {smallest}: ids count from 0. Take out what fills up rows, such as -100, first.")
     if largest >= vocabulary:
         called = None if tokenizer is None else tokenizer.convert_ids_to_tokens(largest)
         token = "" if called is None else f" ({called!r})"

@@ -53,6 +53,8 @@ class FeatureTable:
         there = {about.pop("shard") for about in abouts}
         missing = set(range(max(there) + 1)) - there
         ends = [about.pop("is_last") for about in abouts]
+        for about in abouts:
+            about.pop("documents_sha256")  # of each part its own
         if self.path.is_dir() and (missing or not any(ends)):
             what = f"its parts {', '.join(map(str, sorted(missing)))}" if missing else "its end"
             raise ValueError(
@@ -81,9 +83,11 @@ class FeatureTable:
 
     def to_arrow(self) -> "pyarrow.Table":
         """The rows as a table of pyarrow, which `polars.from_arrow` takes."""
+        import pyarrow
         import pyarrow.parquet as parquet
 
-        return parquet.read_table([str(file) for file in self._files])
+        parts = [parquet.read_table(file) for file in self._files]
+        return pyarrow.concat_tables(parts, promote_options="permissive")
 
     def to_pandas(self) -> Any:
         """The rows as a frame of pandas."""

@@ -1,8 +1,9 @@
 """`featurize`: writes the features of a dataset shard by shard, and goes on where it was interrupted."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -104,11 +105,15 @@ def featurize(
         (1000, 12288)
     """
     output = Path(output)
-    _check(level, reduce, output, world_size, documents_per_shard)
+    is_file = output.suffix == ".parquet" and not output.is_dir()
+    _check(level, reduce, output, is_file, documents_per_shard)
+    _check_processes(rank, world_size, output, is_file)
+    _check_text(text)
     dataset = as_dataset(documents)
     _check_columns(column_names(dataset), columns)
     chosen = None if features is None else chosen_features(sae, features).unique()
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
+    contents = pieces.contents(dataset, text_column)
     about = {
         "level": level,
         "reduce": reduce if level == "document" else None,
@@ -118,27 +123,26 @@ def featurize(
         "base_model": sae.config.base_model,
         "weights_sha256": weights_sha256(sae),
         "context_length": pieces.context_length,
+        "text_column": contents.column,
         "columns": list(columns),
         "documents_per_shard": documents_per_shard,
         "text": dict(text) if text is not None else None,
     }
-    is_file = output.suffix == ".parquet"
-    if is_file and output.exists():
-        return _same(output, about)
     folder = output.with_name(output.name + _WAITING) if is_file else output
-    contents = pieces.contents(dataset, text_column)
     read = sorted({*contents.columns, *columns})
     reader = FeatureReader(sae, model, chosen)
     n_documents = len(dataset) if isinstance(dataset, Sized) else None
     shards = _shards(dataset.select_columns(read), documents_per_shard)
     first = next(shards)
+    if is_file and output.exists():
+        return _same(output, about, chain([first], shards))
     is_whole = True
     held = in_use(folder) if world_size == 1 else nullcontext()  # several processes write files of their own
     with held, token_bar("features", None, disable=disable_tqdm) as bar:
         for shard in chain([first], shards):
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / SHARDS.replace("*", f"{shard.number:05d}")
-            told = about | {"shard": shard.number, "is_last": shard.is_last}
+            told = about | {"shard": shard.number, "is_last": shard.is_last, "documents_sha256": _digest(shard)}
             if file.exists():
                 _check_same(file, told)
             elif shard.number % world_size != rank:
@@ -153,19 +157,33 @@ def featurize(
     return FeatureTable(output)
 
 
-def _check(level: str, reduce: str, output: Path, world_size: int, documents_per_shard: int) -> None:
+def _check(level: str, reduce: str, output: Path, is_file: bool, documents_per_shard: int) -> None:
     for name, given, choices in (("level", level, get_args(Level)), ("reduce", reduce, get_args(Reduce))):
         if given not in choices:
             raise ValueError(f"{name} is {given!r}, expected one of {', '.join(map(repr, choices))}.")
     if documents_per_shard < 1:
         raise ValueError(f"documents_per_shard must be positive, got {documents_per_shard}.")
-    if output.suffix == ".parquet" and world_size > 1:
-        raise ValueError(f"several processes write a folder of files: name one in place of the file {output}.")
-    if output.suffix not in ("", ".parquet") and not output.is_dir():
+    if not is_file and output.suffix and not output.is_dir():
         raise ValueError(f"output is {output}: expected a name that ends in .parquet, or a folder.")
 
 
+def _check_processes(rank: int, world_size: int, output: Path, is_file: bool) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of world_size={world_size}: expected one from 0 to world_size - 1.")
+    if is_file and world_size > 1:
+        raise ValueError(f"several processes write a folder of files: name one in place of the file {output}.")
+
+
+def _check_text(text: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(None if text is None else dict(text))
+    except TypeError as error:
+        raise TypeError(f"text is {text!r}, expected values that JSON can hold: {error}.") from error
+
+
 def _check_columns(there: Sequence[str], wanted: Sequence[str]) -> None:
+    if isinstance(wanted, str):
+        raise TypeError(f"columns is {wanted!r}, expected a list of names: [{wanted!r}].")
     if missing := [name for name in wanted if name not in there]:
         raise ValueError(f"the dataset has no column {missing[0]!r}; it has {', '.join(map(repr, there))}.")
     if taken := sorted(_OWN & set(wanted)):
@@ -190,6 +208,17 @@ def _shards(dataset: Any, size: int) -> Iterator[_Shard]:
     if waiting is None:
         raise ValueError("the dataset has no document: nothing is written.")
     yield _Shard(number, number * size, waiting, True)
+
+
+def _digest(shard: _Shard) -> str:
+    """What tells these documents, and what is carried along of them, from others."""
+    rows = shard.documents.with_format("arrow")[:].to_pylist()
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _digest_of_all(digests: Iterable[str]) -> str:
+    """What tells the documents of a table in one file from others, from those of its shards."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _read(
@@ -264,11 +293,16 @@ def _is_whole(folder: Path) -> bool:
 
 def _join(folder: Path, output: Path) -> None:
     """Puts shards together as one file, a few rows in memory at a time, and removes them."""
+    import pyarrow
     import pyarrow.parquet as parquet
 
     shards = sorted(folder.glob(SHARDS))
-    about = read_about(shards[0]) | {"shard": 0, "is_last": True}
-    schema = parquet.read_schema(shards[0]).with_metadata({ABOUT: json.dumps(about).encode()})
+    abouts = [read_about(shard) for shard in shards]
+    digest = _digest_of_all(about["documents_sha256"] for about in abouts)
+    about = abouts[0] | {"shard": 0, "is_last": True, "documents_sha256": digest}
+    # A column of a stream may begin with rows that have no value in it, and so no type.
+    schema = pyarrow.unify_schemas([parquet.read_schema(shard) for shard in shards], promote_options="permissive")
+    schema = schema.with_metadata({ABOUT: json.dumps(about).encode()})
     with appearing_whole(output) as beside, parquet.ParquetWriter(beside, schema, compression="zstd") as writer:
         for shard in shards:
             for batch in parquet.ParquetFile(shard).iter_batches():
@@ -276,13 +310,14 @@ def _join(folder: Path, output: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _same(output: Path, about: Mapping[str, Any]) -> FeatureTable:
+def _same(output: Path, about: Mapping[str, Any], shards: Iterable[_Shard]) -> FeatureTable:
     """The table that is there already.
 
     Raises:
         FileExistsError: If it is another one.
     """
-    _check_same(output, {**about, "shard": 0, "is_last": True})
+    digest = _digest_of_all(_digest(shard) for shard in shards)
+    _check_same(output, {**about, "shard": 0, "is_last": True, "documents_sha256": digest})
     return FeatureTable(output)
 
 

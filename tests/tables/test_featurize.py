@@ -177,6 +177,39 @@ def test_a_table_that_is_there_is_not_made_again_and_another_is_not_lost(tmp_pat
         write(tmp_path / "u", level="token")
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "t"])
+def test_other_documents_are_no_part_of_a_table_that_is_there(tmp_path: Path, name: str):
+    rows = [*texts()]
+    table_of(tmp_path / name, rows)
+    rows[-1] = "w9 w8 w7"
+    with pytest.raises(FileExistsError, match="documents_sha256 was"):
+        write(tmp_path / name, rows)
+    columns = Dataset.from_dict({"a": texts(), "b": texts()[::-1]})
+    table_of(tmp_path / f"columns_{name}", columns, text_column="a", columns=["a", "b"])
+    with pytest.raises(FileExistsError, match="text_column was 'a' and is 'b'"):
+        write(tmp_path / f"columns_{name}", columns, text_column="b", columns=["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t"])
+def test_columns_of_a_stream_whose_first_rows_have_no_value(tmp_path: Path, name: str):
+    labels = [*[None] * (len(texts()) - 1), 3]
+    rows = [{"text": text, "label": label} for text, label in zip(texts(), labels, strict=True)]
+    stream = Dataset.from_list(rows).to_iterable_dataset().map(dict)
+    frame = table_of(tmp_path / name, stream, columns=["label"]).to_pandas()
+    assert frame["label"].isna().sum() == len(texts()) - 1 and frame["label"].iloc[-1] == 3
+
+
+def test_masks_choose_the_features_that_they_say(tmp_path: Path):
+    mask = torch.zeros(N_FEATURES, dtype=torch.bool)
+    mask[[3, 7]] = True
+    assert table_of(tmp_path / "t", features=mask).about["features"] == [3, 7]
+
+
+def test_a_folder_may_be_called_as_files_are(tmp_path: Path):
+    (tmp_path / "t.parquet").mkdir()
+    assert len(table_of(tmp_path / "t.parquet")) == len(texts())
+
+
 def test_a_folder_that_lacks_its_end_says_so(tmp_path: Path):
     table_of(tmp_path / "t")
     sorted((tmp_path / "t").iterdir())[-1].unlink()
@@ -203,12 +236,36 @@ def test_a_disk_that_is_too_small_is_said_after_the_first_shard(tmp_path: Path, 
         ({"world_size": 2}, "several processes write a folder"),
         ({"documents_per_shard": 0}, "documents_per_shard must be positive"),
         ({"documents": []}, "no document"),
+        ({"rank": 2, "world_size": 2}, "rank is 2 of world_size=2"),
+        ({"world_size": 0}, "rank is 0 of world_size=0"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"context_length": -1}, "context_length must be positive, got -1"),
+        ({"features": [1.5]}, "are no whole numbers"),
+        ({"features": torch.ones(3, dtype=torch.bool)}, "a mask of 3, but the SAE has 40"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "t.parquet", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_json_cannot_hold_and_columns_that_are_no_list_are_refused(tmp_path: Path):
+    with pytest.raises(TypeError, match="expected values that JSON can hold"):
+        write(tmp_path / "t", text={"a": tmp_path})
+    with pytest.raises(TypeError, match=r"expected a list of names: \['text'\]"):
+        write(tmp_path / "t", columns="text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fills_up_rows_of_token_ids_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="token id -100: ids count from 0"):
+        write(tmp_path / "t", Dataset.from_dict({"input_ids": [[1, 2], [1, -100]]}))
+
+
+def test_a_context_of_a_bos_alone_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="a context_length of 1 holds a BOS alone"):
+        featurize(*setting(prepend_bos=True), texts(), tmp_path / "t", context_length=1)
 
 
 def test_files_that_are_no_table_are_told(tmp_path: Path):
