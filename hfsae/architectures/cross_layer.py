@@ -246,7 +246,7 @@ class CrossLayer(SAE):
         if not isinstance(activations, Mapping):
             return super().encode(activations, features)
         dense = self.encode_sparse(activations).to_dense()
-        return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+        return dense if features is None else dense[..., self._as_indices(features)]
 
     def encode_sparse(
         self, activations: Tensor | Mapping[str, Tensor], features: Sequence[int] | Tensor | None = None

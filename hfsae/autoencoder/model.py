@@ -72,7 +72,7 @@ class SparseAutoencoder(Parameters):
     # -- use ----------------------------------------------------------------------------------------------------------
     def pre_activations(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
         """`W_e (s·x − b_dec) + b_e` before any selection: (..., n_features), or only those of `features`."""
-        index = None if features is None else torch.as_tensor(features, device=self.encoder.weight.device)
+        index = None if features is None else self._as_indices(features)
         return self.pre_activations_of_scaled(self.scaled(activations), index)
 
     def pre_activations_of_scaled(self, scaled: Tensor, features: Tensor | None = None) -> Tensor:
@@ -118,11 +118,11 @@ class SparseAutoencoder(Parameters):
         selection = self.selection()
         if features is None or not isinstance(selection, Elementwise):
             dense = self.encode_sparse(activations).to_dense()
-            return dense if features is None else dense[..., torch.as_tensor(features, device=dense.device)]
+            return dense if features is None else dense[..., self._as_indices(features)]
         wanted = self._as_indices(features)
         pattern, column, values = self._encode_only(activations, wanted, selection)
         dense = values.new_zeros(pattern.n_tokens, len(wanted)).index_put((pattern.tokens, column), values)
-        return dense.reshape(*activations.shape[:-1], -1)
+        return dense.reshape(*activations.shape[:-1], len(wanted))
 
     def encode_sparse(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> SparseFeatures:
         """The active features alone; nothing of size tokens × n_features is kept.
@@ -147,17 +147,30 @@ class SparseAutoencoder(Parameters):
         return self.encode_sparse(activations).among(wanted)
 
     def _as_indices(self, features: Sequence[int] | Tensor) -> Tensor:
-        """(m,) int64 of indices, of which negative ones count from the end, or of a mask."""
-        index = torch.as_tensor(features, device=self.encoder.weight.device)
+        """(m,) int64 of indices, of which negative ones count from the end, or of a mask.
+
+        Raises:
+            IndexError: If there is no such feature, or a mask has another length.
+            TypeError: If they are no whole numbers.
+        """
+        n_features = self.config.n_features
+        index = torch.as_tensor(features, device=self.encoder.weight.device).reshape(-1)
         if index.dtype == torch.bool:
+            if len(index) != n_features:
+                raise IndexError(f"features are a mask of {len(index)}, but there are {n_features} features.")
             return index.nonzero()[:, 0]
-        return torch.where(index < 0, index + self.config.n_features, index).long()
+        if len(index) and index.is_floating_point():
+            raise TypeError(f"features are {index.dtype}, expected whole numbers, or a mask.")
+        if bool(((index < -n_features) | (index >= n_features)).any()):
+            raise IndexError(f"features {index.tolist()[:9]}: expected indices from 0 to {n_features - 1}.")
+        return torch.where(index < 0, index + n_features, index).long()
 
     def _encode_only(
         self, activations: Tensor, features: Tensor, selection: Elementwise
     ) -> tuple[SparsePattern, Tensor, Tensor]:
         """The entries of some features, each of which is decided by itself; their places among these; their values."""
-        rows = self.pre_activations(activations, features).reshape(-1, len(features))
+        rows = self.pre_activations(activations, features)
+        rows = rows.reshape(rows.shape[:-1].numel(), len(features))
         tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
         per_token = torch.bincount(tokens, minlength=len(rows))
         pattern = SparsePattern(features[column], per_token, self.config.n_features)

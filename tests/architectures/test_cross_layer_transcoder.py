@@ -416,3 +416,26 @@ def test_planted_features_that_write_at_several_layers_are_found(rule: str, form
         scales = sae.output_scale[layer:].repeat_interleave(WIDTH)
         found = torch.nn.functional.normalize(sae.rows_of_layer(layer).detach() / scales, dim=1)
         assert ((later @ found.T).amax(1) > 0.85).float().mean() > 0.9, layer
+
+
+@every_rule
+def test_some_features_are_those_of_all_however_they_are_named(rule):
+    sae, (x, _) = make(rule), batch(6)
+    by_name = dict(zip(NAMES, x.split(D_IN, 1), strict=True))
+    mask = torch.arange(LAYERS * N) % 3 == 0
+    every = torch.cat(pre_activations(sae, x), 1)
+    z = sae.encode(x)
+    for given in (x, by_name):
+        for some in ([LAYERS * N - 1, 0, N], [-1, -N], mask, torch.tensor([2]), []):
+            columns = torch.tensor(some, dtype=torch.long) if isinstance(some, list) else some
+            torch.testing.assert_close(sae.pre_activations(given, some), every[:, columns])
+            torch.testing.assert_close(sae.encode(given, some), z[:, columns])
+            alone = torch.zeros_like(z)
+            alone[:, columns] = z[:, columns]
+            torch.testing.assert_close(sae.encode_sparse(given, some).to_dense(), alone)
+        for read in (sae.pre_activations, sae.encode, sae.encode_sparse):
+            for impossible in ([LAYERS * N], [-LAYERS * N - 1], mask[1:]):
+                with pytest.raises(IndexError):
+                    read(given, impossible)
+            with pytest.raises(TypeError, match="whole numbers"):
+                read(given, [0.5])
