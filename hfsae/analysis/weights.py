@@ -162,22 +162,39 @@ def neighbours(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None =
         features: The features wanted; None for all.
         k: Neighbours of each.
     """
-    chosen = chosen_features(sae, features)
-    decoder = _nearest(sae.W_dec, chosen, k)
-    return Neighbours(*decoder, *_nearest(sae.encoder.weight, chosen, k))
+    chosen = chosen_features(sae, features).to(sae.device)
+    return Neighbours(*_nearest(sae.decoder_blocks, chosen, k), *_nearest(sae.encoder_blocks, chosen, k))
 
 
-def _nearest(rows: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    unit = torch.nn.functional.normalize(rows.float(), dim=1)
-    k = min(k, len(rows) - 1)
+def _nearest(blocks: list[tuple[int, Tensor]], chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and cosines (n, k) of the features whose rows, given in blocks with their first columns, are nearest."""
+    unit = [(first, torch.nn.functional.normalize(rows.float(), dim=1)) for first, rows in blocks]
+    n_features = sum(len(rows) for _, rows in unit)
+    k = min(k, n_features - 1)
     found: list[tuple[Tensor, Tensor]] = []
-    for some in chosen.to(rows.device).split(_FEATURES_AT_ONCE):
-        cosines = unit[some] @ unit.T
+    for some in chosen.split(_FEATURES_AT_ONCE):
+        cosines = _cosines(unit, some, n_features)
         cosines[torch.arange(len(some)), some] = -torch.inf  # itself
         best = cosines.topk(k)
         found.append((best.indices.int(), best.values))
     ids, cosines = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     return ids, cosines
+
+
+def _cosines(unit: list[tuple[int, Tensor]], some: Tensor, n_features: int) -> Tensor:
+    """(n, n_features) products of some features' rows with those of all, on the columns that both have."""
+    made, start = unit[0][1].new_empty(len(some), n_features), 0
+    for first, rows in unit:
+        here = ((some >= start) & (some < start + len(rows))).nonzero()[:, 0]
+        own = rows[some[here] - start]
+        parts = []
+        for other, theirs in unit:
+            begin, end = max(first, other), min(first + own.shape[1], other + theirs.shape[1])
+            columns = slice(begin - first, max(begin, end) - first), slice(begin - other, max(begin, end) - other)
+            parts.append(own[:, columns[0]] @ theirs[:, columns[1]].T)
+        made[here] = torch.cat(parts, 1)
+        start += len(rows)
+    return made
 
 
 def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None) -> Tensor:

@@ -123,6 +123,16 @@ class CrossLayer(SAE):
     def decoder_rows(self) -> Tensor:
         raise ValueError("features of a cross-layer transcoder have decoder rows by layer: sae.rows_of_layer(layer).")
 
+    @property
+    def encoder_blocks(self) -> list[tuple[int, Tensor]]:
+        width = self.config.source_widths[0]
+        return [(layer * width, weight) for layer, (weight, _) in enumerate(self._encoders())]
+
+    @property
+    def decoder_blocks(self) -> list[tuple[int, Tensor]]:
+        width = self.config.output_widths[0]
+        return [(layer * width, self.rows_of_layer(layer)) for layer in range(self.config.n_layers)]
+
     # -- encode -------------------------------------------------------------------------------------------------------
     def _by_layer(self, x: Tensor) -> list[Tensor]:
         return [part.contiguous() for part in x.split(self.config.source_widths, -1)]

@@ -126,6 +126,16 @@ class Parameters(Architecture, PreTrainedModel):
         return [self.W_dec]
 
     @property
+    def encoder_blocks(self) -> list[tuple[int, Tensor]]:
+        """Rows of the features, in their order: the first column that some of them read, and their rows from there."""
+        return [(0, self.encoder.weight)]
+
+    @property
+    def decoder_blocks(self) -> list[tuple[int, Tensor]]:
+        """The same of what they write: the first column that some of them write at, and their rows from there."""
+        return [(0, self.W_dec)]
+
+    @property
     def feature_directions(self) -> Tensor:
         """What one unit of each feature adds to the language model's own activations: (n_features, d_out).
 

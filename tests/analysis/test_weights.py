@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from hfsae.analysis import logit_effects, neighbours
 from tests.hooks.families import build
 from tests.hooks.witness import count_hooks
@@ -88,3 +88,34 @@ def test_neighbours_are_those_of_largest_cosine_without_the_feature_itself():
             best = all_cosines.topk(3)
             assert ids[row].tolist() == best.indices.tolist()
             torch.testing.assert_close(cosines[row], best.values)
+
+
+def test_neighbours_in_a_cross_layer_transcoder_are_near_on_all_layers_together():
+    torch.manual_seed(0)
+    layers, n, d = 3, 8, 4
+    names = {"source_names": ["a", "b", "c"], "source_widths": [d] * layers, "d_out": layers * d}
+    for tied in (False, True):
+        sae = SAE.from_config(
+            TopKCrossLayerTranscoderSAEConfig(**names, n_features=layers * n, k=2, tied_decoder=tied)
+        )
+        if tied:
+            for scale in sae.decoder_scale:
+                torch.nn.init.normal_(scale)
+        reads, writes = torch.zeros(layers * n, layers * d), torch.zeros(layers * n, layers * d)
+        for source in range(layers):
+            own = slice(source * n, source * n + n)
+            reads[own, source * d : source * d + d] = sae.encoder.weight[own].detach()
+            for target in range(source, layers):
+                rows = sae.rows_between(source, target).detach()
+                writes[own, target * d : target * d + d] = rows
+        found = neighbours(sae, [20, 1, 9], k=layers * n - 1)
+        kinds = (
+            (writes, found.decoder, found.decoder_cosines),
+            (reads, found.encoder, found.encoder_cosines),
+        )
+        for rows, ids, cosines in kinds:
+            for feature, near, values in zip([20, 1, 9], ids.long(), cosines, strict=True):
+                expected = F.cosine_similarity(rows[feature][None], rows[near])
+                torch.testing.assert_close(values, expected)
+                assert sorted(near.tolist()) == [other for other in range(layers * n) if other != feature]
+                assert (values.diff() <= 0).all()
