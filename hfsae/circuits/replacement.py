@@ -131,7 +131,7 @@ class LocalReplacement:
         if longest is not None and len(self.ids) > longest:
             raise ValueError(f"the prompt has {len(self.ids)} tokens, but the model reads {longest}: shorten it.")
         if len(self.ids) < 2:
-            raise ValueError("the prompt has one token: a circuit needs two or more.")
+            raise ValueError(f"the prompt has {len(self.ids) or 'no'} token: a circuit needs two or more.")
 
     def _source(
         self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out: LeftOut

@@ -124,7 +124,12 @@ def _ids(
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> tuple[Tensor, "PreTrainedTokenizerBase | None"]:
     if not isinstance(prompt, str):
-        return torch.as_tensor(prompt, dtype=torch.int64).flatten(), tokenizer
+        ids = torch.as_tensor(prompt)
+        if ids.numel() != ids.shape[-1:].numel() or (ids.numel() and ids.is_floating_point()):
+            raise ValueError(
+                f"the prompt is {tuple(ids.shape)} of {ids.dtype}: a circuit is of one prompt, (S,) token ids."
+            )
+        return ids.flatten().long(), tokenizer
     first: Any = next(iter(saes.values()))
     tokenizer = tokenizer or cast("PreTrainedTokenizerBase", first.load_tokenizer())
     return tokenize(prompt, tokenizer, prepend_bos=first.config.prepend_bos)["input_ids"][0], tokenizer

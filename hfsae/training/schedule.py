@@ -92,13 +92,23 @@ def logging_steps_of(args: SAETrainingArguments, total_steps: int) -> int:
 
 
 def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None]:
-    """λ at the start, and the L0 to steer to; architectures without a penalty have neither."""
+    """λ at the start, and the L0 to steer to; architectures without a penalty have neither.
+
+    Raises:
+        ValueError: If more features are to be active than there are.
+    """
     default = sae.default_sparsity_coefficient
     if default is None:
         return 0.0, None
     if args.sparsity_coefficient is not None:
         return args.sparsity_coefficient, None
-    return default, args.target_l0 if args.target_l0 is not None else float(args.k * sae.n_groups)
+    target = args.target_l0 if args.target_l0 is not None else float(args.k * sae.n_groups)
+    if target > sae.config.n_features:
+        named = "target_l0" if args.target_l0 is not None else "k"
+        raise ValueError(
+            f"{named} asks for {target:g} active features, but the SAE has {sae.config.n_features}: ask for fewer."
+        )
+    return default, target
 
 
 def active_at_start(args: SAETrainingArguments, sae: SAE) -> int | None:

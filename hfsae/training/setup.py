@@ -128,12 +128,12 @@ class TrainingRun:
         """The user's own rows of a step, this process's share, as `next_batches` gives those of the run.
 
         Raises:
-            ValueError: If rows of a hook point are missing, or they are not as many as a step has.
+            ValueError: If rows of a hook point are missing, are not as many as a step has, or are not finite.
         """
         names, count = names_of(self.hook_points.values()), self.args.gradient_accumulation_steps
         given = {names[0]: rows} if isinstance(rows, Tensor) and len(names) == 1 else rows
         wanted = self.args.train_batch_tokens * count
-        if isinstance(given, Tensor) or not given.keys() >= set(names):
+        if not isinstance(given, Mapping) or not given.keys() >= set(names):
             raise ValueError(f"the SAEs are trained on activations of {', '.join(names)}: give rows by these names.")
         for name in names:
             if given[name].ndim != 2 or len(given[name]) != wanted:
@@ -141,6 +141,8 @@ class TrainingRun:
                     f"the rows of {name} have shape {tuple(given[name].shape)}: expected ({wanted}, d_in), that is "
                     "train_batch_tokens * gradient_accumulation_steps rows."
                 )
+            if not given[name].isfinite().all():
+                raise ValueError(f"the rows of {name} hold what is no finite number: no step was taken.")
         parts = [given[name].split(self.args.train_batch_tokens) for name in names]
         return [self._step_rows(dict(zip(names, batch, strict=True))) for batch in zip(*parts, strict=True)]
 

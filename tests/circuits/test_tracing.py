@@ -202,8 +202,14 @@ def test_bad_input_is_refused():
         traced("llama", {})
     with pytest.raises(ValueError, match="33 tokens, but the model reads 32"):
         trace(model_of("llama"), saes, [5] * 33, disable_tqdm=True)
-    with pytest.raises(ValueError, match="one token"):
+    with pytest.raises(ValueError, match="has 1 token"):
         trace(model_of("llama"), saes, [5], disable_tqdm=True)
+    with pytest.raises(ValueError, match="has no token"):
+        trace(model_of("llama"), saes, [], disable_tqdm=True)
+    with pytest.raises(ValueError, match=r"\(2, 3\) of torch.int64: a circuit is of one prompt"):
+        trace(model_of("llama"), saes, torch.tensor([[5, 6, 7], [8, 9, 10]]), disable_tqdm=True)
+    with pytest.raises(ValueError, match="of torch.float32: a circuit is of one prompt"):
+        trace(model_of("llama"), saes, torch.tensor([5.0, 6.0]), disable_tqdm=True)
     with pytest.raises(ValueError, match="token id 999"):
         trace(model_of("llama"), saes, [5, 999], disable_tqdm=True)
     with pytest.raises(ValueError, match="8 dimensions|d_in"):

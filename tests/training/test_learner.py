@@ -157,6 +157,8 @@ def test_l0_is_steered_to_k_unless_told_otherwise(architecture):
         assert plan(target_l0=7).target_l0 == 7
         held = plan(sparsity_coefficient=0.3)
         assert (held.target_l0, held.sparsity_coefficient) == (None, 0.3)
+        with pytest.raises(ValueError, match="target_l0 asks for 1e\\+06 active features, but the SAE has"):
+            plan(target_l0=1e6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -89,6 +89,7 @@ def test_the_loss_of_every_sae_is_told_by_name_and_a_transcoder_gets_its_target(
     [
         (torch.zeros(BATCH - 1, 16), rf"shape \(31, 16\): expected \({BATCH}, d_in\)"),
         ({"resid_post.2": torch.zeros(BATCH, 16)}, f"trained on activations of {RESIDUAL}"),
+        ([[0.0] * 16] * BATCH, f"trained on activations of {RESIDUAL}"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(tmp_path, batch, message):
@@ -110,7 +111,16 @@ def test_a_loss_that_is_no_number_is_refused_with_the_step(tmp_path):
     by_hand = trainer(tmp_path, inputs={"activations": sparse_rows(400)})
     by_hand.training_step()
     with pytest.raises(FloatingPointError, match="found after step 2"):
-        by_hand.training_step(torch.full((BATCH, 16), torch.inf))
+        by_hand.training_step(torch.full((BATCH, 16), 1e30))
+
+
+def test_a_batch_that_is_not_finite_costs_no_weights(tmp_path):
+    by_hand, other = trainer(tmp_path / "a"), trainer(tmp_path / "b")
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="hold what is no finite number: no step was taken"):
+            by_hand.training_step(torch.full((BATCH, 16), value))
+    assert by_hand.state.global_step == 0
+    assert by_hand.training_step() == other.training_step()
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------
