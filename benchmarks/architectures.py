@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 
 from hfsae import SAE, SAETrainer
-from hfsae.architectures import Crosscoder, architectures
+from hfsae.architectures import CrossLayer, Crosscoder, architectures
 from hfsae.arguments.command_options import Config, run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
 from hfsae.arguments.training_arguments import SAETrainingArguments
@@ -28,7 +28,9 @@ A_MILLION = 1_048_576
 
 def train(args: SAETrainingArguments, actives: Sequence[int], revival: str) -> dict[int, dict[str, dict]]:
     """Trains every architecture with each number of active features; their metrics by that number and by name."""
-    of_one_place = [name for name, sae_class in architectures().items() if not issubclass(sae_class, Crosscoder)]
+    of_one_place = [
+        name for name, sae_class in architectures().items() if not issubclass(sae_class, Crosscoder | CrossLayer)
+    ]
     wanted = [(active, architecture) for active in actives for architecture in of_one_place]
     args = replace(
         args,
