@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 
 from hfsae import SAE, SAETrainer
-from hfsae.architectures import CrossLayer, Crosscoder, architectures
+from hfsae.architectures import Crosscoder, CrossLayer, architectures
 from hfsae.arguments.command_options import Config, run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
 from hfsae.arguments.training_arguments import SAETrainingArguments
