@@ -7,6 +7,7 @@
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.saving import write_json
+
+logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.json"
 _FORMAT = 1
@@ -110,7 +113,9 @@ def read_label_records(path: str | Path, weights_sha256: str | None = None) -> d
 
 
 def labels_beside(folder: str | Path, weights_sha256: str) -> dict[int, Label]:
-    """The labels of an SAE that lie beside its weights; none where there is no file, or one of other weights.
+    """The labels of an SAE that lie beside its weights; none where there is no file, or one that is not theirs.
+
+    A file that is there and is left out is told in a warning.
 
     Args:
         folder: The SAE's folder.
@@ -118,7 +123,10 @@ def labels_beside(folder: str | Path, weights_sha256: str) -> dict[int, Label]:
     """
     try:
         return read_label_records(Path(folder) / LABELS_FILE, weights_sha256)
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("labels are left out: %s", error)
         return {}
 
 

@@ -13,6 +13,13 @@ def test_labels_come_back_in_order_without_those_that_are_empty(tmp_path):
     ]
 
 
+def test_labels_that_are_left_out_are_told(tmp_path, caplog):
+    assert labels_beside(tmp_path, "abc") == {} and not caplog.records
+    (tmp_path / "labels.json").write_text('{"17": "written by hand"}')
+    assert labels_beside(tmp_path, "abc") == {}
+    assert "labels are left out" in caplog.text and "does not hold labels; expected" in caplog.text
+
+
 def test_labels_of_other_weights_are_refused(tmp_path):
     write_labels(tmp_path / "labels.json", {1: "x"}, "a" * 64)
     assert read_labels(tmp_path / "labels.json") == {1: "x"}

@@ -88,11 +88,13 @@ class DiffSums:
         """Adds activations (N, d_in) of all sources, joined or by source.
 
         Raises:
-            ValueError, TypeError: As `Crosscoder.join`.
+            ValueError, TypeError: As `Crosscoder.join`, and if a value is not finite.
         """
         sae = self._sae
         joined = sae.join(activations)
-        for rows in joined.flatten(0, -2).split(_ROWS):
+        for rows in joined.reshape(-1, joined.shape[-1]).split(_ROWS):
+            if not rows.isfinite().all():
+                raise ValueError("activations hold what is no finite number: sources cannot be compared on them.")
             self._add(rows.to(sae.W_dec.device))
 
     def _add(self, rows: Tensor) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfsae import diff
 from hfsae.architectures import Crosscoder
 from hfsae.diffing.scaling import DiffSums
 from tests.architectures.variants import CROSSCODERS, VARIANTS, activations
@@ -95,3 +96,10 @@ def test_sources_of_unequal_widths_have_no_scaling_and_nothing_at_all_is_refused
     sums.add(activations(0))
     with pytest.raises(ValueError, match="no token of the text counts"):
         sums.scaling()
+
+
+def test_activations_that_are_no_finite_numbers_are_refused():
+    rows = torch.cat([*planted.activations(20).values()], 1)
+    rows[3, 5] = torch.nan
+    with pytest.raises(ValueError, match="no finite number: sources cannot be compared"):
+        diff(planted.crosscoder(), activations=rows)
