@@ -118,7 +118,7 @@ def main(folder: Path) -> None:
     for number in range(RANDOM_KILLS):
         child = fork(lambda: train(killed, resume=bool(steps_of(killed))))
         begin = steps_of(killed)
-        # Two fifths of a run's time in all: on a machine that grows faster, too, the run is not done before the last one.
+        # Two fifths of a run's time in all: where a machine grows faster, too, the last one comes before its end.
         time.sleep(moments.uniform(0, 0.8 * seconds / RANDOM_KILLS))
         os.kill(child, signal.SIGKILL)
         note(f"at moment {number} after {begin}", child)
