@@ -212,8 +212,8 @@ def _shards(dataset: Any, size: int) -> Iterator[_Shard]:
 
 def _digest(shard: _Shard) -> str:
     """What tells these documents, and what is carried along of them, from others."""
-    rows = shard.documents.with_format("arrow")[:].to_pylist()
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
+    rows: Any = shard.documents.with_format("arrow")[:]
+    return hashlib.sha256(repr(rows.to_pylist()).encode()).hexdigest()
 
 
 def _digest_of_all(digests: Iterable[str]) -> str:
