@@ -16,17 +16,16 @@ pairs. Prints JSON.
 
 import argparse
 import json
-import time
 from statistics import median
 
 import torch
 from accelerate import Accelerator
+from in_turn import seconds_in_turn
 from torch import Tensor
 
 from hfsae import SAE, SAETrainingArguments, TopKCrossLayerTranscoderSAEConfig
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import SparsePattern, TopK, encode
-from hfsae.host_memory import freed_memory_kept
 from hfsae.training.learner import Learner
 
 
@@ -90,14 +89,7 @@ def main() -> None:
     learner = learner_of(x, y, args)
     bound = LowerBound(learner.sae, x, y, args)
     steps = {"step": lambda step: learner.step([x], step, [y]), "lower_bound": lambda _: bound()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with freed_memory_kept():
-        for step in range(args.repeats + 2):
-            for name in sorted(steps, reverse=bool(step % 2)):
-                started = time.process_time()
-                steps[name](step)
-                if step >= 2:  # the first ones warm up
-                    seconds[name].append(time.process_time() - started)
+    seconds = seconds_in_turn(steps, args.repeats)
     ratios = [step / least for step, least in zip(*seconds.values(), strict=True)]
     said = {name: round(median(values), 4) for name, values in seconds.items()}
     print(json.dumps({"median_s": said, "ratio": round(median(ratios), 3), **vars(args)}))

@@ -10,16 +10,15 @@ of pairs. Prints JSON.
 
 import argparse
 import json
-import time
 from statistics import median
 
 import torch
 from accelerate import Accelerator
+from in_turn import seconds_in_turn
 from torch import Tensor
 
 from hfsae import SAE, SAETrainingArguments, TopKCrosscoderSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.host_memory import freed_memory_kept
 from hfsae.in_model import activations_at
 from hfsae.training.learner import Learner
 
@@ -56,14 +55,7 @@ def main() -> None:
     crossed = learner_of(SAE.from_config(TopKCrosscoderSAEConfig(**sources, **sizes)), rows, args)
     steps = {"topk": lambda step: wide.step([rows], step)}
     steps["topk_crosscoder"] = lambda step: crossed.step([activations_at(batch, "+".join(SOURCES))], step)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with freed_memory_kept():
-        for step in range(args.repeats + 2):
-            for name in sorted(steps, reverse=bool(step % 2)):
-                started = time.process_time()
-                steps[name](step)
-                if step >= 2:  # the first ones warm up
-                    seconds[name].append(time.process_time() - started)
+    seconds = seconds_in_turn(steps, args.repeats)
     ratios = [crossed / wide for wide, crossed in zip(*seconds.values(), strict=True)]
     said = {name: round(median(values), 4) for name, values in seconds.items()}
     least = {name: round(min(values), 4) for name, values in seconds.items()}

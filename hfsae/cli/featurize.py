@@ -69,6 +69,7 @@ def run(
     from hfsae.data import TextSource
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
+    from hfsae.parallel.launching import launched
     from hfsae.tables.written import featurize
 
     source = TextSource(
@@ -94,7 +95,7 @@ def run(
         text=source.recorded(),
         # As torchrun and accelerate tell the processes that they start.
         rank=int(os.environ.get("RANK", 0)),
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        world_size=launched(),
     )
     print(f"wrote {table}" if table is not None else f"wrote a share of {output}")
     return 0

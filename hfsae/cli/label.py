@@ -4,15 +4,17 @@ from typing import Annotated
 
 from hfsae.cli.measuring_options import (
     AllowPickle,
+    BaseModel,
     Dataset,
     DatasetConfig,
     Revision,
     SAESource,
     Split,
     Subfolder,
+    TokensToCollect,
     hub_options,
 )
-from hfsae.command_line import NUMBERS, option, whole_number
+from hfsae.command_line import NUMBERS, option
 
 _ASKED = "The model that is asked"
 _SCORING = "Examples and scores"
@@ -90,23 +92,11 @@ def run(
         int, option("--shown_at_once", "Pieces in one request for verdicts.", rich_help_panel=_SCORING)
     ] = 5,
     seed: Annotated[int, option("--seed", "Of what is drawn.", rich_help_panel=_SCORING)] = 0,
-    base_model: Annotated[
-        str | None,
-        option("--base_model", "Language model that the SAE reads; by default the one that its config names."),
-    ] = None,
+    base_model: BaseModel = None,
     dataset_name: Dataset = None,
     dataset_config: DatasetConfig = None,
     dataset_split: Split = None,
-    max_tokens: Annotated[
-        int,
-        option(
-            "--max_tokens",
-            "Tokens to read where features were not collected yet. --tokens for short.",
-            parser=whole_number,
-            metavar="<int>",
-            rich_help_panel="Measuring",
-        ),
-    ] = 1_000_000,
+    max_tokens: TokensToCollect = 1_000_000,
     subfolder: Subfolder = "",
     revision: Revision = None,
     allow_pickle: AllowPickle = False,

@@ -65,6 +65,21 @@ TokenBudget = Annotated[
     ),
 ]
 
+TokensToCollect = Annotated[
+    int,
+    option(
+        "--max_tokens",
+        "Tokens to read where features were not collected yet. --tokens for short.",
+        parser=whole_number,
+        metavar="<int>",
+        rich_help_panel=_MEASURING,
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    option("--base_model", "Language model that the SAE reads; by default the one that its config names."),
+]
+
 
 def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
     """Those of the options that were given, as `SAE.from_pretrained` and others call them."""

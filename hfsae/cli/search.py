@@ -6,15 +6,17 @@ import typer
 
 from hfsae.cli.measuring_options import (
     AllowPickle,
+    BaseModel,
     Dataset,
     DatasetConfig,
     Revision,
     SAESource,
     Split,
     Subfolder,
+    TokensToCollect,
     hub_options,
 )
-from hfsae.command_line import option, whole_number
+from hfsae.command_line import option
 
 _SETS = "Two sets of texts"
 
@@ -35,23 +37,11 @@ def run(
     prior: Annotated[
         float, option("--prior", "Tokens that the prior is worth by which a passage is compared with other text.")
     ] = 10.0,
-    base_model: Annotated[
-        str | None,
-        option("--base_model", "Language model that the SAE reads; by default the one that its config names."),
-    ] = None,
+    base_model: BaseModel = None,
     dataset_name: Dataset = None,
     dataset_config: DatasetConfig = None,
     dataset_split: Split = None,
-    max_tokens: Annotated[
-        int,
-        option(
-            "--max_tokens",
-            "Tokens to read where features were not collected yet. --tokens for short.",
-            parser=whole_number,
-            metavar="<int>",
-            rich_help_panel="Measuring",
-        ),
-    ] = 1_000_000,
+    max_tokens: TokensToCollect = 1_000_000,
     subfolder: Subfolder = "",
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
