@@ -64,7 +64,7 @@ class Text:
 
     Attributes:
         labels: bool (N, concepts).
-        ids: int64 (N,), the tokens; `following` those that come after them, −1 at the end of a piece.
+        ids: int64 (N,), the tokens; `following` the next ones, −1 at the end of a piece.
         prompts: For each token the row of `pieces` and its column.
         pieces: The pieces' token ids.
         features: Dense (N, n_features), float16; `neurons` and `residual` float32.

@@ -50,7 +50,7 @@ ROLES = (
 # The licence that the Hub shows, by repository or the beginning of several names; which were looked at stands behind.
 LICENCES = {
     "google/gemma-scope-2b-pt-": "cc-by-4.0",  # google/gemma-scope-2b-pt-res, -att, -mlp, -transcoders
-    "google/gemma-scope-9b-pt-res": "cc-by-4.0",  # itself, as those that follow
+    "google/gemma-scope-9b-pt-res": "cc-by-4.0",  # itself, as do the next ones
     "google/gemma-scope-9b-pt-att": "cc-by-4.0",
     "google/gemma-scope-27b-pt-res": "cc-by-4.0",
     "fnlp/Llama3_1-8B-Base-": "apache-2.0",  # fnlp/Llama-Scope

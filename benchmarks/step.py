@@ -180,7 +180,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         elif sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
             self._before = _resident("VmRSS")
         return self
 

@@ -88,7 +88,7 @@ def train_tokenizer(vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
-        # All 256 bytes, also those that the corpus lacks: nothing is ever unknown.
+        # All 256 bytes, also bytes that the corpus lacks: nothing is ever unknown.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -122,13 +122,13 @@ def attach(
     """Runs a language model with an SAE reading, or spliced in: `with attach(model, sae) as run: model(...)`.
 
     Spliced in, the reconstruction takes the activation's place at the SAE's target (`target_hook_point` of a
-    transcoder, else `hook_point`). Tokens that the config leaves out (special tokens, `exclude_positions`) and padding
-    keep their own activation, because the SAE never learned theirs; positions count from the first token that is no
-    padding and go on through the steps of `generate`, or of a loop of one's own, whatever carries them. The SAE may
-    live on another device and in another dtype than the model. Gradients flow, unless switched off outside. Leaving
-    the context takes every hook off the model.
+    transcoder, else `hook_point`). Some tokens keep their own activation, because the SAE never learned theirs:
+    padding, and what the config leaves out (special tokens, `exclude_positions`). Positions count from the first token
+    that is no padding. They go on through the steps of `generate`, or of a loop of one's own. The SAE may live on
+    another device and in another dtype than the model. Gradients flow, unless switched off outside. Leaving the
+    context takes every hook off the model.
 
-    The hooks act in the thread that entered the context, and in no other: where a server calls one model from several
+    The hooks act in the thread that entered the context, and in no other. Where a server calls one model from several
     threads, each enters a context of its own. What torch.compile compiled runs uncompiled inside.
 
     Args:
@@ -137,13 +137,13 @@ def attach(
             tokens it is about.
         sae: The SAE.
         splice: Whether the activation is replaced; otherwise it is only read.
-        keep_error: Whether the error x − x̂ is added back, as a constant, so that the model's output stays exactly as
-            it is while gradients reach it through the features alone, and an `edit` has its effect and no other. Only
-            with `splice`.
+        keep_error: Whether the error x − x̂ is added back, as a constant. The model's output then stays exactly as it
+            is, gradients reach it through the features alone, and an `edit` has its effect and no other. Only with
+            `splice`.
         edit: Gets the features of the forward pass and returns those to be spliced in instead, sparse or dense. Only
             with `splice`.
-        tokenizer: Says which tokens are special. Without it they are those that the SAE's training recorded, else the
-            BOS, EOS and padding tokens of the model's config and generation config.
+        tokenizer: Says which tokens are special. Without it they are the ones that the SAE's training recorded, else
+            the BOS, EOS and padding tokens of the model's config and generation config.
         prompt_length: How many tokens the prompt has, for an `edit` that asks `call` where a loop of one's own begins
             to generate. In `generate` it is known.
 
@@ -151,9 +151,9 @@ def attach(
         The run, whose `features`, `activations` and `reconstruction` are those of the model's last forward pass.
 
     Raises:
-        HookPointError: If the model has no such hook point, or what passes there cannot be matched with tokens, found
-            by running the model on two and on three tokens the first time. At the end of a forward pass that did not
-            come to the place.
+        HookPointError: If the model has no such hook point, or what passes there cannot be matched with tokens. The
+            first time, the model runs on two and on three tokens to see that. At the end of a forward pass that did
+            not come to the place.
         ValueError: If the config names no hook point, if the activations there have another size than the SAE's, or
             for `keep_error` or `edit` without `splice`. All before anything runs.
         TypeError: If there is no Hugging Face model inside of `model`, or it is an SAE.
@@ -199,8 +199,8 @@ def attach_all(
 
     Raises:
         HookPointError: As `attach`, with the SAE's name.
-        ValueError: As `attach`, with the SAE's name; if there is no SAE, if two are to be spliced in at one place, or
-            if `edits` names none of them.
+        ValueError: As `attach`, with the SAE's name. Likewise if there is no SAE, if two are to be spliced in at one
+            place, or if `edits` names none of them.
         TypeError: If there is no Hugging Face model inside of `model`, or it is an SAE.
 
     Example:

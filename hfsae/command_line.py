@@ -55,7 +55,7 @@ def with_options(command: Callable[..., Any], given_as: str, options: Mapping[st
 
     Args:
         command: The function of the command.
-        given_as: Its keyword for the dictionary of those that were given.
+        given_as: Its keyword for the dictionary of the options that were given.
         options: What `typer.Option` made of each, by name.
     """
     own = [one for one in inspect.signature(command).parameters.values() if one.name != given_as]

@@ -1,7 +1,13 @@
 """`SAEConfig`: what every sparse autoencoder stores beside its weights.
 
-The config holds all that is needed to use an SAE without asking its author: the language model and its commit, the
-place in it, the context it was trained on, which tokens were left out, how it was trained and what was measured.
+The config holds all that is needed to use an SAE without asking its author:
+
+* the language model and its commit
+* the place in it
+* the context it was trained on
+* which tokens were left out
+* how it was trained and what was measured
+
 Architectures add their own fields in `hfsae/architectures/`.
 """
 
@@ -83,10 +89,10 @@ class SAEConfig(PreTrainedConfig):
         expansion_factor: `n_features / d_in`, accepted when constructing, checked against `n_features`, not stored.
         d_out: Size of the activations that are written; `d_in` unless the SAE is a transcoder.
         subtract_b_dec: Whether `b_dec` is subtracted before encoding. It is always added after decoding.
-        input_transform: What happens to an activation before it is scaled: nothing, `"center"` (its mean over
-            `d_in` is removed: language models whose weights were centred), `"layer_norm"` (mean removed, divided
-            by the unbiased standard deviation + 1e-5) or `"constant_norm"` (times `√d_in / ‖x‖`). All are undone on
-            the way out where the activations are known.
+        input_transform: What happens to an activation before it is scaled. None: nothing. `"center"`: its mean over
+            `d_in` is removed (language models whose weights were centred). `"layer_norm"`: its mean is removed, and it
+            is divided by the unbiased standard deviation + 1e-5. `"constant_norm"`: it is multiplied by `√d_in / ‖x‖`.
+            All are undone on the way out where the activations are known.
         rescale_by_decoder_norm: Whether features are selected and reported at `pre-activation × ‖W_dec row‖`, and
             written along unit rows.
         skip: Whether a linear map `W_skip` from input to output is added to the reconstruction (transcoders).
@@ -201,7 +207,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def output_widths(self) -> list[int]:
-        """Sizes of the parts of what is written that have a scale of their own, one behind the other."""
+        """Sizes of the parts of the output that have a scale of their own, one behind the other."""
         return [self.d_out]
 
     @property
@@ -211,7 +217,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def target_places(self) -> list[str | None]:
-        """Where each of the parts of what is written is written."""
+        """The place to which each part of the output goes."""
         return [self.target_hook_point or self.hook_point]
 
     @property

@@ -105,8 +105,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def reachable() -> Iterator[None]:
     """Turns errors of the connection inside into an `OSError`, which those of the Hub itself are already.
 
-    A server that takes a request and stays silent counts as one that cannot be reached: after 10 seconds (or what
-    HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT say, where that is more). Where `huggingface_hub` asks again by
+    A server that takes a request and stays silent counts as one that cannot be reached. It has 10 seconds, or what
+    HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT say, where that is more. Where `huggingface_hub` asks again by
     itself, that is after 8 times 10 and its own waits of 23, less than two minutes in all.
     """
     with never_silent(max(READING, constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)):

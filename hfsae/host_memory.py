@@ -1,7 +1,7 @@
 """Keeping the memory that a training step frees, for the next step.
 
-The C library gives every large tensor fresh pages and returns them when it is freed; mapping and clearing them again
-in each step costs a CPU more than most of what the step does with them: a ReLU over 1024 × 12288 numbers takes 3 ms in
+The C library gives every large tensor fresh pages and returns them when it is freed. To map and clear them again in
+each step costs a CPU more than most of what the step does with them. A ReLU over 1024 × 12288 numbers takes 3 ms in
 memory that is there and 57 in new memory. CUDA's allocator keeps memory by itself.
 """
 

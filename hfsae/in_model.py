@@ -178,7 +178,7 @@ def _layer_by_layer(
 
 
 def _named(model: nn.Module, names: str) -> list[str]:
-    """The canonical names of places, those that a crosscoder reads together joined; each once."""
+    """The canonical names of places, each once; the places that a crosscoder reads together are joined."""
     found: list[str] = []
     for name in (name.strip() for name in names.split(",")):
         if isinstance(model, SideBySide) and name:

@@ -107,7 +107,7 @@ def read_label_records(path: str | Path, weights_sha256: str | None = None) -> d
     if weights_sha256 not in (None, stored):
         raise ValueError(
             f"{path} has labels of other weights (SHA-256 {str(stored)[:12]}) than these ({weights_sha256[:12]}): "
-            "features with the same number mean something else. Move the file away to begin anew."
+            "features with the same number mean something else. Move the file away to begin again."
         )
     return {feature: _record(path, feature, labels[feature], explained.get(feature, {})) for feature in sorted(labels)}
 

@@ -184,9 +184,9 @@ def rename_base_model(config: SAEConfig, name: str) -> None:
 def load_base_model(config: SAEConfig, source: str | None = None, **kwargs: Any) -> PreTrainedModel:
     """The language model that an SAE reads, at the commit it was trained on, in evaluation mode.
 
-    Published configs name a Hub id. That of a local run may name a folder, which is found wherever the SAE is loaded,
-    as long as it is where it was, or was moved together with the SAE. What the run gave to `from_pretrained` and
-    changes activations (`quantization_config`, `attn_implementation`, `gguf_file`) is given again.
+    Published configs name a Hub id. That of a local run may name a folder. It is found wherever the SAE is loaded, as
+    long as it is where it was, or was moved together with the SAE. What the run gave to `from_pretrained` and changes
+    activations (`quantization_config`, `attn_implementation`, `gguf_file`) is given again.
 
     Args:
         config: An SAE's config.

@@ -66,7 +66,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that an SAE's config records."""
+    """The keywords that an SAE's config records."""
     return {name: value for name, value in given.items() if name in RECORDED}
 
 

@@ -44,9 +44,13 @@ class SAE(SparseAutoencoder):
     It takes raw activations and returns raw reconstructions: the scale s is part of the model. Use a class of an
     architecture, or `SAE.from_pretrained` / `SAE.from_config`, which return the class that the config names.
 
-    Stored tensors: `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out),
-    `b_dec` (d_out,), `input_scale` (), or (sources,) of a crosscoder; transcoders also `output_scale` (); `W_skip`
-    (d_out, d_in) where there is one.
+    Stored tensors:
+
+    * `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,)
+    * `W_dec` (n_features, d_out), `b_dec` (d_out,)
+    * `input_scale` (), or (sources,) of a crosscoder
+    * `output_scale` () of transcoders
+    * `W_skip` (d_out, d_in) where there is one
 
     Example:
         >>> import torch
@@ -62,25 +66,25 @@ class SAE(SparseAutoencoder):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Loads an SAE from a folder or a Hub repository and returns the class that its config names.
 
-        Strict: a repository that holds some other model is refused before its weights are fetched; missing,
-        unexpected or mis-sized tensors are errors that name them; pickled weights are never read unasked. What other
-        projects saved (SAELens, sparsify, dictionary_learning, Gemma Scope, ...; see `hfsae.interop`) is recognised
-        and becomes one of ours, with the same features and reconstructions.
+        Strict: a repository that holds some other model is refused before its weights are fetched. Missing, unexpected
+        or mis-sized tensors are errors that name them. Pickled weights are never read unasked. What other projects
+        saved (SAELens, sparsify, dictionary_learning, Gemma Scope, ...; see `hfsae.interop`) is recognised and becomes
+        one of ours, with the same features and reconstructions.
 
         Args:
             pretrained_model_name_or_path: A folder, or a Hub repository such as `"org/gpt2-l8-16x"`.
             *args: Passed on to `PreTrainedModel.from_pretrained`.
             **kwargs: As there: `subfolder`, `revision`, `dtype`, `device_map`, `token`, `cache_dir`,
-                `local_files_only`, `output_loading_info`, and config fields to override; for SAEs of other projects
-                also `allow_pickle=True`, without which their pickles (`.pt`) are not opened, and for weights without a
-                config `architecture`, such as `"standard"`.
+                `local_files_only`, `output_loading_info`, and config fields to override. SAEs of other projects also
+                take `allow_pickle=True`, without which their pickles (`.pt`) are not opened. Weights without a config
+                also take `architecture`, such as `"standard"`.
 
         Returns:
             The SAE in evaluation mode; with `output_loading_info=True` also the (empty) loading report.
 
         Raises:
-            ValueError: If it is not an SAE, is an SAE of another class than the one called, or its weights do not
-                match its config, hold NaN or infinity, or have a scale that is not positive.
+            ValueError: If it is not an SAE, or is an SAE of another class than the one called. Likewise if its weights
+                do not match its config, hold NaN or infinity, or have a scale that is not positive.
             huggingface_hub.errors.StrictDataclassError: If a config field is given a value it cannot have.
             OSError: If there is nothing to load, or the weights are damaged or something else in their place.
         """

@@ -26,7 +26,7 @@ def refuse_misspelled(given: Iterable[str], known: Collection[str], of: str) -> 
 
     Args:
         given: Names of arguments.
-        known: Those that exist, as far as is known here.
+        known: The names that exist, as far as is known here.
         of: Whose arguments they are: `"SAE.from_pretrained"`.
     """
     for name in given:

@@ -3,7 +3,7 @@
     python docs/scripts/import_graph.py
 
 A part is a file or a folder of hfsae/. Its floor is one above the highest part that it imports, inside of functions
-and for type checking too. Lines go down to a part; those that other lines imply are left out. The script fails if
+and for type checking too. Lines go down to a part; a line that other lines imply is left out. The script fails if
 parts import each other in a circle.
 """
 

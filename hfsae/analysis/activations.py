@@ -28,7 +28,7 @@ class ReadSequence(NamedTuple):
         token_ids: The tokens.
         texts: Their texts, which together are the piece's.
         kept: Which of them count for the SAE; the others have no features.
-        features: The active ones of those that were asked for, of all tokens: (tokens, n_features), float32.
+        features: The active ones of the features that were asked for, of all tokens: (tokens, n_features), float32.
         columns: int64 (m,), which were asked for.
     """
 
@@ -119,9 +119,9 @@ def feature_activations(
         text_column: The column of documents; None finds it.
 
     Returns:
-        A dataset with one row a token, in the order of the texts: `document`, `position`, `token_id`, `token` (its
-        text; those of a document together are the document), `kept` (False where the SAE's config leaves the token
-        out) and a column `feature_<i>` for each feature. `read_sequences` gives the same piece by piece.
+        A dataset with one row a token, in the order of the texts. Its columns are `document`, `position`, `token_id`,
+        `token`, `kept` and `feature_<i>` for each feature. The `token` texts of a document together are the document.
+        `kept` is False where the SAE's config leaves the token out. `read_sequences` gives the same piece by piece.
 
     Raises:
         ValueError, TypeError, HookPointError: As `collect_features`.

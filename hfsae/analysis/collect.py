@@ -57,8 +57,8 @@ def collect_features(
     Memory grows with features × examples and not with the text. Each document is read by itself, in pieces of
     `context_length`; the tokens that the SAE's config leaves out do not count.
 
-    * Top examples: the largest activation of each piece of text; of equal contexts (a token and the `before` tokens in
-      front of it) one; ties go to the earlier document.
+    * Top examples: the largest activation of each piece of text. Of equal contexts (a token and the `before` tokens in
+      front of it) one is taken, and of equal activations the earlier document.
     * Sample: contexts drawn uniformly among the different ones in which the feature fires, for quantiles.
 
     What is found depends on the documents, not on their order, nor on how they are shared among processes.

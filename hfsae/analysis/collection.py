@@ -75,7 +75,7 @@ class FeatureCollection(Sequence[Feature]):
         )
 
     def _repr_html_(self) -> str:
-        """A row a feature, those that fire most often first: how often and how strongly."""
+        """A row a feature, the most frequent first: how often and how strongly it fires."""
         shown = [self[row] for row in self.densities.argsort(descending=True, stable=True)[:_SHOWN].tolist()]
         return html_table(
             [

@@ -69,22 +69,22 @@ def feature_effects(
 ) -> FeatureEffects:
     """How loss and logits of a prompt change when each of its features is ablated.
 
-    All active features are ranked with one backward pass (attribution patching; Syed et al. 2023); the few that matter
-    most are then ablated one by one, at all tokens, with the SAE's error kept, and measured.
+    All active features are ranked with one backward pass (attribution patching; Syed et al. 2023). The few that matter
+    most are then ablated one by one, at all tokens, with the SAE's error kept.
 
     Args:
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
-        text: The prompt; its tokens are those that `sae.tokenize` makes of it.
+        text: The prompt, cut into tokens by `sae.tokenize`.
         target: What is to follow the prompt; the loss is that of its first token. None takes the mean loss of the
             prompt's own tokens.
         n_exact: How many features are measured by ablation.
         k: Tokens on each side whose logits are given.
 
     Raises:
-        ValueError: If the prompt is too short to have a loss, a token is none of the model's, the SAE does not fit
-            the model, or the model does not predict the next token (BERT, ESM-2).
+        ValueError: If the prompt is too short to have a loss, or a token is none of the model's. Likewise if the SAE
+            does not fit the model, or the model does not predict the next token (BERT, ESM-2).
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:

@@ -7,8 +7,8 @@ from torch import Tensor
 class Histograms:
     """One histogram a feature, of positive values: equal bins from 0 to the power of two above the largest.
 
-    Where a value exceeds the range, neighbouring bins are added and the range doubles, so that every count is exact
-    whatever the order of the values.
+    Where a value exceeds the range, neighbouring bins are added and the range doubles, so every count is exact in any
+    order of the values.
 
     Args:
         n_features: Number of features.

@@ -1,7 +1,7 @@
 """Changing features while a language model runs: `steer` and `ablate`.
 
-Both edit the SAE's features between its encoder and its decoder and let the model go on with the difference, so
-they are exact for every architecture and input transform, and whatever the SAE does not explain stays in place.
+Both edit the SAE's features between its encoder and its decoder, and let the model go on with the difference. So they
+are exact for every architecture and input transform, and the SAE's error stays in place.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,10 +39,10 @@ def steer(
 ) -> Iterator[AttachedSAE]:
     """Strengthens or sets features while a language model runs: `with steer(model, sae, {17: 8.0}): model(...)`.
 
-    A strength is in units of the feature's own activation: `"add"` adds `strength · sae.feature_directions[i]` to the
-    model's activation, `"clamp"` adds whatever makes the feature's activation the strength. Tokens that the SAE's
-    config leaves out, and padding, stay as they are. Works around a call and around `model.generate`; contexts nest,
-    those entered first act first, so that several SAEs can be steered. Leaving takes every hook off the model.
+    A strength is in units of the feature's own activation. `"add"` adds `strength · sae.feature_directions[i]` to the
+    model's activation. `"clamp"` adds as much as brings the feature's activation to the strength. Tokens that the
+    SAE's config leaves out, and padding, stay as they are. Works around a call and around `model.generate`; contexts
+    nest, those entered first act first, so that several SAEs can be steered. Leaving takes every hook off the model.
 
     Args:
         model: A causal LM; it must itself be called.
@@ -52,7 +52,7 @@ def steer(
         maxima: Each feature's largest activation, or a collection that knows it: strengths then are multiples of it.
         positions: `"all"`; `"generated"`: what comes after the prompt; `"last"`: that, and the prompt's last token.
             The prompt is what `generate` is given, whatever the passes in which it reads it. Where the model is called
-            by hand, it is what the first call of a sequence holds: without a cache, or with one that is new here.
+            by hand, it is the input of a sequence's first call. That call has no cache, or one that is new here.
         tokenizer: Says which tokens are special; without it the model's config does.
         prompt_length: Says how many tokens the prompt has, padding included, where a loop of one's own reads it in
             parts, or without a cache.

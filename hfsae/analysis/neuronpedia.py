@@ -5,8 +5,8 @@
     FOLDER/MODEL/SOURCE/activations/batch-0.jsonl.gz, ...      one line an example
 
 SOURCE is `LAYER-SET`. The rows' fields are those of Neuronpedia's database as SAEDashboard's `neuronpedia_export.py`
-(2025) writes them, and those that Neuronpedia's own client (1.2.1) reads examples by; what a collection does not know
-stays empty.
+(2025) writes them. Neuronpedia's own client (1.2.1) reads examples by more fields, which are written too. What a
+collection does not know stays empty.
 """
 
 import gzip

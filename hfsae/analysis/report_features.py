@@ -43,7 +43,7 @@ def report_features(
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
-        Those that have examples, the most frequent first.
+        Features without examples are left out; the most frequent come first.
     """
     chosen = None if density is None else _evenly_spaced(density)
     if chosen == []:

@@ -16,8 +16,9 @@ _LONGEST_RUN = 4
 class TokenTexts:
     """Gives the texts of the tokens of a sequence, of any tokenizer.
 
-    A token is decoded behind another one, so that its leading space is seen; a character whose bytes are spread over
-    several tokens is shown with the token that completes it, those before it have what came before that character.
+    A token is decoded behind another one, so that its leading space is seen. Where the bytes of a character are spread
+    over several tokens, the token that completes it shows it. The tokens before that one show only what came before
+    that character.
 
     Args:
         tokenizer: Any tokenizer of transformers.

@@ -1,7 +1,7 @@
 """The best few entries of every feature seen so far: memory for features × examples, however long the text is.
 
-One rule keeps the top examples (by activation) and a uniform sample (by a random number that the context determines):
-what is kept does not depend on the order in which entries come, so that parts of a text can be merged.
+One rule keeps the top examples (by activation) and a uniform sample (by a random number that the context determines).
+The order in which entries come does not change what is kept, so parts of a text can be merged.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ class TopExamples:
         self._write(touched[row], new_ranks[enters], taken, entering)
 
     def _write(self, features: Tensor, ranks: Tensor, slots: Tensor, entries: Fields) -> None:
-        """Puts entries at their ranks; those that bring all columns into their slots too."""
+        """Puts entries at their ranks; entries that bring all columns, into their slots too."""
         self._slots[features, ranks] = slots
         for name, column in entries.items():
             if name in self._keys:

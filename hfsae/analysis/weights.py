@@ -18,7 +18,7 @@ from hfsae.in_model import hook_points_of
 _FEATURES_AT_ONCE = 256
 _BINS = 50
 
-# Roles whose activation is, or is added to, the residual stream; and those that a matrix brings there.
+# Roles whose activation is, or is added to, the residual stream; and roles whose activation a matrix brings there.
 _IN_THE_STREAM = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
 _BEFORE_A_MATRIX = {"attn_z", "mlp_act"}
 
@@ -66,20 +66,19 @@ def logit_effects(
 ) -> LogitEffects:
     """What features say to the vocabulary directly, past all layers in between.
 
-    A feature's direction, at a root mean square of 1, takes the place of the last block's output and goes through the
-    final norm and the unembedding, of whatever kind they are; the logits of a residual stream of zeros are taken off.
-    Lengths do not matter, so features can be compared; how much one adds depends on its activation and on the rest of
-    the stream.
+    A feature's direction, at a root mean square of 1, takes the place of the last block's output. It goes through the
+    model's own final norm and unembedding. The logits of a residual stream of zeros are taken off. Lengths do not
+    matter, so features can be compared; how much one adds depends on its activation and on the rest of the stream.
 
     Args:
-        sae: An SAE that writes into the residual stream, or to the input of the matrix that ends attention or MLP
-            (what comes after that matrix within the block, such as Gemma 2's norms, is passed by).
+        sae: An SAE that writes into the residual stream, or to the input of the matrix that ends attention or MLP.
+            What comes after that matrix within the block, such as Gemma 2's norms, is passed by.
         model: Its language model.
         features: The features wanted; None for all.
         k: Tokens on each side.
 
     Raises:
-        ValueError: If what is written at the SAE's place does not go into the residual stream by itself.
+        ValueError: If the SAE's output does not go into the residual stream by itself.
 
     Example:
         >>> effects = logit_effects(sae, model, [17])  # doctest: +SKIP
@@ -117,7 +116,7 @@ def stream_directions(sae: SparseAutoencoder, model: PreTrainedModel, features: 
     if into_stream is None:
         place = sae.config.target_hook_point or sae.config.hook_point
         raise ValueError(
-            f"what is written at {place} does not go into the residual stream by itself, so its features have no "
+            f"the output at {place} does not go into the residual stream by itself, so its features have no "
             "direct effect on logits; feature_effects measures the whole effect."
         )
     return into_stream(sae.feature_directions[features.to(sae.W_dec.device)].to(input_device(model), model.dtype))

@@ -1,7 +1,7 @@
 """BatchTopK: the k·N largest pre-activations of a batch of N tokens (Bussmann et al. 2024, arXiv:2412.06410).
 
-In training the budget is shared by the batch; in use every token stands alone, against a threshold that was followed
-through training and calibrated at its end so that the mean number of active features is k.
+In training the budget is shared by the batch. In use every token stands alone, against a threshold. Training follows
+the threshold, and its end calibrates it so that the mean number of active features is k.
 """
 
 from collections.abc import Callable, Iterable

@@ -44,10 +44,14 @@ class CrossLayer(SAE):
     Activations and targets are (..., d_in) and (..., d_out), those of all layers behind each other, or given by
     layer. Features of layer l are `l · n` to `(l + 1) · n`, with n = `config.features_per_layer`.
 
-    Stored tensors: `encoder.weight` (n_features, d), `encoder.bias` (n_features,), `W_dec.l` (n, (L − l) · d_out of a
-    layer) for every layer l, what its features write at layer l and at each later one, `b_dec` (d_out,),
-    `input_scale` (L,), `output_scale` (L,); with `tied_decoder` `W_dec.l` (n, d_out of a layer) and `decoder_scale.l`
-    (n, L − l); with `skip` `W_skip` (L, d_out of a layer, d), from each layer to itself.
+    Stored tensors:
+
+    * `encoder.weight` (n_features, d), `encoder.bias` (n_features,)
+    * `W_dec.l` (n, (L − l) · d_out of a layer) for every layer l: what its features write at layer l and at each later
+      one
+    * `b_dec` (d_out,), `input_scale` (L,), `output_scale` (L,)
+    * with `tied_decoder`: `W_dec.l` (n, d_out of a layer) and `decoder_scale.l` (n, L − l)
+    * with `skip`: `W_skip` (L, d_out of a layer, d), from each layer to itself
     """
 
     config: LayersConfig

@@ -1,5 +1,7 @@
-"""Crosscoders: features shared by several sources, places of one model or one place of several models (Lindsey et al.
-2024; with batch_topk: Minder et al. 2025, arXiv:2504.02922).
+"""Crosscoders: features shared by several sources, which are places of one model or one place of several models
+(Lindsey et al. 2024).
+
+With batch_topk: Minder et al. 2025, arXiv:2504.02922.
 
 One for each rule that picks the active features; what they share is in `hfsae/architectures/sources.py`.
 """

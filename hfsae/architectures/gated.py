@@ -34,8 +34,8 @@ class GatedSAEConfig(SAEConfig):
 class GatedSAE(SAE):
     """`z = 1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)` with π = W_e x̃; `encoder.bias` is b_gate.
 
-    Loss: squared error + λ · mean Σ ReLU(π + b_gate) ‖W_dec[i]‖ + the squared error of reconstructing from the gate
-    alone through a frozen decoder, which teaches the gate what to detect without shrinking magnitudes.
+    Loss: squared error + λ · mean Σ ReLU(π + b_gate) ‖W_dec[i]‖ + the squared error of the gate's own reconstruction
+    through a frozen decoder. The last term teaches the gate what to detect without shrinking magnitudes.
     """
 
     config_class = GatedSAEConfig

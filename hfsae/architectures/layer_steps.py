@@ -1,7 +1,7 @@
 """A cross-layer transcoder in a model's forward pass, layer by layer: `by_layer`.
 
-What is written at a layer depends on what earlier layers have read in the same pass. Each step stands where a
-transcoder of its layer would: `attach_all` and `evaluate_together` take them by name.
+The output at a layer depends on what earlier layers have read in the same pass. Each step stands where a transcoder of
+its layer would: `attach_all` and `evaluate_together` take them by name.
 """
 
 import copy
@@ -69,7 +69,7 @@ class LayerStep:
         return self.sae.device
 
     def __call__(self, activations: Tensor) -> SAEOutput:
-        """Reads activations (..., d), and says what is written at this layer with what earlier ones have read."""
+        """Reads activations (..., d), and gives the output at this layer, with what earlier layers have read."""
         if self._layer == 0:
             self._shared.read.clear()
             self._shared.edited.clear()
@@ -79,7 +79,7 @@ class LayerStep:
         return SAEOutput(reconstruction=written, features=features)  # type: ignore[arg-type]
 
     def decode(self, features: Tensor | SparseFeatures, activations: Tensor) -> Tensor:
-        """What is written here (..., d_out) with these features of the layer; later layers go on with them, too."""
+        """The output here (..., d_out) with these features of the layer; later layers go on with them, too."""
         if not isinstance(features, SparseFeatures):
             features = SparseFeatures.from_dense(features)
         self._shared.edited[self._layer] = features
@@ -89,7 +89,7 @@ class LayerStep:
         sae, target = self.sae, self._layer
         if missing := [sae.config.source_names[layer] for layer in range(target) if layer not in features]:
             raise ValueError(
-                f"what is written at {sae.config.source_names[target]} depends on {', '.join(missing)}, where this "
+                f"the output at {sae.config.source_names[target]} depends on {', '.join(missing)}, where this "
                 "pass has read nothing: give all layers, sae.by_layer()."
             )
         made = sae.b_dec.split(sae.config.output_widths)[target]

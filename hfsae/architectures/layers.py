@@ -16,13 +16,14 @@ class LayersConfig(SAEConfig):
         n_features: Features of all layers together, as many of each; or `expansion_factor`, of each layer.
         source_names: What the layers are called, in their order: the places that they read.
         source_widths: Size of the activations that each reads, the same of all; `d_in` is their sum.
-        tied_decoder: Whether a feature writes the same direction at all layers, with a scale of its own at each
-            (`per_source_tied` with `post_encoder_scale` in EleutherAI's clt-training), which takes one decoder row a
-            feature; otherwise a direction of its own at each.
+        tied_decoder: Whether a feature writes the same direction at all layers, with a scale of its own at each. That
+            takes one decoder row a feature. (EleutherAI's clt-training calls it `per_source_tied` with
+            `post_encoder_scale`.) Otherwise it has a direction of its own at each.
 
     Raises:
-        ValueError: If there are no layers, a name comes twice, widths differ, sizes are no multiples of the number of
-            layers, or `subtract_b_dec` or `input_transform` is set, which have no meaning between two places.
+        ValueError: If there are no layers, a name comes twice, widths differ, or sizes are no multiples of the number
+            of layers. Likewise if `subtract_b_dec` or `input_transform` is set, which have no meaning between two
+            places.
     """
 
     subtract_b_dec: bool = False

@@ -2,7 +2,7 @@
 arXiv:2503.17547; Nabeshima 2024).
 
 One selection is made over the whole width. For the prefix widths m₁ < … < n the reconstruction from the first m
-features alone has to be good too: general features come first and are not split up by specific ones behind them.
+features alone has to be good too. So general features come first, and specific ones behind them do not split them up.
 """
 
 import copy
@@ -32,8 +32,8 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
         prefix_weights: Weight of each prefix's error in the loss, divided by their sum; None: all alike.
 
     Raises:
-        ValueError: If the widths do not rise from at least 1 to `n_features`, or the weights are not as many as the
-            widths, are negative or all 0.
+        ValueError: If the widths do not rise from at least 1 to `n_features`. Likewise if the weights are not as many
+            as the widths, are negative or all 0.
 
     Example:
         >>> from hfsae import MatryoshkaSAEConfig
@@ -97,8 +97,8 @@ class MatryoshkaSAE(BatchTopKSAE):
     def prefix(self, n_features: int) -> Self:
         """The nested SAE of the first features, with weights of its own.
 
-        Its threshold is that of the whole, so a token has the features that it has there, as far as they are among
-        the first; `k` stays what was asked of the whole.
+        Its threshold is that of the whole, so a token has the features that it has there, as far as they are among the
+        first. `k` stays what was asked of the whole.
 
         Args:
             n_features: One of `config.prefixes`.

@@ -1,7 +1,7 @@
 """What crosscoders of every rule share: sources, each with a width and a scale of its own, and the way to single ones.
 
-To the arithmetic a crosscoder is an SAE whose rows are those of its sources, one behind the other: every source adds
-its part to a feature's pre-activation, one selection is made over the sum, and each source has a decoder of its own.
+To the arithmetic a crosscoder is an SAE whose rows are those of its sources, one behind the other. Every source adds
+its part to a feature's pre-activation, and one selection is made over the sum. Each source has a decoder of its own.
 """
 
 import copy
@@ -31,8 +31,8 @@ class SourcesConfig(SAEConfig):
             of one; these are then those of the first source. None where all are places of one model.
 
     Raises:
-        ValueError: If names, widths and models are not as many, a name comes twice, or a width is not positive; with a
-            target, a skip connection or an input transform, which would mix the sources.
+        ValueError: If names, widths and models are not as many, a name comes twice, or a width is not positive.
+            Likewise with a target, a skip connection or an input transform, which would mix the sources.
     """
 
     source_names: list[str] = field(default_factory=list)
@@ -140,13 +140,13 @@ class Crosscoder(SAE):
     def encode(
         self, activations: Tensor | Mapping[str, Tensor], features: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """As of any SAE; from any of the sources alone, too: see `join` for those that are missing."""
+        """As of any SAE; also from some of the sources alone: `join` says what stands for the missing ones."""
         return super().encode(self.join(activations, partial=True), features)
 
     def encode_sparse(
         self, activations: Tensor | Mapping[str, Tensor], features: Sequence[int] | Tensor | None = None
     ) -> SparseFeatures:
-        """As of any SAE; from any of the sources alone, too: see `join` for those that are missing."""
+        """As of any SAE; also from some of the sources alone: `join` says what stands for the missing ones."""
         return super().encode_sparse(self.join(activations, partial=True), features)
 
     def forward(

@@ -23,7 +23,7 @@ class StandardSAEConfig(SAEConfig):
     """Config of a `StandardSAE`; see `SAEConfig` for the shared fields.
 
     Args:
-        penalty: `"decoder_norm"` weights each feature's L1 by the norm of its decoder row and leaves rows free;
+        penalty: `"decoder_norm"` weights each feature's L1 by the norm of its decoder row, and leaves rows free.
             `"l1"` is the plain `λ‖f‖₁` with rows kept at unit norm.
 
     Example:

@@ -26,7 +26,7 @@ _SPELLED = {int: "<int>", float: "<float>", str: "<str>", bool: BOOLEAN, dict: "
 
 
 def with_training_options(command: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
-    """A command that takes every training argument, and gets the texts of those that were given as `given`.
+    """A command that takes every training argument, and gets the texts of the given ones as `given`.
 
     Args:
         command: The function of the command.

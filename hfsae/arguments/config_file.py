@@ -71,7 +71,7 @@ def _found(path: str | Path) -> Path:
         return own[str(path).removesuffix(".yaml")]
     known = ", ".join(f"{name} ({_first_line(file)})" for name, file in sorted(own.items()))
     raise FileNotFoundError(
-        f"no config file {path}.{did_you_mean(Path(path).stem, own)} Those that come along, by name: {known}."
+        f"no config file {path}.{did_you_mean(Path(path).stem, own)} These come along, by name: {known}."
     )
 
 
@@ -81,7 +81,7 @@ def _first_line(file: Path) -> str:
 
 
 def refuse_unknown(name: Any, known: Collection[str], where: str) -> None:
-    """Raises a ValueError if a name is not among those that are known, with the one that was probably meant."""
+    """Raises a ValueError if a name is not known, with the one that was probably meant."""
     if name not in known:
         raise ValueError(f"{where}: unknown argument {name!r}.{did_you_mean(name, known)}")
 

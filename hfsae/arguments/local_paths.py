@@ -33,7 +33,7 @@ def same_place(before: Any, now: Any) -> bool:
 
 
 def with_places_in_full(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, those that name a file or folder that is here with its absolute path."""
+    """Arguments by name; a file or folder that is here has its absolute path."""
     places = {name: arguments[name] for name in PLACES if isinstance(arguments.get(name), str)}
     own = {"output_dir": os.path.abspath(arguments["output_dir"])} if "output_dir" in arguments else {}
     full = {

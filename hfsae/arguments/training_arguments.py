@@ -354,7 +354,7 @@ class SAETrainingArguments:
         return {f.name: values[f.name] for f in fields(self) if f.name in values and values[f.name] != default_of(f)}
 
     def __repr__(self) -> str:
-        """Those that differ from their defaults."""
+        """Only the arguments that differ from their defaults."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
 
     def differing_from(self, other: "SAETrainingArguments") -> dict[str, Any]:

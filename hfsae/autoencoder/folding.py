@@ -11,7 +11,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 def fold_input_scale(sae: SparseAutoencoder, keep: Literal["features", "unit_rows"] = "features") -> None:
     """Folds `input_scale` (and `output_scale`) into the weights, exactly; the scales become 1.
 
-    A transcoder that subtracts `b_dec` does so at its input's scale and adds it at its output's: the subtraction
+    A transcoder that subtracts `b_dec` does so at its input's scale and adds it at its output's. So the subtraction
     moves into the biases, and `config.subtract_b_dec` becomes False.
 
     Args:

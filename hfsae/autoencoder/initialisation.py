@@ -35,13 +35,17 @@ def initialise(
 ) -> SparseAutoencoder:
     """Fits everything about a fresh SAE that depends on the data.
 
-    In this order: `input_scale` = √d / mean‖x‖ (where `config.scale_inputs`), `b_dec` = centre of the scaled
-    activations, thresholds, and one factor on `W_e` that makes the least-squares gain
-    ⟨x̂ − b_dec, x̃⟩ / ‖x̂ − b_dec‖² equal 1: tied unit rows at 16x otherwise give x̂ ≈ 8 x̃, an initial error of many
-    times the variance.
+    In this order:
+
+    * `input_scale` = √d / mean‖x‖ (where `config.scale_inputs`)
+    * `b_dec` = centre of the scaled activations
+    * thresholds
+    * one factor on `W_e` that makes the least-squares gain ⟨x̂ − b_dec, x̃⟩ / ‖x̂ − b_dec‖² equal 1
+
+    Without that factor tied unit rows at 16x give x̂ ≈ 8 x̃, an initial error of many times the variance.
 
     Of a transcoder `output_scale` and `b_dec` are those of its target. Its random rows say nothing of how to get there
-    from what it reads, so features start next to 0: together they write 0.03 of the target's spread. Where it does not
+    from what it reads, so features start next to 0. Together they write 0.03 of the target's spread. Where it does not
     subtract `b_dec`, its biases put the centre of what it reads at 0.
 
     Args:

@@ -184,9 +184,9 @@ class SparseAutoencoder(Parameters):
 
         Args:
             features: Dense (..., n_features), or what `encode_sparse` returned.
-            activations: The activations (..., d_in) that were encoded; needed where what was taken out of them must
-                be put back (`input_transform` of `"layer_norm"` or `"constant_norm"`) and for `skip`. With `"center"`
-                they bring the mean back.
+            activations: The activations (..., d_in) that were encoded. They are needed for `skip`, and where what was
+                taken out of them must be put back (`input_transform` of `"layer_norm"` or `"constant_norm"`). With
+                `"center"` they bring the mean back.
 
         Raises:
             ValueError: If they are needed and missing.

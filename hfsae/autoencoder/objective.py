@@ -90,8 +90,8 @@ def auxk_loss(
     """Lets the strongest dead features reconstruct what the living ones missed.
 
     `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / max(‖e − ē‖², 1e-6 ‖s·x‖²)`, with k_aux = d/2, e the detached residual
-    and V the batch's summed variance, which puts the term in the units of the mean squared error (Gao et al. 2024,
-    arXiv:2406.04093, A.2, in the centred form of dictionary_learning's code). It is a TopK SAE of the dead rows, which
+    and V the batch's summed variance. V puts the term in the units of the mean squared error. (Gao et al. 2024,
+    arXiv:2406.04093, A.2, in the centred form of dictionary_learning's code.) It is a TopK SAE of the dead rows, which
     are gathered first: the cost is at most n_dead/n of a dense pass.
 
     Args:

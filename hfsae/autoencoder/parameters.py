@@ -18,9 +18,13 @@ from hfsae.functional import at_least_float32
 class Parameters(Architecture, PreTrainedModel):
     """What an SAE stores.
 
-    `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,), `W_dec` (n_features, d_out), `b_dec` (d_out,),
-    `input_scale` (), or (sources,) of a crosscoder; transcoders also `output_scale` (); `W_skip` (d_out, d_in) where
-    there is one. Those of a cross-layer transcoder lie by layer (`hfsae.architectures.cross_layer`).
+    * `encoder.weight` (n_features, d_in), `encoder.bias` (n_features,)
+    * `W_dec` (n_features, d_out), `b_dec` (d_out,)
+    * `input_scale` (), or (sources,) of a crosscoder
+    * `output_scale` () of transcoders
+    * `W_skip` (d_out, d_in) where there is one
+
+    Those of a cross-layer transcoder lie by layer (`hfsae.architectures.cross_layer`).
     """
 
     config_class: type[SAEConfig] = SAEConfig

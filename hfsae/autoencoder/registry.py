@@ -44,7 +44,7 @@ def architecture_name(config: SAEConfig | type[SAEConfig]) -> str:
 
 
 def architectures() -> dict[str, type[SparseAutoencoder]]:
-    """Every architecture by name: registered ones, and those that other installed packages offer."""
+    """Every architecture by name: the registered ones, and what other installed packages offer."""
     for sae_class in guests.load_guests(guests.ARCHITECTURES).values():
         register(sae_class)
     return dict(_REGISTERED)

@@ -44,7 +44,7 @@ WHOLE = Partition()
 
 
 def shardable(sae_class: Kind) -> Kind:
-    """Declares that the features of an architecture, and of those that derive from it, can lie in several processes.
+    """Declares that the features of an architecture, and of its subclasses, can lie in several processes.
 
     The objective then looks at other features by way of the `TrainingStep` alone: `mse`, `mean_per_token`,
     `mean_weighted`, `reconstruct`, `rule`.
@@ -54,7 +54,7 @@ def shardable(sae_class: Kind) -> Kind:
 
 
 def replayable(sae_class: Kind) -> Kind:
-    """Declares that every step of an architecture, and of those that derive from it, runs alike.
+    """Declares that every step of an architecture, and of its subclasses, runs alike.
 
     It runs the same operations on tensors of the same shapes, whatever the batch holds and whichever step it is, and
     reads nothing back. On a GPU it is then recorded once and replayed, with the step's `progress` as it was.
@@ -64,7 +64,7 @@ def replayable(sae_class: Kind) -> Kind:
 
 
 def plain(sae_class: Kind) -> Kind:
-    """Declares that an architecture is trained the plain way, whatever those that it derives from declare."""
+    """Declares that an architecture is trained the plain way, even where its base classes declare more."""
     _plain.add(sae_class)
     return sae_class
 

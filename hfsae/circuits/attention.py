@@ -26,7 +26,7 @@ class AttentionPatterns:
     """The attention probabilities of one prompt, by module.
 
     Attributes:
-        frozen: Whether those that were noted are used; otherwise they are computed and noted.
+        frozen: Whether the noted patterns are used; otherwise patterns are computed and noted.
         frozen_for: The modules of which some were noted.
     """
 

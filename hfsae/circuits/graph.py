@@ -33,8 +33,8 @@ class Exactness:
 
     Attributes:
         logits: The largest difference of a logit, rebuilt from the linear model, from the model's own.
-        features: The largest relative error of a feature: its value less the sum of all that makes it, by the value,
-            or by the mean of all values where that is larger.
+        features: The largest relative error of a feature: its value less the sum of all that makes it, divided by the
+            value. Where the mean of all values is larger, that divides.
         targets: The same of logit nodes.
     """
 

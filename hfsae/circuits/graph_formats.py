@@ -23,7 +23,7 @@ _TYPES = {
 def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
     """A graph in the schema that circuit-tracer's pages and Neuronpedia read (schema version 1).
 
-    It is circuit-tracer's own `frontend/graph_models.py`, with one difference: there the id of an error of layer l is
+    It is circuit-tracer's own `frontend/graph_models.py`, with one difference. There the id of an error of layer l is
     that of feature l of layer 0 at the same position. Errors here are called `error_l_position`, so that no two nodes
     have one id. An error of a second place in a layer has the place in its id.
 

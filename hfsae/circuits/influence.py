@@ -1,10 +1,14 @@
 """Influence, scores and pruning of attribution graphs.
 
-The definitions are those of Ameisen et al. 2025, "Circuit tracing: revealing computational graphs in language models"
-(https://transformer-circuits.pub/2025/attribution-graphs/methods.html), appendices on pruning and on scores, as
-circuit-tracer computes them. A is the matrix of edges, rows targets and columns sources. Â is its absolute values,
-every row divided by its sum. B = Â + Â² + ... counts all paths, and a graph has no circle, so the sum ends. The
-influence of a node on the logits is wᵀB, where w has the logits' probabilities.
+The definitions are those of Ameisen et al. 2025, as circuit-tracer computes them (appendices on pruning and on
+scores).
+
+"Circuit tracing: revealing computational graphs in language models",
+https://transformer-circuits.pub/2025/attribution-graphs/methods.html
+
+A is the matrix of edges, rows targets and columns sources. Â is its absolute values, every row divided by its sum. B =
+Â + Â² + ... counts all paths, and a graph has no circle, so the sum ends. The influence of a node on the logits is
+wᵀB, where w has the logits' probabilities.
 """
 
 import torch
@@ -92,8 +96,8 @@ def kept_by_pruning(
     """Which nodes (n,) and edges (n, n) stay.
 
     Nodes stay that together have `node_share` of the influence, embeddings and logits in any case. Of the edges
-    between them stay those that have `edge_share` of Â[t, s] · (influence of t + its weight). Then features and errors
-    without an edge out, and features without an edge in, go, until there are none.
+    between them stay the ones that have `edge_share` of Â[t, s] · (influence of t + its weight). Then features and
+    errors without an edge out, and features without an edge in, go, until there are none.
 
     Args:
         edges: (n, n).

@@ -71,8 +71,8 @@ class LocalReplacement:
         logits: (vocabulary,), what the model itself says at the last token.
 
     Raises:
-        ValueError: If the model is no causal LM whose blocks can be made linear, with the reason; if the prompt is
-            longer than the model's context; if an SAE does not fit the model.
+        ValueError: If the model is no causal LM whose blocks can be made linear, with the reason. Likewise if the
+            prompt is longer than the model's context, or an SAE does not fit the model.
         HookPointError: If the model lacks a place.
     """
 

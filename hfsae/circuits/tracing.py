@@ -38,10 +38,10 @@ def trace(
 ) -> Graph:
     """Explains what a model says after a prompt, by the features that make it.
 
-    For this prompt the model is made linear: attention patterns and denominators of norms are held, MLPs are cut, and
-    where SAEs write stands the sum of features and error that the model had. An edge is what a feature, an error or
-    an embedding adds to a feature's value or to a logit, with nothing between them; the edges into a node and what
-    biases add make its value exactly. As in Ameisen et al. 2025, "Circuit tracing".
+    For this prompt the model is made linear: attention patterns and denominators of norms are held, and MLPs are cut.
+    Where SAEs write stands the sum of features and error that the model had. An edge is what a feature, an error or an
+    embedding adds to a feature's value or to a logit, with nothing between them. The edges into a node and what biases
+    add make its value exactly. As in Ameisen et al. 2025, "Circuit tracing".
 
     Args:
         model: A causal LM whose attention goes through transformers' attention interface, or a wrapper around one.
@@ -62,8 +62,8 @@ def trace(
         The graph, which keeps the model for `intervene` and `validate`.
 
     Raises:
-        ValueError: If the model cannot be made linear, with the reason; if an SAE does not fit it, the prompt is
-            longer than its context, or a target is no token. All before anything is traced.
+        ValueError: If the model cannot be made linear, with the reason. Likewise if an SAE does not fit it, the prompt
+            is longer than its context, or a target is no token. All before anything is traced.
         HookPointError: If the model lacks the place of an SAE.
 
     Example:

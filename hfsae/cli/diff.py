@@ -26,7 +26,7 @@ TokensToRead = Annotated[
 def run(
     path: Folder,
     output: Annotated[
-        str | None, option("--output", "Another folder for what is written; the card is then left alone.")
+        str | None, option("--output", "Another folder for the results; the card is then left alone.")
     ] = None,
     top: Annotated[int, option("--top", "How many features of each class the page shows with examples.")] = 20,
     absent: Annotated[

@@ -76,7 +76,7 @@ def run(
     ] = None,
     max_features: Annotated[int | None, option("--max_features", "So many at most, drawn at random.")] = None,
     output: Annotated[str | None, option("--output", "The file; by default labels.json beside the weights.")] = None,
-    write: Annotated[bool, option("--write", "Write labels anew that are there, those of people too.")] = False,
+    write: Annotated[bool, option("--write", "Write labels that are there again, also those of people.")] = False,
     n_shown: Annotated[
         int, option("--n_shown", "Examples that a feature is explained from.", rich_help_panel=_SCORING)
     ] = 20,

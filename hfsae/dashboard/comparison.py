@@ -66,7 +66,7 @@ def diff_saved(
 
     Args:
         folder: Where it was saved.
-        model: Its language models, with commas between; None loads those that the config names.
+        model: Its language models, with commas between; None loads the models that the config names.
         dataset: Text to compare on; None takes the one that the recorded metrics were measured on.
         dataset_config: Configuration of that dataset.
         split: Split of that dataset; None: the only one, or `"test"`.
@@ -74,7 +74,7 @@ def diff_saved(
         batch_size: Sequences per run of the models.
         n_features: Of each class, so many features that do most stand on the page, with examples.
         thresholds: Where the classes end.
-        output: Another folder for what is written; the card is then left alone.
+        output: Another folder for the results; the card is then left alone.
         disable_tqdm: Whether to show no progress bar.
 
     Raises:

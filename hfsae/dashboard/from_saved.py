@@ -104,8 +104,8 @@ def gather(
 
     Args:
         source: Folder of the SAE, or a Hub repository. In a folder the features that are collected are kept
-            (`features.safetensors`), and used the next time as long as they are of these weights; not those
-            of another text or model than that of a record or of features there.
+            (`features.safetensors`), and used the next time as long as they are of these weights. Features of another
+            text or model than that of a record there are not used.
         subfolder: The SAE's folder in it.
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.

@@ -26,8 +26,8 @@ def read_prompts(
         texts: The prompts.
 
     Returns:
-        For each prompt its `tokens` (texts), which of them are `kept` (the SAE's config leaves the others out), and
-        for each token the `features` that fire, strongest first, with their `activations`.
+        For each prompt its `tokens` (texts) and which of them are `kept` (the SAE's config leaves the others out). For
+        each token also the `features` that fire, strongest first, with their `activations`.
 
     Raises:
         ValueError: If a text is empty.

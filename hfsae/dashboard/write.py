@@ -34,8 +34,8 @@ def write_dashboard(
         collection: What `collect_features` found.
         tokenizer: The tokenizer of the language model.
         output: A file that ends in `.html` holds everything. Anything else is a folder: `index.html`, and the features
-            in files beside it that are read when they are needed, which is better for large SAEs and for pages on the
-            web.
+            in files of their own that are read when they are needed. That is better for large SAEs and for pages on
+            the web.
         title: What the page is called.
         labels: Labels by feature (`read_labels`, or `read_label_records` with what a language model scored).
         prompts: What `read_prompts` found, for the page of prompts.

@@ -1,7 +1,7 @@
 """What an activation source is, and the main one: a frozen language model that reads text.
 
-A source gives chunks: for each hook point a tensor (rows, d), the same number of rows everywhere, row i of every
-hook point belonging to the same token.
+A source gives chunks: for each hook point a tensor (rows, d), with the same number of rows everywhere. Row i belongs
+to the same token at every hook point.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ class LMActivations:
 
     Raises:
         HookPointError: If the model lacks a hook point.
-        ValueError: If the blocks are longer than the model's context; while iterating, if a token is not in its
+        ValueError: If the blocks are longer than the model's context. While iterating, if a token is not in its
             vocabulary or a hook point does not see every token.
         NonFiniteActivationsError: While iterating, if a row holds NaN or infinity; found at once on a CPU, elsewhere
             within 16 chunks.

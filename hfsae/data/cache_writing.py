@@ -1,10 +1,10 @@
 """Writing a cache of activations: by one process, or by several into one set of shards.
 
-A shard is written beside and renamed, and carries in its metadata where the source stood after it: a cache whose
-writer was killed goes on from its last whole shard and ends with the same bytes.
+A shard is written under another name and renamed. Its metadata say where the source stood after it. So a cache whose
+writer was killed goes on from its last whole shard, and ends with the same bytes.
 
 Several writers share out the shards that are missing. Each passes over the text of the others, tokenised but not read
-by the language model, and keeps the digests of its own shards in a file of its own until all are done, so that no two
+by the language model. It keeps the digests of its own shards in a file of its own until all are done. So no two
 processes ever write one file.
 """
 
@@ -83,7 +83,7 @@ def write_cache(
 ) -> None:
     """Writes the first rows of a source, or goes on where an earlier call with the same arguments was ended.
 
-    Several processes, on one machine or on several with one file system, may write one cache: each calls this with an
+    Several processes, on one machine or on several with one file system, may write one cache. Each calls this with an
     equal source from its beginning, and passes over the rows of the others. Whoever writes, the bytes are the same.
 
     Memory: two shards (half a gigabyte) beside what the source needs.

@@ -26,7 +26,7 @@ class LeftOut:
         """Which tokens count, (batch, seq) bool.
 
         Args:
-            tokens: (batch, seq) bool, those that would count: no padding.
+            tokens: (batch, seq) bool, the tokens that would count: no padding.
             ids: (batch, seq) their ids; None where they are not known, so that no special token can be told.
             positions: Where they stand in the text, in a shape that broadcasts against `tokens`.
         """

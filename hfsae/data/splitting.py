@@ -42,11 +42,11 @@ def split_documents(
 ) -> AnyDataset:
     """One part of a dataset; the parts share no document, however often a document is repeated.
 
-    A document belongs to a part by the SHA-256 of its content alone, so the answer is the same for a stream and for
-    a table, in every order, on every machine, and equal documents are never on two sides.
+    A document belongs to a part by the SHA-256 of its content alone. So the answer is the same for a stream and for a
+    table, in every order and on every machine. Equal documents are never on two sides.
 
     Where a part would stay empty there are few documents. They are then dealt in the order of their hashes, so that
-    each part has at least one. Fewer than 20 are cut instead, each at the shares (conversations are not): a few
+    each part has at least one. Fewer than 20 are cut instead, each at the shares (conversations are not). So a few
     books, or one long log, give their ends to calibration and evaluation.
 
     Args:

@@ -1,11 +1,11 @@
 """The Python standard library's sources as a text dataset with a fixed train / held-out split.
 
-It is the one corpus of a few megabytes that every machine with Python already has, so examples and tests
-that need real text run on it without a network. `examples/make_tiny_lm.py` trains its language model on
-the train split, and the dataset name `"python-stdlib"` stands for it.
+It is the one corpus of a few megabytes that every machine with Python already has. So examples and tests that need
+real text run on it without a network. `examples/make_tiny_lm.py` trains its language model on the train split, and the
+dataset name `"python-stdlib"` stands for it.
 
-A file belongs to a split by the hash of its path alone, so a module is on the same side of the split in every
-version of Python, on every platform, whatever it contains.
+A file belongs to a split by the hash of its path alone, not of its content. So a module is on the same side of the
+split in every version of Python and on every platform.
 """
 
 import hashlib

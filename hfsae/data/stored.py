@@ -167,7 +167,7 @@ class IteratorActivations:
     What a `DataLoader` over a `TensorDataset` of one tensor yields, a list of one, stands for its tensor.
 
     Where it can be iterated over again (a list, a dataset, an object with `__iter__`) it is, at its end and to go
-    back; a generator ends with its last chunk. A saved place is a number of chunks: to get there, that many are made
+    back. A generator ends with its last chunk. A saved place is a number of chunks: to get there, that many are made
     and dropped. With several processes each one passes an iterable of its own share.
 
     Args:

@@ -41,12 +41,12 @@ class ActivationStream:
     """An iterator over batches of shuffled activations that can be saved and resumed at any batch.
 
     Neighbouring tokens have similar activations, so a batch should come from many texts. The stream fills a window
-    with the rows that come next, permutes them by a generator seeded with `(seed, rank, window)` and gives all of
-    them out, batch by batch, before it fills the next one. A window is a function of the seed and of the place in
-    the text alone, so a resumed stream builds one window again and goes on with equal batches, bit for bit.
+    with the rows that come next, and permutes them by a generator seeded with `(seed, rank, window)`. It gives all of
+    them out, batch by batch, before it fills the next one. A window is a function of the seed and of the place in the
+    text alone. So a resumed stream builds one window again and goes on with equal batches, bit for bit.
 
-    Memory: one buffer of `window_tokens` × d numbers of `dtype` for each hook point (2¹⁸ rows of d = 768 in bfloat16:
-    403 MB), plus the rows of one chunk of the source.
+    Memory: one buffer of `window_tokens` × d numbers of `dtype` for each hook point, plus the rows of one chunk of the
+    source. For 2¹⁸ rows of d = 768 in bfloat16 the buffer has 403 MB.
 
     Args:
         source: Where rows come from; the stream takes it over.

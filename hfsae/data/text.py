@@ -28,26 +28,28 @@ def load_text(
     """Loads a text dataset, one document a row.
 
     Args:
-        name: A dataset on the Hub (`"Salesforce/wikitext"`), a file (.txt, .json, .jsonl, .csv, .parquet or .arrow,
-            also compressed: .jsonl.gz), a folder of such files, a folder written by `Dataset.save_to_disk`, or
-            `"python-stdlib"`: the sources of the Python that runs, with the splits `"train"` and `"held_out"`.
+        name: A dataset on the Hub (`"Salesforce/wikitext"`), a file, a folder of files, or a folder written by
+            `Dataset.save_to_disk`. Files are .txt, .json, .jsonl, .csv, .parquet or .arrow, also compressed
+            (.jsonl.gz). `"python-stdlib"` is the sources of the Python that runs, with the splits `"train"` and
+            `"held_out"`.
         config: The dataset's configuration (`"wikitext-2-raw-v1"`), where it has several.
         split: The split to load. Local files without split names in them are `"train"`; slices (`"train[:1000]"`)
             work when `streaming` is False. None takes the only split there is, or `"test"` where there are several.
         streaming: Read while iterating instead of preparing the whole dataset first.
         data_files: Which files of a Hub dataset or of a local folder to take, as paths or glob patterns inside it.
         revision: The Hub dataset's branch, tag or commit.
-        sample_by: What a document of a .txt file is: `"passage"` (whole paragraphs gathered to about 2,000
-            characters; the default for local files), `"line"`, `"paragraph"` (up to an empty line) or `"document"`
-            (the whole file: it cannot be shared among processes or split into parts).
+        sample_by: What a document of a .txt file is. `"passage"`, the default for local files: whole paragraphs
+            gathered to about 2,000 characters. `"line"`; `"paragraph"`, up to an empty line. `"document"`: the whole
+            file, which cannot be shared among processes or split into parts.
 
     Returns:
         A `datasets.Dataset`, or a `datasets.IterableDataset` when `streaming` is True.
 
     Raises:
         FileNotFoundError: If neither a local path nor a Hub dataset of this name can be reached.
-        ValueError: If the split is unknown, if a folder mixes kinds of files, a file is of an unknown kind, one is
-            broken (names the line; a stream tells it while iterating), all are empty, or `sample_by` does not apply.
+        ValueError: If the split is unknown, all files are empty, or `sample_by` does not apply. Likewise if a folder
+            mixes kinds of files, a file is of an unknown kind, or one is broken. That names the line; a stream tells
+            it while iterating.
 
     Example:
         >>> load_text("python-stdlib", split="held_out").column_names

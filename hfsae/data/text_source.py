@@ -63,7 +63,7 @@ class TextSource:
         """The text that training arguments name.
 
         Args:
-            arguments: Arguments by name, all or those that differ from their defaults.
+            arguments: Arguments by name: all of them, or as many as differ from their defaults.
             **changes: Fields that are otherwise.
         """
         told = {name: arguments[argument] for name, argument in ARGUMENTS.items() if argument in arguments}

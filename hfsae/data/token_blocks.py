@@ -39,7 +39,7 @@ class TokenBatch(NamedTuple):
         input_ids: int64 (B, T), padded on the right where blocks differ in length.
         attention_mask: int64 (B, T), 1 for tokens and 0 for padding.
         keep: bool (B, T), the tokens that are trained on and measured: no padding, no special tokens, no excluded
-            positions, and of conversations only what the assistant says.
+            positions. Of conversations it is only what the assistant says.
     """
 
     input_ids: torch.Tensor
@@ -50,13 +50,14 @@ class TokenBatch(NamedTuple):
 class TokenBlocks:
     """An iterator over batches of token blocks that can be saved and resumed at any batch.
 
-    Documents are tokenised a few at a time. When documents are mixed they are joined, each followed by the
-    tokenizer's EOS (SEP or BOS where it has no EOS), and cut into blocks of `context_length`: no token is lost, what
-    does not fill a block goes into the next one, over the ends of epochs too. Documents without tokens are skipped.
+    Documents are tokenised a few at a time. When documents are mixed they are joined and cut into blocks of
+    `context_length`. Each document is followed by the tokenizer's EOS (SEP or BOS where it has no EOS). No token is
+    lost: what does not fill a block goes into the next one, over the ends of epochs too. Documents without tokens are
+    skipped.
 
     Args:
         dataset: A `datasets.Dataset` or `IterableDataset` of texts, of conversations, or of token ids (and
-            `attention_mask` where rows are padded), which the type of the column tells; or a tensor of token ids
+            `attention_mask` where rows are padded). The type of the column tells which. Or a tensor of token ids
             (rows, length). Rows of token ids are documents that have all the special tokens they need. Rows without a
             document (None) are skipped, counted and said.
         tokenizer: The language model's tokenizer. Only token ids with `exclude_special_tokens=False` need none.
@@ -67,8 +68,8 @@ class TokenBlocks:
         prepend_bos: Whether every block begins with BOS, or CLS where there is no BOS (a block that begins with it
             anyway gets no second one).
             None does as the tokenizer does; conversations and token ids then are taken as they are.
-        mix_documents: False gives each document a block of its own, cut at `context_length` (the rest is left out)
-            and padded to the longest of its batch, without EOS.
+        mix_documents: False gives each document a block of its own, padded to the longest of its batch, without EOS.
+            It is cut at `context_length`, and the rest is left out.
         exclude_special_tokens: Leave special tokens out of `keep`.
         exclude_positions: The positions of every block that are left out of `keep`. The first is left out by default:
             in GPT-2-like models its activation is an outlier, whatever its token.
@@ -250,7 +251,7 @@ class TokenBlocks:
         """Where the next batch begins, in values that JSON can hold.
 
         It names the place where the documents of the current blocks were read, the tokens that were left over there
-        and the batches taken since, so it stays small whatever the documents' size.
+        and the batches taken since. So it stays small for documents of any size.
         """
         return {"settings": self._settings, "begin": self._begin, "batches_taken": self._batches_taken}
 

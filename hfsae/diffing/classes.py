@@ -1,8 +1,10 @@
 """Which features a crosscoder's sources share, and which one of them has alone: by norms, and after latent scaling.
 
 Norms are those of decoder rows, relative to the longest. With two sources the threshold 0.2 is that of Lindsey et al.
-2024 on the scale from 0 to 1: ½ (1 + (‖d_tuned‖ − ‖d_base‖) / max) > 0.9 or < 0.1. The thresholds on ratios are those
-of Minder et al. 2025 (arXiv:2504.02922): ν^ε < 0.2 and ν^r < 0.5.
+2024 on the scale from 0 to 1.
+
+There it reads ½ (1 + (‖d_tuned‖ − ‖d_base‖) / max) > 0.9 or < 0.1. The thresholds on ratios are those of Minder et al.
+2025 (arXiv:2504.02922): ν^ε < 0.2 and ν^r < 0.5.
 """
 
 from dataclasses import dataclass
@@ -91,8 +93,8 @@ def classes(
 ) -> list[str]:
     """What is left of `classes_by_norms` when latent scaling has unmasked the false ones.
 
-    A feature that one source alone has by norms is `shrunk` where the error of another source holds it, `decoupled`
-    where other features write it there. It stays `<source>-only` where neither does.
+    A feature that one source alone has by norms is `shrunk` where the error of another source holds it. It is
+    `decoupled` where other features write it there. It stays `<source>-only` where neither does.
 
     Args:
         norms: As for `classes_by_norms`, like the others.
@@ -123,8 +125,8 @@ def classes(
 def classes_by_scaling(scaling: LatentScaling, names: list[str], fires: Tensor, thresholds: Thresholds) -> list[str]:
     """What latent scaling alone says: `<source>-only`, `shared` where another source holds it too, or `dead`.
 
-    Norms of a crosscoder that was trained shortly still lie near those that it began with; β does not wait for them.
-    Ratios are those to the source in whose error a feature is strongest.
+    After a short training, norms of a crosscoder still lie near where they began; β does not wait for them. Ratios are
+    those to the source in whose error a feature is strongest.
 
     Args:
         scaling: The least squares.

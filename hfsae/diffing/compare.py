@@ -40,7 +40,7 @@ def diff(
     """Says which features of a crosscoder its sources share, and which one of them has alone.
 
     Decoder norms say that first. Latent scaling (Minder et al. 2025, arXiv:2504.02922) then unmasks what is false of
-    it, by exact least squares in one pass over the text: see `LatentScaling` and `Thresholds`.
+    it. It solves least squares exactly, in one pass over the text: see `LatentScaling` and `Thresholds`.
 
     Args:
         sae: The crosscoder.

@@ -21,8 +21,9 @@ _LEAST_RATIO, _MOST_RATIO = -0.25, 1.5
 def diff_plot(found: ModelDiff, path: Path) -> None:
     """Draws a comparison.
 
-    With two sources, on the left how long a feature's row in the second one is, as ½ (1 + (‖d₂‖ − ‖d₁‖) / max), and on
-    the right ν^ε and ν^r of the source in which each feature is weaker. With more, how many features each class has.
+    With two sources the left side shows how long a feature's row in the second one is, as ½ (1 + (‖d₂‖ − ‖d₁‖) / max).
+    The right side shows ν^ε and ν^r of the source in which each feature is weaker. With more, how many features each
+    class has.
 
     Args:
         found: The comparison.

@@ -1,7 +1,7 @@
 """Latent scaling: how much of what each source holds goes along a feature, by least squares in one pass over a text.
 
 A decoder row of length 0 says that a source has no use for a feature. A sparsity penalty makes such rows of its own
-accord (Minder et al. 2025, arXiv:2504.02922): it shrinks a weak one away (complete shrinkage), or splits one concept
+accord (Minder et al. 2025, arXiv:2504.02922). It shrinks a weak one away (complete shrinkage), or splits one concept
 into a feature for each source (latent decoupling). What a source really holds then lies in its error, or in the
 reconstruction that other features make.
 """
@@ -22,8 +22,8 @@ _ROWS = 4096
 class LatentScaling(NamedTuple):
     """How strongly each feature goes through each source: (n_features, sources) float64, NaN where it never fires.
 
-    With f(x) a feature's value, d its row in the source where that is longest, and y what is explained,
-    β = argmin Σ_x ‖y(x) − β f(x) d‖² = Σ_x f(x) ⟨y(x), d⟩ / (‖d‖² Σ_x f(x)²).
+    f(x) is a feature's value, d its row in the source where that is longest, and y what is explained. Then β = argmin
+    Σ_x ‖y(x) − β f(x) d‖² = Σ_x f(x) ⟨y(x), d⟩ / (‖d‖² Σ_x f(x)²).
 
     Attributes:
         error: β of a source's error, to which what the feature itself writes there is given back.

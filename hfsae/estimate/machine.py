@@ -58,7 +58,7 @@ class Work:
 
     Args:
         flops: Operations, as if of large products.
-        narrow: Those that are made in bfloat16 where the device is a CPU.
+        narrow: The flops that are in bfloat16 where the device is a CPU.
         moved: Bytes through memory.
         exchanged: Bytes sent.
         waited: Seconds that pass on any machine: Python, launches, the tokeniser.

@@ -1,9 +1,10 @@
 """What a run needs before anything is loaded: memory, exactly where tensors are known, and a guess of its hours.
 
-The language model and the SAEs are built without weights. Memory counts what training holds at its fullest moment:
-the language model, the shuffled window, weights, gradients and Adam's moments of every SAE, and the workspace of one
-step (they are stepped one after another). The workspaces are upper guesses; everything else is counted. Hours are a
-guess of arithmetic, bytes moved and exchanged, and what Python and the tokeniser take (`hfsae.estimate.machine`).
+The language model and the SAEs are built without weights. Memory counts what training holds at its fullest moment: the
+language model, the shuffled window, and weights, gradients and Adam's moments of every SAE. The workspace is that of
+one step, since SAEs are stepped one after another. The workspaces are upper guesses; everything else is counted. Hours
+are a guess of arithmetic, bytes moved and exchanged, and what Python and the tokeniser take
+(`hfsae.estimate.machine`).
 """
 
 import math
@@ -106,7 +107,7 @@ class Estimate:
 
     @property
     def held_together(self) -> list[SAENeeds]:
-        """What one process trains: all SAEs, or of those that are spread what the fullest process owns."""
+        """What one process trains: all SAEs, or what the fullest process owns where they are spread."""
         owners = self.placement.owners({name: needs.parameters for name, needs in self.saes.items()})
         ranks = range(self.placement.processes)
         shares = [[self.saes[name] for name in self.placement.trained_by(rank, owners)] for rank in ranks]

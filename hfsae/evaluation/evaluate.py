@@ -112,38 +112,38 @@ def evaluate_saes(
 
     Every sum is pooled over all tokens (`hfsae.evaluation.sums`), every metric has one formula
     (`hfsae.evaluation.metrics`). Tokens that are left out (BOS and other special tokens, padding, excluded positions)
-    enter no sum and keep their own activation in every run, the ablated ones included. The model comes back as it was:
-    no hooks, every module in its mode.
+    enter no sum. They keep their own activation in every run, the ablated ones included. The model comes back as it
+    was: no hooks, every module in its mode.
 
-    CE is the cross-entropy of what the model predicts (`hfsae.evaluation.predictions`): the next token, or with a
-    masked language model the tokens that its mask token hides. `protocol["loss"]` says which; a model that predicts no
+    CE is the cross-entropy of what the model predicts (`hfsae.evaluation.predictions`): the next token. Of a masked
+    language model it is the tokens that its mask token hides. `protocol["loss"]` says which; a model that predicts no
     tokens gives None, with the reason in `notes`.
 
     Args:
         saes: The SAEs by name. Their configs say where they read and which tokens they leave out.
         model: The language model, on its device.
-        data: Held-out text: `TokenBlocks` or other batches of tokens, whose `keep` says what counts; or texts (a
+        data: Held-out text: `TokenBlocks` or other batches of tokens, whose `keep` says what counts. Or texts (a
             `datasets` dataset or a list of strings), cut into blocks here as the configs say. `TokenBlocks` are left
             where they were found.
         tokenizer: Needed for texts, and by masked language models, which it tells what hides a token.
         max_tokens: Tokens to measure on, at most (and at least one sequence), over all processes.
         batch_size: Sequences per run of the model, where text is cut here.
         calibration: Activations (N, d) of text that is neither trained nor evaluated on, by hook point (where SAEs
-            write): their mean is what `ce_mean` puts in the activations' place, and baselines are fitted on them. None
+            write). Their mean is what `ce_mean` puts in the activations' place, and baselines are fitted on them. None
             takes them from the beginning of the text, which then is not evaluated: 32,768 tokens, at most an eighth.
-        baselines: Whether an untrained SAE of the same width and PCA are measured too, with as many active features
-            and components as the SAE has active features. Transcoders have none.
+        baselines: Whether an untrained SAE of the same width and PCA are measured too. They have as many active
+            features and components as the SAE has active features. Transcoders have none.
         protocol: What only the caller knows of the text: `{"dataset": ..., "split": ...}`; wins over what is found.
         all_processes: Whether every process of the default `torch.distributed` group calls this, each with its share
-            of the text (texts are shared out here), and all get what was measured together.
+            of the text (texts are shared out here). All then get what was measured together.
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
-        For each SAE a dict that JSON can hold: every metric of `hfsae.evaluation.metrics` (None where it is
-        undefined), `n_tokens`, `density` (a histogram), `notes` (why a metric is None, by name), `baselines`
-        (`"untrained"` and `"pca"`, where wanted), `sources` (of a crosscoder the figures of each, whose means its own
-        are), `parts` (by name, where an SAE holds smaller ones: `SAE.parts`) and
-        `protocol` (text, counts, ablation, versions, digest of the weights).
+        For each SAE a dict that JSON can hold. It has every metric of `hfsae.evaluation.metrics` (None where it is
+        undefined), `n_tokens` and `density` (a histogram). `notes` say why a metric is None, by name. `baselines` has
+        `"untrained"` and `"pca"`, where wanted. `sources` has the figures of each source of a crosscoder, whose means
+        its own are. `parts` has them by name, where an SAE holds smaller ones (`SAE.parts`). `protocol` has text,
+        counts, ablation, versions and the digest of the weights.
 
     Raises:
         HookPointError: If the model has no such place.

@@ -127,8 +127,8 @@ def density(sums: Sums) -> dict[str, Any]:
     """Histogram over features of log10 of the share of tokens on which a feature fires.
 
     Returns:
-        `log10_edges` (the edges of the bins; features rarer than the first edge are in the first bin), `counts`
-        (features in each bin) and `never` (features that never fired, which are in no bin).
+        `log10_edges` are the edges of the bins; features rarer than the first edge are in the first bin. `counts` are
+        the features in each bin. `never` is the number of features that never fired, which are in no bin.
     """
     if not sums["n_tokens"] > 0:
         raise Undefined("no token was evaluated")

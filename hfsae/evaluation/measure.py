@@ -59,8 +59,8 @@ def measure(
 ) -> None:
     """Adds everything that can be measured on some text to the sums of some measurements.
 
-    The clean run, and the runs with the activations at a place replaced by 0 and by their mean, are shared by all
-    measurements that they concern.
+    All measurements that they concern share three runs: the clean run, the run with activations of 0, and the run with
+    their mean.
 
     Args:
         model: The language model.

@@ -48,7 +48,7 @@ class Metric:
         higher_is_better: Whether a baseline that reaches the value casts doubt on it.
         listed: Its place among the figures that a list of many SAEs tells of each, from 1; 0 where it is not told.
         swept: Likewise in the table of a sweep.
-        on_front: Likewise among those that a sweep weighs against L0.
+        on_front: Likewise for the metrics that a sweep weighs against L0.
         reported: Whether it stands in the `model-index` of a card.
         compared: Whether it is compared with the card when an SAE is verified.
     """

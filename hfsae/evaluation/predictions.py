@@ -1,12 +1,12 @@
 """What a language model predicts, and so which loss tells what a change to its activations costs.
 
 * A causal model predicts the token after every position: next-token cross-entropy.
-* A masked model looks at both sides of a token, and predicts tokens that its mask token stands for: a share of the
+* A masked model looks at both sides of a token, and predicts tokens that its mask token stands for. So a share of the
   tokens is hidden, and the cross-entropy is that of the hidden ones.
 * Others predict no tokens: there is no such loss, and it is said why.
 
-Which of them a model is shows itself: two texts that differ in their last token are read, and what is predicted before
-it is the same in both where the model is causal.
+Which of them a model is shows itself: two texts that differ in their last token are read. Where the model is causal,
+what it predicts before that token is the same in both.
 """
 
 import hashlib

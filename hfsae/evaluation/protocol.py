@@ -15,7 +15,7 @@ from hfsae.versions import version_of
 def weights_sha256(sae: SparseAutoencoder) -> str:
     """A digest of an SAE's stored tensors: metrics with another digest belong to other weights.
 
-    It covers every tensor's name, dtype, shape and bytes in the order of names, so it does not depend on the file
+    It covers every tensor's name, dtype, shape and bytes in the order of names. So it does not depend on the file
     format, the device or the library versions.
 
     Returns:

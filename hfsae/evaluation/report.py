@@ -17,8 +17,8 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
         title: A first line.
 
     Returns:
-        A table with a row a metric (`!` marks what deserves a warning, `~` what is outside the healthy range), then
-        the warnings in words, why figures are missing, and what was measured on.
+        A table with a row a metric: `!` marks what deserves a warning, `~` what is outside the healthy range. Then the
+        warnings in words, why figures are missing, and what was measured on.
 
     Example:
         >>> print(report({"l0": 120.0, "explained_variance": 0.97, "n_tokens": 4096}))

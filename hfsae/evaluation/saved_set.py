@@ -43,6 +43,6 @@ def set_names(record: Mapping[str, Any]) -> list[str]:
 
 
 def is_stale(record: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder]) -> bool:
-    """Whether the weights of any SAE of a set are not those that were measured; those not given count as they were."""
+    """Whether any SAE of a set has other weights than the measured ones; one that is not given counts as it was."""
     digests = record["protocol"]["weights_sha256"]
     return any(name in digests and weights_sha256(sae) != digests[name] for name, sae in saes.items())

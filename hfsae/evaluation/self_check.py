@@ -71,8 +71,9 @@ def self_check(
 ) -> SelfCheck:
     """Compares L0 and explained variance on a few texts with what the config recorded; see `self_check`.
 
-    Where they do not fit, each usual mistake is undone in turn (another hook point, another handling of BOS and of
-    position 0, another scale, activations of processed weights), and those that bring the figures back are named.
+    Where they do not fit, each usual mistake is undone in turn. The mistakes are another hook point, another handling
+    of BOS and of position 0, another scale, and activations of processed weights. The result names the mistakes whose
+    undoing brings the figures back.
 
     Args:
         sae: The SAE.
@@ -106,7 +107,7 @@ def _causes(setup: CheckSetup, measured: Figures, recorded: Figures) -> Iterator
     sae, model = setup.sae, setup.model
     digest, revision = measured_digest(sae.config), getattr(model.config, "_commit_hash", None)
     if digest is not None and digest != weights_sha256(sae):
-        yield "The weights are not those that were measured: they were changed, or cast to another dtype, since."
+        yield "The weights are not the measured ones: they were changed, or cast to another dtype, since."
     wanted = sae.config.base_model_revision
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."

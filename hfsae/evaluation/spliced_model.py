@@ -1,7 +1,7 @@
 """A language model that reads the same text several times, with another activation in one place each time.
 
 What the runs have in common is computed once: the blocks below the place answer from memory. And no run ever holds a
-logit for every token: it ends with the decoder's last state, from which the model's head makes logits in pieces. Both
+logit for every token. It ends with the decoder's last state, and the model's head makes logits of it in pieces. Both
 shortcuts are compared with full runs on one sequence first; a model that does not stand them is run in full. No run is
 given a longer sequence than that one.
 """
@@ -175,7 +175,7 @@ class SplicedModel:
 
 
 def _blocks_below(place: HookPoint, layout: DecoderLayout) -> list[nn.Module]:
-    """The blocks whose outputs do not depend on what is written to a place."""
+    """The blocks whose outputs do not depend on a change at a place."""
     layer = layout.layer_of(place.path)
     if layer is None:
         return []

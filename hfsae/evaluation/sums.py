@@ -1,6 +1,6 @@
 """What of a batch enters the metrics: float64 sums that add up over batches and processes, whatever the split.
 
-Nothing is ever averaged before the end, and no sum is a small difference of large ones: squared deviations are taken
+Nothing is ever averaged before the end, and no sum is a small difference of large ones. Squared deviations are taken
 about a reference near the mean, which the caller knows from other text.
 
 | sum | shape | over tokens, of |

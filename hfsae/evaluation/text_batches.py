@@ -57,8 +57,8 @@ def read_batches(
         world_size: The number of processes.
 
     Raises:
-        ValueError: If there is no token that counts, if the SAEs want the text cut in different ways, if tokens count
-            that an SAE leaves out, or if the model cannot read the tokens.
+        ValueError: If there is no token that counts, or the SAEs want the text cut in different ways. Likewise if
+            tokens count that an SAE leaves out, or the model cannot read the tokens.
         TypeError: If `data` is of another type, or text comes without a tokenizer.
     """
     if max_tokens < 1:

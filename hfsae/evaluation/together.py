@@ -58,10 +58,15 @@ def evaluate_together(
 ) -> dict[str, Any]:
     """Measures a language model in which every SAE stands in its place at once.
 
-    Five runs of the model over the text: untouched; with every reconstruction spliced in, each made of what the ones
-    before it left; the same with the errors of the untouched run added back, which must give the untouched model
-    again; with 0 in all those places; with the mean of other text in all of them. Tokens that are left out keep their
-    own activations, as in `evaluate_saes`.
+    Five runs of the model over the text:
+
+    * untouched
+    * with every reconstruction spliced in, each made of what the ones before it left
+    * the same with the errors of the untouched run added back, which must give the untouched model again
+    * with 0 in all those places
+    * with the mean of other text in all of them
+
+    Tokens that are left out keep their own activations, as in `evaluate_saes`.
 
     Args:
         saes: The SAEs by name, no two of which write at one place. A cross-layer transcoder stands at all its layers.
@@ -76,12 +81,12 @@ def evaluate_together(
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
-        A dict that JSON can hold: `ce_clean`, `ce_spliced`, `ce_zero`, `ce_mean`, `loss_recovered`,
-        `loss_recovered_mean`, `ce_increase` and `kl` with all reconstructions in place; `ce_with_errors` and
-        `kl_with_errors` with the errors added back; `with_errors_difference`, how far the last state is from the
-        untouched model's then, as a share of its norm; `l0`, active features a token over all SAEs in the spliced
-        model; `n_tokens`, `notes` and `protocol`, whose `weights_sha256` has a digest for every SAE. A model that
-        predicts no tokens gives None, with the reason in `notes`.
+        A dict that JSON can hold. With all reconstructions in place: `ce_clean`, `ce_spliced`, `ce_zero`, `ce_mean`,
+        `loss_recovered`, `loss_recovered_mean`, `ce_increase` and `kl`. With the errors added back: `ce_with_errors`,
+        `kl_with_errors` and `with_errors_difference`. The last says how far the last state is from the untouched
+        model's, as a share of its norm. `l0` is the number of active features a token over all SAEs in the spliced
+        model. There are also `n_tokens`, `notes` and `protocol`, whose `weights_sha256` has a digest for every SAE. A
+        model that predicts no tokens gives None, with the reason in `notes`.
 
     Raises:
         HookPointError: If the model has no such place.

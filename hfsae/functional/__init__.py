@@ -1,6 +1,6 @@
 """Pure tensor code: selecting active features, encoding, decoding, straight-through gradients. Imports torch alone.
 
-`encode` is the one place that chooses between the dense path and the exact sparse one; `reference` holds the plain
+`encode` is the one place that chooses between the dense path and the exact sparse one. `reference` holds the plain
 formulas that both are tested against.
 """
 

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph.
 
-Launching the hundred and fifty kernels of a step takes Python 3 to 4 ms, for most SAEs more than the GPU needs to run
-them. A step that does the same at every batch is recorded once and replayed in one launch.
+To launch the hundred and fifty kernels of a step takes Python 3 to 4 ms. For most SAEs that is more than the GPU needs
+to run them. A step that does the same at every batch is recorded once and replayed in one launch.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -29,9 +29,10 @@ class _Record(Generic[T]):
 class RecordedStep(Generic[T]):
     """A function of tensors that is recorded after a few calls, and from then on replayed.
 
-    What it does must not depend on anything but the tensors and a key: the same kernels with the same shapes at every
-    call, no number of the host that changes, nothing read back. Tensors that it changes in place are changed by a
-    replay too. There is a record for each key and for inputs of each kind, that is their shapes and types.
+    What it does must not depend on anything but the tensors and a key. That means the same kernels with the same
+    shapes at every call, no number of the host that changes, nothing read back. Tensors that it changes in place are
+    changed by a replay too. There is a record for each key and for inputs of each kind, that is their shapes and
+    types.
     """
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ def encode(
     """Pre-activations `h = weight (x − center) + bias` at the entries that `selection` picks.
 
     Under autocast the product that decides which entries are active runs in low precision. On a CPU, whose sparse
-    products are in float32, the sparse path then recomputes the values in the precision of `x`; on CUDA all products
+    products are in float32, the sparse path then recomputes the values in the precision of `x`. On CUDA all products
     read the narrow type, as on the dense path, and the values are those of the product.
 
     Args:
@@ -67,8 +67,8 @@ def encode(
         center: (d,) subtracted from every token first (`b_dec`), or None.
         selection: Which entries are kept.
         path: `"dense"` keeps all N × n, `"sparse"` only the active entries, `"auto"` decides by device, density and
-            size: sparse below the break-even share of active entries (`CPU_BREAK_EVEN`; on CUDA that of the GPU);
-            on a CPU, where N × n would pass `CHUNK_BYTES`, wherever it takes less memory.
+            size. It is sparse below the break-even share of active entries (`CPU_BREAK_EVEN`; on CUDA that of the
+            GPU). On a CPU, where N × n would pass `CHUNK_BYTES`, it takes what needs less memory.
 
     Returns:
         The pattern, and the pre-activations at its entries: (entries,) or (N, n). Differentiable in `x`, `weight`,

@@ -69,7 +69,7 @@ class Entries:
         return torch.repeat_interleave(positions, self.per_token, output_size=len(self.features))
 
     def kept(self, keep: Tensor) -> "Entries":
-        """Those that a mask (entries,) keeps."""
+        """The entries that a mask (entries,) keeps."""
         place = keep.nonzero()[:, 0]
         before = torch.searchsorted(place, F.pad(self.per_token.cumsum(0), (1, 0)))
         return Entries(before.diff(), self.features.index_select(0, place), self.pre.index_select(0, place))

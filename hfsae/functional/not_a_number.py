@@ -1,8 +1,8 @@
 """NaN in, NaN out, on the sparse path.
 
-A rule asks which pre-activations exceed something, and NaN exceeds nothing: a token that holds NaN would have no
+A rule asks which pre-activations exceed something, and NaN exceeds nothing. So a token that holds NaN would have no
 feature, and its reconstruction would be the offset, a finite one. Such a token has one entry, the first feature, whose
-value is NaN; so all that is computed from its entries is NaN, as on the dense path. The kernels have that rule
+value is NaN. So all that is computed from its entries is NaN, as on the dense path. The kernels have that rule
 themselves; here it is for all other devices, whatever the rule of selection.
 """
 

@@ -1,6 +1,6 @@
 """Which features are active on which tokens, and the products that only touch those.
 
-A pattern lists *entries*: (token, feature) pairs. A training objective computes one value per entry and asks the
+A pattern lists *entries*: (token, feature) pairs. A training objective computes one value per entry. It asks the
 pattern for everything that crosses between tokens and features, so the same objective runs on either pattern:
 
 * `SparsePattern` keeps the entries in token-major order, values of shape (entries,). Every product costs
@@ -76,7 +76,7 @@ class Pattern(Protocol):
 
 
 class DensePattern:
-    """All N × n pairs, those that a rule picks being entries.
+    """All N × n pairs; the entries are the pairs that a rule picks.
 
     Args:
         pre: (N, n).

@@ -118,8 +118,8 @@ def gated(
 ) -> tuple[Tensor, Tensor]:
     """`1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)`. `b_e` is b_gate.
 
-    The loss is the squared error + λ · Σ ReLU(π + b_gate)_i ‖W_dec[i]‖ + the squared error of the gate's own ReLU
-    through a decoder that it cannot move.
+    The loss is the squared error + λ · Σ ReLU(π + b_gate)_i ‖W_dec[i]‖ + the squared error of the gate's own ReLU. The
+    last term goes through a decoder that it cannot move.
     """
     gate = pre_activations(x, w)
     projection = gate - w.b_e

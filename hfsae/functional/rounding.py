@@ -1,18 +1,18 @@
 """How far off a product of float32 numbers is that was made of their roundings to bfloat16.
 
-For a token a (d,) and a feature w (d,) with bias b, all float32, let ã, w̃ and b̃ be their roundings to
-bfloat16, and h = a·w + b the exact number. Then
+For a token a (d,) and a feature w (d,) with bias b, all float32, let ã, w̃ and b̃ be their roundings to bfloat16. Let h
+= a·w + b be the exact number. Then
 
     a·w − ã·w̃ = (a − ã)·w̃ + a·(w − w̃),   |a·w − ã·w̃| ≤ ‖a − ã‖‖w̃‖ + ‖a‖‖w − w̃‖,
 
 by Cauchy and Schwarz, with all four norms measured, those of features as maxima over the features. Further:
 
 * The bias is off by |b − b̃|, measured.
-* A sum of m float32 terms, in whatever order it is made, is off by at most m·u / (1 − m·u) times the sum of their
-  magnitudes, u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 4.2). Products of two bfloat16 numbers
-  are exact in float32. With the bias and a last sum of partial sums m ≤ d + 2, and Σ|ã_i w̃_i| ≤ ‖ã‖‖w̃‖; m·2⁻²³
-  instead covers the denominator, and units that cut off instead of rounding. The float32 value that decides is itself
-  such a sum: it comes in twice.
+* Let u = 2⁻²⁴. A sum of m float32 terms, in any order, is off by at most m·u / (1 − m·u) times the sum of their
+  magnitudes. (Higham, Accuracy and Stability of Numerical Algorithms, 4.2.) Products of two bfloat16 numbers are exact
+  in float32. With the bias and a last sum of partial sums m ≤ d + 2, and Σ|ã_i w̃_i| ≤ ‖ã‖‖w̃‖. To take m·2⁻²³ instead
+  covers the denominator, and units that cut off instead of rounding. The float32 value that decides is itself such a
+  sum: it comes in twice.
 * Units for bfloat16 take numbers below 2⁻¹²⁶ for 0, as operands and as results. Operands: at most 2⁻¹²⁶ √d ‖w̃‖ and
   2⁻¹²⁶ √d ‖ã‖. Results: at most 2⁻¹²⁶ for each of 2d + 2 operations.
 * Norms are made in float32 themselves: off by the factor 1 + (d + 8)·2⁻²³ at most, and by √d·2⁻⁶² where squares fall
@@ -56,7 +56,7 @@ class ProductError:
     Attributes:
         reach: (N,) float64, no |a·w| of a token is above it.
         off: (N,) float64, what a token's products may be off by before they are rounded to bfloat16, without what
-            biases add; infinite or NaN where nothing is known.
+            biases add. It is infinite or NaN where nothing is known.
     """
 
     def __init__(self, x: Tensor, narrow_x: Tensor, weight: Tensor, narrow_weight: Tensor):
@@ -89,8 +89,8 @@ class ProductError:
 def narrowed_rows(rows: Tensor, height: int) -> Tensor:
     """(height, more than d) bfloat16: rows (m, d) rounded, 0 in what is left.
 
-    The first column that is left can hold 1 in every token and the biases in the features: a product that adds biases
-    itself writes them to memory first, which costs a CPU a third of it.
+    The first column that is left can hold 1 in every token and the biases in the features. For a product that adds
+    biases itself writes them to memory first, which costs a CPU a third of it.
     """
     n_rows, width = rows.shape
     narrow = rows.new_empty(height, width + _MULTIPLE_OF_WIDTH - width % _MULTIPLE_OF_WIDTH, dtype=torch.bfloat16)

@@ -1,18 +1,18 @@
 """Exact selection at the price of a bfloat16 product: low precision screens, float32 decides.
 
 On a CPU with bfloat16 units a product in bfloat16 costs a fifth of one in float32. What it gets wrong is bounded, so
-all that may be selected lies above a cut; only those few are computed in float32, and they alone decide. The result is
+all that may be selected lies above a cut. Only those few are computed in float32, and they alone decide. The result is
 that of float32 throughout.
 
 The bound is that of `hfsae.functional.rounding`: h̃ − 2⁻⁸|h̃| − ε ≤ h̄ ≤ h̃ + 2⁻⁸|h̃| + ε for the bfloat16 number h̃
 and the float32 number h̄ that decides.
 
-Selection by comparison: if k features have h̃ ≥ v > 0, the k-th largest h̄ is at least (1 − 2⁻⁸)v − ε, and a feature
-may only be among the k largest if (1 + 2⁻⁸)h̃ + ε reaches that.
+Selection by comparison: if k features have h̃ ≥ v > 0, the k-th largest h̄ is at least (1 − 2⁻⁸)v − ε. A feature may
+only be among the k largest if (1 + 2⁻⁸)h̃ + ε reaches that.
 
-A constant is added to all biases, so that everything that matters is above 0, where bfloat16 numbers compare as the
-whole numbers of their bits do. A row for which nothing can be said this way (NaN, infinities, numbers so large that
-sums might overflow, a bound that lets too much through) is computed in float32.
+A constant is added to all biases, so that everything that matters is above 0. There bfloat16 numbers compare as the
+whole numbers of their bits do. Some rows are computed in float32, because nothing can be said of them this way. They
+hold NaN, infinities or numbers so large that sums might overflow, or their bound lets too much through.
 """
 
 import math
@@ -104,7 +104,7 @@ class Candidates:
         return self.screened.double() * (1 + HALF_PLACE) + self.error
 
     def kept(self, keep: Tensor) -> "Candidates":
-        """Those that a mask keeps."""
+        """The candidates that a mask keeps."""
         place = keep.nonzero()[:, 0]
         return Candidates(*(part.index_select(0, place) for part in vars(self).values()))
 

@@ -1,8 +1,8 @@
 """Rules that say which entries are active, from the pre-activations h of one chunk of tokens after another.
 
-A rule sees chunks so that the N × n pre-activations never have to exist at once. On a CPU every rule works alike: it
-finds a bound that lets little more through than it wants, takes what exceeds it, and trims that. Finding the few that
-exceed a bound reads h once; a top-k over whole rows, or a global one over N × n numbers, reads it many times. Where
+A rule sees chunks so that the N × n pre-activations never have to exist at once. On a CPU every rule works alike. It
+finds a bound that lets little more through than it wants, takes what exceeds it, and trims that. To find the few that
+exceed a bound reads h once. A top-k over whole rows, or a global one over N × n numbers, reads it many times. Where
 the CPU has units for it, h is first seen in bfloat16 (`hfsae.functional.screening`).
 """
 

@@ -7,7 +7,7 @@ from torch import Tensor
 def rows_at(parameter: Tensor, chosen: Tensor) -> Tensor:
     """`parameter[chosen]`, whose gradient is a sparse tensor of those rows.
 
-    Autograd adds it to the gradient of the whole that other uses of the parameter have; a dense one would be filled
+    Autograd adds it to the gradient of the whole that other uses of the parameter have. A dense one would be filled
     with zeros and added up in full (1,229 of 12288 × 768 numbers on a CPU: 6 ms, not 25). Of what is computed from
     parameters (tied or aligned rows) the gradient is dense: whatever computes it need not take sparse ones.
 

@@ -94,9 +94,9 @@ def visiting(
     """Call `visitor` when the model passes a site; leaving the context takes all hooks off.
 
     The visitor sees (batch, seq, d) also where the module works on flattened tokens, (batch * seq, d), as OPT's `fc1`
-    and `fc2` do, or with the sequence first; of several streams it sees the one that is named. Visits at one place
-    happen in the order in which their contexts were entered, and each sees what the one before put there. A forward
-    pass of the model that does not pass the place once, or not the visit that it names, is an error.
+    and `fc2` do. It does so, too, where the sequence comes first. Of several streams it sees the one that is named.
+    Visits at one place happen in the order in which their contexts were entered, and each sees what the one before put
+    there. A forward pass of the model that does not pass the place once, or not the visit that it names, is an error.
 
     Args:
         site: The place.

@@ -1,8 +1,8 @@
 """Which tokens a forward pass is about: where each row stands, which are padding, where the prompt ends.
 
 An activation does not say which tokens it belongs to; the call that made it does. What a call says differs from model
-to model and from release to release (`past_key_values` was renamed to `cache`), so arguments are told by what they
-are, and what `generate` was given is noted as it is given.
+to model and from release to release (`past_key_values` was renamed to `cache`). So arguments are told by what they
+are, and the arguments of `generate` are noted as they are given.
 """
 
 import inspect
@@ -311,7 +311,7 @@ class _Given:
         )
 
     def _ids(self, batch: int, rows: int) -> Tensor | None:
-        """The rows' ids; where the innermost model is given embeddings, those that the models around it were given."""
+        """The rows' ids; where the innermost model is given embeddings, the ids that models around it were given."""
         assert self.start is not None
         if self.ids is not None:
             return each_beam(self.ids, batch) if self.ids.shape[1] <= rows else None

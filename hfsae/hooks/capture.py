@@ -203,9 +203,9 @@ def capture(
 
     `Capture.run` runs the model for the activations' sake and stops it early. A plain call, `model(**inputs)` or
     `model.generate(**inputs)`, inside the context fills the capture as well (with the last forward pass, where there
-    are several); it was asked for an output, so it always runs to the end, whatever `stop` says.
+    are several). It was asked for an output, so it always runs to the end, even with `stop`.
 
-    Contexts nest. Inside a `splice` a capture sees what was spliced in; a splice entered inside a capture comes after
+    Contexts nest. Inside a `splice` a capture sees what was spliced in. A splice entered inside a capture comes after
     it, at the same place, so the capture sees the original there.
 
     Args:
@@ -213,8 +213,8 @@ def capture(
         hook_points: One name or several, as `resolve_hook_points` takes them; or the `Sites` that they are, which
             whoever captures many times finds once.
         stop: Let `Capture.run` end the forward pass right after the last of the hook points.
-        detach: Give tensors that are cut from the graph. Otherwise they are part of it: with grad enabled, gradients
-            of whatever the model computes with respect to them exist, also where the model's parameters are frozen.
+        detach: Give tensors that are cut from the graph. Otherwise they are part of it. With grad enabled, gradients
+            of all later states with respect to them exist, also where the model's parameters are frozen.
         dtype: Cast the activations to this; default: as the model computes them.
 
     Yields:
@@ -223,7 +223,7 @@ def capture(
 
     Raises:
         HookPointError: If a place does not exist, or is passed several times and the name does not say which time is
-            meant (`"...output@0"`); before anything runs. At the end of a forward pass that never came to a place; a
+            meant (`"...output@0"`); before anything runs. At the end of a forward pass that never came to a place. A
             wildcard leaves such places out and warns, unless there is no other.
 
     Example:

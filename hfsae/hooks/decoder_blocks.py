@@ -41,7 +41,7 @@ _CROSS_ATTENTION = {"encoder_attn", "encoder_attn_layer_norm"}
 
 # Model types whose blocks bear the names of one of the wirings below but add up otherwise.
 _UNLIKE_THEIR_NAMES = ("beam", "gpt_neox_japanese", "minimax", "openai-gpt")
-# Those that normalise what goes into a branch. BART, Marian and TrOCR have the same names for norms of the sum.
+# Norms of the input of a branch. BART, Marian and TrOCR have the same names for norms of the sum.
 _NORMS_FIRST = ("bigbird_pegasus", "blenderbot", "mbart", "musicgen_decoder", "pegasus", "whisper")
 
 
@@ -145,8 +145,8 @@ def block_places(block: nn.Module, config: Any) -> dict[str, BlockPlace]:
 def transformer_lens_places(block: nn.Module, config: Any) -> dict[str, BlockPlace]:
     """What a block offers by those names of TransformerLens that have no portable role of their own.
 
-    Raw outputs of the two branches' modules, which differ from `attn_out` and `mlp_out` where a norm follows; the norm
-    before the MLP; queries, keys and values as their matrices return them, the heads flattened.
+    Raw outputs of the two branches' modules, which differ from `attn_out` and `mlp_out` where a norm follows. Then the
+    norm before the MLP, and queries, keys and values as their matrices return them, the heads flattened.
 
     Args:
         block: One layer of the decoder.

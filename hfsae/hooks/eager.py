@@ -1,6 +1,6 @@
 """Compiled code runs as it was written while hooks are on a model.
 
-torch.compile looks at a module's hooks once, when it first compiles a call: hooks set later are ignored, and hooks
+torch.compile looks at a module's hooks once, when it first compiles a call. Hooks set later are ignored, and hooks
 that were there stay for good (pytorch#117758). The compiled code may be a model's, one of its parts', or that of a
 function around it, which nothing on the model tells of. So all of it runs uncompiled until the last context is left.
 """

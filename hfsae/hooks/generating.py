@@ -38,8 +38,8 @@ class Prompt:
     """What `generate` was given, and what its steps have shown since.
 
     Attributes:
-        length: How many tokens, those in a cache that was given included; 0 until the first pass shows it, where a
-            wrapper generates in a way of its own.
+        length: How many tokens, with the tokens of a cache that was given. It is 0 until the first pass shows it,
+            where a wrapper generates in a way of its own.
         ids: (batch, length), None for embeddings; -1 for tokens that are in the cache alone.
         mask: (batch, length), None where none was given.
         has_cache: Whether a cache was given too.
@@ -72,7 +72,7 @@ class Prompt:
         ids = ids if isinstance(ids, Tensor) and ids.dim() == 2 and embeddings is None else None
         length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() > 1 else 1  # nothing: BOS alone
         has_cache = any(is_cache(value) for value in arguments.values())
-        if has_cache and mask is not None and mask.shape[1] > length:  # the ids are those that the cache lacks
+        if has_cache and mask is not None and mask.shape[1] > length:  # the ids are what the cache lacks
             ids = None if ids is None else F.pad(ids, (mask.shape[1] - length, 0), value=-1)
             length = mask.shape[1]
         return cls(length, ids, mask, has_cache, _negative_length(arguments))

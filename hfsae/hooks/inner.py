@@ -22,9 +22,9 @@ def inner_model(model: Any) -> PreTrainedModel:
     """Finds the Hugging Face model that really runs when a wrapper is called.
 
     Args:
-        model: A `PreTrainedModel`, which is returned as it is, or a wrapper around one, or around another wrapper: a
-            `PeftModel`, `DistributedDataParallel`, FSDP, what Accelerate prepared, what `torch.compile` returned,
-            TransformerLens' `TransformerBridge`, nnsight's `LanguageModel`.
+        model: A `PreTrainedModel`, which is returned as it is, or a wrapper around one, or around another wrapper.
+            Wrappers are a `PeftModel`, `DistributedDataParallel`, FSDP, what Accelerate prepared, what `torch.compile`
+            returned, TransformerLens' `TransformerBridge`, nnsight's `LanguageModel`.
 
     Returns:
         The model inside, not a copy.
@@ -95,7 +95,7 @@ def _warn_of_lost_prompts() -> None:
     if _numbers(transformers) >= (5, 24) and _numbers(peft) <= (0, 21, 2):
         warnings.warn(
             f"peft {peft} does not know the cache of transformers {transformers}: `generate` of a PeftModel with a "
-            "learnt prompt enters it anew at every token, and leaves a learnt prefix out. Calls of the model itself "
+            "learnt prompt enters it again at every token, and leaves a learnt prefix out. Calls of the model itself "
             "are right. Use transformers<5.24, or a newer peft.",
             stacklevel=4,
         )

@@ -1,7 +1,7 @@
 """Where the well-known places of a decoder lie in its module tree, found from the tree's structure.
 
 Model classes are not listed here. The blocks are those of the list of modules that the model itself treats as its
-blocks, however many its config says there are; `hfsae.hooks.decoder_blocks` says what each of them offers. A place
+blocks, however many its config says there are. `hfsae.hooks.decoder_blocks` says what each of them offers. A place
 without a portable name keeps its canonical name.
 """
 
@@ -50,8 +50,8 @@ class DecoderLayout:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
 
     Raises:
-        HookPointError: If the model has no decoder whose blocks can be told from other lists of modules, or its blocks
-            pass more than the residual stream from one to the next.
+        HookPointError: If the model has no decoder whose blocks can be told from other lists of modules. Likewise if
+            its blocks pass more than the residual stream from one to the next.
     """
 
     def __init__(self, model: nn.Module):

@@ -33,17 +33,16 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.
         name: A portable name (`"resid_post.8"`, `"attn_out.-1"`, `"embed"`, `"final_norm"`; `"layers.8"` means
             `"resid_post.8"`), a TransformerLens name (`"blocks.8.hook_resid_pre"`, `"blocks.8.mlp.hook_out"`,
-            `"ln_final.hook_out"`), or a canonical name (`"transformer.h.8.output"`).
-            Negative layers count from the end. A canonical name of the same decoder in another wrapping is found
-            too: `"model.layers.3.output"` in a base model, where it is `layers.3.output`, or in a multimodal model,
-            where it is `model.language_model.layers.3.output`.
+            `"ln_final.hook_out"`), or a canonical name (`"transformer.h.8.output"`). Negative layers count from the
+            end. A canonical name of the same decoder in another wrapping is found too. `"model.layers.3.output"` finds
+            `layers.3.output` in a base model, and `model.language_model.layers.3.output` in a multimodal one.
 
     Returns:
         The hook point, with the path that its module has in `model`.
 
     Raises:
-        HookPointError: If the model has no such place (the message lists the nearest ones), the layer is out of range
-            (the message says how many there are), or the name stands for several places.
+        HookPointError: If the model has no such place; the message lists the nearest ones. Likewise if the layer is
+            out of range; the message says how many there are. Likewise if the name stands for several places.
 
     Example:
         >>> str(resolve_hook_point(gpt2, "blocks.8.hook_resid_pre"))

@@ -1,8 +1,8 @@
 """A model's forward passes as one context sees them: when each begins and ends, and what must happen in it.
 
 The context's hooks hang on the model that it was given and on every `PreTrainedModel` between it and the places in
-question, because wrappers call what they hold in ways of their own: `PeftModel.forward` goes round the `__call__` of
-the causal LM, `PeftModel.generate` round its own `forward`. A pass begins with the outermost of them that is called.
+question. For wrappers call what they hold in ways of their own: `PeftModel.forward` goes round the `__call__` of the
+causal LM, `PeftModel.generate` round its own `forward`. A pass begins with the outermost of them that is called.
 """
 
 import threading

@@ -51,7 +51,7 @@ class HookPoint:
         `encoder.layer.0.output.output` is what the module `encoder.layer.0.output` returns.
 
         Args:
-            canonical: A module path followed by `.input` or `.output`, then perhaps the number of a stream in
+            canonical: A module path followed by `.input` or `.output`. Then perhaps the number of a stream in
                 brackets, then perhaps `@` and the number of a visit.
 
         Raises:

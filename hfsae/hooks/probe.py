@@ -1,8 +1,9 @@
 """What really passes at a place, found by running a model on two and on three tokens before anything is believed.
 
-A place is where a name says it is, but what passes there is the model's affair: streams with more axes than three, the
-sequence before the batch, virtual tokens, modules that run several times or never. An SAE's rows are tokens, so
-whatever is not (batch, sequence, d), once a forward pass, has to be known before it is read or replaced.
+A place is where a name says it is, but what passes there is the model's affair. There are streams with more axes than
+three, the sequence before the batch, virtual tokens, modules that run several times or never. An SAE's rows are
+tokens. So a place that is not (batch, sequence, d), once a forward pass, has to be known before it is read or
+replaced.
 """
 
 import inspect

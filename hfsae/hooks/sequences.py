@@ -34,7 +34,7 @@ class Sequences:
         self._of_states: Sequence | None = None
 
     def find(self, carriers: Iterable[Any]) -> Sequence | None:
-        """The first that is known of those that some caches and states carry."""
+        """The first that is known of the names that some caches and states carry."""
         for carrier in carriers:
             if isinstance(carrier, list | tuple):
                 known = self._of_states if any(carrier is state for state in self._states) else None

@@ -25,7 +25,7 @@ class Sites:
     Attributes:
         model: The model.
         hook_points: The place that each name means.
-        optional: Those that only a wildcard names; a forward pass need not come to each of them.
+        optional: The places that only a wildcard names; a forward pass need not come to each of them.
         by_place: The site of each place.
         seen: What passes there; None for all where the model does not run on token ids alone.
     """

@@ -24,16 +24,16 @@ def splice(
 ) -> Iterator[HookPoint]:
     """Replace an activation while the model runs.
 
-    `edit` gets the activation x, (batch, seq, d), as the model computes it (its dtype, on the device of that layer),
-    and returns what the model goes on with. That may come in another dtype or on another device; it is brought back.
+    `edit` gets the activation x, (batch, seq, d), as the model computes it (its dtype, on the device of that layer).
+    It returns what the model goes on with. That may come in another dtype or on another device; it is brought back.
 
     * Replace: `edit` returns the replacement.
     * Replace and keep the error: with `keep_error`, `edit` returns a pair (x_hat, x_new), a reconstruction of x and
-      the same after an intervention, and the model goes on with x_new + (x - x_hat): x with the intervention's
-      effect, without the reconstruction's faults. Where both are equal this is x, to the last bit.
+      the same after an intervention. The model goes on with x_new + (x - x_hat): x with the intervention's effect,
+      without the reconstruction's faults. Where both are equal this is x, to the last bit.
     * Add a vector: `edit=add_vector(v)`.
 
-    Gradients flow through what is spliced in, through x_hat and through the error term x - x_hat; `detach_error` holds
+    Gradients flow through what is spliced in, through x_hat and through the error term x - x_hat. `detach_error` holds
     that term constant, so that they flow through x_new alone.
 
     Splices compose with each other and with `capture`: contexts entered first act first. At `resid_mid`, where the
@@ -52,8 +52,8 @@ def splice(
 
     Raises:
         HookPointError: If the place does not exist, or `detach_error` is set without `keep_error`; before anything
-            runs. From inside the forward pass: if `edit` returns another shape than it got, or if the model passes the
-            place never, or several times where the name does not say which.
+            runs. From inside the forward pass, if `edit` returns another shape than it got. Likewise if the model
+            passes the place never, or several times where the name does not say which.
         TypeError: From inside the forward pass, if `edit` returns something else than it should.
 
     Example:

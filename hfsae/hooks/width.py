@@ -21,8 +21,8 @@ _AROUND_A_BLOCK = {"resid_pre", "resid_post"}
 def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     """Size of the last dimension of the activation at a hook point.
 
-    Known without running anything for matrices, embeddings and places that are as wide as the residual stream;
-    elsewhere found by running the model on two tokens, where it reads tokens.
+    Known without running anything for matrices, embeddings and places that are as wide as the residual stream.
+    Elsewhere the model, where it reads tokens, is run on two tokens.
 
     Args:
         model: A Hugging Face causal LM, its base model, or a multimodal model around one.

@@ -149,15 +149,15 @@ def write_card(
         existing: The card to refresh; the folder's README.md by default.
         license: As for `render_card`.
         language: As for `render_card`.
-        pictures: Whether they are drawn again; those that lie there are shown in any case.
+        pictures: Whether they are drawn again; pictures that lie there are shown in any case.
 
     Returns:
         The card's path.
 
     Raises:
         FileNotFoundError: If no SAE is saved in the folder.
-        ValueError: If what is saved there is not an SAE, if its README.md has metadata that cannot be read, or if
-            `repo_id` is not the id of a repository.
+        ValueError: If what is saved there is not an SAE, or its README.md has metadata that cannot be read. Likewise
+            if `repo_id` is not the id of a repository.
 
     Example:
         >>> write_card("runs/sae", license="apache-2.0")  # doctest: +SKIP

@@ -134,5 +134,5 @@ def usable_token(token: str | bool | None) -> str | bool | None:
     token = token.strip()
     # An HTTP library would name it in full in its own error.
     if not (token.isascii() and token.isprintable() and token) or " " in token:
-        raise ValueError("the token is empty or holds characters that no token has; copy it anew.")
+        raise ValueError("the token is empty or holds characters that no token has; copy it again.")
     return token

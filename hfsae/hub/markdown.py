@@ -1,7 +1,7 @@
 """Markdown that nothing in it can break out of: every value a template prints is escaped unless it was made here.
 
-Names of datasets, hook points and arguments come from users and may hold anything: table bars, HTML, line breaks, the
-markers around a card's generated block.
+Names of datasets, hook points and arguments come from users and may hold anything. Examples are table bars, HTML, line
+breaks, the markers around a card's generated block.
 """
 
 import json

@@ -78,7 +78,7 @@ def place_tags(*names: str | None) -> list[str]:
 def merge(existing: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Our metadata over that of an existing card, of which everything that we say nothing about is kept.
 
-    Tags are joined, less the names of other architectures and places; results of other people's metrics stay in the
+    Tags are joined, less the names of other architectures and places. Results of other people's metrics stay in the
     `model-index`, while our figures go when we no longer have them.
 
     Args:

@@ -1,8 +1,8 @@
 """The `model-index` of a card: our entry among those of others, told apart by who measured and by the text.
 
-`huggingface_hub` (2.4) groups results by task type and by type, configuration, split and revision of the data set, and
-gives all entries the last one's name as soon as it reads and writes a card. So each of our metrics says by itself that
-it is ours, and a text that is not on the Hub has its name where that grouping looks.
+`huggingface_hub` (2.4) groups results by task type and by type, configuration, split and revision of the data set. As
+soon as it reads and writes a card, it gives all entries of a group the last one's name. So each of our metrics says by
+itself that it is ours. A text that is not on the Hub has its name where that grouping looks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

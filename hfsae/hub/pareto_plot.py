@@ -31,8 +31,8 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     front. L0 is on a logarithmic axis, which has its ticks where points are.
 
     Args:
-        rows: With `name`, `hook_point`, `architecture`, `n_features`, `setting` (equal for those that differ
-            in the seed alone), `l0` and the metrics; those without figures are left out.
+        rows: With `name`, `hook_point`, `architecture`, `n_features`, `setting` (equal where the seed alone differs),
+            `l0` and the metrics; rows without figures are left out.
         path: Where the PNG goes.
     """
     save(pareto_figure(rows), path)
@@ -120,7 +120,7 @@ class _Point(NamedTuple):
 
 
 def _means(line: Sequence[Mapping[str, Any]], metric: str) -> list[_Point]:
-    """The points of a line: those that differ in the seed alone taken together."""
+    """The points of a line: runs that differ in the seed alone are taken together."""
     ordered = sorted(line, key=lambda row: row["setting"])
     groups = [(setting, list(group)) for setting, group in groupby(ordered, key=lambda row: row["setting"])]
     return sorted(

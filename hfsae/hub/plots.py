@@ -78,7 +78,7 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def feature_density(density: Mapping[str, Any], path: Path) -> None:
-    """Draws the histogram of how often features fire, those that never did apart.
+    """Draws the histogram of how often features fire, with the silent ones apart.
 
     Args:
         density: `log10_edges` of the bins, in log10 of the share of tokens; `counts` of features; `never`, how many

@@ -176,7 +176,7 @@ def _dashboard(repository: Repository, prefix: str, saved: Saved) -> Path | None
     if page is not None and page.is_file():
         if is_dashboard_of(page, saved.sae):
             return page
-        logger.warning("%s shows other weights and is not pushed; `hfsae dashboard` makes it anew", page)
+        logger.warning("%s shows other weights and is not pushed; `hfsae dashboard` makes it again", page)
     published = repository.download(prefix + DASHBOARD_FILE)
     return published if published is not None and is_dashboard_of(published, saved.sae) else None
 

@@ -160,13 +160,13 @@ class Repository:
         )
 
     def _still_there(self, paths: list[str]) -> list[str]:
-        """Of some paths those that the branch holds now: an attempt whose answer got lost has deleted them."""
+        """The paths among these that the branch holds now: an attempt whose answer got lost has deleted the others."""
         if not paths or self._to.create_pr:
             return paths
         return [node.path for node in self._api.get_paths_info(self.repo_id, paths, revision=self._to.revision)]
 
     def _holds(self, revision: str, files: Mapping[str, Path], gone: list[str]) -> bool:
-        """Whether these very files stand at a revision, and none of those that are to go."""
+        """Whether these very files stand at a revision, and no file that is to go."""
         nodes = self._api.get_paths_info(self.repo_id, [*files, *gone], revision=revision)
         found = {node.path: node for node in nodes if isinstance(node, RepoFile)}
         return found.keys() == files.keys() and all(_same(files[name], found[name]) for name in files)

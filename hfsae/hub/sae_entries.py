@@ -39,7 +39,7 @@ class SAEEntry:
         portable_name: Portable name of that place, where it has one.
         dataset: Hub id of the text it was trained on.
         n_tokens: Tokens it was trained on.
-        metrics: `l0`, `loss_recovered`, `explained_variance`, `dead_fraction`, those that were measured.
+        metrics: `l0`, `loss_recovered`, `explained_variance`, `dead_fraction`, as far as they were measured.
         stale: Whether those were measured on other weights, as far as is known.
     """
 

@@ -75,7 +75,7 @@ class WholeSet:
 
         Args:
             record: What `evaluate_together` returned.
-            saes: SAEs that are at hand, whose weights are compared with those that were measured.
+            saes: SAEs that are at hand, whose weights are compared with the measured ones.
             there: The names of all that the card lists.
             picture: The file that shows the figures.
         """

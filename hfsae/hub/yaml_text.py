@@ -14,8 +14,8 @@ def dump(values: Any) -> str:
 def patched(text: str, values: dict[str, Any]) -> str:
     """A text that stands for some values, made of one that stands for others.
 
-    Keys and items whose values stay keep their spelling, their comments and their place. What is written in a way that
-    cannot be taken apart (references, everything in braces) is rewritten, with the same values.
+    Keys and items whose values stay keep their spelling, their comments and their place. A value that cannot be taken
+    apart (references, everything in braces) is rewritten, with the same content.
 
     Args:
         text: The YAML of a mapping.
@@ -79,8 +79,8 @@ class _Patch:
             try:
                 parts.append(self._text[start : inner.start_mark.index] + self._part(inner, stop, values[name]))
             except _NotInPlaceError:
-                anew = _indented(dump({name: values[name]}), column).lstrip()
-                parts.append(self._text[start : key.start_mark.index] + anew)
+                entry = _indented(dump({name: values[name]}), column).lstrip()
+                parts.append(self._text[start : key.start_mark.index] + entry)
         added = [_indented(dump({name: values[name]}), column) for name in values if name not in kept]
         return _lines([*parts, *added])
 

@@ -72,8 +72,8 @@ def push_saes(
         What `huggingface_hub` says of the commit.
 
     Raises:
-        ValueError: If there is none, `together` is of other SAEs, two have the same name, a name cannot be a folder,
-            or a card cannot be read.
+        ValueError: If there is none, `together` is of other SAEs, or two have the same name. Likewise if a name cannot
+            be a folder, or a card cannot be read.
         PushError: If the Hub refuses or cannot be reached: what to do, in one sentence.
 
     Example:
@@ -84,7 +84,7 @@ def push_saes(
         raise ValueError("there is no SAE to push.")
     loaded = {name.strip("/"): _saved(item) for name, item in named.items()}
     if together is not None and (missing := set(set_names(together)) ^ set(loaded)):
-        raise ValueError(f"together is of other SAEs than those that are pushed: {', '.join(sorted(missing))}.")
+        raise ValueError(f"together is of other SAEs than the pushed ones: {', '.join(sorted(missing))}.")
     to = Destination(repo_id, **destination)
     info = publish(loaded, to, card=CardFields(license, language), together=together)
     if collection is not None:
@@ -187,7 +187,7 @@ def find_saes(
         token: A token, instead of the one that `hf auth login` stored; False for none.
 
     Returns:
-        The SAEs that fit, with their repositories. Of a repository with many only those that fit themselves.
+        The SAEs that fit, with their repositories. Of a repository with many SAEs only the SAEs that fit themselves.
 
     Raises:
         ValueError: If `hook_point` can be no name of a place.

@@ -1,4 +1,6 @@
-"""The activation cache of a run: made from the arguments of a training run, and held against those that read it."""
+"""The activation cache of a run: made from the arguments of a training run, and held against the arguments of the runs
+that read it.
+"""
 
 import dataclasses
 import hashlib
@@ -41,9 +43,9 @@ _DECISIVE = (
     "context_length", "prepend_bos", "exclude_special_tokens", "exclude_positions", "activation_dtype",
     "calibration_tokens",
 )  # fmt: skip
-# Those that change their order or their last digits: written down, and free for whoever trains.
+# Arguments that change the order of rows or their last digits: written down, and free for whoever trains.
 _RECORDED = ("hook_point", "streaming", "shuffle_documents", "seed", "lm_batch_sequences", "model_dtype", "bf16")
-# Those that caches of earlier versions do not tell.
+# Arguments that caches of earlier versions do not tell.
 _LATER = {*ARGUMENTS.values(), "compare_model_name_or_path"}
 # Fields of a language model's config that depend on how it was loaded.
 _OF_A_COPY = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -63,8 +65,8 @@ def cache_activations(
 
     One pass of the language model serves every hook point. An interrupted call is taken up by the same call and ends
     with the same bytes. Several processes (`torchrun`), also of several machines with one file system, share out the
-    shards and write the bytes that one would write; as many as one likes go on.
-    `SAETrainingArguments(activation_cache=...)` then trains from the folder; on one process the SAE is equal, bit for
+    shards and write the bytes that one would write. As many as one likes go on.
+    `SAETrainingArguments(activation_cache=...)` then trains from the folder. On one process the SAE is equal, bit for
     bit, to one trained from the language model with the same `seed`.
 
     Args:
@@ -235,7 +237,7 @@ def _made_from(description: CacheDescription, folder: Path) -> dict[str, Any]:
     if odd:
         raise DamagedFileError(
             f"{folder} says what it was made from in a way that this version of hfsae does not read "
-            f"({', '.join(odd)}): another version wrote it. Make it anew with `hfsae cache`, or use that version."
+            f"({', '.join(odd)}): another version wrote it. Make it again with `hfsae cache`, or use that version."
         )
     return said
 

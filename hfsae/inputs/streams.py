@@ -100,8 +100,8 @@ def _narrow_dtype(args: SAETrainingArguments, model: PreTrainedModel) -> torch.d
 def runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel, device: torch.device) -> bool:
     """Whether the language model's products run in bfloat16.
 
-    They do where it was asked for, and on a device with units for it where neither the model nor its activations were
-    asked for in more. Quantised products choose their own precision.
+    They do where it was asked for. They also do on a device with units for it, where neither the model nor its
+    activations were asked for in more. Quantised products choose their own precision.
     """
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
     is_quantised = getattr(model.config, "quantization_config", None) is not None
@@ -162,7 +162,7 @@ def hold_out(activations: Any, args: SAETrainingArguments) -> tuple[Any, dict[st
         What is left, and the rows by hook point.
 
     Raises:
-        NonFiniteActivationsError: If there is NaN or infinity among those that are kept.
+        NonFiniteActivationsError: If there is NaN or infinity among the kept rows.
     """
     if isinstance(activations, Tensor | np.ndarray):
         activations = {OWN_ACTIVATIONS: activations}

@@ -61,8 +61,8 @@ def layers_draft(
     """A JumpReLU cross-layer transcoder from the tensors of its layers.
 
     Args:
-        layers: Of each `W_enc` (n, d), `b_enc` (n,), `W_dec` (n, later layers, d_out), `b_dec` (d_out,); where there
-            is one, `threshold` (n,) or a number, and `W_skip` (d_out, d).
+        layers: Of each `W_enc` (n, d), `b_enc` (n,), `W_dec` (n, later layers, d_out) and `b_dec` (d_out,). Where
+            there is one, also `threshold` (n,) or a number, and `W_skip` (d_out, d).
         base_model: Hub id of the language model.
         places: `hook_point` and `target_hook_point`, joined.
         source: What errors are about.
@@ -116,7 +116,7 @@ def write(sae: SparseAutoencoder, folder: str | os.PathLike, *, scan: str | None
         The folder.
 
     Raises:
-        ValueError: If the format cannot hold it: it is a TopK, has a skip connection, or does not stand at every layer
+        ValueError: If the format cannot hold it. It is a TopK, has a skip connection, or does not stand at every layer
             from 0 on at one kind of place. Nothing is written then.
     """
     plain: Any = copy.deepcopy(sae)

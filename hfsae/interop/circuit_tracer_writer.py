@@ -15,7 +15,7 @@ from hfsae.interop.foreign_names import layer_of, transformer_lens_names
 from hfsae.interop.writing import plain_copy, theirs
 from hfsae.saving import files_at_once
 
-# Those that compute ReLU, or pass what lies above a threshold.
+# Architectures that compute ReLU, or pass what lies above a threshold.
 _RELU, _THRESHOLD = ("standard",), ("jumprelu", "batch_topk", "matryoshka")
 
 
@@ -34,7 +34,7 @@ def write_transcoder_set(
         The folder.
 
     Raises:
-        ValueError: If the format cannot hold them: a layer is missing or there twice, widths or places differ, or one
+        ValueError: If the format cannot hold them. A layer is missing or there twice, widths or places differ, or one
             is no transcoder, a TopK or a gated one. Nothing is written then.
 
     Example:

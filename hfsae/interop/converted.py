@@ -52,8 +52,8 @@ class ConvertedSAE:
             given: Fields that the caller sets; they win over what the source says.
 
         Raises:
-            ValueError: If there is no such field, sizes contradict the source's config, a transcoder's target is not
-                known, or the source has a value that cannot be.
+            ValueError: If there is no such field, sizes contradict the source's config, or a transcoder's target is
+                not known. Likewise if the source has a value that cannot be.
             huggingface_hub.errors.StrictDataclassError: If a given value cannot be.
         """
         sizes = self._sizes(source)

@@ -2,7 +2,7 @@
 
 A place becomes canonical (`transformer.h.8.output`) without the language model: a skeleton without weights is asked
 where the place is. It is made from the model's own config where that lies on this machine (a folder, or the Hub's
-cache), else from that of the family that the model's name tells.
+cache). Else it is made from the config of the family that the model's name tells.
 """
 
 import json
@@ -17,7 +17,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.hooks import HookPoint, HookPointError, resolve_hook_point, transformer_lens_name
 from hfsae.hooks.names import portable_to_transformer_lens
 
-# TransformerLens' short names; those that a rule below covers are left out.
+# TransformerLens' short names; a name that a rule below covers is left out.
 _HUB_IDS = {
     "gpt2-small": "openai-community/gpt2",
     "gpt2": "openai-community/gpt2",

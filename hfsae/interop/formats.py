@@ -70,8 +70,8 @@ def load_foreign(
     Args:
         place: Folder, file or Hub repository, or a release of the catalogue, whose ids `subfolder` then takes.
         wanted: The class that is asked for.
-        hub: `subfolder` (folder inside it, or the file where a folder holds one SAE a file), and how the Hub is asked:
-            `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+        hub: `subfolder` is a folder inside it, or the file where a folder holds one SAE a file. The others say how the
+            Hub is asked: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
         given: Config fields to override; for bare weights also `architecture`, which they do not say.
         dtype: Of the weights; None takes what the source's config says, or keeps what the file holds.
         placement: `device_map` and what belongs to it (`max_memory`, `offload_folder`, ...), as transformers has them.

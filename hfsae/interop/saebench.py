@@ -76,9 +76,9 @@ class SAEBenchView(nn.Module):
         hook_name: TransformerLens' name of the SAE's place; None asks the config, see `transformer_lens_names`.
 
     Raises:
-        ValueError: If decoding needs more than features (a transcoder, a skip connection, or an input transform that
-            the activations undo), which the interface has no room for; or if the config does not say what SAEBench
-            asks: the place, the language model, and whether blocks started with BOS.
+        ValueError: If decoding needs more than features, which the interface has no room for. That is so for a
+            transcoder, a skip connection, and an input transform that the activations undo. Likewise if the config
+            does not say what SAEBench asks: the place, the language model, and whether blocks started with BOS.
 
     Example:
         >>> view = SAEBenchView(sae)  # doctest: +SKIP

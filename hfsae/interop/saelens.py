@@ -121,7 +121,7 @@ def _transform(config: Settings, metadata: Settings, source: Source) -> str:
 
 
 def _special_tokens(metadata: Settings) -> bool | list[int] | None:
-    """Whether special tokens were left out, or the ids of those that were."""
+    """Whether special tokens were left out, or the ids of the ones that were."""
     said = metadata.get("exclude_special_tokens")
     return (
         metadata.wholes("exclude_special_tokens")

@@ -29,8 +29,8 @@ class Source:
     """Where an SAE lies: a folder, local or in a Hub repository, or one file of it where a folder holds many.
 
     Args:
-        path: The repository's id or the local folder, with the folder inside it: what errors call the SAE, and what
-            formats without a config read facts from.
+        path: The repository's id or the local folder, with the folder inside it. Errors call the SAE by it, and
+            formats without a config read facts from it.
         listing: Names of files and folders that lie there.
         fetch: Brings one file, named relative to the folder, onto this machine; `FileNotFoundError` if there is none.
         peek: Names of the tensors in a safetensors file, from its header; None fetches the file.
@@ -302,7 +302,7 @@ def renamed(
         tensors: All that the file holds.
         names: Ours to theirs, with `".T"` behind a matrix to be transposed.
         source: What errors are about.
-        optional: Likewise, those that may be missing.
+        optional: Likewise, the names that may be missing.
         known: Patterns of what the file may hold besides: statistics that change nothing, or what the caller reads.
 
     Raises:

@@ -24,8 +24,8 @@ def read_weights(path: Path, source: str) -> dict[str, Any]:
 
     Raises:
         OSError: If it is damaged, empty, or something else in the place of weights.
-        ValueError: If the file is of another kind, holds no named tensors, or is a pickle of something else than
-            tensors and plain values, none of which is run.
+        ValueError: If the file is of another kind, or holds no named tensors. Likewise if it is a pickle of something
+            else than tensors and plain values, none of which is run.
     """
     if path.suffix == ".safetensors":
         return storage.read_tensors(path)

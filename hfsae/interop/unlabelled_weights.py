@@ -1,7 +1,7 @@
 """Weights without a config: Goodfire, Qwen Scope, linear layers such as qresearch's for DeepSeek-R1, plain matrices.
 
-They say nothing of themselves but their tensors' names; what a repository's name adds is read from there, what the
-catalogue knows of a repository is taken from it, and the rest is the user's to say: `hook_point=...`, `k=...`, and for
+They say nothing of themselves but their tensors' names. What a repository's name adds is read from there, and what the
+catalogue knows of a repository is taken from it. The rest is the user's to say: `hook_point=...`, `k=...`, and for
 plain matrices, which many projects call alike, `architecture=...`.
 """
 

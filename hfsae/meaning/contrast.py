@@ -84,7 +84,7 @@ def contrast(
     """Finds the features that tell texts with something from texts without it.
 
     Each text is read by itself, and of each feature counts its largest value in it. Features are ordered by the area
-    under the ROC curve; of equal ones those come first whose mean values differ most, in shares of the largest. A
+    under the ROC curve. Of equal ones the first are those whose mean values differ most, in shares of the largest. A
     token that the SAE leaves out, as the first one often is, cannot be told: give what is meant some words in front.
 
     Args:

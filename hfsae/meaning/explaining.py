@@ -62,8 +62,8 @@ def explanation_prompt(
 def explanation_in(answer: str, asked: Conversation) -> str | None:
     """The explanation that an answer holds; None where it is nonsense.
 
-    It stands behind the last `[EXPLANATION]:`, on one line. One that was copied out of the prompt's own examples, that
-    announces what never comes ("the following:"), or that is longer than 300 characters, is none.
+    It stands behind the last `[EXPLANATION]:`, on one line. Three kinds of answers are no explanation. They copy the
+    prompt's own examples, announce what never comes ("the following:"), or have more than 300 characters.
 
     Args:
         answer: What the model said.

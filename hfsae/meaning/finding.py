@@ -1,4 +1,6 @@
-"""Features found by words: those that fire on a passage, and those whose label or promoted tokens say the words."""
+"""Features found by words: the features that fire on a passage, and the features whose label or promoted tokens say
+the words.
+"""
 
 import re
 from collections.abc import Mapping
@@ -54,8 +56,8 @@ def passage_features(
 ) -> list[PassageFeature]:
     """The features that a passage has more of than the text of a collection.
 
-    For feature f, with y of n tokens here and Y of N in the collection, and a prior of α = `prior` · Y / N tokens on
-    which it fires among `prior`:
+    Feature f fires on y of n tokens here, and on Y of N in the collection. The prior is α = `prior` · Y / N tokens
+    with f among `prior` tokens. Then
 
         log odds ratio   δ = log (y + α) / (n + prior − y − α) − log (Y + α) / (N + prior − Y − α)
         its variance     1 / (y + α) + 1 / (Y + α)

@@ -63,7 +63,7 @@ def label_saved(
     known = read_label_records(path, opened.digest) if path.is_file() else {}
     wanted = _wanted(opened, features, {} if write else known, max_features, seed)
     if not wanted:
-        tell("all of these features have a label: --write has them written anew")
+        tell("all of these features have a label: --write has them written again")
         return Labelled()
     made: dict[int, Label] = {}
     written = time.monotonic()

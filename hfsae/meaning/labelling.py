@@ -139,7 +139,7 @@ class Labeller:
         """What labelling these features will ask; of many the prompts of some are counted.
 
         Args:
-            features: Those that are to be labelled.
+            features: The features to label.
         """
         tried = random.Random(self._seed).sample(list(features), min(_ESTIMATED_ON, len(features)))
         requests = prompt_tokens = answer_tokens = 0
@@ -262,11 +262,11 @@ def label_features(
         collection: What `collect_features` found of this SAE.
         features: Which ones; None for all that fire.
         n_shown: Examples that a feature is explained from: half of them the strongest, half across its range.
-        n_scored: Pieces of text of each of three kinds that an explanation is scored on: where the feature fires,
-            random ones, and those where a feature with a near decoder row fires. 0 for no scores.
+        n_scored: Pieces of text of each of three kinds that an explanation is scored on. They are pieces where the
+            feature fires, random ones, and pieces where a feature with a near decoder row fires. 0 for no scores.
         shown_at_once: Pieces in one request for verdicts.
         counterexample_tokens: Tokens of `documents` to read.
-        prompts: Templates, or a folder with those that replace the package's.
+        prompts: Templates, or a folder with templates that replace the package's.
         journal: A file in which answers are kept until the end; None keeps none.
         text_column: The column of documents; None finds it.
         seed: Of what is drawn.

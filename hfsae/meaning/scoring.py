@@ -9,7 +9,7 @@ explanation and a few pieces of text at once, and says 1 or 0 of each.
   example, on average, rounded up.
 
 The score is balanced accuracy, (TPR + TNR) / 2. Unlike delphi's, examples that are scored were not shown to the model
-that explained, and negatives are of two kinds: random pieces, and pieces on which a feature near this one fires.
+that explained. Negatives are of two kinds: random pieces, and pieces on which a feature near this one fires.
 """
 
 import json

@@ -61,10 +61,11 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
 def part() -> None:
     """Leaves the processes' group, if nobody has done so, while the interpreter is whole.
 
-    It aborts the process where a thread of gloo's lets go of a tensor while the interpreter is being taken down: three
-    of 25 launches of two processes that did nothing but three reductions (torch 2.13), none of 40 that parted first.
-    Its threads end with the last of those who hold on to it: what is left of a run goes first. Torch's own caches of
-    DTensors ('shard') keep them, so they are given the time to let go of what was exchanged last.
+    It aborts the process where a thread of gloo's lets go of a tensor while the interpreter is being taken down. That
+    happened to three of 25 launches of two processes that did nothing but three reductions (torch 2.13). It happened
+    to none of 40 that parted first. Its threads end with the last of those who hold on to it: what is left of a run
+    goes first. Torch's own caches of DTensors ('shard') keep them, so they are given the time to let go of what was
+    exchanged last.
     """
     if has_group():
         gc.collect()

@@ -1,8 +1,8 @@
 """Placement: how the processes of a run share its SAEs. One class for each value of `sae_placement`.
 
 * `Replicate`: every process holds every SAE and steps on rows of its own; gradients are averaged.
-* `Spread`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes;
-  where a process has several devices, each device has some of them.
+* `Spread`: each process owns some of the SAEs, weights and optimiser, and steps them on the rows of all processes.
+  Where a process has several devices, each device has some of them.
 * `Shard`: each process holds some of the features of every SAE (`sharded_sae.py`), and steps on all rows.
 """
 
@@ -68,7 +68,7 @@ class Placement:
 
     @property
     def share_of_text(self) -> tuple[int, int]:
-        """The rank of this process among those that share the text which is measured on, and their number."""
+        """The rank of this process among the processes that share the text of the measurement, and their number."""
         return self.accelerator.process_index, self.processes
 
     def gather(self, values: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:

@@ -1,8 +1,8 @@
 """SAEs too wide for one device: each process holds some of the features, and steps on the rows of all processes.
 
-Weights, gradients and Adam's moments are DTensors (`torch.distributed.tensor`) cut along the features, so that
-clipping sees the whole gradient and nothing but `b_dec` and `W_skip` is held twice. In a step a process encodes by its
-own features, of which those are active that the rule of the whole SAE picks (`hfsae.parallel.sharded_selection`). Each
+Weights, gradients and Adam's moments are DTensors (`torch.distributed.tensor`) cut along the features. So clipping
+sees the whole gradient, and nothing but `b_dec` and `W_skip` is held twice. In a step a process encodes by its own
+features, of which those are active that the rule of the whole SAE picks (`hfsae.parallel.sharded_selection`). Each
 process writes what its own features say, and the parts are added up, as are penalties. The backward pass needs no
 exchange but for the gradient of what is held whole.
 """

@@ -1,8 +1,8 @@
 """Rules that pick features of all processes, where each holds some of an SAE's features and all see the same tokens.
 
 A threshold, and the largest of a group of neighbours, are decided by each process alone. Of a token's k largest the
-candidates' values go round, while they are few. Else, and for a batch's k·N largest, the bound is found from counts:
-of float32 numbers above 0 the larger one has the larger bits, so it is read off histograms of some bits after others.
+candidates' values go round, while they are few. Else, and for a batch's k·N largest, the bound is found from counts.
+Of float32 numbers above 0 the larger one has the larger bits, so it is read off histograms of some bits after others.
 """
 
 from dataclasses import dataclass, replace

@@ -40,7 +40,7 @@ def kept_features(folder: Path | None, digest: str) -> FeatureCollection | None:
     except FileNotFoundError:
         return None
     if collection.about.weights_sha256 != digest:
-        logger.info("the features in %s are of other weights; collecting them anew", folder)
+        logger.info("the features in %s are of other weights; collecting them again", folder)
         return None
     return collection
 

@@ -40,9 +40,9 @@ def evaluate_saved(
 ) -> dict[str, Any]:
     """Loads an SAE and its language model and measures the one in the other.
 
-    The record in the folder is replaced by figures on the text that it names, as much of it and in the model that the
-    config names, as long as that text has not changed; where nothing was recorded, the figures become the record.
-    Others are given back and not written.
+    Some figures replace the record in the folder: they are of the text and the model that it names, and of as much
+    text. That text must not have changed. Where nothing was recorded, the figures become the record. Others are given
+    back and not written.
 
     Args:
         folder: What training saved.

@@ -60,7 +60,7 @@ class SavedSet:
         """Refuses a set of which an SAE is missing.
 
         Raises:
-            FileNotFoundError: Names those that are.
+            FileNotFoundError: Names the SAEs that are there.
         """
         if self.missing:
             raise FileNotFoundError(

@@ -103,8 +103,8 @@ def verify(
 ) -> Verification:
     """Loads an SAE, measures it again and compares with its card.
 
-    An SAE of another project has no card of ours: it is compared with the L0 that its project reports, where it does,
-    and `self_check` looks whether it reconstructs what it is fed.
+    An SAE of another project has no card of ours. It is compared with the L0 that its project reports, where it does,
+    and `self_check` looks whether it reconstructs its input.
 
     Args:
         source: A Hub repository, a folder or a file, or a release of the catalogue.
@@ -157,7 +157,7 @@ def verify(
     )
     problems = []
     if digest is not None and digest != weights_sha256(sae):
-        problems.append("The weights are not those that were measured: they were changed since.")
+        problems.append("The weights are not the measured ones: they were changed since.")
     if again.text_changed:
         problems.append("The text is not the one that was measured: it was changed since.")
     if different := [METRIC_TITLES[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:

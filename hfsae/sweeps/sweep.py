@@ -72,8 +72,8 @@ class Sweep:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If a name is unknown, a value has the wrong type, a list stands where the SAEs of a run cannot
-                differ, or two SAEs have one name.
+            ValueError: If a name is unknown, a value has the wrong type, or two SAEs have one name. Likewise if a list
+                stands where the SAEs of a run cannot differ.
         """
         known = {option.name for option in fields(SAETrainingArguments)}
         given = {name: _from_text(name, value) for name, value in (options or {}).items() if name in known}
@@ -121,7 +121,7 @@ def _choices(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
 def _combinations(
     entry: Mapping[str, Any], lists: Mapping[str, list[Any]], args: SAETrainingArguments, where: str
 ) -> Iterator[dict[str, Any]]:
-    """The SAEs that one entry of `saes` stands for, each once: its arguments, those that its kind reads."""
+    """The SAEs that one entry of `saes` stands for, each once: the arguments that its kind reads."""
     for name in entry.keys() - {"name"}:
         refuse_unknown(name, sorted(PER_SAE), f"{where}: saes")
     own = _choices({name: value for name, value in entry.items() if name != "name"}, f"{where}: saes")
@@ -163,9 +163,9 @@ def run_sweep(sweep: Sweep, *, memory_bytes: int | None = None, **inputs: Any) -
     """Trains and measures every SAE of a sweep, and writes what came out into `sweep.args.output_dir`.
 
     Beside a folder for each SAE: `results.csv`, `results.json` (with the front at each hook point) and `pareto.png`.
-    Where memory does not hold all SAEs at once, that is said first; they are then trained in groups, each in a folder
-    of its own, from a cache of the activations, so that the language model still runs once. With `push_to_hub` the lot
-    is published in one repository, a folder each.
+    Where memory does not hold all SAEs at once, that is said first. They are then trained in groups, each in a folder
+    of its own, from a cache of the activations. So the language model still runs once. With `push_to_hub` the lot is
+    published in one repository, a folder each.
 
     Args:
         sweep: The sweep.

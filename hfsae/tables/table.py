@@ -24,8 +24,8 @@ class FeatureTable:
     """A table that `featurize` wrote: a parquet file, or a folder of them.
 
     Every row has `document` (the row of the dataset), `features` (a list of indices, ascending) and `values` (as many
-    numbers); rows of documents also `n_tokens`, rows of tokens `position` and `token_id`; and the columns of the
-    dataset that were carried along.
+    numbers). Rows of documents also have `n_tokens`, rows of tokens `position` and `token_id`. Then come the columns
+    of the dataset that were carried along.
 
     Args:
         path: The file or folder.

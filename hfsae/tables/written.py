@@ -77,9 +77,9 @@ def featurize(
         documents: Texts in a list, or a dataset of texts, conversations or token ids; streams too.
         output: A file that ends in .parquet, or a folder of such files; several processes need a folder.
         level: One row a document or a token.
-        reduce: How a document's value comes from those of its tokens: `"max"`, `"mean"` (over all tokens that count),
-            `"count"` (of the tokens on which the feature fires), or `"last"` (the value on the last token that
-            counts). Rows of tokens have no use for it.
+        reduce: How a document's value comes from those of its tokens. `"max"`; `"mean"`, over all tokens that count;
+            `"count"` of the tokens on which the feature fires. `"last"` is the value on the last token that counts.
+            Rows of tokens have no use for it.
         features: The features that are written; None for all.
         columns: Columns of the dataset that are carried along, such as ids and labels.
         text_column: The column of documents; None finds it.

@@ -184,7 +184,7 @@ class BestCheckpoint:
             names: The names of its SAEs.
 
         Raises:
-            ValueError: If no such metric is logged; names those that are.
+            ValueError: If no such metric is logged; names the logged ones.
         """
         step, log_history = state.global_step, state.log_history
         if self._metric is None or not log_history:

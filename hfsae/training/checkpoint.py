@@ -182,7 +182,7 @@ def checkpoint_folders(output_dir: Path) -> list[Path]:
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    """Those that say how far they are, the newest first."""
+    """The checkpoints that say how far they are, the newest first."""
     far = {path: _tokens_of(path) for path in checkpoint_folders(output_dir)}
     return sorted((path for path in far if far[path] is not None), key=lambda path: far[path] or (0, 0), reverse=True)
 
@@ -328,7 +328,7 @@ def refuse_full_disk(output_dir: Path, keep: int | None, parameters: int) -> Non
         OSError: Says how much room there is and how much is needed.
     """
     size = 3 * 4 * parameters  # weights and two Adam moments in float32
-    # A new checkpoint stands beside those that are kept until it is whole.
+    # A new checkpoint stands next to the kept ones until it is whole.
     needed = size * ((keep or 1) + 1)
     free = shutil.disk_usage(output_dir).free
     if free < needed:

@@ -4,7 +4,7 @@ A feature is dead when it has not fired for a window of tokens, counted over all
 at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity, "Neuron resampling").
 
 Features of a transcoder that stay dead are pointed at what the transcoder misses (`repoint`). A transcoder does not
-subtract a centre from what it reads, so its biases move with the mean of the activations, and many features drift
+subtract a centre from what it reads, so its biases move with the mean of the activations. Then many features drift
 below 0 on nearly all tokens. There `auxk` gives them no gradient. Resampling as of autoencoders would point both rows
 at what is read. Here each end gets its own: the encoder row what was read where much is missed, the decoder row what
 is missed there.
@@ -99,9 +99,9 @@ def resample(
     """Gives dead features a new start from tokens that are reconstructed badly.
 
     Decoder rows become normalised, centred activations drawn without replacement with probability ∝ ‖error‖⁴, at the
-    mean norm of living rows where rows are free; encoder rows the same direction at 0.2 × the mean norm of living
-    encoder rows; the feature's other parameters go back to where they started (biases and thresholds in units of the
-    encoder row) and its Adam moments to 0.
+    mean norm of living rows where rows are free. Encoder rows become the same direction at 0.2 × the mean norm of
+    living encoder rows. The feature's other parameters go back to where they started, biases and thresholds in units
+    of the encoder row. Its Adam moments go to 0.
 
     Args:
         sae: The SAE, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
@@ -111,8 +111,8 @@ def resample(
         starts: Per-feature parameters by name and the value each started from.
         seed: Of the draw.
         reconstruct: Its `scaled_reconstruction`; None where it is not cut.
-        together: Whether all processes hold this SAE, or a part of it, and call this with the same `dead`: the tokens
-            of process 0 are then used by all.
+        together: Whether all processes hold this SAE, or a part of it, and call this with the same `dead`. All then
+            use the tokens of process 0.
 
     Returns:
         The features that were revived: (m,) with m at most the number of tokens whose error is not 0.
@@ -185,9 +185,9 @@ def repoint(
     """Points dead features of a transcoder at the tokens where it misses most.
 
     Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², at the mean norm of
-    living rows where rows are free. Encoder rows become the centred activation there, at the mean norm of living
-    rows. Biases bring the feature, on its strongest of some hundred tokens, to where the median living feature is on
-    its own, above its threshold where there is one. Adam's moments of all go to 0.
+    living rows where rows are free. Encoder rows become the centred activation there, at the mean norm of living rows.
+    Biases bring the feature, on its strongest of some hundred tokens, to where the median living feature is on its
+    own. That is above its threshold where there is one. Adam's moments of all go to 0.
 
     Args:
         sae: The transcoder, whole, edited in place.

@@ -47,7 +47,7 @@ class Measured(NamedTuple):
     """What was measured of a run.
 
     Attributes:
-        metrics: By SAE name, the same on all processes, each of which has read its share of the text; empty where
+        metrics: By SAE name, the same on all processes, each of which has read its share of the text. Empty where
             evaluation is off, has failed, or there is no text to evaluate on.
         together: Of the model with all transcoders of a set in place; None likewise, and where there is no set.
     """
@@ -296,7 +296,7 @@ def finish_set(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Te
         calibration: Activations of other text by hook point.
 
     Returns:
-        The figures, the same on all processes that measured; None where the run's SAEs are no set, or evaluation is
+        The figures, the same on all processes that measured. None where the run's SAEs are no set, or evaluation is
         off, has failed, or there is no text.
     """
     if not is_set(run):

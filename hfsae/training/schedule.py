@@ -144,7 +144,7 @@ def auto_learning_rate(n_features: int, total_steps: int) -> float:
 
     The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
     ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
-    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02: of 256 features in 10 steps the
+    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02. Of 256 features in 10 steps the
     rule alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
 
     Args:
@@ -173,8 +173,8 @@ def learning_rate_at(
 ) -> float:
     """The learning rate of an optimiser step.
 
-    Linear from `start` to `peak` over the warm-up; then constant, or by cosine or linearly to `end` at the last step;
-    over the last `decay_steps` everything is brought to 0 linearly on top.
+    Linear from `start` to `peak` over the warm-up. Then constant, or by cosine or linearly to `end` at the last step.
+    Over the last `decay_steps` everything is brought to 0 linearly on top.
 
     Args:
         step: 0 for the first step.
@@ -182,7 +182,7 @@ def learning_rate_at(
         peak: Highest rate.
         kind: Course after the warm-up.
         warmup_steps: Length of the warm-up.
-        start: Rate of the first step, where there is a warm-up; None: one part in `warmup_steps + 1` of the peak,
+        start: Rate of the first step, where there is a warm-up. None is one part in `warmup_steps + 1` of the peak,
             since a step at rate 0 would be a step for nothing.
         end: Rate at the end of a cosine or linear course.
         decay_steps: Length of the final decay; 0 for none.

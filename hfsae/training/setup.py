@@ -48,7 +48,7 @@ class TrainingRun:
         base: The language model; None where the user gives activations. Without weights where a cache is read and
             nothing evaluated.
         texts: Its disjoint parts of text; None where they are not needed.
-        held_out: Rows (N, d_in) by hook point that are not trained on, of the user's activations or of a cache; empty
+        held_out: Rows (N, d_in) by hook point that are not trained on, of the user's activations or of a cache. Empty
             where the language model will read them from the text.
         stream: Batches of activations by hook point.
         text_seed: Seed of the order of text.
@@ -304,7 +304,7 @@ def _initialise(
 def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
     """The seed of the order of text: the run's, or another one where other processes share the text out.
 
-    What was read before cannot be told apart from what was not then; in another order, what comes next is a sample of
+    What was read before cannot be told apart from what was not then. In another order, what comes next is a sample of
     the text like any other.
 
     Args:
@@ -329,15 +329,16 @@ def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
         The contents of its `run.json`.
 
     Raises:
-        ValueError: If it was written for other SAEs; or by another number of processes, and what is read cannot be
-            shared out again (only text that is shuffled as a whole can).
+        ValueError: If it was written for other SAEs. Likewise if another number of processes wrote it, and the input
+            cannot be shared out again (only text that is shuffled as a whole can).
     """
     stored = read_run(checkpoint)
     processes = run.accelerator.num_processes
     if stored["processes"] != processes and not run.can_redistribute_text:
         raise ValueError(
             f"the checkpoint was written by {stored['processes']} processes and this run has {processes}: only text "
-            "that is shuffled as a whole can be shared out anew, no stream, cache or activations. Resume with as many."
+            "that is shuffled as a whole can be shared out again; a stream, a cache or activations cannot. Resume "
+            "with as many."
         )
     if stored["saes"] != list(run.hook_points):
         raise ValueError(

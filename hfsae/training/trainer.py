@@ -65,8 +65,8 @@ class SAETrainer:
         train_dataset: Text (`datasets`), or token ids (rows, length); None loads `args.dataset_name`.
         eval_dataset: Text to measure on, disjoint from the training text; None holds documents out.
         processing_class: The tokenizer; None loads the model's.
-        activations: Activations of one's own instead of a model and text: a tensor or numpy array (rows, d_in), also
-            one mapped from a file, a dict of such by hook point, a `datasets.Dataset`, or an iterable of batches.
+        activations: Activations of one's own instead of a model and text: a tensor or numpy array (rows, d_in), mapped
+            from a file or not. A dict has such by hook point. Also a `datasets.Dataset`, or an iterable of batches.
         callbacks: `transformers.TrainerCallback` objects or classes. Every event passes `model` (the SAEs by name);
             `on_log` also `logs` (flat) and `saes_log` (by SAE), `on_evaluate` `metrics` (by SAE). They run in
             every process, and what they ask for in `control` must be the same everywhere.
@@ -137,7 +137,7 @@ class SAETrainer:
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks, those that every run has first."""
+        """The callbacks; the ones that every run has stand first."""
         return self.callback_handler.callbacks
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:

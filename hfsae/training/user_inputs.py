@@ -112,7 +112,7 @@ def _published(args: SAETrainingArguments) -> SAE:
     for name, value in asked.items():
         found = config.architecture if name == "architecture" else getattr(config, name)
         if name in given and value != found:
-            raise ValueError(f"{name} is {value!r}, but {args.init_from} has {found!r}: leave it out, or start anew.")
+            raise ValueError(f"{name} is {value!r}, but {args.init_from} has {found!r}: leave it out, or start again.")
     if "k" in given and hasattr(config, "k"):
         config.k = args.k  # type: ignore[attr-defined]
     if "hook_point" in given or config.hook_point is None:

@@ -1,8 +1,8 @@
 """Pages that open offline, as the dashboard and the page of a graph do: what both are put together from.
 
-Nothing of the data can become markup: JSON stands in a script element that is no script, every `<` of it written as
-`\\u003c`, and the page shows it as text. A content security policy lets a page run its own scripts, by their digests,
-and fetch nothing. `assets/` holds the style, and the scripts that build elements and show tokens.
+Nothing of the data can become markup. JSON stands in a script element that is no script, with every `<` of it written
+as `\\u003c`, and the page shows it as text. A content security policy lets a page run its own scripts, by their
+digests, and fetch nothing. `assets/` holds the style, and the scripts that build elements and show tokens.
 """
 
 import base64

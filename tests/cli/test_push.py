@@ -38,7 +38,7 @@ def test_mistakes_are_one_line_and_name_no_token(hub, tmp_path, capsys):
     make().save_pretrained(tmp_path / "sae")
     for folder, token, message in (
         ("sae", "hf_wrong", "does not know the token"),
-        ("sae", "hf_wr\nong", "copy it anew"),
+        ("sae", "hf_wr\nong", "copy it again"),
         ("nothing", "hf_wrong", "is no folder"),
     ):
         assert main(["push", str(tmp_path / folder), "tester/small", "--token", token]) == 1

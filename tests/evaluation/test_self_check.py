@@ -49,7 +49,7 @@ def test_changed_weights_are_found_out(sae, model):
     with torch.no_grad():
         sae.W_dec.copy_(sae.W_dec.flip(0))
     outcome = check(sae, model)
-    assert not outcome.ok and outcome.causes[0].startswith("The weights are not those that were measured")
+    assert not outcome.ok and outcome.causes[0].startswith("The weights are not the measured ones")
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_without_a_hub_it_says_so_and_the_next_push_heals_it(hub, sae):
 
 @pytest.mark.parametrize("bad", ["", "  ", "hf_a b", "hf_a\nb", "hf_ä", "hf_a\x00b"])
 def test_a_token_that_cannot_be_one_is_refused_without_being_repeated(bad):
-    with pytest.raises(ValueError, match="copy it anew") as refused:
+    with pytest.raises(ValueError, match="copy it again") as refused:
         usable_token(bad)
     assert "hf_a" not in str(refused.value)
 

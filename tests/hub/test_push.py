@@ -71,7 +71,7 @@ def test_a_dashboard_of_other_weights_neither_goes_along_nor_stays(hub, sae, oth
     other.push_to_hub(REPO, folder=tmp_path)
     files = hub.repo(REPO).files()
     assert "dashboard.html" not in files and "](dashboard.html)" not in files["README.md"].decode()
-    assert "dashboard.html shows other weights and is not pushed; `hfsae dashboard` makes it anew" in caplog.text
+    assert "dashboard.html shows other weights and is not pushed; `hfsae dashboard` makes it again" in caplog.text
 
 
 def test_an_sae_from_the_hub_keeps_its_curve_when_it_is_pushed_again_and_one_of_another_training_does_not(

@@ -57,7 +57,7 @@ def test_a_token_that_no_http_header_can_hold_is_not_repeated_with_its_traceback
         lambda: load_saes(REPO, token=bad),
         lambda: find_saes(token=bad),
     ):
-        with pytest.raises(ValueError, match="copy it anew") as refused:
+        with pytest.raises(ValueError, match="copy it again") as refused:
             act()
         shown = "".join(traceback.format_exception(refused.value, chain=True))
         assert "secret" not in "".join(line for line in shown.splitlines() if "ValueError" in line)

@@ -47,7 +47,7 @@ def test_weights_that_were_changed_by_hand_are_found_out(trained_folder, tmp_pat
         sae.W_dec.copy_(sae.W_dec.flip(0))
     sae.save_pretrained(folder)
     outcome = verify(folder)
-    assert not outcome.ok and outcome.problems[0].startswith("The weights are not those that were measured")
+    assert not outcome.ok and outcome.problems[0].startswith("The weights are not the measured ones")
     write_card(folder)
     with pytest.raises(ValueError, match="claims no figures, or calls them stale"):
         verify(folder)

@@ -67,9 +67,7 @@ def test_a_record_that_boasts_and_weights_that_were_changed_are_found_out(copied
         sae.W_dec.copy_(sae.W_dec.flip(0))
     sae.save_pretrained(copied / NAMES[1])
     outcome = verify_set(copied)
-    assert not outcome.ok and outcome.problems == (
-        "The weights are not those that were measured: they were changed since.",
-    )
+    assert not outcome.ok and outcome.problems == ("The weights are not the measured ones: they were changed since.",)
     wrong = {claim.title for claim in outcome.claims if not claim.holds}
     assert {"all: KL from the model", "all: CE with all in place", "mlp_in.3 explained variance"} <= wrong
     assert not any(title.startswith("mlp_in.2") for title in wrong)
@@ -122,7 +120,7 @@ def test_a_folder_without_a_record_or_with_a_broken_one_is_refused(tmp_path):
 
 def test_figures_of_other_saes_are_not_pushed(hub):
     record = {"protocol": {"weights_sha256": {"a": "0", "b": "0"}}}
-    with pytest.raises(ValueError, match="of other SAEs than those that are pushed: b"):
+    with pytest.raises(ValueError, match="of other SAEs than the pushed ones: b"):
         push_saes({"a": make()}, REPO, together=record)
 
 

@@ -19,7 +19,7 @@ function featurePage(entry, data) {
 function firingSections(entry, data) {
   const effects = data.promoted.length
     ? [effectList(data.promoted, "Makes likelier", "promoted"), effectList(data.suppressed, "Makes less likely", "suppressed")]
-    : [element("p", { class: "quiet" }, data.sources ? "Each source has its own: see the table above." : "What is written at this place does not reach the logits directly.")];
+    : [element("p", { class: "quiet" }, data.sources ? "Each source has its own: see the table above." : "The output at this place does not reach the logits directly.")];
   return [
     element(
       "div",

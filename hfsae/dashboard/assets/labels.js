@@ -1,4 +1,4 @@
-// Labels: those that came with the page, and edits, which this browser keeps until a page comes that has them.
+// Labels: they come with the page, or are edits, which this browser keeps until a page comes that has them.
 
 const given = new Map(Object.entries(index.labels).map(([feature, label]) => [Number(feature), label]));
 /** What a language model says of the labels that it wrote: which one it is, and how well they foretell. */

@@ -39,8 +39,8 @@ def serves(*tensors: Tensor) -> bool:
 def screens(x: Tensor, weight: Tensor, k: int) -> bool:
     """Whether the k largest of each token are screened in bfloat16.
 
-    They are on CUDA, where float32 products are in full precision, and features so many that the product costs more
-    than looking at some of them again.
+    They are on CUDA, where float32 products are in full precision, and where there are many features. Then the product
+    costs more than a second look at some of them.
 
     Args:
         x: (N, d).
@@ -66,8 +66,9 @@ def break_even(device_name: str, dtype: torch.dtype, *, tf32: bool = False) -> f
     """The share of active entries below which sparse products beat dense ones.
 
     A dense product is bound by arithmetic, a sparse one by memory: it moves one number for every multiplication and
-    addition. By themselves they take the same time at the share bandwidth / (peak · bytes of a number / 2): 1/295 on
-    an H100, 1/206 on an H200, 1/156 on an A100 in bfloat16. In whole steps it is 2.5 times that, by measurement.
+    addition. By themselves they take the same time at the share bandwidth / (peak · bytes of a number / 2). In
+    bfloat16 that is 1/295 on an H100, 1/206 on an H200, 1/156 on an A100. In whole steps it is 2.5 times that, by
+    measurement.
 
     Args:
         device_name: As `torch.cuda.get_device_name` says it.

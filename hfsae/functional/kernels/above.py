@@ -1,6 +1,6 @@
 """The entries that exceed a cut, without a mask of all: one pass counts them, one writes them down.
 
-A row is cut into blocks, a program each: its block's count says where a program may write, and one whose block has
+A row is cut into blocks, a program each. Its block's count says where a program may write, and one whose block has
 nothing ends at once.
 """
 

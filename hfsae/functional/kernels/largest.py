@@ -1,13 +1,13 @@
 """The k largest of every row, reading the rows once.
 
-A row of n pre-activations is cut into groups of g. The k groups with the largest maxima hold the k largest entries:
-an entry outside of them is at most its group's maximum, and the k maxima chosen are all at least that. So one pass
-over the rows makes the n/g maxima, and after it only n/g + k·g numbers a row are looked at, least for g = √(n/k):
-2,048 of 32,768 for k = 32. `torch.topk` reads a row several times instead, once for every few bits of the cut.
+A row of n pre-activations is cut into groups of g. The k groups with the largest maxima hold the k largest entries.
+For an entry outside of them is at most its group's maximum, and the k maxima chosen are all at least that. So one pass
+over the rows makes the n/g maxima, and after it only n/g + k·g numbers a row are looked at. That is least for g =
+√(n/k): 2,048 of 32,768 for k = 32. `torch.topk` reads a row several times instead, once for every few bits of the cut.
 
 Each of the two selections holds its candidates in registers and finds the k-th largest by its bits, from the highest
-down; of equal ones the first are taken. The encoder's product itself is left to the library, whose matrix kernels are
-hard to reach; a product that made the maxima on its way would save the one read.
+down. Of equal ones the first are taken. The encoder's product itself is left to the library, whose matrix kernels are
+hard to reach. A product that made the maxima on its way would save the one read.
 """
 
 # Triton annotates kernels as they are inside; what launches one passes plain numbers.

@@ -1,8 +1,8 @@
 """Products that touch only the entries of a pattern: sums of weighted rows, inner products, sums of values.
 
 The decoder and both weight gradients are the same sum: rows of a table, weighted and added up segment by segment. For
-the decoder a segment is a token and the table the decoder; for a weight gradient it is a feature, its entries brought
-together by one stable sort, and the table the tokens' gradients or activations.
+the decoder a segment is a token and the table the decoder. For a weight gradient a segment is a feature, whose entries
+one stable sort brings together. The table is then the tokens' gradients or activations.
 """
 
 # Triton annotates kernels as they are inside; what launches one passes plain numbers.

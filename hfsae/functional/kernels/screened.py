@@ -1,7 +1,7 @@
 """Exact top-k at the price of a bfloat16 product: tensor cores screen, float32 decides.
 
 What may be among a token's k largest pre-activations is read from their product in bfloat16, whose error is bounded
-(`hfsae.functional.rounding`). Of the largest there, a few times k, the float32 values are computed; the k largest of
+(`hfsae.functional.rounding`). Of the largest there, a few times k, the float32 values are computed. The k largest of
 these are right if the smallest of them is above all that the others can be. A token for which that does not hold is
 computed in float32 by a kernel that leaves all other tokens out.
 
