@@ -131,3 +131,11 @@ def test_the_script_of_the_page_on_the_command_line_takes_its_own_options_and_th
 def test_the_changes_name_old_options_that_are_still_taken():
     table = re.findall(r"^\| `--(\w+)` \| `--(\w+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert {name: old for name, old in table} == {name: old for name, (old, *_) in OLD_NAMES.items()}
+
+
+def test_the_readme_and_the_site_lead_to_every_page():
+    readme, site = (ROOT / "README.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    assert not [page for page in pages if page not in site]
+    written = [page for page in pages if page != "index.md" and not page.startswith("reference/")]  # the site's own
+    assert not [page for page in written if f"docs/{page}" not in readme]
