@@ -210,6 +210,7 @@ def attach_all(
         >>> runs["mlp_in.0"].features  # doctest: +SKIP
     """
     edits = edits or {}
+    refuse_unnamed(saes)
     if (keep_error or edits) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
     if isinstance(model, SparseAutoencoder):
@@ -256,7 +257,9 @@ def places_of(
     Raises:
         HookPointError, ValueError: As `hook_points_of`, with the SAE's name; if there is no SAE, or if two are to be
             spliced in at one place.
+        TypeError: If the SAEs are not given by name.
     """
+    refuse_unnamed(saes)
     if not saes:
         raise ValueError("there is no SAE to attach: pass some by name, such as load_saes(folder).")
     places = {}
@@ -274,6 +277,32 @@ def places_of(
                 "them, or read all with splice=False."
             )
     return places
+
+
+def standing(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
+    """What stands at one place each, by name: of a cross-layer transcoder its layers, as `"name/layer"`.
+
+    Raises:
+        TypeError: If the SAEs are not given by name.
+    """
+    refuse_unnamed(saes)
+    found: dict[str, Any] = {}
+    for name, sae in saes.items():
+        layers: dict[str, Any] = sae.by_layer() if sae.config.is_cross_layer else {_ALONE: sae}  # type: ignore[operator]
+        found |= {"/".join(part for part in (name, layer) if part): one for layer, one in layers.items()}
+    return found
+
+
+def refuse_unnamed(saes: object) -> None:
+    """Refuses what is no mapping from names to SAEs.
+
+    Raises:
+        TypeError: With how SAEs are given.
+    """
+    if not isinstance(saes, Mapping):
+        raise TypeError(
+            f"SAEs are given by name, such as {{'mine': sae}} or load_saes(folder); got {type(saes).__name__}."
+        )
 
 
 def _unchanged(features: SparseFeatures) -> SparseFeatures:

@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": MODEL | RUN | {"estimate", "training"},
     "dashboard": MODEL | {"saved", "analysis", "diffing", "webpage"},
     "meaning": MODEL | {"saved", "analysis"},
-    "circuits": MODEL | {"saved", "analysis", "webpage"},
+    "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}

@@ -45,6 +45,8 @@ class LayerStep:
         shared: What the steps of one pass have in common; the first layer begins a pass.
 
     Attributes:
+        sae: The cross-layer transcoder.
+        layer: The number of the layer.
         config: What the config of a transcoder of this layer would be: where it reads and writes, which tokens it
             leaves out.
     """
@@ -53,7 +55,7 @@ class LayerStep:
     """Whether features that are edited at one place have effects at later ones."""
 
     def __init__(self, sae: CrossLayer, layer: int, shared: _Pass):
-        self.sae, self._layer, self._shared = sae, layer, shared
+        self.sae, self.layer, self._shared = sae, layer, shared
         whole = sae.config
         known = {option.name for option in fields(SAEConfig)}  # type: ignore[arg-type]
         options = {name: value for name, value in copy.deepcopy(whole.to_diff_dict()).items() if name in known}
@@ -70,11 +72,11 @@ class LayerStep:
 
     def __call__(self, activations: Tensor) -> SAEOutput:
         """Reads activations (..., d), and gives the output at this layer, with what earlier layers have read."""
-        if self._layer == 0:
+        if self.layer == 0:
             self._shared.read.clear()
             self._shared.edited.clear()
-        features = self.sae.encode_layer(self._layer, activations)
-        self._shared.read[self._layer] = self._shared.edited[self._layer] = features
+        features = self.sae.encode_layer(self.layer, activations)
+        self._shared.read[self.layer] = self._shared.edited[self.layer] = features
         written = self._written(self._shared.read, activations)
         return SAEOutput(reconstruction=written, features=features)  # type: ignore[arg-type]
 
@@ -82,11 +84,11 @@ class LayerStep:
         """The output here (..., d_out) with these features of the layer; later layers go on with them, too."""
         if not isinstance(features, SparseFeatures):
             features = SparseFeatures.from_dense(features)
-        self._shared.edited[self._layer] = features
+        self._shared.edited[self.layer] = features
         return self._written(self._shared.edited, activations)
 
     def _written(self, features: dict[int, SparseFeatures], activations: Tensor) -> Tensor:
-        sae, target = self.sae, self._layer
+        sae, target = self.sae, self.layer
         if missing := [sae.config.source_names[layer] for layer in range(target) if layer not in features]:
             raise ValueError(
                 f"the output at {sae.config.source_names[target]} depends on {', '.join(missing)}, where this "

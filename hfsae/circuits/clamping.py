@@ -10,6 +10,7 @@ from torch import Tensor
 from hfsae.circuits.nodes import Node
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, target_vectors
+from hfsae.hooks import HookPoint
 
 if TYPE_CHECKING:
     from hfsae.circuits.graph import Graph
@@ -219,7 +220,7 @@ def _readers(graph: "Graph", circuit: LocalReplacement) -> Targets:
 
 
 def _row_in_source(circuit: LocalReplacement, node: Node) -> int:
-    active = circuit.active[str(node.source)]
+    active = circuit.active[circuit.source_of(node)]
     here = (active.positions == node.position) & (active.features == node.feature)
     return int(here.nonzero()[0, 0])
 
@@ -231,7 +232,7 @@ def _constrained(graph: "Graph", circuit: LocalReplacement, factors: Mapping[int
     for row, factor in factors.items():
         node = graph.nodes[row]
         here = _row_in_source(circuit, node)
-        for place, made in circuit.active[str(node.source)].written.items():
+        for place, made in circuit.active[circuit.source_of(node)].written.items():
             written[place][node.position] += (factor - 1) * made[here]
     _, hidden = circuit.run({place: value[None] for place, value in written.items()}, circuit.embeddings[None])
     return (readers.vectors @ (hidden[0] - circuit.hidden)).cpu()
@@ -256,18 +257,18 @@ def measured_changes(
         (number, graph.nodes[row], factor) for number, factors in enumerate(clamps) for row, factor in factors.items()
     ]
 
-    def clamp(name: str, x: Tensor) -> Tensor:
+    def clamp(name: str, x: Tensor) -> dict[HookPoint, Tensor]:
         source, active = circuit.sources[name], circuit.active[name]
-        (written,) = active.written.values()
-        added = x.new_zeros(*x.shape[:2], written.shape[-1])
+        added = {place: x.new_zeros(*x.shape[:2], made.shape[-1]) for place, made in active.written.items()}
         for number, node, factor in nodes:
-            if node.source == name and node.feature is not None:
+            if circuit.source_of(node) == name and node.feature is not None:
                 here = _row_in_source(circuit, node)
-                now = source.sae.encode(x[number, node.position][None], [node.feature])[0, 0]
-                added[number, node.position] += (factor - now / active.values[here]) * written[here]
+                now = source.values_of(x[number, node.position][None], node.feature)[0]
+                for place, made in active.written.items():
+                    added[place][number, node.position] += (factor - now / active.values[here]) * made[here]
         return added
 
-    names = dict.fromkeys(str(node.source) for _, node, _ in nodes)
+    names = dict.fromkeys(circuit.source_of(node) for _, node, _ in nodes)
     with circuit.really({name: lambda x, name=name: clamp(name, x) for name in names}):
         hidden = circuit.read_by_head(len(clamps))
     return ((hidden - circuit.own_hidden) @ readers.vectors.T).cpu()

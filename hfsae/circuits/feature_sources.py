@@ -42,23 +42,28 @@ class FeatureSource:
     """One SAE or transcoder in a prompt.
 
     Args:
-        name: The SAE's.
+        owner: The SAE's name.
         sae: The SAE, in the dtype in which the model runs.
         reads: Where it reads.
         writes: Where it writes.
         keep: (S,) bool, the tokens that count. At the others the model keeps its own activation.
 
+    Attributes:
+        writes: Where it writes. At the first of these stands what is constant too, and what `skip` passes on.
+
     Raises:
         ValueError: If what it computes is not linear where its features are known.
     """
 
-    def __init__(self, name: str, sae: SparseAutoencoder, reads: HookPoint, writes: HookPoint, keep: Tensor):
+    writes: tuple[HookPoint, ...]
+
+    def __init__(self, owner: str, sae: SparseAutoencoder, reads: HookPoint, writes: HookPoint, keep: Tensor):
         if sae.config.skip and sae.config.input_transform != "none":
             raise ValueError(
-                f"SAE {name!r} passes a normalised input on (skip with input_transform="
+                f"SAE {owner!r} passes a normalised input on (skip with input_transform="
                 f"{sae.config.input_transform!r}), which is not linear."
             )
-        self.name, self.sae = name, sae
+        self.owner, self.sae = owner, sae
         self.reads, self.writes = reads, (writes,)
         self._keep = keep
 
@@ -91,6 +96,11 @@ class FeatureSource:
             constants=slopes * (bias - rows @ center) + values - slopes * pre,
             written={place: values[:, None] * directions for place in self.writes},
         )
+
+    @torch.no_grad()
+    def values_of(self, x: Tensor, feature: int) -> Tensor:
+        """(N,), the values of one feature at what is read, (N, d_in)."""
+        return self.sae.encode(x, [feature])[:, 0]
 
     def _values_and_slopes(
         self, pre: Tensor, positions: Tensor, features: Tensor, n_tokens: int

@@ -35,13 +35,13 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
     scan = scan or graph.about["base_model"] or "unnamed"
     layers = 1 + max((node.layer for node in graph.nodes if node.layer is not None), default=0)
     first = {kind: _first_of_layers(graph, kind) for kind in ("feature", "error")}
-    ids = [_id(node, layers, first) for node in graph.nodes]
+    ids = [_id(node, layers, first, _in_layer(graph, node)) for node in graph.nodes]
     influences = cumulative_influence(graph.influence)
     strongest = max(graph.nodes, key=lambda node: node.probability)
     nodes = [
         {
             "node_id": node_id,
-            "feature": _feature_number(node),
+            "feature": _feature_number(node, _in_layer(graph, node)),
             "layer": _layer(node, layers),
             "ctx_idx": node.position,
             "feature_type": _TYPES[node.kind],
@@ -86,21 +86,27 @@ def _first_of_layers(graph: "Graph", kind: str) -> dict[int | None, str | None]:
     return found
 
 
-def _id(node: Node, layers: int, first: dict[str, dict[int | None, str | None]]) -> str:
+def _id(node: Node, layers: int, first: dict[str, dict[int | None, str | None]], in_layer: int) -> str:
     if node.kind == "embedding":
         return f"E_{node.token}_{node.position}"
     if node.kind == "logit":
         return f"{layers + 1}_{node.token}_{node.position}"
     layer = str(node.layer) if first[node.kind][node.layer] == node.source else f"{node.layer}:{node.source}"
-    return f"{layer}_{node.feature}_{node.position}" if node.kind == "feature" else f"error_{layer}_{node.position}"
+    return f"{layer}_{in_layer}_{node.position}" if node.kind == "feature" else f"error_{layer}_{node.position}"
 
 
-def _feature_number(node: Node) -> int:
+def _in_layer(graph: "Graph", node: Node) -> int:
+    """The number of a feature among those of its layer, which is its own but of a cross-layer transcoder."""
+    per_layer = graph.about.get("features_per_layer", {}).get(node.source)
+    return (node.feature or 0) % per_layer if per_layer else node.feature or 0
+
+
+def _feature_number(node: Node, in_layer: int) -> int:
     """Feature and layer in one number (Cantor's pairing), a token's position, a logit's token, -1 of an error."""
     if node.kind == "feature":
-        assert node.layer is not None and node.feature is not None
-        together = node.layer + node.feature
-        return together * (together + 1) // 2 + node.feature
+        assert node.layer is not None
+        together = node.layer + in_layer
+        return together * (together + 1) // 2 + in_layer
     return {"error": -1, "embedding": node.position, "logit": node.token or 0}[node.kind]
 
 

@@ -12,17 +12,21 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae.attachment import places_of
+from hfsae.architectures.cross_layer import CrossLayer
+from hfsae.attachment import places_of, standing
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.attention import AttentionPatterns, attends
 from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
 from hfsae.circuits.feature_sources import ActiveFeatures, FeatureSource
+from hfsae.circuits.layer_sources import LayerSource
+from hfsae.circuits.nodes import Node
 from hfsae.circuits.norms import FrozenNorms
 from hfsae.data.left_out import LeftOut
 from hfsae.hooks import HookPoint, inner_model
@@ -33,6 +37,7 @@ from hfsae.hooks.limits import context_length_of, refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
+from hfsae.hub.hub_ids import without_folders
 from hfsae.in_model import left_out_of
 
 if TYPE_CHECKING:
@@ -53,7 +58,7 @@ class LocalReplacement:
 
     Args:
         model: A causal LM, or a wrapper around one. It is left as it is. One in half precision is copied to float32.
-        saes: The SAEs by name: transcoders, SAEs of the residual stream, or both.
+        saes: The SAEs by name: transcoders, a cross-layer transcoder, SAEs of the stream, or several of these.
         ids: (S,), the prompt.
         tokenizer: Says which tokens are special.
 
@@ -61,8 +66,8 @@ class LocalReplacement:
         ids: (S,) the prompt.
         notes: What whoever reads the graph has to know, in sentences.
         places: Where the model is cut, in the order of a forward pass.
-        sources: The SAEs, by name.
-        active: Their features in this prompt, by name.
+        sources: The SAEs by name, of a cross-layer transcoder its layers as `"name/layer"`.
+        active: Their features in this prompt, likewise.
         errors: (S, d) at each place: what no feature writes.
         embeddings: (S, d), what enters the first block: tokens and, where there are any, learned positions.
         hidden: (d,), what the LM head reads at the last token.
@@ -87,18 +92,19 @@ class LocalReplacement:
         self.model = self._usable(model)
         self.ids = ids.to(input_device(self.model))
         self._refuse_text(tokenizer)
-        pairs = places_of(saes, self.model, splice=True)
+        parts = standing(saes)
+        pairs = places_of(parts, self.model, splice=True)
         cuts = CutPlaces.find(self.model, pairs)
         refuse_outside_of_the_stream(self.model, pairs)
+        self.notes += _trained_elsewhere(saes, self.model)
         if cuts.bare:
             self.notes.append(
                 f"No SAE writes what the MLPs of layers {', '.join(map(str, cuts.bare))} write: all of it is error."
             )
         self._entry, self.layers = cuts.entry, cuts.layers
-        self.sources = {
-            name: self._source(name, sae, pairs[name], left_out_of(sae.config, self.model, tokenizer))
-            for name, sae in saes.items()
-        }
+        self.sources: dict[str, FeatureSource] = {}
+        for name, sae in saes.items():
+            self.sources |= self._sources(name, sae, pairs, left_out_of(sae.config, self.model, tokenizer))
         reads = [source.reads for source in self.sources.values()]
         self._sites = Sites.at(self.model, dict.fromkeys([cuts.entry, *reads, *cuts.all]))
         self._sites.check()
@@ -133,15 +139,31 @@ class LocalReplacement:
         if len(self.ids) < 2:
             raise ValueError(f"the prompt has {len(self.ids) or 'no'} token: a circuit needs two or more.")
 
-    def _source(
-        self, name: str, sae: SparseAutoencoder, places: tuple[HookPoint, HookPoint], left_out: LeftOut
-    ) -> FeatureSource:
-        if sae.W_dec.dtype != self.model.dtype or sae.W_dec.device != self.ids.device:
+    def _sources(
+        self, name: str, sae: SparseAutoencoder, pairs: Mapping[str, tuple[HookPoint, HookPoint]], left_out: LeftOut
+    ) -> dict[str, FeatureSource]:
+        """One SAE's, by the name of what stands at one place."""
+        if sae.b_dec.dtype != self.model.dtype or sae.b_dec.device != self.ids.device:
             moved = cast(nn.Module, copy.deepcopy(sae))  # of PreTrainedModel.to checkers know nothing
             sae = cast(SparseAutoencoder, moved.to(self.ids.device, self.model.dtype))
         tokens = torch.ones_like(self.ids, dtype=torch.bool)[None]
         keep = left_out.counted_in_blocks(tokens, self.ids[None])[0]
-        return FeatureSource(name, sae, *places, keep)
+        own = [(part, *pairs[part]) for part in standing({name: sae})]
+        if not isinstance(sae, CrossLayer):
+            return {part: FeatureSource(name, sae, reads, writes, keep) for part, reads, writes in own}
+        later = [writes for _, _, writes in own]
+        return {
+            part: LayerSource(name, sae, layer, reads, later[layer:], keep)
+            for layer, (part, reads, _) in enumerate(own)
+        }
+
+    def source_of(self, node: Node) -> str:
+        """The name in `sources` of what a feature node belongs to."""
+        return next(
+            name
+            for name, source in self.sources.items()
+            if source.owner == node.source and self.layers[source.reads] == node.layer
+        )
 
     # -- the prompt ---------------------------------------------------------------------------------------------------
     def _note_the_prompt(self, cuts: CutPlaces) -> None:
@@ -180,10 +202,10 @@ class LocalReplacement:
         for name, source in self.sources.items():
             self.active[name] = features = source.active(self.read[name])
             for place, written in features.written.items():
-                self.constants[place] += source.constant(self.read[name])
                 self.errors[place].index_add_(0, features.positions, -written)
-                if (passed := source.passed_on(self.read[name][None])) is not None:
-                    self.errors[place] -= passed[0]
+            self.constants[source.writes[0]] += source.constant(self.read[name])
+            if (passed := source.passed_on(self.read[name][None])) is not None:
+                self.errors[source.writes[0]] -= passed[0]
         for place in self.places:
             self.errors[place] -= self.constants[place]
 
@@ -247,33 +269,33 @@ class LocalReplacement:
     def _at(self, place: HookPoint, written: Tensor, reads: Mapping[str, Tensor], _: Tensor) -> Tensor:
         total = written + self.constants[place]
         for name, source in self.sources.items():
-            if place in source.writes and (passed := source.passed_on(reads[name])) is not None:
+            if place == source.writes[0] and (passed := source.passed_on(reads[name])) is not None:
                 total = total + passed
         return total
 
     @contextmanager
-    def really(self, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    def really(self, edits: Mapping[str, Callable[[Tensor], Mapping[HookPoint, Tensor]]]) -> Iterator[None]:
         """The model itself, with an addition where sources write: each edit gets what is read, and returns it.
 
         Args:
-            edits: By source; from (batch, S, d_in) to what is added at its place, (batch, S, d_out).
+            edits: By source; from (batch, S, d_in) to what is added at each of its places, (batch, S, d_out).
         """
-        reads: dict[str, Tensor] = {}
+        added: dict[HookPoint, list[Tensor]] = {place: [] for name in edits for place in self.sources[name].writes}
 
-        def read(name: str, x: Tensor) -> None:
-            reads[name] = x
+        def read(edit: Callable[[Tensor], Mapping[HookPoint, Tensor]], x: Tensor) -> None:
+            for place, value in edit(x).items():
+                added[place].append(value)
+
+        def add(place: HookPoint, y: Tensor) -> Tensor:
+            return y + torch.stack(added[place]).sum(0)
 
         with ExitStack() as stack:
             passes = stack.enter_context(self._sites.passes())
             for name, edit in edits.items():
                 source = self.sources[name]
-
-                def add(y: Tensor, name: str = name, edit: Callable[[Tensor], Tensor] = edit) -> Tensor:
-                    return y + edit(reads[name])
-
-                stack.enter_context(visiting(self._sites[source.reads], partial(read, name), passes))
-                for place in source.writes:
-                    stack.enter_context(splicing(self._sites[place], add, passes))
+                stack.enter_context(visiting(self._sites[source.reads], partial(read, edit), passes))
+            for place in added:
+                stack.enter_context(splicing(self._sites[place], partial(add, place), passes))
             yield
 
     def _refuse_what_is_not_linear(self) -> None:
@@ -300,3 +322,18 @@ class LocalReplacement:
             f"{where} is {gap:.1e} of its size away from the model's own, and bends by {bend:.1e}. Its blocks do "
             f"something else besides attention and MLP, so no circuit can be traced.{norms}"
         )
+
+
+def _trained_elsewhere(saes: Mapping[str, SparseAutoencoder], model: PreTrainedModel) -> list[str]:
+    """A note for SAEs that were trained on a model of another name. Folders and organisations may differ."""
+    own = model.name_or_path
+    told: dict[str, list[str]] = {}
+    for name, sae in saes.items():
+        base = sae.config.base_model
+        if own and base and PurePath(own).name != PurePath(base).name:
+            told.setdefault(base, []).append(repr(name))
+    return [
+        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} trained on {without_folders(base)}; this model is "
+        f"{without_folders(own)}. Features may mean nothing here."
+        for base, names in told.items()
+    ]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.analysis.token_text import TokenTexts
+from hfsae.attachment import refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.edges import AllFeatures, EdgeRows, trace_rows
 from hfsae.circuits.graph import Exactness, Graph
@@ -74,13 +75,18 @@ def trace(
     """
     if max_features < 1 or batch_size < 1:
         raise ValueError(f"max_features={max_features} and batch_size={batch_size}: both must be 1 or more.")
+    refuse_unnamed(saes)
     if not saes:
         raise ValueError("there is no SAE to trace with: pass some by name, such as load_saes(folder).")
     for name, sae in saes.items():
-        if not isinstance(sae, SparseAutoencoder) or len(sae.config.input_widths) > 1:
+        if not isinstance(sae, SparseAutoencoder):
+            raise TypeError(
+                f"{name!r} is a {type(sae).__name__}, no SAE. A cross-layer transcoder is given whole, not by layer."
+            )
+        if len(sae.config.input_widths) > 1 and not sae.config.is_cross_layer:
             raise ValueError(
-                f"{name!r} is a {type(sae).__name__}: circuits are traced with SAEs and transcoders of one place "
-                "each, not yet with crosscoders or cross-layer transcoders."
+                f"{name!r} is a crosscoder, whose features are made of several places at once: circuits are traced "
+                "with transcoders, cross-layer transcoders, and SAEs of one place each."
             )
     ids, tokenizer = _ids(prompt, saes, tokenizer)
     replacement = LocalReplacement(model, saes, ids, tokenizer)
@@ -146,9 +152,7 @@ def _nodes(
     """Features, then errors place by place, embeddings and logits."""
     layers, sources = replacement.layers, replacement.sources
     nodes = [
-        Node(
-            "feature", position, value, layers[sources[features.names[source]].reads], features.names[source], feature
-        )
+        Node("feature", position, value, layers[of.reads], of.owner, feature)
         for source, position, feature, value in zip(
             *(
                 column.cpu()[rows.features].tolist()
@@ -156,6 +160,7 @@ def _nodes(
             ),
             strict=True,
         )
+        for of in [sources[features.names[source]]]
     ]
     nodes += [
         Node("error", position, layer=layers[place], source=str(place))
@@ -216,5 +221,8 @@ def _about(saes: Mapping[str, SparseAutoencoder], targets: Targets) -> dict[str,
     return {
         "base_model": None if base is None else without_folders(base),
         "saes": {name: weights_sha256(sae) for name, sae in saes.items()},
+        "features_per_layer": {
+            name: sae.config.features_per_layer for name, sae in saes.items() if sae.config.is_cross_layer
+        },
         "values": targets.values,
     }

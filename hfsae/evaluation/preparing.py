@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attachment import places_of
+from hfsae.attachment import places_of, refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
@@ -70,6 +70,7 @@ def prepare(
     Raises:
         HookPointError, ValueError, TypeError: As `evaluate_saes`; before anything is run.
     """
+    refuse_unnamed(saes)
     of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.has_sides}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: output_places(sae, model) for name, sae in saes.items()}

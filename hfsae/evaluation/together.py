@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.attachment import standing
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
@@ -99,7 +100,7 @@ def evaluate_together(
         >>> evaluate_together(saes, model, text, tokenizer)["ce_increase"]  # doctest: +SKIP
         0.41
     """
-    given, saes = saes, _standing(saes)
+    given, saes = saes, standing(saes)
     prepared = prepare(
         *(saes, model, data, tokenizer),
         max_tokens=max_tokens,
@@ -129,15 +130,6 @@ def evaluate_together(
     }
     figures = _figures(sums, model, predictions.why)
     return figures | {"n_saes": len(given), "protocol": {"dataset": None, "split": None, **about, **(protocol or {})}}
-
-
-def _standing(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
-    """What stands at one place each, by name: of a cross-layer transcoder its layers."""
-    standing: dict[str, Any] = {}
-    for name, sae in saes.items():
-        layers: dict[str, Any] = sae.by_layer() if sae.config.is_cross_layer else {"": sae}  # type: ignore[operator]
-        standing |= {"/".join(part for part in (name, layer) if part): one for layer, one in layers.items()}
-    return standing
 
 
 def _left_out(saes: Mapping[str, SparseAutoencoder]) -> list[str]:

@@ -77,7 +77,9 @@ class ByHand:
         scaled = module.weight * z / self.denominators[number]
         return scaled if self.family.rms else scaled + module.bias
 
-    def _run(self, embeddings: Tensor, mlp: Callable) -> tuple[list[Tensor], Tensor]:
+    def _run(
+        self, embeddings: Tensor, mlp: Callable, after: Callable = lambda layer, x: x
+    ) -> tuple[list[Tensor], Tensor]:
         x, read, number = embeddings, [], 0
         first, second, last = self.family.norms
         for layer, block in enumerate(self.family.blocks(self.model)):
@@ -85,7 +87,7 @@ class ByHand:
             mixed = torch.einsum("hqk,khd->qhd", self.patterns[layer], values)
             x = x + self.family.out(block, mixed.flatten(1))
             read.append(self._norm(getattr(block, second), x, number + 1))
-            x = x + mlp(layer, block, read[-1])
+            x = after(layer, x + mlp(layer, block, read[-1]))
             number += 2
         return read, self._norm(last(self.model), x, number)[-1]
 
@@ -114,8 +116,82 @@ class ByHand:
 
     def ones(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         ones = torch.ones(len(self.embeddings), dtype=torch.float64)
-        return [torch.ones_like(f) for f in self.features], [ones for _ in self.saes], ones
+        return [torch.ones_like(f) for f in self.features], [ones for _ in self.errors], ones
 
     def jacobian(self):
         """By kind of node, by kind of source: see `nodes`."""
         return jacrev(self.nodes, argnums=(0, 1, 2))(*self.ones())
+
+
+class CrossLayerByHand(ByHand):
+    """The same with one cross-layer transcoder of all MLPs."""
+
+    def _note_and_keep(self, layer: int, block, read: Tensor) -> Tensor:
+        (sae,) = self.saes
+        features = sae.encode_layer(layer, read).to_dense()
+        features[0] = 0
+        self.features.append(features)
+        written = block.mlp(read)
+        self.errors.append(written - self._decoded(layer, self.features, read))
+        return written
+
+    def _decoded(self, layer: int, features: list[Tensor], read: Tensor) -> Tensor:
+        """What all layers up to one write there, by the transcoder's own decoder of all layers together."""
+        (sae,) = self.saes
+        n, layers = sae.config.features_per_layer, sae.config.n_layers
+        nothing = read.new_zeros(len(read), n)
+        whole = torch.cat([*features[: layer + 1], *[nothing] * (layers - layer - 1)], 1)
+        read_at_all = torch.cat([read if other == layer else torch.zeros_like(read) for other in range(layers)], 1)
+        decoded = sae.decode(whole, read_at_all).split(sae.config.output_widths, -1)[layer]
+        return torch.cat([torch.zeros_like(decoded[:1]), decoded[1:]])
+
+    def nodes(self, scales: list[Tensor], errors: list[Tensor], embeddings: Tensor) -> tuple[list[Tensor], Tensor]:
+        scaled = [features * scale for features, scale in zip(self.features, scales, strict=True)]
+
+        def mlp(layer: int, block, read: Tensor) -> Tensor:
+            return self._decoded(layer, scaled, read) + self.errors[layer] * errors[layer][:, None]
+
+        read, hidden = self._run(self.embeddings * embeddings[:, None], mlp)
+        (sae,) = self.saes
+        pre = sae.pre_activations(torch.cat(read, 1)).split(sae.config.features_per_layer, -1)
+        return list(pre), self.model.get_output_embeddings()(hidden)
+
+
+class StreamByHand(ByHand):
+    """The same with an SAE at the end of every block; errors are what MLPs write, then what the SAEs leave out."""
+
+    def __init__(self, name: str, model: PreTrainedModel, saes: list[SAE], ids: Tensor):
+        self.written: list[Tensor] = []
+        super().__init__(name, model, saes, ids)
+        self.errors = self.written + self.errors
+
+    def _note_and_keep(self, layer: int, block, read: Tensor) -> Tensor:
+        self.written.append(block.mlp(read))
+        return self.written[-1]
+
+    def _run(self, embeddings: Tensor, mlp: Callable, after: Callable | None = None) -> tuple[list[Tensor], Tensor]:
+        return super()._run(embeddings, mlp, after or self._note_the_stream)
+
+    def _note_the_stream(self, layer: int, x: Tensor) -> Tensor:
+        features = self.saes[layer].encode(x)
+        features[0] = 0
+        error = x - self.saes[layer].decode(features)
+        error[0] = x[0]
+        self.features.append(features)
+        self.errors.append(error)
+        return x
+
+    def nodes(self, scales: list[Tensor], errors: list[Tensor], embeddings: Tensor) -> tuple[list[Tensor], Tensor]:
+        layers, pre = len(self.saes), []
+
+        def mlp(layer: int, block, read: Tensor) -> Tensor:
+            return self.errors[layer] * errors[layer][:, None]
+
+        def after(layer: int, x: Tensor) -> Tensor:
+            pre.append(self.saes[layer].pre_activations(x))
+            decoded = self.saes[layer].decode(self.features[layer] * scales[layer])
+            kept = torch.cat([torch.zeros_like(decoded[:1]), decoded[1:]])
+            return kept + self.errors[layers + layer] * errors[layers + layer][:, None]
+
+        _, hidden = self._run(self.embeddings * embeddings[:, None], mlp, after)
+        return pre, self.model.get_output_embeddings()(hidden)

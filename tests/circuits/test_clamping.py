@@ -7,7 +7,7 @@ from torch import Tensor
 from hfsae import Graph, trace
 from hfsae.circuits.clamping import predicted
 from tests.circuits.by_hand import ByHand
-from tests.circuits.tiny import FAMILIES, IDS, model_of, transcoders
+from tests.circuits.tiny import FAMILIES, IDS, cross_layer, model_of, transcoders
 from tests.hooks.families import build
 from tests.hooks.witness import count_hooks, replaced
 
@@ -64,6 +64,42 @@ def test_open_is_what_the_model_does_when_something_is_added_where_the_feature_w
     found = torch.tensor([effect.open for effect in graph.intervene({node: 3.0}).effects], dtype=torch.float64)
     torch.testing.assert_close(found, logits_of(graph, changed - clean), rtol=1e-4, atol=1e-5)
     assert found.abs().max() > 1e-3
+
+
+def test_a_feature_of_a_cross_layer_transcoder_is_changed_wherever_it_writes():
+    sae = cross_layer("llama", skip=True)
+    graph = trace(model_of("llama"), {"clt": sae}, IDS, disable_tqdm=True)
+    node = next(node for node in graph.strongest(100) if node.layer == 0)
+    first, second = (sae.rows_between(0, target)[node.feature].detach() for target in (0, 1))
+    scales = sae.output_scale.double()
+
+    def adding(direction: Tensor):
+        def add(y: Tensor) -> Tensor:
+            changed = y.clone()
+            changed[0, node.position] += 2 * node.value * direction
+            return changed
+
+        return add
+
+    model = model_of("llama")
+    with torch.no_grad():
+        clean = model(IDS[None]).logits[0, -1]
+        with (
+            replaced(model, "model.layers.0.mlp.output", adding(first / scales[0])),
+            replaced(model, "model.layers.1.mlp.output", adding(second / scales[1])),
+        ):
+            expected = logits_of(graph, model(IDS[None]).logits[0, -1] - clean)
+    effects = graph.intervene({node: 3.0}).effects
+    found = torch.tensor([effect.open for effect in effects], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.abs().max() > 1e-3
+    late = next(node for node in graph.strongest(100) if node.layer == 1)
+    for effect in graph.intervene({node: 0.0, late: 2.0}).effects:
+        assert effect.constrained == pytest.approx(effect.direct, rel=1e-6, abs=1e-9)
+    validation = graph.validate(3)
+    assert graph.intervene({validation.others.nodes[0]: 0.0}).effects[0].open == pytest.approx(
+        validation.others.measured[0][0], abs=1e-6
+    )
 
 
 def test_a_feature_that_is_clamped_stays_so_whatever_an_earlier_one_does_to_it():

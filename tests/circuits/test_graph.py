@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfsae import Graph, trace
-from tests.circuits.tiny import IDS, model_of, sae_at, transcoders
+from tests.circuits.tiny import IDS, cross_layer, model_of, sae_at, transcoders
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,15 @@ def test_json_is_of_the_schema_of_circuit_tracer(graph: Graph):
     together = own.layer + own.feature
     assert feature["feature"] == together * (together + 1) // 2 + own.feature
     assert sum(node["is_target_logit"] for node in content["nodes"]) == 1
+
+
+def test_others_count_the_features_of_a_cross_layer_transcoder_layer_by_layer(tmp_path: Path):
+    made = trace(model_of("llama"), {"clt": cross_layer("llama")}, IDS, disable_tqdm=True)
+    content = Graph.load(made.save(tmp_path / "graph.safetensors")).to_json()
+    by_row = list(zip(content["nodes"], made.nodes, strict=True))
+    shown = next(shown for shown, node in by_row if node.kind == "feature" and node.layer == 1)
+    own = next(node for node in made.nodes if node.kind == "feature" and node.layer == 1)
+    assert own.feature >= 24 and own.name == f"clt/{own.feature}@{own.position}"
+    assert shown["node_id"] == f"1_{own.feature - 24}_{own.position}"
+    together = 1 + own.feature - 24
+    assert shown["feature"] == together * (together + 1) // 2 + own.feature - 24

@@ -6,7 +6,8 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, TopKCrossLayerTranscoderSAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
+from hfsae.architectures.cross_layer import CrossLayer
 from hfsae.hooks.layout import DecoderLayout
 from tests.hooks.families import build, input_ids
 
@@ -50,6 +51,32 @@ def transcoders(family: str, **fields) -> dict[str, SAE]:
     return {
         f"mlp.{layer}": sae_at(family, f"mlp_in.{layer}", f"mlp_out.{layer}", seed=layer, **fields) for layer in layers
     }
+
+
+def cross_layer(family: str, **fields) -> CrossLayer:
+    """A random cross-layer transcoder of all MLPs, its scales and biases all at work."""
+    torch.manual_seed(0)
+    layers = range(len(DecoderLayout(model_of(family)).blocks))
+    config = TopKCrossLayerTranscoderSAEConfig(
+        source_names=[f"mlp_in.{layer}" for layer in layers],
+        source_widths=[width_of(family) for _ in layers],
+        n_features=24 * len(layers),
+        k=3,
+        hook_point="+".join(f"mlp_in.{layer}" for layer in layers),
+        target_hook_point="+".join(f"mlp_out.{layer}" for layer in layers),
+        **fields,
+    )
+    sae = TopKCrossLayerTranscoderSAE(config).double()
+    with torch.no_grad():
+        sae.encoder.bias.normal_(std=0.1)
+        sae.b_dec.normal_(std=0.3)
+        sae.input_scale.copy_(torch.linspace(0.6, 0.9, len(layers)))
+        sae.output_scale.copy_(torch.linspace(0.4, 0.7, len(layers)))
+        for scale in sae.decoder_scale if config.tied_decoder else []:
+            scale.normal_()
+        if config.skip:
+            sae.W_skip.normal_(std=0.2)
+    return sae.eval()
 
 
 def stream_saes(family: str, **fields) -> dict[str, SAE]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hfsae import SAE, Graph, TopKSAEConfig, collect_features
+from hfsae import SAE, Graph, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig, collect_features
 from hfsae.cli import main
 from hfsae.dashboard import write_labels
 from tests.analysis.tiny import setting, texts
@@ -56,6 +56,35 @@ def test_a_prompt_becomes_a_page_json_and_a_graph(run: Path, tmp_path: Path, cap
     assert graph.prompt == "w1 w2 w3 w4" and int(graph.is_kind("feature").sum()) == 20
     written = json.loads((tmp_path / "graph.json").read_text())
     assert written["metadata"]["slug"] == "graph" and len(written["links"]) > 0
+
+
+def test_a_cross_layer_transcoder_brings_labels_and_examples_of_all_its_layers(run: Path, tmp_path: Path):
+    _, model, tokenizer = setting()
+    width, layers = model.config.n_embd, range(model.config.n_layer)
+    names = [f"mlp_in.{layer}" for layer in layers]
+    config = TopKCrossLayerTranscoderSAEConfig(
+        source_names=names,
+        source_widths=[width for _ in layers],
+        n_features=40 * len(names),
+        k=4,
+        hook_point="+".join(names),
+        target_hook_point="+".join(f"mlp_out.{layer}" for layer in layers),
+        base_model=str(run / "lm"),
+    )
+    sae = SAE.from_config(config)
+    sae.save_pretrained(tmp_path / "clt")
+    collected = collect_features(sae, model, tokenizer, texts(), disable_tqdm=True)
+    collected.save(tmp_path / "clt")
+    labels = {feature: f"name of {feature}" for feature in range(config.n_features)}
+    write_labels(tmp_path / "clt" / "labels.json", labels, collected.about.weights_sha256)
+    page = tmp_path / "graph.html"
+    assert main(["trace", str(tmp_path / "clt"), "--prompt", "w1 w2 w3 w4", "--output", str(page)]) == 0
+    content = content_of(page)
+    features = [node for node in content["nodes"] if node["kind"] == "feature"]
+    assert {node["layer"] for node in features} == set(layers)
+    for node in features:
+        assert node["feature"] // 40 == node["layer"] and node["label"] == f"name of {node['feature']}"
+    assert any(f"sae/{node['feature']}" in content["features"] for node in features if node["layer"])
 
 
 def test_tokens_are_chosen_and_compared(run: Path, tmp_path: Path, capsys):
