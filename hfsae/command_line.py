@@ -7,6 +7,7 @@ other option begins so.
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -70,9 +71,42 @@ def with_options(command: Callable[..., Any], given_as: str, options: Mapping[st
         texts = {name: values.pop(name) for name in options}
         return command(**values, **{given_as: {name: text for name, text in texts.items() if text is not None}})
 
+    return with_signature(run, [*own, *further])
+
+
+def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose groups of options are given one by one: `text: Text` stands for the fields of `Text`.
+
+    Args:
+        command: The function of the command. A parameter that is annotated by a dataclass is a group. Each field of
+            that class is an option, `Annotated[int, option(...)] = 16`, and the command gets an object of the class.
+    """
+    taken = inspect.signature(command).parameters.values()
+    groups = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
+    parameters = []
+    for one in taken:
+        parameters += _options_of(groups[one.name]) if one.name in groups else [one]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    return with_signature(run, parameters) if groups else command
+
+
+def _options_of(group: Any) -> list[inspect.Parameter]:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(one.name, kind, default=one.default, annotation=one.type) for one in fields(group)]
+
+
+def with_signature(run: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
+    """A function that wraps another one, with these parameters, all by keyword, as typer will read them."""
     del run.__wrapped__  # typer would read the signature of what is wrapped
-    run.__signature__ = inspect.Signature([*(one.replace(kind=kind) for one in own), *further])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in (*own, *further)}
+    by_keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
 
 

@@ -1,10 +1,11 @@
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pytest
 import typer
 from typer.main import get_command
 
-from hfsae.command_line import BOOLEAN, NUMBERS, Command, option, whole_number, with_options
+from hfsae.command_line import BOOLEAN, NUMBERS, Command, option, whole_number, with_groups, with_options
 
 
 def parse(*words: str) -> dict:
@@ -103,3 +104,37 @@ def test_what_is_none_is_refused_with_what_is_near(capsys, words, message):
 
 def test_a_beginning_that_two_options_have_is_refused(capsys):
     assert parse("--m", "3")["status"] == 2
+
+
+@dataclass(frozen=True)
+class Text:
+    dataset_name: Annotated[str | None, option("--dataset_name", "Which.")] = None
+    max_tokens: Annotated[int, option("--max_tokens", "How many.", parser=whole_number)] = 5
+
+
+@dataclass(frozen=True)
+class LongText(Text):
+    max_tokens: Annotated[int, option("--max_tokens", "How many.", parser=whole_number)] = 7
+
+
+@pytest.mark.parametrize("group", [Text, LongText])
+def test_a_group_stands_for_its_options_which_a_command_gets_as_one_object(group):
+    got = {}
+
+    def command(place: Annotated[str, typer.Argument()], *, text: group, top: int = 3) -> None:
+        got.update(locals())
+
+    application = typer.Typer(add_completion=False)
+    application.command(cls=Command)(with_groups(command))
+    run = get_command(application)
+    run.main(["here", "--dataset", "x", "--top", "4"], standalone_mode=False)
+    assert (got["place"], got["text"], got["top"]) == ("here", group("x"), 4)
+    run.main(["--tokens", "2e1", "there"], standalone_mode=False)
+    assert (got["place"], got["text"], got["top"]) == ("there", group(max_tokens=20), 3)
+    assert [one.name for one in run.params] == ["place", "dataset_name", "max_tokens", "top"]
+
+
+def test_a_command_without_groups_stays_as_it_is():
+    def command(place: str) -> None: ...
+
+    assert with_groups(command) is command

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from hfsae.command_line import Command, option
+from hfsae.command_line import Command, option, with_groups, with_signature
 from hfsae.versions import version_of
 
 COMMANDS = {
@@ -81,7 +81,7 @@ def _application(ended: list[int]) -> typer.Typer:
     application.callback(invoke_without_command=True)(_root)
     for panel, commands in COMMANDS.items():
         for name, purpose in commands.items():
-            run = _guarded(name, import_module(f"hfsae.cli.{name}").run, ended)
+            run = _guarded(name, with_groups(import_module(f"hfsae.cli.{name}").run), ended)
             application.command(name, cls=Command, help=purpose, rich_help_panel=panel)(run)
     return application
 
@@ -130,10 +130,7 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
         inspect.Parameter("modules", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=imports),
         inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=shows),
     ]
-    del guarded.__wrapped__  # typer would read the signature of what is wrapped
-    guarded.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
-    guarded.__annotations__ = {one.name: one.annotation for one in (*own, *common)}
-    return guarded
+    return with_signature(guarded, [*own, *common])
 
 
 def _import(modules: Sequence[str]) -> None:

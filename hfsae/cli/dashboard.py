@@ -3,20 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BatchSize,
-    Dataset,
-    DatasetConfig,
-    Model,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    folders_of,
-    hub_options,
-)
-from hfsae.command_line import option, whole_number
+from hfsae.cli.measuring_options import OnHub, Reading, SAESource, folders_of
+from hfsae.command_line import option
 
 Prompts = Annotated[list[str] | None, option("--text", "A prompt, to see which features fire where; may be repeated.")]
 Labels = Annotated[
@@ -27,16 +15,6 @@ Write = Annotated[
     option(
         "--write",
         "Let what is shown of another text or model, and other labels, replace what lies beside the weights.",
-    ),
-]
-TokensToRead = Annotated[
-    int,
-    option(
-        "--max_tokens",
-        "Tokens to read. --tokens for short.",
-        parser=whole_number,
-        metavar="<int>",
-        rich_help_panel="Measuring",
     ),
 ]
 
@@ -53,20 +31,14 @@ def run(
     text: Prompts = None,
     labels: Labels = None,
     write: Write = False,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
-    model_name_or_path: Model = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToRead = 1_000_000,
-    batch_size: BatchSize = 16,
+    *,
+    on_hub: OnHub,
+    reading: Reading,
 ) -> int:
     """Collects what is missing and writes the page."""
     from hfsae.dashboard import make_dashboard
 
-    folders = [path] if subfolder else folders_of(path)
+    folders = [path] if on_hub.subfolder else folders_of(path)
     if folders != [path] and (output or labels):
         raise ValueError(
             f"{path} is a set, of which each SAE gets a page beside it: --output and --labels are of one."
@@ -78,13 +50,8 @@ def run(
             texts=text or [],
             labels=labels,
             write=write,
-            model=model_name_or_path,
-            dataset=dataset_name,
-            dataset_config=dataset_config,
-            split=dataset_split,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            **hub_options(subfolder, revision, allow_pickle),
+            **reading.keywords(),
+            **on_hub.keywords(),
         )
         print(f"wrote {page} ({_size(page):.1f} MB)")
     return 0

@@ -1,26 +1,24 @@
 """`hfsae diff`: which features the sources of a crosscoder share, and which one of them has alone."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from hfsae.cli.measuring_options import BatchSize, Dataset, DatasetConfig, Model, Split
-from hfsae.command_line import option, whole_number
+from hfsae.cli.measuring_options import Measuring, tokens
+from hfsae.command_line import option
 
 _CLASSES = "Classes"
 _SHOWN_TOKENS = 6
 
 Folder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a crosscoder.")]
-TokensToRead = Annotated[
-    int,
-    option(
-        "--max_tokens",
-        "Tokens to compare on. --tokens for short.",
-        parser=whole_number,
-        metavar="<int>",
-        rich_help_panel="Measuring",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class Comparing(Measuring):
+    """The language models and the text that sources are compared on."""
+
+    max_tokens: Annotated[int, tokens("Tokens to compare on.")] = 200_000
 
 
 def run(
@@ -57,12 +55,8 @@ def run(
             rich_help_panel=_CLASSES,
         ),
     ] = 0.5,
-    model_name_or_path: Model = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToRead = 200_000,
-    batch_size: BatchSize = 16,
+    *,
+    comparing: Comparing,
 ) -> int:
     """Compares, and prints the counts and what features of one source fire on."""
     from hfsae.dashboard.comparison import diff_saved
@@ -70,12 +64,7 @@ def run(
 
     written = diff_saved(
         path,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
+        **comparing.keywords(),
         n_features=top,
         thresholds=Thresholds(absent, shared, error_ratio, reconstruction_ratio),
         output=output,

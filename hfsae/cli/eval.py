@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from hfsae.cli.measuring_options import BatchSize, Dataset, DatasetConfig, Folder, Model, Split, TokenBudget
+from hfsae.cli.measuring_options import Folder, Measuring
 from hfsae.command_line import option
 
 
@@ -20,25 +20,14 @@ def run(
             show_default=False,
         ),
     ] = None,
-    model_name_or_path: Model = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokenBudget = None,
-    batch_size: BatchSize = 16,
+    *,
+    measuring: Measuring,
 ) -> int:
     """Measures, prints the table, and writes what replaces the record."""
     from hfsae.evaluation.saved_set import SET_FILE
     from hfsae.saving import write_json
 
-    options = {
-        "model": model_name_or_path,
-        "dataset": dataset_name,
-        "dataset_config": dataset_config,
-        "split": dataset_split,
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-    }
+    options = measuring.keywords()
     is_set = (Path(path) / SET_FILE).is_file()
     if is_set and baselines:
         raise ValueError("--baselines is for one SAE: transcoders, of which sets are made, have none.")

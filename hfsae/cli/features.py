@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from hfsae.cli.measuring_options import AllowPickle, Revision, SAESource, Subfolder, hub_options
+from hfsae.cli.measuring_options import OnHub, SAESource
 from hfsae.command_line import NUMBERS, option
 
 
@@ -26,9 +26,8 @@ def run(
         Literal["auto", "always", "never"],
         option("--color", "Shade with colours, or show a token with its value in brackets; auto: in a terminal."),
     ] = "auto",
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    on_hub: OnHub,
 ) -> int:
     """Prints the text once for each feature."""
     from hfsae.analysis.shading import shaded_features
@@ -37,13 +36,13 @@ def run(
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
 
-    sae = SAE.from_pretrained(path, **hub_options(subfolder, revision, allow_pickle))
+    sae = SAE.from_pretrained(path, **on_hub.keywords())
     if model_name_or_path is not None:
         rename_base_model(sae.config, model_name_or_path)
     words = sys.stdin.read() if text == "-" else text
     shaded = sys.stdout.isatty() if color == "auto" else color == "always"
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-    records = labels_beside(Path(path) / subfolder, weights_sha256(sae))
+    records = labels_beside(Path(path) / on_hub.subfolder, weights_sha256(sae))
     labels = {feature: label.text for feature, label in records.items()}
     options = {"features": features or None, "top": top, "color": shaded, "labels": labels}
     for line in shaded_features(sae, model, tokenizer, words, **options):

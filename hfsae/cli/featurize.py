@@ -3,7 +3,7 @@
 import os
 from typing import Annotated
 
-from hfsae.cli.measuring_options import AllowPickle, BatchSize, Model, Revision, SAESource, Subfolder, hub_options
+from hfsae.cli.measuring_options import BatchSize, Model, OnHub, SAESource
 from hfsae.command_line import NUMBERS, option
 from hfsae.tables.choices import Level, Reduce
 
@@ -59,9 +59,8 @@ def run(
     documents_per_shard: Annotated[
         int, option("--documents_per_shard", "Documents in memory together; an interruption costs no more.")
     ] = 2_000,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    on_hub: OnHub,
     model_name_or_path: Model = None,
     batch_size: BatchSize = 32,
 ) -> int:
@@ -75,7 +74,7 @@ def run(
     source = TextSource(
         dataset=dataset_name, dataset_config=dataset_config, split=dataset_split, streaming=streaming
     ).resolved()
-    sae = SAE.from_pretrained(path, **hub_options(subfolder, revision, allow_pickle))
+    sae = SAE.from_pretrained(path, **on_hub.keywords())
     if model_name_or_path is not None:
         rename_base_model(sae.config, model_name_or_path)
     table = featurize(

@@ -2,18 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BaseModel,
-    Dataset,
-    DatasetConfig,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    TokensToCollect,
-    hub_options,
-)
+from hfsae.cli.measuring_options import Collecting, OnHub, SAESource
 from hfsae.command_line import NUMBERS, option
 
 _ASKED = "The model that is asked"
@@ -92,14 +81,9 @@ def run(
         int, option("--shown_at_once", "Pieces in one request for verdicts.", rich_help_panel=_SCORING)
     ] = 5,
     seed: Annotated[int, option("--seed", "Of what is drawn.", rich_help_panel=_SCORING)] = 0,
-    base_model: BaseModel = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToCollect = 1_000_000,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    collecting: Collecting,
+    on_hub: OnHub,
 ) -> int:
     """Explains, scores, and writes labels.json."""
     import json
@@ -116,15 +100,7 @@ def run(
         raise ValueError("--model_kwargs and --dtype are for a model that runs here, and --endpoint names a server.")
     else:
         chat = EndpointChat(endpoint, model, at_once=at_once, retries=retries, timeout=timeout)
-    opened = SavedFeatures(
-        path,
-        base_model=base_model,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        **hub_options(subfolder, revision, allow_pickle),
-    )
+    opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     done = label_saved(
         opened,
         chat,

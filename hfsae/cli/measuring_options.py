@@ -1,5 +1,6 @@
-"""What several commands are told: where an SAE lies, and the language model and the text to measure it on."""
+"""Options that several commands have: where an SAE lies, and the language model and the text to measure it on."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,19 @@ from hfsae.command_line import option, whole_number
 
 _MEASURING = "Measuring"
 _HUB = "Hub"
+_IN_PYTHON = {"model_name_or_path": "model", "dataset_name": "dataset", "dataset_split": "split"}
+
+
+def tokens(purpose: str) -> Any:
+    """The option that says on how many tokens something is done."""
+    return option(
+        "--max_tokens",
+        f"{purpose} --tokens for short.",
+        parser=whole_number,
+        metavar="<int>",
+        rich_help_panel=_MEASURING,
+    )
+
 
 Folder = Annotated[str, typer.Argument(metavar="SAE", help="Folder of the SAE, or of a set.")]
 SAESource = Annotated[
@@ -54,37 +68,74 @@ Split = Annotated[
     ),
 ]
 BatchSize = Annotated[int, option("--batch_size", "Blocks of text per pass.", rich_help_panel=_MEASURING)]
-TokenBudget = Annotated[
-    int | None,
-    option(
-        "--max_tokens",
-        "Tokens to measure on; by default as many as were recorded. --tokens for short.",
-        parser=whole_number,
-        metavar="<int>",
-        rich_help_panel=_MEASURING,
-    ),
-]
-
-TokensToCollect = Annotated[
-    int,
-    option(
-        "--max_tokens",
-        "Tokens to read where features were not collected yet. --tokens for short.",
-        parser=whole_number,
-        metavar="<int>",
-        rich_help_panel=_MEASURING,
-    ),
-]
+TokensToCollect = Annotated[int, tokens("Tokens to read where features were not collected yet.")]
 BaseModel = Annotated[
     str | None,
     option("--base_model", "Language model that the SAE reads; by default the one that its config names."),
 ]
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options that belong together; each field is one."""
+
+    def keywords(self) -> dict[str, Any]:
+        """Their values by the keywords that functions have for them."""
+        return {_IN_PYTHON.get(one.name, one.name): getattr(self, one.name) for one in fields(self)}
+
+
+@dataclass(frozen=True)
+class OnHub(_Options):
+    """Which SAE of a repository."""
+
+    subfolder: Subfolder = ""
+    revision: Revision = None
+    allow_pickle: AllowPickle = False
+
+    def keywords(self) -> dict[str, Any]:
+        """The given ones alone: a local folder takes none."""
+        return {name: value for name, value in super().keywords().items() if value}
+
+
+@dataclass(frozen=True)
+class ModelAndText(_Options):
+    """A language model, and a text that it reads."""
+
+    model_name_or_path: Model = None
+    dataset_name: Dataset = None
+    dataset_config: DatasetConfig = None
+    dataset_split: Split = None
+
+
+@dataclass(frozen=True)
+class Measuring(ModelAndText):
+    """The language model and the text that an SAE is measured on."""
+
+    max_tokens: Annotated[int | None, tokens("Tokens to measure on; by default as many as were recorded.")] = None
+    batch_size: BatchSize = 16
+
+
+@dataclass(frozen=True)
+class Reading(Measuring):
+    """The language model and the text in which features are looked at."""
+
+    max_tokens: Annotated[int, tokens("Tokens to read.")] = 1_000_000
+
+
+@dataclass(frozen=True)
+class Collecting(_Options):
+    """The language model and the text from which features are collected, where they were not yet."""
+
+    base_model: BaseModel = None
+    dataset_name: Dataset = None
+    dataset_config: DatasetConfig = None
+    dataset_split: Split = None
+    max_tokens: TokensToCollect = 1_000_000
+
+
 def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
-    """Those of the options that were given, as `SAE.from_pretrained` and others call them."""
-    given = {"subfolder": subfolder, "revision": revision, "allow_pickle": allow_pickle}
-    return {name: value for name, value in given.items() if value}
+    """The given ones of these options, by the keywords that functions have for them."""
+    return OnHub(subfolder, revision, allow_pickle).keywords()
 
 
 def folders_of(path: str) -> list[str]:

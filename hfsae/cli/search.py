@@ -4,18 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BaseModel,
-    Dataset,
-    DatasetConfig,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    TokensToCollect,
-    hub_options,
-)
+from hfsae.cli.measuring_options import Collecting, OnHub, SAESource
 from hfsae.command_line import option
 
 _SETS = "Two sets of texts"
@@ -37,14 +26,9 @@ def run(
     prior: Annotated[
         float, option("--prior", "Tokens that the prior is worth by which a passage is compared with other text.")
     ] = 10.0,
-    base_model: BaseModel = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToCollect = 1_000_000,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    collecting: Collecting,
+    on_hub: OnHub,
 ) -> int:
     """Prints the features that are found."""
     from hfsae.meaning.search_report import contrast_lines, word_lines
@@ -54,15 +38,7 @@ def run(
         raise ValueError("--positive and --negative belong together: texts that have it, and texts that lack it.")
     if (text is None) == (positive is None):
         raise ValueError('say what to look for: words or a passage ("..."), or --positive FILE --negative FILE.')
-    opened = SavedFeatures(
-        path,
-        base_model=base_model,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        **hub_options(subfolder, revision, allow_pickle),
-    )
+    opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     if positive is not None and negative is not None:
         lines = contrast_lines(opened, positive, negative, top=top, n_permutations=permutations, seed=seed)
     else:

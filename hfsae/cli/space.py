@@ -2,19 +2,8 @@
 
 from typing import Annotated
 
-from hfsae.cli.dashboard import Labels, Prompts, TokensToRead, Write
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BatchSize,
-    Dataset,
-    DatasetConfig,
-    Model,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    hub_options,
-)
+from hfsae.cli.dashboard import Labels, Prompts, Write
+from hfsae.cli.measuring_options import OnHub, Reading, SAESource
 from hfsae.command_line import option
 
 
@@ -28,15 +17,9 @@ def run(
     text: Prompts = None,
     labels: Labels = None,
     write: Write = False,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
-    model_name_or_path: Model = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToRead = 1_000_000,
-    batch_size: BatchSize = 16,
+    *,
+    on_hub: OnHub,
+    reading: Reading,
 ) -> int:
     """Collects what is missing and writes the folder."""
     from hfsae.dashboard import gather, write_space
@@ -46,13 +29,8 @@ def run(
         texts=text or [],
         labels=labels,
         write=write,
-        model=model_name_or_path,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        **hub_options(subfolder, revision, allow_pickle),
+        **reading.keywords(),
+        **on_hub.keywords(),
     )._asdict()
     if title:
         material["title"] = title

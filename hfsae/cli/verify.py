@@ -1,51 +1,18 @@
 """`hfsae verify`: whether the card of an SAE is true."""
 
-from typing import Any
-
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BatchSize,
-    Dataset,
-    DatasetConfig,
-    Model,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    TokenBudget,
-    hub_options,
-)
+from hfsae.cli.measuring_options import Measuring, OnHub, SAESource
 
 
-def run(
-    path: SAESource,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
-    model_name_or_path: Model = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokenBudget = None,
-    batch_size: BatchSize = 16,
-) -> int:
+def run(path: SAESource, on_hub: OnHub, measuring: Measuring) -> int:
     """Measures and prints the comparison; 1 where the card is not true."""
     from hfsae.saved import verify
     from hfsae.saved.sets import find_set
     from hfsae.saved.verify_set import verify_found
 
-    measuring: dict[str, Any] = {
-        "model": model_name_or_path,
-        "dataset": dataset_name,
-        "dataset_config": dataset_config,
-        "split": dataset_split,
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-    }
-    found = None if subfolder or allow_pickle else find_set(path, revision=revision)
+    found = None if on_hub.subfolder or on_hub.allow_pickle else find_set(path, revision=on_hub.revision)
     if found is None:
-        outcome = verify(path, **measuring, **hub_options(subfolder, revision, allow_pickle))
+        outcome = verify(path, **measuring.keywords(), **on_hub.keywords())
     else:
-        outcome = verify_found(found, **measuring)
+        outcome = verify_found(found, **measuring.keywords())
     print(outcome)
     return 0 if outcome.ok else 1
