@@ -24,6 +24,7 @@ PLAIN = {
     "folders",
     "sae_folders",
     "connection",
+    "differences",
     "failures",
     "guests",
     "host_memory",

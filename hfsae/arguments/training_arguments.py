@@ -27,6 +27,7 @@ from hfsae.arguments.argument_fields import (
     parse_options,
 )
 from hfsae.arguments.local_paths import PLACES, same_place, with_places_in_full
+from hfsae.differences import differences
 from hfsae.model_kwargs import checked
 from hfsae.suggestions import did_you_mean, names_near_matches
 
@@ -373,13 +374,13 @@ class SAETrainingArguments:
             ValueError: Names every argument that differs and matters.
         """
         now, before = json.loads(json.dumps(self.stored())), with_places_in_full(before)
-        differing = [
-            f"{name} was {before[name]!r} and is {now[name]!r}"
+        mattering = [
+            name
             for name in now
             if name in before and name not in FREE_ON_RESUME
-            if before[name] != now[name] and not (name in PLACES and same_place(before[name], now[name]))
+            if not (name in PLACES and same_place(before[name], now[name]))
         ]
-        if differing:
+        if differing := differences(before, now, mattering):
             raise ValueError(
                 f"{the} checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "
                 "Resume with the same, or start a new run in another output_dir."

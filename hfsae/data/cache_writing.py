@@ -23,6 +23,7 @@ from torch import Tensor
 from hfsae.data.activation_sources import RowSource
 from hfsae.data.cache import DESCRIPTION, HELD_OUT, SUMS_OF_ONE, CacheDescription
 from hfsae.data.stream import ChunkRows
+from hfsae.differences import differences
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
 from hfsae.storage import (
@@ -134,7 +135,7 @@ def _claim(folder: Path, description: CacheDescription) -> None:
     """Makes the folder this cache's, or sees that it is."""
     if (folder / DESCRIPTION).exists():
         before = CacheDescription.read(folder)
-        differing = _differences(asdict(before) | {"made_from": before.made_from_here(folder)}, asdict(description))
+        differing = differences(asdict(before) | {"made_from": before.made_from_here(folder)}, asdict(description))
         if differing:
             raise FileExistsError(
                 f"{folder} holds another cache: {'; '.join(differing)}. Choose another folder, make the same one, or "
@@ -142,18 +143,6 @@ def _claim(folder: Path, description: CacheDescription) -> None:
             )
         return
     _write_file(folder, DESCRIPTION, json.dumps(asdict(description), indent=2).encode())
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], inside: str = "") -> list[str]:
-    """Every value that differs, by its path: `made_from.seed was 0 and is 1`."""
-    found = []
-    for name in {**before, **now}:
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{inside}{name}.")
-        elif old != new:
-            found.append(f"{inside}{name} was {old!r} and is {new!r}")
-    return found
 
 
 def _check_disk(folder: Path, description: CacheDescription) -> None:

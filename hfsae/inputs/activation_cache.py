@@ -21,6 +21,7 @@ from hfsae.arguments.sae_settings import hook_points_from_arguments
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import CachedActivations, CacheDescription, Writers, find_document_column, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
+from hfsae.differences import differences
 from hfsae.hooks import SideBySide
 from hfsae.in_model import names_of
 from hfsae.in_use import new_folder
@@ -296,12 +297,10 @@ class Cache:
         compared = "compare_model_name_or_path"
         if compared in asked and _are_the_same_models(asked[compared], self._made_with[compared] or ""):
             asked[compared] = self._made_with[compared]
-        differing = {name: value for name, value in asked.items() if value != self._made_with[name]}
-        if differing:
-            told = [f"{name} was {self._made_with[name]!r} and is {value!r}" for name, value in differing.items()]
+        if differing := differences(self._made_with, asked, names=asked):
             raise ValueError(
-                f"the activation cache {self._folder} was made for another run: {'; '.join(told)}. Train with its "
-                "arguments, or make another with `hfsae cache`."
+                f"the activation cache {self._folder} was made for another run: {'; '.join(differing)}. Train with "
+                "its arguments, or make another with `hfsae cache`."
             )
         return dataclasses.replace(args, **{name: self._made_with[name] for name in _DECISIVE})
 

@@ -18,6 +18,7 @@ from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.document_column import column_names
+from hfsae.differences import differences
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
@@ -322,12 +323,7 @@ def _same(output: Path, about: Mapping[str, Any], shards: Iterable[_Shard]) -> F
 
 
 def _check_same(file: Path, about: Mapping[str, Any]) -> None:
-    there = read_about(file)
-    differing = [
-        f"{name} was {there.get(name)!r} and is {value!r}"
-        for name, value in json.loads(json.dumps(dict(about))).items()
-        if there.get(name) != value
-    ]
+    differing = differences(read_about(file), json.loads(json.dumps(dict(about))))
     if differing:
         raise FileExistsError(
             f"{file} is of another table: {'; '.join(differing)}. Choose another output, or remove that one first."

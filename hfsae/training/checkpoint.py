@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig
 
 from hfsae.arguments.local_paths import same_place
 from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.differences import differences
 from hfsae.folders import found_again, in_full
 from hfsae.loading import load_config
 from hfsae.progress import quietly
@@ -161,12 +162,9 @@ def _refuse_other_sae(checkpoint: Path, learner: Learner) -> None:
     if getattr(before, "source_models", None) is not None:
         before.source_models = found_again(before.source_models, written_in, checkpoint.absolute().parent)
     names = {field.name for field in fields(now)} - {field.name for field in fields(PreTrainedConfig)}
-    differing = [
-        f"{name} was {getattr(before, name, None)!r} and is {getattr(now, name)!r}"
-        for name in ("model_type", *sorted(names - {"training", "metrics"}))
-        if not same_place(getattr(before, name, None), getattr(now, name))
-    ]
-    if differing:
+    decisive = ("model_type", *sorted(names - {"training", "metrics"}))
+    old, new = ({name: getattr(config, name, None) for name in decisive} for config in (before, now))
+    if differing := differences(old, new, [name for name in decisive if not same_place(old[name], new[name])]):
         called = f"SAE {learner.name!r}" if learner.name else "The SAE"
         raise ValueError(f"{called} of the checkpoint is another one: {'; '.join(differing)}. Resume with the same.")
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfsae import FeatureTable, featurize
-from hfsae.tables.table import read_about
+from hfsae.tables.table import ABOUT, read_about
 from tests.analysis.tiny import N_FEATURES, Token, read_longhand, setting, texts
 
 
@@ -175,6 +175,10 @@ def test_a_table_that_is_there_is_not_made_again_and_another_is_not_lost(tmp_pat
     table_of(tmp_path / "u")
     with pytest.raises(FileExistsError, match="level was 'document' and is 'token'"):
         write(tmp_path / "u", level="token")
+    later = {ABOUT: json.dumps(before.about | {"rounded": True}).encode()}  # what another version may tell
+    parquet.write_table(parquet.read_table(before.path).replace_schema_metadata(later), before.path)
+    with pytest.raises(FileExistsError, match="rounded was True and is None"):
+        write(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t"])
