@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from hfsae.meaning import contrast, label_features
     from hfsae.modeling import SAE
     from hfsae.saved.many import load_saes
+    from hfsae.steering import steer_model
     from hfsae.tables.table import FeatureTable
     from hfsae.tables.written import featurize
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
@@ -126,6 +127,7 @@ _HOME = {
     "self_check": "hfsae.evaluation.self_check",
     "splice": "hfsae.hooks",
     "steer": "hfsae.analysis",
+    "steer_model": "hfsae.steering",
     "trace": "hfsae.circuits",
 }
 
@@ -189,6 +191,7 @@ __all__ = [
     "self_check",
     "splice",
     "steer",
+    "steer_model",
     "trace",
 ]
 

@@ -67,6 +67,7 @@ def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     assert run("docs/feature_tables.md")["matrix"].shape == (20, names["sae"].config.n_features)
     run("docs/dashboard.md", collection=names["collection"], tokenizer=names["tokenizer"])
     assert "My features" in (tmp_path / "dashboard.html").read_text()
+    assert run("docs/steering.md")["written"].form == "model" and (tmp_path / "steered" / "README.md").is_file()
     names["collection"].save("runs/tiny")
     names = run("docs/meaning.md")
     assert names["found"].n_positive == 8 and len(names["found"].features) == 3

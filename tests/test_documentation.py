@@ -116,7 +116,7 @@ def test_configs_of_the_examples_hold_known_arguments_of_the_right_type():
 
 def test_the_page_on_the_command_line_names_every_command_and_config_that_comes_along():
     page = (ROOT / "docs" / "command_line.md").read_text()
-    first_cells = set(re.findall(r"`([a-z0-9_]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M))))
+    first_cells = set(re.findall(r"`([a-z0-9_-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M))))
     commands = {name for commands in COMMANDS.values() for name in commands}
     assert first_cells == commands | {path.stem for path in (ROOT / "hfsae" / "configs").glob("*.yaml")}
 

@@ -72,10 +72,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dashboard": MODEL | {"saved", "analysis", "diffing", "webpage"},
     "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
+    "steering": MODEL | {"saved", "analysis"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}
-    | {"tables", "meaning"},
+    | {"tables", "meaning", "steering"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

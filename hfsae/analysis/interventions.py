@@ -72,7 +72,7 @@ def steer(
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, get_args(Mode)))}.")
     features = chosen_features(sae, list(strengths))
-    values = torch.tensor([strength * _unit(feature, maxima) for feature, strength in strengths.items()])
+    values = torch.tensor([strength * activation_units(feature, maxima) for feature, strength in strengths.items()])
 
     def change(current: Tensor) -> Tensor:
         wanted = values.to(current)
@@ -120,7 +120,12 @@ def ablate(
         yield run
 
 
-def _unit(feature: int, maxima: FeatureCollection | Mapping[int, float] | None) -> float:
+def activation_units(feature: int, maxima: FeatureCollection | Mapping[int, float] | None) -> float:
+    """What a strength of 1 is in units of a feature's activation: its maximum where maxima are given, else 1.
+
+    Raises:
+        ValueError: If its maximum is not known, or is 0.
+    """
     if maxima is None:
         return 1.0
     try:

@@ -33,6 +33,7 @@ COMMANDS = {
         "search": "Find features by words, by a passage, or by texts with and without something.",
         "label": "Let a language model say what features respond to, and score what it says.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
+        "steer-model": "Write a language model that a feature steers by itself, without hfsae.",
         "trace": "Show which features of a prompt make what the model says.",
         "diff": "Say which features a crosscoder's sources share, and which one of them has alone.",
         "eval": "Measure a saved SAE, on the text of its record or on another.",
@@ -81,7 +82,8 @@ def _application(ended: list[int]) -> typer.Typer:
     application.callback(invoke_without_command=True)(_root)
     for panel, commands in COMMANDS.items():
         for name, purpose in commands.items():
-            run = _guarded(name, with_groups(import_module(f"hfsae.cli.{name}").run), ended)
+            module = import_module(f"hfsae.cli.{name.replace('-', '_')}")
+            run = _guarded(name, with_groups(module.run), ended)
             application.command(name, cls=Command, help=purpose, rich_help_panel=panel)(run)
     return application
 

@@ -1,6 +1,7 @@
-"""`hfsae push`: publishes a saved SAE, or a folder of many."""
+"""`hfsae push`: publishes a saved SAE, a folder of many, or a steered model."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +12,7 @@ def run(
     folder: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER", help="Folder of an SAE, or of folders of SAEs, which are pushed in one commit."
+            metavar="FOLDER", help="Folder of an SAE, of folders of SAEs, or of a steered model; pushed in one commit."
         ),
     ],
     repo: Annotated[
@@ -35,15 +36,26 @@ def run(
     ] = None,
 ) -> int:
     """Pushes, and prints where to."""
-    from pathlib import Path
-
     from hfsae.hub import push_saes
     from hfsae.sae_folders import sae_folders
     from hfsae.saved.sets import find_set
+    from hfsae.steering.steered_card import is_steered
 
     place = Path(folder)
     if not place.is_dir():
         raise ValueError(f"{place} is no folder: give the one that training saved an SAE in.")
+    where: dict[str, Any] = {
+        "revision": revision,
+        "tag": tag,
+        "create_pr": create_pr,
+        "private": private or None,
+        "commit_message": commit_message,
+        "token": token,
+    }
+    if is_steered(place):
+        if subfolder or dashboard or collection:
+            raise ValueError(f"{place} is a steered model: --subfolder, --dashboard and --collection are of SAEs.")
+        return _push_steered(place, repo, license, where)
     names = sae_folders(place)
     if not names:
         raise ValueError(f"{place} holds no SAE (no config.json): save one there with sae.save_pretrained.")
@@ -61,13 +73,20 @@ def run(
         repo,
         license=license,
         collection=collection,
-        revision=revision,
-        tag=tag,
-        create_pr=create_pr,
-        private=private or None,
-        commit_message=commit_message,
-        token=token,
         together=None if whole is None else whole.record,
+        **where,
     )
-    print(f"pushed to {info.pr_url or info.repo_url} (commit {info.oid[:12]})")
+    _tell(info)
     return 0
+
+
+def _push_steered(folder: Path, repo: str, license: str | None, where: dict[str, Any]) -> int:
+    from hfsae.hub.repository import Destination
+    from hfsae.steering.steered_card import push_steered
+
+    _tell(push_steered(folder, Destination(repo, **where), license=license))
+    return 0
+
+
+def _tell(info: Any) -> None:
+    print(f"pushed to {info.pr_url or info.repo_url} (commit {info.oid[:12]})")
