@@ -2,18 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from hfsae.cli.measuring_options import (
-    AllowPickle,
-    BaseModel,
-    Dataset,
-    DatasetConfig,
-    Revision,
-    SAESource,
-    Split,
-    Subfolder,
-    TokensToCollect,
-    hub_options,
-)
+from hfsae.cli.measuring_options import Collecting, OnHub, SAESource
 from hfsae.cli.steering_options import Features, Strengths, Unit, strengths_of
 from hfsae.command_line import option, whole_number
 
@@ -36,29 +25,16 @@ def run(
         option("--tokens_to_measure", "Tokens of that text.", parser=whole_number, metavar="<int>"),
     ] = 20_000,
     license: Annotated[str | None, option("--license", "Licence for the card, such as apache-2.0.")] = None,
-    base_model: BaseModel = None,
-    dataset_name: Dataset = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: Split = None,
-    max_tokens: TokensToCollect = 1_000_000,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    collecting: Collecting,
+    on_hub: OnHub,
 ) -> int:
     """Writes the folder, and says what was changed and what that does."""
     from hfsae.saved.kept_features import SavedFeatures
     from hfsae.steering import steer_model
 
     strengths = strengths_of(feature, strength)
-    opened = SavedFeatures(
-        path,
-        base_model=base_model,
-        dataset=dataset_name,
-        dataset_config=dataset_config,
-        split=dataset_split,
-        max_tokens=max_tokens,
-        **hub_options(subfolder, revision, allow_pickle),
-    )
+    opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     text = opened.text if measure else None
     written = steer_model(
         opened.model,
