@@ -74,10 +74,6 @@ class BatchTopKSAE(SAE):
         threshold = self.threshold.clamp(min=0)
         return Above(threshold.repeat_interleave(self._of_one_group) if threshold.dim() else threshold)
 
-    @property
-    def _of_one_group(self) -> int:
-        return self.config.n_features // self.n_groups
-
     def training_selection(self, progress: float = 1.0) -> Selection:
         return BatchTopK(self.config.k)
 

@@ -20,6 +20,7 @@ from hfsae.architectures.layers import LayersConfig, training_of_layer
 from hfsae.architectures.sources import joined
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState
+from hfsae.autoencoder.strategies import plain
 from hfsae.functional import (
     Elementwise,
     Pattern,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hfsae.architectures.layer_steps import LayerStep
 
 
+@plain
 class CrossLayer(SAE):
     """What cross-layer transcoders of every rule do.
 
@@ -142,7 +144,7 @@ class CrossLayer(SAE):
         return [part.contiguous() for part in x.split(self.config.source_widths, -1)]
 
     def _encoders(self) -> list[tuple[Tensor, Tensor]]:
-        n = self.config.features_per_layer
+        n = self._of_one_group
         return list(zip(self.encoder.weight.split(n), self.encoder.bias.split(n), strict=True))
 
     def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
@@ -153,7 +155,7 @@ class CrossLayer(SAE):
 
     def _rule_of(self, selection: Selection, layer: int) -> Selection:
         """The rule for the features of one layer, which are selected among themselves."""
-        n = self.config.features_per_layer
+        n = self._of_one_group
         if not isinstance(selection, Elementwise):
             return selection
         return cast(Selection, selection.at(torch.arange(layer * n, layer * n + n, device=self.device)))
@@ -162,7 +164,7 @@ class CrossLayer(SAE):
         parts = zip(self._by_layer(scaled), self._encoders(), strict=True)
         if features is None:
             return torch.cat([nn.functional.linear(rows, *encoder) for rows, encoder in parts], -1)
-        layers = features.div(self.config.features_per_layer, rounding_mode="floor")
+        layers = features.div(self._of_one_group, rounding_mode="floor")
         pre = scaled.new_empty(*scaled.shape[:-1], len(features))
         for layer, (rows, _) in enumerate(parts):
             wanted = (layers == layer).nonzero()[:, 0]
@@ -176,7 +178,7 @@ class CrossLayer(SAE):
 
     # -- decode -------------------------------------------------------------------------------------------------------
     def written(self, pattern: Pattern, values: Tensor) -> Tensor:
-        sizes = [self.config.features_per_layer] * self.config.n_layers
+        sizes = [self._of_one_group] * self.n_groups
         parts = enumerate(pattern.blocks(values, sizes))
         return sum_of_ends([part.decode(own, self.rows_of_layer(layer)) for layer, (part, own) in parts])
 
@@ -190,10 +192,11 @@ class CrossLayer(SAE):
         """The dead features of each layer learn what is missed at it and at all later ones."""
         dead, config = step.state.dead, self.config
         assert dead is not None
-        n, terms = config.features_per_layer, [step.reconstruction.new_zeros(())]
+        n, terms = self._of_one_group, [step.reconstruction.new_zeros(())]
         layers = zip(self._by_layer(step.x), self._encoders(), dead.split(n), strict=True)
         for layer, (rows, encoder, own) in enumerate(layers):
-            n_dead = int(torch.count_nonzero(own))
+            # Of all processes: each must take part in what the others sum up.
+            n_dead = int(step.state.partition.total(torch.count_nonzero(own)))
             if not n_dead:
                 continue
             writes = slice(sum(config.output_widths[:layer]), None)

@@ -12,7 +12,7 @@ from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.architectures.layers import LayersConfig
 from hfsae.architectures.topk import TopKSAE, TopKSAEConfig
 from hfsae.autoencoder.registry import register
-from hfsae.autoencoder.strategies import plain
+from hfsae.autoencoder.strategies import shardable
 
 
 @strict
@@ -34,7 +34,7 @@ class CrossLayerTranscoderSAEConfig(LayersConfig, BatchTopKSAEConfig):
 
 
 @register
-@plain
+@shardable
 class CrossLayerTranscoderSAE(CrossLayer, BatchTopKSAE):
     """A cross-layer transcoder by the rule of `BatchTopKSAE`: a threshold and a budget for each layer."""
 
@@ -54,7 +54,7 @@ class TopKCrossLayerTranscoderSAEConfig(LayersConfig, TopKSAEConfig):
 
 
 @register
-@plain
+@shardable
 class TopKCrossLayerTranscoderSAE(CrossLayer, TopKSAE):
     """A cross-layer transcoder by the rule of `TopKSAE`: the k largest of every token and layer."""
 
@@ -74,7 +74,7 @@ class JumpReLUCrossLayerTranscoderSAEConfig(LayersConfig, JumpReLUSAEConfig):
 
 
 @register
-@plain
+@shardable
 class JumpReLUCrossLayerTranscoderSAE(CrossLayer, JumpReLUSAE):
     """A cross-layer transcoder by the rule of `JumpReLUSAE`; its penalty counts the features of all layers."""
 

@@ -81,6 +81,11 @@ class SparseAutoencoder(Parameters):
         x = self.encoder_input(scaled)
         return torch.nn.functional.linear(x, self.encoder_rows[index], self.encoder_bias[index])
 
+    @property
+    def _of_one_group(self) -> int:
+        """Features of a group that lie in this process: all of them, but in a step of an SAE that is cut."""
+        return len(self.encoder.bias) // self.n_groups
+
     @torch.no_grad()
     def level_of(self, scaled: Tensor, active: int) -> Tensor:
         """What a feature must exceed so that so many are active on the median token.

@@ -198,9 +198,10 @@ class Shard(Placement):
     def bytes_exchanged(self, sae: SparseAutoencoder, tokens: int, active: float) -> float:
         candidates = 0.0
         if self.processes > 1 and isinstance(sae.training_selection(), TopK):
-            # The values themselves, or four histograms of 256 counts.
-            few = active * self.processes <= FEW_CANDIDATES
-            candidates = 4 * tokens * (active * (self.processes - 1) if few else self._all_reduce * 4 * 256)
+            # The values themselves, or of each group of features four histograms of 256 counts.
+            few = active / sae.n_groups * self.processes <= FEW_CANDIDATES
+            counts = self._all_reduce * 4 * 256 * sae.n_groups
+            candidates = 4 * tokens * (active * (self.processes - 1) if few else counts)
         return self._all_reduce * 4 * tokens * sae.config.d_out + candidates
 
 

@@ -5,6 +5,9 @@ sees the whole gradient, and nothing but `b_dec` and `W_skip` is held twice. In 
 features, of which those are active that the rule of the whole SAE picks (`hfsae.parallel.sharded_selection`). Each
 process writes what its own features say, and the parts are added up, as are penalties. The backward pass needs no
 exchange but for the gradient of what is held whole.
+
+Of an SAE whose features are selected in groups, as those of a cross-layer transcoder by layer, each process holds a
+part of every group. While it is cut, what has a row for each feature of all groups is (groups, n, ...), cut along n.
 """
 
 import copy
@@ -25,6 +28,9 @@ from hfsae.autoencoder.strategies import Partition, is_shardable
 from hfsae.functional import GroupMax, Selection
 from hfsae.parallel.sharded_selection import SHARED, of_all
 
+_OF_GROUPS = Shard(1)
+"""How what has a row for each feature of several groups is cut, as (groups, n, ...)."""
+
 OF_NO_FEATURE = ("b_dec", "W_skip")
 """Parameters that have no row or number for each feature, even where they are as wide; no process cuts them."""
 
@@ -42,8 +48,9 @@ def refuse_unfit(sae: SparseAutoencoder, processes: int) -> None:
     config, rule, why = sae.config, sae.training_selection(), None
     if not is_shardable(sae) or not isinstance(rule, SHARED):
         why = f"does not know how to cut {config.model_type.removeprefix('hfsae_')}"
-    elif config.n_features % processes:
-        why = f"gives each process as many features, which {config.n_features} on {processes} processes are not"
+    elif (n := config.n_features // sae.n_groups) % processes:
+        of = "" if sae.n_groups == 1 else " of each layer"
+        why = f"gives each process as many features{of}, which {n} on {processes} processes are not"
     elif isinstance(rule, GroupMax) and rule.k % processes:
         why = f"gives each process as many whole groups, which k={rule.k} on {processes} processes are not"
     if why is not None:
@@ -64,10 +71,10 @@ class ShardedSAE(nn.Module):
     def __init__(self, sae: SparseAutoencoder, accelerator: Accelerator):
         super().__init__()
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        groups = self._groups = sae.n_groups
         for name, parameter in list(sae.named_parameters()):
-            by_feature = name not in OF_NO_FEATURE and parameter.shape[:1] == (sae.config.n_features,)
-            placement = Shard(0) if by_feature else Replicate()
-            _set(sae, name, nn.Parameter(_cut(parameter.detach(), self._mesh, placement)))
+            placement = _placement(sae, name, parameter)
+            _set(sae, name, nn.Parameter(_cut(_like(parameter.detach(), placement, groups), self._mesh, placement)))
         for parameter in sae.parameters():
             # Of what is kept whole, each process finds a part of the gradient.
             assert isinstance(parameter, DTensor)
@@ -88,11 +95,12 @@ class ShardedSAE(nn.Module):
         """
         dead = state.dead
         if dead is not None:
-            dead = distribute_tensor(dead, self._mesh, [Shard(0)], src_data_rank=None).to_local()
+            dead = _cut(dead.unflatten(0, (self._groups, -1)), self._mesh, _OF_GROUPS).to_local().flatten()
         state = replace(state, dead=dead, partition=self._partition)
         output: SAEOutput = functional_call(self._part, self._tensors(), (activations, target), {"state": state})
         assert (statistics := output.statistics) is not None
-        firing = DTensor.from_local(statistics.tokens_firing, self._mesh, [Shard(0)]).full_tensor()
+        own = statistics.tokens_firing.unflatten(0, (self._groups, -1))
+        firing = DTensor.from_local(own, self._mesh, [_OF_GROUPS]).full_tensor().flatten()
         statistics.tokens_firing, statistics.l0 = firing, firing.sum() / len(activations)
         if (kept := statistics.smallest_kept) is not None:
             statistics.smallest_kept = DTensor.from_local(kept, self._mesh, [Partial("min")]).full_tensor()
@@ -116,6 +124,19 @@ class ShardedSAE(nn.Module):
             _set(self.sae, name, nn.Parameter(whole(parameter.detach())))
 
 
+def _placement(sae: SparseAutoencoder, name: str, parameter: Tensor) -> Placement:
+    """Along what a parameter is cut."""
+    n, rows = sae.config.n_features, parameter.shape[:1]
+    if name in OF_NO_FEATURE or rows not in ((n,), (n // sae.n_groups,)):
+        return Replicate()
+    return _OF_GROUPS if sae.n_groups > 1 and rows == (n,) else Shard(0)
+
+
+def _like(tensor: Tensor, placement: Placement, groups: int) -> Tensor:
+    """A whole tensor as it is when it is cut so."""
+    return tensor.unflatten(0, (groups, -1)) if placement == _OF_GROUPS else tensor
+
+
 def _cut(tensor: Tensor, mesh: DeviceMesh, placement: Placement) -> DTensor:
     """A tensor that every process has whole, of which each keeps its own part: nothing is sent."""
     return distribute_tensor(tensor, mesh, [placement], src_data_rank=None)
@@ -129,13 +150,23 @@ def _set(sae: SparseAutoencoder, name: str, parameter: nn.Parameter) -> None:
 def _local(parameter: Tensor) -> Tensor:
     """This process's part of a parameter, as autograd is to see it."""
     assert isinstance(parameter, DTensor)
-    kept_whole = parameter.placements[0].is_replicate()
-    return parameter.to_local(grad_placements=[Partial()] if kept_whole else parameter.placements)
+    placement = parameter.placements[0]
+    local = parameter.to_local(grad_placements=[Partial()] if placement.is_replicate() else parameter.placements)
+    return local.flatten(0, 1) if placement == _OF_GROUPS else local
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together, where it is cut: every process must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    put_together = tensor.full_tensor()
+    return put_together.flatten(0, 1) if tensor.placements[0] == _OF_GROUPS else put_together
+
+
+def shape_of_whole(tensor: Tensor) -> torch.Size:
+    """The shape of `whole(tensor)`, for which nothing is sent."""
+    of_groups = isinstance(tensor, DTensor) and tensor.placements[0] == _OF_GROUPS
+    return torch.Size([tensor.shape[:2].numel(), *tensor.shape[2:]]) if of_groups else tensor.shape
 
 
 def stored(tensor: Tensor, keep: bool) -> Tensor | None:
@@ -151,14 +182,18 @@ def stored(tensor: Tensor, keep: bool) -> Tensor | None:
 
 def own_part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, to be edited in place; the tensor itself where it is not cut."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    local = tensor.to_local()
+    return local.view(-1, *local.shape[2:]) if tensor.placements[0] == _OF_GROUPS else local
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor on the device of `other`, and cut as `other` is, where both have one shape."""
-    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+    if not isinstance(other, DTensor) or tensor.shape != shape_of_whole(other):
         return tensor.to(other.device)
-    return _cut(tensor.to(other.device), other.device_mesh, *other.placements)
+    (placement,) = other.placements
+    return _cut(_like(tensor.to(other.device), placement, len(other)), other.device_mesh, placement)
 
 
 def load_whole(sae: SparseAutoencoder, tensors: Mapping[str, Tensor]) -> None:

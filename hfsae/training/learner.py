@@ -22,7 +22,7 @@ from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import RecordedStep
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
-from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, stored, whole
+from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
 from hfsae.training.dead_features import FiringCounter, repoint, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
@@ -90,7 +90,7 @@ class Learner:
         self.starts = {
             parameter: whole(tensor).float().mean().item()
             for parameter, tensor in sae.named_parameters()
-            if parameter != "b_dec" and tensor.shape == (sae.config.n_features,)
+            if parameter != "b_dec" and shape_of_whole(tensor) == (sae.config.n_features,)
         }
         self._last_resampling: int | None = None
         self._dead: Tensor | None = None

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from hfsae import SAE, StandardSAE, TopKSAEConfig
+from hfsae import SAE, StandardSAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from hfsae.autoencoder import strategies
 from hfsae.parallel.sharded_sae import placed_like, refuse_unfit, rows_of_own, stored, whole
 from tests.training.tiny import ARCHITECTURES, make_sae, trainer
+
+LAYERS = {"source_names": ["a", "b"], "source_widths": [4, 4]}
 
 
 @pytest.mark.parametrize(
@@ -14,6 +16,7 @@ from tests.training.tiny import ARCHITECTURES, make_sae, trainer
     [
         (TopKSAEConfig(d_in=4, n_features=16, k=1, activation="groupmax"), "k=1 on 2 processes"),
         (TopKSAEConfig(d_in=4, n_features=15, k=2), "15 on 2 processes"),
+        (TopKCrossLayerTranscoderSAEConfig(**LAYERS, n_features=14, k=2), "as many features of each layer, which 7 on 2"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_with_the_reason(config, why):

@@ -82,7 +82,6 @@ REFUSED = {
     ),
     "repoint": ({"revival": "repoint"}, "cross-layer ones have 'auxk'"),
     "resample": ({"revival": "resample"}, "Use revival='auxk'"),
-    "shard": ({"sae_placement": "shard"}, "shard"),
 }
 
 

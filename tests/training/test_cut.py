@@ -10,13 +10,27 @@ from safetensors.torch import load_file
 from hfsae import SAE
 from tests.training.test_processes import launch
 from tests.training.tiny import contents, sparse_rows, stop_at, trainer
-from tests.training.two_processes import BUDGET, CUT, SHARDED, SKIPPING, STEPS, as_dealt, train_cut, train_transcoder
+from tests.training.two_processes import (
+    BUDGET,
+    CUT,
+    LAYERED,
+    LAYERS_OF_TEXT,
+    SHARDED,
+    SKIPPING,
+    STEPS,
+    as_dealt,
+    rows_of_layers,
+    train_cut,
+    train_layers,
+    train_transcoder,
+)
 
 pytestmark = pytest.mark.slow
 
 
 # Each of the four has a quarter of a core or so: they train what differs most.
 IN_FOUR = ("cut-groupmax", "cut-batch_topk", "cut-matryoshka", "cut-jumprelu", "cut-gated", "cut-topk")
+IN_FOUR += (f"cut-{LAYERED[0]}",)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +51,18 @@ def checkpoints(folder, steps):
 
 
 @pytest.mark.parametrize(
-    "processes, case", [*((2, case) for case in SHARDED if case[4:] in CUT), *((4, case) for case in IN_FOUR)]
+    "processes, case", [*((2, case) for case in SHARDED if case[4:] in (*CUT, *LAYERED)), *((4, c) for c in IN_FOUR)]
 )
 def test_it_takes_the_steps_of_a_whole_one(trained, tmp_path, processes, case):
     """Clipped, in two batches a step, with features that die and come back; half-way and at the end."""
     folder = trained[processes] / case
     rows = as_dealt(sparse_rows(2000), processes)  # resampling draws tokens by their places in a batch
-    alone = train_cut(tmp_path, case.removeprefix("cut-"), processes=1, inputs={"activations": rows})
+    name = case.removeprefix("cut-")
+    if name in LAYERED:
+        layers = {end: as_dealt(rows, processes) for end, rows in rows_of_layers().items()}
+        alone = train_layers(tmp_path, name, processes=1, inputs={"activations": layers})
+    else:
+        alone = train_cut(tmp_path, name, processes=1, inputs={"activations": rows})
     for step in (STEPS // 2, STEPS):
         whole, found = checkpoints(tmp_path, step), checkpoints(folder, step)
         assert whole.keys() == found.keys()
@@ -72,12 +91,12 @@ def test_a_transcoder_with_a_skip_connection(trained, tmp_path):
         assert torch.allclose(found[name], tensor, rtol=0, atol=1e-5), name
 
 
-def test_a_run_goes_on_bit_by_bit_and_in_one_process(trained, tmp_path):
-    whole, broken = (
-        contents(trained[2] / "cut-in-two-parts" / name / "checkpoint-12") for name in ("whole", "broken")
-    )
+@pytest.mark.parametrize("case, options", [("in-two-parts", BUDGET), ("layers-in-two-parts", LAYERS_OF_TEXT)])
+def test_a_run_goes_on_bit_by_bit_and_in_one_process(trained, tmp_path, case, options):
+    folder = trained[2] / f"cut-{case}"
+    whole, broken = (contents(folder / name / "checkpoint-12") for name in ("whole", "broken"))
     assert whole == broken
-    shutil.copytree(trained[2] / "cut-in-two-parts" / "whole", tmp_path / "run")
-    options = {"dead_feature_window": 100, "sae_placement": "shard", **BUDGET}
+    shutil.copytree(folder / "whole", tmp_path / "run")
+    options = {"dead_feature_window": 100, "sae_placement": "shard", **options}
     output = trainer(tmp_path / "run", callbacks=[stop_at(30)], **options).train(resume_from_checkpoint=True)
-    assert output.steps == 30 and output.sae.W_dec.isfinite().all()
+    assert output.steps == 30 and all(parameter.isfinite().all() for parameter in output.sae.parameters())

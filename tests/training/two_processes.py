@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from hfsae import SAE, SAETrainer
+from hfsae.architectures import config_class_of
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.parallel import process_watch
 from hfsae.training.output import TrainOutput
 from tests.training.test_device_map import PLACES
@@ -115,6 +117,38 @@ def train_cut(folder: Path, case: str, processes: int, **more: Any) -> TrainOutp
     return train_wide(folder, processes, make_sae(architecture, n_features=160, **own), **options, **more)
 
 
+LAYERED = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
+_ENDS = {"hook_point": "x0+x1", "target_hook_point": "y0+y1"}
+
+
+def rows_of_layers() -> dict[str, torch.Tensor]:
+    """What two layers read, and what they and later ones write."""
+    maps = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, second = sparse_rows(2000), sparse_rows(2000, seed=1)
+    here = torch.relu(first @ maps[0])
+    return {"x0": first, "x1": second, "y0": here, "y1": torch.relu(first @ maps[1]) + torch.relu(second @ maps[2])}
+
+
+def make_layers(architecture: str, n_features: int = 160, **options: Any) -> SAE:
+    """A cross-layer transcoder of two layers, started from the first rows of `rows_of_layers`."""
+    rows = rows_of_layers()
+    x, y = (torch.cat([rows[name][:256] for name in names], 1) for names in (("x0", "x1"), ("y0", "y1")))
+    sources = {"source_names": ["x0", "x1"], "source_widths": [16, 16]}
+    config_class = config_class_of(architecture)
+    options |= {"k": 4} if "k" in config_class.__dataclass_fields__ else {}
+    torch.manual_seed(0)
+    return initialise(SAE.from_config(config_class(n_features=n_features, **sources, **_ENDS, **options)), x, target=y)
+
+
+def train_layers(folder: Path, architecture: str, processes: int, **options: Any) -> TrainOutput:
+    """As `train_wide`, a cross-layer transcoder; of the second layer, features of the first process alone are dead."""
+    sae = make_layers(architecture, skip=True, tied_decoder=architecture.startswith("topk"))
+    with torch.no_grad():
+        sae.encoder.bias[80:90] -= 100
+    inputs = {"activations": rows_of_layers()}
+    return train_wide(folder, processes, sae, **{"inputs": inputs, **_ENDS, **options})
+
+
 def as_dealt(rows: torch.Tensor, processes: int) -> torch.Tensor:
     """Rows so that one process has in each batch the order in which several put their shares together."""
     batch = ROWS // 2
@@ -162,6 +196,12 @@ def shard_in_two_parts(folder: Path, **options: Any) -> TrainOutput:
 
 SKIPPING = {"architecture": "jumprelu", "architecture_options": {"skip": True}}
 """A transcoder with what no feature has."""
+
+LAYERS_OF_TEXT = {
+    **{"architecture": LAYERED[0], "hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"},
+    **{"n_features": 3 * 48, "k": 2, "training_tokens": 40 * ROWS, "dead_feature_window": 64},
+}
+"""A cross-layer transcoder of a language model."""
 
 BUDGET = {"architecture": "batch_topk", "k": 2, "training_tokens": 40 * ROWS}
 """A run whose features are chosen batch by batch."""
@@ -234,6 +274,11 @@ SHARDED = {
         f"cut-{name}": lambda folder, name=name: train_cut(folder, name, world(), sae_placement="shard")
         for name in CUT
     },
+    **{
+        f"cut-{name}": lambda folder, name=name: train_layers(folder, name, world(), sae_placement="shard")
+        for name in LAYERED
+    },
+    "cut-layers-in-two-parts": lambda folder: shard_in_two_parts(folder, **LAYERS_OF_TEXT),
     "cut-transcoder": lambda folder: train_transcoder(folder, world(), sae_placement="shard", **SKIPPING),
     "cut-in-two-parts": lambda folder: shard_in_two_parts(folder, **BUDGET),
 }
