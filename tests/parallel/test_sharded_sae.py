@@ -16,7 +16,7 @@ LAYERS = {"source_names": ["a", "b"], "source_widths": [4, 4]}
     [
         (TopKSAEConfig(d_in=4, n_features=16, k=1, activation="groupmax"), "k=1 on 2 processes"),
         (TopKSAEConfig(d_in=4, n_features=15, k=2), "15 on 2 processes"),
-        (TopKCrossLayerTranscoderSAEConfig(**LAYERS, n_features=14, k=2), "as many features of each layer, which 7 on 2"),
+        (TopKCrossLayerTranscoderSAEConfig(**LAYERS, n_features=14, k=2), "features of each layer, which 7 on 2"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_with_the_reason(config, why):
