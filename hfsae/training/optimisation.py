@@ -59,7 +59,8 @@ def renormalise(rows: Tensor) -> None:
         from hfsae.functional.kernels import decoder_rows as kernel
 
         return kernel.divide_by_norms(rows, _LEAST_NORM)
-    rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM))
+    for (some,) in in_blocks(rows):
+        some.div_(some.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM))
 
 
 def _by_kernel(*tensors: Tensor) -> bool:
