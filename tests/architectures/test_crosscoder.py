@@ -8,6 +8,7 @@ from hfsae import SAE
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from tests.architectures.test_recovery import ACTIVE, BATCH, planted, train
+from tests.quick import mostly_slow
 
 WIDTHS = {"base": 24, "tuned": 16}
 SHARED, BASE_ONLY, TUNED_ONLY = range(0, 44), range(44, 54), range(54, 64)
@@ -30,7 +31,7 @@ def directions(generator: torch.Generator) -> Tensor:
     return torch.cat(list(parts.values()), 1)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, quick=["crosscoder"]))
 def test_relative_norms_tell_planted_features_of_one_source_from_shared_ones(name: str):
     generator = torch.Generator().manual_seed(0)
     true = directions(generator)

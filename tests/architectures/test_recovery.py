@@ -9,6 +9,7 @@ from hfsae.architectures import architectures, config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.autoencoder.outputs import StepState
 from tests.architectures.variants import CROSS_LAYER, sources
+from tests.quick import mostly_slow
 
 D_IN, N_TRUE, ACTIVE, NOISE = 32, 64, 3, 0.05
 STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
@@ -69,7 +70,7 @@ def test_nothing_registered_is_left_out_here():
     assert {architecture for architecture, _, _ in SETTINGS.values()} == set(architectures()) - {*CROSS_LAYER}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", mostly_slow(SETTINGS, quick=["topk", "jumprelu", "standard"]))
 def test_training_finds_the_planted_directions_that_the_start_does_not_have(name: str):
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(N_TRUE, D_IN, generator=generator), dim=1)

@@ -96,6 +96,7 @@ def test_several_write_the_bytes_of_one_and_make_hardly_more_rows(
     assert sum(source.made for source in sources) <= rows + 2 * count * chunk_rows + 3 * count
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     st.integers(20, 80), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3)

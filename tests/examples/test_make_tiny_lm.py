@@ -39,6 +39,7 @@ def small_run(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_card_of_a_new_model_states_what_a_longhand_measurement_finds(small_run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(small_run)
     train, held_out = token_ids(small_run, "train"), token_ids(small_run, "held_out")
@@ -79,6 +80,7 @@ def test_saving_leaves_nothing_beside_the_model(small_run: Path) -> None:
     assert [path.name for path in small_run.parent.iterdir()] == [small_run.name]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_weights_and_saving_on_the_way_does_not(small_run: Path, tmp_path: Path) -> None:
     weights = [(small_run / "model.safetensors").read_bytes()]
     for name, extra in (("unsaved", ["--save_steps", "1000"]), ("other", ["--seed", "1"])):

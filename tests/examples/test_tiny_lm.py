@@ -30,6 +30,7 @@ def test_the_shipped_model_is_a_float32_gpt2_below_six_megabytes() -> None:
     assert AutoModelForCausalLM.from_pretrained(SHIPPED).config.model_type == "gpt2"
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_far_better_than_the_best_unigram_model_of_the_very_text() -> None:
     model = AutoModelForCausalLM.from_pretrained(SHIPPED)
     ids = token_ids(SHIPPED, "held_out", at_least=40 * 256 + 1)
@@ -47,6 +48,7 @@ def test_the_shipped_card_states_what_the_model_scores_on_the_held_out_files_of_
     assert card_row(SHIPPED, "this model")[0] == pytest.approx(nats, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_shipped_held_out_split_is_long_enough_to_evaluate_and_calibrate_on() -> None:
     assert len(token_ids(SHIPPED, "held_out", at_least=400_000)) >= 400_000
 

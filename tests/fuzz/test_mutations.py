@@ -138,6 +138,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str, Mutator, Callable[[Path], An
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_mutation_is_read_or_refused_in_our_own_words(kind: str, tmp_path: Path, pytestconfig):
     make, name, mutate, read = KINDS[kind]

@@ -37,7 +37,11 @@ def its_blocks(model: PreTrainedModel):
     return model
 
 
-WAYS = [*(pytest.param(way, marks=compiles_models) for way in (returned, in_place, its_forward)), its_blocks]
+WAYS = [
+    pytest.param(returned, marks=compiles_models),
+    *(pytest.param(way, marks=[compiles_models, pytest.mark.slow]) for way in (in_place, its_forward)),
+    its_blocks,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +101,7 @@ def model_around(model: PreTrainedModel):
 
 
 @compiles_models
-@pytest.mark.parametrize("around", [function_around, model_around])
+@pytest.mark.parametrize("around", [function_around, pytest.param(model_around, marks=pytest.mark.slow)])
 def test_the_model_inside_of_what_was_compiled_obeys_its_hooks(around):
     model = copy.deepcopy(build("llama"))
     compiled, sae = around(model), sae_at(PLACE)
@@ -127,6 +131,7 @@ def test_compiled_code_is_back_after_the_last_of_several_contexts_in_whatever_or
     assert torch.equal(compiled(x), x.sin())
 
 
+@pytest.mark.slow
 @compiles_models
 @torch._dynamo.config.patch(recompile_limit=1)
 def test_a_compiled_model_that_runs_as_written_obeys_the_hooks_inside_it():

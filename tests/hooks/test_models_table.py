@@ -6,6 +6,7 @@ import transformers
 from tests.hooks.models_table import table, written
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_code_offers_today():
     release = written().partition("\n")[0]
     if transformers.__version__ not in release:

@@ -82,6 +82,7 @@ def test_the_cost_alone_asks_nothing(place, capsys):
     assert "tokens to read" in capsys.readouterr().out and not (place / "sae" / "labels.json").exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_was_killed_goes_on(place, tmp_path):
     with serving(answer) as server:
         main(command(place, server, "--output", str(tmp_path / "whole.json"), "--max_features", "6"))

@@ -10,6 +10,7 @@ from hfsae.evaluation import evaluate_sae
 from hfsae.saved.measuring_again import evaluate_saved
 from hfsae.saved.saved_report import write_saved_report
 from tests.data.tiny import CHAT_TEMPLATE, WORDS, chat_tokenizer, language_model, pythia_like
+from tests.quick import mostly_slow
 from tests.training.tiny import arguments, sparse_rows, text, trainer
 
 
@@ -38,6 +39,7 @@ def test_activations_of_ones_own_have_a_page_without_examples(tmp_path):
     assert "Examples of features" not in page and "data:image/png" in page
 
 
+@pytest.mark.slow
 def test_the_page_of_a_saved_sae_is_written_again_with_features_of_its_text(tmp_path):
     language_model().save_pretrained(tmp_path / "lm")
     pythia_like().save_pretrained(tmp_path / "lm")
@@ -78,7 +80,7 @@ def conversations(count: int = 300) -> list[list[dict[str, str]]]:
     ]
 
 
-@pytest.mark.parametrize("assistant_only", [True, False])
+@pytest.mark.parametrize("assistant_only", mostly_slow([True, False], quick=[True]))
 def test_a_run_on_conversations_saves_its_saes_and_their_pages_and_everything_reads_them_again(
     tmp_path, assistant_only
 ):

@@ -75,6 +75,7 @@ def test_without_a_card_on_the_hub_neither(hub, trained_folder):
         verify(REPO, subfolder="a")
 
 
+@pytest.mark.slow
 def test_an_sae_of_another_project_is_checked_against_what_is_reported_of_it(trained_folder, tmp_path, capsys):
     sae = SAE.from_pretrained(trained_folder)
     protocol = sae.config.metrics["protocol"]

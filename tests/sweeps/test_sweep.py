@@ -178,6 +178,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_refuses_other_arguments(tmp_path):
     assert len(json.loads((tmp_path / "results.json").read_text())["saes"]) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_that_does_not_fit_says_so_and_is_trained_in_groups_from_a_cache(hub, tmp_path, caplog, swept):
     """Each SAE ends with the bits that it ends with beside all the others, and all are pushed to one repository."""
     push = {"push_to_hub": True, "hub_model_id": "tester/sweep"}

@@ -8,12 +8,13 @@ import torch
 from hfsae import SAE, attach_all
 from hfsae.estimate.run_needs import estimate
 from tests.data.tiny import language_model
+from tests.quick import mostly_slow
 from tests.training.tiny import arguments, contents, sparse_rows, stop_at, trainer
 
 ALL = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
 RULES = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
 LAYERS = len(language_model().transformer.h)
-every_rule = pytest.mark.parametrize("architecture", RULES)
+every_rule = pytest.mark.parametrize("architecture", mostly_slow(RULES, quick=RULES[:1]))
 
 
 @every_rule

@@ -7,6 +7,7 @@ import torch
 from accelerate import dispatch_model
 
 from tests.data.tiny import language_model
+from tests.quick import mostly_slow
 from tests.training.tiny import trainer
 
 PLACES = {
@@ -44,7 +45,7 @@ def test_a_model_that_was_spread_trains_and_measures_the_same_saes(whole, tmp_pa
     assert_equal(trained(tmp_path / "run", spread), whole)
 
 
-@pytest.mark.parametrize("device_map", ["auto", json.dumps(dict.fromkeys(PLACES, "cpu"))])
+@pytest.mark.parametrize("device_map", mostly_slow(["auto", json.dumps(dict.fromkeys(PLACES, "cpu"))], quick=["auto"]))
 def test_the_trainer_lets_the_model_lie_where_it_was_told_to(whole, tmp_path, device_map):
     language_model().save_pretrained(tmp_path / "lm")
     assert_equal(trained(tmp_path / "run", str(tmp_path / "lm"), model_device_map=device_map), whole)

@@ -118,6 +118,7 @@ def test_a_run_is_gone_on_with_from_another_working_directory(trained, place):
         SAETrainer(args=replace(args, dataset_name=str(other))).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [lambda tree: tree, moved], ids=["elsewhere", "moved"])
 def test_a_cache_is_trained_from_in_another_working_directory(tmp_path, monkeypatch, place):
     tree = make_tree(tmp_path / "tree")
@@ -137,6 +138,7 @@ def copied(tree: Path) -> Path:
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [moved, copied])
 def test_an_unfinished_cache_is_gone_on_with_in_another_place(tmp_path, monkeypatch, place):
     tree = make_tree(tmp_path / "tree")

@@ -31,6 +31,7 @@ def test_at_the_end_the_trained_sae_is_pushed_with_its_card_and_figures(hub, tmp
     assert {"README.md", "training_log.jsonl", "metrics.json"} <= hub.repo(REPO).files().keys()
 
 
+@pytest.mark.slow
 def test_many_saes_become_one_repository_with_a_folder_for_each(hub, tmp_path):
     saes = {name: TopKSAEConfig(d_in=16, n_features=48, k=k) for name, k in (("two", 2), ("four", 4))}
     trainer(tmp_path, steps=2, inputs={"saes": saes}, **PUSH).train()
@@ -55,6 +56,7 @@ def test_a_run_can_be_resumed_from_what_the_checkpoint_strategy_pushed(hub, tmp_
     assert output.steps == 6 and torch.equal(output.sae.W_dec, whole.W_dec)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_pushed_without_the_folders_of_this_machine_and_can_be_gone_on_from(hub, tmp_path):
     language_model().save_pretrained(tmp_path / "lm")
     pythia_like().save_pretrained(tmp_path / "lm")

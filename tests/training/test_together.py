@@ -14,6 +14,7 @@ from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.sweeps.sweep import Sweep
 from hfsae.training.finalize import is_set
 from tests.data.tiny import language_model, pythia_like
+from tests.quick import mostly_slow
 from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
 
 SET = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
@@ -73,7 +74,7 @@ def test_what_was_trained_is_what_was_measured(folder):
     assert all(run.features.shape == (1, 4, 48) for run in runs.values())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", mostly_slow(ARCHITECTURES, quick=["topk"]))
 def test_every_architecture_makes_a_set(tmp_path, architecture):
     output = trainer(tmp_path, steps=4, eval_tokens=100, architecture=architecture, **SET).train()
     assert list(output.saes) == NAMES and output.together["kl"] > 0

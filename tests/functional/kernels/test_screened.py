@@ -48,6 +48,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, k: int, tokens_at_once: int =
     torch.testing.assert_close(pre.sort(descending=True).values, expected, **within)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 40), st.integers(5, 150), st.sampled_from([1, 3, 511])
