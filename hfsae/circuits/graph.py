@@ -63,6 +63,8 @@ class Graph:
         about: What the graph was made of: `base_model`, `saes` (with the digest of their weights), `values`.
         notes: What a reader has to know, in sentences.
         validation: What `validate` measured, as plain values; None before.
+        pinned: Names of nodes that stay on the page whatever else is hidden (`pin`).
+        supernodes: Names of nodes that are taken for one, by the name of their group (`group`).
         circuit: The model at the prompt; None of a graph from a disk (`use`).
 
     Example:
@@ -82,6 +84,8 @@ class Graph:
     about: dict[str, Any]
     notes: list[str]
     validation: dict[str, Any] | None = None
+    pinned: list[str] = field(default_factory=list)
+    supernodes: dict[str, list[str]] = field(default_factory=dict)
     circuit: LocalReplacement | None = field(default=None, repr=False, compare=False)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
@@ -115,6 +119,41 @@ class Graph:
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {node.name: row for row, node in enumerate(self.nodes)}
+
+    # -- what a reader picks ------------------------------------------------------------------------------------------
+    def pin(self, *nodes: Node | str | int) -> "Graph":
+        """Keeps nodes on the page, and when the graph is pruned.
+
+        Raises:
+            ValueError: If there is no such node.
+        """
+        names = [self.nodes[self.index(node)].name for node in nodes]
+        self.pinned = list(dict.fromkeys(self.pinned + names))
+        return self
+
+    def group(self, name: str, *nodes: Node | str | int) -> "Graph":
+        """Takes nodes for one, which people call a supernode; they stay when the graph is pruned.
+
+        Args:
+            name: What the group is called. One that is there already gets the nodes too.
+            *nodes: Its members, each of which leaves the group that it was in.
+
+        Raises:
+            ValueError: If there is no such node, or the name is empty.
+        """
+        if not name.strip():
+            raise ValueError("a group needs a name that is not empty.")
+        names = [self.nodes[self.index(node)].name for node in nodes]
+        others = {key: [one for one in members if one not in names] for key, members in self.supernodes.items()}
+        others[name] = list(dict.fromkeys([*others.get(name, []), *names]))
+        self.supernodes = {key: members for key, members in others.items() if members}
+        return self
+
+    @property
+    def is_picked(self) -> Tensor:
+        """(n,) bool: nodes that are pinned, or in a group."""
+        picked = {*self.pinned, *(name for members in self.supernodes.values() for name in members)}
+        return torch.tensor([node.name in picked for node in self.nodes])
 
     # -- figures ------------------------------------------------------------------------------------------------------
     @cached_property
@@ -155,7 +194,8 @@ class Graph:
         """The part that carries most influence; what leaves the graph is counted in `left_out`.
 
         Args:
-            node_share: Nodes stay that together have this share of the influence; tokens and logits stay in any case.
+            node_share: Nodes stay that together have this share of the influence. So do tokens, logits, and what is
+                pinned or in a group.
             edge_share: Of the edges between them likewise.
 
         Raises:
@@ -167,7 +207,7 @@ class Graph:
         nodes, kept = influence.kept_by_pruning(
             self.edges,
             self.weights,
-            self.is_kind("embedding", "logit"),
+            self.is_kind("embedding", "logit") | self.is_picked,
             self.is_kind("feature"),
             node_share,
             edge_share,
@@ -271,6 +311,8 @@ class Graph:
             "about": self.about,
             "notes": self.notes,
             "validation": self.validation,
+            "pinned": self.pinned,
+            "supernodes": self.supernodes,
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

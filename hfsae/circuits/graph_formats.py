@@ -56,6 +56,8 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
         }
         for node, node_id, influence in zip(graph.nodes, ids, influences, strict=True)
     ]
+    by_name = {node.name: node_id for node, node_id in zip(graph.nodes, ids, strict=True)}
+    grouped = [name for members in graph.supernodes.values() for name in members]
     targets, starts = graph.edges.nonzero(as_tuple=True)
     weights = graph.edges[targets, starts].tolist()
     return {
@@ -68,7 +70,13 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
             "node_threshold": None,
             "schema_version": _SCHEMA,
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": {
+            "pinnedIds": [by_name[name] for name in dict.fromkeys([*graph.pinned, *grouped])],
+            "supernodes": [[name, *(by_name[one] for one in members)] for name, members in graph.supernodes.items()],
+            "linkType": "both",
+            "clickedId": "",
+            "sg_pos": "",
+        },
         "nodes": nodes,
         "links": [
             {"source": ids[source], "target": ids[target], "weight": weight}

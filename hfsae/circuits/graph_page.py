@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Joined in this order into one module; the first two are what all pages share.
 _SHARED_SCRIPTS = ("elements.js", "tokens.js")
-_SCRIPTS = ("graph_nodes.js", "graph_panel.js", "graph_main.js")
+_SCRIPTS = ("graph_nodes.js", "graph_groups.js", "graph_panel.js", "graph_main.js")
 _HERE = "hfsae.circuits"
 
 # Examples of a feature that the page shows.
@@ -80,6 +80,8 @@ def write_graph_page(
         "nodes": _nodes(graph, rows, labels or {}),
         "edges": _edges(graph.edges[rows][:, rows], max_edges),
         "dashboards": dict(dashboards or {}),
+        "pinned": graph.pinned,
+        "supernodes": graph.supernodes,
         **_examples(graph, rows, collections or {}, tokenizer),
     }
     style = asset("style.css") + "\n" + asset("graph.css", _HERE)
@@ -98,9 +100,10 @@ def write_graph_page(
 
 
 def _shown(graph: "Graph", max_nodes: int) -> Tensor:
-    """The rows on the page: the features and errors with most influence, all embeddings and logits."""
-    scores = torch.where(graph.is_kind("embedding", "logit"), torch.inf, graph.influence)
-    wanted = max_nodes + int(graph.is_kind("embedding", "logit").sum())
+    """The rows on the page: the features and errors with most influence, all embeddings and logits, what is picked."""
+    stays = graph.is_kind("embedding", "logit") | graph.is_picked
+    scores = torch.where(stays, torch.inf, graph.influence)
+    wanted = max(max_nodes, int(graph.is_picked.sum())) + int(graph.is_kind("embedding", "logit").sum())
     order = scores.argsort(descending=True, stable=True)[:wanted]
     return order[scores[order] > 0].sort().values
 

@@ -115,6 +115,6 @@ def kept_by_pruning(
     while True:
         before = nodes
         kept = kept & nodes[:, None] & nodes[None, :]
-        nodes = nodes & (is_fixed | kept.any(0)) & (~is_feature | kept.any(1))
+        nodes = nodes & (is_fixed | (kept.any(0) & (~is_feature | kept.any(1))))
         if bool((nodes == before).all()):
             return nodes, kept

@@ -43,6 +43,7 @@ def trace_saved(
     model: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    supernodes: str | Path | None = None,
     validate: int = 0,
     **options: Any,
 ) -> Graph:
@@ -57,6 +58,7 @@ def trace_saved(
         model: The language model; None loads the one that the SAEs' configs name.
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.
+        supernodes: A file with pins and groups as the page gives them, which are put back; None puts none.
         validate: How many of the strongest features are taken away one by one, to hold the graph against the model.
             0 takes none away, and a graph of fewer than six features is not held against it.
         **options: As `trace` takes them.
@@ -65,11 +67,13 @@ def trace_saved(
         The graph.
 
     Raises:
-        ValueError: As `trace`; if the page's name does not end in `.html`.
+        ValueError: As `trace`; if the page's name does not end in `.html`, or `supernodes` holds something else or
+            nodes that the graph lacks.
         OSError: If the SAEs or the language model are not there.
     """
     if Path(output).suffix != ".html":
         raise ValueError(f"the page of a graph is one file: its name ends in .html, got {output}.")
+    picked = None if supernodes is None else _picked(Path(supernodes))
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
     saes = {name or _ALONE: sae for name, sae in load_saes(source, **hub).items()}
     if model is not None:
@@ -80,6 +84,10 @@ def trace_saved(
     graph = trace(language_model, saes, prompt, tokenizer=tokenizer, **options)
     if validate and int(graph.is_kind("feature").sum()) >= 2 * FEWEST:
         graph.validate(validate)
+    if picked is not None:
+        graph.pin(*picked["pinned"])
+        for name, members in picked["supernodes"].items():
+            graph.group(name, *members)
     found = beside(Path(source), saes)
     dashboards = {name: _link(page, Path(output)) for name, page in found.dashboards.items()}
     graph.write_page(
@@ -96,6 +104,22 @@ def trace_saved(
     if graph_output is not None:
         graph.save(graph_output)
     return graph
+
+
+def _picked(path: Path) -> dict[str, Any]:
+    """Pins and groups as the page of a graph gives them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    pinned, groups = (content.get(key) if isinstance(content, dict) else None for key in ("pinned", "supernodes"))
+    lists = [pinned, *(groups.values() if isinstance(groups, dict) else [None])]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ValueError(
+            f'{path} must hold {{"pinned": [names of nodes], "supernodes": {{name: [names of nodes]}}}}, as the page '
+            "of a graph gives it."
+        )
+    return content
 
 
 def beside(folder: Path, saes: Mapping[str, SAE]) -> Beside:

@@ -27,6 +27,9 @@ def run(
     max_features: Annotated[int, option("--max_features", "Features in the graph, those with most influence.")] = 2000,
     max_logits: Annotated[int, option("--max_logits", "Most probable tokens that are explained, at most.")] = 10,
     batch_size: Annotated[int, option("--batch_size", "Nodes in one backward pass; memory grows with it.")] = 64,
+    supernodes: Annotated[
+        str | None, option("--supernodes", "A file with pins and groups, as the page gives them under Keep.")
+    ] = None,
     validate: Annotated[
         int, option("--validate", "Strong features to take away one by one, to hold the graph against the model.")
     ] = 20,
@@ -55,6 +58,7 @@ def run(
         model=model_name_or_path,
         revision=revision,
         allow_pickle=allow_pickle,
+        supernodes=supernodes,
         validate=validate,
         max_features=max_features,
         max_logits=max_logits,

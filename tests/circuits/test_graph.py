@@ -88,3 +88,23 @@ def test_others_count_the_features_of_a_cross_layer_transcoder_layer_by_layer(tm
     assert shown["node_id"] == f"1_{own.feature - 24}_{own.position}"
     together = 1 + own.feature - 24
     assert shown["feature"] == together * (together + 1) // 2 + own.feature - 24
+
+
+def test_pins_and_groups_stay_when_a_graph_is_pruned_saved_and_written_for_others(tmp_path: Path):
+    made = trace(model_of("llama"), transcoders("llama"), IDS, disable_tqdm=True)
+    weak = made.strongest(30)[-3:]
+    assert not {node.name for node in weak} & {node.name for node in made.prune(0.5).nodes}
+    made.pin(weak[0]).group("both", weak[1], weak[2]).group("other", weak[2].name)
+    assert made.supernodes == {"both": [weak[1].name], "other": [weak[2].name]}
+    made.group("both", weak[2])
+    assert made.supernodes == {"both": [weak[1].name, weak[2].name]}
+    small = Graph.load(made.save(tmp_path / "graph.safetensors")).prune(0.5)
+    assert {node.name for node in weak} <= {node.name for node in small.nodes}
+    content = small.to_json()
+    ids = {node.name: shown["node_id"] for node, shown in zip(small.nodes, content["nodes"], strict=True)}
+    assert content["qParams"]["supernodes"] == [["both", ids[weak[1].name], ids[weak[2].name]]]
+    assert content["qParams"]["pinnedIds"] == [ids[node.name] for node in weak]
+    with pytest.raises(ValueError, match="no node 'mlp.9/1@1'"):
+        made.group("both", "mlp.9/1@1")
+    with pytest.raises(ValueError, match="needs a name"):
+        made.group(" ", weak[0])

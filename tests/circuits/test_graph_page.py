@@ -210,3 +210,61 @@ def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60
+
+
+@pytest.mark.slow
+def test_nodes_are_grouped_and_count_as_one(page, tmp_path: Path):
+    page.fill("#prune", "100")
+    own, name = graph(), f"{ATTACK} together"
+    first, second = own.strongest(2)
+    rows = {node["name"]: row for row, node in enumerate(content_nodes(page))}
+    for node in (first, second):
+        page.click(f"#node-{rows[node.name]}")
+        page.click("#pin")
+    page.click("#group-pins")
+    assert page.evaluate("document.activeElement.id") == "group-name"
+    page.fill("#group-name", name)
+    page.keyboard.press("Enter")
+    assert page.text_content("#panel h2") == name and page.evaluate("document.activeElement.tagName") == "H2"
+    assert page.locator(".node.grouped").count() == 2 and page.locator('.node[aria-pressed="true"]').count() == 2
+    assert name in page.get_attribute(f"#node-{rows[first.name]}", "aria-label")
+
+    members = [own.index(first), own.index(second)]
+    goes = own.edges[:, members].sum(1)
+    goes[members] = 0
+    strongest = own.nodes[int(goes.abs().argmax())]
+    into = page.locator("section", has=page.locator("h3", has_text="Goes into")).locator("li").first
+    shown = float(into.locator(".value").text_content().replace("−", "-"))
+    assert shown == pytest.approx(float(goes[own.index(strongest)]), rel=1e-2)
+    into.locator("button").click()
+    made = page.locator("section", has=page.locator("h3", has_text="Made by"))
+    assert made.locator(".named").all_text_contents().count(name) == 1
+
+    page.click("#kept summary")
+    kept = json.loads(page.input_value("#kept textarea"))
+    names = [own.nodes[row].name for row in sorted(members)]
+    assert kept == {"pinned": names, "supernodes": {name: names}}
+    again = replace(graph(), pinned=[], supernodes={}).pin(*kept["pinned"])
+    again.group(name, *kept["supernodes"][name])
+    content = content_of(again.write_page(tmp_path / "graph.html"))
+    assert content["supernodes"] == kept["supernodes"] and content["pinned"] == kept["pinned"]
+    page.reload()
+    page.wait_for_selector(".node.grouped")
+    page.locator("#pins button", has_text=name).click()
+    page.click("#apart")
+    assert page.locator(".node.grouped").count() == 0 and "What the model says" in page.text_content("#panel h2")
+
+
+@pytest.mark.slow
+def test_a_group_is_made_and_left_by_keys_alone(page):
+    page.fill("#prune", "100")
+    page.locator('.node[tabindex="0"]').focus()
+    for key in ("ArrowDown", "g"):
+        page.keyboard.press(key)
+    page.keyboard.type("mine")
+    page.keyboard.press("Enter")
+    assert "in group mine" in page.locator('.node[aria-pressed="true"]').get_attribute("aria-label")
+    page.focus("#leave")
+    page.keyboard.press("Enter")
+    assert page.locator(".node.grouped").count() == 0
+    assert "group" not in page.locator('.node[aria-pressed="true"]').get_attribute("aria-label")

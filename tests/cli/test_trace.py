@@ -110,3 +110,18 @@ def test_what_cannot_be_traced_is_said_in_one_line(run: Path, tmp_path: Path, ca
     assert main(["trace", str(run / "set"), "--prompt", "w1 w2 w3", *options]) == 1
     err = capsys.readouterr().err
     assert message in err.splitlines()[-1] and not list(tmp_path.glob("graph.*"))
+
+
+def test_pins_and_groups_of_a_page_are_put_back(run: Path, tmp_path: Path, capsys):
+    page, kept = tmp_path / "graph.html", tmp_path / "kept.json"
+    options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3 w4", "--output", str(page), "--validate", "0"]
+    assert main(options) == 0
+    names = [node["name"] for node in content_of(page)["nodes"] if node["kind"] == "feature"][:3]
+    kept.write_text(json.dumps({"pinned": names[:1], "supernodes": {"pair": names[1:]}}))
+    assert main([*options, "--supernodes", str(kept)]) == 0
+    content = content_of(page)
+    assert content["pinned"] == names[:1] and content["supernodes"] == {"pair": names[1:]}
+    for wrong, message in (("[]", "must hold"), ('{"pinned": [1], "supernodes": {}}', "must hold"), ("{", "no JSON")):
+        kept.write_text(wrong)
+        assert main([*options, "--supernodes", str(kept)]) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]

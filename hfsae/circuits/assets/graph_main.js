@@ -8,7 +8,7 @@ function applySlider() {
   const limit = Number(prune.value) / 100;
   let features = 0;
   for (const node of nodes) {
-    const fixed = node.kind === "logit" || node.kind === "embedding" || node.pinned || node === chosen;
+    const fixed = node.kind === "logit" || node.kind === "embedding" || node.pinned || node.group || node === chosen;
     node.button.hidden = !fixed && (node.share > limit || (node.kind === "error" && !byId("errors").checked));
     if (node.kind === "feature" && !node.button.hidden) features += 1;
   }
@@ -25,33 +25,31 @@ function stopAt(node) {
 
 /** Shows a node in the panel; with `go` the focus goes there. */
 function choose(node, go = false) {
-  location.hash = node ? `node/${node.name}` : "";
+  location.hash = node ? `${node.kind === "group" ? "group" : "node"}/${node.name}` : "";
   show(node, go);
 }
 
 function show(node, go) {
-  chosen?.button.setAttribute("aria-pressed", "false");
+  for (const member of chosen ? membersOf(chosen) : []) member.button.setAttribute("aria-pressed", "false");
   chosen = node;
   panel.replaceChildren(...(node ? nodePanel(node) : wholePanel()));
   panel.scrollTop = 0;
   applySlider();
-  if (!node) return;
-  node.button.setAttribute("aria-pressed", "true");
-  stopAt(node);
-  say(inWords(node));
   if (go) panel.querySelector("h2").focus({ preventScroll: true });
+  if (!node) return;
+  for (const member of membersOf(node)) member.button.setAttribute("aria-pressed", "true");
+  stopAt(membersOf(node)[0]);
+  say(inWords(node));
 }
 
 function togglePin(node) {
   node.pinned = !node.pinned;
-  node.button.classList.toggle("pinned", node.pinned);
   const button = byId("pin");
   if (button && node === chosen) {
     button.textContent = node.pinned ? "Unpin" : "Pin";
     button.setAttribute("aria-pressed", String(node.pinned));
   }
-  const pins = nodes.filter((one) => one.pinned);
-  byId("pins").replaceChildren(...(pins.length ? ["Pinned: ", ...pins.map((one) => element("button", { type: "button", class: "plain", onclick: () => choose(one, true) }, title(one)))] : []));
+  showPicked();
   say(`${node.pinned ? "pinned" : "unpinned"} ${title(node)}`);
   applySlider();
 }
@@ -73,12 +71,14 @@ function neighbour(node, key) {
 const nodeOf = (target) => (target.closest?.(".node") ? nodes[Number(target.closest(".node").id.slice(5))] : null);
 
 function route() {
-  const name = decodeURIComponent(location.hash.slice(1)).replace(/^node\//, "");
-  const node = nodes.find((one) => one.name === name) ?? null;
+  const [, kind, name] = /^(node|group)\/(.*)$/s.exec(decodeURIComponent(location.hash.slice(1))) ?? [];
+  const node = (kind === "group" ? groups : nodes).find((one) => one.name === name) ?? null;
   if (node !== chosen || !panel.querySelector("h2")) show(node, false);
 }
 
 buildTable();
+for (const [name, members] of Object.entries(graph.supernodes)) putInto(name, nodes.filter((node) => members.includes(node.name)));
+showPicked();
 const table = byId("grid");
 table.addEventListener("click", (event) => nodeOf(event.target) && choose(nodeOf(event.target)));
 table.addEventListener("pointerover", (event) => {
@@ -104,6 +104,7 @@ table.addEventListener("keydown", (event) => {
   const node = nodeOf(event.target);
   if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "p") togglePin(node);
+  else if (event.key === "g") choose(node), byId("group-name").focus();
   else if (event.key.startsWith("Arrow")) {
     const next = neighbour(node, event.key);
     if (next) next.button.focus(), say(inWords(next));

@@ -1,7 +1,7 @@
 // The graph as a table: a row a layer, a column a token, a button a node, and lines to what the chosen one is linked with.
 
 const graph = JSON.parse(byId("content").textContent);
-const nodes = graph.nodes.map((node, row) => ({ ...node, row, inputs: [], outputs: [], button: null, pinned: false }));
+const nodes = graph.nodes.map((node, row) => ({ ...node, row, inputs: [], outputs: [], button: null, pinned: graph.pinned.includes(node.name), group: null }));
 for (const [target, source, weight] of graph.edges) {
   nodes[target].inputs.push({ node: nodes[source], weight });
   nodes[source].outputs.push({ node: nodes[target], weight });
@@ -22,6 +22,7 @@ for (const row of grid) for (const cell of row) cell.sort((a, b) => KINDS[a.kind
 
 /** What a node is called in lists. */
 function title(node) {
+  if (node.kind === "group") return node.name;
   if (node.kind === "logit") return `says ${tokenName(node.label)}`;
   if (node.kind === "embedding") return tokenName(node.label);
   if (node.kind === "error") return `error of ${node.source}`;
@@ -30,6 +31,12 @@ function title(node) {
 
 /** All of it in words, for screen readers and hints. */
 function inWords(node) {
+  if (node.kind === "group") return `group ${node.name}, ${count(node.members.length)} nodes`;
+  const grouped = node.group ? `, in group ${node.group.name}` : "";
+  return `${inWordsAlone(node)}${grouped}${node.pinned ? ", pinned" : ""}`;
+}
+
+function inWordsAlone(node) {
   if (node.kind === "logit") return `logit of ${tokenName(node.label)}, probability ${percent(node.probability)}`;
   const at = `at token ${node.position} ${tokenName(graph.tokens[node.position])}`;
   if (node.kind === "embedding") return `token ${tokenName(node.label)} at ${node.position}, influence ${percent(node.influence)}`;
@@ -61,9 +68,9 @@ function buildTable() {
   byId("grid").append(element("caption", { class: "unseen" }, "Nodes by layer and token"), element("tbody", {}, rows));
 }
 
-const visible = (node) => !node.button.hidden;
+const visible = (one) => (one.kind === "group" ? one.members.some(visible) : !one.button.hidden);
 
-/** Draws lines from a node to what goes into it and comes out of it, and marks those. */
+/** Draws lines from a node or a group to what goes into it and comes out of it, and marks those. */
 function draw(node) {
   const lines = byId("lines"), scroller = byId("scroller");
   for (const other of nodes) other.button.classList.remove("linked", "against");
@@ -71,20 +78,23 @@ function draw(node) {
   if (!node || !visible(node)) return;
   const frame = scroller.getBoundingClientRect();
   const middle = (one) => {
-    const box = one.button.getBoundingClientRect();
-    return [box.left + box.width / 2 - frame.left + scroller.scrollLeft, box.top + box.height / 2 - frame.top + scroller.scrollTop];
+    const boxes = membersOf(one).filter(visible).map((member) => member.button.getBoundingClientRect());
+    const mean = (at) => boxes.reduce((sum, box) => sum + at(box), 0) / boxes.length;
+    return [mean((box) => box.left + box.width / 2) - frame.left + scroller.scrollLeft, mean((box) => box.top + box.height / 2) - frame.top + scroller.scrollTop];
   };
   lines.setAttribute("width", byId("grid").offsetWidth);
   lines.setAttribute("height", byId("grid").offsetHeight);
-  for (const links of [node.inputs, node.outputs]) {
+  for (const links of [linksOf(node, "inputs"), linksOf(node, "outputs")]) {
     const seen = links.filter((link) => visible(link.node)).slice(0, LINES);
     const most = Math.abs(seen[0]?.weight ?? 1);
     for (const { node: other, weight } of seen) {
       const [x, y] = middle(node), [u, v] = middle(other), half = (y + v) / 2;
       const against = weight < 0;
       lines.append(drawing("path", { d: `M${x} ${y}C${x} ${half} ${u} ${half} ${u} ${v}`, class: against ? "against" : null, "stroke-width": (0.6 + (3.4 * Math.abs(weight)) / most).toFixed(2) }));
-      other.button.classList.add("linked");
-      other.button.classList.toggle("against", against);
+      for (const member of membersOf(other)) {
+        member.button.classList.add("linked");
+        member.button.classList.toggle("against", against);
+      }
     }
   }
 }

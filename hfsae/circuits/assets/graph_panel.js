@@ -35,9 +35,10 @@ function linkRows(some, links, inFigures) {
 }
 
 const place = (node) =>
-  node.kind === "logit" ? "" : node.kind === "embedding" ? `token ${node.position}` : `layer ${node.layer}, token ${node.position} ${tokenName(graph.tokens[node.position])}`;
+  node.kind === "group" ? `${count(node.members.length)} nodes` : node.kind === "logit" ? "" : node.kind === "embedding" ? `token ${node.position}` : `layer ${node.layer}, token ${node.position} ${tokenName(graph.tokens[node.position])}`;
 
 function nodePanel(node) {
+  if (node.kind === "group") return groupPanel(node);
   const facts = [];
   if (node.kind === "feature") facts.push(pair("activation", figure(node.value)));
   if (node.kind === "logit") facts.push(pair("probability", percent(node.probability)), pair(graph.about.values, figure(node.value)));
@@ -52,10 +53,16 @@ function nodePanel(node) {
     element("div", { class: "headline" }, element("h2", { tabindex: "-1" }, title(node)), pin),
     element("p", { class: "quiet" }, place(node), node.label && node.kind === "feature" ? `, ${node.source}/${node.feature}` : null),
     element("dl", { class: "facts-row" }, facts),
+    groupField(node.group ? "Move" : "Add", node.group?.name ?? "", (name) => regroup([node], name) && choose(node, true)),
   ];
+  if (node.group) {
+    const { group } = node;
+    const leave = () => { takeOut(node); showPicked(); say(`out of group ${group.name}`); show(node, true); };
+    sections.push(element("p", { class: "quiet" }, "In ", element("button", { type: "button", class: "plain", onclick: () => choose(group, true) }, group.name), element("button", { type: "button", class: "plain", id: "leave", onclick: leave }, "Take out")));
+  }
   if (node.kind === "feature" && dashboard) sections.push(element("p", {}, element("a", { href: `${dashboard}#feature/${node.feature}` }, "Its page in the dashboard")));
-  if (node.kind === "feature" || node.kind === "logit") sections.push(linkList(node.inputs, "Made by", "Nothing that is shown."));
-  if (node.kind !== "logit") sections.push(linkList(node.outputs, "Goes into", "Nothing that is shown."));
+  if (node.kind === "feature" || node.kind === "logit") sections.push(linkList(linksOf(node, "inputs"), "Made by", "Nothing that is shown."));
+  if (node.kind !== "logit") sections.push(linkList(linksOf(node, "outputs"), "Goes into", "Nothing that is shown."));
   const collected = graph.features[`${node.source}/${node.feature}`];
   if (node.kind === "feature" && collected) sections.push(...examples(collected));
   return sections;
