@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hfsae.webpage import as_data, asset, policy, template
+from hfsae.webpage import as_data, asset, render
 
 _HERE = "hfsae.dashboard"
 _SHARED = ("elements.js", "tokens.js")
@@ -36,11 +36,12 @@ def render_page(title: str, index: Mapping[str, Any], groups: Sequence[str], fil
     """
     scripts = (asset(name) if name in _SHARED else asset(name, _HERE) for name in SCRIPTS)
     style, script = asset("style.css"), "\n".join(scripts)
-    return template(asset("page.html", _HERE)).render(
+    return render(
+        asset("page.html", _HERE),
+        style,
+        script,
+        files_beside,
         title=title,
-        policy=policy(style, script, files_beside),
-        style=Markup(style),
-        script=Markup(script),
         index=Markup(as_data(index)),
         groups=[Markup(group) for group in groups],
     )

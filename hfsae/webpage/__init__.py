@@ -11,13 +11,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-
-
-def template(source: str) -> Template:
-    """A page's template, in which what is filled in is escaped, and nothing may be missing."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source)
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
 
 
 def as_data(content: Any) -> str:
@@ -25,16 +20,26 @@ def as_data(content: Any) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def policy(style: str, script: str, files_beside: bool = False) -> str:
-    """The content security policy of a page: this style and this script, by their digests, and nothing fetched.
+def render(page: str, style: str, script: str, files_beside: bool = False, **content: Any) -> str:
+    """The HTML of a page, in which content is escaped, and nothing that the template names may be missing.
+
+    Its content security policy lets it run this style and this script, by their digests, and fetch nothing.
 
     Args:
+        page: Its template, which extends `base.html`.
         style: Its style.
         script: Its script.
         files_beside: Whether it loads scripts from files beside it.
+        **content: What the template names, among it `title`.
     """
     scripts = _digest(script) + (" 'self'" if files_beside else "")
-    return f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {scripts}; base-uri 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {scripts}; base-uri 'none'"
+    shared = DictLoader({"base.html": asset("base.html")})
+    environment = Environment(
+        loader=shared, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(page)
+    return template.render(policy=policy, style=Markup(style), script=Markup(script), **content)
 
 
 def asset(name: str, package: str = "hfsae.webpage") -> str:
