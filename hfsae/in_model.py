@@ -197,7 +197,15 @@ def _resolved_joined(model: nn.Module, name: str) -> str:
         if len(places) > 1:
             raise ValueError(f"hook_point={name!r} names several places: one crosscoder reads one of every model.")
         return places[0]
-    parts = [str(resolve_hook_point(model, part.strip())) for part in places_in(name)]
+    parts: list[str] = []
+    for part in map(str.strip, places_in(name)):
+        points = resolve_hook_points(model, part) if part else []
+        if len(points) != 1:
+            many = f"joins {part!r}, which names {len(points)} places" if part else "joins a place without a name"
+            raise ValueError(
+                f"hook_point={name!r} {many}: every part between + is one place, as in 'resid_post.0+resid_post.1'."
+            )
+        parts.append(str(points[0]))
     if len(set(parts)) < len(parts):
         raise ValueError(f"hook_point={name!r} joins a place with itself: name each once.")
     return join_places(parts)

@@ -65,6 +65,22 @@ def test_a_place_that_is_joined_with_itself_is_refused():
         SAEHookPoints.resolved(language_model(), "resid_post.1+transformer.h.1.output")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "resid_post.*+mlp_out.1",
+            r"joins 'resid_post\.\*', which names 3 places: every part between \+ is one place",
+        ),
+        ("mlp_out.1+resid_post.0-1", "joins 'resid_post.0-1', which names 2 places"),
+        ("resid_post.1+", "joins a place without a name"),
+    ],
+)
+def test_every_part_of_a_joined_name_is_one_place(name, message):
+    with pytest.raises(ValueError, match=message):
+        hook_points_named(language_model(), name, None)
+
+
 def test_names_that_do_not_find_the_same_layers_are_refused():
     names = "model.layers.*.mlp.input", "model.layers.*.self_attn.output"
     with pytest.raises(ValueError, match="do not find the same layers of Qwen3Next.*: of layers 0 there is one of"):

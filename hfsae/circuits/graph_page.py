@@ -12,7 +12,7 @@ from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.analysis.plain_values import Words, feature_content, significant
 from hfsae.circuits.influence import cumulative_influence
 from hfsae.saving import files_at_once
-from hfsae.webpage import as_data, asset, render
+from hfsae.webpage import as_data, asset, render_html
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,9 @@ def write_graph_page(
     style = asset("style.css") + "\n" + asset("graph.css", _HERE)
     scripts = [*map(asset, _SHARED_SCRIPTS), *(asset(name, _HERE) for name in _SCRIPTS)]
     script = "\n".join(scripts)
-    page = render(asset("graph.html", _HERE), style, script, title=content["title"], content=Markup(as_data(content)))
+    page = render_html(
+        asset("graph.html", _HERE), style, script, title=content["title"], content=Markup(as_data(content))
+    )
     with files_at_once(output.parent) as beside:
         (beside / output.name).write_text(page, encoding="utf-8", newline="\n")
     return output

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hfsae.webpage import as_data, asset, render
+from hfsae.webpage import as_data, asset, render_html
 
 _HERE = "hfsae.dashboard"
 _SHARED = ("elements.js", "tokens.js")
@@ -36,7 +36,7 @@ def render_page(title: str, index: Mapping[str, Any], groups: Sequence[str], fil
     """
     scripts = (asset(name) if name in _SHARED else asset(name, _HERE) for name in SCRIPTS)
     style, script = asset("style.css"), "\n".join(scripts)
-    return render(
+    return render_html(
         asset("page.html", _HERE),
         style,
         script,

@@ -6,25 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hfsae.evaluation import formulas
+from hfsae.evaluation.intervals import Interval, told_apart
 from hfsae.evaluation.sums import Sums
 
 Verdict = Literal["healthy", "outside", "warning"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An interval; None leaves a side open."""
-
-    low: float | None = None
-    high: float | None = None
-
-    def __contains__(self, value: float) -> bool:
-        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
-
-    def __str__(self) -> str:
-        if self.low is None:
-            return f"< {self.high:g}"
-        return f"> {self.low:g}" if self.high is None else f"{self.low:g} – {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,11 @@ class Metric:
         if self.healthy is not None:
             return str(self.healthy)
         return "" if self.ideal is None else f"near {self.ideal:g}"
+
+    def told(self, value: float, text: str) -> str:
+        """The text of a value, with more digits where it reads as the end of a range that the value does not reach."""
+        ranges = (self.tolerated, self.healthy or Interval())
+        return told_apart(value, text, [end for one in ranges for end in (one.low, one.high)])
 
     def verdict(self, value: float, metrics: Mapping[str, Any] | None = None) -> Verdict | None:
         """How a value compares with the ranges; None where there are none, or too few tokens to tell.
@@ -368,7 +358,7 @@ def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
         value = metrics.get(metric.name)
         if value is None or math.isnan(value) or (concern := metric.concern(value, metrics)) is None:
             continue
-        warnings.append(f"{metric.title}: {value:.3g} is {concern}. {metric.advice(value)}")
+        warnings.append(f"{metric.title}: {metric.told(value, f'{value:.3g}')} is {concern}. {metric.advice(value)}")
     return warnings
 
 

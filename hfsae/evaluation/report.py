@@ -114,10 +114,12 @@ def _figure(metric: Metric, value: float | None) -> str:
         return "–"
     magnitude = abs(value)
     if magnitude >= 100:
-        return f"{value:.4g}"
-    if 0 < magnitude < 1e-3:
-        return f"{value:.3g}"
-    return f"{value:.{2 if magnitude >= 10 else 3}f}"
+        text = f"{value:.4g}"
+    elif 0 < magnitude < 1e-3:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:.{2 if magnitude >= 10 else 3}f}"
+    return metric.told(value, text)
 
 
 def _text(metrics: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.calibration import Calibration
+from hfsae.evaluation.intervals import told_apart
 from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import Predictions, predictions_of
@@ -282,8 +283,10 @@ def _figures(sums: Sums, model: PreTrainedModel, no_predictions: str | None) -> 
     difference = (sums["with_errors_squared"] / sums["final_squared"]).sqrt().item()
     metrics["with_errors_difference"] = difference
     if difference > (tolerance := max(_LEAST_TOLERANCE, _EPSILONS * torch.finfo(model.dtype).eps)):
+        most = f"{tolerance:.2g}"
+        away = told_apart(difference, f"{difference:.2g}", [float(most)])
         notes["with_errors_difference"] = (
-            f"with all errors added back the last state is {difference:.2g} of its norm away from the model's own, "
-            f"more than the {tolerance:.2g} that rounding explains: the places are not all that lies between"
+            f"with all errors added back the last state is {away} of its norm away from the model's own, "
+            f"more than the {most} that rounding explains: the places are not all that lies between"
         )
     return metrics | {"n_tokens": int(sums["n_tokens"]), "notes": notes}

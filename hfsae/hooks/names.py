@@ -50,7 +50,10 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
     """
     points = expand_hook_points(model, name).places
     if len(points) > 1 or _names_several(str(name)):
-        raise HookPointError(f"{str(name)!r} can name several places; use resolve_hook_points for such names")
+        raise HookPointError(
+            f"{str(name)!r} can name several places, where one is expected: name one layer, such as 'resid_post.3'; "
+            "resolve_hook_points finds all of them."
+        )
     return next(iter(points.values()))
 
 

@@ -278,10 +278,11 @@ def remarks(metrics: Mapping[str, Any], config: SAEConfig) -> list[str]:
         metric, value = row["metric"], row["value"]
         if value is None:
             continue
+        shown = metric.told(value, figure(value))
         if row["verdict"] == "outside":
-            sentences.append(f"{metric.title}: {figure(value)} is outside the healthy range, {metric.expected}.")
+            sentences.append(f"{metric.title}: {shown} is outside the healthy range, {metric.expected}.")
         if concern := metric.concern(value, metrics):
-            sentences.append(f"⚠ {metric.title}: {figure(value)} is {concern}.")
+            sentences.append(f"⚠ {metric.title}: {shown} is {concern}.")
         if metric.higher_is_better:
             sentences += [
                 f"⚠ {metric.title}: {figure(value)} is no better than the {figure(baseline)} of a baseline ({title})."

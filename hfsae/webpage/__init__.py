@@ -20,7 +20,7 @@ def as_data(content: Any) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def render(page: str, style: str, script: str, files_beside: bool = False, **content: Any) -> str:
+def render_html(page: str, style: str, script: str, files_beside: bool = False, **content: Any) -> str:
     """The HTML of a page, in which content is escaped, and nothing that the template names may be missing.
 
     Its content security policy lets it run this style and this script, by their digests, and fetch nothing.

@@ -37,6 +37,12 @@ def test_warnings_reasons_and_the_text_follow_in_words():
     assert lines[-1] == "measured on 12,345 tokens of org/text, test, left out: padding"
 
 
+def test_a_value_that_rounds_to_the_end_of_a_range_has_more_digits():
+    lines = report({"explained_variance": 0.79996, "dead_fraction": 0.05001}).splitlines()
+    assert lines[1].split()[2:] == ["0.79996", "!", ">", "0.95"] and "0.79996 is below 0.8" in lines[-2]
+    assert lines[2].split()[2:] == ["0.05001", "~", "<", "0.05"]
+
+
 def test_columns_are_aligned_and_no_line_ends_in_space():
     table = report(METRICS).split("\n\n")[0].splitlines()
     assert len({len(line) for line in table}) == 1

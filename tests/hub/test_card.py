@@ -65,6 +65,10 @@ def test_a_figure_out_of_range_and_one_that_a_baseline_reaches_are_remarked_on()
     baselines = {"pca": {"components": 4, "explained_variance": 0.97}}
     text = render_card(config(metrics=metrics(l0=312.0, baselines=baselines))).text
     assert "⚠ L0: 312 is above 200" in text
+    near = render_card(config(metrics=metrics(explained_variance=0.949999))).text
+    assert "explained variance: 0.949999 is outside the healthy range, &gt; 0.95" in near.replace(
+        "> 0.95", "&gt; 0.95"
+    )
     assert "⚠ explained variance: 0.9625 is no better than the 0.97 of a baseline" in text
 
 
