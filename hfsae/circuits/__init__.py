@@ -4,6 +4,7 @@ graph = trace(model, load_saes("runs/transcoder_set"), "def main(self", tokenize
 graph.strongest(5), graph.replacement_score, graph.validate(20)
 """
 
+from hfsae.circuits.attention_terms import AttentionTerms, Look, Term
 from hfsae.circuits.clamping import Ablations, Effect, Intervention, Validation
 from hfsae.circuits.graph import Exactness, Graph
 from hfsae.circuits.graph_page import write_graph_page
@@ -12,11 +13,14 @@ from hfsae.circuits.tracing import trace
 
 __all__ = [
     "Ablations",
+    "AttentionTerms",
     "Effect",
     "Exactness",
     "Graph",
     "Intervention",
+    "Look",
     "Node",
+    "Term",
     "Validation",
     "trace",
     "write_graph_page",

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,22 +23,55 @@ _EAGER = "eager_attention_forward"
 _TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the attention of one layer made of a prompt.
+
+    Attributes:
+        queries: (1, heads, S, d), as the probabilities are made of them: turned by position, where they are.
+        keys: (1, heads or fewer, S, d).
+        scaling: What their products are multiplied by.
+        cap: What scores are capped at; None where they are not.
+        probabilities: (1, heads, S, S).
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+    cap: float | None
+    probabilities: Tensor
+
+    def of(self, head: int, query: int) -> Tensor:
+        """(S,), the scores of all keys for one query, before a cap."""
+        own = head * self.keys.shape[1] // self.queries.shape[1]
+        return self.scaling * (self.keys[0, own] @ self.queries[0, head, query])
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores as the softmax gets them."""
+        return scores if self.cap is None else self.cap * (scores / self.cap).tanh()
+
+
 class AttentionPatterns:
     """The attention probabilities of one prompt, by module.
 
     Attributes:
         frozen: Whether the noted patterns are used; otherwise patterns are computed and noted.
         frozen_for: The modules of which some were noted.
+        scores: What each module made of the prompt, once for each call.
+        watched: A module whose queries and keys are kept as they pass, in `seen`; None keeps none.
+        seen: (queries, keys) of the watched module.
     """
 
     def __init__(self) -> None:
         self.frozen = False
-        self._noted: dict[nn.Module, list[Tensor]] = {}
+        self.watched: nn.Module | None = None
+        self.seen: list[Tensor] = []
+        self.scores: dict[nn.Module, list[Scores]] = {}
         self._calls: Counter[nn.Module] = Counter()
 
     @property
     def frozen_for(self) -> set[nn.Module]:
-        return set(self._noted)
+        return set(self.scores)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -68,8 +102,10 @@ class AttentionPatterns:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """What the registered function does for a module."""
+        if module is self.watched:
+            self.seen += [query, key]
         if self.frozen:
-            probabilities = self._noted[module][self._calls[module]]
+            probabilities = self.scores[module][self._calls[module]].probabilities
             self._calls[module] += 1
             return _mixed(probabilities, value), probabilities
         mixed, probabilities = _eager_of(module)(module, query, key, value, mask, **options)
@@ -78,7 +114,9 @@ class AttentionPatterns:
                 f"{type(module).__name__} does more to its values than to mix them by its probabilities: such an "
                 "attention is not linear when its pattern is held."
             )
-        self._noted.setdefault(module, []).append(probabilities.detach())
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        made = Scores(query.detach(), key.detach(), scaling, options.get("softcap"), probabilities.detach())
+        self.scores.setdefault(module, []).append(made)
         return mixed, probabilities
 
 

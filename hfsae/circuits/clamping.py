@@ -208,9 +208,7 @@ def predicted(graph: "Graph", changes: Tensor) -> Tensor:
 
 # -- what the model does ----------------------------------------------------------------------------------------------
 def _circuit(graph: "Graph") -> LocalReplacement:
-    if graph.circuit is None:
-        raise ValueError("this graph has no model: graph.use(model, saes, tokenizer) gives it one.")
-    return graph.circuit
+    return graph._with_model()
 
 
 def _readers(graph: "Graph", circuit: LocalReplacement) -> Targets:

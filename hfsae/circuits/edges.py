@@ -107,6 +107,10 @@ class Backward:
         """Rows of edges (T, columns) into targets (T, d)."""
         return self._rows([self._hidden], [vectors[:, None]], len(vectors))
 
+    def into(self, output: Tensor, chosen: Tensor) -> Tensor:
+        """Rows (n, columns) into n sums over what passed in the same pass, weighted by `chosen` (n, *shape)."""
+        return self._rows([output], [chosen], len(chosen))
+
     def _index_in_source(self, chosen: Tensor, number: int) -> Tensor:
         return chosen - int((self._features.source < number).sum())
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hfsae.autoencoder.model import SparseAutoencoder
+    from hfsae.circuits.attention_terms import AttentionTerms, Look
     from hfsae.circuits.clamping import Intervention, Validation
 
 _FORMAT = 1
@@ -65,6 +66,7 @@ class Graph:
         validation: What `validate` measured, as plain values; None before.
         pinned: Names of nodes that stay on the page whatever else is hidden (`pin`).
         supernodes: Names of nodes that are taken for one, by the name of their group (`group`).
+        attention: What `explain_attention` found.
         circuit: The model at the prompt; None of a graph from a disk (`use`).
 
     Example:
@@ -86,6 +88,7 @@ class Graph:
     validation: dict[str, Any] | None = None
     pinned: list[str] = field(default_factory=list)
     supernodes: dict[str, list[str]] = field(default_factory=dict)
+    attention: "list[AttentionTerms]" = field(default_factory=list)
     circuit: LocalReplacement | None = field(default=None, repr=False, compare=False)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
@@ -265,6 +268,50 @@ class Graph:
         self.validation = found.to_dict()
         return found
 
+    # -- attention ----------------------------------------------------------------------------------------------------
+    def looks(self, query: int = -1, n: int = 10) -> "list[Look]":
+        """Where heads look from a token: for each head the token that it looks at most, the surest heads first.
+
+        Args:
+            query: The token that looks; -1 is the last.
+            n: How many heads.
+
+        Raises:
+            ValueError: If there is no such token, or the graph has no model (`use`).
+        """
+        from hfsae.circuits.attention_terms import looks
+
+        return looks(self._with_model(), query, n)
+
+    def explain_attention(
+        self, layer: int, head: int, *, query: int = -1, key: int | None = None, n: int = 20
+    ) -> "AttentionTerms":
+        """Says why a head looks from one token at another: its score, as a sum over pairs of what makes the two.
+
+        What is found stays on the graph, as `attention`, for its page and its JSON.
+
+        Args:
+            layer: The layer.
+            head: The head in it.
+            query: The token that looks; -1 is the last.
+            key: The token that is looked at; None takes the one that is looked at most.
+            n: How many terms are listed, the largest.
+
+        Raises:
+            ValueError: If there is no such layer, head or token, if the key is masked, if scores are more than queries
+                times keys, or the graph has no model (`use`).
+        """
+        from hfsae.circuits.attention_terms import attention_terms
+
+        found = attention_terms(self, self._with_model(), layer, head, query, key, n)
+        self.attention = [*self.attention, found]
+        return found
+
+    def _with_model(self) -> LocalReplacement:
+        if self.circuit is None:
+            raise ValueError("this graph has no model: graph.use(model, saes, tokenizer) gives it one.")
+        return self.circuit
+
     # -- elsewhere ----------------------------------------------------------------------------------------------------
     def to_json(self, *, slug: str = "graph", scan: str | None = None) -> dict[str, Any]:
         """The graph in the schema of circuit-tracer and Neuronpedia, as plain values for `json.dump`.
@@ -313,6 +360,7 @@ class Graph:
             "validation": self.validation,
             "pinned": self.pinned,
             "supernodes": self.supernodes,
+            "attention": [asdict(found) for found in self.attention],
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -328,6 +376,8 @@ class Graph:
             FileNotFoundError: If there is no such file.
             ValueError: If it holds something else.
         """
+        from hfsae.circuits.attention_terms import AttentionTerms
+
         with open_tensors(path) as file:
             header = json.loads((file.metadata() or {}).get("graph", "{}"))
             if header.get("format") != _FORMAT:
@@ -336,6 +386,7 @@ class Graph:
         del header["format"]
         header["nodes"] = [Node(**node) for node in header["nodes"]]
         header["exactness"] = Exactness(**header["exactness"])
+        header["attention"] = [AttentionTerms.of(found) for found in header.get("attention", [])]
         return cls(**header, **tensors)
 
     def __repr__(self) -> str:

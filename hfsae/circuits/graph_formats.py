@@ -77,6 +77,7 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
             "clickedId": "",
             "sg_pos": "",
         },
+        "attention": [asdict(found) for found in graph.attention],
         "nodes": nodes,
         "links": [
             {"source": ids[source], "target": ids[target], "weight": weight}

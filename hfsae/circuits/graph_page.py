@@ -1,6 +1,7 @@
 """The page of a graph: one HTML file that opens offline and fetches nothing, made as the dashboard is."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Joined in this order into one module; the first two are what all pages share.
 _SHARED_SCRIPTS = ("elements.js", "tokens.js")
-_SCRIPTS = ("graph_nodes.js", "graph_groups.js", "graph_panel.js", "graph_main.js")
+_SCRIPTS = ("graph_nodes.js", "graph_groups.js", "graph_attention.js", "graph_panel.js", "graph_main.js")
 _HERE = "hfsae.circuits"
 
 # Examples of a feature that the page shows.
@@ -80,6 +81,7 @@ def write_graph_page(
         "nodes": _nodes(graph, rows, labels or {}),
         "edges": _edges(graph.edges[rows][:, rows], max_edges),
         "dashboards": dict(dashboards or {}),
+        "attention": [_attention(asdict(found)) for found in graph.attention],
         "pinned": graph.pinned,
         "supernodes": graph.supernodes,
         **_examples(graph, rows, collections or {}, tokenizer),
@@ -126,6 +128,12 @@ def _validation(validation: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, found in validation.items()
     }
+
+
+def _attention(found: dict[str, Any]) -> dict[str, Any]:
+    terms = [term | {"value": significant(term["value"])} for term in found["terms"]]
+    figures = {name: significant(found[name]) for name in ("probability", "score", "left_out", "error")}
+    return found | figures | {"terms": terms}
 
 
 def _nodes(graph: "Graph", rows: Tensor, labels: Mapping[str, Mapping[int, str]]) -> list[dict[str, Any]]:

@@ -1,7 +1,12 @@
 """`Node`: one node of an attribution graph, in plain values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from hfsae.circuits.edges import AllFeatures
+    from hfsae.circuits.replacement import LocalReplacement
 
 Kind = Literal["feature", "error", "embedding", "logit"]
 
@@ -44,3 +49,28 @@ class Node:
         if self.kind == "embedding":
             return f"embedding@{self.position}"
         return f"logit {self.token}" + ("" if self.against is None else f" - {self.against}")
+
+
+def source_nodes(replacement: "LocalReplacement", features: "AllFeatures", texts: Sequence[str]) -> list[Node]:
+    """What makes everything in a prompt: all features, then errors place by place, then embeddings.
+
+    Args:
+        replacement: The model at the prompt.
+        features: All its features.
+        texts: The tokens' texts.
+    """
+    layers, sources = replacement.layers, [replacement.sources[name] for name in features.names]
+    columns = (features.source, features.positions, features.features, features.values)
+    nodes = [
+        Node("feature", position, value, layers[sources[number].reads], sources[number].owner, feature)
+        for number, position, feature, value in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    nodes += [
+        Node("error", position, layer=layers[place], source=str(place))
+        for place in replacement.places
+        for position in range(len(texts))
+    ]
+    return nodes + [
+        Node("embedding", position, token=token, label=text)
+        for position, (token, text) in enumerate(zip(replacement.ids.tolist(), texts, strict=True))
+    ]

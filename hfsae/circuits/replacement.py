@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hfsae.architectures.cross_layer import CrossLayer
 from hfsae.attachment import places_of, standing
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.circuits.attention import AttentionPatterns, attends
+from hfsae.circuits.attention import AttentionPatterns, Scores, attends
 from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
 from hfsae.circuits.feature_sources import ActiveFeatures, FeatureSource
 from hfsae.circuits.layer_sources import LayerSource
@@ -101,7 +101,7 @@ class LocalReplacement:
             self.notes.append(
                 f"No SAE writes what the MLPs of layers {', '.join(map(str, cuts.bare))} write: all of it is error."
             )
-        self._entry, self.layers = cuts.entry, cuts.layers
+        self._entry, self.layers, self._blocks = cuts.entry, cuts.layers, cuts.blocks
         self.sources: dict[str, FeatureSource] = {}
         for name, sae in saes.items():
             self.sources |= self._sources(name, sae, pairs, left_out_of(sae.config, self.model, tokenizer))
@@ -227,6 +227,35 @@ class LocalReplacement:
     def read_by_head(self, batch: int) -> Tensor:
         """What the LM head reads at the last token, (batch, d), when the model runs on copies of the prompt."""
         return self._call(self.ids.expand(batch, -1))[0]
+
+    # -- attention ----------------------------------------------------------------------------------------------------
+    @property
+    def n_layers(self) -> int:
+        return len(self._blocks)
+
+    def attention_of(self, layer: int) -> nn.Module:
+        """The module of a layer that attends.
+
+        Raises:
+            ValueError: If there are several, or one attends twice.
+        """
+        found = [module for module in self._blocks[layer].modules() if module in self._patterns.frozen_for]
+        if len(found) != 1 or len(self._patterns.scores[found[0]]) != 1:
+            raise ValueError(f"layer {layer} of {type(self.model).__name__} attends more than once.")
+        return found[0]
+
+    def scores_of(self, layer: int) -> Scores:
+        """What the attention of a layer made of the prompt."""
+        return self._patterns.scores[self.attention_of(layer)][0]
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[list[Tensor]]:
+        """Queries and keys of one attention, in a pass of the linear model inside."""
+        self._patterns.watched, self._patterns.seen = module, []
+        try:
+            yield self._patterns.seen
+        finally:
+            self._patterns.watched, self._patterns.seen = None, []
 
     # -- the linear model ---------------------------------------------------------------------------------------------
     def written(self) -> dict[HookPoint, Tensor]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ def trace_saved(
     revision: str | None = None,
     allow_pickle: bool = False,
     supernodes: str | Path | None = None,
+    attention: Sequence[tuple[int, int]] = (),
     validate: int = 0,
     **options: Any,
 ) -> Graph:
@@ -59,6 +60,7 @@ def trace_saved(
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.
         supernodes: A file with pins and groups as the page gives them, which are put back; None puts none.
+        attention: Layers and heads of which is explained why they look where they look most from the last token.
         validate: How many of the strongest features are taken away one by one, to hold the graph against the model.
             0 takes none away, and a graph of fewer than six features is not held against it.
         **options: As `trace` takes them.
@@ -84,6 +86,8 @@ def trace_saved(
     graph = trace(language_model, saes, prompt, tokenizer=tokenizer, **options)
     if validate and int(graph.is_kind("feature").sum()) >= 2 * FEWEST:
         graph.validate(validate)
+    for layer, head in attention:
+        graph.explain_attention(layer, head)
     if picked is not None:
         graph.pin(*picked["pinned"])
         for name, members in picked["supernodes"].items():

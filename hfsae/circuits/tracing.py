@@ -11,7 +11,7 @@ from hfsae.attachment import refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.edges import AllFeatures, EdgeRows, trace_rows
 from hfsae.circuits.graph import Exactness, Graph
-from hfsae.circuits.nodes import Node
+from hfsae.circuits.nodes import Node, source_nodes
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, choose_targets, logit_factor
 from hfsae.data.prompts import tokenize
@@ -149,36 +149,18 @@ def _nodes(
     texts: list[str],
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> list[Node]:
-    """Features, then errors place by place, embeddings and logits."""
-    layers, sources = replacement.layers, replacement.sources
-    nodes = [
-        Node("feature", position, value, layers[of.reads], of.owner, feature)
-        for source, position, feature, value in zip(
-            *(
-                column.cpu()[rows.features].tolist()
-                for column in (features.source, features.positions, features.features, features.values)
-            ),
-            strict=True,
-        )
-        for of in [sources[features.names[source]]]
-    ]
-    nodes += [
-        Node("error", position, layer=layers[place], source=str(place))
-        for place in replacement.places
-        for position in range(len(texts))
-    ]
-    ids = replacement.ids.tolist()
-    nodes += [
-        Node("embedding", position, token=token, label=text)
-        for position, (token, text) in enumerate(zip(ids, texts, strict=True))
-    ]
+    """The features that were traced, then errors place by place, embeddings and logits."""
+    columns = source_nodes(replacement, features, texts)
+    nodes = [columns[number] for number in rows.features.tolist()] + columns[len(features) :]
     words = TokenTexts(tokenizer) if tokenizer is not None else (lambda tokens: [str(token) for token in tokens])
     values = (targets.vectors @ replacement.hidden + targets.constants).tolist()
     for token, against, value, weight in zip(
         targets.tokens, targets.against, values, targets.weights.tolist(), strict=True
     ):
         label = words([token])[0] + ("" if against is None else f" − {words([against])[0]}")
-        nodes.append(Node("logit", len(ids) - 1, value, token=token, against=against, probability=weight, label=label))
+        nodes.append(
+            Node("logit", len(texts) - 1, value, token=token, against=against, probability=weight, label=label)
+        )
     return nodes
 
 

@@ -30,6 +30,10 @@ def run(
     supernodes: Annotated[
         str | None, option("--supernodes", "A file with pins and groups, as the page gives them under Keep.")
     ] = None,
+    attention: Annotated[
+        list[str] | None,
+        option("--attention", "Layer and head, such as 3.1: explain why it looks where it does; may be repeated."),
+    ] = None,
     validate: Annotated[
         int, option("--validate", "Strong features to take away one by one, to hold the graph against the model.")
     ] = 20,
@@ -59,6 +63,7 @@ def run(
         revision=revision,
         allow_pickle=allow_pickle,
         supernodes=supernodes,
+        attention=[_layer_and_head(said) for said in attention or []],
         validate=validate,
         max_features=max_features,
         max_logits=max_logits,
@@ -76,6 +81,8 @@ def run(
     )
     for note in found.notes:
         print(note)
+    for explained in found.attention:
+        print(explained)
     if found.validation is not None:
         for name, part in found.validation.items():
             print(
@@ -84,3 +91,10 @@ def run(
             )
     print(f"wrote {output}")
     return 0
+
+
+def _layer_and_head(said: str) -> tuple[int, int]:
+    layer, _, head = said.partition(".")
+    if not (layer.isdecimal() and head.isdecimal()):
+        raise ValueError(f"--attention {said}: name a layer and a head of it, such as 3.1.")
+    return int(layer), int(head)

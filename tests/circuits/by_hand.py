@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hfsae import SAE
 
@@ -20,6 +21,7 @@ class Family:
     embeddings: Callable
     norms: tuple[str, str, Callable]
     values: Callable
+    queries_and_keys: Callable
     out: Callable
     rms: bool
 
@@ -36,11 +38,31 @@ def _gpt2_values(block, x: Tensor) -> Tensor:
     return projected[:, 2 * width :].unflatten(-1, (block.attn.num_heads, -1))
 
 
+def _llama_queries_and_keys(model, block, x: Tensor) -> tuple[Tensor, Tensor]:
+    attention = block.self_attn
+    heads = [
+        (x @ weight.T).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)[None]
+        for weight in (attention.q_proj.weight, attention.k_proj.weight)
+    ]
+    cos, sin = model.model.rotary_emb(x[None], torch.arange(len(x))[None])
+    queries, keys = apply_rotary_pos_emb(*heads, cos, sin)
+    return queries[0], keys[0].repeat_interleave(attention.num_key_value_groups, 0)
+
+
+def _gpt2_queries_and_keys(model, block, x: Tensor) -> tuple[Tensor, Tensor]:
+    projected = x @ block.attn.c_attn.weight + block.attn.c_attn.bias
+    queries, keys, _ = (
+        part.unflatten(-1, (block.attn.num_heads, -1)).transpose(0, 1) for part in projected.split(x.shape[-1], -1)
+    )
+    return queries, keys
+
+
 LLAMA = Family(
     blocks=lambda model: model.model.layers,
     embeddings=lambda model, ids: model.model.embed_tokens.weight[ids],
     norms=("input_layernorm", "post_attention_layernorm", lambda model: model.model.norm),
     values=_llama_values,
+    queries_and_keys=_llama_queries_and_keys,
     out=lambda block, z: z @ block.self_attn.o_proj.weight.T,
     rms=True,
 )
@@ -49,6 +71,7 @@ GPT2 = Family(
     embeddings=lambda model, ids: model.transformer.wte.weight[ids] + model.transformer.wpe.weight[: len(ids)],
     norms=("ln_1", "ln_2", lambda model: model.transformer.ln_f),
     values=_gpt2_values,
+    queries_and_keys=_gpt2_queries_and_keys,
     out=lambda block, z: z @ block.attn.c_proj.weight + block.attn.c_proj.bias,
     rms=False,
 )
@@ -81,9 +104,11 @@ class ByHand:
         self, embeddings: Tensor, mlp: Callable, after: Callable = lambda layer, x: x
     ) -> tuple[list[Tensor], Tensor]:
         x, read, number = embeddings, [], 0
+        self.attended: list[Tensor] = []
         first, second, last = self.family.norms
         for layer, block in enumerate(self.family.blocks(self.model)):
-            values = self.family.values(block, self._norm(getattr(block, first), x, number))
+            self.attended.append(self._norm(getattr(block, first), x, number))
+            values = self.family.values(block, self.attended[-1])
             mixed = torch.einsum("hqk,khd->qhd", self.patterns[layer], values)
             x = x + self.family.out(block, mixed.flatten(1))
             read.append(self._norm(getattr(block, second), x, number + 1))
@@ -117,6 +142,12 @@ class ByHand:
     def ones(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
         ones = torch.ones(len(self.embeddings), dtype=torch.float64)
         return [torch.ones_like(f) for f in self.features], [ones for _ in self.errors], ones
+
+    def queries_and_keys(self, layer: int, *factors) -> tuple[Tensor, Tensor]:
+        """(heads, S, d) each, as `nodes` has them, before they are multiplied."""
+        self.nodes(*factors)
+        block = self.family.blocks(self.model)[layer]
+        return self.family.queries_and_keys(self.model, block, self.attended[layer])
 
     def jacobian(self):
         """By kind of node, by kind of source: see `nodes`."""

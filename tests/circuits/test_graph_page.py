@@ -24,6 +24,7 @@ def graph() -> Graph:
     """A graph whose tokens and labels are as hostile as text from strangers can be."""
     made = trace(model_of("llama"), transcoders("llama"), IDS, max_features=20, disable_tqdm=True)
     made.validate(3)
+    made.explain_attention(1, 1, n=6)
     labelled = [
         replace(node, label=HOSTILE[row % len(HOSTILE)]) if node.kind in ("logit", "embedding") else node
         for row, node in enumerate(made.nodes)
@@ -268,3 +269,18 @@ def test_a_group_is_made_and_left_by_keys_alone(page):
     page.keyboard.press("Enter")
     assert page.locator(".node.grouped").count() == 0
     assert "group" not in page.locator('.node[aria-pressed="true"]').get_attribute("aria-label")
+
+
+@pytest.mark.slow
+def test_a_term_of_attention_leads_to_its_nodes(page):
+    (found,) = graph().attention
+    section = page.locator("section.attention")
+    assert section.locator("h3").text_content() == "Why head 1 of layer 1 looks there"
+    values = [float(text.replace("−", "-")) for text in section.locator(".value").all_text_contents()]
+    assert values == pytest.approx([term.value for term in found.terms], rel=1e-2)
+    on_page = {node["name"] for node in content_nodes(page)}
+    term = next(term for term in found.terms if term.query in on_page)
+    row = section.locator("li").nth(found.terms.index(term))
+    row.locator("button").first.click()
+    pressed = page.locator('.node[aria-pressed="true"]').get_attribute("id")
+    assert content_nodes(page)[int(pressed.removeprefix("node-"))]["name"] == term.query

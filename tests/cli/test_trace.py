@@ -112,6 +112,17 @@ def test_what_cannot_be_traced_is_said_in_one_line(run: Path, tmp_path: Path, ca
     assert message in err.splitlines()[-1] and not list(tmp_path.glob("graph.*"))
 
 
+def test_attention_of_heads_is_explained(run: Path, tmp_path: Path, capsys):
+    options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3 w4", "--output", str(tmp_path / "graph.html")]
+    assert main([*options, "--attention", "1.0", "--attention", "0.1", "--validate", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "layer 1, head 0: 3 looks at" in said and "layer 0, head 1: 3 looks at" in said
+    shown = content_of(tmp_path / "graph.html")["attention"]
+    assert [(found["layer"], found["head"]) for found in shown] == [(1, 0), (0, 1)]
+    assert main([*options, "--attention", "three"]) == 1
+    assert "such as 3.1" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_pins_and_groups_of_a_page_are_put_back(run: Path, tmp_path: Path, capsys):
     page, kept = tmp_path / "graph.html", tmp_path / "kept.json"
     options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3 w4", "--output", str(page), "--validate", "0"]

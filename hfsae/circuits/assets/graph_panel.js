@@ -94,6 +94,7 @@ function wholePanel() {
   sections.push(linkList(nodes.filter((node) => node.kind === "logit").map((node) => ({ node, weight: node.probability })), "It says", "", percent));
   const most = nodes.filter((node) => node.kind === "feature").sort((a, b) => b.influence - a.influence).slice(0, 15);
   sections.push(linkList(most.map((node) => ({ node, weight: node.influence })), "Features with most influence", "No feature fires.", percent));
+  sections.push(...attentionSections());
   if (graph.notes.length) sections.push(element("section", {}, element("h3", {}, "Notes"), element("ul", { class: "notes" }, graph.notes.map((note) => element("li", {}, note)))));
   return sections;
 }
