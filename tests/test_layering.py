@@ -73,10 +73,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
     "steering": MODEL | {"saved", "analysis"},
+    "scores": MODEL | {"analysis"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}
-    | {"tables", "meaning", "steering"},
+    | {"tables", "meaning", "steering", "scores"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

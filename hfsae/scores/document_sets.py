@@ -1,0 +1,227 @@
+"""Labelled documents: sets that every machine with Python and torch has, and any dataset with a column of labels."""
+
+import ast
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hfsae.data import find_document_column, load_text
+from hfsae.data.document_column import column_names
+from hfsae.data.stdlib_text import stdlib_documents
+
+_PASSAGE = 600  # characters of a passage
+_OF_A_SOURCE = 4  # passages of one document at most, so that no long one outweighs the others
+_OF_A_CLASS = 240  # passages of a class at most
+_CLASSES = 12  # classes at most, the largest
+_SOURCES = 10  # documents from which a class is dealt whole
+_TRAIN = 0.7
+
+
+@dataclass(frozen=True)
+class LabelledDocument:
+    """A passage of a document.
+
+    Attributes:
+        text: The passage.
+        label: What it is.
+        source: The document that it is from.
+        is_train: Whether probes are fitted on it; they are measured on the others.
+    """
+
+    text: str
+    label: str
+    source: str
+    is_train: bool
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """Labelled passages, of each class some to fit on and some to measure on.
+
+    Attributes:
+        name: What the labels tell.
+        documents: The passages.
+    """
+
+    name: str
+    documents: tuple[LabelledDocument, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels, in order."""
+        return sorted({document.label for document in self.documents})
+
+
+def code_or_docstring() -> DocumentSet:
+    """Passages of Python's standard library that are code without docstrings, or docstrings alone."""
+
+    def labelled() -> Iterator[tuple[str, str, str]]:
+        for path, text in _stdlib():
+            docstrings, code = _parted(text)
+            yield path, "docstring", docstrings
+            yield path, "code", code
+
+    return make_set("code or docstring", labelled())
+
+
+def package_of_a_file() -> DocumentSet:
+    """Files of Python's standard library, and which of its packages each is from."""
+    files = [(path, path.split("/")[0], text) for path, text in _stdlib() if "/" in path]
+    sizes = Counter(package for _, package, _ in files)
+    return make_set("package of a file", (one for one in files if sizes[one[1]] >= _SOURCES))
+
+
+def language_of_a_file() -> DocumentSet:
+    """Python of the standard library, C++ headers of torch, and what installed packages say of themselves."""
+    found = [(path, "Python", text) for path, text in _stdlib()]
+    spec = find_spec("torch")
+    headers = Path(spec.origin).parent / "include" if spec is not None and spec.origin else Path()
+    for path in sorted(headers.rglob("*.h"))[::8]:
+        found.append((path.relative_to(headers).as_posix(), "C++", path.read_text(encoding="utf-8", errors="replace")))
+    for distribution in sorted(distributions(), key=lambda one: one.metadata["Name"] or ""):
+        about: Any = distribution.metadata
+        found.append((str(about["Name"]), "prose", about.get_payload() or about["Description"] or ""))
+    return make_set("language of a file", found)
+
+
+BUILT_IN: dict[str, Callable[[], DocumentSet]] = {
+    "code or docstring": code_or_docstring,
+    "language of a file": language_of_a_file,
+    "package of a file": package_of_a_file,
+}
+"""The sets that need no download, by name."""
+
+
+def labelled_dataset(
+    name: str, label_column: str, *, config: str | None = None, split: str | None = None, text_column: str | None = None
+) -> DocumentSet:
+    """A dataset whose rows have a text and a label: files, or a dataset of the Hub.
+
+    Args:
+        name: As for `load_text`.
+        label_column: The column of labels.
+        config: Configuration of the dataset.
+        split: Its split; None: `"train"`. Probes are measured on a share of the same split.
+        text_column: The column of texts; None finds it.
+
+    Raises:
+        ValueError: If there is no such column, there are no labels, or only one.
+        FileNotFoundError: If there is no such dataset.
+    """
+    dataset: Any = load_text(name, config=config, split=split or "train")
+    if label_column not in (columns := column_names(dataset)):
+        raise ValueError(f"{name} has no column {label_column!r} of labels; it has {', '.join(map(repr, columns))}.")
+    others = dataset.remove_columns(label_column) if text_column is None else dataset
+    contents = find_document_column(others, text_column)
+    if contents.kind != "text":
+        raise ValueError(f"{name} holds no texts, but {contents.kind}: expected a column of texts.")
+    names = getattr(dataset.features[label_column], "names", None)
+    rows = zip(dataset[contents.column], dataset[label_column], strict=True)
+    labelled = (
+        (str(number), str(names[label] if names else label), text)
+        for number, (text, label) in enumerate(rows)
+        if label is not None and label != -1 and text
+    )
+    return make_set(f"{label_column} of {Path(name).name}", labelled)
+
+
+def make_set(name: str, labelled: Iterable[tuple[str, str, str]]) -> DocumentSet:
+    """Cuts documents into passages, and deals them to two sides.
+
+    A document is on one side, by a hash of its name. Where a class has fewer than ten documents these are cut: the
+    first seven tenths of its passages are to fit on.
+
+    Args:
+        name: What the labels tell.
+        labelled: (name of the document, label, text) of each.
+
+    Raises:
+        ValueError: If there is no label, one class only, or no class of two has text on both sides.
+    """
+    by_class: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
+    for source, label, text in labelled:
+        if passages := _passages(text):
+            by_class[label].append((source, passages))
+    if len(by_class) < 2:
+        only = f", {next(iter(by_class))!r}" if by_class else ""
+        raise ValueError(f"{name}: {len(by_class)} classes{only}; a probe needs two at least, with some text each.")
+    largest = sorted(by_class, key=lambda label: (-sum(len(one[1]) for one in by_class[label]), label))[:_CLASSES]
+    documents: list[LabelledDocument] = []
+    for label in sorted(largest):
+        documents += _dealt(label, by_class[label])
+    whole = {
+        label for label in largest if len({one.is_train for one in documents if one.label == label}) == 2
+    }
+    if len(whole) < 2:
+        raise ValueError(f"{name}: too little text to fit on some of a class and to measure on the rest of it.")
+    return DocumentSet(name, tuple(one for one in documents if one.label in whole))
+
+
+def _dealt(label: str, sources: list[tuple[str, list[str]]]) -> list[LabelledDocument]:
+    generator = random.Random(0)
+    found: list[LabelledDocument] = []
+    if len(sources) >= _SOURCES:
+        for source, passages in sources:
+            chosen = generator.sample(passages, min(len(passages), _OF_A_SOURCE))
+            found += [LabelledDocument(text, label, source, _is_train(source)) for text in chosen]
+    else:
+        for source, passages in sources:
+            end = round(len(passages) * _TRAIN)
+            # One after another they resemble each other: what lies between the sides belongs to neither.
+            parts = [(passages[: max(end - 1, 1)], True), (passages[end:], False)]
+            found += [
+                LabelledDocument(text, label, f"{source}:{number}", is_train)
+                for part, is_train in parts
+                for number, text in enumerate(part)
+            ]
+    if len(found) > _OF_A_CLASS:
+        found = generator.sample(found, _OF_A_CLASS)
+    return found
+
+
+def _is_train(source: str) -> bool:
+    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48 < _TRAIN
+
+
+def _passages(text: str) -> list[str]:
+    """Whole lines, of some hundred characters together; a line that is longer is cut."""
+    passages: list[str] = []
+    waiting = ""
+    for line in text.splitlines(keepends=True):
+        waiting += line
+        while len(waiting) >= _PASSAGE:
+            passages.append(waiting[:_PASSAGE] if len(line) > _PASSAGE else waiting)
+            waiting = waiting[_PASSAGE:] if len(line) > _PASSAGE else ""
+    if len(waiting.strip()) >= _PASSAGE // 6:
+        passages.append(waiting)
+    return [passage for passage in passages if passage.strip()]
+
+
+def _stdlib() -> Iterator[tuple[str, str]]:
+    for split in ("train", "held_out"):
+        for document in stdlib_documents(split):
+            yield document["path"], document["text"]
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """The docstrings of a module, and the rest of it."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # a file of the standard library that shows a fault
+        return "", text
+    lines = text.splitlines(keepends=True)
+    kept, docstrings = [True] * len(lines), []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first = node.body[0] if node.body else None
+        if (found := ast.get_docstring(node)) and first is not None and first.end_lineno:
+            docstrings.append(found)
+            kept[first.lineno - 1 : first.end_lineno] = [False] * (first.end_lineno - first.lineno + 1)
+    return "\n\n".join(docstrings), "".join(line for line, stays in zip(lines, kept, strict=True) if stays)
