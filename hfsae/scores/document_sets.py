@@ -99,7 +99,12 @@ BUILT_IN: dict[str, Callable[[], DocumentSet]] = {
 
 
 def labelled_dataset(
-    name: str, label_column: str, *, config: str | None = None, split: str | None = None, text_column: str | None = None
+    name: str,
+    label_column: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    text_column: str | None = None,
 ) -> DocumentSet:
     """A dataset whose rows have a text and a label: files, or a dataset of the Hub.
 
@@ -155,9 +160,7 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]]) -> DocumentSet
     documents: list[LabelledDocument] = []
     for label in sorted(largest):
         documents += _dealt(label, by_class[label])
-    whole = {
-        label for label in largest if len({one.is_train for one in documents if one.label == label}) == 2
-    }
+    whole = {label for label in largest if len({one.is_train for one in documents if one.label == label}) == 2}
     if len(whole) < 2:
         raise ValueError(f"{name}: too little text to fit on some of a class and to measure on the rest of it.")
     return DocumentSet(name, tuple(one for one in documents if one.label in whole))

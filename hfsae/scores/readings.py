@@ -1,0 +1,288 @@
+"""What labelled text is in every basis that a probe may choose from: features, neurons, coordinates, PCA."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfsae.analysis import TokenTexts
+from hfsae.analysis.document_sequences import DocumentSequenceReader, DocumentSequences
+from hfsae.autoencoder import SparseAutoencoder
+from hfsae.data import TokenBatch
+from hfsae.evaluation.baselines import PCA, untrained
+from hfsae.evaluation.spliced_model import model_inputs
+from hfsae.functional import SparseFeatures
+from hfsae.functional.patterns import SparsePattern
+from hfsae.hooks import HookPoint, HookPointError, capture, portable_name, resolve_hook_point
+from hfsae.hooks.quiet import evaluating
+from hfsae.hooks.sites import Sites
+from hfsae.hooks.tokens import of_tokens
+from hfsae.in_model import hook_points_of_sources
+from hfsae.scores.concepts import TokenLabels
+from hfsae.scores.needed import needed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+FEATURES, UNTRAINED, NEURONS = "features", "untrained SAE", "neurons"
+COORDINATES, COMPONENTS = "coordinates", "PCA"
+SPARSE = (FEATURES, UNTRAINED)
+"""The bases whose values are 0 nearly everywhere; they come as sparse matrices."""
+
+# Of a long document the first piece of text is read, and of the others one in so many: tokens of one document resemble
+# each other, and those of many tell more.
+_EVERY = 8
+# Tokens that PCA and the gain of the untrained SAE are fitted on.
+_FIT_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some tokens, or documents, with their labels.
+
+    Attributes:
+        labels: bool (N, concepts).
+        documents: int64 (N,), the document of each; rows of one document resemble each other.
+        values: By basis (N, units): float32 arrays, of the bases in `SPARSE` sparse matrices of scipy.
+    """
+
+    labels: NDArray[np.bool_]
+    documents: NDArray[np.int64]
+    values: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows one after another.
+
+    Args:
+        parts: At least one, of the same bases.
+    """
+    sparse = needed("scipy.sparse")
+    values = {
+        basis: sparse.vstack([part.values[basis] for part in parts], format="csc")
+        if basis in SPARSE
+        else np.concatenate([part.values[basis] for part in parts])
+        for basis in parts[0].values
+    }
+    labels, documents = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "documents"))
+    return Rows(labels, documents, values)
+
+
+class LabelledReader:
+    """Reads labelled text with a language model and an SAE.
+
+    Args:
+        sae: The SAE.
+        model: Its language model.
+        tokenizer: Its tokenizer.
+        batch_size: Pieces of text per run of the model.
+
+    Attributes:
+        neuron_layers: The blocks whose MLP activations are read, those up to the SAE's; empty where there are none.
+
+    Raises:
+        HookPointError: If the model lacks the SAE's hook point.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        model: PreTrainedModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int = 32,
+    ):
+        self._sae, self._model, self._tokenizer = sae, model, tokenizer
+        self._sources = hook_points_of_sources(sae.config, model)
+        self._neurons = _neurons(model, self._sources[-1])
+        self._cutter = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size)
+        # Of its batches few pieces are read.
+        self._sampled = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size * _EVERY)
+        self._texts = TokenTexts(tokenizer)
+        self._sites: dict[tuple[HookPoint, ...], Sites] = {}
+        self._pca: PCA | None = None
+        self._untrained: SparseAutoencoder | None = None
+
+    @property
+    def neuron_layers(self) -> int:
+        """The number of blocks whose neurons are read; 0 where the model names none."""
+        return len(self._neurons)
+
+    def fit(self, documents: "Dataset") -> None:
+        """Fits PCA and the untrained SAE on the first tokens of a text.
+
+        Raises:
+            ValueError: If it has fewer tokens than activations have dimensions.
+        """
+        parts: list[Tensor] = []
+        active = n = 0
+        for batch in self._some(documents):
+            rows = self._read(batch, self._sources)[0]
+            parts.append(rows.cpu().float())
+            active += int((self._sae.encode_sparse(rows).entry_values > 0).sum())
+            n += len(rows)
+            if n >= _FIT_TOKENS:
+                break
+        d_in = self._sae.config.d_in
+        if n < 2 * d_in:
+            raise ValueError(f"{n} tokens to fit on are too few for activations of width {d_in}: give more text.")
+        activations = torch.cat(parts)
+        self._pca = PCA(activations, d_in)
+        self._untrained = untrained(self._sae, activations.to(self._sae.device), max(1, round(active / n)))
+
+    def tokens(
+        self, documents: "Dataset", labels: TokenLabels, bases: Sequence[str], max_tokens: int
+    ) -> Iterator[Rows]:
+        """The tokens of documents that count for the SAE, a batch at a time.
+
+        Args:
+            documents: Texts in a column `text`.
+            labels: Labels the tokens of each.
+            bases: The bases that are wanted.
+            max_tokens: Ends after the batch in which so many were read.
+        """
+        known: dict[int, NDArray[np.bool_]] = {}
+        n = 0
+        for batch in self._some(documents):
+            parts = []
+            for row, (document, start) in enumerate(zip(batch.documents.tolist(), batch.starts.tolist(), strict=True)):
+                if document not in known:
+                    known[document] = self._labelled(documents[document]["text"], labels)
+                here = batch.tokens.keep[row].nonzero().squeeze(1).numpy()
+                parts.append(known[document][start + here])
+            of_tokens = batch.documents[batch.tokens.keep.nonzero()[:, 0]].numpy()
+            yield Rows(np.concatenate(parts), of_tokens, self._values(batch, bases))
+            n += len(of_tokens)
+            if n >= max_tokens:
+                return
+
+    def documents(self, documents: "Dataset", labels: NDArray[np.bool_], sources: NDArray[np.int64]) -> Rows:
+        """Documents: of every basis the mean over their tokens that count; those without such a token are left out.
+
+        Args:
+            documents: Texts in a column `text`.
+            labels: bool (documents, concepts).
+            sources: int64 (documents,), documents of one source resemble each other.
+        """
+        sparse = needed("scipy.sparse")
+        bases = [*SPARSE, COORDINATES, COMPONENTS, *([NEURONS] if self._neurons else [])]
+        sums: dict[str, Any] = {}
+        n_tokens = np.zeros(len(labels))
+        for batch in self._cutter.batches(documents):
+            of_tokens = batch.documents[batch.tokens.keep.nonzero()[:, 0]].numpy()
+            here, places = np.unique(of_tokens, return_inverse=True)
+            n_tokens[here] += np.bincount(places)
+            ones = np.ones(len(places), np.float32)
+            belongs = sparse.csr_array((ones, (places, np.arange(len(places)))), shape=(len(here), len(places)))
+            for basis, values in self._values(batch, bases).items():
+                found = belongs @ values
+                if basis in SPARSE:
+                    entries = found.tocoo()
+                    where = (here[entries.row], entries.col)
+                    found = sparse.csr_array((entries.data, where), shape=(len(labels), values.shape[1]))
+                    sums[basis] = found if basis not in sums else sums[basis] + found
+                else:
+                    sums.setdefault(basis, np.zeros((len(labels), values.shape[1]), np.float32))[here] += found
+        counted = n_tokens > 0
+        divided = sparse.diags_array((1 / np.maximum(n_tokens, 1)).astype(np.float32))
+        values = {basis: (divided @ summed)[counted] for basis, summed in sums.items()}
+        values = {basis: found.tocsc() if basis in SPARSE else np.asarray(found) for basis, found in values.items()}
+        return Rows(labels[counted], sources[counted], values)
+
+    def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
+        """The first piece of each document, and some further ones of those that are long."""
+        for batch in self._sampled.batches(documents):
+            numbers = batch.starts.clamp(min=0) // self._sampled.context_length
+            chosen = (numbers == 0) | ((numbers + batch.documents) % _EVERY == 0)
+            if chosen.any():
+                tokens = TokenBatch(*(None if part is None else part[chosen] for part in batch.tokens))
+                yield DocumentSequences(tokens, batch.documents[chosen], batch.starts[chosen])
+
+    def _labelled(self, text: str, labels: TokenLabels) -> NDArray[np.bool_]:
+        ids: Any = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return labels(self._texts(ids))
+
+    @torch.no_grad()
+    def _values(self, batch: DocumentSequences, bases: Sequence[str]) -> dict[str, Any]:
+        read, neurons = self._read(batch, self._sources, self._neurons if NEURONS in bases else [])
+        of_basis: dict[str, Callable[[], Any]] = {
+            FEATURES: lambda: _sparse(self._sae.encode_sparse(read)),
+            UNTRAINED: lambda: _sparse(_fitted(self._untrained).encode_sparse(read)),
+            NEURONS: lambda: neurons.float().cpu().numpy(),
+            COORDINATES: lambda: read.float().cpu().numpy(),
+            COMPONENTS: lambda: _along(_fitted(self._pca), read.float().cpu()),
+        }
+        return {basis: of_basis[basis]() for basis in bases}
+
+    @torch.no_grad()
+    def _read(
+        self, batch: DocumentSequences, sources: Sequence[HookPoint], neurons: Sequence[HookPoint] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """What the SAE reads of the tokens that count (N, d_in), and the neurons (N, …)."""
+        places = tuple(dict.fromkeys([*sources, *neurons]))
+        if places not in self._sites:
+            self._sites[places] = Sites.at(self._model, places)
+        with evaluating(self._model), capture(self._model, self._sites[places]) as activations:
+            activations.run(**model_inputs(self._model, batch.tokens))
+        kept = batch.tokens.keep.flatten()
+
+        def rows(place: HookPoint) -> Tensor:
+            found = of_tokens(activations[place], batch.tokens.input_ids.shape, place).flatten(0, 1)
+            return found[kept.to(found.device)].to(self._sae.device)
+
+        read = torch.cat([rows(place) for place in sources], 1)
+        if not read.isfinite().all():
+            raise ValueError(f"activations at {sources[0]} are not all finite: load the language model in float32.")
+        return read, torch.cat([rows(place) for place in neurons], 1) if neurons else torch.zeros(0)
+
+
+def _neurons(model: PreTrainedModel, place: HookPoint) -> list[HookPoint]:
+    """The MLP activations of the blocks up to a place; none where the model names none."""
+    try:
+        name = portable_name(model, place)
+        layer = int((name or "").rpartition(".")[2])
+        return [resolve_hook_point(model, f"mlp_act.{block}") for block in range(layer + 1)]
+    except (HookPointError, ValueError):
+        return []
+
+
+def _fitted(one: Any) -> Any:
+    if one is None:
+        raise RuntimeError("call fit() first: PCA and the untrained SAE have seen no activations.")
+    return one
+
+
+def _along(pca: PCA, rows: Tensor) -> NDArray[np.float32]:
+    return ((rows - pca.mean.cpu()) @ pca.directions.cpu().T).numpy()
+
+
+def _sparse(features: SparseFeatures) -> Any:
+    """A matrix of scipy, (tokens, n_features)."""
+    pattern = features.pattern
+    assert isinstance(pattern, SparsePattern), "encode_sparse gives entries"
+    values = features.entry_values.float().cpu().numpy()
+    where = (pattern.tokens.cpu().numpy(), pattern.features.cpu().numpy())
+    shape = (features.shape[:-1].numel(), pattern.n_features)
+    found = needed("scipy.sparse").csr_array((values, where), shape=shape)
+    found.eliminate_zeros()
+    return found
+
+
+def all_of(parts: Iterable[Rows], what: str) -> Rows:
+    """All rows of a text together.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = list(parts)
+    if not found:
+        raise ValueError(f"{what} has no token that counts for this SAE: give more text.")
+    return joined(found)
