@@ -17,7 +17,6 @@ all positions). Measured is the probability of the expected tokens.
 
 import argparse
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,31 +28,8 @@ from hfsae.analysis import TokenTexts
 from hfsae.analysis.document_sequences import DocumentSequenceReader
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.data import load_text
+from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels
 
-CONCEPTS = {
-    "triple-quoted string": r'"""(?:.|\n)*?"""',
-    "comment": r"#[^\n]*",
-    "import line": r"^(?:from|import) [^\n]*",
-    "raise line": r"^ *raise\b[^\n]*",
-    "doctest line": r"^ *>>> [^\n]*",
-    "the dot of `self.`": r"\bself(\.)",
-    "name after `def`": r"\bdef (\w+)",
-    "parameters of a `def`": r"\bdef \w+(\([^)]*)",
-    "name after `class`": r"^ *class (\w+)",
-    "indentation of 4": r"\n {4}(?=[^ \n])",
-    "indentation of 8": r"\n {8}(?=[^ \n])",
-    "indentation of 12": r"\n {12}(?=[^ \n])",
-    "indentation of 16": r"\n {16}(?=[^ \n])",
-    "blank line before code": r"\n\n *(?=[^ \n])",
-    "dunder name": r"__\w+__",
-    "number": r"\b\d+\b",
-    "apostrophe of n't": r"\wn(')t\b",
-    "`is`": r" is\b",
-    "`is not`": r" is( not)\b",
-    "upper-case name": r"\b[A-Z][A-Z_]{2,}\b",
-    "`isinstance(`": r"\bisinstance(\()",
-    "`%` of a format": r"[\"'] (%) ",
-}
 _TRIED, _ENOUGH = 20, 30
 _CONTEXT, _PROMPTS, _EXPECTED, _CONTROLS = 24, 100, 10, 4
 
@@ -119,20 +95,8 @@ def read(sae: SAE, model, tokenizer, split: str, tokens: int) -> Text:
 
 def token_labels(tokenizer, text: str) -> Tensor:
     """bool (tokens, concepts)."""
-    ends = (
-        torch.tensor(
-            [len(part) for part in TokenTexts(tokenizer)(tokenizer(text, verbose=False)["input_ids"])]
-        ).cumsum(0)
-        - 1
-    )
-    labels = torch.zeros(len(ends), len(CONCEPTS), dtype=torch.bool)
-    for column, pattern in enumerate(CONCEPTS.values()):
-        inside = torch.zeros(len(text) + 1, dtype=torch.bool)
-        for match in re.finditer(pattern, text, re.M):
-            start, end = match.span(1 if match.re.groups else 0)
-            inside[start:end] = True
-        labels[:, column] = inside[ends.clamp(min=0)]
-    return labels
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return torch.from_numpy(PatternLabels(PYTHON_CONCEPTS)(TokenTexts(tokenizer)(ids)))
 
 
 @dataclass
@@ -270,7 +234,7 @@ def main() -> None:
         "coordinate": (best_units(train.residual, train.labels), held_out.residual),
     }
     results = []
-    for concept, (name, pattern) in enumerate(CONCEPTS.items()):
+    for concept, (name, pattern) in enumerate(PYTHON_CONCEPTS.items()):
         labels = held_out.labels[:, concept]
         if min(labels.sum(), train.labels[:, concept].sum()) < _ENOUGH:
             print(f"{name}: fewer than {_ENOUGH} tokens, left out")

@@ -1,4 +1,4 @@
-"""Which of the concepts of `feature_names.py` are found from ten lines with them and ten without.
+"""Which of the concepts of Python source are found from ten lines with them and ten without.
 
     make train
     python benchmarks/find_by_lines.py runs/tiny [--tokens 40000] [--lines 10] [--output runs/find_by_lines.json]
@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from feature_names import _ENOUGH, CONCEPTS, _best_threshold, best_units, measured, read
+from feature_names import _ENOUGH, _best_threshold, best_units, measured, read
 
 from hfsae import SAE, contrast
 from hfsae.data import load_text
+from hfsae.scores.concepts import PYTHON_CONCEPTS
 
 _FOUND = 0.8
 _FILES = 400
@@ -75,7 +76,7 @@ def main() -> None:
     best = best_units(train.features, train.labels, sparse=True)
     files = load_text("python-stdlib").shuffle(seed=1)[:_FILES]["text"]
     results = []
-    for concept, (name, pattern) in enumerate(CONCEPTS.items()):
+    for concept, (name, pattern) in enumerate(PYTHON_CONCEPTS.items()):
         labels = held_out.labels[:, concept]
         if min(int(labels.sum()), int(train.labels[:, concept].sum())) < _ENOUGH:
             continue

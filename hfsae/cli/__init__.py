@@ -36,6 +36,7 @@ COMMANDS = {
         "steer-model": "Write a language model that a feature steers by itself, without hfsae.",
         "trace": "Show which features of a prompt make what the model says.",
         "diff": "Say which features a crosscoder's sources share, and which one of them has alone.",
+        "score": "Say how well features tell concepts, and what absorbs them.",
         "match": "Say which features of two SAEs are the same.",
         "eval": "Measure a saved SAE, on the text of its record or on another.",
         "card": "Write the model card of a saved SAE again.",

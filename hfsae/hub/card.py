@@ -23,6 +23,7 @@ from hfsae.hub.kinds import mapping, number
 from hfsae.hub.label_summary import label_summary
 from hfsae.hub.markdown import render
 from hfsae.hub.metadata import front_matter, merge
+from hfsae.hub.score_summary import score_summary
 from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weight_facts import WeightFacts
 from hfsae.hub.written_card import WrittenCard, front_and_text
@@ -102,6 +103,7 @@ def render_card(
         )
         values = card_values(config, repo_id, subfolder, weights, stale, _beside(folder, config, sae))
         values["labels"] = label_summary(folder, sae)
+        values["scores"] = score_summary(folder, sae)
         values["difference"] = None if folder is None else difference(folder, sae)
         block = render("sae_card.md.jinja", values)
     with naming("the metadata of the card that is there"):

@@ -31,6 +31,7 @@ from hfsae.hub.card import (
 from hfsae.hub.hub_ids import without_folders
 from hfsae.hub.listing import write_listing
 from hfsae.hub.repository import Destination, Repository
+from hfsae.hub.score_summary import SCORES_FILE
 from hfsae.hub.sections import HOUSEKEEPING
 from hfsae.label_file import LABELS_FILE
 from hfsae.progress import quietly
@@ -131,7 +132,7 @@ def _write(place: Path, name: str, saved: Saved, repository: Repository, fields:
     with quietly():
         sae.save_pretrained(place)
         (place / SUMS).unlink()  # the Hub keeps the digests of its files itself
-    for path in (LOG_FILE, CARD_FILE, LABELS_FILE):
+    for path in (LOG_FILE, CARD_FILE, LABELS_FILE, SCORES_FILE):
         if saved.folder is not None and (saved.folder / path).is_file():
             shutil.copy(saved.folder / path, place / path)
     if saved.folder is None and (log := _published_log(repository, prefix, sae.config)):

@@ -104,7 +104,7 @@ class FirstLetters:
     names = [f"begins with {letter}" for letter in ascii_lowercase]
 
     def __call__(self, tokens: Sequence[str]) -> NDArray[np.bool_]:
-        text, ends = "".join(tokens), _last_characters(tokens) + 1
+        text, ends = "".join(tokens), np.cumsum([len(token) for token in tokens], dtype=np.int64)
         labels = np.zeros((len(tokens), len(self.names)), bool)
         starts = np.array([match.start() for match in _WORD.finditer(text)], int)
         holders = np.searchsorted(ends, starts, side="right")

@@ -1,0 +1,153 @@
+"""Scores of saved SAEs: text and labels by name, `scores.json` beside the weights, the card."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfsae.autoencoder.registry import architecture_name
+from hfsae.data import find_document_column, load_text, split_documents
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.card import write_card
+from hfsae.hub.score_summary import SCORES_FILE, write_scores
+from hfsae.language_model import rename_base_model
+from hfsae.modeling import SAE
+from hfsae.saving import write_json
+from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
+from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
+from hfsae.scores.score import KINDS, LabelledText, Scores, score
+from hfsae.scores.score_report import comparison_lines, headline, score_lines
+
+logger = logging.getLogger(__name__)
+
+_SHARES = {"train": 0.7, "evaluation": 0.3}
+
+
+def score_saved(
+    sources: Sequence[str | Path],
+    *,
+    tell: Callable[[str], None] = logger.info,
+    kinds: Sequence[Any] | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str | None = None,
+    concepts: str | Path | None = None,
+    labelled: str | None = None,
+    label_column: str = "label",
+    base_model: str | None = None,
+    json_file: str | Path | None = None,
+    write: bool = False,
+    subfolder: str = "",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> dict[str, Scores]:
+    """Scores SAEs one after another, tells the figures, and writes them where that is asked for.
+
+    Args:
+        sources: Folders or Hub repositories of SAEs.
+        tell: Is told the figures, a line at a time.
+        kinds: Which scores; None for all.
+        dataset: Text whose tokens are labelled; None for Python's standard library.
+        dataset_config: Configuration of that dataset.
+        split: Split of it; None for `"train"`.
+        concepts: A file of concepts; None for 22 of Python source.
+        labelled: A dataset of labelled documents; None for the sets that come along.
+        label_column: Its column of labels.
+        base_model: The language model; None for the one that the config names.
+        json_file: Is written with all figures.
+        write: Whether `scores.json` and the card are written beside the weights.
+        subfolder: The SAE's folder in its repository.
+        revision: Branch, tag or commit of it.
+        allow_pickle: Whether weights of other projects may be pickles.
+        **options: For `score`.
+
+    Returns:
+        The scores by source.
+
+    Raises:
+        ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder.
+        OSError: If an SAE, its language model or a text is not there.
+    """
+    names = [str(source) for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError("an SAE is named twice: name each once.")
+    folders = [Path(name) / subfolder for name in names]
+    if write and (missing := [folder for folder in folders if not folder.is_dir()]):
+        raise ValueError(f"scores.json is written beside the weights, and {missing[0]} is no folder here.")
+    hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
+    hub |= {"revision": revision} if revision else {}
+    saes = {name: SAE.from_pretrained(name, **hub) for name in names}
+    kinds = kinds or KINDS
+    text = labelled_text(dataset, dataset_config, split, concepts)
+    sets = document_sets(labelled, label_column) if "documents" in kinds else []
+    found: dict[str, Scores] = {}
+    for (name, sae), folder in zip(saes.items(), folders, strict=True):
+        if base_model is not None:
+            rename_base_model(sae.config, base_model)
+        model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=kinds, **options)
+        for line in score_lines(name, found[name]):
+            tell(line)
+        if write:
+            headlines = {title: vars(one) for title, one in headline(found[name]).items()}
+            write_scores(folder, headlines, found[name].recorded(), weights_sha256(sae))
+            write_card(folder)
+            tell(f"wrote {folder / SCORES_FILE} and {folder / 'README.md'}")
+    if len(saes) > 1:
+        tell("")
+        for line in comparison_lines(found, {name: architecture_name(sae.config) for name, sae in saes.items()}):
+            tell(line)
+    if json_file is not None:
+        write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
+        tell(f"wrote {json_file}")
+    return found
+
+
+def labelled_text(
+    dataset: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    concepts: str | Path | None = None,
+) -> LabelledText:
+    """Text by name, its documents in a random order, and what labels its tokens.
+
+    Args:
+        dataset: As for `load_text`; None for Python's standard library.
+        config: Configuration of it.
+        split: Its split; None for `"train"`. Seven tenths of its documents are to fit probes on.
+        concepts: A file of concepts; None for those of Python source.
+
+    Raises:
+        ValueError: If the concepts are none, or the dataset has no texts.
+        FileNotFoundError: If the file or the dataset is not there.
+    """
+    labels = PatternLabels(PYTHON_CONCEPTS) if concepts is None else read_concepts(concepts)
+    if dataset is None:
+        sides = [load_text("python-stdlib", split=side) for side in ("train", "held_out")]
+        return LabelledText(*(side.shuffle(seed=0) for side in sides), labels)
+    loaded: Any = load_text(dataset, config=config, split=split or "train")
+    contents = find_document_column(loaded, None)
+    if contents.kind != "text":
+        raise ValueError(f"{dataset} holds no texts, but {contents.kind}: expected a column of texts.")
+    loaded = loaded.select_columns([contents.column])
+    if contents.column != "text":
+        loaded = loaded.rename_column(contents.column, "text")
+    loaded = loaded.filter(bool, input_columns=["text"])
+    train, held_out = (split_documents(loaded, part, shares=_SHARES) for part in ("train", "evaluation"))
+    return LabelledText(train.shuffle(seed=0), held_out.shuffle(seed=0), labels, dataset)
+
+
+def document_sets(labelled: str | None = None, label_column: str = "label") -> list[DocumentSet]:
+    """Sets of labelled documents.
+
+    Args:
+        labelled: A dataset; None for the sets that come along.
+        label_column: Its column of labels.
+
+    Raises:
+        ValueError: As `labelled_dataset`.
+    """
+    if labelled is not None:
+        return [labelled_dataset(labelled, label_column)]
+    return [make() for make in BUILT_IN.values()]
