@@ -69,6 +69,8 @@ def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     assert "My features" in (tmp_path / "dashboard.html").read_text()
     assert run("docs/steering.md")["written"].form == "model" and (tmp_path / "steered" / "README.md").is_file()
     names["collection"].save("runs/tiny")
+    names = run("docs/scores.md")
+    assert names["found"].one_start is None and names["scores"].tokens.concepts == ["number", "comment"]
     names = run("docs/meaning.md")
     assert names["found"].n_positive == 8 and len(names["found"].features) == 3
     scores = names["run"].mean_scores()

@@ -1,6 +1,6 @@
 """`hfsae score`: how well features tell concepts, what absorbs them, and how sure that is."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -17,8 +17,12 @@ Sources = Annotated[
 def run(
     paths: Sources,
     only: Annotated[
-        list[Literal["tokens", "documents", "absorption"]] | None,
-        option("--only", "This kind of score; may be repeated. By default all."),
+        list[str] | None,
+        option(
+            "--only",
+            "This kind of score: tokens, documents or absorption; may be repeated. By default all.",
+            metavar="KIND",
+        ),
     ] = None,
     dataset_name: Annotated[
         str | None,
@@ -54,6 +58,10 @@ def run(
         ),
     ] = None,
     label_column: Annotated[str, option("--label_column", "Its column of labels.", rich_help_panel=_TEXT)] = "label",
+    text_column: Annotated[
+        str | None,
+        option("--text_column", "The column of texts of what is named; by default found.", rich_help_panel=_TEXT),
+    ] = None,
     max_tokens: Annotated[
         int,
         option(
@@ -90,6 +98,7 @@ def run(
         concepts=concepts,
         labelled=labelled,
         label_column=label_column,
+        text_column=text_column,
         base_model=base_model,
         json_file=json_file,
         write=write,

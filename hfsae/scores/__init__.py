@@ -1,17 +1,43 @@
 """Scores of features: how well they tell concepts, what absorbs them, and whether another run finds them again.
 
-found = match_features(sae, sae_of_another_seed)
-found.stability
+scores = score(sae, model, tokenizer, LabelledText(train, held_out))
+scores.tokens.mean_f1("features", 1)
+match_features(sae, sae_of_another_seed).stability
 """
 
+from hfsae.scores.absorption import Absorption, ConceptAbsorption, absorption
+from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels, read_concepts
+from hfsae.scores.document_sets import DocumentSet, LabelledDocument, labelled_dataset, make_set
 from hfsae.scores.matching import Matching, match_features
-from hfsae.scores.noise import Interval, Ranking, bootstrap, ranking
+from hfsae.scores.noise import ConfidenceInterval, Ranking, bootstrap, ranking
+from hfsae.scores.probing import Probe, Probing, probe_concepts
+from hfsae.scores.readings import LabelledRows
+from hfsae.scores.score import LabelledText, Scores, score
 
 __all__ = [
-    "Interval",
+    "PYTHON_CONCEPTS",
+    "Absorption",
+    "ConceptAbsorption",
+    "DocumentSet",
+    "FirstLetters",
+    "ConfidenceInterval",
+    "LabelledDocument",
+    "LabelledText",
     "Matching",
+    "PatternLabels",
+    "Probe",
+    "Probing",
     "Ranking",
+    "LabelledRows",
+    "Scores",
+    "TokenLabels",
+    "absorption",
     "bootstrap",
+    "labelled_dataset",
+    "make_set",
     "match_features",
+    "probe_concepts",
     "ranking",
+    "read_concepts",
+    "score",
 ]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.scores.needed import needed
-from hfsae.scores.noise import Interval, bootstrap, interval
+from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 from hfsae.scores.probing import KS, LINEAR, Probe, Probing, f1_of
-from hfsae.scores.readings import COORDINATES, FEATURES, Rows
+from hfsae.scores.readings import COORDINATES, FEATURES, LabelledRows
 
 LEAST_F1 = 0.8
 """The F1 that a linear probe on held-out text needs, so that the model itself knows the concept."""
@@ -45,8 +45,8 @@ class ConceptAbsorption:
     probe_f1: float
     main: tuple[int, ...]
     tokens: int
-    silent: Interval
-    absorbed: Interval
+    silent: ConfidenceInterval
+    absorbed: ConfidenceInterval
     absorbing: tuple[tuple[int, int], ...]
 
 
@@ -62,7 +62,7 @@ class Absorption:
 
     concepts: list[ConceptAbsorption]
     not_told: Mapping[str, str]
-    mean: Interval | None
+    mean: ConfidenceInterval | None
 
     def recorded(self) -> dict[str, Any]:
         """The figures, in values that JSON can hold."""
@@ -84,7 +84,12 @@ class Absorption:
 
 
 def absorption(
-    sae: SparseAutoencoder, held_out: Rows, names: Sequence[str], probing: Probing, *, least_f1: float = LEAST_F1
+    sae: SparseAutoencoder,
+    held_out: LabelledRows,
+    names: Sequence[str],
+    probing: Probing,
+    *,
+    least_f1: float = LEAST_F1,
 ) -> Absorption:
     """Measures, on tokens that have a concept and of which a linear probe says so, how often it is absorbed.
 
@@ -213,7 +218,7 @@ def _shares(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return sums[..., :2] / sums[..., 2:]
 
 
-def _mean(sums: Sequence[NDArray[np.float64]], probing: Probing) -> Interval:
+def _mean(sums: Sequence[NDArray[np.float64]], probing: Probing) -> ConfidenceInterval:
     together = np.stack(sums, 1)
     draws = bootstrap(together, _shares, n_draws=probing.n_draws, seed=probing.seed)[..., 0]
     with np.errstate(invalid="ignore"):

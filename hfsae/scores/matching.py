@@ -16,7 +16,7 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.scores.needed import needed
-from hfsae.scores.noise import Interval, bootstrap, interval
+from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 
 SAME = 0.7
 """The cosine from which two features count as the same."""
@@ -45,14 +45,14 @@ class Matching:
     second: Tensor
     cosines: Tensor
     encoder_cosines: Tensor
-    mean_cosine: Interval
-    shared: Interval
-    shared_by_both: Interval
+    mean_cosine: ConfidenceInterval
+    shared: ConfidenceInterval
+    shared_by_both: ConfidenceInterval
     chance: float
     one_start: str | None
 
     @property
-    def stability(self) -> Interval:
+    def stability(self) -> ConfidenceInterval:
         """The share of features that both runs have.
 
         Raises:

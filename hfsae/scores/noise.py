@@ -13,7 +13,7 @@ _ENDS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A score and its 95 % bootstrap interval.
 
     Attributes:
@@ -57,7 +57,7 @@ def bootstrap(
     return score(np.tensordot(draws.astype(np.float64), sums, axes=1))
 
 
-def interval(value: float, draws: NDArray[np.float64]) -> Interval:
+def interval(value: float, draws: NDArray[np.float64]) -> ConfidenceInterval:
     """The middle 95 % of the scores of draws; draws without a score do not count.
 
     Args:
@@ -65,9 +65,9 @@ def interval(value: float, draws: NDArray[np.float64]) -> Interval:
         draws: (n,), as `bootstrap` gives them.
     """
     if not np.isfinite(draws).any():
-        return Interval(float(value), float("nan"), float("nan"))
+        return ConfidenceInterval(float(value), float("nan"), float("nan"))
     low, high = np.nanpercentile(draws, _ENDS)
-    return Interval(float(value), float(low), float(high))
+    return ConfidenceInterval(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)

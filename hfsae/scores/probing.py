@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfsae.scores.needed import needed
-from hfsae.scores.noise import Interval, bootstrap, interval
-from hfsae.scores.readings import COORDINATES, Rows
+from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
+from hfsae.scores.readings import COORDINATES, LabelledRows
 
 KS = (1, 2, 5)
 LINEAR = "linear probe"
@@ -57,8 +57,8 @@ class Probing:
     Attributes:
         concepts: Their names; those without enough rows are not among them.
         left_out: The others.
-        n_train: Rows that probes were fitted on.
-        n_held_out: Rows that they were measured on.
+        n_train: LabelledRows that probes were fitted on.
+        n_held_out: LabelledRows that they were measured on.
         share: The share of the held-out rows that have each concept.
         probes: By (basis, k), one for each concept.
         numbers: Of a basis of which only some units are in the rows, the number of each; probes name columns.
@@ -78,23 +78,23 @@ class Probing:
     n_draws: int
     seed: int
 
-    def f1(self, basis: str, k: int) -> list[Interval]:
+    def f1(self, basis: str, k: int) -> list[ConfidenceInterval]:
         """The F1 of each concept."""
         return self._of_each(basis, k, f1_of)
 
-    def accuracy(self, basis: str, k: int) -> list[Interval]:
+    def accuracy(self, basis: str, k: int) -> list[ConfidenceInterval]:
         """The accuracy of each concept; always to say no would have 1 − share."""
         return self._of_each(basis, k, accuracy_of)
 
-    def mean_f1(self, basis: str, k: int) -> Interval:
+    def mean_f1(self, basis: str, k: int) -> ConfidenceInterval:
         """The mean F1 over concepts."""
         return self._mean(basis, k, f1_of)
 
-    def mean_accuracy(self, basis: str, k: int) -> Interval:
+    def mean_accuracy(self, basis: str, k: int) -> ConfidenceInterval:
         """The mean accuracy over concepts."""
         return self._mean(basis, k, accuracy_of)
 
-    def above(self, basis: Basis, other: Basis) -> Interval:
+    def above(self, basis: Basis, other: Basis) -> ConfidenceInterval:
         """On how many concepts the F1 of a basis is above that of another one; both see the same draws."""
         mine, its = (self._drawn(key, f1_of) for key in (basis, other))
         return interval(float((mine[0] > its[0]).sum()), (mine[1] > its[1]).sum(1).astype(np.float64))
@@ -130,11 +130,11 @@ class Probing:
             },
         }
 
-    def _of_each(self, basis: str, k: int, score: Any) -> list[Interval]:
+    def _of_each(self, basis: str, k: int, score: Any) -> list[ConfidenceInterval]:
         values, draws = self._drawn((basis, k), score)
         return [interval(value, draws[:, row]) for row, value in enumerate(values)]
 
-    def _mean(self, basis: str, k: int, score: Any) -> Interval:
+    def _mean(self, basis: str, k: int, score: Any) -> ConfidenceInterval:
         values, draws = self._drawn((basis, k), score)
         return interval(float(values.mean()), draws.mean(1))
 
@@ -144,8 +144,8 @@ class Probing:
 
 
 def probe_concepts(
-    train: Rows,
-    held_out: Rows,
+    train: LabelledRows,
+    held_out: LabelledRows,
     names: Sequence[str],
     *,
     bases: Sequence[str] | None = None,
@@ -162,8 +162,8 @@ def probe_concepts(
     logistic regression weighs them, and its threshold has the best F1 of all on the train side.
 
     Args:
-        train: Rows to fit on.
-        held_out: Rows of the same bases to measure on.
+        train: LabelledRows to fit on.
+        held_out: LabelledRows of the same bases to measure on.
         names: The concepts, as columns of labels.
         bases: The bases that probes choose from; None for all.
         ks: How many units.
@@ -350,7 +350,9 @@ def _fitted_probe(values: Any, labels: NDArray[np.bool_], units: tuple[int, ...]
     return Probe(units, weights, threshold, f1)
 
 
-def _counts(held_out: Rows, columns: NDArray[np.int64], basis: str, probes: Sequence[Probe]) -> NDArray[np.float64]:
+def _counts(
+    held_out: LabelledRows, columns: NDArray[np.int64], basis: str, probes: Sequence[Probe]
+) -> NDArray[np.float64]:
     values = held_out.values[COORDINATES if basis == LINEAR else basis]
     _, document = np.unique(held_out.documents, return_inverse=True)
     found = np.zeros((document.max() + 1, len(columns), 4))

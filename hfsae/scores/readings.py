@@ -43,7 +43,7 @@ _FIT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """Some tokens, or documents, with their labels.
 
     Attributes:
@@ -60,8 +60,8 @@ class Rows:
         return len(self.labels)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows one after another.
+def one_after_another(parts: Sequence[LabelledRows]) -> LabelledRows:
+    """LabelledRows one after another.
 
     Args:
         parts: At least one, of the same bases.
@@ -74,7 +74,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
         for basis in parts[0].values
     }
     labels, documents = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "documents"))
-    return Rows(labels, documents, values)
+    return LabelledRows(labels, documents, values)
 
 
 class LabelledReader:
@@ -140,7 +140,7 @@ class LabelledReader:
 
     def tokens(
         self, documents: "Dataset", labels: TokenLabels, bases: Sequence[str], max_tokens: int
-    ) -> Iterator[Rows]:
+    ) -> Iterator[LabelledRows]:
         """The tokens of documents that count for the SAE, a batch at a time.
 
         Args:
@@ -159,12 +159,12 @@ class LabelledReader:
                 here = batch.tokens.keep[row].nonzero().squeeze(1).numpy()
                 parts.append(known[document][start + here])
             of_tokens = batch.documents[batch.tokens.keep.nonzero()[:, 0]].numpy()
-            yield Rows(np.concatenate(parts), of_tokens, self._values(batch, bases))
+            yield LabelledRows(np.concatenate(parts), of_tokens, self._values(batch, bases))
             n += len(of_tokens)
             if n >= max_tokens:
                 return
 
-    def documents(self, documents: "Dataset", labels: NDArray[np.bool_], sources: NDArray[np.int64]) -> Rows:
+    def documents(self, documents: "Dataset", labels: NDArray[np.bool_], sources: NDArray[np.int64]) -> LabelledRows:
         """Documents: of every basis the mean over their tokens that count; those without such a token are left out.
 
         Args:
@@ -195,7 +195,7 @@ class LabelledReader:
         divided = sparse.diags_array((1 / np.maximum(n_tokens, 1)).astype(np.float32))
         values = {basis: (divided @ summed)[counted] for basis, summed in sums.items()}
         values = {basis: found.tocsc() if basis in SPARSE else np.asarray(found) for basis, found in values.items()}
-        return Rows(labels[counted], sources[counted], values)
+        return LabelledRows(labels[counted], sources[counted], values)
 
     def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
         """The first piece of each document, and some further ones of those that are long."""
@@ -276,13 +276,13 @@ def _sparse(features: SparseFeatures) -> Any:
     return found
 
 
-def all_of(parts: Iterable[Rows], what: str) -> Rows:
+def all_of(parts: Iterable[LabelledRows], what: str) -> LabelledRows:
     """All rows of a text together.
 
     Raises:
         ValueError: If there is none.
     """
-    found = list(parts)
+    found = [part for part in parts if len(part)]
     if not found:
         raise ValueError(f"{what} has no token that counts for this SAE: give more text.")
-    return joined(found)
+    return one_after_another(found)

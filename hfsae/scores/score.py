@@ -21,7 +21,7 @@ from hfsae.scores.readings import (
     NEURONS,
     UNTRAINED,
     LabelledReader,
-    Rows,
+    LabelledRows,
     all_of,
 )
 
@@ -125,8 +125,7 @@ def score(
         ValueError: If there is too little labelled text, or `kinds` names none that there is.
         ImportError: If scikit-learn is not installed.
     """
-    if not kinds or set(kinds) - set(KINDS):
-        raise ValueError(f"kinds are {list(kinds)}, expected some of {', '.join(KINDS)}.")
+    check_kinds(kinds)
     if max_tokens < 1 or n_draws < 1:
         raise ValueError(f"max_tokens is {max_tokens} and n_draws {n_draws}; expected 1 or more.")
     needed("sklearn.linear_model")
@@ -171,9 +170,19 @@ def score(
     return Scores(**found, text=text.name, refused=tuple(refused))
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuses kinds of scores that there are not.
+
+    Raises:
+        ValueError: If one is unknown, or there is none.
+    """
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"the kinds of scores are {', '.join(KINDS)}, and not {', '.join(map(repr, kinds))}.")
+
+
 def _read_tokens(
     reader: LabelledReader, text: LabelledText, labels: TokenLabels, n_concepts: int, wanted: bool, max_tokens: int
-) -> tuple[Rows, Rows, Any]:
+) -> tuple[LabelledRows, LabelledRows, Any]:
     """Both sides, and the numbers of the neurons that were kept: those that may tell a concept.
 
     All neurons of all blocks would not fit into memory, so the train side is read twice.
@@ -202,8 +211,8 @@ def _read_tokens(
     return train, all_of(parts, "the text to measure on"), kept
 
 
-def _some_labels(rows: Rows, columns: slice) -> Rows:
-    return Rows(rows.labels[:, columns], rows.documents, rows.values)
+def _some_labels(rows: LabelledRows, columns: slice) -> LabelledRows:
+    return LabelledRows(rows.labels[:, columns], rows.documents, rows.values)
 
 
 def _probed_documents(reader: LabelledReader, given: DocumentSet, options: dict[str, Any]) -> Probing:

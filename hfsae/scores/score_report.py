@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hfsae.scores.absorption import Absorption
-from hfsae.scores.noise import Interval, ranking
+from hfsae.scores.noise import ConfidenceInterval, ranking
 from hfsae.scores.probing import KS, LINEAR, Probing
 from hfsae.scores.readings import COORDINATES, FEATURES, NEURONS
 from hfsae.scores.score import Scores
@@ -32,9 +32,9 @@ def score_lines(name: str, scores: Scores) -> Iterator[str]:
         yield f"not scored: {why}"
 
 
-def headline(scores: Scores) -> dict[str, Interval]:
+def headline(scores: Scores) -> dict[str, ConfidenceInterval]:
     """The one figure of each score by which SAEs are compared."""
-    found: dict[str, Interval] = {}
+    found: dict[str, ConfidenceInterval] = {}
     if scores.tokens is not None:
         found["probing of tokens, F1 at k = 1"] = scores.tokens.mean_f1(FEATURES, 1)
     for title, one in scores.documents.items():

@@ -15,7 +15,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import write_json
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
 from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
-from hfsae.scores.score import KINDS, LabelledText, Scores, score
+from hfsae.scores.score import KINDS, LabelledText, Scores, check_kinds, score
 from hfsae.scores.score_report import comparison_lines, headline, score_lines
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ def score_saved(
     concepts: str | Path | None = None,
     labelled: str | None = None,
     label_column: str = "label",
+    text_column: str | None = None,
     base_model: str | None = None,
     json_file: str | Path | None = None,
     write: bool = False,
@@ -54,6 +55,7 @@ def score_saved(
         concepts: A file of concepts; None for 22 of Python source.
         labelled: A dataset of labelled documents; None for the sets that come along.
         label_column: Its column of labels.
+        text_column: The column of texts of what is named; None finds it.
         base_model: The language model; None for the one that the config names.
         json_file: Is written with all figures.
         write: Whether `scores.json` and the card are written beside the weights.
@@ -69,6 +71,7 @@ def score_saved(
         ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder.
         OSError: If an SAE, its language model or a text is not there.
     """
+    check_kinds(kinds := list(kinds or KINDS))
     names = [str(source) for source in sources]
     if len(set(names)) < len(names):
         raise ValueError("an SAE is named twice: name each once.")
@@ -78,9 +81,8 @@ def score_saved(
     hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
     hub |= {"revision": revision} if revision else {}
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
-    kinds = kinds or KINDS
-    text = labelled_text(dataset, dataset_config, split, concepts)
-    sets = document_sets(labelled, label_column) if "documents" in kinds else []
+    text = labelled_text(dataset, dataset_config, split, concepts, text_column)
+    sets = document_sets(labelled, label_column, text_column) if "documents" in kinds else []
     found: dict[str, Scores] = {}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
@@ -109,6 +111,7 @@ def labelled_text(
     config: str | None = None,
     split: str | None = None,
     concepts: str | Path | None = None,
+    text_column: str | None = None,
 ) -> LabelledText:
     """Text by name, its documents in a random order, and what labels its tokens.
 
@@ -117,6 +120,7 @@ def labelled_text(
         config: Configuration of it.
         split: Its split; None for `"train"`. Seven tenths of its documents are to fit probes on.
         concepts: A file of concepts; None for those of Python source.
+        text_column: The column of texts; None finds it.
 
     Raises:
         ValueError: If the concepts are none, or the dataset has no texts.
@@ -127,7 +131,7 @@ def labelled_text(
         sides = [load_text("python-stdlib", split=side) for side in ("train", "held_out")]
         return LabelledText(*(side.shuffle(seed=0) for side in sides), labels)
     loaded: Any = load_text(dataset, config=config, split=split or "train")
-    contents = find_document_column(loaded, None)
+    contents = find_document_column(loaded, text_column)
     if contents.kind != "text":
         raise ValueError(f"{dataset} holds no texts, but {contents.kind}: expected a column of texts.")
     loaded = loaded.select_columns([contents.column])
@@ -138,16 +142,19 @@ def labelled_text(
     return LabelledText(train.shuffle(seed=0), held_out.shuffle(seed=0), labels, dataset)
 
 
-def document_sets(labelled: str | None = None, label_column: str = "label") -> list[DocumentSet]:
+def document_sets(
+    labelled: str | None = None, label_column: str = "label", text_column: str | None = None
+) -> list[DocumentSet]:
     """Sets of labelled documents.
 
     Args:
         labelled: A dataset; None for the sets that come along.
         label_column: Its column of labels.
+        text_column: Its column of texts; None finds it.
 
     Raises:
         ValueError: As `labelled_dataset`.
     """
     if labelled is not None:
-        return [labelled_dataset(labelled, label_column)]
+        return [labelled_dataset(labelled, label_column, text_column=text_column)]
     return [make() for make in BUILT_IN.values()]

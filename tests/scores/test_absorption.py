@@ -8,7 +8,7 @@ from scipy.sparse import csc_array
 from hfsae import SAE, TopKSAEConfig
 from hfsae.scores.absorption import absorption, carriers, main_features
 from hfsae.scores.probing import Probe, probe_concepts
-from hfsae.scores.readings import Rows
+from hfsae.scores.readings import LabelledRows
 
 D, N = 16, 4000
 NAMES = ["begins with s"]
@@ -23,7 +23,7 @@ def planted_sae(n_words: int) -> SAE:
     return sae
 
 
-def planted(seed: int, n_words: int, share: float) -> Rows:
+def planted(seed: int, n_words: int, share: float) -> LabelledRows:
     """A fifth of the tokens begins with s; each word is such a share of these, and feature 0 is silent on it."""
     drawn = np.random.default_rng(seed)
     begins = drawn.random(N) < 0.2
@@ -35,7 +35,7 @@ def planted(seed: int, n_words: int, share: float) -> Rows:
     activations = features @ planted_sae(n_words).feature_directions.detach().numpy()
     activations += drawn.normal(scale=0.05, size=(N, D))
     values = {"features": csc_array(features), "coordinates": activations.astype(np.float32)}
-    return Rows(begins[:, None], np.arange(N) // 10, values)
+    return LabelledRows(begins[:, None], np.arange(N) // 10, values)
 
 
 def measured(n_words: int, share: float = 0.03):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from hfsae.scores.noise import Interval, bootstrap, interval, ranking
+from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval, ranking
 
 
 def mean_of(sums):
@@ -18,7 +18,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-    assert str(Interval(0.5, 0.25, 0.75)) == "0.500 (0.250 to 0.750)"
+    assert str(ConfidenceInterval(0.5, 0.25, 0.75)) == "0.500 (0.250 to 0.750)"
 
 
 def test_documents_are_drawn_whole():
@@ -30,7 +30,7 @@ def test_documents_are_drawn_whole():
 
 
 def test_draws_without_a_score_do_not_count():
-    assert interval(0.5, np.array([np.nan, 0.4, 0.4])) == Interval(0.5, 0.4, 0.4)
+    assert interval(0.5, np.array([np.nan, 0.4, 0.4])) == ConfidenceInterval(0.5, 0.4, 0.4)
     assert math.isnan(interval(0.5, np.array([np.nan])).low)
 
 

@@ -7,12 +7,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
 from hfsae.scores.probing import LINEAR, Moments, best_threshold, forward, probe_concepts
-from hfsae.scores.readings import Rows
+from hfsae.scores.readings import LabelledRows
 
 N, UNITS = 2000, 60
 
 
-def rows(seed: int, share: float = 0.1) -> Rows:
+def rows(seed: int, share: float = 0.1) -> LabelledRows:
     """Feature 7 is the concept itself; coordinate 3 is it with noise; neurons know nothing."""
     drawn = np.random.default_rng(seed)
     has = drawn.random(N) < share
@@ -22,7 +22,7 @@ def rows(seed: int, share: float = 0.1) -> Rows:
     coordinates[:, 3] += 2 * has
     neurons = drawn.normal(size=(N, 40)).astype(np.float32)
     values = {"features": csc_array(features), "coordinates": coordinates, "neurons": neurons}
-    return Rows(has[:, None], np.arange(N) // 20, values)
+    return LabelledRows(has[:, None], np.arange(N) // 20, values)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_two_features_that_share_a_concept_score_more_together():
         which = np.random.default_rng(seed + 10).random(N) < 0.5
         features[:, 9] = np.where(which, features[:, 7], 0)
         features[:, 7] = np.where(which, 0, features[:, 7])
-        sides.append(Rows(side.labels, side.documents, {"features": csc_array(features)}))
+        sides.append(LabelledRows(side.labels, side.documents, {"features": csc_array(features)}))
     found = probe_concepts(*sides, ["planted"], linear=False, n_draws=50)
     assert found.f1("features", 1)[0].value < 0.8 and found.f1("features", 2)[0].value > 0.98
     assert set(found.units(("features", 2), 0)) == {7, 9}
@@ -156,9 +156,11 @@ def test_intervals_hold_the_score_of_other_text_nineteen_times_in_twenty():
 
 def test_rare_concepts_are_left_out_and_none_left_is_refused():
     both = [rows(seed) for seed in (0, 1)]
-    sides = [Rows(np.stack([side.labels[:, 0], np.arange(N) < 29], 1), side.documents, side.values) for side in both]
+    sides = [
+        LabelledRows(np.stack([side.labels[:, 0], np.arange(N) < 29], 1), side.documents, side.values) for side in both
+    ]
     found = probe_concepts(*sides, ["planted", "rare"], n_draws=50)
     assert (found.concepts, found.left_out) == (["planted"], ["rare"])
     for labels in (np.ones((N, 1), bool), np.zeros((N, 1), bool)):
         with pytest.raises(ValueError, match="none of 1 concepts has 30 rows that have it and 30 that lack it"):
-            probe_concepts(Rows(labels, both[0].documents, both[0].values), both[1], ["one class"])
+            probe_concepts(LabelledRows(labels, both[0].documents, both[0].values), both[1], ["one class"])

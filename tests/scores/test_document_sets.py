@@ -1,0 +1,89 @@
+import json
+from collections import Counter
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hfsae.scores.document_sets import BUILT_IN, _parted, labelled_dataset, make_set
+
+
+def sources(label: str, n: int, lines: int = 30) -> list[tuple[str, str, str]]:
+    texts = ["".join(f"{label} {i} line {j} of some words\n" for j in range(lines)) for i in range(n)]
+    return [(f"{label}{i}", label, text) for i, text in enumerate(texts)]
+
+
+def test_documents_are_on_one_side_whole():
+    found = make_set("kind", [*sources("a", 40), *sources("b", 40)])
+    sides = {}
+    for document in found.documents:
+        assert sides.setdefault(document.source, document.is_train) == document.is_train
+        assert document.text.startswith(document.label) and document.label in document.source
+    share = sum(sides.values()) / len(sides)
+    assert found.classes == ["a", "b"] and len(sides) == 80 and 0.5 < share < 0.9
+
+
+def test_few_long_documents_are_cut_and_share_no_text():
+    found = make_set("book", [*sources("a", 1, lines=400), *sources("b", 2, lines=400)])
+    assert found.classes == ["a", "b"]
+    for label in found.classes:
+        own = [one for one in found.documents if one.label == label]
+        train, held_out = ({one.text for one in own if one.is_train == side} for side in (True, False))
+        assert len(train) > len(held_out) > 2 and not train & held_out
+
+
+def test_no_class_and_no_document_outweighs_the_others():
+    found = make_set("kind", [*sources("a", 12, lines=2000), *sources("b", 300)])
+    assert max(Counter(one.label for one in found.documents).values()) <= 240
+    assert max(Counter(one.source for one in found.documents).values()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("labelled", "message"),
+    [
+        ([], "kind: 0 classes; a probe needs two"),
+        (sources("a", 20), "kind: 1 classes, 'a'; a probe needs two"),
+        ([("x", "a", ""), *sources("b", 20)], "kind: 1 classes, 'b'"),
+        ([*sources("a", 1, lines=5), *sources("b", 1, lines=5)], "kind: too little text"),
+    ],
+)
+def test_labels_that_tell_nothing_apart_are_refused(labelled, message):
+    with pytest.raises(ValueError, match=message):
+        make_set("kind", labelled)
+
+
+def test_a_dataset_with_a_column_of_labels(tmp_path):
+    rows = [{"text": text, "kind": label} for _, label, text in [*sources("a", 20), *sources("b", 20)]]
+    rows += [{"text": "no label", "kind": None}]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = labelled_dataset(str(tmp_path / "set.jsonl"), "kind")
+    assert found.name == "kind of set.jsonl" and found.classes == ["a", "b"]
+    with pytest.raises(ValueError, match="no column 'label' of labels; it has 'text', 'kind'"):
+        labelled_dataset(str(tmp_path / "set.jsonl"), "label")
+
+
+def test_names_of_classes_are_used(tmp_path):
+    labelled = [*sources("a", 20), *sources("b", 20)]
+    features = Features({"label": ClassLabel(names=["cat", "dog"]), "text": Value("string")})
+    columns = {"label": [int(label == "b") for _, label, _ in labelled], "text": [text for *_, text in labelled]}
+    Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    assert labelled_dataset(str(tmp_path / "saved"), "label").classes == ["cat", "dog"]
+
+
+def test_docstrings_and_code_are_parted():
+    text = '"""What it is."""\nimport os\n\n\ndef f(x):\n    """Says x."""\n    return x  # said\n'
+    assert _parted(text) == ("What it is.\n\nSays x.", "import os\n\n\ndef f(x):\n    return x  # said\n")
+    assert _parted("def (:") == ("", "def (:")
+
+
+def test_the_sets_that_come_along_have_both_sides_of_every_class():
+    found = BUILT_IN["code or docstring"]()
+    assert found.classes == ["code", "docstring"]
+    assert min(Counter((one.label, one.is_train) for one in found.documents).values()) >= 30
+    assert not any('"""' in one.text for one in found.documents if one.label == "docstring")
+
+
+@pytest.mark.slow
+def test_languages_and_packages():
+    assert BUILT_IN["language of a file"]().classes == ["C++", "Python", "prose"]
+    found = BUILT_IN["package of a file"]()
+    assert len(found.classes) >= 6 and all(one.source.split("/")[0] == one.label for one in found.documents)
