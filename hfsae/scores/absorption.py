@@ -1,7 +1,7 @@
 """Absorption: a feature that stands for a concept is silent where it should fire, and another one carries the concept.
 
-"Begins with s" may have a feature that is silent on "snake", since that of "snake" writes its direction as well
-(Chanin et al. 2024, arXiv:2409.14507; the shares are those of SAEBench, arXiv:2503.09532).
+"Begins with s" may have a feature that is silent on "snake": the feature of "snake" writes its direction, too. Chanin
+et al. 2024 (arXiv:2409.14507) found it. The shares here follow SAEBench (arXiv:2503.09532).
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,9 +93,9 @@ def absorption(
 ) -> Absorption:
     """Measures, on tokens that have a concept and of which a linear probe says so, how often it is absorbed.
 
-    The main features of a concept are those that sparse probes chose: the first, and further ones as long as each
-    adds 0.03 to the F1. A token is absorbed if they are silent and, of the features that are aligned with the probe
-    (cosine of 0.1 or more), the one that adds most writes 0.4 or more of the probe's sum.
+    The main features of a concept are chosen by sparse probes: the first, and further ones as long as each adds 0.03
+    to the F1. A token is absorbed if they are silent and another feature carries the concept. That feature has a cosine
+    of 0.1 or more with the probe, and it writes 0.4 or more of the probe's sum.
 
     Args:
         sae: The SAE; its features are written where they are read.

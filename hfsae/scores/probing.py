@@ -1,7 +1,7 @@
 """Sparse probing: how well k units of a basis tell a concept, on text that they were not chosen on.
 
-Units are chosen and probes fitted on the one side, F1 and accuracy are measured on the other (Gurnee et al. 2023,
-arXiv:2305.01610; Kantamneni et al. 2025, arXiv:2502.16681). The same rule chooses from every basis.
+Units are chosen and probes fitted on the one side, F1 and accuracy are measured on the other. Sources: Gurnee et al.
+2023 (arXiv:2305.01610), Kantamneni et al. 2025 (arXiv:2502.16681). The same rule chooses from every basis.
 """
 
 import warnings
