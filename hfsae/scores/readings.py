@@ -198,7 +198,7 @@ class LabelledReader:
         return LabelledRows(labels[counted], sources[counted], values)
 
     def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
-        """The first piece of each document, and some further ones of those that are long."""
+        """The first piece of each document, and of a long one some further pieces."""
         for batch in self._sampled.batches(documents):
             numbers = batch.starts.clamp(min=0) // self._sampled.context_length
             chosen = (numbers == 0) | ((numbers + batch.documents) % _EVERY == 0)

@@ -183,7 +183,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 def _read_tokens(
     reader: LabelledReader, text: LabelledText, labels: TokenLabels, n_concepts: int, wanted: bool, max_tokens: int
 ) -> tuple[LabelledRows, LabelledRows, Any]:
-    """Both sides, and the numbers of the neurons that were kept: those that may tell a concept.
+    """Both sides, and the numbers of the neurons that were kept since they may tell a concept.
 
     All neurons of all blocks would not fit into memory, so the train side is read twice.
     """
