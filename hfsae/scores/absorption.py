@@ -94,8 +94,8 @@ def absorption(
     """Measures, on tokens that have a concept and of which a linear probe says so, how often it is absorbed.
 
     The main features of a concept are chosen by sparse probes: the first, and further ones as long as each adds 0.03
-    to the F1. A token is absorbed if they are silent and another feature carries the concept. That feature has a cosine
-    of 0.1 or more with the probe, and it writes 0.4 or more of the probe's sum.
+    to the F1. A token is absorbed if they are silent and another feature carries the concept. That feature has a
+    cosine of 0.1 or more with the probe, and it writes 0.4 or more of the probe's sum.
 
     Args:
         sae: The SAE; its features are written where they are read.
