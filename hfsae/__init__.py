@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from hfsae.meaning import contrast, label_features
     from hfsae.modeling import SAE
     from hfsae.saved.many import load_saes
-    from hfsae.steering import steer_model
+    from hfsae.steering import steer_model, steering_report
     from hfsae.tables.table import FeatureTable
     from hfsae.tables.written import featurize
     from hfsae.training import SAETrainer, SAETrainingArguments, cache_activations
@@ -128,6 +128,7 @@ _HOME = {
     "splice": "hfsae.hooks",
     "steer": "hfsae.analysis",
     "steer_model": "hfsae.steering",
+    "steering_report": "hfsae.steering",
     "trace": "hfsae.circuits",
 }
 
@@ -192,6 +193,7 @@ __all__ = [
     "splice",
     "steer",
     "steer_model",
+    "steering_report",
     "trace",
 ]
 

@@ -67,7 +67,9 @@ def test_features_and_dashboard(trained_folder, tmp_path, monkeypatch):
     assert run("docs/feature_tables.md")["matrix"].shape == (20, names["sae"].config.n_features)
     run("docs/dashboard.md", collection=names["collection"], tokenizer=names["tokenizer"])
     assert "My features" in (tmp_path / "dashboard.html").read_text()
-    assert run("docs/steering.md")["written"].form == "model" and (tmp_path / "steered" / "README.md").is_file()
+    steering = run("docs/steering.md")
+    assert steering["written"].form == "model" and (tmp_path / "steered" / "README.md").is_file()
+    assert [effect.strength for effect in steering["report"].effects] == [0.0, 4.0, 8.0]
     names["collection"].save("runs/tiny")
     names = run("docs/scores.md")
     assert names["found"].one_start is None and names["scores"].tokens.concepts == ["number", "comment"]

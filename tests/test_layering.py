@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dashboard": MODEL | {"saved", "analysis", "diffing", "webpage"},
     "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
-    "steering": MODEL | {"saved", "analysis"},
+    "steering": MODEL | {"saved", "analysis", "webpage"},
     "scores": MODEL | {"analysis"},
     "cli": MODEL
     | RUN

@@ -1,0 +1,42 @@
+"""The page of a steering report: it says what the report says, and hostile text stays text."""
+
+from dataclasses import replace
+
+from hfsae.steering import (
+    SteeringReport,
+    StrengthEffect,
+    UsableLimits,
+    steering_plot,
+    usable_words,
+    write_steering_page,
+)
+from tests.dashboard.tiny import ATTACK, tokenizer
+
+EFFECTS = [
+    StrengthEffect(-1.0, 0.05, 12.0, 0.1, 0.0, "less"),
+    StrengthEffect(0.0, 0.1, 10.0, 0.0, 0.0, "plain"),
+    StrengthEffect(1.0, 0.2, 11.0, 0.2, 0.05, ATTACK),
+    StrengthEffect(9.0, 0.9, float("inf"), 9.0, 0.9, "much"),
+]
+REPORT = SteeringReport(17, 2.5, [1, 2], EFFECTS, UsableLimits(), 1234, 8, 40)
+
+
+def test_the_page_shows_figures_and_samples_as_text(tmp_path):
+    page = write_steering_page(REPORT, tmp_path / "p.html", tokenizer=tokenizer(), title=ATTACK, text="held out")
+    said = page.read_text()
+    assert "<script" not in said and "&lt;script&gt;" in said and "script-src" in said
+    assert "Usable: 1 and -1." in said and "1,234 predictions of held out" in said and "∞" in said
+    assert said.count('class="usable"') == 2 and "data:image/png;base64," in said
+
+
+def test_the_same_figures_are_the_same_picture_and_others_are_another(tmp_path):
+    other = replace(REPORT, effects=[*EFFECTS[:3], replace(EFFECTS[3], perplexity=80.0)])
+    for name, report in (("a", REPORT), ("b", REPORT), ("c", other)):
+        steering_plot(report, tmp_path / name)
+    first, same, changed = ((tmp_path / name).read_bytes() for name in "abc")
+    assert first == same != changed and first.startswith(b"\x89PNG")
+
+
+def test_words_for_ranges():
+    assert usable_words(REPORT) == "usable: 1 and -1"
+    assert usable_words(replace(REPORT, effects=EFFECTS[1:2])) == "no strength of the grid is usable"
