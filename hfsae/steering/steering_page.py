@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from hfsae.hub.markdown import figure as in_digits
 from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, save
 from hfsae.steering.strength_grid import SteeringReport, StrengthEffect
 from hfsae.storage import appearing_whole
-from hfsae.webpage import asset, policy, template
+from hfsae.webpage import asset, render_html
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,10 +72,10 @@ def write_steering_page(
     steering_plot(report, picture)
     texts = None if tokenizer is None else TokenTexts(tokenizer)
     style = asset("style.css") + asset("steering.css", "hfsae.steering")
-    source = files("hfsae.steering").joinpath("assets", "steering.html.jinja").read_text(encoding="utf-8")
-    page = template(source).render(
-        policy=policy(style, ""),
-        style=style,
+    page = render_html(
+        asset("steering.html", "hfsae.steering"),
+        style,
+        "",
         title=f"Feature {report.feature}" + (f" of {title}" if title else ""),
         tokens=[str(token) if texts is None else repr(texts([token])[0]) for token in report.token_ids],
         report=report,

@@ -24,7 +24,11 @@ REPORT = SteeringReport(17, 2.5, [1, 2], EFFECTS, UsableLimits(), 1234, 8, 40)
 def test_the_page_shows_figures_and_samples_as_text(tmp_path):
     page = write_steering_page(REPORT, tmp_path / "p.html", tokenizer=tokenizer(), title=ATTACK, text="held out")
     said = page.read_text()
-    assert "<script" not in said and "&lt;script&gt;" in said and "script-src" in said
+    assert (
+        said.count("<script") == said.count('<script type="module"></script>') == 1
+        and "&lt;script&gt;" in said
+        and "script-src" in said
+    )
     assert "Usable: 1 and -1." in said and "1,234 predictions of held out" in said and "∞" in said
     assert said.count('class="usable"') == 2 and "data:image/png;base64," in said
 
