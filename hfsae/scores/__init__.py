@@ -10,9 +10,10 @@ from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, 
 from hfsae.scores.document_sets import DocumentSet, LabelledDocument, labelled_dataset, make_set
 from hfsae.scores.matching import Matching, match_features
 from hfsae.scores.noise import ConfidenceInterval, Ranking, bootstrap, ranking
+from hfsae.scores.planted import Found, PlantedDictionary, find_planted
 from hfsae.scores.probing import Probe, Probing, probe_concepts
 from hfsae.scores.readings import LabelledRows
-from hfsae.scores.score import LabelledText, Scores, score
+from hfsae.scores.score import LabelledText, SAEScores, score
 
 __all__ = [
     "PYTHON_CONCEPTS",
@@ -20,19 +21,22 @@ __all__ = [
     "ConceptAbsorption",
     "DocumentSet",
     "FirstLetters",
+    "Found",
     "ConfidenceInterval",
     "LabelledDocument",
     "LabelledText",
     "Matching",
     "PatternLabels",
+    "PlantedDictionary",
     "Probe",
     "Probing",
     "Ranking",
     "LabelledRows",
-    "Scores",
+    "SAEScores",
     "TokenLabels",
     "absorption",
     "bootstrap",
+    "find_planted",
     "labelled_dataset",
     "make_set",
     "match_features",

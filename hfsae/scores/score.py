@@ -53,7 +53,7 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class Scores:
+class SAEScores:
     """The scores of an SAE; what was not asked for is empty or None.
 
     Attributes:
@@ -105,7 +105,7 @@ def score(
     n_draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
-) -> Scores:
+) -> SAEScores:
     """Scores the features of an SAE: how well they tell concepts, and what absorbs them.
 
     Args:
@@ -167,7 +167,7 @@ def score(
                 refused.append(f"first letters: {error}")
     if "documents" in kinds:
         found["documents"] = {one.name: _probed_documents(reader, one, options) for one in documents}
-    return Scores(**found, text=text.name, refused=tuple(refused))
+    return SAEScores(**found, text=text.name, refused=tuple(refused))
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

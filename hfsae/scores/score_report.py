@@ -7,12 +7,12 @@ from hfsae.scores.absorption import Absorption
 from hfsae.scores.noise import ConfidenceInterval, ranking
 from hfsae.scores.probing import KS, LINEAR, Probing
 from hfsae.scores.readings import COORDINATES, FEATURES, NEURONS
-from hfsae.scores.score import Scores
+from hfsae.scores.score import SAEScores
 
 _WIDTH = 24
 
 
-def score_lines(name: str, scores: Scores) -> Iterator[str]:
+def score_lines(name: str, scores: SAEScores) -> Iterator[str]:
     """The scores of one SAE.
 
     Args:
@@ -32,7 +32,7 @@ def score_lines(name: str, scores: Scores) -> Iterator[str]:
         yield f"not scored: {why}"
 
 
-def headline(scores: Scores) -> dict[str, ConfidenceInterval]:
+def headline(scores: SAEScores) -> dict[str, ConfidenceInterval]:
     """The one figure of each score by which SAEs are compared."""
     found: dict[str, ConfidenceInterval] = {}
     if scores.tokens is not None:
@@ -45,7 +45,7 @@ def headline(scores: Scores) -> dict[str, ConfidenceInterval]:
     return found
 
 
-def comparison_lines(scores: Mapping[str, Scores], architectures: Mapping[str, str]) -> Iterator[str]:
+def comparison_lines(scores: Mapping[str, SAEScores], architectures: Mapping[str, str]) -> Iterator[str]:
     """Each score of several SAEs side by side, and an order of architectures only where seeds differ less.
 
     Args:

@@ -15,7 +15,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import write_json
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
 from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
-from hfsae.scores.score import KINDS, LabelledText, Scores, check_kinds, score
+from hfsae.scores.score import KINDS, LabelledText, SAEScores, check_kinds, score
 from hfsae.scores.score_report import comparison_lines, headline, score_lines
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def score_saved(
     revision: str | None = None,
     allow_pickle: bool = False,
     **options: Any,
-) -> dict[str, Scores]:
+) -> dict[str, SAEScores]:
     """Scores SAEs one after another, tells the figures, and writes them where that is asked for.
 
     Args:
@@ -83,7 +83,7 @@ def score_saved(
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
     text = labelled_text(dataset, dataset_config, split, concepts, text_column)
     sets = document_sets(labelled, label_column, text_column) if "documents" in kinds else []
-    found: dict[str, Scores] = {}
+    found: dict[str, SAEScores] = {}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
             rename_base_model(sae.config, base_model)
