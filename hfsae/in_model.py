@@ -16,12 +16,11 @@ from hfsae.hooks import (
     SideBySide,
     inner_model,
     portable_name,
-    resolve_hook_point,
     resolve_hook_points,
-    width,
 )
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.side_by_side import below
+from hfsae.hooks.width import resolve_with_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -305,8 +304,8 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
     target = config.target_hook_point or config.hook_point
     points = []
     for name, size, field in ((config.hook_point, config.d_in, "d_in"), (target, config.d_out, "d_out")):
-        point = resolve_hook_point(model, name)
-        if (there := width(model, point)) != size:
+        point, there = resolve_with_width(model, name)
+        if there != size:
             raise ValueError(
                 f"the activations of {type(model).__name__} at {point} have {there} dimensions, but this SAE has "
                 f"{field}={size}: it belongs to {config.base_model or 'another model or hook point'}."

@@ -192,7 +192,8 @@ def trace_rows(
             influence = influence_on_logits(logits, rows[: len(order)], order, targets.weights.to(logits))
             influence[order] = -torch.inf
             wanted = min(_BATCHES_A_RANKING * batch_size, total - len(order))
-            pending = influence[: len(features)].topk(wanted).indices
+            # Layer by layer: a backward pass then goes through no more of the model than its targets have below them.
+            pending = influence[: len(features)].topk(wanted).indices.sort().values
         for part in pending.split(batch_size):
             rows[len(order) : len(order) + len(part)] = backward.into_features(part.to(features.source.device)).cpu()
             order = torch.cat([order, part])

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hfsae.circuits.edges import AllFeatures
     from hfsae.circuits.replacement import LocalReplacement
 
@@ -51,16 +53,20 @@ class Node:
         return f"logit {self.token}" + ("" if self.against is None else f" - {self.against}")
 
 
-def source_nodes(replacement: "LocalReplacement", features: "AllFeatures", texts: Sequence[str]) -> list[Node]:
-    """What makes everything in a prompt: all features, then errors place by place, then embeddings.
+def source_nodes(
+    replacement: "LocalReplacement", features: "AllFeatures", texts: Sequence[str], chosen: "Tensor | None" = None
+) -> list[Node]:
+    """What makes everything in a prompt: features, then errors place by place, then embeddings.
 
     Args:
         replacement: The model at the prompt.
         features: All its features.
         texts: The tokens' texts.
+        chosen: (n,) int64, which of the features; None takes all.
     """
     layers, sources = replacement.layers, [replacement.sources[name] for name in features.names]
-    columns = (features.source, features.positions, features.features, features.values)
+    whole = (features.source, features.positions, features.features, features.values)
+    columns = whole if chosen is None else [column.cpu()[chosen] for column in whole]
     nodes = [
         Node("feature", position, value, layers[sources[number].reads], sources[number].owner, feature)
         for number, position, feature, value in zip(*(column.tolist() for column in columns), strict=True)

@@ -150,8 +150,7 @@ def _nodes(
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> list[Node]:
     """The features that were traced, then errors place by place, embeddings and logits."""
-    columns = source_nodes(replacement, features, texts)
-    nodes = [columns[number] for number in rows.features.tolist()] + columns[len(features) :]
+    nodes = source_nodes(replacement, features, texts, rows.features)
     words = TokenTexts(tokenizer) if tokenizer is not None else (lambda tokens: [str(token) for token in tokens])
     values = (targets.vectors @ replacement.hidden + targets.constants).tolist()
     for token, against, value, weight in zip(

@@ -48,13 +48,19 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
         >>> str(resolve_hook_point(gpt2, "blocks.8.hook_resid_pre"))
         'transformer.h.8.input'
     """
-    points = expand_hook_points(model, name).places
+    return resolve_with_layout(model, name)[0]
+
+
+def resolve_with_layout(model: nn.Module, name: str | HookPoint) -> tuple[HookPoint, DecoderLayout | None]:
+    """The same, with the model's layout, which is found on the way; None where it has none."""
+    found = expand_hook_points(model, name)
+    points, layout = found.places, found.layout
     if len(points) > 1 or _names_several(str(name)):
         raise HookPointError(
             f"{str(name)!r} can name several places, where one is expected: name one layer, such as 'resid_post.3'; "
             "resolve_hook_points finds all of them."
         )
-    return next(iter(points.values()))
+    return next(iter(points.values())), layout
 
 
 def resolve_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> list[HookPoint]:

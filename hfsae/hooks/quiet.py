@@ -14,8 +14,10 @@ _this_thread = threading.local()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts a model into evaluation mode and every one of its modules back into its own afterwards."""
     modes = {module: module.training for module in model.modules()}
+    if any(modes.values()):
+        model.eval()
     try:
-        yield model.eval() and None
+        yield
     finally:
         for module, training in modes.items():
             module.training = training

@@ -8,7 +8,7 @@ from hfsae.hooks.capture import capture
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.limits import refuse_without_ids, takes_token_ids
-from hfsae.hooks.names import resolve_hook_point
+from hfsae.hooks.names import resolve_with_layout
 from hfsae.hooks.points import HookPoint
 from hfsae.hooks.probe import seen_at
 from hfsae.hooks.side_by_side import SideBySide
@@ -36,7 +36,16 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
         >>> width(gpt2, "mlp_act.3")
         3072
     """
-    point = resolve_hook_point(model, hook_point)
+    return resolve_with_width(model, hook_point)[1]
+
+
+def resolve_with_width(model: nn.Module, hook_point: str | HookPoint) -> tuple[HookPoint, int]:
+    """One place in a model, and the size of the activation there, as `width` gives it."""
+    point, layout = resolve_with_layout(model, hook_point)
+    return point, _width_at(model, point, layout)
+
+
+def _width_at(model: nn.Module, point: HookPoint, layout: DecoderLayout | None) -> int:
     if isinstance(model, SideBySide):
         return width(model.models[model.part_of(point)], model.own(point))
     match model.get_submodule(point.path), point.side:
@@ -50,7 +59,6 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
             return size
         case nn.Embedding(embedding_dim=size), "output":
             return size
-    layout = DecoderLayout.find(model)
     if layout is not None and layout.roles(point) & _STREAM_WIDE and layout.has_plain_stream(point):
         return layout.config.hidden_size
     if not takes_token_ids(model) and layout is not None and layout.roles(point) & _AROUND_A_BLOCK:
