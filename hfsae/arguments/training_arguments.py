@@ -205,6 +205,9 @@ class SAETrainingArguments:
     max_grad_norm: float = OPTIMISATION(
         1.0, "Norm each SAE's gradient is clipped to; 0 switches clipping off.", NOT_NEGATIVE, per_sae=True
     )
+    kl_tokens: float = OPTIMISATION(
+        0, "Tokens (or, up to 1, a share of the run) at its end that also keep the model's predictions.", NOT_NEGATIVE
+    )
     sae_placement: Literal["replicate", "spread", "shard"] = OPTIMISATION(
         "replicate",
         "Of several processes: 'replicate' has every SAE in each and averages gradients, 'spread' gives each process "
@@ -250,9 +253,7 @@ class SAETrainingArguments:
     disable_tqdm: bool = SAVING(False, "Whether to show no progress bar.", on_card=False)
 
     push_to_hub: bool = PUBLISHING(False, "Whether the SAEs are pushed to the Hub.")
-    hub_model_id: str | None = PUBLISHING(
-        None, "Repository to push to; None: the output folder's name in your account."
-    )
+    hub_model_id: str | None = PUBLISHING(None, "Repository to push to; None: in your account, named as output_dir.")
     hub_strategy: Literal["end", "every_save", "checkpoint"] = PUBLISHING(
         "end", "When to push: after the last step, at every checkpoint too, or that with all a run is resumed from."
     )
@@ -274,13 +275,11 @@ class SAETrainingArguments:
             value, choices = getattr(self, option.name), get_args(option.type)
             if get_origin(option.type) is Literal and value not in choices:
                 raise ValueError(f"{option.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-        if not isinstance(self.architecture_options, dict):
-            raise ValueError(f"architecture_options must be names with values, got {self.architecture_options!r}.")
-        if not isinstance(self.model_kwargs, dict):
-            raise ValueError(f"model_kwargs must be names with values, got {self.model_kwargs!r}.")
+        for name in ("architecture_options", "model_kwargs"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(f"{name} must be names with values, got {value!r}.")
         self.model_kwargs = checked(self.model_kwargs)
-        rate = self.learning_rate
-        if rate != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        if (rate := self.learning_rate) != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
             raise ValueError(f"learning_rate must be 'auto' or a positive number, got {rate!r}.")
 
     def _check_ranges(self) -> None:
@@ -301,6 +300,8 @@ class SAETrainingArguments:
                 f"training_tokens={self.training_tokens} is less than one step of "
                 f"{self.train_batch_tokens} tokens × {self.gradient_accumulation_steps}."
             )
+        if self.kl_tokens > self.training_tokens:
+            raise ValueError(f"kl_tokens={self.kl_tokens} is more than training_tokens={self.training_tokens}.")
         if self.hub_model_id is not None:
             from huggingface_hub.utils import validate_repo_id  # it takes a while to load, and help is to be quick
 

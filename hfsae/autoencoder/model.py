@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfsae.autoencoder.input_transform import taken_apart
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
-from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.outputs import Downstream, SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.parameters import Parameters
 from hfsae.autoencoder.strategies import WHOLE, Partition
 from hfsae.functional import (
@@ -254,6 +254,8 @@ class SparseAutoencoder(Parameters):
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
             losses["auxk"] = self.auxk(step)
+        if state.downstream is not None:
+            losses["kl"] = self._downstream(step, activations, state.downstream)
         features = SparseFeatures(pattern, values.detach(), activations.shape[:-1])
         written = step.reconstruction.detach().reshape(*activations.shape[:-1], self.config.d_out)
         firing = pattern.tokens_firing(values)
@@ -261,6 +263,7 @@ class SparseAutoencoder(Parameters):
             tokens_firing=firing,
             l0=firing.sum() / max(pattern.n_tokens, 1),
             variance=step.variance,
+            kl_nats=None if state.downstream is None else state.downstream.kl,
             **self.training_statistics(step),
         )
         total = reduce(torch.add, [at_least_float32(term) for term in losses.values()])
@@ -271,6 +274,26 @@ class SparseAutoencoder(Parameters):
             features=features,
             statistics=statistics,
         )
+
+    def _downstream(self, step: TrainingStep, activations: Tensor, behind: Downstream) -> Tensor:
+        """A term of the loss that lies in the language model: its value, and its gradient by the chain rule."""
+        if behind.activations is None:
+            made = self._unscaled(step.reconstruction, activations.reshape(-1, self.config.d_in))
+        else:
+            made = self.training_reconstruction(behind.activations, step.state.progress)
+        return behind.loss + (behind.gradient * (made - made.detach())).sum()
+
+    def training_reconstruction(self, activations: Tensor, progress: float = 1.0) -> Tensor:
+        """What training makes of activations (N, d_in), in the language model's scale, by the training rule.
+
+        Args:
+            activations: (N, d_in). Gradients reach them.
+            progress: How much of the run is done.
+
+        Returns:
+            (N, d_out).
+        """
+        return self._unscaled(self._reconstruct(self.scaled(activations), progress, "auto", WHOLE)[0], activations)
 
     def _reconstruct(
         self, x: Tensor, progress: float, path: Path, partition: Partition

@@ -12,6 +12,23 @@ from hfsae.functional.encode import Path
 
 
 @dataclass
+class Downstream:
+    """What a language model makes of an SAE's reconstruction: a term of the loss, known by its gradient.
+
+    Args:
+        loss: () the weighted term.
+        gradient: (N, d_out) of the term with respect to the reconstruction, in the language model's own scale.
+        kl: () nats a token by which the model's predictions have changed.
+        activations: (N, d_in) what the SAE read for it; None where that is the batch itself.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    kl: Tensor
+    activations: Tensor | None = None
+
+
+@dataclass
 class StepState:
     """What the trainer tells an SAE about the step it is in; never stored on the module.
 
@@ -26,6 +43,7 @@ class StepState:
         world_size: Number of processes whose batches make up this step.
         partition: Where the features lie.
         path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
+        downstream: A term of the loss that lies behind the SAE, in the language model; None for none.
     """
 
     step: int = 0
@@ -38,6 +56,7 @@ class StepState:
     world_size: int = 1
     partition: Partition = WHOLE
     path: Path = "auto"
+    downstream: Downstream | None = None
 
 
 @dataclass
@@ -52,6 +71,7 @@ class StepStatistics:
         smallest_kept: () the smallest activation that a batch-wide selection kept, where there is one.
         squared_error: () mean over tokens of the reconstruction's squared error, in scaled space, where the loss has
             no term `mse` that says it.
+        kl_nats: () nats a token by which the language model's predictions change, where that was looked at.
     """
 
     tokens_firing: Tensor
@@ -59,6 +79,7 @@ class StepStatistics:
     variance: Tensor
     smallest_kept: Tensor | None = None
     squared_error: Tensor | None = None
+    kl_nats: Tensor | None = None
 
 
 @dataclass

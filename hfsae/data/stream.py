@@ -165,6 +165,10 @@ class ActivationStream:
         self._begin_window(state["window"], state["first_row"])
         self._batch = state["batch"]
 
+    def source_state(self) -> dict[str, Any]:
+        """Where the source stands, behind every chunk that was read of it."""
+        return self._source.state_dict()
+
     def close(self) -> None:
         """Closes the source."""
         self._source.close()

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.narrow import NarrowWeights
+from hfsae.estimate.kl_needs import kl_needs
 from hfsae.estimate.machine import Machine, Work
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
 from hfsae.hooks import HookPoint, SideBySide, inner_model
@@ -29,6 +30,7 @@ from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
 from hfsae.inputs.compared_models import compares, models_of
+from hfsae.kl_finish.finish import refuse_kl_finish
 from hfsae.language_model import Origin, origin_config
 from hfsae.model_classes import without_weights
 from hfsae.modeling import SAE
@@ -52,6 +54,8 @@ _MODEL_EFFICIENCY, _STEP_EFFICIENCY = 0.5, 0.8
 _BLOCK_SECONDS, _STEP_SECONDS = 5e-4, 3e-3
 # Tokens a second that a thread makes of text, at most.
 _TOKENISED = 1e6
+# A step of the KL finish makes every reconstruction twice: once before its gradient is known.
+_KL_STEP = 1.4
 # How often a step reads or writes weights, gradients and moments: products, clipping, Adam.
 _PASSES_OVER_STATE = 3
 # How often a row is written or read on its way: into the window, out of it and into float32, by the step.
@@ -91,6 +95,7 @@ class Estimate:
         training_tokens: Tokens trained on, over all processes.
         steps: Optimiser steps, times the batches of each.
         reading: What the tokens of a batch take of a process until the SAEs have them.
+        kl: How many batches the KL finish has, and what those take instead; None for no finish.
         placement: How the processes share the SAEs.
     """
 
@@ -104,6 +109,7 @@ class Estimate:
     steps: float
     reading: Work
     placement: Placement
+    kl: tuple[float, Work] | None = None
 
     @property
     def held_together(self) -> list[SAENeeds]:
@@ -130,7 +136,14 @@ class Estimate:
             machine: What each process has.
         """
         batch = sum((needs.step for needs in self.held_together), self.reading)
-        return self.steps * batch.seconds(machine)
+        finish = self.kl[0] if self.kl is not None else 0
+        return (self.steps - finish) * batch.seconds(machine) + self.kl_seconds(machine)
+
+    def kl_seconds(self, machine: Machine) -> float:
+        """The same of the KL finish alone."""
+        if self.kl is None:
+            return 0.0
+        return self.kl[0] * sum((needs.step * _KL_STEP for needs in self.held_together), self.kl[1]).seconds(machine)
 
     def groups(self, memory_bytes: int) -> list[list[str]]:
         """The SAEs in groups, in their order, each of which fits into a memory beside all else.
@@ -186,6 +199,8 @@ class Estimate:
             "tokens/s, a guess": f"{rate:,.0f}",
             "hours, a guess": f"{seconds / 3600:,.2f} for {self.training_tokens:,} tokens",
         }
+        if self.kl is not None:
+            rows["of them KL finish"] = f"{self.kl_seconds(machine) / 3600:,.2f} for {self.kl[0]:,.0f} batches"
         return "\n".join(f"{title:<18} {value}" for title, value in rows.items())
 
     def _verdict(self, memory_bytes: int) -> str:
@@ -230,6 +245,7 @@ def estimate(
         >>> estimate(args).saes[""].parameters
         526464
     """
+    refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
     skeleton = _skeleton(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
@@ -266,6 +282,8 @@ def estimate(
     read = tokens * sum(widths.values())
     workspace = (tokens * config.hidden_size * _STREAMS_IN_A_BLOCK + read) * itemsize
     blocks, flops = _model_work(skeleton, read_at, args.context_length)
+    points = {f"{name} {i}": one for name, of_sae in found.items() for i, one in enumerate(of_sae)}
+    kl = kl_needs(args, skeleton, points, processes)
     narrow = streams.runs_in_bfloat16(args, skeleton, torch.device(device_type))
     copied = 0
     if narrow and device_type == "cpu" and skeleton.dtype == torch.float32:
@@ -278,9 +296,10 @@ def estimate(
     return Estimate(
         model_parameters=parameters,
         model_bytes=parameters * itemsize + copied,
-        model_workspace_bytes=workspace,
+        model_workspace_bytes=workspace * (1 if kl is None else max(1, kl.kept_blocks)),
         model_flops_per_token=flops,
         reading=rows + one_pass * (batch / tokens),
+        kl=None if kl is None else (kl.batches, kl.of_batch(one_pass * (batch / tokens), flops)),
         **common,
     )
 

@@ -52,6 +52,8 @@ class SplicedModel:
 
     Attributes:
         vocabulary: Number of logits a position has.
+        memory: What `read` keeps for `write` of the batch that was read last. Whoever reads several batches before
+            the first `write` keeps each one's, and puts it back.
         shortcuts: Whether the model stands them.
     """
 
@@ -69,7 +71,7 @@ class SplicedModel:
         self.vocabulary: int = model.config.get_text_config().vocab_size
         accepted = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
-        self._memory: dict[nn.Module, Any] = {}
+        self.memory: dict[nn.Module, Any] = {}
         self._decoder_output: type = tuple
         self._longest = inputs["input_ids"].shape[1]
         self.shortcuts = False
@@ -92,7 +94,7 @@ class SplicedModel:
         below = self._below[place] if self.shortcuts else []
         with ExitStack() as stack:
             if below:
-                remembered = self._memory[below[-1]]
+                remembered = self.memory[below[-1]]
                 # A copy each time, because some models write into what their blocks return.
                 stack.enter_context(_answering(below, lambda: copy.deepcopy(remembered)))
             passes = stack.enter_context(self._sites.passes())
@@ -118,19 +120,20 @@ class SplicedModel:
         return None if self.shortcuts else max(1, _LOGIT_BYTES // (4 * length * self.vocabulary * runs))
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The final state of a batch, with whatever hooks the caller has hung on the model."""
+        """The final state of a batch, with whatever hooks the caller has hung on the model; differentiable."""
         with fused_gelu(self._model):
             if not self.shortcuts:
                 return self._model(**inputs, **self._options).logits
-            with capture(self._model, self._end_site) as end:
+            with capture(self._model, self._end_site, detach=not torch.is_grad_enabled()) as end:
                 return end.run(**inputs)[self._end]
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
         """Keeps what the last of the blocks below each place returns."""
+        self.memory = {}
 
         def remember(block: nn.Module, _: Any, output: Any) -> None:
-            self._memory[block] = copy.deepcopy(output)
+            self.memory[block] = copy.deepcopy(output)
 
         with ExitStack() as hooks:
             for below in self._below.values() if self.shortcuts else ():

@@ -151,7 +151,7 @@ def _measure(
     places, batches = prepared.places, prepared.batches
     sources, targets = ([pair[side] for pair in places.values()] for side in (0, 1))
     spliced = SplicedModel(model, sources, targets, model_inputs(model, batches[0]))
-    replaced = _Replaced(model, places)
+    replaced = Replaced(model, places)
     sums: Sums = {}
     total = sum(int(batch.keep.sum()) for batch in batches)
     with token_bar("evaluating all at once", total, disable=disable_tqdm) as bar:
@@ -167,7 +167,7 @@ def _measure(
 def _sums_of(
     saes: Mapping[str, SparseAutoencoder],
     spliced: SplicedModel,
-    replaced: "_Replaced",
+    replaced: "Replaced",
     batch: TokenBatch,
     means: Mapping[HookPoint, Tensor],
     predictions: Predictions,
@@ -226,7 +226,7 @@ def _sums_of(
     }
 
 
-class _Replaced:
+class Replaced:
     """A model whose activations at several places are rewritten on the way, each from what is read there and then.
 
     Args:

@@ -209,15 +209,17 @@ def window_tokens(args: SAETrainingArguments, processes: int) -> int:
     return default_window_tokens(args.training_tokens // processes, args.train_batch_tokens)
 
 
-def make_stream(args: SAETrainingArguments, source: RowSource, accelerator: Accelerator) -> ActivationStream:
-    """The shuffled stream of a run over any source."""
+def make_stream(
+    args: SAETrainingArguments, source: RowSource, accelerator: Accelerator, batches: int | None = None
+) -> ActivationStream:
+    """The shuffled stream of a run over any source, of so many batches; None for all of the run."""
     processes = accelerator.num_processes
     window = window_tokens(args, processes)
     return ActivationStream(
         source,
         batch_tokens=args.train_batch_tokens,
         window_tokens=window or args.train_batch_tokens,
-        total_batches=total_batches(args, processes),
+        total_batches=total_batches(args, processes) if batches is None else batches,
         seed=args.seed,
         rank=accelerator.process_index,
         dtype=getattr(torch, args.activation_dtype),
@@ -261,6 +263,10 @@ class PeekableStream:
         """Goes to where `state_dict` was called."""
         self._seen.clear()
         self._stream.load_state_dict(state)
+
+    def source_state(self) -> dict[str, Any]:
+        """Where the source stands, behind everything that was read of it."""
+        return self._stream.source_state()
 
     def close(self) -> None:
         """Closes the stream."""

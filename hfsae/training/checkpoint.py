@@ -219,6 +219,23 @@ def checkpoint_to_resume(
     return checkpoint
 
 
+def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
+    """The seed of the order of text: the run's, or another one where other processes share the text out.
+
+    What was read before cannot be told apart from what was not then. In another order, what comes next is a sample of
+    the text like any other.
+
+    Args:
+        stored: The `run.json` of the checkpoint that is resumed; None for a new run.
+        args: The run's arguments.
+        processes: Number of processes now.
+    """
+    if stored is None:
+        return args.seed
+    before = stored.get("text_seed", args.seed)
+    return before if stored["processes"] == processes else before + 1
+
+
 def resume_hint(output_dir: Path) -> str:
     """What the user can go on from, as a sentence for the end of an error."""
     newest = last_checkpoint(output_dir)

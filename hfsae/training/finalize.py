@@ -26,7 +26,7 @@ from hfsae.failures import warn_on_failure
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.hub.html_report import ShownFeature, write_report
 from hfsae.hub.listing import entry_from, write_listing_beside
-from hfsae.in_model import names_of
+from hfsae.in_model import are_set, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, move_base_model
 from hfsae.inputs.text_splits import Texts
@@ -281,12 +281,6 @@ def describe_trained(sae: SAE, folder: Path) -> None:
         write_card(folder, sae, pictures=False)
 
 
-def is_set(run: TrainingRun) -> bool:
-    """Whether a run's SAEs are a set: several transcoders, each of which writes at a place of its own."""
-    targets = [points.writes for points in run.hook_points.values()]
-    return len(targets) > 1 and None not in targets and len(set(targets)) == len(targets)
-
-
 def finish_set(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Tensor]) -> dict[str, Any] | None:
     """Measures the model with all transcoders of a run in place, and writes the record and the card of the set.
 
@@ -299,7 +293,7 @@ def finish_set(run: TrainingRun, saes: dict[str, SAE], calibration: dict[str, Te
         The figures, the same on all processes that measured. None where the run's SAEs are no set, or evaluation is
         off, has failed, or there is no text.
     """
-    if not is_set(run):
+    if not are_set(run.hook_points.values()):
         return None
     folder, figures = Path(run.args.output_dir), None
     by_hand = f"measure by hand: hfsae eval {quote(str(folder))}"

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.autoencoder.outputs import SAEOutput, StepState, StepStatistics
+from hfsae.autoencoder.outputs import Downstream, SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import RecordedStep
 from hfsae.modeling import SAE
@@ -109,7 +109,15 @@ class Learner:
         Returns:
             The loss, (), on the SAE's device, until the next step.
         """
-        rows = [tensor.to(self._device, non_blocking=True) for tensor in (*batches, *targets)]
+        rows = self.on_device(batches, targets)
+        return self.update(rows, self.begin(rows, step))
+
+    def on_device(self, batches: Sequence[Tensor], targets: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The rows of a step's batches where the SAE lies, and behind them the targets."""
+        return [tensor.to(self._device, non_blocking=True) for tensor in (*batches, *targets)]
+
+    def begin(self, rows: list[Tensor], step: int) -> StepState:
+        """The step as the SAE sees it, once dead features are revived where it is their time."""
         if step in self.plan.resample_steps:
             self._resample(rows[0], step)
         self.sae.train()
@@ -117,7 +125,7 @@ class Learner:
         self._refresh_dead(step)
         if self.plan.revival == "repoint":
             self._repoint(rows, step)
-        state = StepState(
+        return StepState(
             step=step,
             progress=step / self.plan.total_steps,
             sparsity_coefficient=self.coefficient.at(step),
@@ -127,8 +135,12 @@ class Learner:
             target_l0=self.plan.target_l0,
             world_size=self._placement.averaged,
         )
-        done = self._replayed(rows, state) if self._can_replay else self._update(rows, state)
-        self.coefficient.observe(done.l0, step)
+
+    def update(self, rows: list[Tensor], state: StepState, behind: Sequence[Downstream] = ()) -> Tensor:
+        """The rest of a step, with a term of the loss for each batch that lies in the language model, or none."""
+        replays = self._can_replay and not behind
+        done = self._replayed(rows, state) if replays else self._update(rows, state, behind)
+        self.coefficient.observe(done.l0, state.step)
         self.firing.count(done.tokens_firing, self.plan.tokens_per_step)
         self._sums.add(done.names, done.figures)
         return done.figures[0]
@@ -149,11 +161,12 @@ class Learner:
 
         return self._replay(update, [*rows, state.dead], key=state.n_dead)
 
-    def _update(self, rows: list[Tensor], state: StepState) -> "_StepResult":
+    def _update(self, rows: list[Tensor], state: StepState, behind: Sequence[Downstream] = ()) -> "_StepResult":
         """What a step does on its device, with the activations of every batch and, behind them, the targets."""
         count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
         pairs = zip_longest(rows[:count], rows[count:])
-        outputs = [self._forward_backward(x, target, state, i, count) for i, (x, target) in enumerate(pairs)]
+        states = [replace(state, downstream=one) for one in behind] or [state] * count
+        outputs = [self._forward_backward(x, target, states[i], i, count) for i, (x, target) in enumerate(pairs)]
         unit_rows = self.sae.decoder_weights if self.sae.unit_decoder_rows else []
         for decoder_rows in unit_rows:
             remove_parallel_gradient(decoder_rows)
@@ -336,6 +349,7 @@ def _done(outputs: list[SAEOutput], statistics: StepStatistics) -> _StepResult:
             "l0": statistics.l0,
             "error": output.losses["mse"] if error is None else error,
             "variance": output.statistics.variance,
+            **({} if output.statistics.kl_nats is None else {"kl_nats": output.statistics.kl_nats}),
         }
         # One tensor for all of them: on a GPU each by itself would be a launch of its own.
         rows.append(torch.stack([figure.to(output.loss.dtype) for figure in figures.values()]).double() / len(outputs))

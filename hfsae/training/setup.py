@@ -24,6 +24,8 @@ from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.evaluation_text import rehearse_evaluation
 from hfsae.inputs.text_splits import Texts
+from hfsae.kl_finish.finish import KLFinish, refuse_kl_finish
+from hfsae.kl_finish.run_stream import RunStream
 from hfsae.language_model import record, record_sources
 from hfsae.modeling import SAE
 from hfsae.parallel.exchange import from_all
@@ -50,7 +52,7 @@ class TrainingRun:
         texts: Its disjoint parts of text; None where they are not needed.
         held_out: Rows (N, d_in) by hook point that are not trained on, of the user's activations or of a cache. Empty
             where the language model will read them from the text.
-        stream: Batches of activations by hook point.
+        stream: Batches of activations by hook point, step by step.
         text_seed: Seed of the order of text.
         hook_points: Where each SAE reads and writes, by name, of all processes.
         arguments: The arguments of each SAE by name: those of the run, but for what is its own.
@@ -64,7 +66,7 @@ class TrainingRun:
     base: BaseModel | None
     texts: Texts | None
     held_out: dict[str, Tensor]
-    stream: streams.PeekableStream
+    stream: RunStream
     text_seed: int
     hook_points: dict[str, SAEHookPoints]
     arguments: dict[str, SAETrainingArguments]
@@ -111,7 +113,7 @@ class TrainingRun:
             ValueError: If there are no more.
         """
         try:
-            batches = [next(self.stream) for _ in range(self.args.gradient_accumulation_steps)]
+            batches = self.stream.of_step(step)
         except NonFiniteActivationsError as error:
             hint = resume_hint(Path(self.args.output_dir))
             raise NonFiniteActivationsError(f"step {step}: {error}. {hint}") from error
@@ -124,12 +126,36 @@ class TrainingRun:
             ) from None
         return [self._step_rows(batch) for batch in batches]
 
-    def batches_of(self, rows: Tensor | Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def step(self, batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+        """One optimiser step of every SAE of this process.
+
+        Args:
+            batches: What `next_batches` gave for this step.
+            step: Steps taken before.
+
+        Returns:
+            The losses before the step by name, each ().
+        """
+        rows = {}
+        for name, points in ((name, self.hook_points[name]) for name in self.learners):
+            targets = [target for batch in batches if (target := points.target_rows(batch)) is not None]
+            rows[name] = [points.rows(batch) for batch in batches], targets
+        if (finish := self.stream.finish_at(step)) is None:
+            return {name: one.step(rows[name][0], step, rows[name][1]) for name, one in self.learners.items()}
+        there = {name: one.on_device(*rows[name]) for name, one in self.learners.items()}
+        states = {name: one.begin(there[name], step) for name, one in self.learners.items()}
+        terms = finish.terms(self.saes, states)
+        return {name: one.update(there[name], states[name], terms[name]) for name, one in self.learners.items()}
+
+    def batches_of(self, rows: Tensor | Mapping[str, Tensor], step: int) -> list[dict[str, Tensor]]:
         """The user's own rows of a step, this process's share, as `next_batches` gives those of the run.
 
         Raises:
-            ValueError: If rows of a hook point are missing, are not as many as a step has, or are not finite.
+            ValueError: If rows of a hook point are missing, are not as many as a step has, or are not finite; in the
+                KL finish, which needs whole sequences.
         """
+        if self.stream.finish_at(step) is not None:
+            raise ValueError(f"step {step} belongs to the KL finish, which reads whole sequences: give no batch.")
         names, count = names_of(self.hook_points.values()), self.args.gradient_accumulation_steps
         given = {names[0]: rows} if isinstance(rows, Tensor) and len(names) == 1 else rows
         wanted = self.args.train_batch_tokens * count
@@ -199,11 +225,15 @@ def prepare_run(
     if inputs.by_name:
         placement.refuse_too_few(len(inputs.by_name))
     loaded = with_published(inputs, args)
+    refuse_kl_finish(args, accelerator.num_processes, own_activations=inputs.activations is not None)
     text_seed = args.seed if text_seed is None else text_seed
     opened = open_inputs(replace(args, seed=text_seed), loaded, accelerator)
     args = replace(opened.args, seed=args.seed)
     arguments = {name: inputs.arguments_of(name, args) for name in opened.hook_points}
-    stream = streams.PeekableStream(streams.make_stream(replace(args, seed=text_seed), opened.source, accelerator))
+    reading = replace(args, seed=text_seed)
+    finish = _kl_finish(reading, opened, accelerator, placement)
+    shuffled = streams.make_stream(reading, opened.source, accelerator, finish and _batches_before(finish, args))
+    stream = RunStream(streams.PeekableStream(shuffled), finish, args.gradient_accumulation_steps)
     given = {name: fitting_sae(arguments[name], loaded, name, opened) for name in opened.hook_points}
     skeletons = {name: _skeleton(config_of(item)) for name, item in given.items()}
     parameters = {name: sum(p.numel() for p in skeleton.parameters()) for name, skeleton in skeletons.items()}
@@ -238,6 +268,28 @@ def prepare_run(
         owners=owners,
         learners={name: Learner(name, sae, arguments[name], accelerator) for name, sae in saes.items()},
     )
+
+
+def _kl_finish(
+    args: SAETrainingArguments, opened: RunInputs, accelerator: Accelerator, placement: Placement
+) -> KLFinish | None:
+    """The last steps of a run that look at the model's predictions, tried out; None where it has none."""
+    if not args.kl_tokens:
+        return None
+    assert opened.base is not None and opened.texts is not None
+    finish = KLFinish(
+        *(args, opened.base, streams.training_blocks(args, opened.texts.train, opened.base, accelerator)),
+        *(opened.hook_points, (accelerator.process_index, accelerator.num_processes)),
+        mean=lambda tensor: placement.reduce(tensor, "mean"),
+    )
+    finish.rehearse(opened.source.widths, says=accelerator.is_main_process)
+    return finish
+
+
+def _batches_before(finish: KLFinish, args: SAETrainingArguments) -> int:
+    """Batches of shuffled activations; where there are none, those that fresh SAEs start from."""
+    count = finish.first_step * args.gradient_accumulation_steps
+    return count or -(-args.init_tokens // args.train_batch_tokens)
 
 
 def _skeleton(config: SAEConfig) -> SAE:
@@ -276,7 +328,7 @@ def _initialise(
     saes: dict[str, SAE],
     arguments: Mapping[str, SAETrainingArguments],
     opened: RunInputs,
-    stream: streams.PeekableStream,
+    stream: RunStream,
     placement: Placement,
 ) -> None:
     """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too."""
@@ -299,23 +351,6 @@ def _initialise(
             if opened.hook_points[name] == points:
                 own = arguments[name]
                 initialise(sae, rows, own.decoder_center, *target, active=active_at_start(own, sae))
-
-
-def text_seed_of(stored: dict[str, Any] | None, args: SAETrainingArguments, processes: int) -> int:
-    """The seed of the order of text: the run's, or another one where other processes share the text out.
-
-    What was read before cannot be told apart from what was not then. In another order, what comes next is a sample of
-    the text like any other.
-
-    Args:
-        stored: The `run.json` of the checkpoint that is resumed; None for a new run.
-        args: The run's arguments.
-        processes: Number of processes now.
-    """
-    if stored is None:
-        return args.seed
-    before = stored.get("text_seed", args.seed)
-    return before if stored["processes"] == processes else before + 1
 
 
 def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
@@ -351,8 +386,7 @@ def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
     for learner in run.learners.values():
         load_learner(checkpoint, learner, ratio)
     if stored["processes"] == processes:
-        place = checkpoint / f"stream-rank-{run.accelerator.process_index}.json"
-        run.stream.load_state_dict(read_json(place))
+        run.stream.load_state_dict(read_json(checkpoint / f"stream-rank-{run.accelerator.process_index}.json"))
     else:
         stored["step"] = round(stored["step"] * ratio)
         for entry in stored["log_history"]:

@@ -39,11 +39,12 @@ from hfsae.training.checkpoint import (
     read_run,
     resume_hint,
     save_checkpoint,
+    text_seed_of,
 )
 from hfsae.training.finalize import evaluate_now, finalize, save_now
 from hfsae.training.output import TrainOutput
 from hfsae.training.schedule import logging_steps_of
-from hfsae.training.setup import TrainingRun, prepare_run, resume, text_seed_of
+from hfsae.training.setup import TrainingRun, prepare_run, resume
 from hfsae.training.training_record import flat_log, run_record
 from hfsae.training.user_inputs import TWO_SOURCES, SAEInput, UserInputs
 
@@ -237,7 +238,8 @@ class SAETrainer:
         if self.state.global_step >= self.state.max_steps:
             raise ValueError(f"all {self.state.max_steps} steps of the run are taken: raise training_tokens.")
         begun = time.perf_counter()
-        batches = run.next_batches(self.state.global_step) if batch is None else run.batches_of(batch)
+        step = self.state.global_step
+        batches = run.next_batches(step) if batch is None else run.batches_of(batch, step)
         losses = {name: loss.item() for name, loss in self._step(run, batches).items()}
         self._seconds += time.perf_counter() - begun
         run.refuse_non_finite(self.state.global_step)
@@ -337,12 +339,8 @@ class SAETrainer:
     # -- in the loop --------------------------------------------------------------------------------------------------
     def _step(self, run: TrainingRun, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One optimiser step of every SAE; returns the losses."""
-        step, losses = self.state.global_step, {}
-        for name, learner in run.learners.items():
-            points = run.hook_points[name]
-            targets = [rows for batch in batches if (rows := points.target_rows(batch)) is not None]
-            losses[name] = learner.step([points.rows(batch) for batch in batches], step, targets)
-        self.state.global_step = step + 1
+        losses = run.step(batches, self.state.global_step)
+        self.state.global_step += 1
         if run.accelerator.device.type == "cpu":  # elsewhere the question waits for the device: asked when logging
             run.refuse_non_finite(self.state.global_step)
         return losses

@@ -30,11 +30,11 @@ def prepare(folder, *, resuming=False, saes=None, model=None, **options):
 def test_a_fresh_sae_starts_from_the_first_tokens_which_are_trained_on_all_the_same(tmp_path, architecture):
     run = prepare(tmp_path, architecture=architecture, init_tokens=3 * BATCH)
     sae, (place,) = run.learners[""].sae, run.hook_points[""].names
-    batches = [next(run.stream)[place] for _ in range(3)]
+    batches = [run.next_batches(step)[0][place] for step in range(3)]
     first = torch.cat(batches)
     assert sae.input_scale.item() == pytest.approx(16**0.5 / first.norm(dim=1).mean().item(), rel=1e-5)
     again = prepare(tmp_path, architecture=architecture, resuming=True)
-    assert torch.equal(next(again.stream)[place], batches[0])
+    assert torch.equal(again.next_batches(0)[0][place], batches[0])
     assert again.learners[""].sae.input_scale == 1  # a checkpoint will say what it is
 
 

@@ -11,8 +11,8 @@ from hfsae.arguments.config_file import read_config
 from hfsae.data import TokenBlocks
 from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
+from hfsae.in_model import are_set
 from hfsae.sweeps.sweep import Sweep
-from hfsae.training.finalize import is_set
 from tests.data.tiny import language_model, pythia_like
 from tests.quick import mostly_slow
 from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
@@ -104,7 +104,7 @@ def test_alone_or_in_company_a_transcoder_ends_the_same(tmp_path, folder):
 def test_only_transcoders_with_targets_of_their_own_are_a_set(tmp_path):
     for number, places in enumerate(({"hook_point": "resid_post.*"}, {**SET, "target_hook_point": "mlp_out.2"})):
         run = trainer(tmp_path / str(number), steps=2, eval_tokens=100, **places)
-        assert run.train().together is None and not is_set(run._run)
+        assert run.train().together is None and not are_set(run._run.hook_points.values())
         assert not (tmp_path / str(number) / SET_FILE).exists()
 
 

@@ -20,6 +20,7 @@ from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.parallel import process_watch
 from hfsae.training.output import TrainOutput
+from tests.data.tiny import WORDS, language_model
 from tests.training.test_device_map import PLACES
 from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
 
@@ -55,7 +56,8 @@ def train_alike(folder: Path, saes: SAE | dict[str, SAE] | None, processes: int,
         "use_cpu": ON_GPUS not in os.environ,
         **more,
     }
-    inputs = {"activations": sparse_rows(2000), "saes": saes, **options.pop("inputs", {})}
+    inputs = options.pop("inputs", {"activations": sparse_rows(2000)})
+    inputs = {"saes": saes, **inputs}
     return trainer(folder, inputs=inputs, callbacks=[stop_at(STEPS)], **options).train()
 
 
@@ -184,6 +186,20 @@ def train_transcoder(folder: Path, processes: int, **options: Any) -> TrainOutpu
     return train_alike(folder, None, processes, inputs=inputs, **places, **options)
 
 
+def train_with_kl(folder: Path, processes: int) -> TrainOutput:
+    """A run with a KL finish that does the same work in any number of processes.
+
+    Each sequence has 8 tokens that count. Of a step's 8 sequences every process reads its share, the first one those
+    with even numbers; one process reads them in the order in which two put their shares behind each other.
+    """
+    ids = torch.randint(1, WORDS, (400, 9), generator=torch.Generator().manual_seed(0))
+    order = torch.arange(400).view(-1, 4, 2).transpose(1, 2).reshape(-1) if processes == 1 else torch.arange(400)
+    told = {"context_length": 9, "mix_documents": False, "shuffle_documents": False, "lm_batch_sequences": 4}
+    inputs = {"model": language_model(), "train_dataset": ids[order], "saes": make_sae("topk")}
+    exact = {"train_batch_tokens": 32, "gradient_accumulation_steps": 2 // processes, "calibration_tokens": 0}
+    return train_alike(folder, None, processes, inputs=inputs, kl_tokens=0.5, **told, **exact)
+
+
 def shard_over_text(folder: Path) -> TrainOutput:
     """A whole run of an SAE whose features lie in both processes."""
     return train_text(folder, sae_placement="shard")
@@ -283,6 +299,12 @@ SHARDED = {
     "cut-in-two-parts": lambda folder: shard_in_two_parts(folder, **BUDGET),
 }
 
+# With a KL finish.
+FINISHED = {
+    "kl": lambda folder: train_with_kl(folder, 2),
+    "kl-two-parts": lambda folder: train_in_two_parts(folder, kl_tokens=0.7),
+}
+
 # Of which each process ends with SAEs of its own.
 SPREAD = {
     "several-spread": lambda folder: train_several_alike(folder, 2, sae_placement="spread"),
@@ -321,7 +343,7 @@ def main(folder: str, *cases: str) -> None:
     torch.set_num_threads(1)
     atexit.register(write_down_what_is_left, folder)  # last of all: what is registered later runs before
     for case in cases:
-        output = {**CASES, **SPREAD, **SHARDED, **BROKEN}[case](Path(folder, case))
+        output = {**CASES, **FINISHED, **SPREAD, **SHARDED, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
