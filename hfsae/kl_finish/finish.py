@@ -1,7 +1,7 @@
 """`KLFinish`: what the last steps of a run with `kl_tokens` read, and the term that they add to each SAE's loss.
 
-Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place), with α such that both
-terms are equally large in each step (arXiv:2503.17272), beside whatever else an architecture's loss has.
+Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). Both terms are equally
+large in each step (arXiv:2503.17272). What else an architecture's loss has stays as it is.
 """
 
 import logging
