@@ -70,7 +70,7 @@ def kl_needs(
 
 
 def _blocks_below(place: HookPoint, layout: DecoderLayout | None) -> int:
-    """How many blocks a pass leaves out whose results do not depend on what is written to a place."""
+    """How many blocks a pass leaves out, because what is written to a place changes nothing in them."""
     layer = None if layout is None else layout.layer_of(place.path)
     if layout is None or layer is None:
         return 0

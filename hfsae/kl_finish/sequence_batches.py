@@ -14,7 +14,7 @@ class SequenceBatches:
 
     Neighbouring sequences are of one document, and a batch should come from many. So sequences are read in windows,
     each permuted by a generator seeded with `(seed, rank, window)`. A sequence of which some tokens are left over is
-    read again in the next batch, where those count and no others: no token of a window is lost, and none counts twice.
+    read again in the next batch. There those count and no others, so no token is lost, and none counts twice.
 
     Args:
         blocks: The sequences; they belong to this iterator.
@@ -87,7 +87,7 @@ class SequenceBatches:
 
 
 def _between(batch: TokenBatch, start: int, stop: int) -> TokenBatch:
-    """The sequences in which the tokens from `start` to `stop` lie, of those that count; no others count in them."""
+    """Counting tokens alone, the sequences in which tokens `start` to `stop` lie; no others count in them."""
     number = batch.keep.flatten().cumsum(0).view_as(batch.keep)
     keep = batch.keep & (number > start) & (number <= stop)
     return TokenBatch(*(part[keep.any(1)] for part in batch._replace(keep=keep)))

@@ -151,8 +151,8 @@ class TrainingRun:
         """The user's own rows of a step, this process's share, as `next_batches` gives those of the run.
 
         Raises:
-            ValueError: If rows of a hook point are missing, are not as many as a step has, or are not finite; in the
-                KL finish, which needs whole sequences.
+            ValueError: If rows of a hook point are missing, are not as many as a step has, or are not finite. Also in
+                the KL finish, which needs whole sequences.
         """
         if self.stream.finish_at(step) is not None:
             raise ValueError(f"step {step} belongs to the KL finish, which reads whole sequences: give no batch.")
@@ -287,7 +287,7 @@ def _kl_finish(
 
 
 def _batches_before(finish: KLFinish, args: SAETrainingArguments) -> int:
-    """Batches of shuffled activations; where there are none, those that fresh SAEs start from."""
+    """How many batches of shuffled activations a run has; fresh SAEs start from some in any case."""
     count = finish.first_step * args.gradient_accumulation_steps
     return count or -(-args.init_tokens // args.train_batch_tokens)
 
