@@ -266,26 +266,22 @@ class SAETrainingArguments:
     def __post_init__(self):
         if isinstance(self.architecture_options, str):
             self.architecture_options = parse_options(self.architecture_options)
-        self._check_choices()
-        self._check_ranges()
+        self._check_each()
         self._check_together()
 
-    def _check_choices(self) -> None:
+    def _check_each(self) -> None:
         for option in fields(self):
             value, choices = getattr(self, option.name), get_args(option.type)
             if get_origin(option.type) is Literal and value not in choices:
                 raise ValueError(f"{option.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+            if (range := option.metadata["range"]) is not None:
+                range.refuse_unless_fits(option.name, value)
         for name in ("architecture_options", "model_kwargs"):
             if not isinstance(value := getattr(self, name), dict):
                 raise ValueError(f"{name} must be names with values, got {value!r}.")
         self.model_kwargs = checked(self.model_kwargs)
         if (rate := self.learning_rate) != "auto" and not (isinstance(rate, int | float) and 0 < rate < math.inf):
             raise ValueError(f"learning_rate must be 'auto' or a positive number, got {rate!r}.")
-
-    def _check_ranges(self) -> None:
-        for option in fields(self):
-            if (range := option.metadata["range"]) is not None:
-                range.refuse_unless_fits(option.name, getattr(self, option.name))
 
     def _check_together(self) -> None:
         if self.target_l0 is not None and self.sparsity_coefficient is not None:

@@ -70,7 +70,7 @@ def kl_needs(
 
 
 def _blocks_below(place: HookPoint, layout: DecoderLayout | None) -> int:
-    """How many blocks a pass leaves out, because what is written to a place changes nothing in them."""
+    """How many blocks a pass leaves out, since nothing that is written to a place changes them."""
     layer = None if layout is None else layout.layer_of(place.path)
     if layout is None or layer is None:
         return 0
