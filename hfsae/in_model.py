@@ -109,12 +109,6 @@ def names_of(hook_points: Iterable[SAEHookPoints]) -> list[str]:
     return list(dict.fromkeys(name for place in joined for name in places_in(place)))
 
 
-def are_set(hook_points: Iterable[SAEHookPoints]) -> bool:
-    """Whether SAEs are a set: several transcoders, each of which writes at a place of its own."""
-    targets = [points.writes for points in hook_points]
-    return len(targets) > 1 and None not in targets and len(set(targets)) == len(targets)
-
-
 def activations_at(rows: Mapping[str, Tensor], place: str) -> Tensor:
     """The rows (N, d) of a hook point, or of several that are joined, one behind the other."""
     parts = [rows[part] for part in places_in(place)]

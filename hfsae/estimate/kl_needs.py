@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.estimate.machine import Work
+from hfsae.evaluation.together import are_set
 from hfsae.hooks import HookPoint
 from hfsae.hooks.layout import DecoderLayout
-from hfsae.in_model import SAEHookPoints, are_set
+from hfsae.in_model import SAEHookPoints
 from hfsae.kl_finish.finish import kl_steps, reads_and_writes_at
 
 # A pass forwards, and one backwards that leaves the model's weights out, are as many products.

@@ -1,6 +1,6 @@
 """What a model is worth in which many SAEs have taken their places at once: `evaluate_together`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
 from hfsae.hooks.tokens import of_tokens
+from hfsae.in_model import SAEHookPoints
 from hfsae.processes import all_or_none, process
 from hfsae.progress import token_bar
 
@@ -224,6 +225,12 @@ def _sums_of(
         "with_errors_squared": difference.square().sum().cpu(),
         "final_squared": size.square().sum().cpu(),
     }
+
+
+def are_set(hook_points: Iterable[SAEHookPoints]) -> bool:
+    """Whether SAEs are a set: several transcoders, each of which writes at a place of its own."""
+    targets = [points.writes for points in hook_points]
+    return len(targets) > 1 and None not in targets and len(set(targets)) == len(targets)
 
 
 class Replaced:

@@ -20,9 +20,10 @@ from hfsae.data import TokenBatch, TokenBlocks
 from hfsae.data.activation_sources import check_finite
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.text_batches import counted
+from hfsae.evaluation.together import are_set
 from hfsae.functional import at_least_float32
 from hfsae.hooks import HookPoint
-from hfsae.in_model import SAEHookPoints, are_set
+from hfsae.in_model import SAEHookPoints
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.streams import window_tokens
 from hfsae.kl_finish.divergence import Divergence, DivergenceMeter, Reading

@@ -22,11 +22,12 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import TextSource, TokenBlocks
 from hfsae.evaluation import evaluate_saes, evaluate_together
 from hfsae.evaluation.saved_set import SET_FILE
+from hfsae.evaluation.together import are_set
 from hfsae.failures import warn_on_failure
 from hfsae.hub.card import LOG_FILE, METRICS_FILE, draw_pictures, write_card
 from hfsae.hub.html_report import ShownFeature, write_report
 from hfsae.hub.listing import entry_from, write_listing_beside
-from hfsae.in_model import are_set, names_of
+from hfsae.in_model import names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, move_base_model
 from hfsae.inputs.text_splits import Texts

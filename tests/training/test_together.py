@@ -11,7 +11,7 @@ from hfsae.arguments.config_file import read_config
 from hfsae.data import TokenBlocks
 from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
-from hfsae.in_model import are_set
+from hfsae.evaluation.together import are_set
 from hfsae.sweeps.sweep import Sweep
 from tests.data.tiny import language_model, pythia_like
 from tests.quick import mostly_slow
