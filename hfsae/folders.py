@@ -1,8 +1,9 @@
-"""Files and folders of this machine in records: written down in full, and found again where a whole tree was moved."""
+"""Names of files and folders: in records, found again where a tree was moved, and whether a name is free."""
 
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,6 +30,28 @@ def found_again(values: T, before: Any, now: str | os.PathLike) -> T:
     if not isinstance(before, str) or not os.path.isabs(before):
         return values
     return _moved(values, before, os.path.abspath(now))
+
+
+def can_be_folder(path: str | os.PathLike) -> None:
+    """Raises, before something expensive starts, where a folder cannot be written because a file has its name.
+
+    Raises:
+        FileExistsError: Names the file.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(f"{place} is a file, where a folder is to be written: give another name.")
+
+
+def can_be_file(path: str | os.PathLike) -> None:
+    """Raises, before something expensive starts, where a file cannot be written because of a folder, or its own.
+
+    Raises:
+        FileExistsError: Names what is in the way.
+    """
+    if Path(path).is_dir():
+        raise FileExistsError(f"{path} is a folder, where a file is to be written: give another name.")
+    can_be_folder(Path(path).parent)
 
 
 def _moved(values: Any, before: str, now: str) -> Any:

@@ -2,7 +2,9 @@
 
 import os
 
-from hfsae.folders import found_again, in_full
+import pytest
+
+from hfsae.folders import can_be_file, can_be_folder, found_again, in_full
 
 
 def test_what_is_here_is_written_down_in_full_and_an_id_of_the_hub_stays(tmp_path, monkeypatch):
@@ -44,3 +46,19 @@ def test_the_way_from_a_record_may_be_relative_now(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "new")
     moved = found_again(str(tmp_path / "old" / "lm"), str(tmp_path / "old" / "runs"), "runs")
     assert moved == os.path.join(tmp_path, "new", "lm")
+
+
+def test_what_is_in_the_way_of_a_file_or_a_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for free in ("folder", "new", "folder/deep/er"):
+        can_be_folder(tmp_path / free)
+    for free in ("file", "new.html", "folder/new.html", "new/new.html"):
+        can_be_file(tmp_path / free)
+    for taken in ("file", "file/deep/er"):
+        with pytest.raises(FileExistsError, match="file is a file, where a folder is to be written"):
+            can_be_folder(tmp_path / taken)
+    with pytest.raises(FileExistsError, match="folder is a folder, where a file is to be written"):
+        can_be_file(tmp_path / "folder")
+    with pytest.raises(FileExistsError, match="file is a file, where a folder is to be written"):
+        can_be_file(tmp_path / "file" / "new.html")

@@ -25,8 +25,11 @@ def run(
 ) -> int:
     """Measures, prints the table, and writes what replaces the record."""
     from hfsae.evaluation.saved_set import SET_FILE
+    from hfsae.folders import can_be_file
     from hfsae.saving import write_json
 
+    if json_file:
+        can_be_file(json_file)
     options = measuring.keywords()
     is_set = (Path(path) / SET_FILE).is_file()
     if is_set and baselines:

@@ -23,7 +23,9 @@ def run(
 ) -> int:
     """Collects what is missing and writes the folder."""
     from hfsae.dashboard import gather, write_space
+    from hfsae.folders import can_be_folder
 
+    can_be_folder(output)
     material = gather(
         path,
         texts=text or [],

@@ -16,6 +16,7 @@ from hfsae.dashboard.write import write_dashboard
 from hfsae.diffing.classes import DEAD, Thresholds, only, relative_norms
 from hfsae.diffing.compare import diff
 from hfsae.diffing.model_diff import ModelDiff
+from hfsae.folders import can_be_folder
 from hfsae.hooks import SideBySide
 from hfsae.hub.card import DIFF_PLOT, write_card
 from hfsae.hub.sections import display_name
@@ -83,6 +84,7 @@ def diff_saved(
         OSError: If a language model or the text is not there.
     """
     sae, place = SAE.from_pretrained(folder), Path(output or folder)
+    can_be_folder(place)
     if not sae.config.is_crosscoder:
         raise ValueError(f"{folder} holds no crosscoder, but a {type(sae).__name__}, which has nothing to compare.")
     if model is not None:

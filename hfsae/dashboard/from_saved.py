@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfsae.analysis import FeatureCollection
 from hfsae.analysis.collection import TENSORS
 from hfsae.dashboard.prompt_page import read_prompts
-from hfsae.dashboard.write import write_dashboard
+from hfsae.dashboard.write import can_be_page, write_dashboard
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
@@ -49,6 +49,7 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
 
     Raises:
         ValueError, OSError: As `gather`; ValueError too if a page of another text or model has no `output`.
+        FileExistsError: If `output` cannot be written.
 
     Example:
         >>> make_dashboard("runs/tiny", texts=["def f(self):"])  # doctest: +SKIP
@@ -62,6 +63,7 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
                 "(output=..., or --output), or have it replaced (write=True, or --write)."
             )
         output = folder / DASHBOARD_FILE if folder is not None else Path(DASHBOARD_FILE)
+    can_be_page(output)
     return write_dashboard(output=output, **gather(source, **options)._asdict())
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.dashboard.page import render_page
 from hfsae.dashboard.page_contents import Compared, PageContents
+from hfsae.folders import can_be_file, can_be_folder
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAGE = "index.html"
+
+
+def can_be_page(output: str | Path) -> None:
+    """Raises where a dashboard cannot be written: a folder has the name of its file, or a file that of its folder.
+
+    Raises:
+        FileExistsError: Names what is in the way.
+    """
+    (can_be_file if Path(output).suffix == ".html" else can_be_folder)(output)
 
 
 def write_dashboard(
@@ -50,6 +60,7 @@ def write_dashboard(
         PosixPath('dashboard.html')
     """
     output = Path(output)
+    can_be_page(output)
     contents = PageContents.of(collection, TokenTexts(tokenizer), compared)
     index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":

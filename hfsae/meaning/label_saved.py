@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfsae.folders import can_be_file
 from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
 from hfsae.meaning.chat import Chat
 from hfsae.meaning.labelling import Cost, Labelled, label_features
@@ -60,6 +61,7 @@ def label_saved(
         ValueError, OSError: As `label_features`; ValueError too if the file holds labels of other weights.
     """
     path = Path(output) if output is not None else (opened.folder or Path()) / LABELS_FILE
+    can_be_file(path)
     known = read_label_records(path, opened.digest) if path.is_file() else {}
     wanted = _wanted(opened, features, {} if write else known, max_features, seed)
     if not wanted:

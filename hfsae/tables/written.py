@@ -20,6 +20,7 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.document_column import column_names
 from hfsae.differences import differences
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.folders import can_be_file, can_be_folder
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
 from hfsae.storage import appearing_whole, in_bytes
@@ -166,6 +167,7 @@ def _check(level: str, reduce: str, output: Path, is_file: bool, documents_per_s
         raise ValueError(f"documents_per_shard must be positive, got {documents_per_shard}.")
     if not is_file and output.suffix and not output.is_dir():
         raise ValueError(f"output is {output}: expected a name that ends in .parquet, or a folder.")
+    (can_be_file if is_file else can_be_folder)(output)
 
 
 def _check_processes(rank: int, world_size: int, output: Path, is_file: bool) -> None:

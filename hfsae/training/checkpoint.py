@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -296,7 +296,9 @@ def _files_of(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None) -> None:
+def claim_output_dir(
+    args: SAETrainingArguments, accelerator: Accelerator, resumed_from: Path | None, own: Collection[Path] = ()
+) -> None:
     """Refuses a folder that holds another run, and clears away what a killed process left half-written.
 
     The process holds the folder (`hfsae.in_use`): what lies there half-written is no living one's.
@@ -305,6 +307,7 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
         args: The run's arguments.
         accelerator: Its accelerator.
         resumed_from: The checkpoint it goes on from, if it does.
+        own: Folders, in full, into which the run itself has saved its SAEs before it was trained.
 
     Raises:
         FileExistsError: If it holds another run and overwriting was not asked for.
@@ -313,7 +316,7 @@ def claim_output_dir(args: SAETrainingArguments, accelerator: Accelerator, resum
     resuming = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
     if not resuming and not args.overwrite_output_dir:
         saved = [path for path in folder.glob("**/model*.safetensors") if not _is_half_written(path, folder)]
-        traces = [*checkpoint_folders(folder), *saved]
+        traces = [*checkpoint_folders(folder), *(path for path in saved if path.parent.resolve() not in own)]
         if traces:
             raise FileExistsError(
                 f"{folder} holds another run ({traces[0].relative_to(folder)}). Choose another output_dir, resume "

@@ -241,7 +241,7 @@ def save_trained(
     logger.info("saved %s", folder)
 
 
-def save_now(run: TrainingRun, state: TrainerState, seconds: float, folder: Path, *, is_final: bool) -> None:
+def save_now(run: TrainingRun, state: TrainerState, seconds: float, folder: Path, *, is_final: bool) -> set[Path]:
     """Saves every SAE of a run as it is now, whole, each into the folder of its name; every process must call this.
 
     Args:
@@ -250,6 +250,9 @@ def save_now(run: TrainingRun, state: TrainerState, seconds: float, folder: Path
         seconds: Time spent training.
         folder: Where to.
         is_final: Whether what was measured is of these weights.
+
+    Returns:
+        The folders of all SAEs, of other processes too.
     """
     for name, learner in run.learners.items():
         weights, sae = learner.weights(run.is_owner(name)), learner.sae
@@ -262,6 +265,7 @@ def save_now(run: TrainingRun, state: TrainerState, seconds: float, folder: Path
         if sae.config.metrics is not None:
             write_json(folder / name / METRICS_FILE, sae.config.metrics)
     run.accelerator.wait_for_everyone()
+    return {(folder / name).resolve() for name in run.hook_points}
 
 
 def describe_trained(sae: SAE, folder: Path) -> None:

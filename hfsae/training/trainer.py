@@ -125,7 +125,7 @@ class SAETrainer:
         self._accelerator: Accelerator | None = None
         self._is_taken = self._is_saved = False  # by `train`; by its end, with figures and cards
         self._best = BestCheckpoint(self.args, self._output_dir)
-        self._seconds = 0.0
+        self._seconds, self._saved_folders = 0.0, set[Path]()
 
     # -- what one looks at --------------------------------------------------------------------------------------------
     @property
@@ -179,7 +179,7 @@ class SAETrainer:
             if accelerator.is_main_process:  # of several processes the main one holds the folder for all
                 held.enter_context(in_use(self._output_dir))
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
-            claim_output_dir(self.args, accelerator, checkpoint)
+            claim_output_dir(self.args, accelerator, checkpoint, self._saved_folders)
             with Interruption() as interruption, freed_memory_kept():
                 run, self._is_taken = self._prepared(checkpoint), True
                 with closing(run.stream):
@@ -280,7 +280,7 @@ class SAETrainer:
             >>> sae = SAE.from_pretrained("runs/half-way")  # doctest: +SKIP
         """
         folder = Path(output_dir or self._output_dir)
-        save_now(self._prepared(), self.state, self._seconds, folder, is_final=self._is_saved)
+        self._saved_folders |= save_now(self._prepared(), self.state, self._seconds, folder, is_final=self._is_saved)
 
     def push_to_hub(self, commit_message: str = "End of training") -> CommitInfo | None:
         """Publishes every SAE with its card; saves them first where `train` has not done so at its end.

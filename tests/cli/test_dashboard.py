@@ -27,6 +27,16 @@ def test_a_page_and_a_space_are_written(place, capsys):
     assert "title: My features" in (place / "space" / "README.md").read_text()
 
 
+def test_a_name_that_is_taken_is_refused_before_features_are_collected(place, capsys):
+    (place / "file").write_text("mine")
+    (place / "page.html").mkdir()
+    text = ["--dataset", str(place / "text.jsonl"), "--split", "train", "--tokens", "200"]
+    for command, output in (("space", "file"), ("dashboard", "file"), ("dashboard", "page.html")):
+        assert main([command, str(place / "sae"), *text, "--output", str(place / output)]) == 1
+        assert f"{output} is a " in capsys.readouterr().err
+    assert (place / "file").read_text() == "mine" and not (place / "sae" / "features.safetensors").exists()
+
+
 def test_one_of_many_is_shown_from_a_folder_and_from_a_revision_on_the_hub(hub, place, monkeypatch):
     text = ["--dataset", str(place / "text.jsonl"), "--split", "train", "--tokens", "200", "--batch-size", "4"]
     assert main(["dashboard", str(place), "--subfolder", "sae", *text]) == 0

@@ -201,6 +201,18 @@ def test_several_saes_are_saved_by_name_and_by_default_into_the_folder_of_the_ru
     assert [SAE.from_pretrained(tmp_path / name).config.k for name in ("a", "b")] == [2, 3]
 
 
+def test_a_run_goes_on_in_the_folder_into_which_it_saved_its_saes(tmp_path):
+    one, untouched = trainer(tmp_path / "run", steps=2), trainer(tmp_path / "other", steps=2)
+    one.save_model()
+    with pytest.raises(FileExistsError, match="holds another run"):
+        trainer(tmp_path / "run", steps=2).train()
+    output = one.train()
+    assert output.completed and equal(weights(SAE.from_pretrained(tmp_path / "run")), weights(output.sae))
+    assert equal(weights(output.sae), weights(untouched.train().sae))
+    with pytest.raises(FileExistsError, match="holds another run"):
+        one.train()
+
+
 def test_figures_of_other_weights_are_not_saved_with_an_sae(tmp_path):
     trainer(tmp_path / "first", steps=2, eval_tokens=100).train()
     begun = SAE.from_pretrained(tmp_path / "first")
