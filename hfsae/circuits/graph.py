@@ -298,8 +298,8 @@ class Graph:
             n: How many terms are listed, the largest.
 
         Raises:
-            ValueError: If there is no such layer, head or token, if the key is masked, if scores are more than queries
-                times keys, or the graph has no model (`use`).
+            ValueError: If there is no such layer, head or token, or the key is masked. Likewise if scores are more
+                than queries times keys, or the graph has no model (`use`).
         """
         from hfsae.circuits.attention_terms import attention_terms
 

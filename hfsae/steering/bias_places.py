@@ -1,8 +1,8 @@
 """Where a constant can be added to an activation by the model's own weights: the bias of one of its modules.
 
 A bias does what a hook does only where its module's output reaches the place unchanged: no norm, no scale and no gate
-between. Names do not tell that for sure, so each module that may do is tried: the model is run with a vector added
-to the module's output, and with the same vector added at the place, and both have to say the same.
+between. Names do not tell that for sure, so each module that may do is tried. The model is run with a vector added to
+the module's output, and with the same vector added at the place. Both have to say the same.
 """
 
 from collections.abc import Iterator, Mapping

@@ -87,7 +87,7 @@ def push_steered(folder: Path, destination: Destination, *, license: str | None 
 
 
 def _moved(effect: Mapping[str, Any] | None) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """The tokens that gain, and those that lose, as a card shows them."""
+    """The tokens that gain, and the tokens that lose, as a card shows them."""
     found = []
     for title, name in (("rises", "raised"), ("falls", "lowered")):
         tokens = [] if effect is None else effect[name]

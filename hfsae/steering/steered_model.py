@@ -77,8 +77,8 @@ def steer_model(
 
     The folder holds a config, weights, tokenizer, generation config and card, as `AutoModelForCausalLM` loads them.
     Where the model's class has no bias at the place, it is a LoRA adapter whose bias does the same. Both act as
-    `steer` does, at every token: what the SAE's config leaves out (position 0, special tokens) is steered too, which
-    a bias cannot tell apart.
+    `steer` does, at every token. What the SAE's config leaves out (position 0, special tokens) is steered too, which a
+    bias cannot tell apart.
 
     Args:
         model: The causal LM that the SAE reads, not wrapped. It is the same afterwards.
@@ -101,9 +101,9 @@ def steer_model(
 
     Raises:
         NoBiasError: If no bias adds a constant where the SAE writes; says what stands between.
-        ValueError: For no features or unknown ones, strengths that are no finite numbers or change nothing, an SAE
-            whose features write something else at each token, an adapter or a wrapper around the model, or a form
-            that cannot be. All before anything is measured.
+        ValueError: For no features or unknown ones, or for strengths that are no finite numbers or change nothing.
+            Likewise for an SAE whose features write something else at each token, an adapter around the model, a
+            wrapper, or an impossible form. All before anything is measured.
         FileExistsError: If the folder holds something.
         ImportError: If an adapter is to be written and PEFT is not installed.
 

@@ -168,8 +168,8 @@ def steering_report(
         seed: Of the samples, the same at each strength.
 
     Raises:
-        ValueError: For a feature that is not there, strengths that are no finite numbers, a feature that writes
-            nothing into the residual stream where no tokens are given, or a text too short for a prompt.
+        ValueError: For a feature that is not there, strengths that are no finite numbers, or a text too short for a
+            prompt. Likewise for a feature that writes nothing into the residual stream where no tokens are given.
 
     Example:
         >>> report = steering_report(model, sae, 17, texts, tokenizer=tokenizer, maxima=collection)  # doctest: +SKIP

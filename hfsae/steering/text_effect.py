@@ -1,7 +1,7 @@
 """What a change to a language model does to what it says of a text: divergence, perplexity, and which tokens gain.
 
-All figures are means over the predictions that count: of tokens that exist, at positions that the SAE does not leave
-out, as in an evaluation.
+All figures are means over the predictions that count. They are of tokens that exist, at positions that the SAE does
+not leave out, as in an evaluation.
 """
 
 import math

@@ -17,7 +17,7 @@ function linksOf(one, side) {
   return [...sums].map(([node, weight]) => ({ node, weight })).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
 }
 
-/** Puts nodes into the group of a name, which is made where there is none; out of those that they were in. */
+/** Puts nodes into the group of a name, which is made where there is none; out of the ones that they were in. */
 function putInto(name, members) {
   let group = groups.find((one) => one.name === name);
   if (!group) groups.push((group = { kind: "group", name, members: [] }));
