@@ -190,7 +190,13 @@ def as_dataset(documents: Documents) -> "Dataset | IterableDataset":
 
     if isinstance(documents, Dataset | IterableDataset):
         return documents
-    if isinstance(documents, list | tuple) and all(isinstance(text, str) for text in documents):
+    if isinstance(documents, list | tuple):
+        for number, text in enumerate(documents):
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"document {number} of the list is a {type(text).__name__}, expected a text: leave it out, or "
+                    "give a Dataset, whose rows without a document are skipped."
+                )
         return Dataset.from_dict({"text": list(documents)})
     raise TypeError(
         f"documents are a {type(documents).__name__}; expected a list of texts, a Dataset or an IterableDataset "

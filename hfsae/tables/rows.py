@@ -44,7 +44,7 @@ class DocumentRows:
     def __init__(self, n_documents: int, n_features: int, reduce: Reduce):
         self._n_features, self._reduce = n_features, reduce
         self._n_tokens = torch.zeros(n_documents, dtype=torch.int64)
-        self._last = torch.full((n_documents,), -2)  # a BOS that was put in front has the position -1
+        self._last = torch.full((n_documents,), -4)  # below the order of a BOS at position -1
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._positions: list[Tensor] = []
@@ -63,13 +63,13 @@ class DocumentRows:
         self._n_tokens.index_add_(0, documents, keep.sum(1))
         last_column = torch.where(keep.any(1), keep.shape[1] - 1 - keep.flip(1).int().argmax(1), -1)
         has_any = last_column >= 0
-        self._last.scatter_reduce_(0, documents[has_any], (pieces.starts + last_column)[has_any], "amax")
+        self._last.scatter_reduce_(0, documents[has_any], _order(pieces.starts, last_column)[has_any], "amax")
         piece, column = firings.tokens // keep.shape[1], firings.tokens % keep.shape[1]
         features, values = firings.features, firings.values
         if self._reduce == "last":
             at_end = column == last_column[piece]
             piece, column, features, values = (part[at_end] for part in (piece, column, features, values))
-            self._positions.append(pieces.starts[piece] + column)
+            self._positions.append(_order(pieces.starts[piece], column))
         elif self._reduce == "count":
             values = torch.ones_like(values)
         self._keys.append(documents[piece] * self._n_features + features)
@@ -106,6 +106,11 @@ class DocumentRows:
         per_row = torch.bincount(documents, minlength=len(self._n_tokens))
         every = torch.arange(len(self._n_tokens))
         return Rows(every, per_row, features, values.float(), {"n_tokens": self._n_tokens})
+
+
+def _order(starts: Tensor, columns: Tensor) -> Tensor:
+    """What puts tokens of a document in order: a BOS in front of a piece has the position of the token before it."""
+    return 2 * (starts + columns) + (columns > 0)
 
 
 class TokenRows:

@@ -95,8 +95,11 @@ class FeatureTable:
 
     def to_dataset(self) -> "Dataset":
         """The rows as a dataset, read from the disk as they are asked for."""
-        from datasets import Dataset
+        from datasets import Dataset, Features
 
+        if not len(self):  # which from_parquet takes for a mistake
+            rows = self.to_arrow()
+            return Dataset.from_dict(rows.to_pydict(), features=Features.from_arrow_schema(rows.schema))
         return Dataset.from_parquet([str(file) for file in self._files])  # type: ignore[return-value]
 
     def to_csr(self) -> "csr_array":

@@ -18,6 +18,7 @@ from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.document_column import column_names
+from hfsae.data.tokenizer_identity import tokenizer_sha256
 from hfsae.differences import differences
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file, can_be_folder
@@ -124,6 +125,7 @@ def featurize(
         "hook_point": sae.config.hook_point,
         "base_model": sae.config.base_model,
         "weights_sha256": weights_sha256(sae),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "context_length": pieces.context_length,
         "text_column": contents.column,
         "columns": list(columns),

@@ -1,3 +1,4 @@
+import copy
 import json
 from collections import Counter
 from functools import cache
@@ -12,6 +13,8 @@ import torch
 from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from hfsae import FeatureTable, featurize
 from hfsae.tables.table import ABOUT, read_about
@@ -288,3 +291,50 @@ def test_the_table_says_what_it_is_of(tmp_path: Path):
     assert table.about["text"] == {"dataset": "words"} and table.about["hook_point"] == "transformer.h.1.output"
     told = json.loads(parquet.read_schema(table.path).metadata[b"hfsae"])
     assert told == read_about(table.path) and told["n_features"] == N_FEATURES
+
+
+def other_vocabulary():
+    """The tiny tokenizer with two words that have changed places."""
+    told = json.loads(setting().tokenizer.backend_tokenizer.to_str())
+    words = told["model"]["vocab"]
+    words["w3"], words["w4"] = words["w4"], words["w3"]
+    inner = Tokenizer.from_str(json.dumps(told))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<eos>", eos_token="<eos>")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t"])
+def test_another_tokenizer_is_no_part_of_a_table_that_is_there(tmp_path: Path, name: str):
+    table_of(tmp_path / name)
+    sae, model, _ = setting()
+    options = {"disable_tqdm": True, "documents_per_shard": 7}
+    with pytest.raises(FileExistsError, match="tokenizer_sha256 was"):
+        featurize(sae, model, other_vocabulary(), texts(), tmp_path / name, **options)
+    # Asking a tokenizer to cut once changes nothing of what it makes of a text here.
+    again = copy.deepcopy(setting().tokenizer)
+    again(["w1 w2", "w3"], max_length=1, truncation=True)
+    assert featurize(sae, model, again, texts(), tmp_path / name, **options) is not None
+
+
+def test_the_last_token_of_a_document_is_no_bos_that_a_later_piece_begins_with(tmp_path: Path):
+    sae, model, tokenizer = setting()
+    sae = copy.deepcopy(sae)
+    sae.config.prepend_bos, sae.config.exclude_special_tokens, sae.config.exclude_positions = True, False, [1]
+    text = " ".join(f"w{i % 9 + 1}" for i in range(12))  # eleven words after a BOS, then one more, which is left out
+    table = featurize(sae, model, tokenizer, [text], tmp_path / "t.parquet", reduce="last", disable_tqdm=True)
+    assert table is not None
+    ids = torch.tensor([[0, *tokenizer(text)["input_ids"][:11]]])
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states[2][0, -1]
+    np.testing.assert_allclose(table.to_csr().toarray()[0], sae.encode(hidden).detach().numpy(), atol=1e-4)
+
+
+def test_a_table_without_rows_is_a_dataset_without_rows(tmp_path: Path):
+    table = table_of(tmp_path / "t.parquet", ["", "w1"], level="token")  # position 0 is left out
+    dataset = table.to_dataset()
+    assert len(table) == len(dataset) == 0 and "features" in dataset.column_names
+    assert table.to_csr().shape == (0, N_FEATURES)
+
+
+def test_a_list_that_holds_more_than_texts_is_told(tmp_path: Path):
+    with pytest.raises(TypeError, match="document 1 of the list is a NoneType, expected a text"):
+        write(tmp_path / "t.parquet", ["w1 w2", None])
