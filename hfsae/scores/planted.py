@@ -7,6 +7,7 @@ Sharkey et al. 2022, and as a benchmark of architectures by SynthSAEBench (arXiv
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +77,9 @@ class PlantedDictionary:
                 "a share of children of at most 0.5, and no negative noise."
             )
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.nn.functional.normalize(torch.randn(n_features, d_in, generator=generator), dim=1)
+        # Not torch's generator: an SAE of the same seed would start from these very directions.
+        drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((n_features, d_in))).float()
+        directions = torch.nn.functional.normalize(drawn, dim=1)
         n_children = round(children * n_features)
         order = torch.randperm(n_features, generator=generator)
         parents = torch.full((n_features,), -1)

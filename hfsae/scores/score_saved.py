@@ -1,7 +1,8 @@
 """Scores of saved SAEs: text and labels by name, `scores.json` beside the weights, the card."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hfsae.modeling import SAE
 from hfsae.saving import write_json
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
 from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
+from hfsae.scores.matching import match_features
 from hfsae.scores.score import KINDS, LabelledText, SAEScores, check_kinds, score
 from hfsae.scores.score_report import comparison_lines, headline, score_lines
 
@@ -100,10 +102,23 @@ def score_saved(
         tell("")
         for line in comparison_lines(found, {name: architecture_name(sae.config) for name, sae in saes.items()}):
             tell(line)
+        for line in _stability_lines(saes):
+            tell(line)
     if json_file is not None:
         write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
         tell(f"wrote {json_file}")
     return found
+
+
+def _stability_lines(saes: Mapping[str, SAE]) -> Iterator[str]:
+    """How many features come again in runs of one architecture and size."""
+    for (name, sae), (other_name, other) in combinations(saes.items(), 2):
+        alike = sae.feature_directions.shape == other.feature_directions.shape
+        if not alike or architecture_name(sae.config) != architecture_name(other.config):
+            continue
+        found = match_features(sae, other)
+        told = f"does not count: {found.one_start}" if found.one_start is not None else str(found.stability)
+        yield f"stability of {name} and {other_name}: {told}"
 
 
 def labelled_text(

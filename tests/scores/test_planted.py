@@ -48,11 +48,12 @@ def test_half_of_the_dictionary_scores_half():
     assert found.mcc.low < 0.5 < found.mcc.high
 
 
-def test_a_random_sae_scores_as_random_directions_do():
-    planted = PlantedDictionary.plant(64, 128)
-    torch.manual_seed(11)
+@pytest.mark.parametrize("seed", [0, 11])
+def test_a_random_sae_scores_as_random_directions_do_of_the_same_seed_too(seed):
+    planted = PlantedDictionary.plant(64, 128, seed=0)
+    torch.manual_seed(seed)
     found = find_planted(SAE.from_config(TopKSAEConfig(d_in=64, n_features=128, k=8)), planted, n_tokens=4000)
-    other = torch.from_numpy(np.random.default_rng(0).standard_normal((128, 64))).float()
+    other = torch.from_numpy(np.random.default_rng(7).standard_normal((128, 64))).float()
     largest = (planted.directions @ torch.nn.functional.normalize(other, dim=1).T).amax(1).mean()
     assert found.mean_max_cosine.value == pytest.approx(float(largest), abs=0.03)
     assert found.mcc.value < found.mean_max_cosine.value and found.f1.value < 0.3

@@ -90,7 +90,8 @@ def test_several_are_compared_and_one_architecture_is_no_ranking(place, capsys):
     paths = [str(place / "sae0"), str(place / "sae1")]
     assert main(["score", *paths, *options(place, "--only", "tokens")]) == 0
     printed = capsys.readouterr().out
-    assert "over 2 runs of one architecture" in printed and ">" not in printed.split("runs of one")[0][-200:]
+    assert "over 2 runs of one architecture" in printed and "ranking" not in printed
+    assert re.search(rf"stability of {paths[0]} and {paths[1]}: 0.\d+ \(", printed)
 
 
 def test_scores_of_a_run_are_the_same_twice(place):
