@@ -106,4 +106,6 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
         raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted != "auto":
         return wanted
-    return "auxk" if sae.config.is_transcoder else sae.default_revival
+    if sae.config.is_transcoder:
+        return "auxk" if sae.config.is_cross_layer else "repoint"
+    return sae.default_revival

@@ -32,11 +32,9 @@ class Placement:
 
     Attributes:
         shares_saes: Whether every process has each SAE, or a part of each; else each has SAEs of its own.
-        cuts_saes: Whether a process has some of an SAE's features only.
     """
 
     shares_saes = True
-    cuts_saes = False
 
     def __init__(self, processes: int, accelerator: Accelerator | None = None):
         self.processes = processes
@@ -89,6 +87,10 @@ class Placement:
         """
         return rows_of_all(batch, self.accelerator, dtype)
 
+    def rows_of_step(self, rows: Tensor) -> Tensor:
+        """The rows that one step of an SAE works on in all processes, from those that `step_rows` gave this one."""
+        return rows
+
     @property
     def averaged(self) -> int:
         """How many processes a gradient is averaged over."""
@@ -133,6 +135,9 @@ class Replicate(Placement):
 
     def step_rows(self, batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         return batch
+
+    def rows_of_step(self, rows: Tensor) -> Tensor:
+        return rows if self.processes == 1 else self.accelerator.gather(rows)  # type: ignore[return-value]
 
     @property
     def averaged(self) -> int:
@@ -182,8 +187,6 @@ class Spread(Placement):
 
 class Shard(Placement):
     """Each process holds some of the features of every SAE, and steps on the rows of all (tensor parallel)."""
-
-    cuts_saes = True
 
     def refuse_unfit(self, sae: SparseAutoencoder) -> None:
         refuse_unfit(sae, self.processes)

@@ -10,13 +10,14 @@ at what is read. Here each end gets its own: the encoder row what was read where
 is missed there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, whole
@@ -179,7 +180,7 @@ def repoint(
     stuck: Tensor,
     dead: Tensor,
     seed: int,
-    *,
+    reconstruct: Callable[[Tensor], Tensor] | None = None,
     together: bool = False,
 ) -> int:
     """Points dead features of a transcoder at the tokens where it misses most.
@@ -190,14 +191,16 @@ def repoint(
     own. That is above its threshold where there is one. Adam's moments of all go to 0.
 
     Args:
-        sae: The transcoder, whole, edited in place.
+        sae: The transcoder, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
         optimiser: Its Adam.
-        x: (N, d_in) what it reads.
+        x: (N, d_in) what it reads, the tokens of all processes that hold it.
         target: (N, d_out) what it is to write.
         stuck: (n_features,) bool, which features to repoint; the same on every process.
         dead: (n_features,) bool, which are dead; the others are the living ones.
         seed: Of the draw.
-        together: Whether every process holds this transcoder and calls this: what process 0 draws is used by all.
+        reconstruct: Its `scaled_reconstruction`; None where it is not cut.
+        together: Whether every process holds this transcoder, or a part of it, and calls this: what process 0 draws
+            is used by all.
 
     Returns:
         How many features were repointed.
@@ -206,42 +209,58 @@ def repoint(
     if not len(features) or not len(living):
         return 0
     scaled, goal = sae.scaled(x.to(sae.dtype)), sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
-    error = (goal - sae.scaled_reconstruction(scaled)).float()
+    error = (goal - (reconstruct or sae.scaled_reconstruction)(scaled)).float()
     share = error.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(share.double().cpu(), len(features), replacement=True, generator=generator).to(x.device)
     living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
-    encoder = F.normalize((scaled[drawn] - scaled.mean(0)).float(), dim=1) * _mean_norm_of_rows(
-        sae.encoder.weight, living
-    )
-    norm = 1.0 if sae.unit_decoder_rows else _mean_norm_of_rows(sae.W_dec, living)
-    decoder = F.normalize(error[drawn], dim=1) * norm
-    some = sae.encoder_input(scaled[:: max(1, len(scaled) // _LEVEL_TOKENS)])
-    threshold = dict(sae.named_parameters()).get("threshold", torch.zeros(len(dead), device=x.device))
-    rows, bias = sae.encoder_rows, sae.encoder_bias
-    level = (F.linear(some, rows[living], bias[living]) - threshold[living]).amax(0).median()
+    encoder = F.normalize((scaled[drawn] - scaled.mean(0)).float(), dim=1)
+    decoder = F.normalize(error[drawn], dim=1)
     _of_first_process(encoder, decoder, together=together)
-    sae.encoder.weight[features] = encoder.to(sae.encoder.weight)
-    sae.W_dec[features] = decoder.to(sae.W_dec)
-    now = F.linear(some, sae.encoder_rows[features], sae.encoder_bias[features]) - threshold[features]
-    shift = torch.zeros_like(bias)
-    shift[features] = level - now.amax(0)
-    _of_first_process(shift, together=together)
+    some = sae.encoder_input(scaled[:: max(1, len(scaled) // _LEVEL_TOKENS)])
+    living_rows = (sae.encoder.weight, sae.W_dec)
+    *norms, level = _of_all_parts(living, sae, lambda rows: [*_norms(rows, living_rows), _highest(sae, some, rows)])
+    encoder *= norms[0].mean()
+    decoder *= 1.0 if sae.unit_decoder_rows else norms[1].mean()
+    mine, own = rows_of_own(sae.encoder.weight, features)
+    own_part(sae.encoder.weight)[own] = encoder[mine].to(sae.dtype)
+    own_part(sae.W_dec)[own] = decoder[mine].to(sae.dtype)
+    shift = torch.zeros_like(sae.encoder.bias)
+    own_part(shift)[own] = level.median() - _highest(sae, some, own)
     sae.shift_pre_activations(shift)
     for name, parameter in sae.named_parameters():
         if name in OF_NO_FEATURE or not parameter.dim() or len(parameter) != len(dead):
             continue
         for moment in optimiser.state.get(parameter, {}).values():
             if moment.shape == parameter.shape:
-                moment[features] = 0
+                own_part(moment)[own] = 0
     return len(features)
+
+
+def _norms(rows: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Of these rows of this process's part of each matrix."""
+    return [own_part(matrix)[rows].float().norm(dim=1) for matrix in matrices]
+
+
+def _highest(sae: SAE, some: Tensor, rows: Tensor) -> Tensor:
+    """How far above its threshold each of some features of this process gets on its strongest of some tokens."""
+    pre = F.linear(some, own_part(sae.encoder_rows)[rows], own_part(sae.encoder_bias)[rows])
+    threshold = dict(sae.named_parameters()).get("threshold")
+    return (pre if threshold is None else pre - own_part(threshold)[rows]).amax(0)
+
+
+def _of_all_parts(features: Tensor, sae: SAE, of_rows: Callable[[Tensor], list[Tensor]]) -> Tensor:
+    """(numbers, features): numbers of some features, of which each process finds those of its own part."""
+    mine, rows = rows_of_own(sae.encoder.weight, features)
+    numbers = torch.stack(of_rows(rows))
+    if isinstance(sae.encoder.weight, DTensor):
+        own, numbers = numbers, numbers.new_zeros(len(numbers), len(features))
+        numbers[:, mine] = own
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def _of_first_process(*tensors: Tensor, together: bool) -> None:
     if together and process()[1] > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
-
-
-def _mean_norm_of_rows(rows: Tensor, chosen: Tensor) -> Tensor:
-    return rows[chosen].norm(dim=1).mean()

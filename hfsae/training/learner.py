@@ -5,7 +5,7 @@ trained alone or beside others.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, reduce
@@ -235,23 +235,31 @@ class Learner:
         dead, since = self.firing.dead, self.firing.tokens_since_fired
         stuck = dead & (since % self.plan.dead_window < every * self.plan.tokens_per_step)
         if stuck.any():
-            pair = rows[0], rows[len(rows) // 2]
-            seed = self.args.seed + step
-            repoint(self.sae, self.optimiser, *pair, stuck, dead, seed, together=self._placement.shares_saes)
+            x, target = (self._placement.rows_of_step(part) for part in (rows[0], rows[len(rows) // 2]))
+            repoint(
+                *(self.sae, self.optimiser, x, target, stuck, dead),
+                seed=self.args.seed + step,
+                reconstruct=self._reconstruct_cut,
+                together=self._placement.shares_saes,
+            )
 
     def _resample(self, activations: Tensor, step: int) -> None:
         dead = self.firing.dead
         if not dead.any():
             return
-        sharded = self._wrapped if isinstance(self._wrapped, ShardedSAE) else None
         revived = resample(
             *(self.sae, self.optimiser, activations, dead, self.starts),
             seed=self.args.seed + step,
-            reconstruct=sharded and sharded.scaled_reconstruction,
+            reconstruct=self._reconstruct_cut,
             together=self._placement.shares_saes,
         )
         self.firing.revive(revived)
         self._last_resampling = step
+
+    @property
+    def _reconstruct_cut(self) -> Callable[[Tensor], Tensor] | None:
+        """What the SAE makes of scaled rows, where its features lie in several processes."""
+        return self._wrapped.scaled_reconstruction if isinstance(self._wrapped, ShardedSAE) else None
 
     @property
     def is_cut(self) -> bool:

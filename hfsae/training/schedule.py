@@ -68,8 +68,6 @@ class Plan:
         coefficient, target = _sparsity(args, sae)
         density = (target or getattr(sae.config, "k", args.k) * sae.n_groups) / sae.config.n_features
         revival = revival_of(sae, args.revival)
-        if revival == "repoint" and placement.cuts_saes:
-            raise ValueError("revival='repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'.")
         return cls(
             total_steps=total,
             tokens_per_step=tokens_per_step,

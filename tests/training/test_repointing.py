@@ -1,16 +1,22 @@
 """Features of a transcoder that stay dead are pointed at what is missed."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hfsae import SAE
 from hfsae.architectures import config_class_of
+from hfsae.arguments.sae_settings import revival_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.training.dead_features import repoint
 from hfsae.training.optimisation import build_optimiser
+from tests.training.test_processes import launch
 from tests.training.tiny import ARCHITECTURES, contents, make_learner, make_sae, sparse_rows, stop_at, trainer
+from tests.training.two_processes import PER_TOKEN, REPOINTED, train_repointed
 
 DEAD = torch.arange(48) >= 30
 STUCK = torch.arange(48) >= 40
@@ -111,14 +117,20 @@ def test_where_nothing_lives_nothing_is_done():
     assert torch.equal(sae.W_dec, before)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_is_what_auto_means_for_transcoders_of_one_layer(architecture):
+    assert revival_of(drowned(architecture), "auto") == "repoint"
+    layers = {"source_names": ["a", "b"], "source_widths": [8, 8], "hook_point": "a+b", "target_hook_point": "c+d"}
+    assert (
+        revival_of(make_sae("topk_cross_layer_transcoder", sparse_rows(99), sparse_rows(99), **layers), "auto")
+        == "auxk"
+    )
+    assert revival_of(make_sae(architecture), "auto") == make_sae(architecture).default_revival
+
+
 def test_autoencoders_are_refused():
     with pytest.raises(ValueError, match="revival='repoint' is for transcoders"):
         make_learner(make_sae("topk"), revival="repoint")
-
-
-def test_transcoders_that_are_cut_along_their_features_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="repoint' needs whole SAEs: with sae_placement='shard' use revival='auxk'"):
-        trainer(tmp_path, steps=2, revival="repoint", sae_placement="shard", **SET).train()
 
 
 def test_a_run_that_points_anew_goes_on_bit_for_bit(tmp_path):
@@ -130,3 +142,35 @@ def test_a_run_that_points_anew_goes_on_bit_for_bit(tmp_path):
     trainer(tmp_path / "auxk", **{**options, "revival": "auxk"}).train()
     first, second = (SAE.from_pretrained(tmp_path / name) for name in ("whole", "auxk"))
     assert not torch.equal(first.W_dec, second.W_dec)  # features were pointed anew at all
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory):
+    """A folder in which two processes have pointed features of every architecture anew."""
+    return launch("torchrun", tmp_path_factory.mktemp("repointed"), *REPOINTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REPOINTED)
+def test_both_processes_end_with_the_same(in_two, case):
+    first, second = (json.loads((in_two / f"{case}-rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in REPOINTED if case.startswith("shard") or case[10:] in PER_TOKEN])
+def test_two_processes_point_them_where_one_does(in_two, tmp_path, case):
+    """What is chosen batch by batch differs where each process has its own batch."""
+    architecture = case.partition("-")[2]
+    train_repointed(tmp_path / "one", architecture, processes=1)
+    train_repointed(tmp_path / "auxk", architecture, processes=1, revival="auxk")
+    # After four rounds of it: later on, rounding decides now and then who is dead.
+    whole, auxk, found = (
+        {file: load_file(folder / f"checkpoint-8/saes/{file}.safetensors") for file in ("model", "state")}
+        for folder in (tmp_path / "one", tmp_path / "auxk", in_two / case)
+    )
+    for file, tensors in whole.items():
+        for name, tensor in tensors.items():
+            assert torch.allclose(found[file][name], tensor, rtol=0, atol=1e-5), (file, name)
+    alike = F.cosine_similarity(whole["model"]["W_dec"], auxk["model"]["W_dec"])
+    assert (alike < 0.9).sum() >= 32  # were pointed anew

@@ -110,14 +110,14 @@ def sparse_rows(rows: int, d_in: int = D_IN, *, seed: int = 0) -> Tensor:
     return (present * strength) @ directions + 0.3
 
 
-def make_sae(architecture: str, rows: Tensor | None = None, **options: Any) -> SAE:
-    """An SAE of 48 features, started from the rows given."""
+def make_sae(architecture: str, rows: Tensor | None = None, target: Tensor | None = None, **options: Any) -> SAE:
+    """An SAE of 48 features, started from the rows given, of a transcoder with what it is to write."""
     config_class = config_class_of(architecture)
     if "k" in config_class.__dataclass_fields__:
         options = {"k": 4, **options}
     torch.manual_seed(0)
     sae = SAE.from_config(config_class(**{"d_in": D_IN, "n_features": 48, **options}))
-    return initialise(sae, sparse_rows(256) if rows is None else rows)
+    return initialise(sae, sparse_rows(256) if rows is None else rows, target=target)
 
 
 def make_learner(sae: SAE, output_dir: str | Path = "unused", **options: Any) -> Learner:

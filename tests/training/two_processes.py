@@ -151,9 +151,8 @@ def train_layers(folder: Path, architecture: str, processes: int, **options: Any
     return train_wide(folder, processes, sae, **{"inputs": inputs, **_ENDS, **options})
 
 
-def as_dealt(rows: torch.Tensor, processes: int) -> torch.Tensor:
+def as_dealt(rows: torch.Tensor, processes: int, batch: int = ROWS // 2) -> torch.Tensor:
     """Rows so that one process has in each batch the order in which several put their shares together."""
-    batch = ROWS // 2
     whole = len(rows) // batch * batch
     return rows[:whole].view(-1, batch // processes, processes, rows.shape[1]).transpose(1, 2).reshape(whole, -1)
 
@@ -198,6 +197,26 @@ def train_with_kl(folder: Path, processes: int) -> TrainOutput:
     inputs = {"model": language_model(), "train_dataset": ids[order], "saes": make_sae("topk")}
     exact = {"train_batch_tokens": 32, "gradient_accumulation_steps": 2 // processes, "calibration_tokens": 0}
     return train_alike(folder, None, processes, inputs=inputs, kl_tokens=0.5, **told, **exact)
+
+
+def train_repointed(folder: Path, architecture: str, processes: int, **options: Any) -> TrainOutput:
+    """As `train_alike`, a transcoder of which a third is dead from the start and is pointed anew.
+
+    One process sees the rows in the order in which two put their shares together: by that order they are drawn.
+    Without `auxk`, of which each process has its own where they share the rows.
+    """
+    rows = sparse_rows(2000)
+    beside = torch.relu(rows @ torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    own = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False}
+    sae = make_sae(architecture, rows, target=beside, n_features=96, d_out=16, **own)
+    with torch.no_grad():
+        sae.shift_pre_activations(torch.where(torch.arange(96) < 32, -100.0, 0.0))
+    given = {"before": rows, "after": beside}
+    if processes == 1:
+        given = {name: as_dealt(tensor, 2, ROWS) for name, tensor in given.items()}
+    revived = {"revival": "auto", "dead_feature_window": 4 * ROWS, "auxk_alpha": 0.0, "learning_rate": 0.001}
+    kept = {"save_steps": 8, "save_total_limit": 3}
+    return train_alike(folder, sae, processes, inputs={"activations": given}, **{**revived, **kept, **options})
 
 
 def shard_over_text(folder: Path) -> TrainOutput:
@@ -314,6 +333,15 @@ SPREAD = {
     "unmapped": lambda folder: train_beside_a_map(folder, None),
 }
 
+# Dead features of transcoders come back, by where the SAE lies.
+REPOINTED = {
+    f"{placement}-{name}": lambda folder, name=name, placement=placement: train_repointed(
+        folder, name, world(), sae_placement=placement
+    )
+    for placement in ("replicate", "shard")
+    for name in ARCHITECTURES
+}
+
 # Which never ends well.
 BROKEN = {
     "one-dies": lambda folder: train_until_one(folder, -1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
@@ -343,7 +371,7 @@ def main(folder: str, *cases: str) -> None:
     torch.set_num_threads(1)
     atexit.register(write_down_what_is_left, folder)  # last of all: what is registered later runs before
     for case in cases:
-        output = {**CASES, **FINISHED, **SPREAD, **SHARDED, **BROKEN}[case](Path(folder, case))
+        output = {**CASES, **FINISHED, **SPREAD, **SHARDED, **REPOINTED, **BROKEN}[case](Path(folder, case))
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))

@@ -1,0 +1,130 @@
+"""Dead features of transcoders by how they are revived, on equal tokens. From the repository's root:
+
+    python benchmarks/transcoder_revival.py OUT.json [--architectures topk] [--layers 0 1] [--seeds 0 1]
+        [--revivals auxk] [any option of `hfsae train`]
+
+Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained in
+one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw: the
+share of features that fires on none of its tokens, explained variance, and active features a token. OUT.json holds a
+row for each as soon as a seed is done; seeds that are in it are not trained again.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from hfsae import SAE, SAETrainer
+from hfsae.arguments.command_options import run_script, with_training_options
+from hfsae.arguments.config_file import arguments_from
+from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.command_line import NUMBERS, option
+from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
+from hfsae.saving import write_json
+from hfsae.storage import read_json
+
+SMALL = {
+    "model_name_or_path": "examples/tiny_lm",
+    "dataset_name": "python-stdlib",
+    "context_length": "128",
+    "expansion_factor": "16",
+    "training_tokens": "300000",
+    "train_batch_tokens": "2048",
+}
+
+
+def train(args: SAETrainingArguments, names: list[str], layers: list[int], revivals: list[str]) -> dict[str, SAE]:
+    """A transcoder for each architecture, layer and revival, by `LAYER/ARCHITECTURE/REVIVAL`."""
+    saes = {
+        f"{layer}/{name}/{revival}": {
+            "architecture": name,
+            "revival": revival,
+            "hook_point": f"mlp_in.{layer}",
+            "target_hook_point": f"mlp_out.{layer}",
+        }
+        for layer in layers
+        for name in names
+        for revival in revivals
+    }
+    return SAETrainer(args=args, saes=saes).train().saes
+
+
+@torch.no_grad()
+def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int) -> dict[str, Tensor]:
+    """Activations at all places that the transcoders read or write, of so many tokens of held-out text."""
+    sae = next(iter(saes.values()))
+    assert args.dataset_name is not None
+    text = split_documents(load_text(args.dataset_name, split=args.dataset_split), "evaluation")
+    left_out = {"exclude_special_tokens": True, "exclude_positions": [0]}
+    sizes = {"context_length": args.context_length, "batch_size": args.lm_batch_sequences}
+    blocks = TokenBlocks(text, sae.load_tokenizer(), repeat=False, **sizes, **left_out)
+    places = sorted(
+        {place for one in saes.values() for place in (one.config.hook_point, one.config.target_hook_point)}
+    )
+    parts: dict[str, list[Tensor]] = {place: [] for place in places}
+    seen = 0
+    for chunk in LMActivations(sae.load_base_model(), blocks, places, dtype=torch.float32):
+        for place in places:
+            parts[place].append(chunk[place].clone())
+        seen += len(chunk[places[0]])
+        if seen >= tokens:
+            break
+    return {place: torch.cat(rows)[:tokens] for place, rows in parts.items()}
+
+
+@torch.no_grad()
+def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
+    """What a transcoder explains of rows, how many features it uses for that, and how many it never uses."""
+    x, y = rows[str(sae.config.hook_point)], rows[str(sae.config.target_hook_point)]
+    firing, error = torch.zeros(sae.config.n_features, dtype=torch.long), 0.0
+    for read, written in zip(x.split(4096), y.split(4096), strict=True):
+        output = sae(read)
+        firing += output.features.tokens_firing()
+        error += (output.reconstruction - written).square().sum(dtype=torch.float64).item()
+    variance = (y - y.mean(0)).square().sum(dtype=torch.float64).item()
+    return {
+        "dead": (firing == 0).float().mean().item(),
+        "explained_variance": 1 - error / variance,
+        "l0": firing.sum().item() / len(x),
+    }
+
+
+@with_training_options
+def main(
+    output: Path,
+    architectures: Annotated[list[str], option("--architectures", "Which to train.", metavar="NAME")] = [  # noqa: B006
+        "topk",
+        "batch_topk",
+        "jumprelu",
+    ],
+    layers: Annotated[list[int], option("--layers", "The MLPs of which layers.", metavar=NUMBERS)] = [1],  # noqa: B006
+    seeds: Annotated[list[int], option("--seeds", "Seeds of the runs.", metavar=NUMBERS)] = [0, 1],  # noqa: B006
+    revivals: Annotated[list[str], option("--revivals", "Beside one another.", metavar="NAME")] = ["auxk", "repoint"],  # noqa: B006
+    measured_tokens: Annotated[int, option("--measured_tokens", "Held-out tokens of the figures.")] = 100_000,
+    *,
+    given: dict[str, str],
+) -> None:
+    """Trains, measures, prints a row for each transcoder."""
+    done = read_json(output) if output.exists() else []
+    for seed in seeds:
+        if any(row["seed"] == seed for row in done):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            fixed = {"eval_tokens": 0, "save_steps": 0, "html_report": False, "disable_tqdm": True}
+            args = arguments_from(
+                {**SMALL, "hook_point": f"mlp_in.{layers[0]}", **given}, output_dir=folder, seed=seed, **fixed
+            )
+            saes = train(args, architectures, layers, revivals)
+            rows = held_out(saes, args, measured_tokens)
+            for name, sae in saes.items():
+                layer, architecture, revival = name.split("/")
+                of_row = {"layer": int(layer), "architecture": architecture, "revival": revival, "seed": seed}
+                done.append({**of_row, "training_tokens": args.training_tokens, **measure(sae.eval(), rows)})
+                print(done[-1], flush=True)
+            write_json(output, done)
+
+
+if __name__ == "__main__":
+    run_script(main)
