@@ -137,7 +137,11 @@ class Replicate(Placement):
         return batch
 
     def rows_of_step(self, rows: Tensor) -> Tensor:
-        return rows if self.processes == 1 else self.accelerator.gather(rows)  # type: ignore[return-value]
+        if self.processes == 1:
+            return rows
+        # A process may have a few more rows than another, where steps take whole sequences.
+        count = self.accelerator.gather(torch.tensor([len(rows)], device=rows.device)).min()  # type: ignore[union-attr]
+        return self.accelerator.gather(rows[:count].contiguous())  # type: ignore[return-value]
 
     @property
     def averaged(self) -> int:

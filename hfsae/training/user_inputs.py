@@ -16,7 +16,7 @@ from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
-from hfsae.hooks import inner_model
+from hfsae.hooks import HookPointError, inner_model
 from hfsae.hooks.limits import refuse_without_ids
 from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
@@ -203,13 +203,19 @@ def _in_language_model(args: SAETrainingArguments, inputs: UserInputs, base: Bas
             for name, sae in inputs.by_name.items()
         }
         return {
-            name: SAEHookPoints.resolved(model, reads or args.hook_point, writes)
-            for name, (reads, writes) in named.items()
+            name: _of_one_sae(model, name, reads or args.hook_point, writes) for name, (reads, writes) in named.items()
         }
     found = hook_points_from_arguments(args, model)
     if len(found) == 1:
         return {"": found[0]}
     return {points.portable_name(model) or points.reads: points for points in found}
+
+
+def _of_one_sae(model: nn.Module, name: str, reads: str, writes: str | None) -> SAEHookPoints:
+    try:
+        return SAEHookPoints.resolved(model, reads, writes)
+    except HookPointError as error:
+        raise HookPointError(f"SAE {name!r}: {error}") from error
 
 
 def _among_activations(

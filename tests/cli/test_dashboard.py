@@ -1,5 +1,6 @@
 """`hfsae dashboard` and `hfsae space`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_one_of_many_is_shown_from_a_folder_and_from_a_revision_on_the_hub(hub, 
     assert main(["dashboard", *where, "--revision", "v1", *text]) == 0
     assert index_of(place / "dashboard.html") == here
     assert main(["dashboard", *where, *text, "--output", "gone.html"]) == 1 and not Path("gone.html").exists()
+
+
+@pytest.mark.slow
+def test_every_transcoder_of_a_set_gets_a_page_beside_it_and_one_alone_where_it_is_named(
+    trained_set, tmp_path, capsys
+):
+    folder = shutil.copytree(trained_set, tmp_path / "set")
+    reading = ["--tokens", "500"]
+    assert (
+        main(["dashboard", str(folder), "--subfolder", "mlp_in.3", *reading, "--output", str(tmp_path / "p.html")])
+        == 0
+    )
+    assert main(["dashboard", str(folder), *reading]) == 0
+    pages = {name: folder / name / "dashboard.html" for name in ("mlp_in.2", "mlp_in.3")}
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == list(map(str, pages.values()))
+    shown = {name: index_of(page) for name, page in pages.items()}
+    assert shown["mlp_in.3"]["features"] == index_of(tmp_path / "p.html")["features"] != shown["mlp_in.2"]["features"]
+    assert main(["dashboard", str(folder), *reading, "--output", "all.html"]) == 1
+    assert "each SAE gets a page beside it" in capsys.readouterr().err
 
 
 def test_a_push_makes_and_takes_a_dashboard_along(hub, place, capsys):

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from hfsae import SAE, self_check
+from hfsae import SAE, load_saes, self_check
 from hfsae.evaluation.self_check import Figures, _helps
 from tests.evaluation.tiny import batches, language_model, make_sae
 
@@ -50,6 +50,17 @@ def test_changed_weights_are_found_out(sae, model):
         sae.W_dec.copy_(sae.W_dec.flip(0))
     outcome = check(sae, model)
     assert not outcome.ok and outcome.causes[0].startswith("The weights are not the measured ones")
+
+
+def test_every_transcoder_of_a_set_fits_and_one_in_the_place_of_another_does_not(trained_set, model):
+    saes = load_saes(trained_set)
+    assert len(saes) == 2
+    for sae in saes.values():
+        outcome = check(sae, model)
+        assert outcome.ok and outcome.recorded.explained_variance == sae.config.metrics["explained_variance"]
+    first, second = saes.values()
+    first.load_state_dict(second.state_dict())
+    assert not check(first, model).ok
 
 
 @pytest.mark.slow

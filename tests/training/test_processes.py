@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfsae import SAE
+from hfsae import SAE, load_saes
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.saved_set import SET_FILE
 from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import language_model
 from tests.processes import free_port
@@ -172,6 +174,18 @@ def test_a_run_that_is_spread_writes_everything_about_all_its_saes_once(trained)
     assert json.loads((checkpoint / "run.json").read_text())["saes"] == list(first["metrics"])
     state = json.loads((checkpoint / "saes" / "resampled" / "state.json").read_text())
     assert state["last_resampling"] == 6
+
+
+def test_a_set_that_is_spread_is_measured_as_a_whole(trained):
+    """The figures of the whole, though no process had all of its transcoders, are those of the saved ones."""
+    record = json.loads((trained / "set-spread" / SET_FILE).read_text())
+    saes = load_saes(trained / "set-spread")
+    assert list(saes) == ["mlp_in.0", "mlp_in.1", "mlp_in.2"] and record["n_saes"] == 3
+    first, second = (set(found["digests"]) for found in of_both(trained, "set-spread"))
+    assert len(first) + len(second) == 3 and not first & second
+    assert record["protocol"]["weights_sha256"] == {name: weights_sha256(sae) for name, sae in saes.items()}
+    assert record["kl"] > 0 and record["with_errors_difference"] < 1e-4
+    assert all(sae.config.metrics["n_tokens"] == record["n_tokens"] for sae in saes.values())
 
 
 def test_features_were_revived_in_these_runs(trained):

@@ -12,7 +12,9 @@ from hfsae.data import TokenBlocks
 from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.evaluation.together import are_set
-from hfsae.sweeps.sweep import Sweep
+from hfsae.hooks import HookPointError
+from hfsae.inputs.activation_cache import cache_activations
+from hfsae.sweeps.sweep import Sweep, run_sweep
 from tests.data.tiny import language_model, pythia_like
 from tests.quick import mostly_slow
 from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
@@ -99,6 +101,42 @@ def test_alone_or_in_company_a_transcoder_ends_the_same(tmp_path, folder):
     alone, among = SAE.from_pretrained(tmp_path), SAE.from_pretrained(folder[0], subfolder="mlp_in.1")
     for name, tensor in alone.state_dict().items():
         assert torch.equal(tensor, among.state_dict()[name]), name
+
+
+def test_a_set_from_a_cache_ends_as_from_the_language_model(tmp_path):
+    language_model().save_pretrained(tmp_path / "lm")
+    pythia_like().save_pretrained(tmp_path / "lm")
+    text().to_json(tmp_path / "text.jsonl")
+    named = {"model_name_or_path": str(tmp_path / "lm"), "dataset_name": str(tmp_path / "text.jsonl"), **SET}
+    inputs = {"model": None, "train_dataset": None, "processing_class": None}
+    assert set(cache_activations(arguments(tmp_path / "cache", **named)).widths.values()) == {16}
+    for name, cached in (("lm-run", {}), ("cache-run", {"activation_cache": str(tmp_path / "cache")})):
+        trainer(tmp_path / name, inputs=inputs, eval_tokens=100, **named, **cached).train()
+    first, second = (json.loads((tmp_path / name / SET_FILE).read_text()) for name in ("lm-run", "cache-run"))
+    assert first["protocol"]["weights_sha256"] == second["protocol"]["weights_sha256"]
+    assert first["kl"] == second["kl"] and first["ce_spliced"] == second["ce_spliced"]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_sets_lists_every_transcoder_by_its_place_and_is_no_set_itself(tmp_path):
+    content = {**arguments(tmp_path, eval_tokens=100, steps=4).given(), "k": [2, 4]}
+    inputs = {"model": language_model(), "train_dataset": text(), "processing_class": pythia_like()}
+    with pytest.raises(HookPointError, match=r"SAE 'topk-k2': 'mlp_in\.\*' can name several places, where one"):
+        run_sweep(Sweep.of(content | SET), **inputs)
+    layers = [{"hook_point": f"mlp_in.{layer}", "target_hook_point": f"mlp_out.{layer}"} for layer in range(3)]
+    output = run_sweep(Sweep.of(content | {"saes": layers}), **inputs)
+    assert len(output.saes) == 6 and output.together is None and not (tmp_path / SET_FILE).exists()
+    found = json.loads((tmp_path / "results.json").read_text())
+    places = [f"transformer.h.{layer}.mlp.input to transformer.h.{layer}.mlp.output" for layer in range(3)]
+    assert sorted(found["front"]) == places
+    assert sorted((row["hook_point"], row["l0"]) for row in found["saes"]) == [
+        (place, pytest.approx(k, rel=0.1)) for place in places for k in (2, 4)
+    ]
+    alone = trainer(tmp_path / "alone", steps=4, eval_tokens=100, k=2, **SET).train()
+    for sae in output.saes.values():
+        if sae.config.k == 2:
+            same = alone.saes[f"mlp_in.{sae.config.hook_point.split('.')[2]}"]
+            assert torch.equal(sae.W_dec, same.W_dec)
 
 
 def test_only_transcoders_with_targets_of_their_own_are_a_set(tmp_path):

@@ -103,7 +103,8 @@ def test_autoencoders_and_transcoders_share_a_stream(tmp_path):
 # -- as any other run -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("architecture", ["topk", "gated"])
 def test_a_run_goes_on_bit_by_bit_while_features_are_revived(tmp_path, architecture):
-    options = {"steps": 20, "architecture": architecture, "dead_feature_window": 32, "n_features": 96, **MLP}
+    dying = {"revival": "auxk", "dead_feature_window": 32, "n_features": 96}
+    options = {"steps": 20, "architecture": architecture, **dying, **MLP}
     for name, stops in (("whole", [13]), ("broken", [5, 13])):
         for stop in stops:
             resume = "last" if stop != stops[0] else None

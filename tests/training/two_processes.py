@@ -96,6 +96,11 @@ def spread_over_text(folder: Path) -> TrainOutput:
     return train_text(folder, {"saes": saes}, sae_placement="spread")
 
 
+def spread_a_set(folder: Path) -> TrainOutput:
+    """A set of three transcoders, of which one process has two."""
+    return train_text(folder, hook_point="mlp_in.*", target_hook_point="mlp_out.*", sae_placement="spread")
+
+
 SOURCES = {"source_names": ["base", "tuned"], "source_widths": [6, 10]}
 # Every architecture and what changes its loss or its selection: its name, its own options, those of its training.
 CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -329,6 +334,7 @@ SPREAD = {
     "several-spread": lambda folder: train_several_alike(folder, 2, sae_placement="spread"),
     "text-spread": spread_over_text,
     "two-parts-spread": spread_in_two_parts,
+    "set-spread": spread_a_set,
     "mapped": lambda folder: train_beside_a_map(folder, json.dumps(PLACES)),
     "unmapped": lambda folder: train_beside_a_map(folder, None),
 }
