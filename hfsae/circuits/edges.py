@@ -1,12 +1,14 @@
 """Edges of a circuit by batched backward passes through the linear model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hfsae.circuits.influence import influence_on_logits
+from hfsae.circuits.influence import ROWS_AT_ONCE, influence_on_logits
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets
 from hfsae.hooks import HookPoint
@@ -62,15 +64,22 @@ class EdgeRows:
 
     Attributes:
         features: (n,) int64, the features that have a row, in rising order, as numbers in `AllFeatures`.
-        into_features: (n, columns).
         into_logits: (T, columns). Columns are all features, then errors place by place, then embeddings.
         constants: (n + T,), what biases add to each node.
+        traced: (n, columns), the rows of the features, in the order in which they were traced.
+        places: (n,) int64, for each of `features` its row in `traced`.
     """
 
     features: Tensor
-    into_features: Tensor
     into_logits: Tensor
     constants: Tensor
+    traced: Tensor
+    places: Tensor
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some rows at a time, in the order of `features`: which (m,), and their edges (m, columns)."""
+        for part in torch.arange(len(self.features)).split(ROWS_AT_ONCE):
+            yield part, self.traced[self.places[part]]
 
 
 class Backward:
@@ -169,6 +178,7 @@ def trace_rows(
     max_features: int,
     batch_size: int,
     progress: Progress,
+    offload: Path | None = None,
 ) -> EdgeRows:
     """Traces logits, then features, those with the strongest influence on what is traced already first.
 
@@ -179,17 +189,19 @@ def trace_rows(
         max_features: How many features get a row.
         batch_size: Targets of one backward pass.
         progress: Is told how far it is.
+        offload: A file that holds the rows; None keeps them in memory.
     """
     total = min(max_features, len(features))
     backward = Backward(replacement, features)
     logits = torch.cat([backward.into_logits(part) for part in targets.vectors.split(batch_size)]).cpu()
-    rows = torch.zeros(total, logits.shape[1], dtype=logits.dtype)
+    rows = _room(total, logits, offload)
     order = torch.zeros(0, dtype=torch.int64)
     while len(order) < total:
         if total == len(features):
             pending = torch.arange(total)
         else:
-            influence = influence_on_logits(logits, rows[: len(order)], order, targets.weights.to(logits))
+            levels = features.source.cpu()[order]
+            influence = influence_on_logits(logits, rows[: len(order)], order, levels, targets.weights.to(logits))
             influence[order] = -torch.inf
             wanted = min(_BATCHES_A_RANKING * batch_size, total - len(order))
             # Layer by layer: a backward pass then goes through no more of the model than its targets have below them.
@@ -200,7 +212,16 @@ def trace_rows(
             progress.update(len(part))
     rising = order.argsort()
     constants = _constants(replacement, features, order[rising], targets)
-    return EdgeRows(order[rising], rows[rising], logits, constants)
+    return EdgeRows(order[rising], logits, constants, traced=rows, places=rising)
+
+
+def _room(total: int, logits: Tensor, offload: Path | None) -> Tensor:
+    """(total, columns), rows that are to be filled, in memory or in a file."""
+    columns = logits.shape[1]
+    if offload is None:
+        return torch.zeros(total, columns, dtype=logits.dtype)
+    flat = torch.from_file(str(offload), shared=True, size=total * columns, dtype=logits.dtype)
+    return flat.view(total, columns)
 
 
 @torch.no_grad()

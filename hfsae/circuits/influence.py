@@ -16,6 +16,9 @@ from torch import Tensor
 
 _LEAST = 1e-10
 
+ROWS_AT_ONCE = 256
+"""Rows of edges that are looked at together, so that memory stays that of the rows themselves."""
+
 
 def normalised(edges: Tensor) -> Tensor:
     """Absolute values, every row divided by its sum; rows of zeros stay."""
@@ -41,23 +44,23 @@ def influence(edges: Tensor, weights: Tensor) -> Tensor:
     raise ValueError("this graph has a circle: influence is defined where every path ends.")
 
 
-def influence_on_logits(logits: Tensor, rows: Tensor, owners: Tensor, weights: Tensor) -> Tensor:
+def influence_on_logits(logits: Tensor, rows: Tensor, owners: Tensor, levels: Tensor, weights: Tensor) -> Tensor:
     """The same while only some nodes have their edges: (columns,).
+
+    No edge goes from a level to itself or an earlier one. So one look at every row is enough, the latest level first:
+    what a feature has gathered by then is all that it will.
 
     Args:
         logits: (T, columns), edges into logits.
         rows: (n, columns), edges into the features that were traced.
         owners: (n,) int64, the column that each of these features has as a source.
+        levels: (n,) int64, which level each is of; later ones have larger numbers.
         weights: (T,).
     """
-    shares = normalised(rows)
-    step = weights @ normalised(logits)
-    total = torch.zeros_like(step)
-    for _ in range(len(rows) + 2):
-        if not step.any():
-            break
-        total = total + step
-        step = step[owners] @ shares
+    total = weights @ normalised(logits)
+    for level in levels.unique().flip(0):
+        for part in (levels == level).nonzero()[:, 0].split(ROWS_AT_ONCE):
+            total = total + total[owners[part]] @ normalised(rows[part])
     return total
 
 

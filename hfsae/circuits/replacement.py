@@ -355,10 +355,10 @@ class LocalReplacement:
 
 def _trained_elsewhere(saes: Mapping[str, SparseAutoencoder], model: PreTrainedModel) -> list[str]:
     """A note for SAEs that were trained on a model of another name. Folders and organisations may differ."""
-    own = model.name_or_path
+    own = model.name_or_path or ""
     told: dict[str, list[str]] = {}
     for name, sae in saes.items():
-        base = sae.config.base_model
+        base = sae.config.base_model or ""
         if own and base and PurePath(own).name != PurePath(base).name:
             told.setdefault(base, []).append(repr(name))
     return [

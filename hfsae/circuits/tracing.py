@@ -1,6 +1,10 @@
 """`trace`: the attribution graph of a prompt."""
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,6 +39,7 @@ def trace(
     targets: Sequence[str | int] | None = None,
     contrast: tuple[str | int, str | int] | None = None,
     batch_size: int = 64,
+    offload: str | os.PathLike | None = None,
     disable_tqdm: bool = False,
 ) -> Graph:
     """Explains what a model says after a prompt, by the features that make it.
@@ -57,6 +62,8 @@ def trace(
         targets: These tokens instead.
         contrast: Two tokens: explains the difference of their logits.
         batch_size: Nodes that are traced in one backward pass; memory grows with it.
+        offload: A folder for edges while they are traced: a file there that is gone afterwards. None keeps them in
+            memory, which takes `max_features` times the number of features that fire.
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
@@ -88,6 +95,8 @@ def trace(
                 f"{name!r} is a crosscoder, whose features are made of several places at once: circuits are traced "
                 "with transcoders, cross-layer transcoders, and SAEs of one place each."
             )
+    if offload is not None and not Path(offload).is_dir():
+        raise ValueError(f"offload={os.fspath(offload)!r} is no folder: name one that has room for edges.")
     ids, tokenizer = _ids(prompt, saes, tokenizer)
     replacement = LocalReplacement(model, saes, ids, tokenizer)
     chosen = choose_targets(
@@ -100,11 +109,19 @@ def trace(
     )
     features = AllFeatures.of(replacement)
     total = min(max_features, len(features))
-    with bar("tracing", total, unit="features", disable=disable_tqdm) as progress:
-        rows = trace_rows(replacement, features, chosen, max_features=total, batch_size=batch_size, progress=progress)
     texts = TokenTexts(tokenizer)(ids.tolist()) if tokenizer is not None else [str(token) for token in ids.tolist()]
-    nodes = _nodes(replacement, features, rows, chosen, texts, tokenizer)
-    edges, left_out = _square(rows, len(features), len(nodes))
+    with ExitStack() as stack:
+        progress = stack.enter_context(bar("tracing", total, unit="features", disable=disable_tqdm))
+        folder = None if offload is None else stack.enter_context(TemporaryDirectory(dir=offload))
+        rows = trace_rows(
+            *(replacement, features, chosen),
+            max_features=total,
+            batch_size=batch_size,
+            progress=progress,
+            offload=None if folder is None else Path(folder) / "edges",
+        )
+        nodes = _nodes(replacement, features, rows, chosen, texts, tokenizer)
+        edges, left_out, sums = _square(rows, len(features), len(nodes))
     constants = torch.zeros(len(nodes), dtype=edges.dtype)
     constants[: len(rows.features)] = rows.constants[: len(rows.features)]
     constants[-len(chosen) :] = rows.constants[len(rows.features) :]
@@ -116,7 +133,7 @@ def trace(
         edges=edges,
         constants=constants,
         left_out=left_out,
-        exactness=_exactness(replacement, features, rows, chosen),
+        exactness=_exactness(replacement, features, rows, chosen, sums),
         n_active=len(features),
         about=_about(saes, chosen),
         notes=list(replacement.notes),
@@ -163,28 +180,32 @@ def _nodes(
     return nodes
 
 
-def _square(rows: EdgeRows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor]:
-    """Edges (n, n) between nodes, and what features that are no nodes add to each (n,)."""
-    edges = rows.into_features.new_zeros(n_nodes, n_nodes)
-    left_out = rows.into_features.new_zeros(n_nodes)
-    kept = torch.cat([rows.features, torch.arange(n_features, rows.into_features.shape[1])])
-    n, last = len(rows.features), n_nodes - len(rows.into_logits)
-    for part, made in ((slice(0, n), rows.into_features), (slice(last, n_nodes), rows.into_logits)):
-        edges[part, :last] = made[:, kept]
-        left_out[part] = made.sum(1) - made[:, kept].sum(1)
-    return edges, left_out
+def _square(rows: EdgeRows, n_features: int, n_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges (n, n) between nodes, what features that are no nodes add to each (n,), and the sum of all of it (n,)."""
+    edges = rows.into_logits.new_zeros(n_nodes, n_nodes)
+    left_out, sums = (rows.into_logits.new_zeros(n_nodes) for _ in range(2))
+    kept = torch.cat([rows.features, torch.arange(n_features, rows.into_logits.shape[1])])
+    last = n_nodes - len(rows.into_logits)
+    for part, made in (*rows.parts(), (torch.arange(last, n_nodes), rows.into_logits)):
+        among = made[:, kept]
+        edges[part, :last] = among
+        sums[part] = made.sum(1)
+        left_out[part] = sums[part] - among.sum(1)
+    return edges, left_out, sums
 
 
 @torch.no_grad()
-def _exactness(replacement: LocalReplacement, features: AllFeatures, rows: EdgeRows, targets: Targets) -> Exactness:
+def _exactness(
+    replacement: LocalReplacement, features: AllFeatures, rows: EdgeRows, targets: Targets, sums: Tensor
+) -> Exactness:
     head = replacement.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     factor = logit_factor(replacement)
     own, rebuilt = (factor * head.forward(state) for state in (replacement.own_hidden, replacement.rebuilt_hidden))
     n = len(rows.features)
-    of_features = rows.into_features.sum(1) + rows.constants[:n] - features.values.cpu()[rows.features]
+    of_features = sums[:n] + rows.constants[:n] - features.values.cpu()[rows.features]
     values = (targets.vectors @ replacement.hidden + targets.constants).cpu()
-    of_targets = rows.into_logits.sum(1) + rows.constants[n:] - values
+    of_targets = sums[-len(targets) :] + rows.constants[n:] - values
     return Exactness(
         logits=float((own - rebuilt).abs().max()),
         features=_relative(of_features, features.values.cpu()[rows.features]),

@@ -27,6 +27,9 @@ def run(
     max_features: Annotated[int, option("--max_features", "Features in the graph, those with most influence.")] = 2000,
     max_logits: Annotated[int, option("--max_logits", "Most probable tokens that are explained, at most.")] = 10,
     batch_size: Annotated[int, option("--batch_size", "Nodes in one backward pass; memory grows with it.")] = 64,
+    offload: Annotated[
+        str | None, option("--offload", "A folder for edges while they are traced, instead of memory.")
+    ] = None,
     supernodes: Annotated[
         str | None, option("--supernodes", "A file with pins and groups, as the page gives them under Keep.")
     ] = None,
@@ -68,6 +71,7 @@ def run(
         max_features=max_features,
         max_logits=max_logits,
         batch_size=batch_size,
+        offload=offload,
         targets=tokens or None if against is None else None,
         contrast=None if against is None else (tokens[0], against),
     )

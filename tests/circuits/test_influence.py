@@ -38,7 +38,7 @@ def test_influence_of_what_is_traced_so_far_leaves_the_other_nodes_without_input
     partial = torch.zeros_like(edges)
     partial[known], partial[-2:] = edges[known], edges[-2:]
     partial[:, -2:] = 0
-    found = influence.influence_on_logits(partial[-2:], partial[known], known, weights[-2:])
+    found = influence.influence_on_logits(partial[-2:], partial[known], known, known, weights[-2:])
     torch.testing.assert_close(found, by_inverse(partial, weights))
 
 

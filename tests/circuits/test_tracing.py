@@ -1,13 +1,14 @@
 """Graphs of tiny real models, against a linear model that is written out by hand and differentiated as a whole."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from hfsae import SAE, TopKCrosscoderSAEConfig, trace
-from hfsae.circuits import Graph, Node
+from hfsae.circuits import Graph, Node, edges, influence, tracing
 from hfsae.hooks import HookPointError
 from tests.circuits.by_hand import ByHand, CrossLayerByHand, StreamByHand
 from tests.circuits.tiny import FAMILIES, IDS, cross_layer, model_of, sae_at, stream_saes, transcoders
@@ -136,6 +137,29 @@ def test_fewer_features_are_those_with_most_influence_and_the_rest_is_counted():
 def test_the_batch_size_changes_nothing(batch_size: int):
     expected = traced("llama", transcoders("llama"))
     torch.testing.assert_close(traced("llama", transcoders("llama"), batch_size=batch_size).edges, expected.edges)
+
+
+@pytest.mark.parametrize("max_features", [9, 1000])
+def test_edges_in_a_file_are_those_in_memory_and_the_file_is_gone(tmp_path: Path, monkeypatch, max_features: int):
+    monkeypatch.setattr(influence, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(edges, "ROWS_AT_ONCE", 4)
+    saes, seen = transcoders("llama") | stream_saes("llama"), []
+    expected = traced("llama", saes, max_features=max_features, batch_size=3)
+    square = tracing._square
+
+    def looking(rows, *sizes):
+        (file,) = tmp_path.glob("*/edges")
+        seen.append(file.stat().st_size)
+        assert seen[-1] == rows.traced.numel() * rows.traced.element_size()
+        return square(rows, *sizes)
+
+    monkeypatch.setattr(tracing, "_square", looking)
+    found = traced("llama", saes, max_features=max_features, batch_size=3, offload=tmp_path)
+    assert found.nodes == expected.nodes and found.exactness == expected.exactness and len(seen) == 1
+    assert torch.equal(found.edges, expected.edges) and torch.equal(found.left_out, expected.left_out)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="is no folder"):
+        traced("llama", saes, offload=tmp_path / "nowhere")
 
 
 def test_targets_are_chosen_or_contrasted():
