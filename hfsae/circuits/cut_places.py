@@ -39,7 +39,8 @@ class CutPlaces:
             pairs: Where each SAE reads and writes.
 
         Raises:
-            ValueError: If some block does not say where its MLP writes, with the block.
+            ValueError: If some block does not say where its MLP writes, with the block; for an SAE whose features are
+                not linear in the residual stream, or do not write to it.
             HookPointError: If the model has no recognisable decoder.
         """
         layout = DecoderLayout(model)
@@ -48,6 +49,7 @@ class CutPlaces:
                 f"{type(model).__name__} has {layout.streams.number} residual streams side by side, which circuits "
                 "are not traced through."
             )
+        _refuse_outside_of_the_stream(layout, pairs)
         written = {target for _, target in pairs.values()}
         cut, bare, layers = set(written), [], {}
         for layer, block in enumerate(layout.blocks):
@@ -69,17 +71,8 @@ class CutPlaces:
         return cls(entry, frozenset(cut), bare, layers, layout.blocks)
 
 
-def refuse_outside_of_the_stream(model: PreTrainedModel, pairs: Mapping[str, tuple[HookPoint, HookPoint]]) -> None:
-    """Refuses SAEs whose features are not linear in the residual stream, or do not write to it.
-
-    Args:
-        model: A causal LM.
-        pairs: Where each SAE reads and writes.
-
-    Raises:
-        ValueError: For one inside of an MLP, or outside of the blocks.
-    """
-    layout = DecoderLayout(model)
+def _refuse_outside_of_the_stream(layout: DecoderLayout, pairs: Mapping[str, tuple[HookPoint, HookPoint]]) -> None:
+    """Refuses SAEs inside of an MLP, or outside of the blocks."""
     for name, pair in pairs.items():
         for place in pair:
             layer = layout.layer_of(place.path)

@@ -23,7 +23,7 @@ from hfsae.architectures.cross_layer import CrossLayer
 from hfsae.attachment import places_of, standing
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.attention import AttentionPatterns, Scores, attends
-from hfsae.circuits.cut_places import CutPlaces, refuse_outside_of_the_stream
+from hfsae.circuits.cut_places import CutPlaces
 from hfsae.circuits.feature_sources import ActiveFeatures, FeatureSource
 from hfsae.circuits.layer_sources import LayerSource
 from hfsae.circuits.nodes import Node
@@ -95,7 +95,6 @@ class LocalReplacement:
         parts = standing(saes)
         pairs = places_of(parts, self.model, splice=True)
         cuts = CutPlaces.find(self.model, pairs)
-        refuse_outside_of_the_stream(self.model, pairs)
         self.notes += _trained_elsewhere(saes, self.model)
         if cuts.bare:
             self.notes.append(

@@ -64,6 +64,7 @@ class DecoderLayout:
         self.config: Any = config.get_text_config(decoder=True)
         self.layers_path, self.blocks = _find_blocks(model, self.config)
         self._places: dict[int, dict[str, HookPoint]] = {}
+        self._lens_places: dict[int, dict[str, HookPoint]] = {}
 
     @classmethod
     def find(cls, model: nn.Module) -> "DecoderLayout | None":
@@ -127,8 +128,10 @@ class DecoderLayout:
 
     def transformer_lens_places(self, layer: int) -> dict[str, HookPoint]:
         """What one layer offers beside that, by TransformerLens' names (`"mlp.hook_out"`, `"attn.hook_q"`, ...)."""
-        found = transformer_lens_places(self.blocks[layer], self.config)
-        return {name: self._below(layer, place) for name, place in found.items()}
+        if layer not in self._lens_places:
+            found = transformer_lens_places(self.blocks[layer], self.config)
+            self._lens_places[layer] = {name: self._below(layer, place) for name, place in found.items()}
+        return self._lens_places[layer]
 
     def after_the_branches(self, layer: int) -> tuple[str, ...]:
         """What turns `resid_mid + mlp_out` of a layer into its `resid_post`; empty where the two are equal."""
