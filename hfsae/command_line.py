@@ -111,10 +111,17 @@ def with_signature(run: Callable[..., Any], parameters: Sequence[inspect.Paramet
 
 
 def whole_number(text: str) -> int:
-    """A number of tokens as people write it: `200000`, `200_000` or `2e5`."""
-    number = float(text)
+    """A number of tokens as people write it: `200000`, `200_000` or `2e5`.
+
+    Raises:
+        typer.BadParameter: If it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
     if not number.is_integer():
-        raise ValueError(text)
+        raise typer.BadParameter(f"{text!r} is no whole number; write it as 200000, 200_000 or 2e5.")
     return int(number)
 
 

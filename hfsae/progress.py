@@ -1,5 +1,6 @@
 """Progress bars: one look for all of hfsae's own, and silence for those of the libraries below."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,15 @@ def bar(description: str, total: int | None, *, unit: str, done: int = 0, disabl
         nrows=None if has_size else _ROWS,
         disable=disable,
     )
+
+
+class LogsAboveBars(logging.StreamHandler):
+    """A handler that writes a line above the bars that are drawn, which would stand in the midst of one otherwise."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, and draws the bars again."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @contextmanager

@@ -138,3 +138,10 @@ def test_a_command_without_groups_stays_as_it_is():
     def command(place: str) -> None: ...
 
     assert with_groups(command) is command
+
+
+@pytest.mark.parametrize("text", ["abc", "1.5", "nan", "inf", ""])
+def test_what_is_no_whole_number_is_said_in_words(text, capsys):
+    assert parse("--max_tokens", text)["status"] == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"{text!r} is no whole number; write it as 200000, 200_000 or 2e5." in told

@@ -1,4 +1,6 @@
 import fcntl
+import io
+import logging
 import os
 import pty
 import struct
@@ -9,10 +11,11 @@ import termios
 import datasets
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
+from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.progress import quietly, token_bar
+from hfsae.progress import LogsAboveBars, quietly, token_bar
 
 
 def shown() -> tuple[bool, bool]:
@@ -52,3 +55,16 @@ def test_a_bar_is_seen_in_a_terminal_that_does_not_know_its_width(columns):
     run = subprocess.Popen([sys.executable, "-c", code], stdout=follower, stderr=follower, env=environment)
     assert run.wait(timeout=300) == 0
     assert b"reading: 100%" in os.read(leader, 10_000)
+
+
+def test_a_log_line_stands_above_a_bar_and_not_in_the_midst_of_it():
+    drawn = io.StringIO()
+    logger = logging.Logger("one")
+    logger.addHandler(LogsAboveBars(drawn))
+    with tqdm(total=2, desc="training", file=drawn, mininterval=0, ncols=60) as shown:
+        shown.update()
+        logger.warning("something to know")
+        shown.update()
+    lines = drawn.getvalue().split("\n")
+    assert any(line.split("\r")[-1] == "something to know" for line in lines)
+    assert lines[-2].split("\r")[-1].startswith("training: 100%")

@@ -107,9 +107,11 @@ def _guarded(name: str, run: Callable[..., int], ended: list[int]) -> Callable[.
     def guarded(*, modules: list[str] | None = None, traceback: bool = False, **values: Any) -> None:
         from huggingface_hub.errors import StrictDataclassError
 
+        from hfsae.progress import LogsAboveBars
+
         import_module("hfsae.architectures")  # as importing hfsae does elsewhere: SAEs and their configs are known
         mendable = (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError, ImportError)
-        logging.basicConfig(format="%(message)s")
+        logging.basicConfig(format="%(message)s", handlers=[LogsAboveBars()])
         logging.getLogger("hfsae").setLevel(logging.INFO)
         try:
             _import(modules or [])

@@ -133,11 +133,6 @@ class Collecting(_Options):
     max_tokens: TokensToCollect = 1_000_000
 
 
-def hub_options(subfolder: str, revision: str | None, allow_pickle: bool) -> dict[str, Any]:
-    """The given ones of these options, by the keywords that functions have for them."""
-    return OnHub(subfolder, revision, allow_pickle).keywords()
-
-
 def folders_of(path: str) -> list[str]:
     """The folder of an SAE itself, or of a set those of its SAEs."""
     from hfsae.saved.sets import find_set

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli.measuring_options import AllowPickle, BaseModel, Revision, Subfolder, hub_options
+from hfsae.cli.measuring_options import BaseModel, OnHub
 from hfsae.command_line import option, whole_number
 
 _TEXT = "Text and labels"
@@ -81,9 +81,8 @@ def run(
     json_file: Annotated[str | None, option("--json_file", "Write all figures into this file as well.")] = None,
     write: Annotated[bool, option("--write", "Write scores.json beside the weights, and the card again.")] = False,
     base_model: BaseModel = None,
-    subfolder: Subfolder = "",
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    on_hub: OnHub,
 ) -> int:
     """Scores each SAE and prints the figures; of several also an order, where it counts."""
     from hfsae.scores.score_saved import score_saved
@@ -106,6 +105,6 @@ def run(
         least_f1=min_probe_f1,
         n_draws=draws,
         seed=seed,
-        **hub_options(subfolder, revision, allow_pickle),
+        **on_hub.keywords(),
     )
     return 0
