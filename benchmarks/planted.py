@@ -24,7 +24,7 @@ from hfsae.saving import write_json
 from hfsae.scores import PlantedDictionary, find_planted, ranking
 
 FIGURES = ("mcc", "f1", "mean_max_cosine")
-# Of the samples: neither those of the dictionary nor those that are measured on.
+# Of the samples: neither those of the dictionary nor the measured ones.
 _SAMPLES = 1000
 
 

@@ -39,8 +39,8 @@ class CutPlaces:
             pairs: Where each SAE reads and writes.
 
         Raises:
-            ValueError: If some block does not say where its MLP writes, with the block; for an SAE whose features are
-                not linear in the residual stream, or do not write to it.
+            ValueError: If some block does not say where its MLP writes, with the block. Likewise for an SAE whose
+                features are not linear in the residual stream, or do not write to it.
             HookPointError: If the model has no recognisable decoder.
         """
         layout = DecoderLayout(model)

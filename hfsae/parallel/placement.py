@@ -88,7 +88,7 @@ class Placement:
         return rows_of_all(batch, self.accelerator, dtype)
 
     def rows_of_step(self, rows: Tensor) -> Tensor:
-        """The rows that one step of an SAE works on in all processes, from those that `step_rows` gave this one."""
+        """The rows that one step of an SAE works on in all processes, from the rows that `step_rows` gave this one."""
         return rows
 
     @property
