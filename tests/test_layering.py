@@ -75,10 +75,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
     "steering": MODEL | {"saved", "analysis", "webpage"},
     "scores": MODEL | {"analysis"},
+    "serving": MODEL | {"saved", "analysis", "dashboard", "webpage"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}
-    | {"tables", "meaning", "steering", "scores"},
+    | {"tables", "meaning", "steering", "serving", "scores"},
 }
 
 # What `import hfsae` may load of the package; everything else waits for its first use.

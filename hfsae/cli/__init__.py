@@ -33,6 +33,7 @@ COMMANDS = {
         "search": "Find features by words, by a passage, or by texts with and without something.",
         "label": "Let a language model say what features respond to, and score what it says.",
         "dashboard": "Write the features of an SAE on one page, to be searched, read and labelled.",
+        "serve": "Serve a page of this machine: type, see features, steer with sliders.",
         "steer": "Continue a text with a feature turned up, or measure what many strengths of it do.",
         "steer-model": "Write a language model that a feature steers by itself, without hfsae.",
         "trace": "Show which features of a prompt make what the model says.",

@@ -20,7 +20,9 @@ def as_data(content: Any) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def render_html(page: str, style: str, script: str, files_beside: bool = False, **content: Any) -> str:
+def render_html(
+    page: str, style: str, script: str, files_beside: bool = False, asks_server: bool = False, **content: Any
+) -> str:
     """The HTML of a page, in which content is escaped, and nothing that the template names may be missing.
 
     Its content security policy lets it run this style and this script, by their digests, and fetch nothing.
@@ -30,10 +32,12 @@ def render_html(page: str, style: str, script: str, files_beside: bool = False, 
         style: Its style.
         script: Its script.
         files_beside: Whether it loads scripts from files beside it.
+        asks_server: Whether it asks the server that it came from.
         **content: What the template names, among it `title`.
     """
     scripts = _digest(script) + (" 'self'" if files_beside else "")
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {scripts}; base-uri 'none'"
+    policy += "; connect-src 'self'; form-action 'none'" if asks_server else ""
     shared = DictLoader({"base.html": asset("base.html")})
     environment = Environment(
         loader=shared, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

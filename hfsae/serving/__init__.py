@@ -1,0 +1,9 @@
+"""A page of one's own machine in which a real model runs: type a text, see its features, steer with sliders.
+
+`Playground` answers the page's two questions. `local_server` serves it on 127.0.0.1, to pages of its own alone.
+"""
+
+from hfsae.serving.local_server import local_server
+from hfsae.serving.playground import Limits, Playground
+
+__all__ = ["Limits", "Playground", "local_server"]

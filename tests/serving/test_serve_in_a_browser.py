@@ -1,0 +1,92 @@
+"""`hfsae serve` as a user has it: the command, the embedded language model, and headless Chromium."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")]
+PATIENCE = 60_000
+
+
+@pytest.fixture(scope="module")
+def address(trained_folder, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served") / "sae"
+    shutil.copytree(trained_folder, folder)
+    command = [sys.executable, "-m", "hfsae_cli", "serve", str(folder), "--port", "0", "--max_tokens", "4000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        found = next(filter(None, (re.search(r"http://127.0.0.1:\d+/", line) for line in process.stdout)))
+        yield found[0]
+        process.send_signal(signal.SIGINT)
+        assert "ended" in process.stdout.read() and process.wait(60) == 0
+
+
+@pytest.fixture
+def page(address) -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened, errors, requests = browser.new_page(), [], []
+        opened.set_default_timeout(PATIENCE)
+        opened.on("pageerror", lambda error: errors.append(error))
+        opened.on("request", lambda made: requests.append(made.url))
+        opened.goto(address)
+        yield opened
+        assert errors == [] and [url for url in requests if not url.startswith((address, "data:"))] == []
+        assert opened.evaluate("window.hacked") is None
+        browser.close()
+
+
+def test_one_types_sees_features_and_steers(page):
+    page.fill("#text", "def main(self):\n    return self.")
+    page.click("#read")
+    rows = page.locator("#features li")
+    expect(rows.first).to_be_visible(timeout=PATIENCE)
+    assert "def main" in page.inner_text("#tokens").replace("·", " ")
+    assert page.locator("#tokens .shaded").count() > 0
+    rows.nth(1).locator(".show").click()
+    expect(rows.nth(1)).to_have_class("current")
+
+    page.click("#generate")
+    expect(page.locator("#plain")).not_to_be_empty(timeout=PATIENCE)
+    plain = page.inner_text("#plain")
+    assert page.inner_text("#steered") == plain
+    rows.first.locator(".steer").click()
+    page.locator("#sliders input").fill("8")
+    page.click("#generate")
+    expect(page.locator("#steered")).not_to_have_text(plain, timeout=PATIENCE)
+    assert page.inner_text("#plain") == plain
+    page.locator("#sliders button").click()
+    expect(page.locator("#sliders li")).to_have_count(0)
+
+
+def test_hostile_text_stays_text_and_what_is_refused_is_shown(page):
+    page.fill("#text", "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>")
+    page.click("#read")
+    expect(page.locator("#features li").first).to_be_visible(timeout=PATIENCE)
+    assert page.locator("#tokens img, #tokens script").count() == 0
+    page.fill("#text", "word " * 400)
+    page.click("#read")
+    expect(page.locator("#wrong")).to_contain_text("are allowed", timeout=PATIENCE)
+    page.fill("#number", "99999")
+    page.evaluate("document.querySelector('#add').noValidate = true")
+    page.click("#add button")
+    expect(page.locator("#wrong")).to_contain_text("no such feature")
+
+
+def test_a_page_of_another_origin_gets_nothing(page, address):
+    stranger = page.context.browser.new_page()
+    stranger.goto("data:text/html,<p>another")
+    options = "{method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'}"
+    asked = f"fetch('{address}read', {options}).then(() => 'answered', () => 'refused')"
+    assert stranger.evaluate(asked) == "refused"
+    stranger.close()
