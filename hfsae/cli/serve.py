@@ -38,5 +38,6 @@ def run(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
+            playground.finish()
             print("ended")
     return 0

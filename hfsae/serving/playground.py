@@ -117,6 +117,13 @@ class Playground:
         texts = ["".join(self._texts(ids[0, start:].tolist())) for ids in (plain, steered)]
         return {"plain": texts[0], "steered": texts[1]}
 
+    def finish(self) -> None:
+        """Waits for the question that is being answered; there is no answer after it.
+
+        A process that ends while torch works in another thread is aborted.
+        """
+        self._lock.acquire()
+
     def _prompt(self, text: Any) -> Any:
         if not isinstance(text, str) or not text.strip():
             raise ValueError("the text is empty: type something first.")

@@ -1,5 +1,7 @@
 """What the page's questions give, against features and steering written out; and what they may not ask for."""
 
+from threading import Thread
+
 import pytest
 import torch
 
@@ -69,6 +71,24 @@ def test_a_continuation_is_that_of_generate():
 def test_questions_have_limits(text, strengths, new_tokens, message):
     with pytest.raises(ValueError, match=message):
         playground().generate(text, strengths, new_tokens)
+
+
+def test_the_end_waits_for_the_question_that_is_being_answered():
+    ending, order = playground(), []
+
+    def finish():
+        ending.finish()
+        order.append("finished")
+
+    thread = Thread(target=finish)
+    with ending._alone():
+        thread.start()
+        thread.join(0.2)
+        order.append("answered")
+    thread.join(10)
+    assert order == ["answered", "finished"]
+    with pytest.raises(BusyError):
+        ending.read("w1 w2")
 
 
 def test_one_question_at_a_time():

@@ -1,11 +1,14 @@
 """`hfsae serve` as a user has it: the command, the embedded language model, and headless Chromium."""
 
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -27,6 +30,11 @@ def address(trained_folder, tmp_path_factory) -> Iterator[str]:
         assert process.stdout is not None
         found = next(filter(None, (re.search(r"http://127.0.0.1:\d+/", line) for line in process.stdout)))
         yield found[0]
+        # The command ends well even while the model is at work.
+        waiting = HTTPConnection(found[0].split("/")[2], timeout=60)
+        question = json.dumps({"text": "def f(", "strengths": {"3": 1}, "new_tokens": 100})
+        waiting.request("POST", "/generate", question, {"Content-Type": "application/json"})
+        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert "ended" in process.stdout.read() and process.wait(60) == 0
 
