@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection
 from hfsae.analysis.collection import TENSORS
-from hfsae.dashboard.prompt_page import read_prompts
+from hfsae.analysis.prompt_page import read_prompts
 from hfsae.dashboard.write import can_be_page, write_dashboard
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of

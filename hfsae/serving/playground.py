@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, TokenTexts, steer
 from hfsae.analysis.plain_values import significant
-from hfsae.dashboard import read_prompts
+from hfsae.analysis.prompt_page import read_prompts
 from hfsae.hooks.devices import input_device
 from hfsae.modeling import SAE
 

@@ -1,21 +1,21 @@
-"""Which features fire where in a few texts: the prompt page."""
+"""Which features fire where in a few texts, as pages show it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from hfsae.analysis import read_sequences
+from hfsae.analysis.activations import read_sequences
 from hfsae.analysis.plain_values import significant
+from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
-from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def read_prompts(
-    sae: SAE, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]
+    sae: SparseAutoencoder, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The features of every token of some texts, for `write_dashboard`.
 
