@@ -1,6 +1,6 @@
 import pytest
 
-from hfsae.dashboard import read_prompts
+from hfsae.analysis.prompt_page import read_prompts
 from tests.analysis.tiny import read_longhand, setting, texts
 
 
