@@ -2,8 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.formulas import explained_variance, l0
+from hfsae.evaluation.output_places import OutputPlace
 from hfsae.evaluation.sums import reconstruction_sums
 from hfsae.evaluation.text_batches import read_batches, take
 from hfsae.hooks import HookPoint, available_hook_points, portable_name, width
@@ -97,6 +99,17 @@ class CheckSetup:
             written = written / factor
         sums = reconstruction_sums(target, written, output.features, target.mean(0))
         return Figures(l0(sums), explained_variance(sums))
+
+    def figures_of_sides(self, sides: Sequence[OutputPlace], rows: Mapping[HookPoint, Tensor]) -> Figures:
+        """What the SAE makes of activations (N, d) by hook point: the means over its sides, as they are recorded."""
+        joined = torch.cat([rows[place] for place in sides[0].reads], 1).to(self.sae.device)
+        of_each = []
+        for side in sides:
+            output = side.alone(self.sae, self.sae)(joined)
+            assert output.reconstruction is not None and output.features is not None
+            target = rows[side.target].to(self.sae.device)
+            of_each.append(reconstruction_sums(target, output.reconstruction, output.features, target.mean(0)))
+        return Figures(l0(of_each[0]), fmean(map(explained_variance, of_each)))
 
 
 def undone_mistakes(setup: CheckSetup) -> Iterator[UndoneMistake]:

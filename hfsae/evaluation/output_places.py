@@ -38,9 +38,9 @@ class OutputPlace:
 
     def measurement(self, sae: SparseAutoencoder, reconstruct: Callable[[Tensor], SAEOutput]) -> Measurement:
         """What is measured of this side, where `reconstruct` stands for the SAE."""
-        return Measurement(self._alone(sae, reconstruct), self.reads, self.target, device=sae.device)
+        return Measurement(self.alone(sae, reconstruct), self.reads, self.target, device=sae.device)
 
-    def _alone(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
+    def alone(self, sae: Any, reconstruct: Callable[[Tensor], SAEOutput]) -> Callable[[Tensor], SAEOutput]:
         """What gives this side alone of all that an SAE reconstructs."""
         if self.source is None:
             return reconstruct

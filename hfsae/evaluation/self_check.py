@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
+from hfsae.evaluation.output_places import output_places
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.evaluation.text_batches import Text, count
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import hook_points_of
 from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def self_check(
 
     Where they do not fit, each usual mistake is undone in turn. The mistakes are another hook point, another handling
     of BOS and of position 0, another scale, and activations of processed weights. The result names the mistakes whose
-    undoing brings the figures back.
+    undoing brings the figures back. Of a crosscoder or a cross-layer transcoder, whose figures are means over all
+    places, no mistake is undone.
 
     Args:
         sae: The SAE.
@@ -88,14 +89,15 @@ def self_check(
         ValueError: If the SAE does not fit the model in size, or there is no token that counts.
         TypeError: If `texts` is of another type.
     """
-    source, target = hook_points_of(sae.config, model)
+    sides = output_places(sae, model)
+    places = {place for side in sides for place in (*side.reads, side.target)}
     if isinstance(texts, list) and texts and isinstance(texts[0], str):
         tokenizer = tokenizer or load_tokenizer(sae.config)
     setup = CheckSetup(sae, model, texts, tokenizer, max_tokens, batch_size)
     with evaluating(model):
         batches = setup.batches(sae.config)
-        rows = read_rows(model, batches, {source, target}, of_first_process=False)
-        measured = setup.figures(rows[source], rows[target])
+        rows = read_rows(model, batches, places, of_first_process=False)
+        measured = setup.figures_of_sides(sides, rows)
         metrics = sae.config.metrics or {}
         recorded = Figures(metrics.get("l0"), metrics.get("explained_variance"))
         causes = () if measured.fit(recorded) else tuple(_causes(setup, measured, recorded))
@@ -111,6 +113,8 @@ def _causes(setup: CheckSetup, measured: Figures, recorded: Figures) -> Iterator
     wanted = sae.config.base_model_revision
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."
+    if sae.config.has_sides:
+        return  # trials are of one place
     helping = [trial for trial in undone_mistakes(setup) if _helps(trial.figures, measured, recorded)]
     # Where two do as well, up to rounding, what undoes less comes first: `undone_mistakes` gives it first.
     helping.sort(key=lambda trial: -round(trial.figures.explained_variance or 0.0, 3))

@@ -12,7 +12,12 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, is_crosscoder
+from hfsae.arguments.sae_settings import (
+    config_from_arguments,
+    hook_points_from_arguments,
+    is_cross_layer,
+    is_crosscoder,
+)
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
@@ -198,22 +203,21 @@ def _in_language_model(args: SAETrainingArguments, inputs: UserInputs, base: Bas
     """Where in the language model each SAE reads and writes, by canonical names."""
     model = inner_model(base.model)
     if inputs.by_name:
-        named = {
-            name: (_own_hook_point(sae, by_source=not base.others), _own_target(sae, args))
-            for name, sae in inputs.by_name.items()
-        }
-        return {
-            name: _of_one_sae(model, name, reads or args.hook_point, writes) for name, (reads, writes) in named.items()
-        }
+        return {name: _own_hook_points(args, name, sae, base) for name, sae in inputs.by_name.items()}
     found = hook_points_from_arguments(args, model)
     if len(found) == 1:
         return {"": found[0]}
     return {points.portable_name(model) or points.reads: points for points in found}
 
 
-def _of_one_sae(model: nn.Module, name: str, reads: str, writes: str | None) -> SAEHookPoints:
+def _own_hook_points(args: SAETrainingArguments, name: str, item: SAEInput, base: BaseModel) -> SAEHookPoints:
+    """Where one of several SAEs reads and writes in the language model."""
+    model = inner_model(base.model)
     try:
-        return SAEHookPoints.resolved(model, reads, writes)
+        if isinstance(item, Mapping) and is_cross_layer(item.get("architecture", args.architecture)):
+            return hook_points_from_arguments(args.of_sae(item), model)[0]  # of a range of layers it is one
+        reads, writes = _own_hook_point(item, by_source=not base.others), _own_target(item, args)
+        return SAEHookPoints.resolved(model, reads or args.hook_point, writes)
     except HookPointError as error:
         raise HookPointError(f"SAE {name!r}: {error}") from error
 

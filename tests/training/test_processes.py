@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from tests.training.two_processes import (
     STEPS,
     go_on_with_more,
     train_alike,
+    train_layers,
+    train_models,
     train_several_alike,
     train_transcoder,
     train_wide,
@@ -90,6 +93,20 @@ def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(trained
     alone = train_alike(tmp_path, make_sae(architecture), processes=1).sae.state_dict()
     together = SAE.from_pretrained(trained / f"alike-{architecture}" / f"checkpoint-{STEPS}" / "saes").state_dict()
     for name, tensor in alone.items():
+        assert torch.allclose(together[name], tensor, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "case, begin",
+    [
+        ("models", train_models),
+        ("layers", partial(train_layers, architecture="topk_cross_layer_transcoder", revival="none")),
+    ],
+)
+def test_so_they_do_of_crosscoders_of_two_models_and_of_cross_layer_transcoders(trained, tmp_path, case, begin):
+    alone = begin(tmp_path, processes=1).sae
+    together = SAE.from_pretrained(trained / f"alike-{case}" / f"checkpoint-{STEPS}" / "saes").state_dict()
+    for name, tensor in alone.state_dict().items():
         assert torch.allclose(together[name], tensor, rtol=0, atol=1e-5), name
 
 

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfsae import SAE, SAETrainer
+from hfsae import SAE, SAETrainer, capture
 from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.parallel import process_watch
@@ -154,6 +155,31 @@ def train_layers(folder: Path, architecture: str, processes: int, **options: Any
         sae.encoder.bias[80:90] -= 100
     inputs = {"activations": rows_of_layers()}
     return train_wide(folder, processes, sae, **{"inputs": inputs, **_ENDS, **options})
+
+
+@cache
+def rows_of_models() -> dict[str, torch.Tensor]:
+    """What two language models have at one place on the same tokens."""
+    torch.manual_seed(3)
+    ids, rows = torch.randint(3, 40, (180, 12)), {}
+    for name in ("base", "tuned"):
+        lm = language_model()
+        with torch.no_grad(), capture(lm, "resid_post.1") as read:
+            if name == "tuned":
+                lm.transformer.h[0].mlp.c_proj.weight.mul_(1.5)
+            lm(input_ids=ids)
+        rows[name] = read["resid_post.1"].flatten(0, 1)
+    return rows
+
+
+def train_models(folder: Path, processes: int, **options: Any) -> TrainOutput:
+    """As `train_alike`, a crosscoder of two language models."""
+    rows = rows_of_models()
+    widths = {"source_names": list(rows), "source_widths": [part.shape[1] for part in rows.values()]}
+    sae = make_sae(
+        "topk_crosscoder", torch.cat(list(rows.values()), 1)[:256], d_in=sum(widths["source_widths"]), **widths
+    )
+    return train_alike(folder, sae, processes, inputs={"activations": rows}, **options)
 
 
 def as_dealt(rows: torch.Tensor, processes: int, batch: int = ROWS // 2) -> torch.Tensor:
@@ -297,6 +323,9 @@ CASES = {
     "tracked": lambda folder: train_text(folder, report_to="tensorboard"),
     **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
+    "alike-models": lambda folder: train_models(folder, 2),
+    "alike-layers": lambda folder: train_layers(folder, "topk_cross_layer_transcoder", 2, revival="none"),
+    "text-layers": lambda folder: train_text(folder, **LAYERS_OF_TEXT),
     "resampled": lambda folder: train_text(folder, revival="resample"),
     "two-parts": train_in_two_parts,
     "told-to-stop": train_until_one_is_told_to_stop,

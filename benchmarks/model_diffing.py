@@ -1,0 +1,141 @@
+"""Planted novelties of a fine-tune, found by crosscoders of every rule, by norms and by latent scaling.
+
+    python benchmarks/model_diffing.py OUT [--tokens 400000] [--n_features 768] [--hook_point resid_post.3] [--seeds 0 1]
+
+The pair is that of `examples/model_diff.py`: the embedded language model, and its fine-tune on text with a new word, a
+new format and a refused topic. For each seed the fine-tune is made anew, and crosscoders of all rules are trained side
+by side on the activations of both models. Each crosscoder's features are classed, and what is called the fine-tune's
+own is held against where the novelties stand. All of OUT is of one pair of settings: what is there already is kept, and
+a run that was ended goes on from its last checkpoint. Each crosscoder leaves a JSON file; a table of all is printed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from hfsae import SAE, SAETrainer, SAETrainingArguments, diff
+from hfsae.training.checkpoint import last_checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from model_diff import NOVELTIES, documents, fine_tune, scores, shares_on_novelties  # noqa: E402
+
+RULES = {
+    "batch_topk": "crosscoder",
+    "topk": "topk_crosscoder",
+    "jumprelu": "jumprelu_crosscoder",
+    "standard": "standard_crosscoder",
+}
+CALLED_BY = {"norms": "norms", "both": "norms, unmasked", "scaling": "latent scaling alone"}
+# Documents by their seeds: none is measured on that was trained on.
+TRAINED_ON, CLASSED_ON, HELD_AGAINST = 2, 5, 4
+
+
+def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
+    """Trains the crosscoders of all rules side by side, or goes on with what was begun."""
+    run = args.output_dir / f"run-{seed}"
+    if all((run / name / "model.safetensors").is_file() for name in RULES):
+        return run
+    text = Dataset.from_dict({"text": documents(args.documents, planted=True, seed=TRAINED_ON)})
+    arguments = SAETrainingArguments(
+        model_name_or_path=str(args.base),
+        compare_model_name_or_path=str(tuned),
+        hook_point=args.hook_point,
+        n_features=args.n_features,
+        k=args.k,
+        training_tokens=args.tokens,
+        train_batch_tokens=512,
+        eval_tokens=10_000,
+        calibration_tokens=10_000,
+        save_steps=200,
+        save_total_limit=1,
+        html_report=False,
+        disable_tqdm=True,
+        seed=seed,
+        use_cpu=True,
+        output_dir=str(run),
+    )
+    saes = {name: {"architecture": architecture} for name, architecture in RULES.items()}
+    trainer = SAETrainer(args=arguments, saes=saes, train_dataset=text)
+    trainer.train(resume_from_checkpoint=True if run.exists() and last_checkpoint(run) else None)
+    return run
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """What is called the fine-tune's own, each way, against where the novelties stand."""
+    sae = SAE.from_pretrained(folder)
+    model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+    held_out = documents(300, planted=True, seed=CLASSED_ON)
+    found = diff(sae, model, held_out, tokenizer, max_tokens=30_000, disable_tqdm=True)
+    shares = shares_on_novelties(sae, model, tokenizer, documents(150, planted=True, seed=HELD_AGAINST))
+    alive = found.firing.tokens_firing > 0
+    called: dict[str, Any] = {}
+    for how in CALLED_BY:
+        features = found.of("tuned-only", how)  # type: ignore[arg-type]
+        of_novelty = {name: int((shares[name][features] >= 0.5).sum()) for name in NOVELTIES}
+        base_only = found.counts(how)["base-only"]  # type: ignore[arg-type]
+        called[how] = {**scores(features, shares), "of_novelty": of_novelty, "base_only": base_only}
+    ratios = found.error_ratios[:, 0]
+    return {
+        "l0": sae.config.metrics["l0"],
+        "explained_variance": found.explained_variance,
+        "live": int(alive.sum()),
+        "any_live": scores(alive.nonzero()[:, 0].tolist(), shares),
+        "error_ratio_of_base": {
+            name: sorted(round(value, 2) for value in ratios[alive & (shares[name] >= 0.5)].tolist())
+            for name in NOVELTIES
+        },
+        "called": called,
+    }
+
+
+def table(cells: dict[str, list[dict[str, Any]]]) -> str:
+    """Rows of a Markdown table: means over seeds, features and novelties seed by seed."""
+    lines = ["| rule | L0 | explained variance | called by | features | precision | recall |", "|" + "---|" * 7]
+    for rule, seeds in cells.items():
+        variance = mean(mean(cell["explained_variance"].values()) for cell in seeds)
+        for how, named in CALLED_BY.items():
+            told = [cell["called"][how] for cell in seeds]
+            some = [one["precision"] for one in told if one["features"]]
+            precision = f"{mean(some):.2f}" if some else ""
+            counts = ", ".join(str(one["features"]) for one in told)
+            recall = ", ".join(f"{round(one['recall'] * len(NOVELTIES))} of {len(NOVELTIES)}" for one in told)
+            first = (
+                f"{rule} | {mean(cell['l0'] for cell in seeds):.1f} | {variance:.3f}" if how == "norms" else " | | "
+            )
+            lines.append(f"| {first} | {named} | {counts} | {precision} | {recall} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--base", type=Path, default=Path(__file__).resolve().parent.parent / "examples" / "tiny_lm")
+    parser.add_argument("--hook_point", default="resid_post.3")
+    parser.add_argument("--steps", type=int, default=300, help="steps of the fine-tune")
+    parser.add_argument("--documents", type=int, default=4000, help="documents to train on")
+    parser.add_argument("--tokens", type=int, default=400_000, help="tokens that the crosscoders are trained on")
+    parser.add_argument("--n_features", type=int, default=768)
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cells: dict[str, list[dict[str, Any]]] = {rule: [] for rule in RULES}
+    for seed in args.seeds:
+        tuned = fine_tune(args.output_dir / f"tuned-{seed}", base=args.base, steps=args.steps, seed=seed)
+        run = train(args, seed, tuned)
+        for rule in RULES:
+            file = args.output_dir / f"{rule}-{seed}.json"
+            if not file.is_file():
+                file.write_text(json.dumps(measure(run / rule), indent=1))
+            cells[rule].append(json.loads(file.read_text()))
+    print(table(cells))
+
+
+if __name__ == "__main__":
+    main()
