@@ -1,4 +1,4 @@
-"""Crosscoders of two models and cross-layer transcoders as others get them: pushed, pulled, verified, swept, in use."""
+"""Crosscoders of two models and cross-layer transcoders as others get them: verified, pushed, pulled, in use."""
 
 import json
 import shutil

@@ -22,6 +22,7 @@ from tests.training.tiny import ARCHITECTURES, contents, make_sae, stop_at, trai
 from tests.training.two_processes import (
     CASES,
     HALF,
+    LAYERED,
     ON_GPUS,
     PER_TOKEN,
     SEVERAL,
@@ -100,7 +101,7 @@ def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(trained
     "case, begin",
     [
         ("models", train_models),
-        ("layers", partial(train_layers, architecture="topk_cross_layer_transcoder", revival="none")),
+        ("layers", partial(train_layers, architecture=LAYERED[1], revival="none")),
     ],
 )
 def test_so_they_do_of_crosscoders_of_two_models_and_of_cross_layer_transcoders(trained, tmp_path, case, begin):
@@ -110,7 +111,9 @@ def test_so_they_do_of_crosscoders_of_two_models_and_of_cross_layer_transcoders(
         assert torch.allclose(together[name], tensor, rtol=0, atol=1e-5), name
 
 
-@pytest.mark.parametrize("case", [*(f"text-{name}" for name in ARCHITECTURES), "text-shard", "text-transcoder"])
+@pytest.mark.parametrize(
+    "case", [*(f"text-{name}" for name in ARCHITECTURES), "text-shard", "text-transcoder", "text-layers"]
+)
 def test_a_run_on_text_is_whole_and_its_files_are_written_once(trained, case):
     folder = trained / case
     assert all(found["completed"] and found["steps"] == 12 for found in of_both(trained, case))

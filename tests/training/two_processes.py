@@ -263,9 +263,10 @@ def shard_in_two_parts(folder: Path, **options: Any) -> TrainOutput:
 SKIPPING = {"architecture": "jumprelu", "architecture_options": {"skip": True}}
 """A transcoder with what no feature has."""
 
+ALL_LAYERS = {"architecture": LAYERED[0], "hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
 LAYERS_OF_TEXT = {
-    **{"architecture": LAYERED[0], "hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"},
-    **{"n_features": 3 * 48, "k": 2, "training_tokens": 40 * ROWS, "dead_feature_window": 64},
+    **{**ALL_LAYERS, "n_features": 3 * 48},
+    **{"k": 2, "training_tokens": 40 * ROWS, "dead_feature_window": 64},
 }
 """A cross-layer transcoder of a language model."""
 
@@ -324,8 +325,8 @@ CASES = {
     **{f"alike-{name}": lambda folder, name=name: train_alike(folder, make_sae(name), 2) for name in PER_TOKEN},
     **{f"text-{name}": lambda folder, name=name: train_text(folder, architecture=name) for name in ARCHITECTURES},
     "alike-models": lambda folder: train_models(folder, 2),
-    "alike-layers": lambda folder: train_layers(folder, "topk_cross_layer_transcoder", 2, revival="none"),
-    "text-layers": lambda folder: train_text(folder, **LAYERS_OF_TEXT),
+    "alike-layers": lambda folder: train_layers(folder, LAYERED[1], 2, revival="none"),
+    "text-layers": lambda folder: train_text(folder, **ALL_LAYERS, n_features=3 * 48),
     "resampled": lambda folder: train_text(folder, revival="resample"),
     "two-parts": train_in_two_parts,
     "told-to-stop": train_until_one_is_told_to_stop,
