@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis import FeatureCollection, TokenTexts, collect_features, logit_effects
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.weights import has_logit_effects
-from hfsae.dashboard.page_contents import Compared, InSource
+from hfsae.dashboard.page_contents import Compared, Comparison, InSource
 from hfsae.dashboard.write import write_dashboard
 from hfsae.diffing.classes import DEAD, Thresholds, only, relative_norms
 from hfsae.diffing.compare import diff
@@ -112,9 +112,10 @@ def diff_saved(
         sae, lm, tokenizer, source.documents(), features=chosen, text_column=source.text_column,
         dataset=str(source), **told,
     )  # fmt: skip
-    compared = dict(_compared(found, sae, lm, chosen))
+    of_features = dict(_compared(found, sae, lm, chosen))
+    comparison = Comparison(found.about["models"], found.counts(), found.counts("scaling"), of_features)
     title = f"{display_name(sae.config, None, None)}: what its sources share"
-    files.append(write_dashboard(collection, tokenizer, place / DIFF_PAGE, title=title, compared=compared))
+    files.append(write_dashboard(collection, tokenizer, place / DIFF_PAGE, title=title, comparison=comparison))
     if output is None:
         write_card(folder, sae, pictures=False)
     return Written(found, files, _peaks(collection, tokenizer))
@@ -126,7 +127,7 @@ def _compared(
     """What the page says of each source, by feature."""
     norms, scaling = relative_norms(found.norms), found.scaling
     kinds = [
-        kind if kind == alone or not alone.endswith(only("")) else f"{kind}, {alone} by scaling"
+        kind if kind == alone or not alone.endswith(only("")) else f"{alone} by scaling, {kind}"
         for kind, alone in zip(found.classes, found.by_scaling, strict=True)
     ]
     promoted = {name: _promoted(sae, model, name, features) for name in found.sources}

@@ -51,6 +51,23 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What the comparison of a crosscoder's sources says of all of it.
+
+    Args:
+        models: The language model of each source, by its name; None where it is not known.
+        counts: How many features each class has, all of the crosscoder's.
+        by_scaling: The same by latent scaling alone.
+        features: What it says of each feature that is shown.
+    """
+
+    models: Mapping[str, str | None]
+    counts: Mapping[str, int]
+    by_scaling: Mapping[str, int]
+    features: Mapping[int, Compared]
+
+
+@dataclass(frozen=True)
 class PageContents:
     """The features of a collection as the page reads them.
 
@@ -64,16 +81,16 @@ class PageContents:
 
     @classmethod
     def of(
-        cls, collection: FeatureCollection, texts: TokenTexts, compared: Mapping[int, Compared] | None = None
+        cls, collection: FeatureCollection, texts: TokenTexts, comparison: Comparison | None = None
     ) -> "PageContents":
         """Writes out a collection.
 
         Args:
             collection: The features.
             texts: Gives the texts of its tokens.
-            compared: Of a crosscoder what each of its sources has of a feature.
+            comparison: Of a crosscoder what its sources share.
         """
-        compared = compared or {}
+        compared = {} if comparison is None else comparison.features
         peaks: list[list[str]] = []
         groups = []
         for start in range(0, len(collection), GROUP_SIZE):
@@ -84,6 +101,7 @@ class PageContents:
             peaks += [_peaks(feature, texts) for feature in features]
         index = {
             "about": _about(collection),
+            "comparison": None if comparison is None else _summary(comparison),
             "group_size": GROUP_SIZE,
             "features": {
                 "index": collection.features.tolist(),
@@ -110,6 +128,12 @@ def _about(collection: FeatureCollection) -> dict[str, Any]:
     about = asdict(collection.about)
     shown = {name: without_folders(about[name]) for name in ("base_model", "dataset") if about[name]}
     return about | shown
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    models = {name: model and without_folders(model) for name, model in comparison.models.items()}
+    classes = [[kind, number, comparison.by_scaling[kind]] for kind, number in comparison.counts.items()]
+    return {"models": models, "classes": classes}
 
 
 def _compared(compared: Compared | None, texts: TokenTexts) -> dict[str, Any]:

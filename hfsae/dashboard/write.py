@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.dashboard.page import render_page
-from hfsae.dashboard.page_contents import Compared, PageContents
+from hfsae.dashboard.page_contents import Comparison, PageContents
 from hfsae.folders import can_be_file, can_be_folder
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
@@ -36,7 +36,7 @@ def write_dashboard(
     title: str = "Features",
     labels: Mapping[int, str | Label] | None = None,
     prompts: Sequence[Mapping[str, Any]] = (),
-    compared: Mapping[int, Compared] | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
 
@@ -49,7 +49,7 @@ def write_dashboard(
         title: What the page is called.
         labels: Labels by feature (`read_labels`, or `read_label_records` with what a language model scored).
         prompts: What `read_prompts` found, for the page of prompts.
-        compared: Of a crosscoder, by feature: what each of its sources has of it.
+        comparison: Of a crosscoder: what its sources share, and what each has of a feature.
 
     Returns:
         The page's path.
@@ -61,7 +61,7 @@ def write_dashboard(
     """
     output = Path(output)
     can_be_page(output)
-    contents = PageContents.of(collection, TokenTexts(tokenizer), compared)
+    contents = PageContents.of(collection, TokenTexts(tokenizer), comparison)
     index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)

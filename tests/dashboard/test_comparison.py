@@ -70,7 +70,11 @@ def test_the_page_shows_both_models_and_finds_features_by_their_class(run, tmp_p
     page = (tmp_path / "diff.html").read_text()
     index = json.loads(re.search(r'id="index"[^>]*>(.*?)</script>', page, re.S)[1])  # type: ignore[index]
     features, kinds = index["features"]["index"], index["features"]["kinds"]
-    assert [kind.split(", ")[0] for kind in kinds] == [written.found.classes[one] for one in features] and features
+    assert [kind.split(", ")[-1] for kind in kinds] == [written.found.classes[one] for one in features] and features
+    told = index["comparison"]
+    assert list(told["models"]) == ["base", "tuned"] and None not in told["models"].values()
+    found = written.found
+    assert told["classes"] == [[kind, found.counts()[kind], found.counts("scaling")[kind]] for kind in found.kinds]
     group = unpack(re.search(r'id="group-0"[^>]*>(.*?)</script>', page, re.S)[1].strip())  # type: ignore[index]
     first = group["features"][0]
     assert [source["name"] for source in first["sources"]] == ["base", "tuned"]

@@ -10,7 +10,7 @@ function overviewPage() {
     ["Labelled", count(labelled), percent(labelled / features.length)],
   ];
   const origin = [
-    ["Language model", about.base_model],
+    ...languageModels(),
     ["Reads at", about.hook_point],
     ["Text", about.dataset],
     ["Context", `${about.context_length} tokens`],
@@ -28,6 +28,7 @@ function overviewPage() {
   return [
     element("header", { class: "feature-head" }, element("h1", { tabindex: "-1" }, index.title)),
     element("dl", { class: "facts-row" }, facts.map(pair)),
+    classesSection(),
     element("section", {}, element("h2", {}, "How often features fire"), densityHistogram()),
     element(
       "div",
@@ -36,4 +37,32 @@ function overviewPage() {
       element("section", {}, element("h2", {}, "Keys"), element("dl", { class: "pairs keys" }, keys.map(([key, what]) => element("div", {}, element("dt", {}, key.split(" ").map((one) => element("kbd", {}, one))), element("dd", {}, what))))),
     ),
   ];
+}
+
+/** The language model, or that of each source that a crosscoder compares. */
+function languageModels() {
+  const models = Object.entries(index.comparison?.models ?? {});
+  return models.length ? models.map(([source, model]) => [`Language model, ${source}`, model]) : [["Language model", about.base_model]];
+}
+
+/** Of a crosscoder: how many of its features each class has. */
+function classesSection() {
+  if (!index.comparison) return null;
+  const head = ["Class", "Features", "By scaling alone"];
+  const row = ([kind, ...numbers]) => element("tr", {}, element("th", { scope: "row" }, kind), numbers.map((number) => element("td", {}, count(number))));
+  return element(
+    "section",
+    { class: "sources" },
+    element("h2", {}, "What its sources share"),
+    element(
+      "div",
+      { class: "scrolled" },
+      element(
+        "table",
+        {},
+        element("thead", {}, element("tr", {}, head.map((name) => element("th", { scope: "col" }, name)))),
+        element("tbody", {}, index.comparison.classes.map(row)),
+      ),
+    ),
+  );
 }
