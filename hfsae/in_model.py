@@ -16,6 +16,7 @@ from hfsae.hooks import (
     SideBySide,
     inner_model,
     portable_name,
+    resolve_hook_point,
     resolve_hook_points,
 )
 from hfsae.hooks.layout import DecoderLayout
@@ -196,6 +197,8 @@ def _resolved_joined(model: nn.Module, name: str) -> str:
         if len(places) > 1:
             raise ValueError(f"hook_point={name!r} names several places: one crosscoder reads one of every model.")
         return places[0]
+    if len(places_in(name)) == 1:
+        return str(resolve_hook_point(model, name.strip()))
     parts: list[str] = []
     for part in map(str.strip, places_in(name)):
         points = resolve_hook_points(model, part) if part else []
