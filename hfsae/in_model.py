@@ -204,9 +204,7 @@ def _resolved_joined(model: nn.Module, name: str) -> str:
         points = resolve_hook_points(model, part) if part else []
         if len(points) != 1:
             many = f"joins {part!r}, which names {len(points)} places" if part else "joins a place without a name"
-            raise ValueError(
-                f"hook_point={name!r} {many}: every part between + is one place, as in 'resid_post.0+resid_post.1'."
-            )
+            raise ValueError(f"hook_point={name!r} {many}: every part between + is one place, such as 'mlp_out.0'.")
         parts.append(str(points[0]))
     if len(set(parts)) < len(parts):
         raise ValueError(f"hook_point={name!r} joins a place with itself: name each once.")
