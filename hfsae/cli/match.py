@@ -22,18 +22,21 @@ def run(
     ] = None,
 ) -> int:
     """Prints how alike the features are, and the closest pairs."""
+    from hfsae.folders import can_be_file
     from hfsae.modeling import SAE
     from hfsae.saving import write_json
     from hfsae.scores.matching import SAME, match_features, starts_are_known
 
+    if json_file:
+        can_be_file(json_file)
     saes = [SAE.from_pretrained(path) for path in (first, second)]
     found = match_features(*saes, n_draws=draws, seed=seed)
     print(f"{len(found.first):,} pairs of features, by the cosine of their decoder rows (95 % intervals over pairs)")
     print(f"mean cosine                {found.mean_cosine}; random directions have {found.chance:.3f}")
     print(f"cosine of {SAME} or more     {found.shared}")
     print(f"  and of the encoder rows  {found.shared_by_both}")
-    if found.one_start is not None:
-        print(f"this does not count as stability: {found.one_start}")
+    if found.objection is not None:
+        print(f"this does not count as stability: {found.objection}")
     elif not starts_are_known(*saes):
         print("whether this counts as stability is not known: what they started from is not recorded")
     else:

@@ -131,7 +131,7 @@ def labelled_dataset(
     labelled = (
         (str(number), str(names[label] if names else label), text)
         for number, (text, label) in enumerate(rows)
-        if label is not None and label != -1 and text
+        if label is not None and not (names and label == -1) and text  # -1 is a ClassLabel that is not known
     )
     return make_set(f"{label_column} of {Path(name).name}", labelled)
 

@@ -5,6 +5,7 @@ arXiv:2501.16615). Two runs from one start resemble each other by that start, so
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Matching:
         shared_by_both: The share whose encoder rows are as close, too.
         chance: The mean cosine that the first SAE has with random directions, as many as the second has.
         one_start: Why the two count as runs from one start; None where nothing says so.
+        two_places: Why the two are no runs at one place of one model; None where nothing says so.
     """
 
     first: Tensor
@@ -50,24 +52,30 @@ class Matching:
     shared_by_both: ConfidenceInterval
     chance: float
     one_start: str | None
+    two_places: str | None = None
+
+    @property
+    def objection(self) -> str | None:
+        """Why the figures do not tell of stability; None where nothing speaks against it."""
+        return self.two_places or self.one_start
 
     @property
     def stability(self) -> ConfidenceInterval:
         """The share of features that both runs have.
 
         Raises:
-            ValueError: If the runs have one start, which makes them alike whatever they learned.
+            ValueError: If the runs have one start, which makes them alike whatever they learned, or two places.
         """
-        if self.one_start is not None:
-            raise ValueError(
-                f"the two do not tell of stability: {self.one_start}. Train one of them with another seed."
-            )
+        if self.objection is not None:
+            what = "Match runs at one place." if self.two_places else "Train one of them with another seed."
+            raise ValueError(f"the two do not tell of stability: {self.objection}. {what}")
         return self.shared
 
     def recorded(self) -> dict[str, Any]:
         """The figures, in values that JSON can hold."""
         figures = {name: vars(getattr(self, name)) for name in ("mean_cosine", "shared", "shared_by_both")}
-        return {**figures, "n_pairs": len(self.first), "chance": self.chance, "one_start": self.one_start}
+        reasons = {"one_start": self.one_start, "two_places": self.two_places}
+        return {**figures, "n_pairs": len(self.first), "chance": self.chance, **reasons}
 
 
 def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int = 1000, seed: int = 0) -> Matching:
@@ -118,6 +126,7 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         shared_by_both=by_both,
         chance=float(by_chance[assigned(by_chance)].mean()),
         one_start=one_start(a, b),
+        two_places=two_places(a.config, b.config),
     )
 
 
@@ -152,6 +161,23 @@ def one_start(a: SparseAutoencoder, b: SparseAutoencoder) -> str | None:
     drawn = [None if start["init_from"] is not None else start["seed"] for start in starts]
     if drawn[0] is not None and drawn[0] == drawn[1] and a.encoder.weight.shape == b.encoder.weight.shape:
         return f"both drew their first weights with seed {drawn[0]}"
+    return None
+
+
+def two_places(a: SAEConfig, b: SAEConfig) -> str | None:
+    """Why two SAEs are not of one place of one model, in words; None where nothing that is recorded says so.
+
+    A model is told by the last part of its name, since folders move.
+
+    Args:
+        a: The config of an SAE.
+        b: That of another one.
+    """
+    models = [Path(config.base_model).name for config in (a, b) if config.base_model]
+    read, written = ([getattr(config, side) for config in (a, b)] for side in ("source_places", "target_places"))
+    unlike = [this != other for this, other in (read, written) if None not in (*this, *other)]
+    if len(set(models)) > 1 or any(unlike):
+        return f"the one {a.reads_and_writes}, the other {b.reads_and_writes}"
     return None
 
 

@@ -149,7 +149,7 @@ class LabelledReader:
             bases: The bases that are wanted.
             max_tokens: Ends after the batch in which so many were read.
         """
-        known: dict[int, NDArray[np.bool_]] = {}
+        known: dict[int, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
         n = 0
         for batch in self._some(documents):
             parts = []
@@ -157,7 +157,11 @@ class LabelledReader:
                 if document not in known:
                     known[document] = self._labelled(documents[document]["text"], labels)
                 here = batch.tokens.keep[row].nonzero().squeeze(1).numpy()
-                parts.append(known[document][start + here])
+                ids, of_document = known[document]
+                found = of_document[start + here]
+                # A BOS that was put in front of a piece is no token of the document, and has no concept.
+                found[ids[start + here] != batch.tokens.input_ids[row].numpy()[here]] = False
+                parts.append(found)
             of_tokens = batch.documents[batch.tokens.keep.nonzero()[:, 0]].numpy()
             yield LabelledRows(np.concatenate(parts), of_tokens, self._values(batch, bases))
             n += len(of_tokens)
@@ -206,9 +210,10 @@ class LabelledReader:
                 tokens = TokenBatch(*(None if part is None else part[chosen] for part in batch.tokens))
                 yield DocumentSequences(tokens, batch.documents[chosen], batch.starts[chosen])
 
-    def _labelled(self, text: str, labels: TokenLabels) -> NDArray[np.bool_]:
+    def _labelled(self, text: str, labels: TokenLabels) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The token ids of a document, and their labels."""
         ids: Any = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return labels(self._texts(ids))
+        return np.array(ids, np.int64), labels(self._texts(ids))
 
     @torch.no_grad()
     def _values(self, batch: DocumentSequences, bases: Sequence[str]) -> dict[str, Any]:

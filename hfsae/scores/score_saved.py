@@ -9,6 +9,7 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.data import find_document_column, load_text, split_documents
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.folders import can_be_file
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_scores
 from hfsae.language_model import rename_base_model
@@ -80,6 +81,8 @@ def score_saved(
     folders = [Path(name) / subfolder for name in names]
     if write and (missing := [folder for folder in folders if not folder.is_dir()]):
         raise ValueError(f"scores.json is written beside the weights, and {missing[0]} is no folder here.")
+    if json_file is not None:
+        can_be_file(json_file)
     hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
     hub |= {"revision": revision} if revision else {}
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
@@ -117,7 +120,7 @@ def _stability_lines(saes: Mapping[str, SAE]) -> Iterator[str]:
         if not alike or architecture_name(sae.config) != architecture_name(other.config):
             continue
         found = match_features(sae, other)
-        told = f"does not count: {found.one_start}" if found.one_start is not None else str(found.stability)
+        told = f"does not count: {found.objection}" if found.objection is not None else str(found.stability)
         yield f"stability of {name} and {other_name}: {told}"
 
 

@@ -69,6 +69,14 @@ def test_names_of_classes_are_used(tmp_path):
     assert labelled_dataset(str(tmp_path / "saved"), "label").classes == ["cat", "dog"]
 
 
+def test_minus_1_is_a_label_unless_classes_have_names(tmp_path):
+    rows = [
+        {"text": text, "label": {"a": -1, "b": 1}[label]} for _, label, text in [*sources("a", 20), *sources("b", 20)]
+    ]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert labelled_dataset(str(tmp_path / "set.jsonl"), "label").classes == ["-1", "1"]
+
+
 def test_docstrings_and_code_are_parted():
     text = '"""What it is."""\nimport os\n\n\ndef f(x):\n    """Says x."""\n    return x  # said\n'
     assert _parted(text) == ("What it is.\n\nSays x.", "import os\n\n\ndef f(x):\n    return x  # said\n")

@@ -75,6 +75,22 @@ def test_features_of_a_wider_sae_stay_alone():
     assert match_features(a, b).mean_cosine.value == pytest.approx(match_features(b, a).mean_cosine.value)
 
 
+def test_saes_of_two_places_are_matched_and_tell_of_no_stability():
+    def of(seed: int, **fields) -> SAE:
+        torch.manual_seed(seed)
+        return SAE.from_config(TopKSAEConfig(d_in=16, n_features=64, k=4, **fields))
+
+    here = of(0, hook_point="layers.1", base_model="hub/lm")
+    found = match_features(here, of(1, hook_point="layers.2", base_model="hub/lm"))
+    assert found.two_places == "the one reads layers.1 of hub/lm, the other reads layers.2 of hub/lm"
+    with pytest.raises(ValueError, match="do not tell of stability: the one reads layers.1 of hub/lm"):
+        _ = found.stability
+    assert match_features(here, of(1, hook_point="layers.1", base_model="hub/other")).two_places
+    assert match_features(here, of(1, hook_point="layers.1", target_hook_point="layers.3")).two_places
+    for alike in (of(1, hook_point="layers.1", base_model="/moved/lm"), of(1)):
+        assert match_features(here, alike).objection is None
+
+
 def test_runs_from_one_start_do_not_count():
     a, b = an_sae(0), an_sae(1)
     b.config.training = {"seed": 0}

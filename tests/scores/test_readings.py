@@ -1,5 +1,7 @@
 """What is read, against torch's own hooks, one piece at a time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from datasets import Dataset
 from hfsae.scores.concepts import PatternLabels
 from hfsae.scores.readings import COMPONENTS, COORDINATES, FEATURES, NEURONS, UNTRAINED, LabelledReader, all_of
 from tests.analysis.tiny import read_longhand, setting, texts
+from tests.data.tiny import pythia_like
 
 LABELS = PatternLabels({"w3": r"\bw3\b", "any": r"\w"})
 BASES = [FEATURES, COORDINATES, NEURONS, UNTRAINED, COMPONENTS]
@@ -82,6 +85,21 @@ def test_of_a_long_document_few_pieces_are_read(reader):
     rows = all_of(reader.tokens(Dataset.from_dict({"text": [long]}), LABELS, [COORDINATES], 10**6), "it")
     assert len(rows) == 5 * 11  # the pieces 0, 8, 16, 24 and 32 of 40, without position 0
     assert rows.labels[:, 0].sum() == sum(i % 40 == 3 for p in range(0, 40, 8) for i in range(12 * p + 1, 12 * p + 12))
+
+
+def test_a_bos_that_counts_has_no_label_of_another_token():
+    """BOS stands in front of both pieces, w1 to w5 and w6 to w3; w5 is the last of the first, w3 of the document."""
+    of_bos: dict[str, Any] = {"prepend_bos": True, "exclude_positions": [], "exclude_special_tokens": False}
+    sae, model, _ = setting.__wrapped__(**of_bos)
+    sae.config.context_length = 6
+    tokenizer = pythia_like()
+    tokenizer.bos_token = tokenizer.eos_token
+    reader = LabelledReader(sae, model, tokenizer)
+    labels = PatternLabels({"w5": r"\bw5\b", "w3": r"\bw3\b"})
+    document = Dataset.from_dict({"text": ["w1 w1 w2 w2 w5 w6 w7 w3"]})
+    rows = all_of(reader.tokens(document, labels, [COORDINATES], 10**6), "it")
+    of_first, of_second = [[0, 0]] * 5 + [[1, 0]], [[0, 0]] * 3 + [[0, 1]]
+    assert sorted(rows.labels.astype(int).tolist()) == sorted(of_first + of_second)
 
 
 def test_text_that_is_too_short_is_refused():
