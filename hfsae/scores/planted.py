@@ -178,5 +178,5 @@ def find_planted(
     figures[true, 2] = 2 * both / (fires + says).clamp(min=1)
     table = figures.numpy()
     draws = bootstrap(table, lambda sums: sums / n, n_draws=n_draws, seed=seed)
-    means = (interval(value, draws[:, column]) for column, value in enumerate(table.mean(0).tolist()))
-    return Found(*means, l0)
+    largest, paired, f1 = (interval(value, draws[:, column]) for column, value in enumerate(table.mean(0).tolist()))
+    return Found(largest, paired, f1, l0)

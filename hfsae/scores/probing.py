@@ -193,7 +193,7 @@ def probe_concepts(
         everything = tuple(range(values.shape[1]))
         probes[LINEAR, len(everything)] = [_fitted_probe(values, train.labels[:, c], everything) for c in columns]
     return Probing(
-        concepts=[names[column] for column in columns],
+        concepts=[names[column] for column in columns.tolist()],
         left_out=[name for name, there in zip(names, enough, strict=True) if not there],
         n_train=len(train),
         n_held_out=len(held_out),

@@ -207,7 +207,8 @@ class LabelledReader:
             numbers = batch.starts.clamp(min=0) // self._sampled.context_length
             chosen = (numbers == 0) | ((numbers + batch.documents) % _EVERY == 0)
             if chosen.any():
-                tokens = TokenBatch(*(None if part is None else part[chosen] for part in batch.tokens))
+                ids, mask, keep = (part[chosen] for part in batch.tokens)
+                tokens = TokenBatch(ids, mask, keep)
                 yield DocumentSequences(tokens, batch.documents[chosen], batch.starts[chosen])
 
     def _labelled(self, text: str, labels: TokenLabels) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -151,18 +151,20 @@ def score(
         n_concepts = len(text.labels.names)
         wanted = "tokens" in kinds
         train, held_out, neurons = _read_tokens(reader, text, labels, n_concepts, wanted, max_tokens)
-        concepts = [_some_labels(side, slice(None, n_concepts)) for side in (train, held_out)]
+        own = slice(None, n_concepts)
+        fitted_on, measured_on = _some_labels(train, own), _some_labels(held_out, own)
         numbers = {} if neurons is None else {NEURONS: neurons}
         bases = None if wanted else [FEATURES]
-        probing = probe_concepts(*concepts, text.labels.names, bases=bases, numbers=numbers, **options)
+        probing = probe_concepts(fitted_on, measured_on, text.labels.names, bases=bases, numbers=numbers, **options)
         if wanted:
             found["tokens"] = probing
         if wants_absorption:
-            of_letters = [_some_labels(side, slice(n_concepts, None)) for side in (train, held_out)]
-            found["absorption"] = absorption(sae, concepts[1], text.labels.names, probing, least_f1=least_f1)
+            rest = slice(n_concepts, None)
+            fitted_on, of_letters = _some_labels(train, rest), _some_labels(held_out, rest)
+            found["absorption"] = absorption(sae, measured_on, text.labels.names, probing, least_f1=least_f1)
             try:
-                by_letter = probe_concepts(*of_letters, letters.names, bases=[FEATURES], **options)
-                found["letters"] = absorption(sae, of_letters[1], letters.names, by_letter, least_f1=least_f1)
+                by_letter = probe_concepts(fitted_on, of_letters, letters.names, bases=[FEATURES], **options)
+                found["letters"] = absorption(sae, of_letters, letters.names, by_letter, least_f1=least_f1)
             except ValueError as error:
                 refused.append(f"first letters: {error}")
     if "documents" in kinds:
@@ -226,6 +228,6 @@ def _probed_documents(reader: LabelledReader, given: DocumentSet, options: dict[
         texts = Dataset.from_dict({"text": [one.text for one in chosen]})
         sides.append(reader.documents(texts, labels, sources))
     try:
-        return probe_concepts(*sides, given.classes, **options)
+        return probe_concepts(sides[0], sides[1], given.classes, **options)
     except ValueError as error:
         raise ValueError(f"{given.name}: {error}") from error

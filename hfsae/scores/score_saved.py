@@ -8,6 +8,7 @@ from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.data import find_document_column, load_text, split_documents
+from hfsae.data.stdlib_text import stdlib_dataset
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file
 from hfsae.hub.card import write_card
@@ -74,7 +75,8 @@ def score_saved(
         ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder.
         OSError: If an SAE, its language model or a text is not there.
     """
-    check_kinds(kinds := list(kinds or KINDS))
+    wanted: list[Any] = list(kinds or KINDS)
+    check_kinds(wanted)
     names = [str(source) for source in sources]
     if len(set(names)) < len(names):
         raise ValueError("an SAE is named twice: name each once.")
@@ -87,13 +89,13 @@ def score_saved(
     hub |= {"revision": revision} if revision else {}
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
     text = labelled_text(dataset, dataset_config, split, concepts, text_column)
-    sets = document_sets(labelled, label_column, text_column) if "documents" in kinds else []
+    sets = document_sets(labelled, label_column, text_column) if "documents" in wanted else []
     found: dict[str, SAEScores] = {}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
             rename_base_model(sae.config, base_model)
         model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=kinds, **options)
+        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=wanted, **options)
         for line in score_lines(name, found[name]):
             tell(line)
         if write:
@@ -146,8 +148,9 @@ def labelled_text(
     """
     labels = PatternLabels(PYTHON_CONCEPTS) if concepts is None else read_concepts(concepts)
     if dataset is None:
-        sides = [load_text("python-stdlib", split=side) for side in ("train", "held_out")]
-        return LabelledText(*(side.shuffle(seed=0) for side in sides), labels)
+        return LabelledText(
+            stdlib_dataset("train").shuffle(seed=0), stdlib_dataset("held_out").shuffle(seed=0), labels
+        )
     loaded: Any = load_text(dataset, config=config, split=split or "train")
     contents = find_document_column(loaded, text_column)
     if contents.kind != "text":

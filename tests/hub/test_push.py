@@ -57,10 +57,11 @@ def test_the_dashboard_of_the_weights_and_labels_go_along_and_stay(hub, sae, tmp
     sae.save_pretrained(tmp_path)
     (tmp_path / "dashboard.html").write_text(f"<!doctype html>{weights_sha256(sae)}")
     (tmp_path / "labels.json").write_text("{}")
+    (tmp_path / "scores.json").write_text("{}")
     sae.push_to_hub(REPO, folder=tmp_path)
     sae.push_to_hub(REPO, license="mit")
     files = hub.repo(REPO).files()
-    assert {"dashboard.html", "labels.json"} <= files.keys() and commits(hub) == 2
+    assert {"dashboard.html", "labels.json", "scores.json"} <= files.keys() and commits(hub) == 2
     assert "](dashboard.html)" in files["README.md"].decode()
 
 
