@@ -45,13 +45,13 @@ def main(
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts, freed_memory_kept():
         together, alone = trainer_of(given, whole), trainer_of(given, parts)
         run = alone._prepared()
-        rows = run.next_batches(0)[0]
         assert run.base is not None
         model = inner_model(run.base.model)
         length = run.args.context_length
         ids = torch.randint(model.config.vocab_size, (-(-run.tokens_per_step // (length - 1)), length))
 
         def members(step: int) -> None:
+            rows = ready[step]
             for name, learner in run.learners.items():
                 points = run.hook_points[name]
                 learner.step([rows[points.reads]], step, [rows[points.writes]])
@@ -62,6 +62,8 @@ def main(
 
         todo = {"set": lambda _: together.training_step(), "members": members, "language_model": language_model}
         seconds = dict.fromkeys(todo, 0.0)
+        # The same rows as those of the set, read beforehand: as many features are dead on both sides.
+        ready = [run.next_batches(step)[0] for step in range(steps + _WARM_UP)]
         for step in range(steps + _WARM_UP):
             for name in sorted(todo, reverse=bool(step % 2)):
                 started = time.process_time()

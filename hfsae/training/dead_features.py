@@ -182,6 +182,7 @@ def repoint(
     seed: int,
     reconstruct: Callable[[Tensor], Tensor] | None = None,
     together: bool = False,
+    settled: bool = False,
 ) -> int:
     """Points dead features of a transcoder at the tokens where it misses most.
 
@@ -189,6 +190,10 @@ def repoint(
     living rows where rows are free. Encoder rows become the centred activation there, at the mean norm of living rows.
     Biases bring the feature, on its strongest of some hundred tokens, to where the median living feature is on its
     own. That is above its threshold where there is one. Adam's moments of all go to 0.
+
+    Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
+    some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
+    the mean living feature.
 
     Args:
         sae: The transcoder, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
@@ -201,6 +206,7 @@ def repoint(
         reconstruct: Its `scaled_reconstruction`; None where it is not cut.
         together: Whether every process holds this transcoder, or a part of it, and calls this: what process 0 draws
             is used by all.
+        settled: Whether they start from the second moments of living features.
 
     Returns:
         How many features were repointed.
@@ -231,10 +237,19 @@ def repoint(
     for name, parameter in sae.named_parameters():
         if name in OF_NO_FEATURE or not parameter.dim() or len(parameter) != len(dead):
             continue
-        for moment in optimiser.state.get(parameter, {}).values():
+        for kind, moment in optimiser.state.get(parameter, {}).items():
             if moment.shape == parameter.shape:
-                own_part(moment)[own] = 0
+                kept = settled and kind == "exp_avg_sq"
+                own_part(moment)[own] = _mean_of_rows(moment, living).to(moment.dtype) if kept else 0
     return len(features)
+
+
+def _mean_of_rows(tensor: Tensor, features: Tensor) -> Tensor:
+    """The mean of the rows of some features, which may lie in several processes."""
+    total = own_part(tensor)[rows_of_own(tensor, features)[1]].float().sum(0)
+    if isinstance(tensor, DTensor):
+        dist.all_reduce(total)
+    return total / len(features)
 
 
 def _norms(rows: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -110,6 +110,23 @@ def test_their_moments_are_forgotten_and_no_others():
         ), name
 
 
+def test_settled_features_have_the_second_moments_of_the_mean_living_one():
+    sae, (x, y) = drowned("jumprelu"), rows()
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in sae.parameters():
+        optimiser.state[parameter] = {name: torch.rand_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    before = {name: optimiser.state[parameter]["exp_avg_sq"].clone() for name, parameter in sae.named_parameters()}
+    repoint(sae, optimiser, x, y, STUCK, DEAD, seed=3, settled=True)
+    for name, parameter in sae.named_parameters():
+        of_one = optimiser.state[parameter]["exp_avg_sq"]
+        if len(of_one) == 48:
+            assert torch.allclose(of_one[STUCK], before[name][~DEAD].mean(0).expand_as(of_one[STUCK])), name
+            assert torch.equal(of_one[~STUCK], before[name][~STUCK])
+            assert (optimiser.state[parameter]["exp_avg"][STUCK] == 0).all()
+        else:
+            assert torch.equal(of_one, before[name]), name
+
+
 def test_where_nothing_lives_nothing_is_done():
     sae, (x, y) = drowned("topk"), rows()
     optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)

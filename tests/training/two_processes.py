@@ -246,7 +246,7 @@ def train_repointed(folder: Path, architecture: str, processes: int, **options: 
     if processes == 1:
         given = {name: as_dealt(tensor, 2, ROWS) for name, tensor in given.items()}
     revived = {"revival": "auto", "dead_feature_window": 4 * ROWS, "auxk_alpha": 0.0, "learning_rate": 0.001}
-    kept = {"save_steps": 8, "save_total_limit": 3}
+    kept = {"save_steps": 8, "training_tokens": 14 * ROWS}
     return train_alike(folder, sae, processes, inputs={"activations": given}, **{**revived, **kept, **options})
 
 
