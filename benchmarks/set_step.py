@@ -20,7 +20,6 @@ from hfsae import SAETrainer
 from hfsae.arguments.command_options import run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
 from hfsae.command_line import option
-from hfsae.hooks import inner_model
 from hfsae.host_memory import freed_memory_kept
 
 _WARM_UP = 2
@@ -46,7 +45,7 @@ def main(
         together, alone = trainer_of(given, whole), trainer_of(given, parts)
         run = alone._prepared()
         assert run.base is not None
-        model = inner_model(run.base.model)
+        model = run.base.model.base_model
         length = run.args.context_length
         ids = torch.randint(model.config.vocab_size, (-(-run.tokens_per_step // (length - 1)), length))
 
