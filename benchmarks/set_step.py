@@ -29,7 +29,8 @@ def trainer_of(given: dict[str, str], folder: str) -> SAETrainer:
     """A trainer of the set, in the middle of a run that is never ended."""
     fixed = {"eval_tokens": 0, "save_steps": 0, "html_report": False, "disable_tqdm": True, "use_cpu": True}
     sizes = {"training_tokens": "4000000", "train_batch_tokens": "2048", "lm_batch_sequences": "16"}
-    sizes["shuffle_window_tokens"] = "8192"  # so that reading is spread evenly over few steps
+    # So that reading is spread evenly over few steps, and none is fed from what was read before the first one.
+    sizes |= {"shuffle_window_tokens": "8192", "init_tokens": "2048"}
     return SAETrainer(args=arguments_from({**sizes, **given, "config": "transcoder_set"}, output_dir=folder, **fixed))
 
 

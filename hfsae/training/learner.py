@@ -23,7 +23,7 @@ from hfsae.functional.cuda_graph import RecordedStep
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
-from hfsae.training.dead_features import FiringCounter, repoint, resample
+from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, FiringCounter, repoint, resample
 from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
@@ -36,13 +36,6 @@ _RARE = 1e-5
 _EVEN_WIDTH = 16
 # On a GPU by powers of two from this on: for each number of them a step is recorded once.
 _LEAST_RECORDED = 64
-# Features of a transcoder that stay dead are repointed up to this share of the run: what is new late is unlearned
-# no more, what dies after it stays dead.
-_REPOINTED_UNTIL = 0.95
-# From this share of the run on they start settled. With the first half so too (embedded language model, 16x, k = 32,
-# 300,000 tokens, topk and jumprelu), 2.3 and 3.3 % of layer 1 were dead, but explained variance was 0.930 and 0.945.
-# With the second half alone it was 3.5 and 3.5 %, 0.931 and 0.947; never settled 5.1 and 5.0 %, 0.931 and 0.947.
-_SETTLED_FROM = 0.5
 # Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
 _DEAD_REFRESH_STEPS = 16
 
@@ -234,7 +227,7 @@ class Learner:
     def _repoint(self, rows: list[Tensor], step: int) -> None:
         """Repoints features that have been dead for a window, and again after each further window."""
         every = 1 if self._accelerator.device.type == "cpu" else _DEAD_REFRESH_STEPS
-        if step % every or step > _REPOINTED_UNTIL * self.plan.total_steps:
+        if step % every or step > REPOINTED_UNTIL * self.plan.total_steps:
             return
         dead, since = self.firing.dead, self.firing.tokens_since_fired
         stuck = dead & (since % self.plan.dead_window < every * self.plan.tokens_per_step)
@@ -245,7 +238,7 @@ class Learner:
                 seed=self.args.seed + step,
                 reconstruct=self._reconstruct_cut,
                 together=self._placement.shares_saes,
-                settled=step >= _SETTLED_FROM * self.plan.total_steps,
+                settled=step >= SETTLED_FROM * self.plan.total_steps,
             )
 
     def _resample(self, activations: Tensor, step: int) -> None:
