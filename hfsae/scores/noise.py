@@ -95,7 +95,12 @@ class Ranking:
         noise = f"seeds differ by {self.within:.3f}, architectures by {self.between:.3f}"
         if not self.counts:
             return f"no ranking: {noise}"
-        return f"{' > '.join(f'{name} {mean:.3f}' for name, mean in self.means.items())} ({noise})"
+        told, before = "", None
+        for name, mean in self.means.items():
+            # Neighbours that differ by less than seeds do are not put in order.
+            sign = "" if before is None else " > " if abs(before - mean) > self.within else " ≈ "
+            told, before = f"{told}{sign}{name} {mean:.3f}", mean
+        return f"{told} ({noise})"
 
 
 def ranking(scores: Mapping[str, Sequence[float]], *, higher_is_better: bool = True) -> Ranking:

@@ -48,6 +48,11 @@ def test_the_noise_of_seeds_is_the_pooled_standard_deviation():
     assert list(ranking({"a": [0.5, 0.7], "b": [0.9, 0.8]}, higher_is_better=False).means) == ["a", "b"]
 
 
+def test_neighbours_within_the_noise_are_not_put_in_order():
+    found = str(ranking({"a": [0.90, 0.94], "b": [0.90, 0.92], "c": [0.10, 0.14]}))
+    assert found.startswith("a 0.920 ≈ b 0.910 > c 0.120 (")
+
+
 def test_there_is_no_order_where_seeds_differ_more_or_are_not_known():
     assert str(ranking({"a": [0.1, 0.9], "b": [0.6, 0.6]})).startswith("no ranking: seeds differ by 0.400")
     assert str(ranking({"a": [0.1], "b": [0.9]})).startswith("no ranking: its noise is not known")
