@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         return asked
 
     def _check_who_asks(self) -> None:
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
         if self.headers.get("Host") not in hosts:
             raise _Refused(HTTPStatus.FORBIDDEN, f"this server is {ADDRESS}:{port}, under no other name")

@@ -313,6 +313,6 @@ def _save_adapter(
             own.base_model_name_or_path, own.revision = origin.name, origin.revision
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bias has one axis, which PEFT takes for a matrix that is not whole
-            adapted.save_pretrained(folder)
+            adapted.save_pretrained(str(folder))
     finally:
         adapted.unload()

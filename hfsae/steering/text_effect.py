@@ -155,5 +155,12 @@ class _Sums:
     def means(self) -> TextEffect:
         assert isinstance(self.probabilities, Tensor) and isinstance(self.changed, Tensor)
         n = self.n
-        sums = self.kl, self.moved, self.loss, self.changed_loss
-        return TextEffect(n, *(total / n for total in sums), self.probabilities / n, self.changed / n)
+        return TextEffect(
+            n_predictions=n,
+            kl=self.kl / n,
+            top_changed=self.moved / n,
+            loss=self.loss / n,
+            changed_loss=self.changed_loss / n,
+            probabilities=self.probabilities / n,
+            changed_probabilities=self.changed / n,
+        )
