@@ -137,7 +137,7 @@ class Learner:
         """The rest of a step, with a term of the loss for each batch that lies in the language model, or none."""
         replays = self._can_replay and not behind
         done = self._replayed(rows, state) if replays else self._update(rows, state, behind)
-        self.coefficient.observe(done.l0, state.step)
+        self.coefficient.observe(done.l0, state.step, self.learning_rate(state.step) / self.plan.learning_rate)
         self.firing.count(done.tokens_firing, self.plan.tokens_per_step)
         self._sums.add(done.names, done.figures)
         return done.figures[0]

@@ -231,6 +231,8 @@ _GAIN_RANGE = (0.008, 0.1)
 _FROZEN_WITHIN = 0.05
 _FROZEN_STEPS = 10
 _FROZEN_FRACTION = 0.2
+# There the learning rate falls, and L0 answers to λ the less: λ moves so many times faster at most, as the rate falls.
+_FASTEST = 4.0
 
 
 # From so many steps on the target is reached.
@@ -304,12 +306,13 @@ class SparsityCoefficient:
             return 0.0
         return self._log_coefficient.exp().float() * warmup_factor(step, self._warmup_steps)
 
-    def observe(self, l0: Tensor, step: int) -> None:
+    def observe(self, l0: Tensor, step: int, rate: float = 1.0) -> None:
         """Takes in the L0 of a step's batch (all processes) and moves λ.
 
         Args:
             l0: () mean number of active features per token.
             step: The step it belongs to.
+            rate: Its learning rate, as a share of the highest one.
         """
         if self.target_l0 is None:
             return
@@ -322,10 +325,12 @@ class SparsityCoefficient:
         self._quick, self._slow = _followed(self._quick, off, _QUICK), _followed(self._slow, off, _SLOW)
         slope = (self._quick - self._slow) / (_SLOW / (1 - _SLOW) - _QUICK / (1 - _QUICK))
         push = self._quick + self._look_ahead * slope
+        gain = self._gain
         if step >= self._frozen_from:
+            gain /= max(rate, 1 / _FASTEST)
             soon = self._quick + _FROZEN_STEPS * slope
             push = torch.where(torch.maximum(self._quick.abs(), soon.abs()) < _FROZEN_WITHIN, 0.0, push)
-        self._log_coefficient += self._gain * push.clamp(-self._most_below, self._most_above)
+        self._log_coefficient += gain * push.clamp(-self._most_below, self._most_above)
 
     @property
     def l0(self) -> float | None:

@@ -92,3 +92,11 @@ def test_a_run_too_short_for_it_says_so(tmp_path, caplog, rows):
     assert "51,200 tokens (100 steps)" in caplog.text
     card = (tmp_path / "README.md").read_text()
     assert f"l0\\_{became:.3g}" in card and f"| L0 at the end | {became}" in card
+
+
+@pytest.mark.slow
+def test_the_target_is_kept_while_the_learning_rate_falls(tmp_path, rows):
+    """Features of `standard` come back with its noise gone; L0 answers little to λ then."""
+    again = {name: part.repeat(4, 1) for name, part in rows.items()}
+    sae = trained(tmp_path, again, "autoencoder", "standard", 400, expansion_factor=8, target_l0=32)
+    assert sae.config.training["final_l0"] == pytest.approx(32, rel=0.05)
