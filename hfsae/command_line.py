@@ -82,7 +82,7 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
             that class is an option, `Annotated[int, option(...)] = 16`, and the command gets an object of the class.
     """
     taken = inspect.signature(command).parameters.values()
-    groups = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
+    groups: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
     parameters = []
     for one in taken:
         parameters += _options_of(groups[one.name]) if one.name in groups else [one]
