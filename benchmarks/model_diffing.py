@@ -3,7 +3,7 @@
     python benchmarks/model_diffing.py OUT [--tokens 400000] [--hook_point resid_post.3] [--seeds 0 1]
 
 The pair is that of `examples/model_diff.py`: the embedded language model, and its fine-tune on text with a new word, a
-new format and a refused topic. For each seed the fine-tune is made anew, and crosscoders of all rules are trained side
+new format and a refused topic. For each seed the fine-tune is made new, and crosscoders of all rules are trained side
 by side on the activations of both models. Each crosscoder's features are classed, and what is called the fine-tune's
 own is held against where the novelties stand. Settings of one kind belong into one OUT: what is there already is kept,
 and a run that was ended goes on from its last checkpoint. Each crosscoder leaves a JSON file; a table is printed.

@@ -1,8 +1,8 @@
 """The server of the page: on 127.0.0.1, and for nobody but the page itself.
 
-A page of another site that is open in the same browser can send requests here too, and a name of its own can be made
-to point at 127.0.0.1. So the host that is asked for and the site that asks are both checked, questions have to be
-JSON, which no other site may send without leave, and no leave is ever given.
+A page of another site that is open in the same browser can send requests here too. A name of its own can be made to
+point at 127.0.0.1. So the host that is asked for and the site that asks are both checked. Questions have to be JSON,
+which no other site may send without leave, and no leave is ever given.
 """
 
 import json

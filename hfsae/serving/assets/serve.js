@@ -28,7 +28,7 @@ async function ask(path, question) {
   }
 }
 
-/** The features of the text, those that come nearest to their largest activation first. */
+/** The features of the text, the nearest to their largest activation first. */
 function ranked() {
   const strongest = new Map();
   found.features.forEach((features, token) =>
