@@ -95,10 +95,10 @@ class Ranking:
         noise = f"seeds differ by {self.within:.3f}, architectures by {self.between:.3f}"
         if not self.counts:
             return f"no ranking: {noise}"
-        told, before = "", None
+        told, before, within = "", None, self.within
         for name, mean in self.means.items():
             # Neighbours that differ by less than seeds do are not put in order.
-            sign = "" if before is None else " > " if abs(before - mean) > self.within else " ≈ "
+            sign = "" if before is None else " > " if abs(before - mean) > within else " ≈ "
             told, before = f"{told}{sign}{name} {mean:.3f}", mean
         return f"{told} ({noise})"
 
