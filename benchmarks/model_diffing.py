@@ -79,7 +79,9 @@ def measure(folder: Path) -> dict[str, Any]:
         features = found.of("tuned-only", how)  # type: ignore[arg-type]
         of_novelty = {name: int((shares[name][features] >= 0.5).sum()) for name in NOVELTIES}
         base_only = found.counts(how)["base-only"]  # type: ignore[arg-type]
-        called[how] = {**scores(features, shares), "of_novelty": of_novelty, "base_only": base_only}
+        told = scores(features, shares)
+        told["precision"] = told["precision"] if features else None  # type: ignore[assignment]
+        called[how] = {**told, "of_novelty": of_novelty, "base_only": base_only}
     ratios = found.error_ratios[:, 0]
     return {
         "l0": sae.config.metrics["l0"],
