@@ -1,12 +1,13 @@
 """`steering_report`: what a feature does to a language model at each of many strengths, and which are of use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, TokenTexts, logit_effects, steer
 from hfsae.analysis.interventions import activation_units
@@ -177,12 +178,19 @@ def steering_report(
         (1.0, 3.0)
     """
     chosen_features(sae, [feature])
+    for name, count in (("n_prompts", n_prompts), ("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
+        if count < 1:
+            raise ValueError(f"{name} must be positive, got {count}.")
     grid = sorted({*map(float, strengths), 0.0})
     if not torch.tensor(grid).isfinite().all():
         raise ValueError(f"strengths are {list(strengths)}: expected finite numbers.")
     unit = activation_units(feature, maxima)
     if token_ids is None:
         token_ids = logit_effects(sae, model, [feature]).promoted[0].tolist()
+    vocabulary = model.config.get_text_config().vocab_size
+    if not len(token_ids) or not all(0 <= token < vocabulary for token in token_ids):
+        raise ValueError(f"token_ids are {list(token_ids)}: expected ids from 0 to {vocabulary - 1}, at least one.")
+    token_ids = list(dict.fromkeys(token_ids))
     told: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size}
     prompts = _prompts(read_batches(data, tokenizer, model, {"the SAE": sae.config}, **told), n_prompts, prompt_tokens)
     prompts = prompts.to(input_device(model))
@@ -198,7 +206,7 @@ def steering_report(
             continued = _continued(model, prompts, new_tokens, seed)
         found.append(_effect(strength, on_text[strength], token_ids, continued, tokenizer))
     n_predictions = on_text[0.0].n_predictions
-    return SteeringReport(feature, unit, list(token_ids), found, limits, n_predictions, len(prompts), new_tokens)
+    return SteeringReport(feature, unit, token_ids, found, limits, n_predictions, len(prompts), new_tokens)
 
 
 def repeated_share(tokens: Sequence[int], n: int = _N_GRAM) -> float:
@@ -229,7 +237,7 @@ def _prompts(batches: Sequence[Any], n_prompts: int, length: int) -> Tensor:
 def _continued(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed: int) -> Tensor:
     """(n, new_tokens) what is sampled after prompts, with random numbers of its own."""
     devices = [prompts.device] if prompts.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(model):
+    with torch.random.fork_rng(devices=devices), evaluating(model), _whole_distribution(model):
         torch.manual_seed(seed)
         made: Any = model.generate(  # pyright: ignore[reportCallIssue]
             prompts,
@@ -243,6 +251,20 @@ def _continued(model: PreTrainedModel, prompts: Tensor, new_tokens: int, seed: i
             pad_token_id=0,
         )
     return made[:, prompts.shape[1] :]
+
+
+@contextmanager
+def _whole_distribution(model: PreTrainedModel) -> Iterator[None]:
+    """Puts aside what a model's own generation config does to probabilities, such as a penalty of repetition.
+
+    What a call of `generate` leaves open is taken from there, so the call itself cannot leave it out.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _effect(

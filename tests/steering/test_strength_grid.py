@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hfsae.steering import StrengthEffect, repeated_share, steering_report
 from tests.analysis.tiny import setting
@@ -128,3 +129,29 @@ def test_what_cannot_be_is_refused(options, message):
     given = {"feature": FEATURE, "token_ids": TOKENS, **options}
     with pytest.raises(ValueError, match=message):
         steering_report(model, sae, data=batches(), **given)
+
+
+def test_the_models_own_generation_config_changes_no_continuation(report):
+    sae, model, _ = setting()
+    own = model.generation_config
+    told = {"strengths": GRID, "maxima": {FEATURE: MAXIMUM}, "token_ids": TOKENS, "n_prompts": 4}
+    model.generation_config = GenerationConfig(
+        eos_token_id=own.eos_token_id, repetition_penalty=5.0, no_repeat_ngram_size=1, min_p=0.9
+    )
+    try:
+        again = steering_report(model, sae, FEATURE, batches(), **told, prompt_tokens=PROMPT, new_tokens=NEW, seed=3)
+        assert again.effects == report.effects and model.generation_config.no_repeat_ngram_size == 1
+    finally:
+        model.generation_config = own
+
+
+def test_a_token_that_is_named_twice_counts_once_and_one_that_is_not_there_is_refused(report):
+    sae, model, _ = setting()
+    told = {"strengths": GRID, "maxima": {FEATURE: MAXIMUM}, "n_prompts": 4, "new_tokens": 1, "prompt_tokens": PROMPT}
+    twice = steering_report(model, sae, FEATURE, batches(), token_ids=[3, 7, 3], **told)
+    assert [one.token_probability for one in twice.effects] == [one.token_probability for one in report.effects]
+    for tokens in ([], [-1], [10**6]):
+        with pytest.raises(ValueError, match="expected ids from 0 to 4"):
+            steering_report(model, sae, FEATURE, batches(), token_ids=tokens, **told)
+    with pytest.raises(ValueError, match="n_prompts must be positive, got 0"):
+        steering_report(model, sae, FEATURE, batches(), token_ids=TOKENS, **{**told, "n_prompts": 0})
