@@ -52,6 +52,8 @@ def run(
     on_hub: OnHub,
 ) -> int:
     """Prints continuations, or what the report says."""
+    from hfsae.analysis.weights import chosen_features
+    from hfsae.folders import can_be_file
     from hfsae.saved.kept_features import SavedFeatures
 
     if report == (text is not None):
@@ -60,11 +62,15 @@ def run(
         raise ValueError("a report is of one feature: call it once for each.")
     strengths = {} if report else strengths_of(feature, strength or [1.0])
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
+    page = Path(output) if output else (opened.folder or Path()) / f"steering-{feature[0]}.html"
+    if report:  # before features are collected
+        can_be_file(page)
+    chosen_features(opened.sae, feature)
     maxima = opened.collection if unit == "maximum" else None
     if text is not None:
         return _continue(opened, strengths, maxima, text, new_tokens)
     told = {"max_tokens": tokens_to_measure, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    return _report(opened, feature[0], output, strengths=strength, maxima=maxima, **told)
+    return _report(opened, feature[0], page, strengths=strength, maxima=maxima, **told)
 
 
 def _continue(
@@ -89,11 +95,10 @@ def _continue(
 
 
 def _report(
-    opened: "SavedFeatures", feature: int, output: str | None, *, strengths: list[float] | None, **options: Any
+    opened: "SavedFeatures", feature: int, page: Path, *, strengths: list[float] | None, **options: Any
 ) -> int:
     from hfsae.steering import STRENGTHS, steering_report, usable_words, write_steering_page
 
-    page = Path(output) if output else (opened.folder or Path()) / f"steering-{feature}.html"
     source = opened.text
     found = steering_report(
         opened.model,

@@ -1,5 +1,6 @@
 """`hfsae steer-model`: a language model with features turned up or down in its own weights."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from hfsae.cli.measuring_options import Collecting, OnHub, SAESource
@@ -32,9 +33,11 @@ def run(
     """Writes the folder, and says what was changed and what that does."""
     from hfsae.saved.kept_features import SavedFeatures
     from hfsae.steering import steer_model
+    from hfsae.steering.steered_model import found_place
 
     strengths = strengths_of(feature, strength)
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
+    found_place(opened.model, opened.sae, list(strengths), Path(output), form)  # before features are collected
     text = opened.text if measure else None
     written = steer_model(
         opened.model,

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.text_batches import Text
-from hfsae.hooks import inner_model
+from hfsae.hooks import HookPoint, inner_model
 from hfsae.in_model import hook_points_of
 from hfsae.label_file import Label
 from hfsae.language_model import origin_of
@@ -112,14 +112,8 @@ def steer_model(
         >>> AutoModelForCausalLM.from_pretrained("steered")  # doctest: +SKIP
     """
     place_to_write = Path(output)
-    _refuse_what_is_there(place_to_write)
-    if form not in get_args(Form):
-        raise ValueError(f"form is {form!r}, expected one of {', '.join(map(repr, get_args(Form)))}.")
-    _refuse_wrapped(model)
+    point, place, form = found_place(model, sae, list(strengths), place_to_write, form)
     vector, units = steering_vector(sae, strengths, maxima)
-    point = hook_points_of(sae.config, model)[1]
-    place = find_bias_place(model, point)
-    form = _chosen_form(form, place, model)
     effect: dict[str, Any] | None = None
     if data is not None:
         told: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": max_tokens, "batch_size": batch_size}
@@ -155,6 +149,34 @@ def steer_model(
     return SteeredModel(place_to_write, form, record)
 
 
+def found_place(
+    model: PreTrainedModel, sae: SparseAutoencoder, features: Sequence[int], output: Path, form: Form
+) -> tuple[HookPoint, BiasPlace, Form]:
+    """Where the SAE writes, the bias that adds there, and the form: all that can be refused before work begins.
+
+    Args:
+        model: As for `steer_model`.
+        sae: The SAE.
+        features: The features that are meant.
+        output: Where the model is to be written.
+        form: As for `steer_model`.
+
+    Raises:
+        NoBiasError: As `steer_model`, as the errors below.
+        ValueError: For unknown features, a wrapper, an adapter, or an impossible form.
+        FileExistsError: If the folder holds something.
+    """
+    _refuse_what_is_there(output)
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}, expected one of {', '.join(map(repr, get_args(Form)))}.")
+    _refuse_wrapped(model)
+    chosen_features(sae, features)
+    _refuse_scales_by_token(sae)
+    point = hook_points_of(sae.config, model)[1]
+    place = find_bias_place(model, point)
+    return point, place, _chosen_form(form, place, model)
+
+
 def steering_vector(
     sae: SparseAutoencoder,
     strengths: Mapping[int, float],
@@ -171,11 +193,7 @@ def steering_vector(
         ValueError: As `steer_model`.
     """
     features = chosen_features(sae, list(strengths))
-    if sae.config.input_transform in ("layer_norm", "constant_norm"):
-        raise ValueError(
-            f"with input_transform={sae.config.input_transform!r} a feature writes something else at each token, "
-            "which no bias does: use hfsae.steer."
-        )
+    _refuse_scales_by_token(sae)
     units = {feature: strength * activation_units(feature, maxima) for feature, strength in strengths.items()}
     values = torch.tensor([units[feature] for feature in strengths])
     if not values.isfinite().all():
@@ -190,7 +208,8 @@ def steering_vector(
 @contextmanager
 def folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write to, which becomes it when the context ends well; else nothing is left."""
-    beside = folder.with_name(f".{folder.name}.part")
+    folder = folder.absolute()
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may write here, too
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
     beside.mkdir()
@@ -206,6 +225,14 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
 def _refuse_what_is_there(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something already: name a new folder, or move that one away.")
+
+
+def _refuse_scales_by_token(sae: SparseAutoencoder) -> None:
+    if sae.config.input_transform in ("layer_norm", "constant_norm"):
+        raise ValueError(
+            f"with input_transform={sae.config.input_transform!r} a feature writes something else at each token, "
+            "which no bias does: use hfsae.steer."
+        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

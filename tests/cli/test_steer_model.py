@@ -66,6 +66,23 @@ def test_what_was_written_can_be_pushed(place, tmp_path, hub, capsys):
     assert "is a steered model" in capsys.readouterr().err
 
 
+def test_what_cannot_be_is_refused_before_features_are_collected(place, tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("features were collected")
+
+    monkeypatch.setattr(SavedFeatures, "collection", property(never))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    assert main(command(place, tmp_path / "full")) == 1
+    assert "holds something already" in capsys.readouterr().err
+    assert main(command(place, tmp_path / "new", "--feature", "400", "--strength", "1")) == 1
+    assert "from 0 to 39" in capsys.readouterr().err
+    for feature, output, message in (("5", "full", "is a folder"), ("400", "page.html", "from 0 to 39")):
+        page = ["--feature", feature, "--output", str(tmp_path / output)]
+        assert main(["steer", str(place / "sae"), "--report", *page]) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

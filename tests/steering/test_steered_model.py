@@ -211,13 +211,17 @@ def _interrupted(self, folder):
     raise KeyboardInterrupt
 
 
-def test_an_empty_folder_is_filled_and_what_a_killed_process_left_goes(tmp_path):
+def test_an_empty_folder_is_filled_and_two_processes_write_no_mixture(tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
-    (tmp_path / ".new.part").mkdir()
-    (tmp_path / ".new.part" / "half").write_text("")
-    with folder_at_once(tmp_path / "new") as beside:
-        (beside / "whole").write_text("x")
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["new", "new/whole"]
+    with pytest.raises(OSError), folder_at_once(tmp_path / "new") as mine:
+        (mine / "weights").write_text("mine")
+        with monkeypatch.context() as other:
+            other.setattr("os.getpid", lambda: -1)
+            with folder_at_once(tmp_path / "new") as its:
+                (its / "weights").write_text("its")
+        (mine / "card").write_text("mine")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["new", "new/weights"]
+    assert (tmp_path / "new" / "weights").read_text() == "its"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
