@@ -52,7 +52,7 @@ def figures(args: argparse.Namespace, architecture: str, kl_tokens: float, seed:
         "l0": fmean(one["l0"] for one in found),
         "never_fired": fmean(one["dead_fraction"] for one in found),
         **{name: of_all[name] for name in ("ce_increase", "kl", "loss_recovered")},
-        "seconds": next(iter(run.saes.values())).config.training["seconds"],
+        "seconds": (next(iter(run.saes.values())).config.training or {})["seconds"],
     }
 
 
