@@ -12,6 +12,7 @@ from hfsae.circuits.clamping import FEWEST
 from hfsae.circuits.graph import Graph
 from hfsae.circuits.tracing import trace
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.folders import can_be_file
 from hfsae.hub.card import DASHBOARD_FILE
 from hfsae.label_file import LABELS_FILE, read_labels
 from hfsae.language_model import rename_base_model
@@ -71,10 +72,14 @@ def trace_saved(
     Raises:
         ValueError: As `trace`; if the page's name does not end in `.html`, or `supernodes` holds something else or
             nodes that the graph lacks.
+        FileExistsError: If a folder has the name of a file to be written.
         OSError: If the SAEs or the language model are not there.
     """
     if Path(output).suffix != ".html":
         raise ValueError(f"the page of a graph is one file: its name ends in .html, got {output}.")
+    for place in (output, json_output, graph_output):
+        if place is not None:
+            can_be_file(place)
     picked = None if supernodes is None else _picked(Path(supernodes))
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
     saes = {name or _ALONE: sae for name, sae in load_saes(source, **hub).items()}

@@ -103,6 +103,8 @@ def test_tokens_are_chosen_and_compared(run: Path, tmp_path: Path, capsys):
         (["--output", "graph.pdf"], "ends in .html"),
         (["--target", "w1 w2"], "is 2 tokens"),
         (["--prompt", ""], "has no token"),
+        (["--json", "."], ". is a folder, where a file is to be written"),
+        (["--graph", "."], ". is a folder, where a file is to be written"),
     ],
 )
 def test_what_cannot_be_traced_is_said_in_one_line(run: Path, tmp_path: Path, capsys, monkeypatch, options, message):
