@@ -23,7 +23,13 @@ from hfsae import SAE, SAETrainer, SAETrainingArguments, diff
 from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from model_diff import NOVELTIES, documents, fine_tune, scores, shares_on_novelties  # noqa: E402
+from model_diff import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    NOVELTIES,
+    documents,
+    fine_tune,
+    scores,
+    shares_on_novelties,
+)
 
 RULES = {
     "batch_topk": "crosscoder",
@@ -83,6 +89,7 @@ def measure(folder: Path) -> dict[str, Any]:
         told["precision"] = told["precision"] if features else None  # type: ignore[assignment]
         called[how] = {**told, "of_novelty": of_novelty, "base_only": base_only}
     ratios = found.error_ratios[:, 0]
+    assert sae.config.metrics is not None, "a run with evaluation"
     return {
         "l0": sae.config.metrics["l0"],
         "explained_variance": found.explained_variance,
