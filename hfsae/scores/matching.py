@@ -91,7 +91,8 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         The pairs. Of two widths, features of the wider SAE stay alone.
 
     Raises:
-        ValueError: If the SAEs are of different widths of activations, or too wide to be matched.
+        ValueError: If the SAEs are of different widths of activations, too wide to be matched, or not finite. Also
+            for no draws.
         ImportError: If scipy is not installed.
 
     Example:
@@ -102,6 +103,9 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         True
     """
     _refuse_unlike(a.config, b.config)
+    for which, sae in (("first", a), ("second", b)):
+        if not all(bool(weights.isfinite().all()) for weights in (sae.feature_directions, sae.encoder.weight)):
+            raise ValueError(f"weights of the {which} SAE are NaN or infinite, and have no cosine.")
     rows = [_unit(sae.feature_directions) for sae in (a, b)]
     encoders = [_unit(sae.encoder.weight) for sae in (a, b)]
     # Not torch's generator: an SAE of this seed drew its first weights from that one.

@@ -49,8 +49,10 @@ def bootstrap(
         The scores of the draws, (n_draws, ...).
 
     Raises:
-        ValueError: If there are fewer than two documents.
+        ValueError: If there are fewer than two documents, or no draws.
     """
+    if n_draws < 1:
+        raise ValueError(f"n_draws must be positive, got {n_draws}.")
     if len(sums) < 2:
         raise ValueError(f"an interval needs two documents at least, got {len(sums)}: give more text.")
     draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=n_draws)

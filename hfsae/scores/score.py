@@ -128,6 +128,8 @@ def score(
     check_kinds(kinds)
     if max_tokens < 1 or n_draws < 1:
         raise ValueError(f"max_tokens is {max_tokens} and n_draws {n_draws}; expected 1 or more.")
+    if not 0 <= least_f1 <= 1:
+        raise ValueError(f"least_f1 is {least_f1}; expected an F1 from 0 to 1.")
     needed("sklearn.linear_model")
     refused: list[str] = []
     wants_absorption = "absorption" in kinds

@@ -117,6 +117,16 @@ def test_saes_of_other_widths_are_refused():
         match_features(an_sae(0), an_sae(1, d_in=8))
 
 
+def test_weights_that_are_no_numbers_and_no_draws_are_refused():
+    a, b = an_sae(0), an_sae(1)
+    with pytest.raises(ValueError, match="n_draws must be positive, got 0"):
+        match_features(a, b, n_draws=0)
+    with torch.no_grad():
+        b.W_dec[3] = torch.nan
+    with pytest.raises(ValueError, match="weights of the second SAE are NaN or infinite"):
+        match_features(a, b)
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys):
     for seed in (0, 1):
         an_sae(seed).save_pretrained(tmp_path / str(seed))
