@@ -57,8 +57,8 @@ class Probing:
     Attributes:
         concepts: Their names; those without enough rows are not among them.
         left_out: The others.
-        n_train: LabelledRows that probes were fitted on.
-        n_held_out: LabelledRows that they were measured on.
+        n_train: Rows that probes were fitted on.
+        n_held_out: Rows that they were measured on.
         share: The share of the held-out rows that have each concept.
         probes: By (basis, k), one for each concept.
         numbers: Of a basis of which only some units are in the rows, the number of each; probes name columns.
@@ -162,8 +162,8 @@ def probe_concepts(
     logistic regression weighs them, and its threshold has the best F1 of all on the train side.
 
     Args:
-        train: LabelledRows to fit on.
-        held_out: LabelledRows of the same bases to measure on.
+        train: Rows to fit on.
+        held_out: Rows of the same bases to measure on.
         names: The concepts, as columns of labels.
         bases: The bases that probes choose from; None for all.
         ks: How many units.
