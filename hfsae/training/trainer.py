@@ -180,9 +180,10 @@ class SAETrainer:
                 held.enter_context(in_use(self._output_dir))
             checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
             claim_output_dir(self.args, accelerator, checkpoint, self._saved_folders)
-            with Interruption() as interruption, freed_memory_kept():
+            with freed_memory_kept():
                 run, self._is_taken = self._prepared(checkpoint), True
-                with closing(run.stream):
+                # A signal before the first step or after the last one ends at once: a checkpoint would hold nothing new.
+                with Interruption() as interruption, closing(run.stream):
                     self._loop(run, interruption)
             return self._end(run)
 

@@ -440,20 +440,37 @@ def test_ctrl_c_during_the_last_step_leaves_a_run_that_is_complete(tmp_path):
     assert output.completed and (tmp_path / "model.safetensors").exists()
 
 
-# -- schedules, as they reach the optimiser ---------------------------------------------------------------------------
-def test_ctrl_c_after_the_last_step_ends_at_once_since_the_checkpoint_is_there(tmp_path):
+@pytest.fixture
+def heard_in_the_background():
+    """A job in the background is deaf to Ctrl-C; a test of it is not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once_since_nothing_is_there_to_save(tmp_path, heard_in_the_background):
+    def batches():
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            yield torch.randn(32, 16)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "run", inputs={"activations": batches()}, eval_tokens=0).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_after_the_last_step_ends_at_once_since_the_checkpoint_is_there(tmp_path, heard_in_the_background):
     class Interrupting(BatchTopKSAE):
         def calibrate(self, batches):
             os.kill(os.getpid(), signal.SIGINT)
 
     sae = Interrupting(BatchTopKSAEConfig(d_in=16, n_features=48, k=4, hook_point="resid_post.1"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is deaf to it
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, inputs={"saes": sae}).train()
-    signal.signal(signal.SIGINT, before)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
 
 
+# -- schedules, as they reach the optimiser ---------------------------------------------------------------------------
 def test_the_learning_rate_reaches_its_end_whatever_the_accumulation(tmp_path):
     options = {"lr_scheduler_type": "linear", "lr_decay_fraction": 0, "lr_end": 1e-4, "learning_rate": 1e-2}
     recorder = Recorder(should_training_stop=12)
