@@ -1,8 +1,8 @@
 """Absorption: a feature that stands for a concept is silent where it should fire, and another one carries the concept.
 
 "Begins with s" may have a feature that is silent on "snake": the feature of "snake" writes its direction, too. Chanin
-et al. 2024 (arXiv:2409.14507) found it. `GAIN`, `ALIGNED` and `CARRIED` have the values of SAEBench's absorption fraction
-(arXiv:2503.09532, sae-bench 0.6).
+et al. 2024 (arXiv:2409.14507) found it. `GAIN`, `ALIGNED` and `CARRIED` have the values of SAEBench's absorption
+fraction (arXiv:2503.09532, sae-bench 0.6).
 """
 
 from collections.abc import Mapping, Sequence

@@ -182,7 +182,7 @@ class SAETrainer:
             claim_output_dir(self.args, accelerator, checkpoint, self._saved_folders)
             with freed_memory_kept():
                 run, self._is_taken = self._prepared(checkpoint), True
-                # A signal before the first step or after the last one ends at once: a checkpoint would hold nothing new.
+                # Before the first step and after the last one a signal ends at once: there is nothing new to save.
                 with Interruption() as interruption, closing(run.stream):
                     self._loop(run, interruption)
             return self._end(run)
