@@ -238,8 +238,9 @@ def _check_policy(batches: Sequence[TokenBatch], configs: Mapping[str, SAEConfig
     for name, config in configs.items():
         for position in config.exclude_positions:
             if any(position < batch.keep.shape[1] and batch.keep[:, position].any() for batch in batches):
+                called = f"SAE {name}" if name else "SAE"
                 raise ValueError(
-                    f"the data count tokens at position {position}, which the SAE {name} leaves out "
+                    f"the data count tokens at position {position}, which the {called} leaves out "
                     f"(exclude_positions={config.exclude_positions}), so its numbers would not be its own. Cut the "
                     "text with TokenBlocks(exclude_positions=...) alike, or pass texts and the tokenizer."
                 )

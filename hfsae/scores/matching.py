@@ -92,7 +92,7 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
 
     Raises:
         ValueError: If the SAEs are of different widths of activations, too wide to be matched, or not finite. Also
-            for no draws.
+            for cross-layer transcoders, and for no draws.
         ImportError: If scipy is not installed.
 
     Example:
@@ -201,6 +201,11 @@ def _start(config: SAEConfig) -> dict[str, Any]:
 
 
 def _refuse_unlike(a: SAEConfig, b: SAEConfig) -> None:
+    if a.is_cross_layer or b.is_cross_layer:
+        raise ValueError(
+            "a feature of a cross-layer transcoder has a decoder row for each layer that it writes at: matching is for "
+            "SAEs whose features have one."
+        )
     widths = [(config.d_in, sum(config.output_widths)) for config in (a, b)]
     if widths[0] != widths[1]:
         shown = [f"{read}" if read == written else f"{read} to {written}" for read, written in widths]

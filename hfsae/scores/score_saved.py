@@ -107,7 +107,7 @@ def score_saved(
         tell("")
         for line in comparison_lines(found, {name: architecture_name(sae.config) for name, sae in saes.items()}):
             tell(line)
-        for line in _stability_lines(saes):
+        for line in stability_lines(saes):
             tell(line)
     if json_file is not None:
         write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
@@ -115,9 +115,15 @@ def score_saved(
     return found
 
 
-def _stability_lines(saes: Mapping[str, SAE]) -> Iterator[str]:
-    """How many features come again in runs of one architecture and size."""
+def stability_lines(saes: Mapping[str, SAE]) -> Iterator[str]:
+    """How many features come again in runs of one architecture and size.
+
+    Args:
+        saes: The SAEs by name.
+    """
     for (name, sae), (other_name, other) in combinations(saes.items(), 2):
+        if sae.config.is_cross_layer or other.config.is_cross_layer:
+            continue  # which are not matched
         alike = sae.feature_directions.shape == other.feature_directions.shape
         if not alike or architecture_name(sae.config) != architecture_name(other.config):
             continue

@@ -192,7 +192,7 @@ def steering_report(
         raise ValueError(f"token_ids are {list(token_ids)}: expected ids from 0 to {vocabulary - 1}, at least one.")
     token_ids = list(dict.fromkeys(token_ids))
     told: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size}
-    prompts = _prompts(read_batches(data, tokenizer, model, {"the SAE": sae.config}, **told), n_prompts, prompt_tokens)
+    prompts = _prompts(read_batches(data, tokenizer, model, {"": sae.config}, **told), n_prompts, prompt_tokens)
     prompts = prompts.to(input_device(model))
 
     def steered(strength: float) -> Any:

@@ -101,9 +101,7 @@ def text_effects(
     Raises:
         ValueError: If the text holds no token that counts, or the model does not predict the next token.
     """
-    batches = read_batches(
-        data, tokenizer, model, {"the SAE": sae.config}, max_tokens=max_tokens, batch_size=batch_size
-    )
+    batches = read_batches(data, tokenizer, model, {"": sae.config}, max_tokens=max_tokens, batch_size=batch_size)
     with evaluating(model):
         predictions = predictions_of(model, batches[0])
         if predictions.of != "next":

@@ -8,6 +8,8 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.scores import match_features
 from hfsae.scores.matching import assigned, starts_are_known
+from hfsae.scores.score_saved import stability_lines
+from tests.circuits.tiny import cross_layer
 
 
 def an_sae(seed: int, n_features: int = 64, d_in: int = 16, **training) -> SAE:
@@ -115,6 +117,13 @@ def test_runs_from_one_start_do_not_count():
 def test_saes_of_other_widths_are_refused():
     with pytest.raises(ValueError, match="of activations of width 16, the other of 8"):
         match_features(an_sae(0), an_sae(1, d_in=8))
+
+
+def test_cross_layer_transcoders_are_refused_and_several_of_them_are_scored():
+    a = cross_layer("gpt2").float()
+    with pytest.raises(ValueError, match="a decoder row for each layer that it writes at"):
+        match_features(a, a)
+    assert not list(stability_lines({"a": a, "b": a}))
 
 
 def test_weights_that_are_no_numbers_and_no_draws_are_refused():
