@@ -203,8 +203,8 @@ def _start(config: SAEConfig) -> dict[str, Any]:
 def _refuse_unlike(a: SAEConfig, b: SAEConfig) -> None:
     if a.is_cross_layer or b.is_cross_layer:
         raise ValueError(
-            "a feature of a cross-layer transcoder has a decoder row for each layer that it writes at: matching is for "
-            "SAEs whose features have one."
+            "a feature of a cross-layer transcoder has a decoder row for each layer that it writes at: matching is "
+            "for SAEs whose features have one."
         )
     widths = [(config.d_in, sum(config.output_widths)) for config in (a, b)]
     if widths[0] != widths[1]:
