@@ -1,5 +1,6 @@
 """`steering_report`: what a feature does to a language model at each of many strengths, and which are of use."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hfsae.analysis.interventions import activation_units
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.text_batches import Text, read_batches
+from hfsae.hooks import inner_model
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.quiet import evaluating
 from hfsae.steering.text_effect import TextEffect, text_effects
@@ -186,8 +188,8 @@ def steering_report(
         raise ValueError(f"strengths are {list(strengths)}: expected finite numbers.")
     unit = activation_units(feature, maxima)
     if token_ids is None:
-        token_ids = logit_effects(sae, model, [feature]).promoted[0].tolist()
-    vocabulary = model.config.get_text_config().vocab_size
+        token_ids = logit_effects(sae, inner_model(model), [feature]).promoted[0].tolist()
+    vocabulary = inner_model(model).config.get_text_config().vocab_size
     if not len(token_ids) or not all(0 <= token < vocabulary for token in token_ids):
         raise ValueError(f"token_ids are {list(token_ids)}: expected ids from 0 to {vocabulary - 1}, at least one.")
     token_ids = list(dict.fromkeys(token_ids))
@@ -200,6 +202,11 @@ def steering_report(
 
     changes = {strength: steered(strength) for strength in grid}
     on_text = text_effects(model, sae, data, changes, tokenizer=tokenizer, **told)
+    if lost := [strength for strength in grid if not math.isfinite(on_text[strength].kl)]:
+        raise ValueError(
+            f"at a strength of {lost[0]:g} the model's predictions are no finite numbers in {model.dtype}: name "
+            "weaker strengths, or load the model in float32."
+        )
     found = []
     for strength in grid:
         with changes[strength]():
@@ -259,6 +266,7 @@ def _whole_distribution(model: PreTrainedModel) -> Iterator[None]:
 
     What a call of `generate` leaves open is taken from there, so the call itself cannot leave it out.
     """
+    model = inner_model(model)
     own = model.generation_config
     model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
     try:

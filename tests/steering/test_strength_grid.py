@@ -1,9 +1,11 @@
 """Every number of a steering report against a plain loop, one token at a time and without hfsae's own steering."""
 
+import copy
 import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from hfsae.steering import StrengthEffect, repeated_share, steering_report
@@ -143,6 +145,23 @@ def test_the_models_own_generation_config_changes_no_continuation(report):
         assert again.effects == report.effects and model.generation_config.no_repeat_ngram_size == 1
     finally:
         model.generation_config = own
+
+
+def test_a_strength_that_is_too_much_for_half_precision_is_refused():
+    sae, model, _ = setting()
+    told = {"strengths": [1e6], "token_ids": TOKENS, "n_prompts": 2, "prompt_tokens": PROMPT}
+    with pytest.raises(ValueError, match=r"at a strength of 1e\+06 the model's predictions are no finite numbers"):
+        steering_report(copy.deepcopy(model).half(), sae, FEATURE, batches(), **told)
+
+
+def test_an_adapter_around_the_model_changes_nothing(report):
+    sae, model, _ = setting()
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)  # it begins as a change of 0
+    wrapped = get_peft_model(copy.deepcopy(model), config)
+    told = {"strengths": [2.0], "n_prompts": 2, "prompt_tokens": PROMPT, "new_tokens": 4}
+    plain, other = (steering_report(one, sae, FEATURE, batches(), **told) for one in (model, wrapped))
+    assert other.token_ids == plain.token_ids and other.usable_range() == plain.usable_range()
+    assert [one.kl for one in other.effects] == pytest.approx([one.kl for one in plain.effects], abs=1e-6)
 
 
 def test_a_token_that_is_named_twice_counts_once_and_one_that_is_not_there_is_refused(report):
