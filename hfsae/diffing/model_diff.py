@@ -32,6 +32,9 @@ from hfsae.storage import read_json
 How: TypeAlias = Literal["norms", "scaling", "both"]
 """What decides a feature's class."""
 
+# What latent scaling says of each feature where there is no latent scaling; no class counts it.
+NOT_TOLD = "not told"
+
 _FORMAT = 1
 _COLUMNS = ("norms", "error", "reconstruction", "activation")
 
@@ -79,9 +82,9 @@ class ModelDiff:
 
     @property
     def by_scaling(self) -> list[str]:
-        """The class of each feature as latent scaling alone has it, whatever its norms; `dead` where there is none."""
+        """The class of each feature as latent scaling alone has it, whatever its norms; `not told` without it."""
         if self.scaling is None:
-            return [DEAD] * len(self.norms)
+            return [NOT_TOLD] * len(self.norms)
         return classes_by_scaling(self.scaling, self.sources, self.firing.tokens_firing > 0, self.thresholds)
 
     def _found(self, how: How) -> list[str]:
@@ -134,7 +137,7 @@ class ModelDiff:
         lines = [f"{'class':<16} {'by norms':>10} {'after latent scaling':>22} {'by scaling alone':>18}"]
         columns = self.counts("norms"), self.counts(), self.counts("scaling")
         lines += [
-            f"{kind:<16} {before:>10,} {after:>22,} {alone:>18,}"
+            f"{kind:<16} {before:>10,} {after:>22,} {'–' if self.scaling is None else f'{alone:,}':>18}"
             for kind, before, after, alone in zip(self.kinds, *(column.values() for column in columns), strict=True)
         ]
         explained = ", ".join(f"{name} {value:.3f}" for name, value in self.explained_variance.items())

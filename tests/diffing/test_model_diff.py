@@ -78,6 +78,8 @@ def test_sources_of_other_widths_are_told_apart_by_norms_alone():
     found = diff(VARIANTS["crosscoder"].make().eval(), activations=activations(100))
     assert found.scaling is None and found.classes == found.by_norms
     assert found.error_ratios.isnan().all()
+    assert set(found.by_scaling) == {"not told"} and not any(found.counts("scaling").values())
+    assert [line.split()[-1] for line in found.table().splitlines()[1:-1]] == ["–"] * len(found.kinds)
 
 
 def test_what_cannot_be_compared_is_refused():
