@@ -38,6 +38,7 @@ BY_FILES = {
     "dictionary_learning": "hfsae.interop.dictionary_learning",
     "Gemma Scope": "hfsae.interop.gemma_scope",
     "Gemma Scope 2": "hfsae.interop.gemma_scope_2",
+    "Gemma Scope 2, several layers": "hfsae.interop.gemma_scope_2_layers",
     "Llama Scope": "hfsae.interop.llama_scope",
     "Llama Scope R1": "hfsae.interop.llama_scope_r1",
     "Llamascopium": "hfsae.interop.llamascopium",
