@@ -73,7 +73,8 @@ def load_foreign(
         wanted: The class that is asked for.
         hub: `subfolder` is a folder inside it, or the file where a folder holds one SAE a file. The others say how the
             Hub is asked: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-        given: Config fields to override; for bare weights also `architecture`, which they do not say.
+        given: Config fields to override; for bare weights also `architecture`, which they do not say. Likewise
+            `threshold` where features of a saved batch_topk are chosen by batch alone.
         dtype: Of the weights; None takes what the source's config says, or keeps what the file holds.
         placement: `device_map` and what belongs to it (`max_memory`, `offload_folder`, ...), as transformers has them.
         allow_pickle: Whether pickles may be opened.
@@ -88,7 +89,8 @@ def load_foreign(
     place, where["subfolder"] = catalogue.located(place, where.get("subfolder") or "")
     source = Source.open(place, given=given, allow_pickle=allow_pickle, **where)
     draft = read(source)
-    config = draft.config(source.path, {key: value for key, value in given.items() if key != "architecture"})
+    # The reader has taken from `source.given` what it used and is no field; what nobody used is refused as a field.
+    config = draft.config(source.path, {key: value for key, value in source.given.items() if key != "architecture"})
     class_for(config, wanted, source.path)
     if isinstance(dtype, str):
         draft.dtype, dtype = draft.dtype if dtype == "auto" else dtype, None

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from hfsae.interop import llamascopium_layers
 from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.foreign_names import base_model_id
 from hfsae.interop.llama_scope import dataset_scales, said, where
+from hfsae.interop.llamascopium_layers import activation_of, refuse_unequal_norms, threshold_given
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 
-_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batch_topk"}
 _NORM = "dataset_average_activation_norm"
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
 
@@ -26,10 +27,11 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config, stored = source.json(CONFIG), source.tensors(WEIGHTS)
-    config.one_of("sae_type", {"sae": "sae", "transcoder": "transcoder"}, "none")
-    activation = (config.text("act_fn") or "none").lower()
-    lowered = Settings({**config, "act_fn": activation}, config.called)
-    architecture = lowered.one_of("act_fn", _ARCHITECTURES, "none")
+    if (reader := llamascopium_layers.READERS.get(str(config["sae_type"]))) is not None:
+        return reader(config, stored, source)
+    config.one_of("sae_type", dict.fromkeys(("sae", "transcoder", *llamascopium_layers.READERS), ""), "none")
+    activation = activation_of(config, _ARCHITECTURES)
+    architecture = _ARCHITECTURES[activation]
     if config.flag("use_glu_encoder"):
         raise ValueError(f"{source.path} has a gated linear encoder, which has no counterpart here.")
     fields: dict[str, Any] = {
@@ -40,8 +42,10 @@ def read(source: Source) -> ConvertedSAE:
     if activation == "jumprelu":
         names["threshold"] = _THRESHOLD
     tensors = renamed(stored, names, source, optional={"b_dec": "b_D"}, known=[f"{_NORM}.*"])
-    if activation == "topk":
+    if "topk" in activation:
         fields["k"] = config.having("top_k").whole("top_k")
+    if activation == "batchtopk":
+        tensors["threshold"] = threshold_given(source)
     if activation == "jumprelu":
         tensors["threshold"] = tensors["threshold"].float().exp()
     if config.flag("sparsity_include_decoder_norm"):
@@ -55,11 +59,8 @@ def _select_by_norm(activation: str, tensors: dict[str, Tensor], source: Source)
     norm = tensors["W_dec"].float().norm(dim=1)
     if activation == "jumprelu":
         tensors["threshold"] = tensors["threshold"] / norm
-    elif activation == "topk" and not torch.allclose(norm, torch.ones_like(norm), atol=1e-3):
-        raise ValueError(
-            f"{source.path} chooses its k features by pre-activations times decoder norms, with rows that are not of "
-            "unit norm: transform it to unit decoder norm with its own code first."
-        )
+    elif "topk" in activation:
+        refuse_unequal_norms(norm, source)
 
 
 def _scales(config: Settings, stored: dict[str, Tensor], fields: dict[str, Any], source: Source) -> dict[str, Tensor]:
