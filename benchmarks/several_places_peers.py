@@ -180,9 +180,8 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps({"versions": versions, "rows": [row._asdict() for row in rows]}, indent=2))
     print(f"{', '.join(f'{name} {number}' for name, number in versions.items())}\n")
-    print(
-        "| format | architecture | direction | features | reconstructions | other features |\n|---|---|---|---|---|---|"
-    )
+    print("| format | architecture | direction | features | reconstructions | other features |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         errors = " | ".join("0" if error == 0 else f"{error:.1e}" for error in (row.features, row.reconstruction))
         print(f"| {row.format} | {row.architecture} | {row.direction} | {errors} | {row.ties} |")

@@ -28,7 +28,7 @@ def read(source: Source) -> ConvertedSAE:
     names["threshold"] = "threshold"
     tensors = renamed(stored, names, source, optional={"W_skip": "affine_skip_connection.T"})
     tensors["threshold"] = tensors["threshold"].clamp(min=0)
-    base_model = hub_id(config.text("model_name"))
+    base_model = gemma_3_id(config.text("model_name"))
     reads, writes = config.having("hf_hook_point_in").text("hf_hook_point_in"), config.text("hf_hook_point_out")
     target = canonical(writes, base_model) if writes != reads else None
     fields: dict[str, Any] = {
@@ -37,13 +37,13 @@ def read(source: Source) -> ConvertedSAE:
         "base_model": base_model,
         "hook_point": canonical(reads, base_model),
         "target_hook_point": target,
-        **measured(base_model, target is not None),
+        **as_trained(base_model, target is not None),
     }
     transcodes = "W_skip" in tensors or config.flag("affine_connection")
     return ConvertedSAE("jumprelu", tensors, fields, reported(config), transcodes=transcodes)
 
 
-def measured(base_model: str | None, transcodes: bool) -> dict[str, Any]:
+def as_trained(base_model: str | None, transcodes: bool) -> dict[str, Any]:
     """Config fields on how the release was trained and measured."""
     # As Gemma Scope was, says the technical paper: 1,024 tokens, special ones left out (section 4).
     fields: dict[str, Any] = {"context_length": 1024, "prepend_bos": True, "exclude_special_tokens": True}
@@ -58,7 +58,7 @@ def reported(config: Settings) -> dict[str, Any]:
     return {"reported_l0": config.number("l0") or config.number("average_l0")}
 
 
-def hub_id(name: str | None) -> str | None:
+def gemma_3_id(name: str | None) -> str | None:
     """`"google/gemma-3-1b-pt"` for `"gemma-v3-1b-pt"`; the 270m model's name on the Hub lacks `-pt`."""
     if name is None:
         return None

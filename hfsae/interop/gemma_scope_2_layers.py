@@ -14,7 +14,7 @@ from hfsae.configuration import join_places
 from hfsae.interop.circuit_tracer_layers import layers_draft
 from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.foreign_names import canonical
-from hfsae.interop.gemma_scope_2 import CONFIG, hub_id, measured, reported
+from hfsae.interop.gemma_scope_2 import CONFIG, as_trained, gemma_3_id, reported
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
@@ -37,7 +37,7 @@ def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`. What the config leaves out is read from the folder's name."""
     config = source.json(CONFIG)
     config.one_of("architecture", {"jump_relu": "jumprelu"}, "jump_relu")
-    base_model = hub_id(config.text("model_name") or _model_in(source.path))
+    base_model = gemma_3_id(config.text("model_name") or _model_in(source.path))
     n_layers = len(source.matching(WEIGHTS.format("*")))
     reads_written = _is_crosscoder(config, source)
     defaults = _CROSSCODER if reads_written else _CROSS_LAYER
@@ -52,7 +52,7 @@ def read(source: Source) -> ConvertedSAE:
     else:
         places = {"hook_point": join_places(reads), "target_hook_point": join_places(writes)}
         draft = layers_draft([_later(own, at, source) for at, own in enumerate(layers)], base_model, places, source)
-    draft.fields |= measured(base_model, not reads_written)
+    draft.fields |= as_trained(base_model, not reads_written)
     draft.facts |= reported(config)
     return draft
 

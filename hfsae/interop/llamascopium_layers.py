@@ -25,7 +25,7 @@ def crosscoder(config: Settings, stored: dict[str, Tensor], source: Source) -> C
     """A crosscoder, which gates a feature at each place by itself: there `h · ‖W_D row‖` has to pass the threshold.
 
     A ReLU opens at all places together. A threshold does not, so a JumpReLU has here a feature for each of its places
-    and features, in the order in which its own activations (places, n) lie.
+    and features. They lie as its own activations (places, n) do.
     """
     activation = activation_of(config, ("relu", "jumprelu"))
     places = _places(config, "hook_points")
