@@ -1,6 +1,7 @@
 """circuit-tracer's sets of transcoders: `config.yaml` and one `layer_N.safetensors` for each layer.
 
 A file says by its tensors what it is: thresholds make a JumpReLU, `W_skip` a skip connection (circuit-tracer 0.5.0).
+A TopK is told by the config alone (circuit-tracer's repository, commit 4bb8c0e, which 0.5.0 reads as a ReLU).
 """
 
 from typing import Any
@@ -13,6 +14,10 @@ from hfsae.interop.source import Source, renamed
 CONFIG, WEIGHTS = "config.yaml", "layer_*.safetensors"
 TENSORS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 OPTIONAL = {"threshold": "activation_function.threshold", "W_skip": "W_skip"}
+# `activation` of a config: what its value makes of weights; without it their tensors say it.
+_ACTIVATIONS = {"relu": "", "jumprelu": "", "jump_relu": "", "topk": "topk"}
+# k of repositories that do not say it, as circuit-tracer has them.
+_KNOWN_K = {"crv-8b-instruct-transcoders": 128}
 # Configs of Weights & Biases; one of the two is a slip of the pen that some repositories carry.
 RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
 
@@ -32,7 +37,13 @@ def read(source: Source) -> ConvertedSAE:
     config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
     layer = layer_of_file(source)
     reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))
-    return layer_converted(source, base_model_id(config.text("model_name")), reads, writes)
+    draft = layer_converted(source, base_model_id(config.text("model_name")), reads, writes)
+    if config.one_of("activation", _ACTIVATIONS, "relu") == "topk":
+        if draft.architecture != "standard":
+            raise ValueError(f"{source.path} has thresholds, and a config that says activation = 'topk'.")
+        known = next((k for name, k in _KNOWN_K.items() if name in source.path), None)
+        draft.architecture, draft.fields["k"] = "topk", known or config.having("k").whole("k")
+    return draft
 
 
 def of_a_run(source: Source) -> bool:

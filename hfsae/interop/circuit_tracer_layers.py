@@ -32,6 +32,7 @@ _READ, _WRITTEN = "hook_resid_mid", "hook_mlp_out"
 def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
     config = source.yaml(CONFIG)
+    config.one_of("activation", dict.fromkeys(("relu", "jumprelu", "jump_relu"), ""), "relu")
     base_model = base_model_id(config.text("model_name"))
     n_layers = len(source.matching("W_enc_*.safetensors"))
     layers = [_of_layer(source, layer) for layer in range(n_layers)]

@@ -49,6 +49,35 @@ def test_thresholds_and_skip_connections_are_read(threshold: bool, skip: bool, c
     assert sae.config.is_transcoder
 
 
+def test_a_topk_is_told_by_the_config_alone(tmp_path: Path):
+    w = transcoders(tmp_path, False, True, {**CONFIG, "activation": "topk", "k": 3})
+    h = X @ w["W_enc"].T + w["b_enc"]
+    kept = h.topk(3, -1)
+    features = torch.zeros_like(h).scatter(-1, kept.indices, kept.values)
+    assert (kept.values > 0).all()  # there, a negative one among the k largest passes
+    sae = SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors")
+    torch.testing.assert_close(sae.encode(X), features, rtol=0, atol=1e-5)
+    written = features @ w["W_dec"] + w["b_dec"] + X @ w["W_skip"].T
+    torch.testing.assert_close(sae(X).reconstruction, written, rtol=0, atol=1e-5)
+    assert type(sae).__name__ == "TopKSAE" and sae.config.k == 3
+
+
+def test_a_topk_without_k_and_other_activations_are_refused(tmp_path: Path):
+    known = tmp_path / "crv-8b-instruct-transcoders"
+    for folder in (known, tmp_path / "other"):
+        transcoders(folder, False, False, {**CONFIG, "activation": "topk"})
+    with pytest.raises(ValueError, match="k must be"):  # 128, as circuit-tracer has it: more than these features
+        SAE.from_pretrained(known, subfolder=f"layer_{LAYER}.safetensors")
+    with pytest.raises(ValueError, match="lacks k"):
+        SAE.from_pretrained(tmp_path / "other", subfolder=f"layer_{LAYER}.safetensors")
+    transcoders(tmp_path / "other", True, False, {**CONFIG, "activation": "topk", "k": 3})
+    with pytest.raises(ValueError, match="has thresholds, and a config that says activation = 'topk'"):
+        SAE.from_pretrained(tmp_path / "other", subfolder=f"layer_{LAYER}.safetensors")
+    transcoders(tmp_path / "other", False, False, {**CONFIG, "activation": "gelu"})
+    with pytest.raises(ValueError, match="activation = 'gelu', which has no counterpart here"):
+        SAE.from_pretrained(tmp_path / "other", subfolder=f"layer_{LAYER}.safetensors")
+
+
 def test_its_config_says_the_places_and_the_model(tmp_path: Path):
     transcoders(tmp_path, True, True, {**CONFIG, "feature_output_hook": "mlp.hook_out"})
     config = SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors").config
