@@ -82,6 +82,76 @@ FURTHER = (
         HUB + "EleutherAI/sae-llama-3.1-8b-64x",
     ),
 )
+TRACER = "circuit-tracer 0.5.0, its page on PyPI"
+SCOPE_2 = "https://www.lesswrong.com/posts/YQro5LyYjDzZrBCdb/announcing-gemma-scope-2, and code that loads the folders"
+ONE_A_LAYER = [["layer_{0}", "layer_{0}.safetensors"]]
+# The layers of crosscoders, as their folders name them.
+CROSSCODERS = {"1b-pt": "7_13_17_22", "1b-it": "7_13_17_22", "27b-it": "16_31_40_53"}
+# What stands at several places, and sets that SAELens' list has not: name, repository, base model, format, places.
+SETS: tuple[tuple[str, str, str, str, list[str], dict[str, Any]], ...] = (
+    *(
+        (
+            repo.replace("/", "-").lower(),
+            *(repo, base_model, "circuit-tracer", [reads, "mlp_out"]),
+            {"source": TRACER, **more},
+        )
+        for repo, base_model, reads, more in (
+            ("mntss/clt-gemma-2-2b-426k", "google/gemma-2-2b", "resid_mid", {}),
+            ("mntss/clt-gemma-2-2b-2.5M", "google/gemma-2-2b", "resid_mid", {}),
+            ("mntss/clt-llama-3.2-1b-524k", "meta-llama/Llama-3.2-1B", "resid_mid", {}),
+            ("mntss/clt-131k", "openai/gpt-oss-20b", "mlp_in", {}),
+            ("mntss/transcoder-Llama-3.2-1B", "meta-llama/Llama-3.2-1B", "resid_mid", {"patterns": ONE_A_LAYER}),
+            (
+                *("facebook/crv-8b-instruct-transcoders", "meta-llama/Llama-3.1-8B-Instruct", "mlp_in"),
+                {
+                    "patterns": ONE_A_LAYER,
+                    "architecture": "topk",
+                    "source": "circuit-tracer's README on GitHub, after 0.5.0",
+                },
+            ),
+        )
+    ),
+    (
+        "llama-scope-2-qwen3-1.7b-transcoders",
+        *("OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B", "Qwen/Qwen3-1.7B", "Llamascopium", ["mlp_in", "mlp_out"]),
+        {
+            "patterns": [["layer{0}_transcoder_{1}x_k{2}", "transcoder/{1}x/k{2}/layer{0}_transcoder_{1}x_k{2}"]],
+            "source": HUB + "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B",
+        },
+    ),
+    *(
+        (
+            f"gemma-scope-2-{model}-clt",
+            *(f"google/gemma-scope-2-{model}", f"google/gemma-3-{model}".replace("270m-pt", "270m")),
+            *("Gemma Scope 2, several layers", ["mlp_in", "mlp_out"]),
+            {
+                "patterns": [
+                    [f"width_{{0}}k_l0_{form}", f"clt/width_{{0}}k_l0_{form}"]
+                    for form in ("medium", "big", "medium_affine", "big_affine")
+                ],
+                "architecture": "jumprelu_cross_layer_transcoder",
+                "source": SCOPE_2,
+            },
+        )
+        for model in ("270m-pt", "270m-it", "1b-pt", "1b-it")
+    ),
+    *(
+        (
+            f"gemma-scope-2-{model}-crosscoder",
+            *(f"google/gemma-scope-2-{model}", f"google/gemma-3-{model}"),
+            *("Gemma Scope 2, several layers", ["resid_post"]),
+            {
+                "patterns": [
+                    [f"width_{{0}}k_l0_{size}", f"crosscoder/layer_{layers}_width_{{0}}k_l0_{size}"]
+                    for size in ("medium", "big")
+                ],
+                "architecture": "jumprelu_crosscoder",
+                "source": SCOPE_2,
+            },
+        )
+        for model, layers in CROSSCODERS.items()
+    ),
+)
 OPENAI = {
     "name": "openai-gpt2-small-v5",
     "repo": None,
@@ -103,7 +173,7 @@ def main() -> None:
     listed = yaml.safe_load((Path(package.submodule_search_locations[0]) / "pretrained_saes.yaml").read_text())
     source = f"sae-lens {version('sae-lens')}, pretrained_saes.yaml"
     releases = [made for name, said in listed.items() if (made := release(name, said, source))]
-    releases += [further(*facts) for facts in FURTHER] + [OPENAI]
+    releases += [further(*facts) for facts in FURTHER] + [of_set(*facts) for facts in SETS] + [OPENAI]
     lines = ",\n".join(
         json.dumps(release, ensure_ascii=False) for release in sorted(releases, key=lambda r: r["name"])
     )
@@ -197,6 +267,15 @@ def further(repo: str, base_model: str, places: list[str], source: str) -> dict[
         "source": source,
         "tried": False,
     }
+
+
+def of_set(
+    name: str, repo: str, base_model: str, format: str, places: list[str], more: dict[str, Any]
+) -> dict[str, Any]:
+    """A release of `SETS`."""
+    unknown = {"architecture": None, "n_saes": None, "licence": licence(repo), "tried": False}
+    facts = {"name": name, "repo": repo, "base_model": base_model, "format": format, "places": places}
+    return {**facts, **unknown, **more}
 
 
 if __name__ == "__main__":
