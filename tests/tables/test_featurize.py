@@ -336,5 +336,5 @@ def test_a_table_without_rows_is_a_dataset_without_rows(tmp_path: Path):
 
 
 def test_a_list_that_holds_more_than_texts_is_told(tmp_path: Path):
-    with pytest.raises(TypeError, match="document 1 of the list is a NoneType, expected a text"):
+    with pytest.raises(TypeError, match="document 1 of the list is of type NoneType, expected a text"):
         write(tmp_path / "t.parquet", ["w1 w2", None])
