@@ -194,8 +194,8 @@ def as_dataset(documents: Documents) -> "Dataset | IterableDataset":
         for number, text in enumerate(documents):
             if not isinstance(text, str):
                 raise TypeError(
-                    f"document {number} of the list is of type {type(text).__name__}, expected a text: leave it out, or "
-                    "give a Dataset, whose rows without a document are skipped."
+                    f"document {number} of the list is of type {type(text).__name__}, expected a text: leave it out, "
+                    "or give a Dataset, whose rows without a document are skipped."
                 )
         return Dataset.from_dict({"text": list(documents)})
     raise TypeError(
