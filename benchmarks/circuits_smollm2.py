@@ -73,7 +73,7 @@ def train(options: argparse.Namespace, text: Path, run: Path) -> dict[str, Any]:
         architecture_options={"skip": True},
         n_features=options.n_features,
         k=options.k,
-        revival="repoint",
+        learning_rate=options.learning_rate,
         dataset_name=str(text),
         context_length=128,
         training_tokens=options.tokens,
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--batch_tokens", type=int, default=1024)
     parser.add_argument("--n_features", type=int, default=2048)
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="the automatic one is too high here")
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--eval_tokens", type=int, default=2048)
     parser.add_argument("--max_features", type=int, default=2000)
