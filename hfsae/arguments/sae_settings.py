@@ -100,8 +100,6 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
             "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
             "others than it reads. Use revival='auxk' or 'repoint'."
         )
-    if wanted == "repoint" and sae.config.is_cross_layer:
-        raise ValueError("revival='repoint' is for transcoders of one layer; cross-layer ones have 'auxk'.")
     if wanted == "repoint" and not sae.config.is_transcoder:
         raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted != "auto":

@@ -10,8 +10,9 @@ at what is read. Here each end gets its own: the encoder row what was read where
 is missed there.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hfsae.modeling import SAE
-from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, whole
+from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, shape_of_whole, whole
 from hfsae.processes import process
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
@@ -202,6 +203,9 @@ def repoint(
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
     the mean living feature.
 
+    Features of a cross-layer transcoder are looked at layer by layer: by what their layer reads, and what is missed at
+    it and all later ones. With tied decoders that is what is missed at their layer, where alone they write at first.
+
     Args:
         sae: The transcoder, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
         optimiser: Its Adam.
@@ -216,52 +220,94 @@ def repoint(
         settled: Whether they start from the second moments of living features.
 
     Returns:
-        How many features were repointed.
+        How many features were repointed; none of a layer in which none lives.
     """
-    features, living = stuck.nonzero()[:, 0], (~dead).nonzero()[:, 0]
-    if not len(features) or not len(living):
-        return 0
     scaled, goal = sae.scaled(x.to(sae.dtype)), sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
     error = (goal - (reconstruct or sae.scaled_reconstruction)(scaled)).float()
-    share = error.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(share.double().cpu(), len(features), replacement=True, generator=generator).to(x.device)
-    living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
-    encoder = F.normalize((scaled[drawn] - scaled.mean(0)).float(), dim=1)
-    decoder = F.normalize(error[drawn], dim=1)
-    _of_first_process(encoder, decoder, together=together)
     some = sae.encoder_input(scaled[:: max(1, len(scaled) // _LEVEL_TOKENS)])
-    living_rows = (sae.encoder.weight, sae.W_dec)
-    *norms, level = _of_all_parts(living, sae, lambda rows: [*_norms(rows, living_rows), _highest(sae, some, rows)])
-    encoder *= norms[0].mean()
-    decoder *= 1.0 if sae.unit_decoder_rows else norms[1].mean()
-    mine, own = rows_of_own(sae.encoder.weight, features)
-    own_part(sae.encoder.weight)[own] = encoder[mine].to(sae.dtype)
-    own_part(sae.W_dec)[own] = decoder[mine].to(sae.dtype)
-    shift = torch.zeros_like(sae.encoder.bias)
-    own_part(shift)[own] = level.median() - _highest(sae, some, own)
-    sae.shift_pre_activations(shift)
-    for name, parameter in sae.named_parameters():
-        if name in OF_NO_FEATURE or not parameter.dim() or len(parameter) != len(dead):
+    generator = torch.Generator().manual_seed(seed)
+    shift, count = torch.zeros_like(sae.encoder.bias), 0
+    for end, of_end, alive in zip(_ends(sae), stuck.chunk(sae.n_groups), (~dead).chunk(sae.n_groups), strict=True):
+        features, living = of_end.nonzero()[:, 0], alive.nonzero()[:, 0]
+        if not len(features) or not len(living):
             continue
+        read, missed = scaled[:, end.reads], error[:, end.writes]
+        share = missed.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
+        weights = share.double().cpu()
+        drawn = torch.multinomial(weights, len(features), replacement=True, generator=generator).to(x.device)
+        living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
+        encoder = F.normalize((read[drawn] - read.mean(0)).float(), dim=1)
+        decoder = F.normalize(missed[drawn], dim=1)
+        _of_first_process(encoder, decoder, together=together)
+        *norms, level = _numbers(sae, end, living, some)
+        encoder *= norms[0].mean()
+        decoder *= 1.0 if sae.unit_decoder_rows else norms[1].mean()
+        mine, rows = rows_of_own(end.decoder, features)
+        own_part(sae.encoder.weight)[end.first + rows] = encoder[mine].to(sae.dtype)
+        own_part(end.decoder)[rows] = decoder[mine].to(sae.dtype)
+        if end.scale is not None:
+            own_part(end.scale)[rows] = torch.eye(1, end.scale.shape[1], device=x.device).to(sae.dtype)
+        level_now = _highest(sae, some[:, end.reads], end.first + rows)
+        own_part(shift)[end.first + rows] = level.median() - level_now
+        _forget(sae, optimiser, end, features, living if settled else None)
+        count += len(features)
+    sae.shift_pre_activations(shift)
+    return count
+
+
+class _End(NamedTuple):
+    """Features that read and write at one place: all of a transcoder, or those of a layer where it has several.
+
+    Attributes:
+        first: The first one's row in this process's part of what has a row for each feature of all layers.
+        reads: Columns of what is read.
+        writes: Columns of what is written that a row of the decoder is about.
+        decoder: A row for each of these features; may be cut.
+        scale: How much each writes at its layer and at each later one, where it writes the same at all.
+    """
+
+    first: int
+    reads: slice
+    writes: slice
+    decoder: Tensor
+    scale: Tensor | None
+
+
+def _ends(sae: SAE) -> list[_End]:
+    width, width_out = sae.config.d_in // sae.n_groups, sae.config.d_out // sae.n_groups
+    ends = []
+    for layer, (decoder, scale) in enumerate(zip_longest(sae.decoder_weights, getattr(sae, "decoder_scale", ()))):
+        reads, writes = layer * width, layer * width_out
+        slices = slice(reads, reads + width), slice(writes, writes + decoder.shape[1])
+        ends.append(_End(layer * len(own_part(decoder)), *slices, decoder, scale))
+    return ends
+
+
+def _forget(
+    sae: SAE, optimiser: torch.optim.Optimizer, end: _End, features: Tensor, living: Tensor | None = None
+) -> None:
+    """Sets Adam's moments of some features to 0, or the second ones to those of the mean of living ones."""
+    for name, parameter in sae.named_parameters():
+        if parameter is end.decoder or parameter is end.scale:
+            first = 0
+        elif name not in OF_NO_FEATURE and shape_of_whole(parameter)[:1] == (sae.config.n_features,):
+            first = end.first
+        else:
+            continue
+        rows = first + rows_of_own(end.decoder, features)[1]
         for kind, moment in optimiser.state.get(parameter, {}).items():
             if moment.shape == parameter.shape:
-                kept = settled and kind == "exp_avg_sq"
-                own_part(moment)[own] = _mean_of_rows(moment, living).to(moment.dtype) if kept else 0
-    return len(features)
+                kept = living is not None and kind == "exp_avg_sq"
+                own = own_part(moment)
+                own[rows] = _mean_of_rows(own, first, end, living).to(moment.dtype) if kept else 0
 
 
-def _mean_of_rows(tensor: Tensor, features: Tensor) -> Tensor:
-    """The mean of the rows of some features, which may lie in several processes."""
-    total = own_part(tensor)[rows_of_own(tensor, features)[1]].float().sum(0)
-    if isinstance(tensor, DTensor):
+def _mean_of_rows(own: Tensor, first: int, end: _End, features: Tensor) -> Tensor:
+    """The mean of the rows of some features, which may lie in several processes; `own` are those of this one."""
+    total = own[first + rows_of_own(end.decoder, features)[1]].float().sum(0)
+    if isinstance(end.decoder, DTensor):
         dist.all_reduce(total)
     return total / len(features)
-
-
-def _norms(rows: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Of these rows of this process's part of each matrix."""
-    return [own_part(matrix)[rows].float().norm(dim=1) for matrix in matrices]
 
 
 def _highest(sae: SAE, some: Tensor, rows: Tensor) -> Tensor:
@@ -271,11 +317,13 @@ def _highest(sae: SAE, some: Tensor, rows: Tensor) -> Tensor:
     return (pre if threshold is None else pre - own_part(threshold)[rows]).amax(0)
 
 
-def _of_all_parts(features: Tensor, sae: SAE, of_rows: Callable[[Tensor], list[Tensor]]) -> Tensor:
-    """(numbers, features): numbers of some features, of which each process finds those of its own part."""
-    mine, rows = rows_of_own(sae.encoder.weight, features)
-    numbers = torch.stack(of_rows(rows))
-    if isinstance(sae.encoder.weight, DTensor):
+def _numbers(sae: SAE, end: _End, features: Tensor, some: Tensor) -> Tensor:
+    """(3, features): norms of encoder and decoder rows, and `_highest`; each process finds those of its own part."""
+    mine, rows = rows_of_own(end.decoder, features)
+    matrices = own_part(sae.encoder.weight)[end.first + rows], own_part(end.decoder)[rows]
+    norms = [matrix.float().norm(dim=1) for matrix in matrices]
+    numbers = torch.stack([*norms, _highest(sae, some[:, end.reads], end.first + rows)])
+    if isinstance(end.decoder, DTensor):
         own, numbers = numbers, numbers.new_zeros(len(numbers), len(features))
         numbers[:, mine] = own
         dist.all_reduce(numbers)

@@ -81,7 +81,6 @@ REFUSED = {
         {"hook_point": "mlp_in.1,mlp_in.0", "target_hook_point": "mlp_out.1,mlp_out.0"},
         "name the first one first",
     ),
-    "repoint": ({"revival": "repoint"}, "cross-layer ones have 'auxk'"),
     "resample": ({"revival": "resample"}, "Use revival='auxk'"),
 }
 

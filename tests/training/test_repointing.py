@@ -17,11 +17,16 @@ from hfsae.training.optimisation import build_optimiser
 from tests.quick import mostly_slow
 from tests.training.test_processes import launch
 from tests.training.tiny import ARCHITECTURES, contents, make_learner, make_sae, sparse_rows, stop_at, trainer
-from tests.training.two_processes import PER_TOKEN, REPOINTED, train_repointed
+from tests.training.two_processes import LAYERED, PER_TOKEN, REPOINTED, begin_repointed, make_layers, rows_of_layers
 
 DEAD = torch.arange(48) >= 30
 STUCK = torch.arange(48) >= 40
 SET = {"hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1"}
+ALL = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
+OF_LAYER = 80
+"""Features of each of two layers of a cross-layer transcoder."""
+DEAD_OF_LAYERS = torch.arange(2 * OF_LAYER) % OF_LAYER >= 60
+STUCK_OF_LAYERS = torch.arange(2 * OF_LAYER) % OF_LAYER >= 70
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -135,6 +140,95 @@ def test_where_nothing_lives_nothing_is_done():
     assert torch.equal(sae.W_dec, before)
 
 
+def read_and_written() -> tuple[Tensor, Tensor]:
+    """What both layers read and are to write, (N, 2 · 16) each."""
+    given = rows_of_layers()
+    return torch.cat([given["x0"], given["x1"]], 1), torch.cat([given["y0"], given["y1"]], 1)
+
+
+def drowned_layers(architecture: str, **options) -> tuple[SAE, torch.optim.Optimizer]:
+    """A cross-layer transcoder whose dead features are far below 0 everywhere, and an Adam with moments of its own."""
+    sae = make_layers(architecture, **options)
+    with torch.no_grad():
+        sae.shift_pre_activations(torch.where(DEAD_OF_LAYERS, -100.0, 0.0))
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for parameter in sae.parameters():
+        optimiser.state[parameter] = {name: torch.rand_like(parameter) + 0.1 for name in ("exp_avg", "exp_avg_sq")}
+    return sae, optimiser
+
+
+def of_stuck(name: str, tensor: Tensor) -> Tensor:
+    """Which rows of a tensor of a cross-layer transcoder belong to repointed features."""
+    if tensor.shape[:1] == (2 * OF_LAYER,):
+        return STUCK_OF_LAYERS
+    rows = torch.zeros(tensor.shape[:1], dtype=torch.bool)
+    return STUCK_OF_LAYERS[:OF_LAYER] if name.startswith(("W_dec.", "decoder_scale.")) else rows
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", LAYERED)
+def test_of_a_cross_layer_transcoder_those_of_each_layer_come_back_and_no_others_change(architecture, tied, settled):
+    sae, optimiser = drowned_layers(architecture, tied_decoder=tied, skip=True)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    moments = {name: dict(optimiser.state[parameter]) for name, parameter in sae.named_parameters()}
+    moments = {name: {kind: moment.clone() for kind, moment in of.items()} for name, of in moments.items()}
+    x, y = read_and_written()
+    assert repoint(sae, optimiser, x, y, STUCK_OF_LAYERS, DEAD_OF_LAYERS, seed=3, settled=settled) == 20
+    pre = sae.pre_activations(x)
+    learned = isinstance(getattr(sae, "threshold", None), torch.nn.Parameter)
+    share = (pre > (sae.threshold if learned else 0)).float().mean(0)
+    assert (share[STUCK_OF_LAYERS] > 0).all()
+    assert (share[DEAD_OF_LAYERS & ~STUCK_OF_LAYERS] == 0).all()
+    for name, tensor in sae.state_dict().items():
+        assert not (tensor != before[name])[~of_stuck(name, tensor)].any(), name
+    for name, parameter in sae.named_parameters():
+        own = of_stuck(name, parameter)
+        living = (~DEAD_OF_LAYERS).split(OF_LAYER)
+        for kind, moment in optimiser.state[parameter].items():
+            old = moments[name][kind]
+            assert torch.equal(moment[~own], old[~own]), (name, kind)
+            if not (settled and kind == "exp_avg_sq"):
+                assert (moment[own] == 0).all(), (name, kind)
+            elif len(moment) == 2 * OF_LAYER:
+                for new, of_layer, alive in zip(moment.split(OF_LAYER), old.split(OF_LAYER), living, strict=True):
+                    means = of_layer[alive].mean(0)
+                    assert torch.allclose(new[70:], means.expand_as(new[70:])), (name, kind)
+            elif own.any():
+                assert torch.allclose(moment[own], old[living[0]].mean(0).expand_as(moment[own])), (name, kind)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_a_cross_layer_transcoder_decoder_rows_are_what_is_missed_from_their_layer_on(tied):
+    sae, optimiser = drowned_layers("topk_cross_layer_transcoder", tied_decoder=tied)
+    x, y = read_and_written()
+    with torch.no_grad():
+        scaled = sae.scaled(x)
+        error = sae.scaled_target(x, y) - sae.scaled_reconstruction(scaled)
+        lengths = [rows[:60].norm(dim=1).mean() for rows in sae.encoder.weight.split(OF_LAYER)]
+        repoint(sae, optimiser, x, y, STUCK_OF_LAYERS, DEAD_OF_LAYERS, seed=3)
+    for layer, first in enumerate((0, 16)):
+        missed = F.normalize(error[:, first : first + 16 if tied else None], dim=1)
+        read = scaled[:, first : first + 16]
+        written = sae.W_dec[layer][70:]
+        at = (written @ missed.T).argmax(1)
+        assert torch.allclose(written, missed[at], atol=1e-5)
+        assert len(at.unique()) > 1
+        centred = F.normalize(read - read.mean(0), dim=1)[at]
+        assert torch.allclose(sae.encoder.weight.split(OF_LAYER)[layer][70:], centred * lengths[layer], atol=1e-4)
+        later = torch.zeros_like(sae.rows_of_layer(layer)[70:, 16:]) if tied else missed[at][:, 16:]
+        assert torch.allclose(sae.rows_of_layer(layer)[70:, 16:], later, atol=1e-5)
+
+
+def test_a_layer_in_which_nothing_lives_is_left_alone():
+    sae, optimiser = drowned_layers("cross_layer_transcoder")
+    before, dead = {name: tensor.clone() for name, tensor in sae.state_dict().items()}, DEAD_OF_LAYERS.clone()
+    dead[:OF_LAYER] = True
+    assert repoint(sae, optimiser, *read_and_written(), STUCK_OF_LAYERS, dead, seed=0) == 10
+    assert torch.equal(sae.W_dec[0], before["W_dec.0"]) and not torch.equal(sae.W_dec[1], before["W_dec.1"])
+    assert torch.equal(sae.encoder.bias[:OF_LAYER], before["encoder.bias"][:OF_LAYER])
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_is_what_auto_means_for_transcoders_of_one_layer(architecture):
     assert revival_of(drowned(architecture), "auto") == "repoint"
@@ -163,6 +257,20 @@ def test_a_run_that_points_anew_goes_on_bit_for_bit(tmp_path, architecture):
     assert (F.cosine_similarity(first.W_dec, second.W_dec) < 0.9).any()  # features were pointed anew at all
 
 
+@pytest.mark.parametrize("architecture", mostly_slow(LAYERED, quick=LAYERED[:1]))
+def test_so_does_one_of_a_cross_layer_transcoder(tmp_path, architecture):
+    options = {"steps": 40, "architecture": architecture, "n_features": 3 * 128, "revival": "repoint", **ALL}
+    options["dead_feature_window"] = 128
+    trainer(tmp_path / "whole", **options).train()
+    trainer(tmp_path / "cut", callbacks=[stop_at(17)], **options).train()
+    trainer(tmp_path / "cut", **options).train(resume_from_checkpoint=True)
+    assert contents(tmp_path / "whole" / "checkpoint-40") == contents(tmp_path / "cut" / "checkpoint-40")
+    trainer(tmp_path / "auxk", **{**options, "revival": "auxk"}).train()
+    first, second = (SAE.from_pretrained(tmp_path / name) for name in ("whole", "auxk"))
+    for layer, rows in enumerate(first.W_dec):  # features of every layer were pointed anew at all
+        assert (F.cosine_similarity(rows, second.W_dec[layer]) < 0.9).any()
+
+
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory):
     """A folder in which two processes have pointed features of every architecture anew."""
@@ -176,13 +284,18 @@ def test_both_processes_end_with_the_same(in_two, case):
     assert first == second
 
 
+# Whose features are chosen token by token.
+ONE_BY_ONE = (*PER_TOKEN, "topk_cross_layer_transcoder")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in REPOINTED if case.startswith("shard") or case[10:] in PER_TOKEN])
+@pytest.mark.parametrize("case", [case for case in REPOINTED if case.startswith("shard") or case[10:] in ONE_BY_ONE])
 def test_two_processes_point_them_where_one_does(in_two, tmp_path, case):
     """What is chosen batch by batch differs where each process has its own batch."""
     architecture = case.partition("-")[2]
-    train_repointed(tmp_path / "one", architecture, processes=1)
-    train_repointed(tmp_path / "auxk", architecture, processes=1, revival="auxk")
+    begin = begin_repointed(architecture)
+    begin(tmp_path / "one", architecture, processes=1)
+    begin(tmp_path / "auxk", architecture, processes=1, revival="auxk")
     # After four rounds of it: later on, rounding decides now and then who is dead.
     whole, auxk, found = (
         {file: load_file(folder / f"checkpoint-8/saes/{file}.safetensors") for file in ("model", "state")}
@@ -191,5 +304,6 @@ def test_two_processes_point_them_where_one_does(in_two, tmp_path, case):
     for file, tensors in whole.items():
         for name, tensor in tensors.items():
             assert torch.allclose(found[file][name], tensor, rtol=0, atol=1e-5), (file, name)
-    alike = F.cosine_similarity(whole["model"]["W_dec"], auxk["model"]["W_dec"])
-    assert (alike < 0.9).sum() >= 32  # were pointed anew
+    for name in [name for name in whole["model"] if name.startswith("W_dec")]:
+        alike = F.cosine_similarity(whole["model"][name], auxk["model"][name])
+        assert (alike < 0.9).sum() >= 32  # were pointed anew

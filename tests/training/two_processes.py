@@ -242,10 +242,21 @@ def train_repointed(folder: Path, architecture: str, processes: int, **options: 
     sae = make_sae(architecture, rows, target=beside, n_features=96, d_out=16, **own)
     with torch.no_grad():
         sae.shift_pre_activations(torch.where(torch.arange(96) < 32, -100.0, 0.0))
-    given = {"before": rows, "after": beside}
+    return _train_anew(folder, sae, processes, {"before": rows, "after": beside}, **options)
+
+
+def train_repointed_layers(folder: Path, architecture: str, processes: int, **options: Any) -> TrainOutput:
+    """As `train_repointed`, a cross-layer transcoder of which a third of each layer is dead from the start."""
+    sae = make_layers(architecture, n_features=192, tied_decoder=architecture.startswith("topk"))
+    with torch.no_grad():
+        sae.shift_pre_activations(torch.where(torch.arange(192) % 96 < 32, -100.0, 0.0))
+    return _train_anew(folder, sae, processes, rows_of_layers(), **{**_ENDS, **options})
+
+
+def _train_anew(folder: Path, sae: SAE, processes: int, given: dict[str, torch.Tensor], **options: Any) -> TrainOutput:
     if processes == 1:
         given = {name: as_dealt(tensor, 2, ROWS) for name, tensor in given.items()}
-    revived = {"revival": "auto", "dead_feature_window": 4 * ROWS, "auxk_alpha": 0.0, "learning_rate": 0.001}
+    revived = {"revival": "repoint", "dead_feature_window": 4 * ROWS, "auxk_alpha": 0.0, "learning_rate": 0.001}
     kept = {"save_steps": 8, "training_tokens": 14 * ROWS}
     return train_alike(folder, sae, processes, inputs={"activations": given}, **{**revived, **kept, **options})
 
@@ -369,13 +380,19 @@ SPREAD = {
     "unmapped": lambda folder: train_beside_a_map(folder, None),
 }
 
+
+def begin_repointed(architecture: str) -> Callable[..., TrainOutput]:
+    """What trains a transcoder of an architecture whose dead features are pointed anew."""
+    return train_repointed_layers if architecture in LAYERED else train_repointed
+
+
 # Dead features of transcoders come back, by where the SAE lies.
 REPOINTED = {
-    f"{placement}-{name}": lambda folder, name=name, placement=placement: train_repointed(
+    f"{placement}-{name}": lambda folder, name=name, placement=placement: begin_repointed(name)(
         folder, name, world(), sae_placement=placement
     )
     for placement in ("replicate", "shard")
-    for name in ARCHITECTURES
+    for name in (*ARCHITECTURES, *LAYERED)
 }
 
 # Which never ends well.
