@@ -93,7 +93,7 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
     """How an SAE's dead features come back, where `"auto"` may be wanted.
 
     Raises:
-        ValueError: If a transcoder's are to be resampled.
+        ValueError: If a transcoder's are to be resampled, or an autoencoder's to be repointed.
     """
     if sae.config.is_transcoder and wanted == "resample":
         raise ValueError(
@@ -104,6 +104,4 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
         raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted != "auto":
         return wanted
-    if sae.config.is_transcoder:
-        return "auxk" if sae.config.is_cross_layer else "repoint"
-    return sae.default_revival
+    return "repoint" if sae.config.is_transcoder else sae.default_revival
