@@ -6,7 +6,8 @@
 Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained in
 one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw: the
 share of features that fires on none of its tokens, explained variance, and active features a token. OUT.json holds a
-row for each as soon as a seed is done; seeds that are in it are not trained again.
+row for each as soon as a seed is done; seeds that are in it are not trained again. A cross-layer transcoder reads and
+writes all layers, whatever --layers says; give it alone, and one layer.
 """
 
 import tempfile
@@ -19,6 +20,7 @@ from torch import Tensor
 from hfsae import SAE, SAETrainer
 from hfsae.arguments.command_options import run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
+from hfsae.arguments.sae_settings import is_cross_layer
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.command_line import NUMBERS, option
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
@@ -41,8 +43,8 @@ def train(args: SAETrainingArguments, names: list[str], layers: list[int], reviv
         f"{layer}/{name}/{revival}": {
             "architecture": name,
             "revival": revival,
-            "hook_point": f"mlp_in.{layer}",
-            "target_hook_point": f"mlp_out.{layer}",
+            "hook_point": f"mlp_in.{'*' if is_cross_layer(name) else layer}",
+            "target_hook_point": f"mlp_out.{'*' if is_cross_layer(name) else layer}",
         }
         for layer in layers
         for name in names
@@ -60,9 +62,8 @@ def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int) -> d
     left_out = {"exclude_special_tokens": True, "exclude_positions": [0]}
     sizes = {"context_length": args.context_length, "batch_size": args.lm_batch_sequences}
     blocks = TokenBlocks(text, sae.load_tokenizer(), repeat=False, **sizes, **left_out)
-    places = sorted(
-        {place for one in saes.values() for place in (one.config.hook_point, one.config.target_hook_point)}
-    )
+    both = (str(end) for one in saes.values() for end in (one.config.hook_point, one.config.target_hook_point))
+    places = sorted({place for end in both for place in end.split("+")})
     parts: dict[str, list[Tensor]] = {place: [] for place in places}
     seen = 0
     for chunk in LMActivations(sae.load_base_model(), blocks, places, dtype=torch.float32):
@@ -77,7 +78,8 @@ def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int) -> d
 @torch.no_grad()
 def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
     """What a transcoder explains of rows, how many features it uses for that, and how many it never uses."""
-    x, y = rows[str(sae.config.hook_point)], rows[str(sae.config.target_hook_point)]
+    ends = str(sae.config.hook_point), str(sae.config.target_hook_point)
+    x, y = (torch.cat([rows[place] for place in end.split("+")], 1) for end in ends)
     firing, error = torch.zeros(sae.config.n_features, dtype=torch.long), 0.0
     for read, written in zip(x.split(4096), y.split(4096), strict=True):
         output = sae(read)

@@ -296,8 +296,8 @@ def test_two_processes_point_them_where_one_does(in_two, tmp_path, case):
     begin = begin_repointed(architecture)
     begin(tmp_path / "one", architecture, processes=1)
     begin(tmp_path / "auxk", architecture, processes=1, revival="auxk")
-    # After some rounds of it: later on, rounding decides now and then who is dead. In layers it decides sooner which of
-    # two that were pointed at one token fires.
+    # After some rounds of it: later on, rounding decides now and then who is dead. In layers it decides sooner which
+    # of two that were pointed at one token fires.
     step = 5 if architecture in LAYERED else 8
     whole, auxk, found = (
         {file: load_file(folder / f"checkpoint-{step}/saes/{file}.safetensors") for file in ("model", "state")}

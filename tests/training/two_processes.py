@@ -250,7 +250,9 @@ def train_repointed_layers(folder: Path, architecture: str, processes: int, **op
     sae = make_layers(architecture, n_features=192, tied_decoder=architecture.startswith("topk"))
     with torch.no_grad():
         sae.shift_pre_activations(torch.where(torch.arange(192) % 96 < 32, -100.0, 0.0))
-    return _train_anew(folder, sae, processes, rows_of_layers(), **{**_ENDS, "save_steps": 5, "save_total_limit": 3, **options})
+    return _train_anew(
+        folder, sae, processes, rows_of_layers(), **{**_ENDS, "save_steps": 5, "save_total_limit": 3, **options}
+    )
 
 
 def _train_anew(folder: Path, sae: SAE, processes: int, given: dict[str, torch.Tensor], **options: Any) -> TrainOutput:
