@@ -203,8 +203,8 @@ def repoint(
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
     the mean living feature.
 
-    Features of a cross-layer transcoder are looked at layer by layer: by what their layer reads, and what is missed at
-    it and all later ones. With tied decoders that is what is missed at their layer, where alone they write at first.
+    A cross-layer transcoder's are repointed layer by layer, at what their layer reads, and what is missed at it and
+    later ones. With tied decoders that is what is missed at their layer, where alone they write at first.
 
     Args:
         sae: The transcoder, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
@@ -261,7 +261,7 @@ class _End(NamedTuple):
     Attributes:
         first: The first one's row in this process's part of what has a row for each feature of all layers.
         reads: Columns of what is read.
-        writes: Columns of what is written that a row of the decoder is about.
+        writes: Columns of what is written that a row of the decoder covers.
         decoder: A row for each of these features; may be cut.
         scale: How much each writes at its layer and at each later one, where it writes the same at all.
     """
