@@ -261,7 +261,7 @@ class _End(NamedTuple):
     Attributes:
         first: The first one's row in this process's part of what has a row for each feature of all layers.
         reads: Columns of what is read.
-        writes: Columns of what is written that a row of the decoder covers.
+        writes: Columns of the output, one for each number in a row of the decoder.
         decoder: A row for each of these features; may be cut.
         scale: How much each writes at its layer and at each later one, where it writes the same at all.
     """
