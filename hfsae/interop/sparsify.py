@@ -23,6 +23,7 @@ def read(source: Source) -> ConvertedSAE:
     """
     config, run = source.json(CONFIG), source.json("../config.json")
     tensors = source.tensors(WEIGHTS)
+    _refuse_clt_training(tensors, source)
     base_model = base_model_id(run.text("model"))
     transcodes = config.having("k").flag("transcode")
     module = source.path.rstrip("/").split("/")[-1]
@@ -42,11 +43,25 @@ def read(source: Source) -> ConvertedSAE:
         fields |= _transcoder(source, place, hook, base_model)
     return ConvertedSAE(
         "topk",
-        renamed(tensors, TENSORS, source, optional={"W_skip": "W_skip"}),
+        renamed(tensors, TENSORS, source, optional={"W_skip": "W_skip"}, known=["post_enc"]),
         fields,
         {"dataset": run.text("dataset")},
         sizes={"d_in": config.whole("d_in"), "n_features": config.whole("num_latents") or None},
     )
+
+
+def _refuse_clt_training(tensors: dict[str, Any], source: Source) -> None:
+    """Raises for what EleutherAI's clt-training (commit cf9821f), a fork of sparsify, adds; biases of 0 do nothing."""
+    if any(name.startswith(("W_decs.", "post_encs.")) for name in tensors):
+        raise ValueError(
+            f"{source.path} is one layer of a cross-layer transcoder of clt-training's, which hfsae does not read: "
+            "each of its layers lies in a folder of its own, and may pass on its input to later layers."
+        )
+    if "post_enc" in tensors and tensors["post_enc"].any():
+        raise ValueError(
+            f"{source.path} is of clt-training, and adds post_enc to features that are active, which has no "
+            "counterpart here."
+        )
 
 
 def _transcoder(source: Source, place: str | None, hook: str | None, base_model: str | None) -> dict[str, Any]:

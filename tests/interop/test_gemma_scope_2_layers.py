@@ -75,7 +75,7 @@ def test_a_weakly_causal_crosscoder_computes_what_its_files_say(tmp_path: Path):
     assert type(sae).__name__ == "JumpReLUCrosscoderSAE" and sae.config.base_model == "google/gemma-3-270m"
     assert sae.config.source_names == ["5", "9", "12"] and sae.config.exclude_positions == []
     assert sae.config.source_places == [f"model.layers.{layer}.output" for layer in (5, 9, 12)]
-    assert sae.config.training["reported_l0"] == 60
+    assert sae.config.training == {"converted_from": "Gemma Scope 2, several layers", "reported_l0": 60}
 
 
 def test_a_config_that_lists_the_places_is_followed(tmp_path: Path):

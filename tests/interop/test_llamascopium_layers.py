@@ -73,7 +73,7 @@ def clt(folder: Path, activation: str, unit: bool = False, **config) -> dict[str
 
 def feature_norms(w: dict[str, Tensor]) -> Tensor:
     """(layers, n): how long what a feature writes at all layers is."""
-    squares = [sum(w[f"W_D.{t}"][s].pow(2).sum(-1) for t in range(s, PLACES)) for s in range(PLACES)]
+    squares = [torch.stack([w[f"W_D.{t}"][s].pow(2).sum(-1) for t in range(s, PLACES)]).sum(0) for s in range(PLACES)]
     return torch.stack(squares).sqrt()
 
 
