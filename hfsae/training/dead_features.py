@@ -297,9 +297,8 @@ def _forget(
         rows = first + rows_of_own(end.decoder, features)[1]
         for kind, moment in optimiser.state.get(parameter, {}).items():
             if moment.shape == parameter.shape:
-                kept = living is not None and kind == "exp_avg_sq"
-                own = own_part(moment)
-                own[rows] = _mean_of_rows(own, first, end, living).to(moment.dtype) if kept else 0
+                own, like = own_part(moment), living if kind == "exp_avg_sq" else None
+                own[rows] = 0 if like is None else _mean_of_rows(own, first, end, like).to(moment.dtype)
 
 
 def _mean_of_rows(own: Tensor, first: int, end: _End, features: Tensor) -> Tensor:
