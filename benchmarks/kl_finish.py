@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from hfsae import SAETrainer, SAETrainingArguments
+from hfsae.saving import write_json
 
 
 def figures(args: argparse.Namespace, architecture: str, kl_tokens: float, seed: int, folder: Path) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def main() -> None:
                 done = folder / "figures.json"
                 if not done.is_file():
                     found = figures(args, architecture, kl_tokens, seed, folder)
-                    done.write_text(json.dumps(found))
+                    write_json(done, found)
                     print(folder.name, json.dumps(found), flush=True)
                 rows.setdefault((architecture, kl_tokens), []).append(json.loads(done.read_text()))
     print(table(args, rows))

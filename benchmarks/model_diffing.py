@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, diff
+from hfsae.saving import write_json
 from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -141,7 +142,7 @@ def main() -> None:
         for rule in RULES:
             file = args.output_dir / f"{rule}-{seed}.json"
             if not file.is_file():
-                file.write_text(json.dumps(measure(run / rule), indent=1))
+                write_json(file, measure(run / rule))
             cells[rule].append(json.loads(file.read_text()))
     print(table(cells))
 

@@ -1,7 +1,8 @@
-"""Files that appear whole: written beside, then renamed."""
+"""Files and folders that appear whole: written beside, then renamed."""
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,23 @@ def files_at_once(folder: Path) -> Iterator[Path]:
         yield Path(beside)
         for path in sorted(Path(beside).iterdir()):
             os.replace(path, folder / path.name)
+
+
+@contextmanager
+def folder_at_once(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which becomes it when the context ends well; else nothing is left."""
+    folder = folder.absolute()
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may write here, too
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    beside.mkdir()
+    try:
+        yield beside
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_config(config: SAEConfig, folder: Path) -> None:

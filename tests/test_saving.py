@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hfsae import TopKSAEConfig
-from hfsae.saving import files_at_once, write_config, write_json
+from hfsae.saving import files_at_once, folder_at_once, write_config, write_json
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -32,3 +32,16 @@ def test_files_replace_those_of_the_same_name_together_or_not_at_all(tmp_path):
 def test_a_config_is_written_where_transformers_reads_it(tmp_path):
     write_config(TopKSAEConfig(d_in=4, n_features=8, k=2), tmp_path)
     assert TopKSAEConfig.from_pretrained(tmp_path).n_features == 8
+
+
+def test_an_empty_folder_is_filled_and_two_processes_write_no_mixture(tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    with pytest.raises(OSError), folder_at_once(tmp_path / "new") as mine:
+        (mine / "weights").write_text("mine")
+        with monkeypatch.context() as other:
+            other.setattr("os.getpid", lambda: -1)
+            with folder_at_once(tmp_path / "new") as its:
+                (its / "weights").write_text("its")
+        (mine / "card").write_text("mine")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["new", "new/weights"]
+    assert (tmp_path / "new" / "weights").read_text() == "its"

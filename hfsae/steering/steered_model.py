@@ -4,10 +4,8 @@ import json
 import logging
 import math
 import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -27,6 +25,7 @@ from hfsae.hooks import HookPoint, inner_model
 from hfsae.in_model import hook_points_of
 from hfsae.label_file import Label
 from hfsae.language_model import origin_of
+from hfsae.saving import folder_at_once
 from hfsae.steering.bias_places import BiasPlace, NoBiasError, as_if_biased, biased, find_bias_place
 from hfsae.steering.steered_card import CARD_FILE, RECORD_FILE, render_steered_card
 from hfsae.steering.text_effect import TextEffect, text_effects
@@ -203,23 +202,6 @@ def steering_vector(
     if not vector.any():
         raise ValueError(f"strengths {list(strengths.values())} add nothing: the model would be the same.")
     return vector, units
-
-
-@contextmanager
-def folder_at_once(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write to, which becomes it when the context ends well; else nothing is left."""
-    folder = folder.absolute()
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may write here, too
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
-    beside.mkdir()
-    try:
-        yield beside
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _refuse_what_is_there(folder: Path) -> None:

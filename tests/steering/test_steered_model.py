@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, QuantoConfig
 
 from hfsae import SAE, TopKSAEConfig, steer
 from hfsae.steering import NoBiasError, steer_model
-from hfsae.steering.steered_model import folder_at_once
 from tests.analysis.tiny import setting, texts
 from tests.hooks.families import build, input_ids
 
@@ -209,19 +208,6 @@ def test_nothing_is_written_over_and_an_interruption_leaves_nothing(tmp_path, mo
 def _interrupted(self, folder):
     (Path(folder) / "config.json").write_text("{}")
     raise KeyboardInterrupt
-
-
-def test_an_empty_folder_is_filled_and_two_processes_write_no_mixture(tmp_path, monkeypatch):
-    (tmp_path / "new").mkdir()
-    with pytest.raises(OSError), folder_at_once(tmp_path / "new") as mine:
-        (mine / "weights").write_text("mine")
-        with monkeypatch.context() as other:
-            other.setattr("os.getpid", lambda: -1)
-            with folder_at_once(tmp_path / "new") as its:
-                (its / "weights").write_text("its")
-        (mine / "card").write_text("mine")
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["new", "new/weights"]
-    assert (tmp_path / "new" / "weights").read_text() == "its"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
