@@ -3,6 +3,10 @@ arXiv:2503.17547; Nabeshima 2024).
 
 One selection is made over the whole width. For the prefix widths m₁ < … < n the reconstruction from the first m
 features alone has to be good too. So general features come first, and specific ones behind them do not split them up.
+
+Two options work against what features do to each other. `prefix_balance` lets wide prefixes count more, since narrow
+ones mix what occurs together (Chanin et al. 2025, arXiv:2505.11756). `orthogonality` pushes close decoder rows apart,
+since a specific feature that resembles a general one takes its place (Korznikov et al. 2025, arXiv:2509.22033).
 """
 
 import copy
@@ -16,6 +20,7 @@ from torch import Tensor
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.autoencoder.objective import TrainingStep, squared_error
 from hfsae.autoencoder.registry import register
+from hfsae.functional.close_rows import closest_cosines, comparisons
 from hfsae.modeling import SAE
 
 # Where no widths are given: the whole width, and so many times half of it.
@@ -29,11 +34,15 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
     Args:
         k: Active features per token over the whole width, on average over a batch.
         prefix_sizes: Widths of the nested SAEs, rising, the last one `n_features`; None: n/16, n/8, n/4, n/2 and n.
-        prefix_weights: Weight of each prefix's error in the loss, divided by their sum; None: all alike.
+        prefix_weights: Weight of each prefix's error in the loss, divided by their sum; None: `prefix_balance` says.
+        prefix_balance: How much a prefix weighs, as a share of the next wider one's weight. 1: all alike; 0.75 is what
+            arXiv:2505.11756 proposes.
+        orthogonality: γ of the term `γ · V · mean of squared cosines`, of each decoder row with the closest other one
+            of some hundred, V the batch's variance. 0 switches it off.
 
     Raises:
         ValueError: If the widths do not rise from at least 1 to `n_features`. Likewise if the weights are not as many
-            as the widths, are negative or all 0.
+            as the widths, are negative or all 0, or stand beside a balance; or if an option is negative.
 
     Example:
         >>> from hfsae import MatryoshkaSAEConfig
@@ -45,6 +54,8 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
 
     prefix_sizes: list[int] | None = None
     prefix_weights: list[float | int] | None = None
+    prefix_balance: float | int = 1.0
+    orthogonality: float | int = 0.0
 
     @property
     def prefixes(self) -> list[int]:
@@ -52,6 +63,21 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
         if self.prefix_sizes is not None:
             return list(self.prefix_sizes)
         return sorted({max(1, self.n_features >> halvings) for halvings in range(_HALVINGS + 1)})
+
+    @property
+    def prefix_shares(self) -> list[float]:
+        """What each prefix's error weighs, together 1."""
+        widest = len(self.prefixes) - 1
+        weights = self.prefix_weights or [self.prefix_balance ** (widest - place) for place in range(widest + 1)]
+        return [weight / sum(weights) for weight in weights]
+
+    def validate_recipe(self):
+        if self.prefix_balance <= 0:
+            raise ValueError(f"prefix_balance must be above 0, got {self.prefix_balance}.")
+        if self.prefix_weights is not None and self.prefix_balance != 1:
+            raise ValueError("prefix_weights and prefix_balance say the same thing twice: give one of the two.")
+        if self.orthogonality < 0:
+            raise ValueError(f"orthogonality must be 0 or more, got {self.orthogonality}.")
 
     def validate_prefixes(self):
         sizes, weights = self.prefixes, self.prefix_weights
@@ -78,7 +104,6 @@ class MatryoshkaSAE(BatchTopKSAE):
         together cost what one reconstruction costs.
         """
         sizes = self.config.prefixes
-        weights = self.config.prefix_weights or [1.0] * len(sizes)
         blocks = step.state.partition.sizes([wider - m for m, wider in pairwise([0, *sizes])])
         entries = step.pattern.blocks(step.values, blocks)
         written = (
@@ -87,8 +112,20 @@ class MatryoshkaSAE(BatchTopKSAE):
         )
         made = (step.reconstruct(partial, self.offset(step.x)) for partial in accumulate(written))
         errors = [squared_error(reconstruction, step.target) for reconstruction in made]
-        shares = torch.tensor(weights, dtype=errors[0].dtype, device=step.x.device) / sum(weights)
-        return {"mse": (torch.stack(errors) * shares).sum()}
+        shares = torch.tensor(self.config.prefix_shares, dtype=errors[0].dtype, device=step.x.device)
+        losses = {"mse": (torch.stack(errors) * shares).sum()}
+        if self.config.orthogonality:
+            squares = closest_cosines(self.decoder_rows, step.state.step).square()
+            losses["orthogonality"] = self.config.orthogonality * step.variance * squares.mean()
+        return losses
+
+    @property
+    def compares_features(self) -> bool:
+        return self.config.orthogonality > 0
+
+    @property
+    def operations_on_weights(self) -> float:
+        return comparisons(self.config.n_features) * 2.0 * self.config.d_out if self.config.orthogonality else 0.0
 
     def training_statistics(self, step: TrainingStep) -> dict[str, Tensor]:
         return {**super().training_statistics(step), "squared_error": step.mse().detach()}

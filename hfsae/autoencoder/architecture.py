@@ -76,6 +76,16 @@ class Architecture:
         """Whether `calibrate` sets anything: else nothing has to be read for it."""
         return False
 
+    @property
+    def compares_features(self) -> bool:
+        """Whether the loss holds features against each other, so that all have to lie in one process."""
+        return False
+
+    @property
+    def operations_on_weights(self) -> float:
+        """Floating point operations of a step that are as many however many tokens it has."""
+        return 0.0
+
     def parts(self) -> "Mapping[str, Architecture]":
         """Smaller SAEs inside of this one that are measured beside it, by name."""
         return {}

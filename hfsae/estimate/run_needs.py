@@ -372,7 +372,7 @@ def _needs(
         workspace_bytes=int(wide + rows_bytes * _STREAMS_IN_A_STEP + 48 * tokens * active),
         flops_per_token=flops,
         step=Work(
-            flops=tokens * flops / parts / _STEP_EFFICIENCY,
+            flops=(tokens * flops / parts + sae.operations_on_weights) / _STEP_EFFICIENCY,
             moved=_PASSES_OVER_STATE * state_bytes + (2 if sparse else _DENSE_IN_A_STEP) * dense_bytes,
             exchanged=placement.bytes_exchanged(sae, tokens, active),
             waited=_STEP_SECONDS,

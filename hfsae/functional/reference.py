@@ -80,11 +80,22 @@ def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
     return z, squared_error(decode(z, w), x)
 
 
-def matryoshka(x: Tensor, w: Weights, *, k: int, prefixes: list[int], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """The features of `batch_topk`; the weighted mean of the squared errors from the first m features alone."""
+def matryoshka(
+    x: Tensor, w: Weights, *, k: int, prefixes: list[int], weights: list[float], orthogonality: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The features of `batch_topk`; the weighted mean of the squared errors from the first m features alone.
+
+    Orthogonality adds γ · V · the mean over decoder rows of the squared cosine with the closest one of all others.
+    """
     z, _ = batch_topk(x, w, k=k)
     errors = torch.stack([squared_error(z[:, :m] @ w.W_dec[:m] + w.b_dec, x) for m in prefixes])
-    return z, (errors.new_tensor(weights) * errors).sum() / sum(weights)
+    loss = (errors.new_tensor(weights) * errors).sum() / sum(weights)
+    if orthogonality and len(w.W_dec) > 1:
+        rows = w.W_dec / w.W_dec.norm(dim=1, keepdim=True)
+        others = (rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)].view(len(rows), -1)
+        variance = x.var(0, correction=0).sum().detach()
+        loss = loss + orthogonality * variance * others.amax(1).relu().square().mean()
+    return z, loss
 
 
 def jumprelu(

@@ -48,6 +48,8 @@ def refuse_unfit(sae: SparseAutoencoder, processes: int) -> None:
     config, rule, why = sae.config, sae.training_selection(), None
     if not is_shardable(sae) or not isinstance(rule, SHARED):
         why = f"does not know how to cut {config.model_type.removeprefix('hfsae_')}"
+    elif sae.compares_features:
+        why = "deals features to processes, which cannot be held against each other then, as orthogonality asks"
     elif (n := config.n_features // sae.n_groups) % processes:
         of = "" if sae.n_groups == 1 else " of each layer"
         why = f"gives each process as many features{of}, which {n} on {processes} processes are not"

@@ -89,7 +89,7 @@ def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: s
 @pytest.mark.parametrize(
     "name",
     [
-        *("standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "gated"),
+        *("standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "matryoshka-recipe", "gated"),
         *("crosscoder", "topk_crosscoder", "standard_crosscoder"),
     ],
 )

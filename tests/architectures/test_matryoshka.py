@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -43,6 +45,26 @@ def test_there_is_a_weight_for_each_width(weights: list):
         config(prefix_sizes=[12, 24], prefix_weights=weights)
 
 
+def test_a_balance_weighs_each_prefix_as_a_share_of_the_next_wider_one():
+    given = {"prefix_sizes": [6, 12, 24]}
+    assert config(**given).prefix_shares == pytest.approx([1 / 3] * 3)
+    assert config(**given, prefix_balance=0.5).prefix_shares == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+    assert config(**given, prefix_weights=[0, 3, 1]).prefix_shares == [0, 0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix_balance": 0}, "prefix_balance must be above 0, got 0"),
+        ({"prefix_balance": 0.5, "prefix_sizes": [12, 24], "prefix_weights": [1, 1]}, "give one of the two"),
+        ({"orthogonality": -0.1}, "orthogonality must be 0 or more, got -0.1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(options: dict, message: str):
+    with pytest.raises(StrictDataclassError, match=message):
+        config(**options)
+
+
 # -- the loss ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_weights_count_relative_to_their_sum(path: str):
@@ -67,6 +89,37 @@ def test_the_error_of_the_whole_is_reported_beside_the_mean_of_all(path: str):
     whole = reference.squared_error(out.reconstruction * sae.input_scale, sae.scaled(x))
     torch.testing.assert_close(out.statistics.squared_error, whole.detach().float(), check_dtype=False)
     assert (out.losses["mse"] - whole).abs() > 1
+
+
+def test_close_rows_count_in_proportion_to_the_variance():
+    """Two rows 20 degrees apart, all others at right angles."""
+    sae, x = make(d_in=24, orthogonality=0.5), activations(40, 24)
+    radians = math.radians(20)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.eye(24))
+        sae.W_dec[1, :2] = torch.tensor([math.cos(radians), math.sin(radians)])
+    variance = sae.scaled(x).var(0, correction=0).sum()
+    found = sae(x, state=state()).losses["orthogonality"]
+    torch.testing.assert_close(found, 0.5 * variance * 2 * math.cos(radians) ** 2 / 24)
+
+
+def test_training_keeps_rows_further_apart_with_orthogonality_than_without():
+    """Of 32 features for 8 directions many learn the same one."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2048, 8, generator=generator).square() @ torch.randn(8, 16, generator=generator)
+    closeness = {}
+    for orthogonality in (0.0, 1.0):
+        torch.manual_seed(0)
+        options = {"d_in": 16, "n_features": 32, "prefix_sizes": [8, 32], "orthogonality": orthogonality}
+        sae = initialise(SAE.from_config(config(**options)), x)
+        optimiser = torch.optim.Adam(sae.parameters(), lr=0.01)
+        for step in range(60):
+            sae(x, state=state(step=step)).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        rows = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+        closeness[orthogonality] = (rows @ rows.T).fill_diagonal_(-1.0).amax(1).mean().item()
+    assert closeness[1.0] < closeness[0.0] - 0.1
 
 
 def test_nested_saes_are_better_for_being_trained_so():
@@ -96,6 +149,7 @@ def test_a_prefix_has_the_features_that_the_whole_has_among_its_first(m: int):
     features = sae.encode(x)
     features[:, m:] = 0
     torch.testing.assert_close(cut(x).reconstruction, sae.decode(features))
+    assert cut.config.prefix_balance == sae.config.prefix_balance
     assert cut.config.prefixes == [size for size in (1, 3, 6, 12, 24) if size <= m] and sae.config.n_features == 24
 
 

@@ -18,7 +18,7 @@ HAVE_K = ("topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
 CROSSCODERS = ("crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder")
 CROSS_LAYER = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
 """Those that read and write several layers of a model, which have tests of their own."""
-SHARE_A_BUDGET = ("batch_topk", "matryoshka", "crosscoder")
+SHARE_A_BUDGET = ("batch_topk", "matryoshka", "matryoshka-recipe", "crosscoder")
 """Variants whose choice of features spans the batch."""
 
 COEFFICIENT, TARGET_L0, BANDWIDTH = 0.3, 3.0, 0.6
@@ -118,8 +118,15 @@ def _standard_crosscoder(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _matryoshka(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     prefixes = sae.config.prefixes
-    weights = sae.config.prefix_weights or [1.0] * len(prefixes)
-    return reference.matryoshka(x, weights_of(sae), k=sae.config.k, prefixes=prefixes, weights=weights)
+    balanced = [sae.config.prefix_balance**wider for wider in reversed(range(len(prefixes)))]
+    return reference.matryoshka(
+        x,
+        weights_of(sae),
+        k=sae.config.k,
+        prefixes=prefixes,
+        weights=sae.config.prefix_weights or balanced,
+        orthogonality=sae.config.orthogonality,
+    )
 
 
 VARIANTS: dict[str, Variant] = {
@@ -137,6 +144,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "batch_topk": Variant("batch_topk", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
     "matryoshka": Variant("matryoshka", _matryoshka),
+    "matryoshka-recipe": Variant("matryoshka", _matryoshka, {"prefix_balance": 0.75, "orthogonality": 0.5}),
     "jumprelu": _jumprelu("l0"),
     "jumprelu-quadratic": _jumprelu("l0_quadratic"),
     "jumprelu-tanh": _jumprelu("tanh"),

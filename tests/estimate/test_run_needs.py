@@ -4,7 +4,7 @@ from transformers import GPT2Config
 
 from hfsae.data import ActivationStream, LMActivations, TensorActivations, TokenBlocks
 from hfsae.estimate.machine import Machine, Work
-from hfsae.estimate.run_needs import SAENeeds, estimate
+from hfsae.estimate.run_needs import _STEP_EFFICIENCY, SAENeeds, estimate
 from hfsae.inputs import streams
 from hfsae.training.learner import Learner
 from tests.data.tiny import language_model, pythia_like
@@ -27,6 +27,15 @@ def test_parameters_and_state_are_those_of_a_real_learner(architecture):
     moments = [t for m in learner.optimiser.state.values() for t in m.values() if t.ndim]
     assert found.parameters == parameters
     assert found.state_bytes == 4 * parameters * 2 + sum(t.numel() * t.element_size() for t in moments)
+
+
+def test_a_comparison_of_decoder_rows_takes_its_operations():
+    """4,096 rows of 16 numbers, in groups of 512: eight products of 512 × 16 × 512."""
+    sizes = {"architecture": "matryoshka", "n_features": 4096}
+    without, beside = (
+        needs_of(**sizes, architecture_options={"orthogonality": gamma}).saes[""].step.flops for gamma in (0, 0.1)
+    )
+    assert (beside - without) * _STEP_EFFICIENCY == pytest.approx(8 * 2 * 512 * 512 * 16)
 
 
 def test_the_window_and_the_language_model_are_counted():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfsae import SAE, StandardSAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
+from hfsae import SAE, MatryoshkaSAEConfig, StandardSAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from hfsae.autoencoder import strategies
 from hfsae.parallel.sharded_sae import placed_like, refuse_unfit, rows_of_own, stored, whole
 from tests.training.tiny import ARCHITECTURES, make_sae, trainer
@@ -16,6 +16,7 @@ LAYERS = {"source_names": ["a", "b"], "source_widths": [4, 4]}
     [
         (TopKSAEConfig(d_in=4, n_features=16, k=1, activation="groupmax"), "k=1 on 2 processes"),
         (TopKSAEConfig(d_in=4, n_features=15, k=2), "15 on 2 processes"),
+        (MatryoshkaSAEConfig(d_in=4, n_features=16, k=2, orthogonality=0.1), "held against each other.*orthogonality"),
         (TopKCrossLayerTranscoderSAEConfig(**LAYERS, n_features=14, k=2), "features of each layer, which 7 on 2"),
     ],
 )

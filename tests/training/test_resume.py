@@ -55,6 +55,7 @@ def test_a_revival_that_is_not_the_default_goes_on_too(tmp_path, revival, stop):
         {"bf16": True},
         {"activation_dtype": "float32", "lr_scheduler_type": "cosine"},
         {"hook_point": "resid_post.0, mlp_out.1"},
+        {"architecture_options": {"prefix_balance": 0.75, "orthogonality": 0.1}, "architecture": "matryoshka"},
     ],
     ids=lambda options: next(iter(options)),
 )
