@@ -18,7 +18,7 @@ from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, Pattern, Selection, count_active, jump_relu
+from hfsae.functional import Above, Pattern, Selection, count_active, is_active, jump_relu
 from hfsae.modeling import SAE
 
 # Active features a token at the start, where nothing says how many are wanted.
@@ -41,11 +41,14 @@ class JumpReLUSAEConfig(SAEConfig):
         sparsity: `"l0"`: λ · mean L0. `"l0_quadratic"`: λ · (mean L0 / target − 1)², on the mean over all processes.
             `"tanh"`: λ · mean Σ tanh(`tanh_scale` · z_i ‖W_dec[i]‖).
         tanh_scale: See `sparsity`.
+        frequency_scale: p₀ of a further λ · Σ p_i² / p₀, with p_i the share of tokens on which feature i is active. Of
+            `"tanh"` it is the mean of its tanh. Features with p_i far below p₀ hardly feel it, frequent ones do (Smith
+            et al. 2025 propose 0.1 and 0.01). `"l0_quadratic"` divides it by the target. None leaves it out.
         pre_act_coefficient: Weight of `mean Σ ReLU(θ − h) ‖W_dec[i]‖` over dead features, which pulls them back up
             (3e-6 in Anthropic's January 2025 update); 0 switches it off.
 
     Raises:
-        ValueError: If the bandwidth is not positive or a threshold negative.
+        ValueError: If the bandwidth or a frequency scale is not positive, or a threshold negative.
 
     Example:
         >>> from hfsae import JumpReLUSAEConfig
@@ -60,11 +63,14 @@ class JumpReLUSAEConfig(SAEConfig):
     initial_l0: int | None = None
     sparsity: Literal["l0", "l0_quadratic", "tanh"] = "l0"
     tanh_scale: float | int = 4.0
+    frequency_scale: float | int | None = None
     pre_act_coefficient: float | int = 0.0
 
     def validate_threshold(self):
         if self.bandwidth <= 0:
             raise ValueError(f"bandwidth must be positive, got {self.bandwidth}.")
+        if self.frequency_scale is not None and self.frequency_scale <= 0:
+            raise ValueError(f"frequency_scale must be above 0, got {self.frequency_scale}.")
         if self.initial_threshold is not None and self.initial_threshold < 0:
             raise ValueError(f"initial_threshold must be 0 or more, got {self.initial_threshold}.")
         if self.initial_l0 is not None and self.initial_l0 < 1:
@@ -113,17 +119,37 @@ class JumpReLUSAE(SAE):
         return losses
 
     def _sparsity(self, training: TrainingStep) -> Tensor:
-        weight, pattern = training.state.sparsity_coefficient, training.pattern
-        if self.config.sparsity == "tanh":
-            magnitudes = training.values * pattern.gather(self.decoder_norms)
-            return weight * training.mean_per_token(torch.tanh(self.config.tanh_scale * magnitudes))
-        active = count_active(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
-        l0 = training.mean_per_token(active)
-        if self.config.sparsity == "l0":
-            return weight * l0
-        if training.state.target_l0 is None:
+        state, scale = training.state, self.config.frequency_scale
+        shares = None if scale is None else self._shares(training)
+        count = self._count(training) if shares is None else state.partition.total(shares.sum())
+        quadratic = self.config.sparsity == "l0_quadratic"
+        if quadratic and state.target_l0 is None:
             raise ValueError("sparsity='l0_quadratic' needs target_l0: the number of active features to aim at.")
-        return weight * _squared_miss(l0, training.state)
+        penalty = (_over_processes(count, state) / state.target_l0 - 1).square() if quadratic else count
+        if shares is not None:
+            frequent = state.partition.total(_over_processes(shares, state).square().sum()) / scale
+            penalty = penalty + (frequent / state.target_l0 if quadratic else frequent)
+        return state.sparsity_coefficient * penalty
+
+    def _count(self, training: TrainingStep) -> Tensor:
+        """() what the penalty takes for the number of active features a token."""
+        if self.config.sparsity == "tanh":
+            return training.mean_per_token(self._squashed(training))
+        threshold = training.pattern.gather(self.threshold)
+        return training.mean_per_token(count_active(training.pre.detach(), threshold, self.config.bandwidth))
+
+    def _shares(self, training: TrainingStep) -> Tensor:
+        """The same by feature, (n_features,): on which share of the tokens each is active."""
+        pattern = training.pattern
+        if self.config.sparsity == "tanh":
+            active = self._squashed(training)
+        else:
+            active = is_active(training.pre.detach(), pattern.gather(self.threshold), self.config.bandwidth)
+        return pattern.total(active) / max(pattern.n_tokens, 1)
+
+    def _squashed(self, training: TrainingStep) -> Tensor:
+        magnitudes = training.values * training.pattern.gather(self.decoder_norms)
+        return torch.tanh(self.config.tanh_scale * magnitudes)
 
     def _pre_act_loss(self, training: TrainingStep) -> Tensor:
         chosen, is_dead = dead_features(training.state)
@@ -153,15 +179,13 @@ class JumpReLUSAE(SAE):
         self.threshold.clamp_(min=0)
 
 
-def _squared_miss(l0: Tensor, state: StepState) -> Tensor:
-    """`(L0 / target − 1)²` of the mean L0 over all processes, with the gradient each process owes to its own part.
+def _over_processes(own: Tensor, state: StepState) -> Tensor:
+    """The mean over all processes of what each found in its own batch, with the gradient that each owes to its part.
 
-    Squaring each process's own mean would punish the spread between processes as well.
+    What is not linear takes this mean: squaring each process's own would punish the spread between processes as well.
     """
-    assert state.target_l0 is not None
-    mean = l0.detach().clone()
-    if state.world_size > 1:
-        dist.all_reduce(mean)
-        mean /= state.world_size
-    miss = mean / state.target_l0 - 1
-    return miss.square() + 2 * miss / state.target_l0 * (l0 - l0.detach())
+    if state.world_size == 1:
+        return own
+    mean = own.detach().clone()
+    dist.all_reduce(mean)
+    return mean / state.world_size + (own - own.detach())

@@ -42,7 +42,8 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
 
     Raises:
         ValueError: If the widths do not rise from at least 1 to `n_features`. Likewise if the weights are not as many
-            as the widths, are negative or all 0, or stand beside a balance; or if an option is negative.
+            as the widths, are negative or all 0, or stand beside a balance. Likewise for a balance that is not
+            positive, or a negative orthogonality.
 
     Example:
         >>> from hfsae import MatryoshkaSAEConfig

@@ -10,7 +10,7 @@ from hfsae.functional.gate import gated_magnitude
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
 from hfsae.functional.selection import Above, BatchTopK, Elementwise, GroupMax, Selection, TopK
-from hfsae.functional.straight_through import count_active, jump_relu
+from hfsae.functional.straight_through import count_active, is_active, jump_relu
 
 __all__ = [
     "Above",
@@ -28,5 +28,6 @@ __all__ = [
     "count_active",
     "encode",
     "gated_magnitude",
+    "is_active",
     "jump_relu",
 ]

@@ -1,6 +1,6 @@
 """How close rows come to each other, in time that grows with their number, not with its square.
 
-Rows are dealt to groups, anew in every step, and each is held against those of its group. Two rows meet sooner or
+Rows are dealt to groups, others in every step, and each is held against those of its group. Two rows meet sooner or
 later; the closest ones, which are pushed apart whenever they meet, need not meet often.
 """
 

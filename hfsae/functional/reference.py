@@ -108,19 +108,24 @@ def jumprelu(
     sparsity: str = "l0",
     target_l0: float = 1.0,
     tanh_scale: float = 4.0,
+    frequency_scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`h · 1[h > θ]`; squared error + λ times one of three counts of active features.
 
     `"l0"` counts them, `"l0_quadratic"` takes (mean count / target − 1)², `"tanh"` adds up tanh(c · z_i ‖W_dec[i]‖).
+    A frequency scale adds λ · Σ (mean count of feature i)² / scale, for `"l0_quadratic"` divided by the target.
     """
     h = pre_activations(x, w)
     z = h * _heaviside(h, threshold) + _through(threshold, -threshold * _kernel(h, threshold, bandwidth))
     if sparsity == "tanh":
-        penalty = (tanh_scale * z * w.W_dec.norm(dim=1)).tanh().sum(1).mean()
+        active = (tanh_scale * z * w.W_dec.norm(dim=1)).tanh()
     else:
         active = _heaviside(h, threshold) + _through(threshold, -_kernel(h, threshold, bandwidth))
-        l0 = active.sum(1).mean()
-        penalty = l0 if sparsity == "l0" else (l0 / target_l0 - 1) ** 2
+    l0 = active.sum(1).mean()
+    penalty = (l0 / target_l0 - 1) ** 2 if sparsity == "l0_quadratic" else l0
+    if frequency_scale is not None:
+        frequent = active.mean(0).square().sum() / frequency_scale
+        penalty = penalty + (frequent / target_l0 if sparsity == "l0_quadratic" else frequent)
     return z, squared_error(decode(z, w), x) + coefficient * penalty
 
 

@@ -50,6 +50,26 @@ class _CountActive(torch.autograd.Function):
         return None, within.total.mul_(grad * (-1 / ctx.bandwidth)), None
 
 
+class _IsActive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        flags = torch.empty_like(at_least_float32(pre))
+        for made, h, at in in_blocks(flags, pre, threshold):
+            made.copy_(h > at)
+        return flags
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        pre, threshold = ctx.saved_tensors
+        within = SumLike(threshold)
+        for h, g, at in in_blocks(pre, grad, threshold):
+            margin = (h - at).to(threshold.dtype)
+            within.add(where_within(g.to(margin.dtype), margin, ctx.bandwidth / 2))
+        return None, within.total.mul_(-1 / ctx.bandwidth), None
+
+
 def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """`pre · 1[pre > threshold]`, with ∂/∂threshold = −(threshold/ε) K((pre − threshold)/ε).
 
@@ -78,3 +98,17 @@ def count_active(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ().
     """
     return _CountActive.apply(pre, threshold, bandwidth)  # type: ignore[return-value]
+
+
+def is_active(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """1[pre > threshold] at each place; the gradients are those of `count_active`, which is their sum.
+
+    Args:
+        pre: Pre-activations.
+        threshold: Of the same shape, or of fewer dimensions and broadcasting against `pre`.
+        bandwidth: ε, in the units of `pre`.
+
+    Returns:
+        Of the shape of `pre`, at least float32.
+    """
+    return _IsActive.apply(pre, threshold, bandwidth)  # type: ignore[return-value]

@@ -36,12 +36,14 @@ FORMS = {
     "skip": {"skip": True},
     "multi": {"multi_topk": True},
     "tanh": {"sparsity": "tanh", "pre_act_coefficient": 0.1},
+    "frequency": {"frequency_scale": 0.2},
 }
+OF_JUMPRELU = ("tanh", "frequency")
 CASES = [
     (rule, form)
     for rule in CONFIGS
     for form in FORMS
-    if (form != "multi" or rule == "topk") and (form != "tanh" or rule == "jumprelu")
+    if (form != "multi" or rule == "topk") and (form not in OF_JUMPRELU or rule == "jumprelu")
 ]
 every_case = pytest.mark.parametrize("rule, form", CASES)
 every_rule = pytest.mark.parametrize("rule", CONFIGS)
@@ -141,7 +143,11 @@ def expected_step(sae: SAE, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             )
             loss = loss + COEFFICIENT * (sae.config.tanh_scale * features * norms).tanh().sum(1).mean()
         else:
-            loss = loss + COEFFICIENT * count_active(torch.cat(h, 1), sae.threshold, BANDWIDTH).sum() / len(x)
+            columns = zip(torch.cat(h, 1).T, sae.threshold, strict=True)
+            shares = torch.stack([count_active(own, threshold, BANDWIDTH) / len(x) for own, threshold in columns])
+            loss = loss + COEFFICIENT * shares.sum()
+            if sae.config.frequency_scale is not None:
+                loss = loss + COEFFICIENT * shares.square().sum() / sae.config.frequency_scale
     return features, loss
 
 

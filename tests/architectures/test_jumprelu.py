@@ -50,7 +50,7 @@ def test_a_feature_just_below_its_threshold_moves_it(path: str):
     assert sae.threshold.grad.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "jumprelu-quadratic"])
+@pytest.mark.parametrize("name", ["jumprelu", "jumprelu-quadratic", "jumprelu-frequency"])
 def test_counting_features_sends_no_gradient_to_pre_activations(name: str):
     sae, x = make(name), activations(50)
     gradients = []
@@ -133,13 +133,35 @@ def test_the_quadratic_penalty_is_0_at_the_target_and_pulls_towards_it():
     assert pulls[active / 2] < 0 < pulls[2 * active] and abs(pulls[active]) < 1e-3 * pulls[2 * active]
 
 
+def test_frequent_features_feel_their_frequency_and_rare_ones_hardly():
+    """Of 100 tokens each feature sees its own number: 0 is active on 50 of them, 1 on one."""
+    sae = SAE.from_config(JumpReLUSAEConfig(d_in=2, n_features=2, frequency_scale=0.1, bandwidth=0.5))
+    with torch.no_grad():
+        sae.encoder.weight.copy_(torch.eye(2))
+        sae.threshold.fill_(1.0)
+    x = torch.zeros(100, 2)
+    x[:50, 0] = x[0, 1] = 1.1
+    out = sae(x, state=StepState(sparsity_coefficient=2.0))
+    assert out.losses["sparsity"].item() == pytest.approx(2 * (0.5 + 0.01 + (0.5**2 + 0.01**2) / 0.1))
+    without = SAE.from_config(JumpReLUSAEConfig(d_in=2, n_features=2, bandwidth=0.5))
+    without.load_state_dict(sae.state_dict())
+    pulls = []
+    for each in (sae, without):
+        loss = each(x, state=StepState(sparsity_coefficient=2.0)).loss
+        loss.backward()
+        pulls.append(each.threshold.grad)
+    # d/dθ of p is −1/ε times the share of tokens near the threshold, which are the active ones here.
+    expected = 2.0 * 2 * torch.tensor([0.5, 0.01]) / 0.1 * -torch.tensor([0.5, 0.01]) / 0.5
+    torch.testing.assert_close(pulls[0] - pulls[1], expected, rtol=1e-4, atol=1e-4)
+
+
 PROCESSES = 2
 
 
-def _quadratic_step(rank: int, folder: Path) -> None:
+def _quadratic_step(rank: int, folder: Path, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=PROCESSES)
-    sae = make("jumprelu-quadratic")
+    sae = make(name)
     part = uneven_batch().chunk(PROCESSES)[rank]
     out = sae(part, state=state(world_size=PROCESSES))
     out.loss.backward()
@@ -154,21 +176,21 @@ def uneven_batch() -> Tensor:
     return x
 
 
-def test_two_processes_together_get_the_gradient_of_their_whole_batch(tmp_path: Path):
+@pytest.mark.parametrize("name", ["jumprelu-quadratic", "jumprelu-frequency", "jumprelu-quadratic-frequency"])
+def test_two_processes_together_get_the_gradient_of_their_whole_batch(tmp_path: Path, name: str):
     """Each process squaring its own mean would punish how different they are as well."""
-    sae = make("jumprelu-quadratic")
+    sae = make(name)
     whole = sae(uneven_batch(), state=state())
     whole.loss.backward()
     context = multiprocessing.get_context("fork")  # the children have torch already
-    children = [context.Process(target=_quadratic_step, args=(rank, tmp_path)) for rank in range(PROCESSES)]
+    children = [context.Process(target=_quadratic_step, args=(rank, tmp_path, name)) for rank in range(PROCESSES)]
     for child in children:
         child.start()
     for child in children:
         child.join(120)
         assert child.exitcode == 0
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
-    for part in parts:
-        torch.testing.assert_close(part["loss"], whole.losses["sparsity"])
+    torch.testing.assert_close(sum(part["loss"] for part in parts) / PROCESSES, whole.losses["sparsity"])
     torch.testing.assert_close(sum(part["grad"] for part in parts) / PROCESSES, sae.threshold.grad)
     assert TARGET_L0 != whole.statistics.l0
 
@@ -185,6 +207,7 @@ def test_the_pre_activation_loss_is_off_unless_asked_for_and_while_nothing_is_de
     "options, message",
     [
         ({"bandwidth": 0.0}, "bandwidth must be positive, got 0.0"),
+        ({"frequency_scale": 0}, "frequency_scale must be above 0, got 0"),
         ({"initial_threshold": -0.1}, "initial_threshold must be 0 or more, got -0.1"),
         ({"initial_l0": 0}, "initial_l0 must be at least 1, got 0"),
         ({"sparsity": "l1"}, "l0_quadratic"),

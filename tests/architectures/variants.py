@@ -91,7 +91,7 @@ def activations(n_tokens: int, d_in: int = D_IN, *, dtype: torch.dtype = torch.f
     return torch.randn(n_tokens, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def _jumprelu(sparsity: str, architecture: str = "jumprelu") -> Variant:
+def _jumprelu(sparsity: str, architecture: str = "jumprelu", **more: Any) -> Variant:
     def expected(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return reference.jumprelu(
             x,
@@ -102,9 +102,11 @@ def _jumprelu(sparsity: str, architecture: str = "jumprelu") -> Variant:
             sparsity=sparsity,
             target_l0=TARGET_L0,
             tanh_scale=2.0,
+            **more,
         )
 
-    return Variant(architecture, expected, {"bandwidth": BANDWIDTH, "sparsity": sparsity, "tanh_scale": 2.0})
+    options = {"bandwidth": BANDWIDTH, "sparsity": sparsity, "tanh_scale": 2.0, **more}
+    return Variant(architecture, expected, options)
 
 
 def _gated(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +150,9 @@ VARIANTS: dict[str, Variant] = {
     "jumprelu": _jumprelu("l0"),
     "jumprelu-quadratic": _jumprelu("l0_quadratic"),
     "jumprelu-tanh": _jumprelu("tanh"),
+    "jumprelu-frequency": _jumprelu("l0", frequency_scale=0.1),
+    "jumprelu-quadratic-frequency": _jumprelu("l0_quadratic", frequency_scale=0.2),
+    "jumprelu-tanh-frequency": _jumprelu("tanh", frequency_scale=0.1),
     "gated": Variant("gated", _gated),
     "crosscoder": Variant("crosscoder", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
     "topk_crosscoder": Variant("topk_crosscoder", lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k)),

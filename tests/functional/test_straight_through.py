@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfsae.functional import blocks, count_active, jump_relu
+from hfsae.functional import blocks, count_active, is_active, jump_relu
 
 # h around the threshold 1 with ε = 0.5: the kernel reaches from 0.75 to 1.25, open at both ends.
 PRE = torch.tensor([[-1.0, 0.75, 0.8, 1.0, 1.2, 1.25, 3.0]], dtype=torch.float64)
@@ -52,6 +52,16 @@ def test_counting_moves_the_threshold_by_minus_one_over_epsilon_and_h_not_at_all
     assert pre.grad is None
 
 
+def test_flags_add_up_to_the_count_with_gradients_of_their_own():
+    pre, threshold = leaves()
+    flags = is_active(pre, threshold, BANDWIDTH)
+    assert flags.tolist() == [[0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]] and flags.dtype == pre.dtype
+    weights = torch.arange(1.0, 8.0, dtype=torch.float64)
+    (flags * weights).sum().backward()
+    torch.testing.assert_close(threshold.grad, -weights * NEAR[0] / BANDWIDTH)
+    assert pre.grad is None and is_active(pre.bfloat16(), threshold, BANDWIDTH).dtype == torch.float32
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 6), st.integers(1, 5), st.integers(0, 2**31))
 def test_gradients_are_summed_to_the_shape_of_the_threshold(n_tokens: int, n_features: int, seed: int):
@@ -72,7 +82,8 @@ def test_blocks_of_rows_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatc
     gradients = []
     for threshold in (whole.clone().requires_grad_(), in_parts.clone().requires_grad_()):
         leaf = pre.clone().requires_grad_()
-        ((jump_relu(leaf, threshold, 0.7) * weight).sum() + count_active(leaf, threshold, 0.7)).backward()
+        counts = count_active(leaf, threshold, 0.7) + (is_active(leaf, threshold, 0.7) * weight).sum()
+        ((jump_relu(leaf, threshold, 0.7) * weight).sum() + counts).backward()
         gradients.append((leaf.grad, threshold.grad))
         monkeypatch.setattr(blocks, "_BLOCK", 3 * rows)
     torch.testing.assert_close(gradients[0], gradients[1])

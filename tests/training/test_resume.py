@@ -56,6 +56,7 @@ def test_a_revival_that_is_not_the_default_goes_on_too(tmp_path, revival, stop):
         {"activation_dtype": "float32", "lr_scheduler_type": "cosine"},
         {"hook_point": "resid_post.0, mlp_out.1"},
         {"architecture_options": {"prefix_balance": 0.75, "orthogonality": 0.1}, "architecture": "matryoshka"},
+        {"architecture_options": {"frequency_scale": 0.05}, "architecture": "jumprelu"},
     ],
     ids=lambda options: next(iter(options)),
 )

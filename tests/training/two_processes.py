@@ -111,6 +111,7 @@ CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "batch_topk": ("batch_topk", {}, {}),
     "matryoshka": ("matryoshka", {"prefix_sizes": [10, 30, 40, 100, 160]}, {}),
     "jumprelu": ("jumprelu", {"pre_act_coefficient": 0.01}, {}),
+    "frequency": ("jumprelu", {"frequency_scale": 0.05}, {}),
     "quadratic": ("jumprelu", {"sparsity": "l0_quadratic"}, {"sparsity_coefficient": None, "target_l0": 6}),
     "standard": ("standard", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
     "gated": ("gated", {}, {"revival": "resample", "resample_every": 5 * ROWS}),
