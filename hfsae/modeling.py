@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.another_k import with_k
 from hfsae.autoencoder.folding import fold_input_scale
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.loading import load_sae
@@ -22,6 +23,7 @@ from hfsae.storage import seal
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+    from torch import Tensor
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
     from hfsae.attachment import AttachedSAE, FeatureEdit
@@ -124,6 +126,32 @@ class SAE(SparseAutoencoder):
         """
         fold_input_scale(self, keep)
         return self
+
+    def with_k(self, k: int, activations: "Tensor | None" = None) -> Self:
+        """This SAE with another number of active features a token; it shares the weights, so a change reaches both.
+
+        topk with `hierarchical` is trained for every smaller k. Other SAEs reconstruct worse than those trained with
+        that k.
+
+        Args:
+            k: Active features a token (of a cross-layer transcoder in each layer).
+            activations: (N, d_in) from which batch_topk and what is made of it find the threshold that lets k
+                features a token through. The others have no threshold, and take none.
+
+        Returns:
+            An SAE of the same class. Its config has the k, and no metrics: they were measured with another.
+
+        Raises:
+            ValueError: If the architecture has no k, or k lies outside of 1 to `n_features`. Likewise if activations
+                are needed and missing, or given and not needed.
+
+        Example:
+            >>> from hfsae import SAE, TopKSAEConfig
+            >>> sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4, hierarchical=True))
+            >>> sae.with_k(2).config.k
+            2
+        """
+        return with_k(self, k, activations)
 
     # -- language models and the Hub ----------------------------------------------------------------------------------
     def load_base_model(self, source: str | None = None, **kwargs: Any) -> PreTrainedModel:

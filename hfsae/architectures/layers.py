@@ -88,6 +88,8 @@ class LayersConfig(SAEConfig):
         for name, places in (("hook_point", self.source_places), ("target_hook_point", self.target_places)):
             if len(places) != len(names):
                 raise ValueError(f"{name}={getattr(self, name)!r} must join {len(names)} places, one for each layer.")
+        if getattr(self, "hierarchical", False):
+            raise ValueError("a cross-layer transcoder has a k for each layer, and takes no hierarchical.")
         if self.subtract_b_dec or self.rescale_by_decoder_norm:
             raise ValueError("a cross-layer transcoder takes neither subtract_b_dec nor rescale_by_decoder_norm.")
 

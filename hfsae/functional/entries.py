@@ -23,11 +23,15 @@ _WORD = 8
 
 @dataclass
 class Entries:
-    """Some entries of a chunk: how many each token has, their features, their pre-activations."""
+    """Some entries of a chunk: how many each token has, their features, their pre-activations.
+
+    `each` is how many every token has, where that is known without asking a device; else 0.
+    """
 
     per_token: Tensor
     features: Tensor
     pre: Tensor
+    each: int = 0
 
     @classmethod
     def of_tokens(cls, tokens: Tensor, features: Tensor, pre: Tensor, n_tokens: int) -> "Entries":
@@ -53,14 +57,16 @@ class Entries:
     def as_many_each(cls, features: Tensor, pre: Tensor) -> "Entries":
         """From (tokens, k) features and their pre-activations."""
         per_token = torch.full((len(features),), features.shape[1], device=features.device)
-        return cls(per_token, features.flatten(), pre.flatten())
+        return cls(per_token, features.flatten(), pre.flatten(), features.shape[1])
 
     @classmethod
     def joined(cls, parts: list["Entries"]) -> "Entries":
         """Those of chunks, one after the other."""
         if len(parts) == 1:
             return parts[0]
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("per_token", "features", "pre")))
+        each = parts[0].each if len({part.each for part in parts}) == 1 else 0
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("per_token", "features", "pre"))
+        return cls(*joined, each)
 
     @property
     def tokens(self) -> Tensor:
@@ -128,7 +134,7 @@ class Entries:
 
     def pattern(self, n_features: int) -> tuple[SparsePattern, Tensor]:
         """The pattern of these entries, and their pre-activations."""
-        return SparsePattern(self.features, self.per_token, n_features), self.pre
+        return SparsePattern(self.features, self.per_token, n_features, self.each), self.pre
 
 
 def _place_in_segment(lengths: Tensor, segment: Tensor) -> Tensor:

@@ -136,15 +136,24 @@ class SparsePattern:
         features: (entries,) int64, the feature of each entry; entries of one token stand together, tokens in order.
         per_token: (N,) int64, how many entries each token has.
         n_features: Width n of the SAE.
+        each: How many entries every token has, where that is known without asking a device; else 0.
     """
 
-    def __init__(self, features: Tensor, per_token: Tensor, n_features: int):
+    def __init__(self, features: Tensor, per_token: Tensor, n_features: int, each: int = 0):
         self.features = features
         self.per_token = per_token
         self.n_tokens = per_token.shape[0]
         self.n_features = n_features
+        self.each = each
         # What `without_zeros` left last, and its pattern: a step asks for the same once forward and once backward.
         self._last_left: tuple[Tensor, SparsePattern] | None = None
+
+    @classmethod
+    def as_many_each(cls, features: Tensor, n_features: int) -> "SparsePattern":
+        """From the features (N, K) of tokens that have as many each."""
+        n_tokens, each = features.shape
+        per_token = torch.full((n_tokens,), each, device=features.device)
+        return cls(features.flatten(), per_token, n_features, each)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "SparsePattern":

@@ -2,7 +2,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hfsae import TopKSAEConfig
+from hfsae import TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from tests.architectures.variants import N_FEATURES, VARIANTS, activations, state
 
 
@@ -67,3 +67,33 @@ def test_groups_have_to_be_of_one_size():
     assert make(4, activation="groupmax").config.activation == "groupmax"
     with pytest.raises(StrictDataclassError, match="groups of one size, got k=5 for 24 features"):
         TopKSAEConfig(d_in=6, n_features=24, k=5, activation="groupmax")
+
+
+def test_hierarchical_is_the_mean_of_the_errors_that_each_k_has():
+    sae, x = make(8, hierarchical=True), activations(50)
+    assert sae.config.budgets == [1, 2, 3, 4, 5, 6, 7, 8]
+    out = sae(x, state=state())
+    errors = [sae.with_k(k)(x, state=state()).statistics.squared_error for k in sae.config.budgets]
+    torch.testing.assert_close(out.losses["mse"], torch.stack([error.double() for error in errors]).mean())
+    torch.testing.assert_close(out.statistics.squared_error, errors[-1])
+    assert [*sae.parts()] == [f"strongest {k}" for k in range(1, 8)] and sae.parts()["strongest 3"].config.k == 3
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"hierarchical": True, "hierarchical_ks": [2, 4]}, r"must rise to k=3, got \[2, 4\]"),
+        ({"hierarchical": True, "hierarchical_ks": [2, 2, 3]}, "must rise to k=3"),
+        ({"hierarchical": True, "hierarchical_ks": [0, 3]}, "must rise to k=3"),
+        ({"hierarchical_ks": [1, 3]}, "count with hierarchical=True alone"),
+        ({"hierarchical": True, "activation": "groupmax"}, "hierarchical needs a token's largest features"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(options: dict, why: str):
+    with pytest.raises(StrictDataclassError, match=why):
+        TopKSAEConfig(d_in=6, n_features=24, k=3, **options)
+
+
+def test_layers_take_no_hierarchical():
+    with pytest.raises(StrictDataclassError, match="takes no hierarchical"):
+        TopKCrossLayerTranscoderSAEConfig(source_names=["a"], source_widths=[6], n_features=24, k=3, hierarchical=True)
