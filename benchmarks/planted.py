@@ -45,7 +45,10 @@ def trained(planted: PlantedDictionary, active: int, seed: int, tokens: int, fol
     )
     saes = {name: {"architecture": name, "k": active, "n_features": n_features} for name in names}
     output = SAETrainer(args=args, saes=saes, activations=activations).train()
-    return {name: find_planted(sae, planted).recorded() for name, sae in output.saes.items()}
+    return {
+        name: find_planted(sae.by_sign() if sae.signed else sae, planted).recorded()
+        for name, sae in output.saes.items()
+    }
 
 
 def table(results: list[dict[str, Any]]) -> None:

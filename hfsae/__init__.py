@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         steer,
     )
     from hfsae.architectures import (
+        AbsTopKSAE,
+        AbsTopKSAEConfig,
         BatchTopKSAE,
         BatchTopKSAEConfig,
         CrosscoderSAE,
@@ -71,6 +73,8 @@ _HOME = {
     "SAE": "hfsae.modeling",
     "SAEConfig": "hfsae.configuration",
     "SAEOutput": "hfsae.autoencoder.outputs",
+    "AbsTopKSAE": "hfsae.architectures",
+    "AbsTopKSAEConfig": "hfsae.architectures",
     "BatchTopKSAE": "hfsae.architectures",
     "BatchTopKSAEConfig": "hfsae.architectures",
     "CrossLayerTranscoderSAE": "hfsae.architectures",
@@ -134,6 +138,8 @@ _HOME = {
 
 __all__ = [
     "SAE",
+    "AbsTopKSAE",
+    "AbsTopKSAEConfig",
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
     "FeatureCollection",

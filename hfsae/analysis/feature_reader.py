@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.functional import SparseFeatures
@@ -61,10 +62,11 @@ class FeatureReader:
 
     Raises:
         HookPointError: If the model lacks the SAE's hook point.
-        ValueError: If the SAE does not fit the activations there.
+        ValueError: If the SAE does not fit the activations there, or its features may be negative.
     """
 
     def __init__(self, sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor | None = None):
+        refuse_signed(sae, "reading which features fire")
         self._sae, self._model, self._features = sae, model, features
         # A crosscoder reads all its sources at once.
         self._sources = hook_points_of_sources(sae.config, model)

@@ -1,5 +1,6 @@
 """The features that the page about a trained SAE shows: some that fire, evenly spaced by how often, with examples."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from hfsae.analysis.feature_types import Feature
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.hub.html_report import ShownFeature, ShownToken
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE_TOKENS = 20_000
 """Tokens of text that examples are looked for in."""
@@ -43,8 +46,14 @@ def report_features(
         disable_tqdm: Whether to show no progress bar.
 
     Returns:
-        Features without examples are left out; the most frequent come first.
+        Features without examples are left out; the most frequent come first. None of an SAE whose features may be
+        negative: its `by_sign()` has some.
     """
+    if sae.signed:
+        logger.info(
+            "The page shows no features: those of %s may be negative. sae.by_sign() has a page of features.", sae
+        )
+        return []
     chosen = None if density is None else _evenly_spaced(density)
     if chosen == []:
         return []

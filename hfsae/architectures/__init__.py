@@ -4,6 +4,7 @@ Adding one: write the file, add its line here; or keep it in a package of one's 
 Nothing else in the package names architectures.
 """
 
+from hfsae.architectures.abs_topk import AbsTopKSAE, AbsTopKSAEConfig
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.architectures.cross_layer import CrossLayer
 from hfsae.architectures.cross_layer_transcoder import (
@@ -40,6 +41,8 @@ from hfsae.autoencoder.registry import (
 )
 
 __all__ = [
+    "AbsTopKSAE",
+    "AbsTopKSAEConfig",
     "BatchTopKSAE",
     "BatchTopKSAEConfig",
     "CrossLayer",

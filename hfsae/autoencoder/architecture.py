@@ -24,6 +24,9 @@ class Architecture:
     default_revival: Literal["auxk", "resample"] = "resample"
     default_sparsity_coefficient: float | None = None
 
+    # Whether a feature's values may lie below 0.
+    signed: bool = False
+
     # Into how many groups of neighbours, of one size, the features fall that are each selected among themselves.
     n_groups: int = 1
 

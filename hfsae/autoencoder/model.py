@@ -317,7 +317,7 @@ class SparseAutoencoder(Parameters):
     def auxk(self, step: TrainingStep) -> Tensor:
         """The term of the loss by which dead features learn what is missed."""
         encoder = self.encoder_rows, self.encoder_bias, self._encoder_center
-        return auxk_loss(step, *encoder, self.decoder_rows)
+        return auxk_loss(step, *encoder, self.decoder_rows, self.signed)
 
     @torch.no_grad()
     def scaled_reconstruction(self, scaled: Tensor, partition: Partition = WHOLE) -> Tensor:

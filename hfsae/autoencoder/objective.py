@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.autoencoder.outputs import StepState
-from hfsae.functional import Pattern, Selection, TopK, at_least_float32, encode
+from hfsae.functional import AbsTopK, Pattern, Selection, TopK, at_least_float32, encode
 from hfsae.functional.sparse_rows import rows_at
 
 # The bias of a feature that is to be active nowhere: far below any pre-activation, and finite in bfloat16 too.
@@ -86,6 +86,7 @@ def auxk_loss(
     bias: Tensor,
     center: Tensor | None,
     rows: Tensor,
+    signed: bool = False,
 ) -> Tensor:
     """Lets the strongest dead features reconstruct what the living ones missed.
 
@@ -100,15 +101,16 @@ def auxk_loss(
         bias: (n,).
         center: (d_in,) what the encoder subtracts (`b_dec`), or None.
         rows: (n, d_out) decoder rows.
+        signed: Whether features count by their size on either side of 0, instead of above it alone.
     """
     chosen, is_dead = dead_features(step.state)
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
     weight, rows = rows_at(weight, chosen), rows_at(rows, chosen)
     bias = torch.where(is_dead, bias.index_select(0, chosen), _NEVER)
-    selection = step.rule(TopK(min(k_aux, step.state.n_dead)))
-    pattern, pre = encode(step.x, weight, bias, center, selection, step.state.path)
-    written = step.state.partition.total(pattern.decode(pattern.keep(torch.relu(pre)), rows))
+    k = min(k_aux, step.state.n_dead)
+    pattern, pre = encode(step.x, weight, bias, center, step.rule((AbsTopK if signed else TopK)(k)), step.state.path)
+    written = step.state.partition.total(pattern.decode(pattern.keep(pre if signed else torch.relu(pre)), rows))
     error = F.mse_loss(at_least_float32(written), residual, reduction="sum")
     spread = _summed_variance(residual)
     # All-zero or no activations: nothing to explain, and 0 / 0 must not be what says so.

@@ -16,7 +16,7 @@ _SHOWN_TOKENS, _SHOWN_FEATURES = 20, 5
 
 
 class TopFeatures(NamedTuple):
-    """The strongest features of every token, strongest first.
+    """The strongest features of every token, strongest first: the farthest from 0, where values may be negative.
 
     Attributes:
         values: (..., k); 0 where a token has fewer active features.
@@ -121,7 +121,7 @@ class SparseFeatures:
             raise ValueError(f"k must be positive, got {k}.")
         values, indices = self._padded
         found = min(k, values.shape[-1])
-        order = values.masked_fill(values == 0, -torch.inf).topk(found, dim=-1).indices
+        order = values.abs().masked_fill(values == 0, -torch.inf).topk(found, dim=-1).indices
         missing = (0, k - found)
         return TopFeatures(
             torch.nn.functional.pad(values.gather(-1, order), missing),

@@ -58,18 +58,30 @@ def standard(
     return z, squared_error(decode(z, w), x) + coefficient * penalised.sum(1).mean()
 
 
-def topk(x: Tensor, w: Weights, *, k: int, multi_topk: bool = False) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations of each token, after a ReLU; squared error, + ⅛ of that with 4k features."""
+def topk(
+    x: Tensor, w: Weights, *, k: int, multi_topk: bool = False, budgets: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each token, after a ReLU; squared error, + ⅛ of that with 4k features.
+
+    With budgets the squared error is the mean of those with so many features, for each of them.
+    """
     h = pre_activations(x, w)
 
     def keep(k: int) -> Tensor:
         return h.relu() * torch.zeros_like(h).scatter(1, _largest(h, k), 1.0)
 
     z = keep(k)
-    loss = squared_error(decode(z, w), x)
+    loss = torch.stack([squared_error(decode(keep(budget), w), x) for budget in budgets or [k]]).mean()
     if multi_topk:
         loss = loss + squared_error(decode(keep(min(4 * k, h.shape[1])), w), x) / 8
     return z, loss
+
+
+def abs_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
+    """The k pre-activations of each token that are farthest from 0, with their signs; squared error."""
+    h = pre_activations(x, w)
+    z = h * torch.zeros_like(h).scatter(1, _largest(h.abs(), k), 1.0)
+    return z, squared_error(decode(z, w), x)
 
 
 def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
@@ -146,17 +158,18 @@ def gated(
     return z, squared_error(decode(z, w), x) + coefficient * penalty + gate_error
 
 
-def auxk(x: Tensor, w: Weights, *, features: Tensor, dead: Tensor, alpha: float) -> Tensor:
+def auxk(x: Tensor, w: Weights, *, features: Tensor, dead: Tensor, alpha: float, signed: bool = False) -> Tensor:
     """What dead features miss of the error that living ones leave, in units of the batch's variance.
 
     `α · min(n_dead / k_aux, 1) · V · ‖e − ê‖² / ‖e − ē‖²` with e = x − x̂ detached, ê what the k_aux = d/2 strongest
-    dead features make of it, V the summed variance of x.
+    dead features make of it, V the summed variance of x. Signed features count by their size.
     """
     k_aux = max(1, x.shape[1] // 2)
     n_dead = int(dead.sum())
     error = (x - decode(features, w)).detach()
-    h = pre_activations(x, w).relu().masked_fill(~dead, 0.0)
-    strongest = torch.zeros_like(h).scatter(1, h.topk(min(k_aux, n_dead)).indices, 1.0)
+    h = pre_activations(x, w).masked_fill(~dead, 0.0)
+    h = h if signed else h.relu()
+    strongest = torch.zeros_like(h).scatter(1, h.abs().topk(min(k_aux, n_dead)).indices, 1.0)
     missed = (error - (h * strongest) @ w.W_dec).square().sum()
     variance = x.var(0, correction=0).sum().detach()
     spread = (error - error.mean(0)).square().sum()

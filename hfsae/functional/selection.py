@@ -87,6 +87,26 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class AbsTopK:
+    """The k of every token that are farthest from 0, on either side of it (arXiv:2510.00404)."""
+
+    k: int
+
+    def load(self, look: Callable[[], Tensor]) -> float:
+        return self.k
+
+    def mask(self, pre: Tensor) -> Tensor:
+        return TopK(self.k).mask(pre.abs())
+
+    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
+        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+
+    def _entries(self, pre: Tensor) -> Entries:
+        features = _largest(pre.abs(), self.k)
+        return Entries.as_many_each(features, pre.gather(1, features))
+
+
+@dataclass(frozen=True)
 class GroupMax:
     """The largest pre-activation of each of k groups of neighbouring features (EleutherAI's sparsify)."""
 

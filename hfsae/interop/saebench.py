@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import architecture_name, class_of
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.interop.foreign_names import layer_of, transformer_lens_names
 from hfsae.interop.positions import kept_slice
 
@@ -98,6 +99,7 @@ class SAEBenchView(nn.Module):
                 f"(target_hook_point={config.target_hook_point}, skip={config.skip}, "
                 f"input_transform={config.input_transform!r})."
             )
+        refuse_signed(sae, "SAEBench")
         lens_name, _ = transformer_lens_names(config, hook_name)
         if lens_name is None:
             raise ValueError("SAEBench asks where the SAE reads: set config.hook_point, or pass hook_name=....")

@@ -24,6 +24,7 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _ARCHITECTURES = {
     "standard": "standard",
     "topk": "topk",
+    "abstopk": "abs_topk",
     "jumprelu": "jumprelu",
     "gated": "gated",
     "transcoder": "standard",
@@ -90,7 +91,7 @@ def read(source: Source) -> ConvertedSAE:
         "exclude_positions": excluded_positions(metadata, source.given.get("context_length") or context_length),
         "skip": "W_skip" in tensors,
     }
-    if architecture in ("topk", "batch_topk", "matryoshka"):
+    if architecture in ("topk", "abs_topk", "batch_topk", "matryoshka"):
         rescale = config.flag("rescale_acts_by_decoder_norm")
         fields |= {"k": _k(config, architecture), "rescale_by_decoder_norm": rescale}
     if architecture == "matryoshka":
@@ -141,7 +142,7 @@ def _facts(metadata: Settings) -> dict[str, Any]:
 
 def _k(config: Settings, architecture: str) -> int:
     """How many features are active; an average, which need not be whole, where a batch shares them."""
-    if architecture == "topk":
+    if architecture in ("topk", "abs_topk"):
         return config.having("k").whole("k") or 0
     return max(1, round(config.having("k").number("k") or 0))
 

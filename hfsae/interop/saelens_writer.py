@@ -18,11 +18,13 @@ _FORMAT_VERSION = "6.0.0"
 _ARCHITECTURES = {
     "standard": "standard",
     "topk": "topk",
+    "abs_topk": "abstopk",
     "jumprelu": "jumprelu",
     "batch_topk": "jumprelu",
     "matryoshka": "jumprelu",
     "gated": "gated",
 }
+_HAVE_K = ("topk", "abstopk")
 _TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}
 _SKIP_TRANSCODERS = {"standard": "skip_transcoder", "jumprelu": "jumprelu_skip_transcoder"}
 _NORMALISATIONS = {
@@ -74,7 +76,7 @@ def _plain(sae: SparseAutoencoder, architecture: str) -> SparseAutoencoder:
     selection where all rows are of one norm; elsewhere a TopK stays as it is.
     """
     subtract = False if sae.config.is_transcoder else None
-    if architecture != "topk":
+    if architecture not in _HAVE_K:
         return plain_copy(sae, subtract_b_dec=subtract)
     if sae.config.rescale_by_decoder_norm or not rows_of_one_norm(sae):
         return plain_copy(sae, subtract_b_dec=subtract, keep_decoder_norm=True)
@@ -109,7 +111,7 @@ def _config(plain: SparseAutoencoder, architecture: str, metadata: dict[str, Any
         "reshape_activations": "none",
         "metadata": metadata,
     }
-    if architecture == "topk":
+    if architecture in _HAVE_K:
         settings |= {
             "k": config.k,  # type: ignore[attr-defined]
             "rescale_acts_by_decoder_norm": config.rescale_by_decoder_norm,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from hfsae.functional import BatchTopK, Elementwise, GroupMax, Selection, SparsePattern, TopK
+from hfsae.functional import AbsTopK, BatchTopK, Elementwise, GroupMax, Selection, SparsePattern, TopK
 from hfsae.functional.entries import Entries
 from hfsae.functional.screening import Screen
 from hfsae.functional.selection import Chunks, Screened
@@ -26,7 +26,7 @@ _BITS = 31
 FEW_CANDIDATES = 1024
 """So many a token of all processes go round as values; of more, four histograms of 256 counts are less."""
 
-SHARED = (Elementwise, GroupMax, TopK, BatchTopK)
+SHARED = (Elementwise, GroupMax, TopK, AbsTopK, BatchTopK)
 """Rules that `of_all` knows."""
 
 
@@ -41,6 +41,8 @@ def of_all(rule: Selection, mesh: DeviceMesh) -> Selection:
         return replace(rule, k=rule.k // mesh.size())
     if isinstance(rule, TopK):
         return _TopKOfAll(rule.k, mesh)
+    if isinstance(rule, AbsTopK):
+        return _AbsTopKOfAll(rule.k, mesh)
     if isinstance(rule, BatchTopK):
         return _BatchTopKOfAll(rule.k, mesh)
     assert isinstance(rule, Elementwise)
@@ -130,6 +132,19 @@ class _TopKOfAll(_OfAll):
         equals = DTensor.from_local(alike.sum(1, keepdim=True), self.mesh, [Shard(1)]).full_tensor()
         before = equals[:, : self.mesh.get_local_rank()].sum(1, keepdim=True)
         return kept | (alike & (before + alike.cumsum(1) <= left))
+
+
+class _AbsTopKOfAll(_TopKOfAll):
+    """The k pre-activations of every token that are farthest from 0, over the features of all processes."""
+
+    def _own(self, n_features: int) -> Selection:
+        return AbsTopK(min(self.k, n_features))
+
+    def screened(self, screen: Screen) -> None:
+        return None
+
+    def _are_kept(self, offered: Entries, n_features: int) -> Tensor:
+        return super()._are_kept(replace(offered, pre=offered.pre.abs()), n_features)
 
 
 class _BatchTopKOfAll(_OfAll):

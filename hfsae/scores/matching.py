@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.scores.needed import needed
@@ -92,7 +93,7 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
 
     Raises:
         ValueError: If the SAEs are of different widths of activations, too wide to be matched, or not finite. Also
-            for cross-layer transcoders, and for no draws.
+            for cross-layer transcoders, for features that may be negative, and for no draws.
         ImportError: If scipy is not installed.
 
     Example:
@@ -103,6 +104,8 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         True
     """
     _refuse_unlike(a.config, b.config)
+    for sae in (a, b):
+        refuse_signed(sae, "matching features")
     for which, sae in (("first", a), ("second", b)):
         if not all(bool(weights.isfinite().all()) for weights in (sae.feature_directions, sae.encoder.weight)):
             raise ValueError(f"weights of the {which} SAE are NaN or infinite, and have no cosine.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.scores.matching import assigned
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 
@@ -152,9 +153,10 @@ def find_planted(
         seed: Of the tokens, which training must not have seen, and of the draws.
 
     Raises:
-        ValueError: If the SAE is of another width.
+        ValueError: If the SAE is of another width, or its features may be negative.
         ImportError: If scipy is not installed.
     """
+    refuse_signed(sae, "finding planted features")
     n, d_in = planted.directions.shape
     if sae.config.d_in != d_in or sae.config.is_transcoder or sae.config.is_crosscoder:
         raise ValueError(f"the dictionary is of activations of width {d_in}: expected an SAE of that width.")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis import TokenTexts
 from hfsae.analysis.document_sequences import DocumentSequenceReader, DocumentSequences
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.spliced_model import model_inputs
@@ -91,6 +92,7 @@ class LabelledReader:
 
     Raises:
         HookPointError: If the model lacks the SAE's hook point.
+        ValueError: If the SAE's features may be negative.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class LabelledReader:
         tokenizer: "PreTrainedTokenizerBase",
         batch_size: int = 32,
     ):
+        refuse_signed(sae, "scoring")
         self._sae, self._model, self._tokenizer = sae, model, tokenizer
         self._sources = hook_points_of_sources(sae.config, model)
         self._neurons = _neurons(model, self._sources[-1])

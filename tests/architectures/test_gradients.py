@@ -89,7 +89,8 @@ def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: s
 @pytest.mark.parametrize(
     "name",
     [
-        *("standard", "standard-l1", "topk", "multi-topk", "batch_topk", "matryoshka", "matryoshka-recipe", "gated"),
+        *("standard", "standard-l1", "topk", "multi-topk", "hierarchical-topk", "abs_topk"),
+        *("batch_topk", "matryoshka", "matryoshka-recipe", "gated"),
         *("crosscoder", "topk_crosscoder", "standard_crosscoder"),
     ],
 )
@@ -109,7 +110,7 @@ def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "jumprelu", "crosscoder"])
+@pytest.mark.parametrize("name", ["topk", "abs_topk", "batch_topk", "matryoshka", "jumprelu", "crosscoder"])
 @pytest.mark.parametrize("n_dead", [1, 2, 9])
 def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_uses(name: str, path: str, n_dead: int):
     """d_in = 6 lets 3 dead features at a time reconstruct a token's residual."""
@@ -117,7 +118,8 @@ def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_use
     dead = torch.zeros(sae.config.n_features, dtype=torch.bool)
     dead[torch.randperm(len(dead), generator=torch.Generator().manual_seed(5))[:n_dead]] = True
     features, loss = VARIANTS[name].reference(sae, sae.scaled(x))
-    auxk = reference.auxk(sae.scaled(x), weights_of(sae), features=features.detach(), dead=dead, alpha=1 / 32)
+    about = {"features": features.detach(), "dead": dead, "alpha": 1 / 32, "signed": sae.signed}
+    auxk = reference.auxk(sae.scaled(x), weights_of(sae), **about)
     (loss + auxk).backward()
     expected = gradients(sae)
     out = sae(x, state=state(path, dead=dead, n_dead=n_dead, auxk_alpha=1 / 32))

@@ -17,6 +17,7 @@ STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
 # What each architecture is told: config fields, λ. Everything else is the same.
 SETTINGS: dict[str, tuple[str, dict, float]] = {
     "topk": ("topk", {"k": ACTIVE}, 0.0),
+    "abs_topk": ("abs_topk", {"k": ACTIVE}, 0.0),
     "batch_topk": ("batch_topk", {"k": ACTIVE}, 0.0),
     "matryoshka": ("matryoshka", {"k": ACTIVE, "prefix_sizes": [N_TRUE, 2 * N_TRUE]}, 0.0),
     "standard": ("standard", {}, 2.0),

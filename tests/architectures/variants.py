@@ -14,7 +14,7 @@ from hfsae.functional import reference
 from hfsae.functional.reference import Weights
 
 D_IN, N_FEATURES, K = 6, 24, 3
-HAVE_K = ("topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
+HAVE_K = ("topk", "abs_topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
 CROSSCODERS = ("crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder")
 CROSS_LAYER = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
 """Those that read and write several layers of a model, which have tests of their own."""
@@ -144,6 +144,12 @@ VARIANTS: dict[str, Variant] = {
         lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k, multi_topk=True),
         {"multi_topk": True},
     ),
+    "hierarchical-topk": Variant(
+        "topk",
+        lambda sae, x: reference.topk(x, weights_of(sae), k=sae.config.k, budgets=sae.config.budgets),
+        {"hierarchical": True},
+    ),
+    "abs_topk": Variant("abs_topk", lambda sae, x: reference.abs_topk(x, weights_of(sae), k=sae.config.k)),
     "batch_topk": Variant("batch_topk", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
     "matryoshka": Variant("matryoshka", _matryoshka),
     "matryoshka-recipe": Variant("matryoshka", _matryoshka, {"prefix_balance": 0.75, "orthogonality": 0.5}),

@@ -169,6 +169,24 @@ def saelens_topk(folder: Path) -> Foreign:
     )
 
 
+def saelens_abstopk(folder: Path) -> Foreign:
+    w = matrices()
+    saelens(folder, "abstopk", {"k": K, "rescale_acts_by_decoder_norm": True}, w)
+    norm = w["W_dec"].norm(dim=1)
+
+    def features(x: Tensor) -> Tensor:
+        h = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norm
+        return h.sign() * keep_largest(h.abs(), K)
+
+    return Foreign(
+        folder,
+        features,
+        lambda z, x: (z / norm) @ w["W_dec"] + w["b_dec"],
+        {**RESID_PRE, "k": K, "rescale_by_decoder_norm": True},
+        "abs_topk",
+    )
+
+
 def saelens_jumprelu(folder: Path) -> Foreign:
     w = {**matrices(), "threshold": thresholds()}
     saelens(folder, "jumprelu", {"normalize_activations": "layer_norm"}, w)
@@ -680,6 +698,7 @@ FOREIGN: dict[str, Callable[[Path], Foreign]] = {
         saelens_standard,
         saelens_centred,
         saelens_topk,
+        saelens_abstopk,
         saelens_jumprelu,
         saelens_gated,
         saelens_transcoder,

@@ -232,7 +232,7 @@ def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
         ({"k": 49}, "no topk SAE: k must be between 1 and n_features=48, got 49"),
         (
             {"architecture": "topkk", "inputs": {"model": "not/loaded"}},
-            "unknown architecture 'topkk'; there are batch_topk, .*crosscoder, gated, jumprelu",
+            "unknown architecture 'topkk'; there are abs_topk, .*crosscoder, gated, jumprelu",
         ),
         ({"architecture_options": {"multi_topkk": True}}, "no field 'multi_topkk'. Did you mean 'multi_topk'"),
         ({"architecture_options": {"multi_topk": "yes"}}, "no topk SAE: .*'multi_topk' expected bool"),

@@ -108,6 +108,8 @@ CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "topk": ("topk", {}, {}),
     "groupmax": ("topk", {"activation": "groupmax"}, {}),
     "multi_topk": ("topk", {"multi_topk": True}, {}),
+    "hierarchical": ("topk", {"hierarchical": True, "hierarchical_ks": [1, 3, 4]}, {}),
+    "abs_topk": ("abs_topk", {}, {}),
     "batch_topk": ("batch_topk", {}, {}),
     "matryoshka": ("matryoshka", {"prefix_sizes": [10, 30, 40, 100, 160]}, {}),
     "jumprelu": ("jumprelu", {"pre_act_coefficient": 0.01}, {}),
