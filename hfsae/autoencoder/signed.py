@@ -1,4 +1,4 @@
-"""What takes features for positive says so, instead of leaving out those that are negative."""
+"""What takes features for positive refuses an SAE whose features may be negative: it would leave these out."""
 
 from hfsae.autoencoder.architecture import Architecture
 

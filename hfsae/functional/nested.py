@@ -18,7 +18,7 @@ from hfsae.functional.selection import Selection, TopK
 def nested(
     pattern: Pattern, values: Tensor, pre: Tensor, rules: Sequence[Selection], most: int
 ) -> list[tuple[Pattern, Tensor]]:
-    """The entries that the first rule keeps, those that the second keeps beside them, and so on; last all others.
+    """The entries that the first rule keeps, what the second keeps beside them, and so on; last all others.
 
     Args:
         pattern: What a wider rule of the same kind picked.

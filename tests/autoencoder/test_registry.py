@@ -47,7 +47,8 @@ def test_changing_the_answer_does_not_change_the_registry():
 
 def test_an_unknown_architecture_is_an_error_that_lists_those_there_are():
     with pytest.raises(
-        ValueError, match="unknown architecture 'top_k'; there are abs_topk, batch_topk, cross_layer_transcoder, crosscoder"
+        ValueError,
+        match="unknown architecture 'top_k'; there are abs_topk, batch_topk, cross_layer_transcoder, crosscoder",
     ):
         config_class_of("top_k")
 
