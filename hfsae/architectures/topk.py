@@ -35,8 +35,8 @@ class TopKSAEConfig(SAEConfig):
             keeps the largest of each group (EleutherAI's sparsify).
         multi_topk: Whether ⅛ of the error with 4k features is added to the loss, which keeps reconstructions sound
             when k is changed later.
-        hierarchical: Whether the loss is the mean of the errors with several smaller k and with k. One SAE is then good
-            for all of them: `sae.with_k(16)`.
+        hierarchical: Whether the loss is the mean of the errors with several smaller k and with k. One SAE is then
+            good for all of them: `sae.with_k(16)`.
         hierarchical_ks: These k, rising, the last one `k`; None: k/8, k/4, 3k/8, ... and k.
 
     Raises:
