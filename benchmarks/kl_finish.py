@@ -14,12 +14,14 @@ of the model with all of them in place; explained variance and L0 are then means
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from kept import kept
+
 from hfsae import SAETrainer, SAETrainingArguments
-from hfsae.saving import write_json
 
 
 def figures(args: argparse.Namespace, architecture: str, kl_tokens: float, seed: int, folder: Path) -> dict[str, Any]:
@@ -96,12 +98,9 @@ def main() -> None:
         for architecture in args.architectures:
             for kl_tokens in args.kl_tokens:
                 folder = args.output / f"{architecture}-{kl_tokens:g}-{seed}"
-                done = folder / "figures.json"
-                if not done.is_file():
-                    found = figures(args, architecture, kl_tokens, seed, folder)
-                    write_json(done, found)
-                    print(folder.name, json.dumps(found), flush=True)
-                rows.setdefault((architecture, kl_tokens), []).append(json.loads(done.read_text()))
+                found = kept(folder / "figures.json", partial(figures, args, architecture, kl_tokens, seed, folder))
+                print(folder.name, json.dumps(found), flush=True)
+                rows.setdefault((architecture, kl_tokens), []).append(found)
     print(table(args, rows))
 
 

@@ -10,17 +10,17 @@ and a run that was ended goes on from its last checkpoint. Each crosscoder leave
 """
 
 import argparse
-import json
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from datasets import Dataset
+from kept import kept
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, diff
-from hfsae.saving import write_json
 from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -140,10 +140,7 @@ def main() -> None:
         tuned = fine_tune(args.output_dir / f"tuned-{seed}", base=args.base, steps=args.steps, seed=seed)
         run = train(args, seed, tuned)
         for rule in RULES:
-            file = args.output_dir / f"{rule}-{seed}.json"
-            if not file.is_file():
-                write_json(file, measure(run / rule))
-            cells[rule].append(json.loads(file.read_text()))
+            cells[rule].append(kept(args.output_dir / f"{rule}-{seed}.json", partial(measure, run / rule)))
     print(table(cells))
 
 

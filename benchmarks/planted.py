@@ -11,16 +11,16 @@ Each seed and L0 leaves one JSON file, and what is there is not trained again: a
 """
 
 import argparse
-import json
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import kept
 
 from hfsae import SAETrainer, SAETrainingArguments
 from hfsae.architectures import Crosscoder, CrossLayer, architectures
-from hfsae.saving import write_json
 from hfsae.scores import PlantedDictionary, find_planted, ranking
 
 FIGURES = ("mcc", "f1", "mean_max_cosine")
@@ -49,6 +49,12 @@ def trained(planted: PlantedDictionary, active: int, seed: int, tokens: int, fol
         name: find_planted(sae.by_sign() if sae.signed else sae, planted).recorded()
         for name, sae in output.saes.items()
     }
+
+
+def result(planted: PlantedDictionary, active: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What a seed and an L0 leave."""
+    found = trained(planted, active, seed, args.tokens, args.output / "training")
+    return {"seed": seed, "active": active, "tokens": args.tokens, "found": found}
 
 
 def table(results: list[dict[str, Any]]) -> None:
@@ -90,11 +96,7 @@ def main(command_line: list[str] | None = None) -> None:
     for seed in args.seeds:
         for active in args.active:
             file = args.output / f"seed{seed}-active{active}-tokens{args.tokens}.json"
-            if not file.is_file():
-                args.output.mkdir(parents=True, exist_ok=True)
-                found = trained(planted, active, seed, args.tokens, args.output / "training")
-                write_json(file, {"seed": seed, "active": active, "tokens": args.tokens, "found": found})
-            results.append(json.loads(file.read_text()))
+            results.append(kept(file, partial(result, planted, active, seed, args)))
     table(results)
 
 

@@ -1,20 +1,22 @@
 """Dead features of transcoders by how they are revived, on equal tokens. From the repository's root:
 
-    python benchmarks/transcoder_revival.py OUT.json [--architectures topk] [--layers 0 1] [--seeds 0 1]
+    python benchmarks/transcoder_revival.py OUT [--architectures topk] [--layers 0 1] [--seeds 0 1]
         [--revivals auxk] [any option of `hfsae train`]
 
 Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained in
 one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw: the
-share of features that fires on none of its tokens, explained variance, and active features a token. OUT.json holds a
-row for each as soon as a seed is done; seeds that are in it are not trained again. A cross-layer transcoder reads and
-writes all layers, whatever --layers says; give it alone, and one layer.
+share of features that fires on none of its tokens, explained variance, and active features a token. The folder OUT has
+a file of rows for each seed that is done, which is not trained again. A cross-layer transcoder reads and writes all
+layers, whatever --layers says; give it alone, and one layer.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
+from kept import kept
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer
@@ -24,8 +26,6 @@ from hfsae.arguments.sae_settings import is_cross_layer
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.command_line import NUMBERS, option
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
-from hfsae.saving import write_json
-from hfsae.storage import read_json
 
 SMALL = {
     "model_name_or_path": "examples/tiny_lm",
@@ -93,6 +93,20 @@ def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
+def rows_of_seed(
+    args: SAETrainingArguments, names: list[str], layers: list[int], revivals: list[str], measured_tokens: int
+) -> list[dict[str, Any]]:
+    """A row of figures for each transcoder of a seed."""
+    saes = train(args, names, layers, revivals)
+    rows = held_out(saes, args, measured_tokens)
+    found = []
+    for name, sae in saes.items():
+        layer, architecture, revival = name.split("/")
+        of_row = {"layer": int(layer), "architecture": architecture, "revival": revival, "seed": args.seed}
+        found.append({**of_row, "training_tokens": args.training_tokens, **measure(sae.eval(), rows)})
+    return found
+
+
 @with_training_options
 def main(
     output: Path,
@@ -109,23 +123,15 @@ def main(
     given: dict[str, str],
 ) -> None:
     """Trains, measures, prints a row for each transcoder."""
-    done = read_json(output) if output.exists() else []
     for seed in seeds:
-        if any(row["seed"] == seed for row in done):
-            continue
         with tempfile.TemporaryDirectory() as folder:
             fixed = {"eval_tokens": 0, "save_steps": 0, "html_report": False, "disable_tqdm": True}
             args = arguments_from(
                 {**SMALL, "hook_point": f"mlp_in.{layers[0]}", **given}, output_dir=folder, seed=seed, **fixed
             )
-            saes = train(args, architectures, layers, revivals)
-            rows = held_out(saes, args, measured_tokens)
-            for name, sae in saes.items():
-                layer, architecture, revival = name.split("/")
-                of_row = {"layer": int(layer), "architecture": architecture, "revival": revival, "seed": seed}
-                done.append({**of_row, "training_tokens": args.training_tokens, **measure(sae.eval(), rows)})
-                print(done[-1], flush=True)
-            write_json(output, done)
+            make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens)
+            for row in kept(output / f"seed{seed}.json", make):
+                print(row, flush=True)
 
 
 if __name__ == "__main__":
