@@ -11,18 +11,16 @@ goes on from its last checkpoint), each graph. Writes a page and a graph for eac
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixed_text import LENGTH, books_and_library
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfsae import SAE, Graph, SAETrainer, SAETrainingArguments, TopKSAEConfig, evaluate_together, load_saes, trace
 from hfsae.data.stdlib_text import stdlib_documents
-from hfsae.saving import files_at_once
 
-# Characters of a document, and how many documents of each kind.
-_LENGTH = 4000
+# How many documents of each kind.
 _DOCUMENTS = 600
 
 PROMPTS = {
@@ -30,36 +28,6 @@ PROMPTS = {
     "bracket": 'names = ["north", "south", "east", "west',
     "capital": "Paris is the capital of France. Rome is the capital of",
 }
-
-
-def books(path: Path) -> Iterator[str]:
-    """Consecutive paragraphs of one book, joined to documents."""
-    document, current = "", None
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            if document and (record.get("book") != current or len(document) > _LENGTH):
-                yield document
-                document = ""
-            current = record.get("book")
-            document += record["text"] + "\n\n"
-
-
-def library() -> Iterator[str]:
-    """The beginnings of the library's files."""
-    for document in stdlib_documents("train"):
-        yield document["text"][:_LENGTH]
-
-
-def write_text(path: Path, source: Path) -> None:
-    """As many documents of books as of the library, in turn, spread over all of each."""
-    chosen = []
-    for documents in (list(books(source)), list(library())):
-        step = max(1, len(documents) // _DOCUMENTS)
-        chosen.append(documents[::step][:_DOCUMENTS])
-    with files_at_once(path.parent) as folder:
-        lines = (json.dumps({"text": text}) for pair in zip(*chosen, strict=False) for text in pair)
-        (folder / path.name).write_text("\n".join(lines), encoding="utf-8")
 
 
 def train(options: argparse.Namespace, text: Path, run: Path) -> dict[str, Any]:
@@ -167,8 +135,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     text, run, kept = (options.output_dir / name for name in ("text.jsonl", "set", "figures.json"))
     figures = json.loads(kept.read_text()) if kept.exists() else {}
-    if not text.exists():
-        write_text(text, options.books)
+    books_and_library(text, options.books, _DOCUMENTS)
     if not options.tokens:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = AutoModelForCausalLM.from_pretrained(options.model)
@@ -182,7 +149,7 @@ def main() -> None:
     first = next(iter(saes.values()))
     model, tokenizer = first.load_base_model(), first.load_tokenizer()
     if "together" not in figures:
-        held_out = [document["text"][:_LENGTH] for document in stdlib_documents("held_out")]
+        held_out = [document["text"][:LENGTH] for document in stdlib_documents("held_out")]
         figures["together"] = evaluate_together(saes, model, held_out, tokenizer, max_tokens=options.eval_tokens)
         kept.write_text(json.dumps(figures, indent=2))
     for name in options.prompts:

@@ -14,10 +14,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,12 +39,14 @@ class Peer:
             BatchTopK selects among the rows that are given, k for each on average: thresholds, which the libraries
             follow through longer runs, would give each another L0.
         input_scale: What the library itself would multiply activations by, given some of them.
+        save: Writes the SAE into a folder with its own project's code, in a form that hfsae reads.
         coefficient: Of the penalty that L0 follows from; None where k or L0 itself is given.
     """
 
     step: Callable[[Tensor], object]
     read_and_write: Callable[[Tensor], tuple[Tensor, Tensor]]
     input_scale: Callable[[Tensor], float]
+    save: Callable[[Path], object]
     coefficient: float | None = None
 
 
@@ -59,6 +63,7 @@ class Task:
         batch: Activations in a step.
         device: Where.
         coefficient: Of the penalty where there is one; None takes one to begin with.
+        learning_rate: None takes the library's own.
     """
 
     architecture: str
@@ -69,6 +74,7 @@ class Task:
     batch: int
     device: str = "cpu"
     coefficient: float | None = None
+    learning_rate: float | None = None
 
     @property
     def prefixes(self) -> list[int]:
@@ -115,11 +121,13 @@ def sae_lens(task: Task) -> Peer | None:
         d_in=task.d_in, d_sae=task.n_features, device=task.device, **options
     )
     sae = getattr(library, f"{name}TrainingSAE")(config)
+    rate = task.learning_rate or SAETrainerConfig.lr
     run = SAETrainerConfig(
         total_training_samples=task.batch * task.steps,
         train_batch_size_samples=task.batch,
         device=task.device,
-        lr_end=3e-5,  # a tenth of the rate, as its runner's config has it
+        lr=rate,
+        lr_end=rate / 10,  # as its runner's config has it
     )
     trainer = SAETrainer(cfg=run, sae=sae, data_provider=iter(()))
 
@@ -132,7 +140,12 @@ def sae_lens(task: Task) -> Peer | None:
         features = sae.encode(x)
         return sae.decode(features), features.to_dense() != 0
 
-    return Peer(step, read_and_write, lambda x: (task.d_in**0.5 / x.norm(dim=1).mean()).item(), coefficient)
+    def input_scale(x: Tensor) -> float:
+        return (task.d_in**0.5 / x.norm(dim=1).mean()).item()
+
+    # What batches share out is saved for inference as a JumpReLU, whose thresholds no calibration would set.
+    save = sae.save_model if "BatchTopK" in name else sae.save_inference_model
+    return Peer(step, read_and_write, input_scale, save, coefficient)
 
 
 def dictionary_learning(task: Task) -> Peer | None:
@@ -162,6 +175,8 @@ def dictionary_learning(task: Task) -> Peer | None:
     if coefficient is not None:
         coefficient = coefficient if task.coefficient is None else task.coefficient
         options = {**options, "l1_penalty": coefficient}
+    if task.learning_rate is not None:
+        options = {**options, "lr": task.learning_rate}
     trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(
         steps=task.steps + 10,
         activation_dim=task.d_in,
@@ -180,10 +195,16 @@ def dictionary_learning(task: Task) -> Peer | None:
         features = trainer.ae.encode(x, use_threshold=False) if by_batch else trainer.ae.encode(x)
         return trainer.ae.decode(features), features != 0
 
+    def save(folder: Path) -> None:
+        """As its training loop does."""
+        torch.save(trainer.ae.state_dict(), folder / "ae.pt")
+        (folder / "config.json").write_text(json.dumps({"trainer": trainer.config, "buffer": {"ctx_len": 128}}))
+
     return Peer(
         lambda x: trainer.update(next(taken), x),
         read_and_write,
         lambda x: (1 / x.pow(2).sum(1).mean().sqrt()).item(),
+        save,
         coefficient,
     )
 
@@ -198,7 +219,7 @@ def sparsify(task: Task) -> Peer | None:
         from sparsify.sign_sgd import SignSGD
     config = SparseCoderConfig(num_latents=task.n_features, k=task.k)
     sae = SparseCoder(task.d_in, config, device=task.device, dtype=torch.float32)
-    rate = 5e-3 / (task.n_features / 2**14) ** 0.5
+    rate = task.learning_rate or 5e-3 / (task.n_features / 2**14) ** 0.5
     optimiser = ScheduleFreeWrapper(SignSGD([{"params": sae.parameters(), "lr": rate}]), momentum=0.95)
     optimiser.train()
     since_fired = torch.zeros(task.n_features, dtype=torch.long, device=task.device)
@@ -225,7 +246,12 @@ def sparsify(task: Task) -> Peer | None:
         active = torch.zeros(len(x), task.n_features, dtype=torch.bool, device=x.device)
         return output.sae_out.float(), active.scatter_(1, output.latent_indices, output.latent_acts != 0)
 
-    return Peer(step, read_and_write, lambda x: 1.0)
+    def save(folder: Path) -> None:
+        optimiser.eval()
+        sae.save_to_disk(folder / "sae")
+        optimiser.train()
+
+    return Peer(step, read_and_write, lambda x: 1.0, save)
 
 
 PEERS = {"sae_lens": sae_lens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
