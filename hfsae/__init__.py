@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         find_max_activating_examples,
         logit_effects,
         steer,
+        untrained_tokens,
     )
     from hfsae.architectures import (
         AbsTopKSAE,
@@ -134,6 +135,7 @@ _HOME = {
     "steer_model": "hfsae.steering",
     "steering_report": "hfsae.steering",
     "trace": "hfsae.circuits",
+    "untrained_tokens": "hfsae.analysis",
 }
 
 __all__ = [
@@ -201,6 +203,7 @@ __all__ = [
     "steer_model",
     "steering_report",
     "trace",
+    "untrained_tokens",
 ]
 
 

@@ -17,6 +17,7 @@ from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effect
 from hfsae.analysis.feature_types import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.interventions import ablate, steer
 from hfsae.analysis.neuronpedia import export_neuronpedia
+from hfsae.analysis.never_trained import untrained_tokens
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import LogitEffects, Neighbours, logit_effects, neighbours
 
@@ -45,4 +46,5 @@ __all__ = [
     "neighbours",
     "read_sequences",
     "steer",
+    "untrained_tokens",
 ]

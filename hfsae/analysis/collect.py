@@ -275,6 +275,10 @@ def _of_all_processes(collection: FeatureCollection) -> FeatureCollection:
     distributed.all_gather(counts, torch.tensor([collection.about.n_tokens], device=device))
     shares: list[dict[str, Tensor]] = [{} for _ in range(world_size)]
     for name, tensor in sorted(collection.tensors().items()):
+        if not tensor.numel():  # gloo gathers nothing of no elements
+            for share in shares:
+                share[name] = tensor
+            continue
         mine = tensor.to(device).contiguous()
         gathered = [torch.empty_like(mine) for _ in range(world_size)]
         distributed.all_gather(gathered, mine)

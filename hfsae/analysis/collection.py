@@ -21,6 +21,7 @@ from hfsae.analysis.feature_types import (
     TokenEffect,
 )
 from hfsae.analysis.histogram import Histograms
+from hfsae.analysis.never_trained import left_out_note
 from hfsae.analysis.top_examples import TopExamples
 from hfsae.analysis.weights import LogitEffects, Neighbours
 from hfsae.notebook import html_table
@@ -92,6 +93,11 @@ class FeatureCollection(Sequence[Feature]):
     def densities(self) -> Tensor:
         """float64 (n,): the share of tokens on which each fires."""
         return self.statistics.tokens_firing[self.features].double() / self.about.n_tokens
+
+    @property
+    def left_out_note(self) -> str:
+        """A sentence on the tokens that no list of effects on logits holds; empty where there are none."""
+        return left_out_note(self.logits and self.logits.left_out)
 
     @cached_property
     def _rows(self) -> dict[int, int]:

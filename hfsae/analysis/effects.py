@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.interventions import ablate
+from hfsae.analysis.never_trained import all_but, untrained_tokens
 from hfsae.attachment import attach
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
@@ -32,7 +33,8 @@ class FeatureEffect:
         feature: Which one.
         attribution: The change of the loss by first-order attribution, Σ over tokens of −∂loss/∂f · f, in nats.
         loss_change: The change of the loss measured by ablating it, in nats; None where it was only attributed.
-        raised: Tokens whose logit at the last position rises most without it; empty where only attributed.
+        raised: Tokens whose logit at the last position rises most without it; empty where only attributed. Tokens that
+            the model was never trained on are left out.
         lowered: Tokens whose logit falls most.
     """
 
@@ -102,6 +104,7 @@ def feature_effects(
     with evaluating(model):
         _refuse_other_losses(model, ids)
         logits, loss, attributions = _attribute(sae, model, tokenizer, ids, wanted)
+        tokens = all_but(logits.shape[1], untrained_tokens(model)).to(logits.device)
         order = attributions.abs().argsort(descending=True)
         order = order[attributions[order] != 0].tolist()
         measured = []
@@ -114,8 +117,8 @@ def feature_effects(
                     feature=feature,
                     attribution=float(attributions[feature]),
                     loss_change=float(_loss(changed, ids[0], wanted)) - loss,
-                    raised=_strongest(change, k, largest=True),
-                    lowered=_strongest(change, k, largest=False),
+                    raised=_strongest(change, tokens, k, largest=True),
+                    lowered=_strongest(change, tokens, k, largest=False),
                 )
             )
     measured.sort(key=lambda effect: -abs(effect.loss_change or 0.0))
@@ -173,6 +176,7 @@ def _target_id(tokenizer: "PreTrainedTokenizerBase", target: str | None) -> int 
     return ids[0]
 
 
-def _strongest(change: Tensor, k: int, *, largest: bool) -> list[TokenEffect]:
-    best = change.topk(min(k, len(change)), largest=largest)
-    return [TokenEffect(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+def _strongest(change: Tensor, tokens: Tensor, k: int, *, largest: bool) -> list[TokenEffect]:
+    """Of some tokens those whose logits change most."""
+    best = change[tokens].topk(min(k, len(tokens)), largest=largest)
+    return [TokenEffect(*pair) for pair in zip(tokens[best.indices].tolist(), best.values.tolist(), strict=True)]

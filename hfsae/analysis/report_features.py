@@ -62,7 +62,10 @@ def report_features(
     rows = range(len(collection)) if chosen is not None else _evenly_spaced(collection.densities)
     texts = TokenTexts(tokenizer)
     features = [feature for row in rows if (feature := collection[row]).top]
-    return sorted((_shown(feature, texts) for feature in features), key=lambda feature: -feature.density)
+    return sorted(
+        (_shown(feature, texts, collection.left_out_note) for feature in features),
+        key=lambda feature: -feature.density,
+    )
 
 
 def _evenly_spaced(density: Tensor) -> list[int]:
@@ -72,7 +75,7 @@ def _evenly_spaced(density: Tensor) -> list[int]:
     return [ordered[round(place)] for place in torch.linspace(0, len(ordered) - 1, wanted).tolist()] if wanted else []
 
 
-def _shown(feature: Feature, texts: TokenTexts) -> ShownFeature:
+def _shown(feature: Feature, texts: TokenTexts, left_out_note: str) -> ShownFeature:
     contexts = [
         [
             ShownToken(text, activation, activation / feature.maximum if feature.maximum else 0.0)
@@ -81,4 +84,4 @@ def _shown(feature: Feature, texts: TokenTexts) -> ShownFeature:
         for example in feature.top
     ]
     promoted = [texts([effect.token_id])[0] for effect in feature.promoted]
-    return ShownFeature(feature.index, feature.density, feature.maximum, promoted, contexts)
+    return ShownFeature(feature.index, feature.density, feature.maximum, promoted, contexts, left_out_note)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfsae.analysis.activations import read_sequences
+from hfsae.analysis.never_trained import left_out_note
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects
 from hfsae.autoencoder import SparseAutoencoder
@@ -62,12 +63,14 @@ def shaded_features(
     if not features:
         yield "no feature fires on this text"
         return
-    promoted = _promoted(sae, model, tokenizer, features)
+    promoted, note = _promoted(sae, model, tokenizer, features)
     for feature, tokens in zip(features, promoted, strict=True):
         values = [value for piece in pieces for value in piece.features.of(feature).tolist()]
         name = f" ({printable(labels[feature])})" if labels and feature in labels else ""
         yield f"feature {feature}{name}: at most {max(values):.3g}{tokens}"
         yield shaded(texts, values, color=color) + "\n"
+    if note:
+        yield f"of the promoted tokens {note}"
 
 
 def shaded(texts: Sequence[str], values: Sequence[float], *, color: bool) -> str:
@@ -107,10 +110,11 @@ def printable(text: str) -> str:
 
 def _promoted(
     sae: SparseAutoencoder, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase", features: Sequence[int]
-) -> list[str]:
-    """What each feature promotes, in words; nothing where it does not write into the residual stream."""
+) -> tuple[list[str], str]:
+    """What each feature promotes, in words, and what is left out; nothing where it writes into no residual stream."""
     if not has_logit_effects(sae, model):
-        return [""] * len(features)
+        return [""] * len(features), ""
     effects = logit_effects(sae, model, features, k=5)
     texts = TokenTexts(tokenizer)
-    return [f", promotes {' '.join(repr(texts([i])[0]) for i in row)}" for row in effects.promoted.tolist()]
+    words = [f", promotes {' '.join(repr(texts([i])[0]) for i in row)}" for row in effects.promoted.tolist()]
+    return words, left_out_note(effects.left_out)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hfsae.analysis.never_trained import all_but, untrained_tokens
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
@@ -34,6 +35,8 @@ class LogitEffects(NamedTuple):
         counts: int32 (n, bins), how many tokens of the vocabulary lie in each of equal bins; None in older
             collections.
         range: float32 (n, 2), where the first bin starts and the last one ends.
+        left_out: int32 (m,), the tokens that the model was never trained on (`untrained_tokens`). They are in no list
+            and no bin. None in older collections, whose lists may hold some.
     """
 
     promoted: Tensor
@@ -42,6 +45,7 @@ class LogitEffects(NamedTuple):
     suppressed_by: Tensor
     counts: Tensor | None = None
     range: Tensor | None = None
+    left_out: Tensor | None = None
 
 
 class Neighbours(NamedTuple):
@@ -70,6 +74,8 @@ def logit_effects(
     model's own final norm and unembedding. The logits of a residual stream of zeros are taken off. Lengths do not
     matter, so features can be compared; how much one adds depends on its activation and on the rest of the stream.
 
+    Tokens that the model was never trained on are left out: nothing taught their logits to mean anything.
+
     Args:
         sae: An SAE that writes into the residual stream, or to the input of the matrix that ends attention or MLP.
             What comes after that matrix within the block, such as Gemma 2's norms, is passed by.
@@ -86,16 +92,20 @@ def logit_effects(
         [' self', ' cls', ' other', ...]
     """
     chosen = chosen_features(sae, features)
-    k = min(k, model.config.get_text_config().vocab_size)
+    left_out = untrained_tokens(model)
     found: list[list[Tensor]] = []
     with evaluating(model):
         directions = stream_directions(sae, model, chosen)
         nothing = _logits(model, torch.zeros_like(directions[:1]))
+        tokens = all_but(nothing.shape[1], left_out).to(nothing.device)
+        k = min(k, len(tokens))
         for some in directions.split(_FEATURES_AT_ONCE):
-            effects = _logits(model, some) - nothing
-            up, down = effects.topk(k), effects.topk(k, largest=False)
-            found.append([up.indices.int(), up.values, down.indices.int(), down.values, *_histograms(effects)])
-    return LogitEffects(*(torch.cat(column).cpu() for column in zip(*found, strict=True)))
+            effects = (_logits(model, some) - nothing)[:, tokens]
+            (up, raised), (down, lowered) = (
+                (tokens[best.indices].int(), best.values) for best in (effects.topk(k), effects.topk(k, largest=False))
+            )
+            found.append([up, raised, down, lowered, *_histograms(effects)])
+    return LogitEffects(*(torch.cat(column).cpu() for column in zip(*found, strict=True)), left_out=left_out.int())
 
 
 def _histograms(effects: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,5 +198,6 @@ def _examples(
             "top": content["top"][:_EXAMPLES],
             "promoted": content["promoted"][:_EXAMPLES],
             "suppressed": content["suppressed"][:_EXAMPLES],
+            "left_out_note": collection.left_out_note,
         }
     return {"features": features, "texts": words.texts}

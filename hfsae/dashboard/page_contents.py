@@ -127,7 +127,7 @@ def unpack(packed: str) -> Any:
 def _about(collection: FeatureCollection) -> dict[str, Any]:
     about = asdict(collection.about)
     shown = {name: without_folders(about[name]) for name in ("base_model", "dataset") if about[name]}
-    return about | shown
+    return about | shown | {"left_out_note": collection.left_out_note}
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:

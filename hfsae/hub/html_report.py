@@ -45,6 +45,7 @@ class ShownFeature:
         maximum: Its largest activation.
         promoted: Tokens whose logits it raises most.
         contexts: Where it fires most strongly, token by token.
+        left_out_note: What is said of the tokens that `promoted` leaves out.
     """
 
     index: int
@@ -52,6 +53,7 @@ class ShownFeature:
     maximum: float
     promoted: list[str] = field(default_factory=list)
     contexts: list[list[ShownToken]] = field(default_factory=list)
+    left_out_note: str = ""
 
 
 def write_report(folder: Path, config: SAEConfig, features: Sequence[ShownFeature] = ()) -> Path:

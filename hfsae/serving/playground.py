@@ -72,7 +72,13 @@ class Playground:
         """What the page shows before anything was asked."""
         config = self.sae.config
         limits = {name: getattr(self.limits, name) for name in ("prompt_tokens", "new_tokens", "features", "strength")}
-        return {"name": self.name, "hook_point": config.hook_point, "n_features": config.n_features, "limits": limits}
+        return {
+            "name": self.name,
+            "hook_point": config.hook_point,
+            "n_features": config.n_features,
+            "limits": limits,
+            "left_out_note": self.collection.left_out_note,
+        }
 
     def read(self, text: Any) -> dict[str, Any]:
         """The features of a text's tokens, as `read_prompts` has them, and what is known of each feature.

@@ -71,7 +71,7 @@ function nodePanel(node) {
 function examples(collected) {
   const found = [];
   if (collected.top.length) found.push(element("section", {}, element("h3", {}, "Fires most on"), exampleList(collected.top, graph.texts, collected.maximum, "Strongest examples")));
-  if (collected.promoted.length) found.push(element("section", {}, element("h3", {}, "Makes likelier by itself"), element("p", {}, collected.promoted.map(([text]) => tokenSign(text)))));
+  if (collected.promoted.length) found.push(element("section", {}, element("h3", {}, "Makes likelier by itself"), element("p", {}, collected.promoted.map(([text]) => tokenSign(text))), collected.left_out_note ? element("p", { class: "quiet left-out-note" }, collected.left_out_note) : null));
   return found;
 }
 

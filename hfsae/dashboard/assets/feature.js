@@ -25,7 +25,7 @@ function firingSections(entry, data) {
       "div",
       { class: "columns" },
       element("section", { class: "activations" }, element("h2", {}, "Activations"), activationHistogram(data, entry.maximum)),
-      element("section", { class: "logits" }, element("h2", {}, "Direct effect on logits"), element("div", { class: "sides" }, effects)),
+      element("section", { class: "logits" }, element("h2", {}, "Direct effect on logits"), element("div", { class: "sides" }, effects), data.promoted.length && about.left_out_note ? element("p", { class: "quiet left-out-note" }, about.left_out_note) : null),
     ),
     element(
       "section",

@@ -64,6 +64,8 @@ function showFeatures() {
     );
   });
   byId("features").replaceChildren(...rows);
+  byId("left-out").textContent = about.left_out_note && `Of the tokens that features promote ${about.left_out_note}`;
+  byId("left-out").hidden = !about.left_out_note;
   const first = ranked()[0];
   showText(first ? first[0] : null);
 }
