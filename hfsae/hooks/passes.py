@@ -93,6 +93,9 @@ class Passes:
             finally:
                 self._open = False
                 open_here.remove(self)
+                # Listeners know these passes, and hold activations: a circle that only Python's collector would free,
+                # many passes later.
+                self._listeners.clear()
 
     def act(self) -> bool:
         """Whether a hook that is called now is to do anything.

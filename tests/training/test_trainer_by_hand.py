@@ -6,7 +6,8 @@ from transformers import TrainerCallback, TrainerState
 
 from hfsae import SAE, SAETrainer, TopKSAEConfig
 from hfsae.training.callbacks import HealthWarnings, ProgressBar
-from tests.training.tiny import BATCH, At, arguments, sparse_rows, stop_at, text, trainer
+from tests.circles import tensors_in_circles
+from tests.training.tiny import ARCHITECTURES, BATCH, At, arguments, sparse_rows, stop_at, text, trainer
 
 RESIDUAL = "transformer.h.1.output"
 
@@ -272,3 +273,16 @@ def test_the_state_knows_the_best_checkpoint(tmp_path):
     assert one.state.best_model_checkpoint == str(output.best_checkpoint)
     logged = {entry["step"]: entry["loss"] for entry in one.state.log_history}
     assert one.state.best_metric == pytest.approx(min(logged[2], logged[4]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_and_measures_leave_nothing_in_memory(tmp_path, architecture):
+    one = trainer(tmp_path, steps=20, architecture=architecture, eval_tokens=200, shuffle_window_tokens=BATCH)
+    for _ in range(2):
+        one.training_step()
+    one.evaluate()
+    with tensors_in_circles() as left:
+        for _ in range(4):
+            one.training_step()
+        one.evaluate()
+    assert not left
