@@ -16,6 +16,7 @@ from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPoint, HookPointError, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
+from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
@@ -262,10 +263,11 @@ def places_of(
     refuse_unnamed(saes)
     if not saes:
         raise ValueError("there is no SAE to attach: pass some by name, such as load_saes(folder).")
+    layout = DecoderLayout.find(model)
     places = {}
     for name, sae in saes.items():
         try:
-            places[name] = hook_points_of(sae.config, model)
+            places[name] = hook_points_of(sae.config, model, layout)
         except ValueError as error:
             raise error if name == _ALONE else type(error)(f"SAE {name!r}: {error}") from error
     written = Counter(target for _, target in places.values())

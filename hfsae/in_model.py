@@ -11,14 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data.encoding import special_token_ids
 from hfsae.data.left_out import LeftOut
-from hfsae.hooks import (
-    HookPoint,
-    SideBySide,
-    inner_model,
-    portable_name,
-    resolve_hook_point,
-    resolve_hook_points,
-)
+from hfsae.hooks import HookPoint, SideBySide, inner_model, portable_name, resolve_hook_point, resolve_hook_points
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.side_by_side import below
 from hfsae.hooks.width import resolve_with_width
@@ -275,12 +268,15 @@ def _refuse_other_layers(model: nn.Module, reads: tuple[str, list[str]], writes:
         )
 
 
-def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint, HookPoint]:
+def hook_points_of(
+    config: SAEConfig, model: PreTrainedModel, layout: DecoderLayout | None = None
+) -> tuple[HookPoint, HookPoint]:
     """Where in a model an SAE reads and where it writes: the same place unless it is a transcoder.
 
     Args:
         config: The SAE's config.
         model: A causal LM.
+        layout: The model's, where it was found before; many SAEs of one model need it once.
 
     Raises:
         HookPointError: If the model has no such place.
@@ -305,7 +301,7 @@ def hook_points_of(config: SAEConfig, model: PreTrainedModel) -> tuple[HookPoint
     target = config.target_hook_point or config.hook_point
     points = []
     for name, size, field in ((config.hook_point, config.d_in, "d_in"), (target, config.d_out, "d_out")):
-        point, there = resolve_with_width(model, name)
+        point, there = resolve_with_width(model, name, layout)
         if there != size:
             raise ValueError(
                 f"the activations of {type(model).__name__} at {point} have {there} dimensions, but this SAE has "

@@ -51,9 +51,11 @@ def resolve_hook_point(model: nn.Module, name: str | HookPoint) -> HookPoint:
     return resolve_with_layout(model, name)[0]
 
 
-def resolve_with_layout(model: nn.Module, name: str | HookPoint) -> tuple[HookPoint, DecoderLayout | None]:
-    """The same, with the model's layout, which is found on the way; None where it has none."""
-    found = expand_hook_points(model, name)
+def resolve_with_layout(
+    model: nn.Module, name: str | HookPoint, layout: DecoderLayout | None = None
+) -> tuple[HookPoint, DecoderLayout | None]:
+    """The same, with the model's layout, which is found on the way if it is not given; None where it has none."""
+    found = expand_hook_points(model, name, layout)
     points, layout = found.places, found.layout
     if len(points) > 1 or _names_several(str(name)):
         raise HookPointError(
@@ -97,12 +99,15 @@ class NamedPlaces:
     layout: DecoderLayout | None
 
 
-def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint]) -> NamedPlaces:
+def expand_hook_points(
+    model: nn.Module, names: str | HookPoint | Sequence[str | HookPoint], layout: DecoderLayout | None = None
+) -> NamedPlaces:
     """Find many places, each under the name it was asked by.
 
     Args:
         model: As for `resolve_hook_point`.
         names: As for `resolve_hook_points`.
+        layout: The model's, where it was found before.
 
     Raises:
         HookPointError: As for `resolve_hook_point`, and if `names` is empty.
@@ -112,7 +117,7 @@ def expand_hook_points(model: nn.Module, names: str | HookPoint | Sequence[str |
         raise HookPointError("no hook point was named")
     if isinstance(model, SideBySide):
         return _side_by_side(model, asked)
-    layout, reason = _layout(model)
+    layout, reason = (layout, "") if layout is not None else _layout(model)
     points: dict[str, HookPoint] = {}
     wild: set[HookPoint] = set()
     exact: set[HookPoint] = set()

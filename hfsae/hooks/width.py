@@ -39,9 +39,11 @@ def width(model: nn.Module, hook_point: str | HookPoint) -> int:
     return resolve_with_width(model, hook_point)[1]
 
 
-def resolve_with_width(model: nn.Module, hook_point: str | HookPoint) -> tuple[HookPoint, int]:
+def resolve_with_width(
+    model: nn.Module, hook_point: str | HookPoint, layout: DecoderLayout | None = None
+) -> tuple[HookPoint, int]:
     """One place in a model, and the size of the activation there, as `width` gives it."""
-    point, layout = resolve_with_layout(model, hook_point)
+    point, layout = resolve_with_layout(model, hook_point, layout)
     return point, _width_at(model, point, layout)
 
 
