@@ -14,6 +14,7 @@ from hfsae.analysis.collect import collect_features, find_max_activating_example
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.delphi import export_delphi
 from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effects
+from hfsae.analysis.feature_map import FeatureMap, feature_map
 from hfsae.analysis.feature_types import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.interventions import ablate, steer
 from hfsae.analysis.neuronpedia import export_neuronpedia
@@ -28,6 +29,7 @@ __all__ = [
     "FeatureCollection",
     "FeatureEffect",
     "FeatureEffects",
+    "FeatureMap",
     "LogitEffects",
     "Neighbour",
     "Neighbours",
@@ -41,6 +43,7 @@ __all__ = [
     "export_neuronpedia",
     "feature_activations",
     "feature_effects",
+    "feature_map",
     "find_max_activating_examples",
     "logit_effects",
     "neighbours",

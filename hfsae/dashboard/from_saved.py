@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfsae.analysis import FeatureCollection
+from hfsae.analysis import FeatureCollection, FeatureMap, feature_map
 from hfsae.analysis.collection import TENSORS
 from hfsae.analysis.prompt_page import read_prompts
 from hfsae.dashboard.write import can_be_page, write_dashboard
@@ -33,6 +33,7 @@ class Material(NamedTuple):
     title: str
     labels: dict[int, Label]
     prompts: list[dict[str, Any]]
+    layout: FeatureMap | None = None
 
 
 def make_dashboard(source: str | Path, output: str | Path | None = None, **options: Any) -> Path:
@@ -152,7 +153,8 @@ def gather(
             collection.save(folder)
     if labels is not None and folder is not None:
         _keep_labels(folder / LABELS_FILE, named, digest, write)
-    return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts)
+    layout = feature_map(sae, collection.features[collection.densities > 0])
+    return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts, layout)
 
 
 def _is_another(folder: Path, options: Mapping[str, Any]) -> bool:

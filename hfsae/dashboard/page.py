@@ -19,6 +19,7 @@ SCRIPTS = (
     "tokens.js",
     "charts.js",
     "feature.js",
+    "map.js",
     "prompt.js",
     "overview.js",
     "main.js",

@@ -6,13 +6,14 @@ The index is read when the page opens; a group is unpacked when one of its featu
 
 import base64
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hfsae.analysis import Feature, FeatureCollection, TokenTexts
+from hfsae.analysis import Feature, FeatureCollection, FeatureMap, TokenTexts
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.plain_values import Words, feature_content, rounded, significant
 from hfsae.hub.hub_ids import without_folders
@@ -21,6 +22,9 @@ GROUP_SIZE = 64
 
 # Distinct tokens on which a feature fires most that stand for it in lists, and are searched.
 _PEAKS = 6
+
+# Tokens that stand for a group of the map.
+_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,11 @@ class PageContents:
 
     @classmethod
     def of(
-        cls, collection: FeatureCollection, texts: TokenTexts, comparison: Comparison | None = None
+        cls,
+        collection: FeatureCollection,
+        texts: TokenTexts,
+        comparison: Comparison | None = None,
+        layout: FeatureMap | None = None,
     ) -> "PageContents":
         """Writes out a collection.
 
@@ -89,6 +97,7 @@ class PageContents:
             collection: The features.
             texts: Gives the texts of its tokens.
             comparison: Of a crosscoder what its sources share.
+            layout: Where features stand on the map; None for a page without one.
         """
         compared = {} if comparison is None else comparison.features
         peaks: list[list[str]] = []
@@ -102,6 +111,9 @@ class PageContents:
         index = {
             "about": _about(collection),
             "comparison": None if comparison is None else _summary(comparison),
+            "map": None
+            if layout is None
+            else _map(layout, dict(zip(collection.features.tolist(), peaks, strict=True))),
             "group_size": GROUP_SIZE,
             "features": {
                 "index": collection.features.tolist(),
@@ -150,6 +162,37 @@ def _compared(compared: Compared | None, texts: TokenTexts) -> dict[str, Any]:
         for source in compared.sources
     ]
     return {"kind": compared.kind, "sources": sources}
+
+
+def _map(layout: FeatureMap, peaks: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    """Places in thousandths of the map's width and height, and the tokens that tell each group from the others."""
+    low = layout.places.amin(0)
+    extent = (layout.places.amax(0) - low).clamp(min=1e-12)
+    across, up = ((layout.places - low) / extent * 1000).round().int().T.tolist()
+    features, groups = layout.features.tolist(), layout.groups.tolist()
+    return {
+        "features": features,
+        "x": across,
+        "y": up,
+        "groups": groups,
+        "explained": rounded(layout.explained),
+        "components": layout.n_components,
+        "words": _telling([peaks[feature] for feature in features], groups),
+    }
+
+
+def _telling(peaks: Sequence[Sequence[str]], groups: Sequence[int]) -> list[list[str]]:
+    """Of each group the tokens that most of its features fire on, and few of the others: share · log(share / all)."""
+    overall = Counter(token for tokens in peaks for token in tokens)
+    found = []
+    for group in range(max(groups) + 1):
+        own = [tokens for tokens, at in zip(peaks, groups, strict=True) if at == group]
+        counts = Counter(token for tokens in own for token in tokens)
+        telling = {
+            token: n / len(own) * math.log(n / len(own) / (overall[token] / len(peaks))) for token, n in counts.items()
+        }
+        found.append(sorted(telling, key=lambda token: (-telling[token], token))[:_WORDS])
+    return found
 
 
 def _peaks(feature: Feature, texts: TokenTexts) -> list[str]:

@@ -33,7 +33,7 @@ def write_space(
         output: The folder.
         title: What the Space is called.
         repo_id: The Hub repository of the SAE, which the Space then is listed on.
-        **options: `labels` and `prompts`, as `write_dashboard` takes them.
+        **options: `labels`, `prompts` and `layout`, as `write_dashboard` takes them.
 
     Returns:
         The folder.

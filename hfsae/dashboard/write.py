@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfsae.analysis import FeatureCollection, TokenTexts
+from hfsae.analysis import FeatureCollection, FeatureMap, TokenTexts
 from hfsae.dashboard.page import render_page
 from hfsae.dashboard.page_contents import Comparison, PageContents
 from hfsae.folders import can_be_file, can_be_folder
@@ -37,6 +37,7 @@ def write_dashboard(
     labels: Mapping[int, str | Label] | None = None,
     prompts: Sequence[Mapping[str, Any]] = (),
     comparison: Comparison | None = None,
+    layout: FeatureMap | None = None,
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
 
@@ -50,6 +51,7 @@ def write_dashboard(
         labels: Labels by feature (`read_labels`, or `read_label_records` with what a language model scored).
         prompts: What `read_prompts` found, for the page of prompts.
         comparison: Of a crosscoder: what its sources share, and what each has of a feature.
+        layout: Where features stand on the map (`feature_map`); None for a page without one.
 
     Returns:
         The page's path.
@@ -61,7 +63,7 @@ def write_dashboard(
     """
     output = Path(output)
     can_be_page(output)
-    contents = PageContents.of(collection, TokenTexts(tokenizer), comparison)
+    contents = PageContents.of(collection, TokenTexts(tokenizer), comparison, layout)
     index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)

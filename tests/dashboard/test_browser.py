@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hfsae.analysis import feature_map
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
 from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
@@ -48,7 +49,8 @@ def pages(tmp_path_factory) -> Path:
     """The same hostile dashboard as a file and as a folder."""
     place = tmp_path_factory.mktemp("pages")
     prompts = read_prompts(*hostile(), [" ".join(HOSTILE), "w1 w2 w3 w1"])
-    shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts}
+    layout = feature_map(hostile().sae, collection().features[collection().densities > 0])
+    shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts, "layout": layout}
     write_dashboard(collection(), tokenizer(), place / "one.html", **shown)
     write_dashboard(collection(), tokenizer(), place / "folder", **shown)
     return place
@@ -88,7 +90,7 @@ def arrives(page, feature: int | str) -> None:
     """Waits until a feature's page is there: its address comes first, the list and the page when its data are read."""
     expect(page).to_have_url(re.compile(f"#feature/{feature}$"))
     expect(page.locator(f"#option-{feature}")).to_have_attribute("aria-selected", "true")
-    expect(page.locator("h1")).to_have_text({3: ATTACK, 5: "zebra"}.get(int(feature), f"Feature {feature}"))
+    expect(page.locator("h1")).to_have_text({3: ATTACK, 5: "zebra", 6: "zulu"}.get(int(feature), f"Feature {feature}"))
 
 
 def test_hostile_text_is_shown_as_text(page):
@@ -262,6 +264,59 @@ def test_the_prompt_page_says_which_features_fire_where(page):
     shaded = page.eval_on_selector_all(".prompt-text .shaded", "all => all.map(one => Number(one.id.slice(6)))")
     assert shaded == [token for token, features in enumerate(prompt["features"]) if shown[0] in features]
     assert page.get_attribute(f".swatch[data-feature='{shown[0]}']", "aria-pressed") == "true"
+
+
+def test_the_map_leads_to_features_by_pointer_and_by_keyboard(page):
+    page.click("#pages >> text=Map")
+    canvas = page.locator("#feature-map")
+    expect(page.locator("h1")).to_have_text("Map")
+    assert page.locator(".map-groups li").count() > 1
+    drawn = """() => {
+        const canvas = document.querySelector("#feature-map");
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        return pixels.filter((value, i) => i % 4 === 3 && value > 0).length;
+    }"""
+    everything = page.wait_for_function(drawn).json_value()
+    assert everything > 40
+    page.click(".map-groups .swatch >> nth=0")
+    expect(page.locator(".map-groups .swatch >> nth=0")).to_have_attribute("aria-pressed", "true")
+
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#said")).to_contain_text(re.compile(r"^Feature \d+, .*, group \d+$"))
+    first = page.text_content("#said")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#said")).not_to_have_text(first)
+    page.keyboard.press("+")
+    expect(page.locator("#said")).to_have_text("Zoom 2")
+    page.keyboard.press("-")
+    chosen = page.locator(".map-told .number").text_content()
+    page.keyboard.press("Enter")
+    arrives(page, chosen)
+    page.click("text=On the map")
+    expect(page).to_have_url(re.compile(f"#map/{chosen}$"))
+    expect(page.locator(".map-told .number")).to_have_text(chosen)
+
+    # The feature that lies farthest to the right stands at the right edge.
+    layout = feature_map(hostile().sae, collection().features[collection().densities > 0])
+    farthest = layout.features[layout.places[:, 0].argmax()]
+    low, high = layout.places[:, 1].min(), layout.places[:, 1].max()
+    height = float((high - layout.places[layout.places[:, 0].argmax(), 1]) / (high - low))
+    box = canvas.bounding_box()
+    place = {"x": box["width"] - 15, "y": 15 + height * (box["height"] - 30)}
+    canvas.hover(position=place)
+    expect(page.locator("#hint b")).to_have_text(str(int(farthest)))
+    canvas.click(position=place)
+    arrives(page, int(farthest))
+
+
+def test_the_map_fits_a_narrow_screen(browser, pages):
+    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    page.goto((pages / "one.html").as_uri() + "#map")
+    expect(page.locator("#feature-map")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

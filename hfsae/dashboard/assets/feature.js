@@ -13,7 +13,7 @@ function featureLink(feature) {
 }
 
 function featurePage(entry, data) {
-  return [heading(entry), statistics(entry, data), sourcesSection(data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(data)];
+  return [heading(entry), statistics(entry, data), sourcesSection(data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(entry, data)];
 }
 
 function firingSections(entry, data) {
@@ -138,7 +138,7 @@ function sourcesSection(data) {
   );
 }
 
-function neighbourSection(data) {
+function neighbourSection(entry, data) {
   const cosine = ([feature, value]) => [feature, value, figure(value)];
   const columns = [
     ["Writes alike", "cosine of decoder rows", data.decoder_neighbours.map(cosine)],
@@ -154,5 +154,6 @@ function neighbourSection(data) {
       element("h3", {}, name, " ", element("span", { class: "quiet" }, what)),
       rows.length ? element("ol", {}, rows.map(row)) : element("p", { class: "quiet" }, "None."),
     );
-  return element("section", {}, element("h2", {}, "Neighbours"), element("div", { class: "neighbours" }, columns.map(column)));
+  const place = placeOnMap.has(entry.feature) ? element("a", { href: `#map/${entry.feature}` }, "On the map") : null;
+  return element("section", {}, element("div", { class: "section-head" }, element("h2", {}, "Neighbours"), place), element("div", { class: "neighbours" }, columns.map(column)));
 }

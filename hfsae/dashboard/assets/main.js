@@ -5,7 +5,7 @@ const search = byId("search");
 const order = byId("order");
 let shownNow = 0;
 
-/** Goes to `feature/17`, `prompt/0` or `overview`. */
+/** Goes to `feature/17`, `map`, `map/17`, `prompt/0` or `overview`. */
 function go(place) {
   location.hash = place;
 }
@@ -20,10 +20,11 @@ async function route() {
     list.choose(entry.feature);
     content = await details(entry).then((data) => featurePage(entry, data), failure);
   } else if (kind === "prompt" && index.prompts[Number(number)]) content = promptPage(Number(number));
+  else if (kind === "map" && index.map) content = mapPage(Number(number));
   else if (kind === "feature") content = failure(new Error(`There is no feature ${number} in this collection.`));
   else content = overviewPage();
   if (ticket !== shownNow) return; // another one was asked for in the meantime
-  show(content, entry ? "feature" : kind === "prompt" ? "prompt" : "overview");
+  show(content, entry ? "feature" : kind === "prompt" || (kind === "map" && index.map) ? kind : "overview");
 }
 
 const failure = (error) => [element("h1", { tabindex: "-1" }, "This cannot be shown"), element("p", {}, error.message)];
@@ -53,7 +54,7 @@ function update() {
   byId("count").textContent = entries.length === all ? `${count(all)} features` : `${count(entries.length)} of ${count(all)} features`;
 }
 
-const pages = [["Overview", "#overview"], ...(index.prompts.length ? [[index.prompts.length > 1 ? "Prompts" : "Prompt", "#prompt/0"]] : [])];
+const pages = [["Overview", "#overview"], ...(index.map ? [["Map", "#map"]] : []), ...(index.prompts.length ? [[index.prompts.length > 1 ? "Prompts" : "Prompt", "#prompt/0"]] : [])];
 byId("pages").append(...pages.map(([name, href]) => element("a", { href }, name)));
 order.append(...Object.entries(ORDERS).map(([key, { name }]) => element("option", { value: key }, name)));
 search.addEventListener("input", update);
