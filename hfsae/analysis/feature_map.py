@@ -1,4 +1,4 @@
-"""Where features stand on a map: near each other where they write alike, in groups of those that write most alike."""
+"""Where features stand on a map: near each other where they write alike, in groups of the most alike."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def feature_map(sae: SparseAutoencoder, features: Tensor) -> FeatureMap | None:
 
     Args:
         sae: The SAE. Of a cross-layer transcoder a row is what a feature writes at all layers together.
-        features: The features to be laid out, such as those that fire.
+        features: The features to be laid out, such as all that fire.
 
     Returns:
         The map; None for fewer than three features, which have none.
