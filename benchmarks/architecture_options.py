@@ -5,9 +5,11 @@
 
 Without further options it is the residual stream of the embedded language model after block 1. All SAEs of a seed are
 trained in one run on the same activations; each ends the same alone or in company. FOLDER/SEED holds them, for `hfsae
-score`. FOLDER/figures.json has a row for each, and seeds that are in it are not trained again. The table has the means
-over seeds, and behind them the standard deviation. Frequent features fire on more than a tenth of the tokens. The
-closest decoder row is looked for among all of them.
+score`. FOLDER/figures.json has a row for each, and seeds that are in it are not trained again.
+
+The table has means over seeds. Behind those of further options stands the difference from the first ones, seed by
+seed: its mean and its standard deviation. Frequent features fire on more than a tenth of the tokens. The closest
+decoder row is looked for among all of them.
 """
 
 import json
@@ -38,7 +40,7 @@ SMALL = {
     "train_batch_tokens": "2048",
     "eval_tokens": "50000",
 }
-FIGURES = ("explained_variance", "loss_recovered", "l0", "never_fired", "frequent", "closest", "seconds")
+FIGURES = ("explained_variance", "loss_recovered", "l0", "never_fired", "frequent", "closest")
 
 
 @torch.no_grad()
@@ -72,15 +74,18 @@ def measure(sae: SAE, rows: Tensor) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds, and standard deviations, as Markdown."""
+    """Means over seeds as Markdown, and how far each option is from the first one."""
     lines = [f"| k | options | {' | '.join(FIGURES)} |", f"|---|---|{'---|' * len(FIGURES)}"]
+    found = {(row["k"], row["options"], row["seed"]): row for row in rows}
+    first = rows[0]["options"]
     for active, options in dict.fromkeys((row["k"], row["options"]) for row in rows):
-        found = [row for row in rows if (row["k"], row["options"]) == (active, options)]
+        seeds = [seed for k, own, seed in found if (k, own) == (active, options)]
         cells = []
         for name in FIGURES:
-            values = [row[name] for row in found]
-            spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.4g}{spread}")
+            values = [found[active, options, seed][name] for seed in seeds]
+            apart = [found[active, options, seed][name] - found[active, first, seed][name] for seed in seeds]
+            spread = f" ± {stdev(apart):.3f}" if len(apart) > 1 else ""
+            cells.append(f"{fmean(values):.3f}" + (f" ({fmean(apart):+.3f}{spread})" if options != first else ""))
         lines.append(f"| {active} | `{options}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -114,8 +119,7 @@ def main(
         rows = held_out(next(iter(run.saes.values())), args, measured_tokens)
         for name, (active, own) in names.items():
             measured = {figure: run.metrics[name][figure] for figure in ("explained_variance", "loss_recovered", "l0")}
-            seconds = (run.saes[name].config.training or {})["seconds"]
-            row = {"seed": seed, "k": active, "options": own, "sae": f"{seed}/{name}", "seconds": seconds}
+            row = {"seed": seed, "k": active, "options": own, "sae": f"{seed}/{name}"}
             done.append({**row, **measured, **measure(run.saes[name].eval(), rows)})
             print(done[-1], flush=True)
         write_json(file, done)

@@ -95,6 +95,8 @@ class SAEConfig(PreTrainedConfig):
             All are undone on the way out where the activations are known.
         rescale_by_decoder_norm: Whether features are selected and reported at `pre-activation × ‖W_dec row‖`, and
             written along unit rows.
+        aligned: Whether training keeps the product of each feature's encoder row and decoder row at 1. For what writes
+            where it reads.
         skip: Whether a linear map `W_skip` from input to output is added to the reconstruction (transcoders).
         scale_inputs: Whether training sets `input_scale` to `√d_in / mean ‖x‖`; otherwise it stays 1.
         base_model: Hub id of the language model; in a local run the folder it came from, as `./folder` or an absolute
@@ -135,6 +137,7 @@ class SAEConfig(PreTrainedConfig):
     subtract_b_dec: bool = True
     input_transform: Literal["none", "center", "layer_norm", "constant_norm"] = "none"
     rescale_by_decoder_norm: bool = False
+    aligned: bool = False
     skip: bool = False
     scale_inputs: bool = True
     base_model: str | None = None
@@ -297,6 +300,13 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"input_transform={self.input_transform!r} is undone on the way out, which has no meaning for a "
                 "transcoder, whose output is another activation. Use input_transform='none'."
+            )
+
+    def validate_alignment(self):
+        if self.aligned and self.is_transcoder:
+            raise ValueError(
+                "aligned=True holds what a feature reads against what it writes: two places, in a transcoder. Leave "
+                "it out."
             )
 
     def validate_positions(self):

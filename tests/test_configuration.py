@@ -85,6 +85,7 @@ def test_impossible_sizes_are_named_before_anything_else(config_class: type[SAEC
         ({"d_out": 4, "subtract_b_dec": False}, "an autoencoder writes what it reads, got d_out=4 and d_in=8"),
         ({"d_out": 4, "target_hook_point": "b"}, "subtract_b_dec=True needs d_out == d_in"),
         ({"input_transform": "center", "target_hook_point": "b"}, "has no meaning for a transcoder"),
+        ({"aligned": True, "target_hook_point": "b"}, "two places, in a transcoder"),
         ({"exclude_positions": [0, -1]}, "exclude_positions counts from the start of a block"),
         ({"k": 33}, "k must be between 1 and n_features=32, got 33"),
     ],

@@ -27,7 +27,7 @@ class AbsTopKSAEConfig(SAEConfig):
         k: Active features per token.
 
     Raises:
-        ValueError: If k is not between 1 and `n_features`.
+        ValueError: If k is not between 1 and `n_features`, or it is to be aligned.
 
     Example:
         >>> from hfsae import AbsTopKSAEConfig
@@ -42,6 +42,13 @@ class AbsTopKSAEConfig(SAEConfig):
     def validate_k(self):
         if not 1 <= self.k <= self.n_features:
             raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+
+    def validate_alignment(self):
+        if self.aligned:
+            raise ValueError(
+                "aligned=True lowers biases at the start until reconstructions are no longer too large. That does not "
+                "lessen the negative features of abs_topk: leave it out."
+            )
 
 
 @register

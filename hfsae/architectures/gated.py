@@ -20,6 +20,9 @@ from hfsae.modeling import SAE
 class GatedSAEConfig(SAEConfig):
     """Config of a `GatedSAE`; see `SAEConfig` for the shared fields, of which it needs no more.
 
+    Raises:
+        ValueError: If it is to be aligned.
+
     Example:
         >>> from hfsae import GatedSAEConfig
         >>> GatedSAEConfig(d_in=64, expansion_factor=8).n_features
@@ -27,6 +30,13 @@ class GatedSAEConfig(SAEConfig):
     """
 
     model_type = "hfsae_gated"
+
+    def validate_alignment(self):
+        if self.aligned:
+            raise ValueError(
+                "aligned=True fixes how strong a feature is by its encoder row, which in gated has a scale of its own "
+                "for that. Leave it out."
+            )
 
 
 @register

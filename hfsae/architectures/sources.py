@@ -175,6 +175,7 @@ class Crosscoder(SAE):
         }
         width, end = config.source_widths[place], sum(config.source_widths[: place + 1])
         options |= {"d_in": width, "d_out": width, "metrics": None, "rescale_by_decoder_norm": False}
+        options["aligned"] = False  # the rows of all sources together are
         options["hook_point"] = config.source_places[place]
         options |= config.language_model_of(name)
         if isinstance(recorded := options.get("training"), dict):

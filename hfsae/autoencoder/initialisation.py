@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.functional.alignment import align
 
 # What the features of a fresh transcoder write together, as a share of the target's spread. After 600,000 tokens
 # (embedded language model, mlp_in.1 to mlp_out.1, 16x, k = 32) shares of 1, 0.3, 0.1, 0.03 and 0.01 left 77, 51, 22,
@@ -21,6 +22,8 @@ _TRANSCODER_WRITES = 0.03
 
 # One number is fitted by this many tokens to 1 %.
 _GAIN_TOKENS = 4096
+# How far biases are lowered is found by so many halvings, each of which encodes so many tokens.
+_ALIGNING_HALVINGS, _ALIGNING_TOKENS = 12, 1024
 
 Center = Literal["geometric_median", "mean"]
 
@@ -42,7 +45,8 @@ def initialise(
     * thresholds
     * one factor on `W_e` that makes the least-squares gain ⟨x̂ − b_dec, x̃⟩ / ‖x̂ − b_dec‖² equal 1
 
-    Without that factor tied unit rows at 16x give x̂ ≈ 8 x̃, an initial error of many times the variance.
+    Without that factor tied unit rows at 16x give x̂ ≈ 8 x̃, an initial error of many times the variance. Rows that are
+    to be aligned take no factor: there all biases are lowered until the gain is 1.
 
     Of a transcoder `output_scale` and `b_dec` are those of its target. Its random rows say nothing of how to get there
     from what it reads, so features start next to 0. Together they write 0.03 of the target's spread. Where it does not
@@ -78,12 +82,38 @@ def initialise(
     sae.b_dec.copy_(torch.cat([find_center(part) for part in goal.split(sae.config.output_widths, dim=1)]))
     if sae.config.is_transcoder and not sae.config.subtract_b_dec:
         sae.shift_pre_activations(-sae.pre_activations_of_scaled(find_center(scaled)))
+    if sae.config.aligned:
+        align(sae.encoder.weight, sae.W_dec)
     sae.start_from(scaled, active)
-    gain = _gain(sae, scaled, goal)
-    for name in ("encoder.weight", *sae._in_scaled_space):
-        sae.get_tensor(name).mul_(gain)
+    if sae.config.aligned:
+        _lower_biases(sae, scaled, active)
+    else:
+        gain = _gain(sae, scaled, goal)
+        for name in ("encoder.weight", *sae._in_scaled_space):
+            sae.get_tensor(name).mul_(gain)
     sae.start_from(scaled, active)
     return sae
+
+
+def _lower_biases(sae: SparseAutoencoder, scaled: Tensor, active: int | None) -> None:
+    """Lowers all pre-activations by the least amount at which reconstructions are no longer too large."""
+    some = scaled[:: max(1, len(scaled) // _ALIGNING_TOKENS)]
+    first = sae.encoder.bias.clone()
+
+    def gain_of(lowered_by: Tensor) -> Tensor:
+        sae.encoder.bias.copy_(first)
+        sae.shift_pre_activations(-lowered_by.expand_as(first))
+        sae.start_from(some, active)
+        return _gain(sae, some, some)
+
+    low = torch.zeros((), dtype=some.dtype, device=some.device)
+    high = sae.pre_activations_of_scaled(some).amax().clamp(min=0)
+    if gain_of(low) >= 1:
+        return
+    for _ in range(_ALIGNING_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if gain_of(middle) >= 1 else (middle, high)
+    gain_of(high)
 
 
 def _fit_scale(scale: Tensor, scaled: Callable[[Any], Tensor], x: Tensor | None, widths: list[int]) -> None:

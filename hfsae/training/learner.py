@@ -24,7 +24,7 @@ from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
 from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, FiringCounter, repoint, resample
-from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise, set_learning_rate
+from hfsae.training.optimisation import build_optimiser, clip, constrain_gradients, restore_rows, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
 # After a resampling the learning rate rises again over so many steps: revived features have no Adam history.
@@ -164,14 +164,11 @@ class Learner:
         pairs = zip_longest(rows[:count], rows[count:])
         states = [replace(state, downstream=one) for one in behind] or [state] * count
         outputs = [self._forward_backward(x, target, states[i], i, count) for i, (x, target) in enumerate(pairs)]
-        unit_rows = self.sae.decoder_weights if self.sae.unit_decoder_rows else []
-        for decoder_rows in unit_rows:
-            remove_parallel_gradient(decoder_rows)
+        constrain_gradients(self.sae)
         clip(self.sae, self.optimiser, self.args.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        for decoder_rows in unit_rows:
-            renormalise(decoder_rows)
+        restore_rows(self.sae)
         statistics = self._merged([output.statistics for output in outputs if output.statistics is not None])
         self.sae.after_step(statistics, state)
         return _done(outputs, statistics)
@@ -251,6 +248,7 @@ class Learner:
             reconstruct=self._reconstruct_cut,
             together=self._placement.shares_saes,
         )
+        restore_rows(self.sae)
         self.firing.revive(revived)
         self._last_resampling = step
 

@@ -1,8 +1,9 @@
-"""One optimiser step of an SAE: decoder rows kept at unit norm, gradients clipped, Adam."""
+"""One optimiser step of an SAE: rows kept where they must be, gradients clipped, Adam."""
 
 import torch
 from torch import Tensor
 
+from hfsae.functional.alignment import align, keep_aligned
 from hfsae.functional.blocks import in_blocks
 from hfsae.functional.kernels import serves
 from hfsae.modeling import SAE
@@ -32,9 +33,26 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
+def constrain_gradients(sae: SAE) -> None:
+    """Takes from the gradients what `restore_rows` would undo, but Adam would remember."""
+    for rows in sae.decoder_weights if sae.unit_decoder_rows else []:
+        remove_parallel_gradient(rows)
+    gradient = sae.encoder.weight.grad
+    if sae.config.aligned and gradient is not None:
+        keep_aligned(own_part(gradient), own_part(sae.W_dec))
+
+
+def restore_rows(sae: SAE) -> None:
+    """Brings decoder rows back to unit norm and encoder rows back to theirs, where training keeps them so."""
+    for rows in sae.decoder_weights if sae.unit_decoder_rows else []:
+        renormalise(rows)
+    if sae.config.aligned:
+        align(own_part(sae.encoder.weight), own_part(sae.W_dec))
+
+
 @torch.no_grad()
 def remove_parallel_gradient(rows: Tensor) -> None:
-    """Takes from each row's gradient the part along the row, which renormalising would undo but Adam would remember.
+    """Takes from each row's gradient the part along the row.
 
     Args:
         rows: (n, d) parameter whose rows have unit norm and which has a gradient.

@@ -88,3 +88,8 @@ def test_dead_features_learn_on_both_sides_of_0():
     sae(x, state=state(dead=dead, n_dead=1, auxk_alpha=1 / 32)).loss.backward()
     with_auxk = sae.W_dec.grad[5].clone()
     assert with_auxk.any()
+
+
+def test_it_is_not_aligned_since_no_bias_lessens_negative_features():
+    with pytest.raises(StrictDataclassError, match="does not lessen the negative features of abs_topk"):
+        AbsTopKSAEConfig(d_in=4, n_features=8, k=2, aligned=True)

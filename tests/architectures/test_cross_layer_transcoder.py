@@ -260,6 +260,7 @@ WRONG = {
     "k above a layer's features": ({"k": 9}, "k=9 is of every layer, which has 8 features"),
     "places": ({"hook_point": "mlp_in.0"}, "must join 3 places"),
     "subtracts": ({"subtract_b_dec": True}, "takes neither subtract_b_dec"),
+    "aligned": ({"aligned": True}, "two places, in a transcoder"),
 }
 
 

@@ -1,5 +1,8 @@
+import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
+from hfsae import GatedSAEConfig
 from tests.architectures.variants import VARIANTS, activations, state
 
 
@@ -52,3 +55,8 @@ def test_the_penalty_is_on_the_gate_and_leaves_magnitudes_alone():
         sae(x, state=state(sparsity_coefficient=coefficient)).loss.backward()
         gradients.append((sae.magnitude_log_scale.grad.clone(), sae.magnitude_bias.grad.clone()))
     torch.testing.assert_close(*gradients)
+
+
+def test_it_is_not_aligned_since_its_magnitudes_have_a_scale_of_their_own():
+    with pytest.raises(StrictDataclassError, match="which in gated has a scale of its own"):
+        GatedSAEConfig(d_in=4, n_features=8, aligned=True)

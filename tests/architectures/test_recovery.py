@@ -8,6 +8,7 @@ from hfsae import SAE
 from hfsae.architectures import architectures, config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.autoencoder.outputs import StepState
+from hfsae.training.optimisation import restore_rows
 from tests.architectures.variants import CROSS_LAYER, sources
 from tests.quick import mostly_slow
 
@@ -18,11 +19,18 @@ STEPS, BATCH, LEARNING_RATE = 400, 256, 1e-2
 SETTINGS: dict[str, tuple[str, dict, float]] = {
     "topk": ("topk", {"k": ACTIVE}, 0.0),
     "abs_topk": ("abs_topk", {"k": ACTIVE}, 0.0),
+    "topk-aligned": ("topk", {"k": ACTIVE, "aligned": True}, 0.0),
     "batch_topk": ("batch_topk", {"k": ACTIVE}, 0.0),
     "matryoshka": ("matryoshka", {"k": ACTIVE, "prefix_sizes": [N_TRUE, 2 * N_TRUE]}, 0.0),
     "standard": ("standard", {}, 2.0),
     "standard-l1": ("standard", {"penalty": "l1"}, 2.0),
     "jumprelu": ("jumprelu", {"initial_l0": 2 * ACTIVE}, 0.5),
+    "jumprelu-frequency": ("jumprelu", {"initial_l0": 2 * ACTIVE, "frequency_scale": 0.1}, 0.5),
+    "matryoshka-recipe": (
+        "matryoshka",
+        {"k": ACTIVE, "prefix_sizes": [N_TRUE, 2 * N_TRUE], "prefix_balance": 0.75, "orthogonality": 0.1},
+        0.0,
+    ),
     "gated": ("gated", {}, 4.0),
     "crosscoder": ("crosscoder", {"k": ACTIVE}, 0.0),
     "topk_crosscoder": ("topk_crosscoder", {"k": ACTIVE}, 0.0),
@@ -61,9 +69,7 @@ def train(sae: SAE, coefficient: float, generator: torch.Generator, directions: 
         out.loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        with torch.no_grad():
-            if sae.unit_decoder_rows:
-                sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
+        restore_rows(sae)
         sae.after_step(out.statistics, state)
 
 

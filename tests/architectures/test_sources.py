@@ -99,6 +99,11 @@ def test_a_source_alone_is_an_ordinary_sae_with_the_features_of_encode(name: str
     torch.testing.assert_close(alone.decode(features), sae.split(sae.decode(features))[given])
 
 
+def test_a_source_alone_is_not_aligned_where_the_rows_of_all_together_are():
+    sae = VARIANTS["crosscoder"].make(aligned=True)
+    assert sae.config.aligned and not sae.source("base").config.aligned
+
+
 def test_a_source_left_out_stands_at_its_centre():
     for options in ({}, {"subtract_b_dec": False}):
         sae = VARIANTS["crosscoder"].make(**options)

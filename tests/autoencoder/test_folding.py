@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from hfsae import SAE
+from hfsae.functional.alignment import align
 from tests.architectures.variants import OF_ONE_SOURCE, VARIANTS, activations
 from tests.autoencoder.test_model import topk, transcoder
 
@@ -42,3 +44,16 @@ def test_an_unknown_way_to_fold_is_refused_before_anything_is_changed():
     with pytest.raises(ValueError, match="keep must be 'features' or 'unit_rows', got 'rows'"):
         sae.fold_input_scale("rows")
     torch.testing.assert_close(dict(sae.state_dict()), before)
+
+
+@pytest.mark.parametrize("keep", ["features", "unit_rows"])
+@pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}], ids=str)
+def test_aligned_rows_stay_aligned_folded_and_saved(keep: str, options: dict, tmp_path):
+    sae, x = VARIANTS["topk"].make(aligned=True, **options), activations(20)
+    align(sae.encoder.weight, sae.W_dec)
+    assert not torch.allclose(sae.input_scale, torch.ones(()))
+    sae.fold_input_scale(keep).save_pretrained(tmp_path)
+    loaded = SAE.from_pretrained(tmp_path)
+    products = (loaded.encoder_rows * loaded.decoder_rows).sum(1)
+    torch.testing.assert_close(products, torch.ones(len(products), dtype=torch.float64), rtol=0, atol=1e-6)
+    assert loaded.config.aligned and torch.equal(loaded.encode(x), sae.encode(x))

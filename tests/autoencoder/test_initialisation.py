@@ -5,7 +5,7 @@ from torch import Tensor
 from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.initialisation import geometric_median, initialise
 from hfsae.autoencoder.outputs import StepState
-from tests.architectures.variants import ARCHITECTURES, OF_ONE_SOURCE, VARIANTS
+from tests.architectures.variants import ARCHITECTURES, HAVE_K, OF_ONE_SOURCE, VARIANTS, activations
 
 D_IN, N_FEATURES = 16, 128
 
@@ -106,6 +106,21 @@ def test_batch_topk_starts_with_a_threshold_that_lets_k_through():
     """The untrained SAE is a baseline beside trained ones: at the same number of active features."""
     sae = initialise(fresh("batch_topk"), raw())
     assert (sae.encode(raw()) != 0).sum() == 8 * 1024
+
+
+@pytest.mark.parametrize("active", [None, 24])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("gated", "abs_topk")])
+def test_an_aligned_one_starts_with_products_of_1_and_no_more_error_than_variance(name: str, active: int | None):
+    """At 16x, without the factor on the encoder that others start with."""
+    options = {"k": 32} if name in HAVE_K else {}
+    config = VARIANTS[name].make(24, 384, aligned=True, **options).config
+    torch.manual_seed(0)
+    x = 7 * activations(1024, 24, dtype=torch.float32) + 40 * activations(1, 24, dtype=torch.float32, seed=2)
+    sae = initialise(SAE.from_config(config), x, active=active)
+    products = (sae.encoder_rows * sae.decoder_rows).sum(1)
+    torch.testing.assert_close(products, torch.ones(384), rtol=0, atol=1e-5)
+    out = sae(x, state=StepState(target_l0=24.0))
+    assert out.losses["mse"] <= sae.scaled(x).var(0, correction=0).sum() and out.statistics.l0 > 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -3,8 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.training.optimisation import build_optimiser, clip, remove_parallel_gradient, renormalise
-from tests.training.tiny import ARCHITECTURES, make_learner, make_sae, sparse_rows
+from hfsae.training.optimisation import (
+    build_optimiser,
+    clip,
+    constrain_gradients,
+    remove_parallel_gradient,
+    renormalise,
+    restore_rows,
+)
+from tests.training.tiny import ARCHITECTURES, BATCH, make_learner, make_sae, sparse_rows
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 5))
@@ -38,6 +45,41 @@ def test_rows_have_unit_norm_after_every_step_exactly_where_they_must(architectu
     norms = learner.sae.W_dec.norm(dim=1)
     assert not torch.equal(learner.sae.W_dec, before)
     assert torch.allclose(norms, torch.ones(48), atol=1e-6) == (architecture != "standard")
+
+
+CAN_BE_ALIGNED = tuple(name for name in ARCHITECTURES if name not in ("gated", "abs_topk"))
+
+
+@pytest.mark.parametrize("architecture", [*CAN_BE_ALIGNED, "crosscoder"])
+@pytest.mark.parametrize("revival", ["auxk", "resample"])
+def test_aligned_rows_have_the_product_1_after_every_step_while_features_come_back(architecture, revival):
+    sources = {"source_names": ["a", "b"], "source_widths": [6, 10]} if architecture == "crosscoder" else {}
+    sae = make_sae(architecture, aligned=True, **sources)
+    with torch.no_grad():
+        sae.encoder.bias[::2] -= 100
+    options = {"dead_feature_window": 40, "resample_every": 2 * BATCH, "training_tokens": 20 * BATCH}
+    learner = make_learner(sae, learning_rate=0.1, revival=revival, **options)
+    before = sae.encoder.weight.detach().clone()
+    for step in range(8):
+        learner.step([sparse_rows(BATCH, seed=step)], step)
+        products = (sae.encoder.weight * sae.W_dec).sum(1)
+        torch.testing.assert_close(products, torch.ones(48), rtol=0, atol=1e-5)
+    moved = (sae.encoder.weight - before).norm(dim=1) > 0.01
+    assert moved[1::2].any() and (revival == "auxk" or moved[::2].any())
+
+
+def test_what_training_would_undo_does_not_reach_the_encoders_gradient():
+    sae = make_sae("topk", aligned=True)
+    sae.encoder.weight.grad = torch.randn(48, 16, generator=torch.Generator().manual_seed(5))
+    constrain_gradients(sae)
+    assert (sae.encoder.weight.grad * sae.W_dec).sum(1).abs().max() < 1e-5 < sae.encoder.weight.grad.abs().max()
+    free = make_sae("topk")
+    free.encoder.weight.grad = torch.ones(48, 16)
+    constrain_gradients(free)
+    restore_rows(free)
+    assert (free.encoder.weight.grad == 1).all() and not torch.allclose(
+        (free.encoder.weight * free.W_dec).sum(1), torch.ones(48)
+    )
 
 
 def clipped(max_norm: float) -> torch.Tensor:

@@ -57,6 +57,7 @@ def test_a_revival_that_is_not_the_default_goes_on_too(tmp_path, revival, stop):
         {"hook_point": "resid_post.0, mlp_out.1"},
         {"architecture_options": {"prefix_balance": 0.75, "orthogonality": 0.1}, "architecture": "matryoshka"},
         {"architecture_options": {"frequency_scale": 0.05}, "architecture": "jumprelu"},
+        {"architecture_options": {"aligned": True}, "dead_feature_window": 40},
     ],
     ids=lambda options: next(iter(options)),
 )

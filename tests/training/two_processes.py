@@ -106,6 +106,7 @@ SOURCES = {"source_names": ["base", "tuned"], "source_widths": [6, 10]}
 # Every architecture and what changes its loss or its selection: its name, its own options, those of its training.
 CUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "topk": ("topk", {}, {}),
+    "aligned": ("topk", {"aligned": True}, {}),
     "groupmax": ("topk", {"activation": "groupmax"}, {}),
     "multi_topk": ("topk", {"multi_topk": True}, {}),
     "hierarchical": ("topk", {"hierarchical": True, "hierarchical_ks": [1, 3, 4]}, {}),
