@@ -3,15 +3,20 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection, FeatureMap, feature_map
 from hfsae.analysis.collection import TENSORS
 from hfsae.analysis.prompt_page import read_prompts
+from hfsae.configuration import SAEConfig
+from hfsae.dashboard.page_contents import MeasuredFigure
 from hfsae.dashboard.write import can_be_page, write_dashboard
-from hfsae.evaluation.protocol import weights_sha256
-from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
-from hfsae.hub.sections import display_name
+from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, is_dashboard_of
+from hfsae.hub.html_report import REPORT_FILE
+from hfsae.hub.kinds import mapping
+from hfsae.hub.sections import display_name, measured
 from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
 from hfsae.language_model import rename_base_model
 from hfsae.loading import load_config
@@ -34,6 +39,8 @@ class Material(NamedTuple):
     labels: dict[int, Label]
     prompts: list[dict[str, Any]]
     layout: FeatureMap | None = None
+    measured: Sequence[MeasuredFigure] = ()
+    links: Mapping[str, Path] = MappingProxyType({})
 
 
 def make_dashboard(source: str | Path, output: str | Path | None = None, **options: Any) -> Path:
@@ -154,7 +161,28 @@ def gather(
     if labels is not None and folder is not None:
         _keep_labels(folder / LABELS_FILE, named, digest, write)
     layout = feature_map(sae, collection.features[collection.densities > 0])
-    return Material(collection, tokenizer, display_name(sae.config, None, None), named, prompts, layout)
+    title, measured = display_name(sae.config, None, None), _measured(sae.config, digest)
+    return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder))
+
+
+def _measured(config: SAEConfig, digest: str) -> list[MeasuredFigure]:
+    """The figures of the SAE's record that say most; none of other weights than these."""
+    if measured_digest(config) not in (None, digest):
+        return []
+    rows = measured(mapping(config.metrics), headline=True)
+    return [
+        MeasuredFigure(
+            row["metric"].title, row["value"], row["metric"].expected, row["verdict"] in ("outside", "warning")
+        )
+        for row in rows
+        if row["value"] is not None
+    ]
+
+
+def _links(folder: Path | None) -> dict[str, Path]:
+    """The card and the report beside the weights, by what they are called."""
+    beside = {"Model card": CARD_FILE, "Report": REPORT_FILE}
+    return {} if folder is None else {name: path for name, file in beside.items() if (path := folder / file).is_file()}
 
 
 def _is_another(folder: Path, options: Mapping[str, Any]) -> bool:

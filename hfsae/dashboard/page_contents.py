@@ -72,6 +72,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class MeasuredFigure:
+    """A figure that was measured of the SAE, as the overview shows it.
+
+    Args:
+        title: What people call it.
+        value: The figure.
+        healthy: Where good SAEs lie, in words; empty where that is not known.
+        outside: Whether the figure is said to lie elsewhere.
+    """
+
+    title: str
+    value: float
+    healthy: str = ""
+    outside: bool = False
+
+
+@dataclass(frozen=True)
 class PageContents:
     """The features of a collection as the page reads them.
 

@@ -33,7 +33,7 @@ def write_space(
         output: The folder.
         title: What the Space is called.
         repo_id: The Hub repository of the SAE, which the Space then is listed on.
-        **options: `labels`, `prompts` and `layout`, as `write_dashboard` takes them.
+        **options: As `write_dashboard` takes them; `links` are left out, since what they lead to is not in the folder.
 
     Returns:
         The folder.
@@ -43,7 +43,7 @@ def write_space(
         PosixPath('space')
     """
     folder = Path(output)
-    write_dashboard(collection, tokenizer, folder, title=title, **options)
+    write_dashboard(collection, tokenizer, folder, title=title, **options | {"links": {}})
     data = SpaceCardData(
         title=title,
         emoji="🔦",

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hfsae.analysis import FeatureCollection, FeatureMap, TokenTexts
+from hfsae.analysis.plain_values import significant
 from hfsae.dashboard.page import render_page
-from hfsae.dashboard.page_contents import Comparison, PageContents
+from hfsae.dashboard.page_contents import Comparison, MeasuredFigure, PageContents
 from hfsae.folders import can_be_file, can_be_folder
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
@@ -38,6 +43,8 @@ def write_dashboard(
     prompts: Sequence[Mapping[str, Any]] = (),
     comparison: Comparison | None = None,
     layout: FeatureMap | None = None,
+    measured: Sequence[MeasuredFigure] = (),
+    links: Mapping[str, Path] = MappingProxyType({}),
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
 
@@ -52,6 +59,8 @@ def write_dashboard(
         prompts: What `read_prompts` found, for the page of prompts.
         comparison: Of a crosscoder: what its sources share, and what each has of a feature.
         layout: Where features stand on the map (`feature_map`); None for a page without one.
+        measured: Figures of the SAE, for the overview.
+        links: Files that the overview leads to, by what they are called. A page from the disk shows them.
 
     Returns:
         The page's path.
@@ -64,7 +73,14 @@ def write_dashboard(
     output = Path(output)
     can_be_page(output)
     contents = PageContents.of(collection, TokenTexts(tokenizer), comparison, layout)
-    index = contents.index | {"title": title, "prompts": list(prompts)} | _labels(labels or {})
+    folder = output.parent if output.suffix == ".html" else output
+    index = contents.index | {
+        "title": title,
+        "prompts": list(prompts),
+        "measured": [asdict(figure) | {"value": significant(figure.value)} for figure in measured],
+        "links": [[name, relative_link(path, folder)] for name, path in links.items()],
+        **_labels(labels or {}),
+    }
     if output.suffix == ".html":
         _write({output.name: render_page(title, index | {"files": None}, contents.groups)}, output.parent)
         return output
@@ -76,6 +92,11 @@ def write_dashboard(
         if path.name not in pieces:
             path.unlink()
     return output / PAGE
+
+
+def relative_link(path: Path, folder: Path) -> str:
+    """The address of a file for a page that lies in a folder."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
 def _labels(labels: Mapping[int, str | Label]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from hfsae.analysis import feature_map
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
+from hfsae.dashboard.page_contents import MeasuredFigure
 from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
@@ -51,6 +52,8 @@ def pages(tmp_path_factory) -> Path:
     prompts = read_prompts(*hostile(), [" ".join(HOSTILE), "w1 w2 w3 w1"])
     layout = feature_map(hostile().sae, collection().features[collection().densities > 0])
     shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts, "layout": layout}
+    (place / "report.html").write_text("<h1>the report</h1>")
+    shown |= {"measured": [MeasuredFigure("L0", 32.0, "10 – 100")], "links": {ATTACK: place / "report.html"}}
     write_dashboard(collection(), tokenizer(), place / "one.html", **shown)
     write_dashboard(collection(), tokenizer(), place / "folder", **shown)
     return place
@@ -104,6 +107,17 @@ def test_hostile_text_is_shown_as_text(page):
     for feature in (7, 12, 21):
         page.evaluate(f"location.hash = 'feature/{feature}'")
         expect(page.locator("h1")).to_have_text(f"Feature {feature}")
+
+
+def test_the_overview_counts_measures_and_leads_to_what_lies_beside(page):
+    never = int((collection().densities == 0).sum())
+    facts = page.text_content(".facts-row >> nth=0")
+    assert f"Living{40 - never}" in facts and f"Never fire{never}" in facts
+    assert page.text_content(".facts-row >> nth=1") == "L032healthy 10 – 100"
+    link = page.locator(".beside a")
+    assert link.text_content() == ATTACK
+    link.click()
+    expect(page.locator("h1")).to_have_text("the report")
 
 
 def test_search_finds_by_number_label_and_token_and_the_order_can_be_chosen(page):

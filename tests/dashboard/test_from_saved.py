@@ -4,7 +4,7 @@ import pytest
 
 from hfsae import SAE
 from hfsae.analysis import FeatureCollection
-from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels
+from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels, write_space
 from hfsae.evaluation.protocol import weights_sha256
 from tests.analysis.tiny import setting
 from tests.dashboard.tiny import index_of, saved_sae
@@ -23,6 +23,36 @@ def test_what_was_collected_is_kept_and_used_again(place):
     again = index_of(make_dashboard(place / "sae", place / "again.html"))
     assert again["features"] == index_of(page)["features"] and again["about"]["dataset"] == "text.jsonl, train"
     assert len(index_of(page)["prompts"]) == 1 and again["prompts"] == []
+
+
+def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(place):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    sae = SAE.from_pretrained(place / "sae")
+    sae.config.metrics = {
+        "l0": 4.0,
+        "explained_variance": 0.5,
+        "ce_increase": 0.25,
+        "dead_fraction": 0.9,
+        "n_tokens": 100,
+        "protocol": {"weights_sha256": weights_sha256(sae)},
+    }
+    sae.save_pretrained(place / "sae")
+    (place / "sae" / "README.md").write_text("card")
+    index = index_of(make_dashboard(place / "sae", place / "a page.html", **options))
+    found = {figure["title"]: (figure["value"], figure["outside"]) for figure in index["measured"]}
+    assert found["L0"] == (4, True) and found["explained variance"] == (0.5, True)
+    assert found["CE increase"] == (0.25, False)
+    assert found["dead features"] == (0.9, True)
+    assert index["links"] == [["Model card", "sae/README.md"]]
+    (place / "sae" / "report.html").write_text("report")
+    page = make_dashboard(place / "sae", write=True, **options)
+    assert index_of(page)["links"] == [["Model card", "README.md"], ["Report", "report.html"]]
+    space = write_space(output=place / "space", **gather(place / "sae")._asdict())
+    assert index_of(space / "index.html")["links"] == []
+
+    sae.W_dec.data.mul_(2)
+    sae.save_pretrained(place / "sae")
+    assert index_of(make_dashboard(place / "sae", place / "again.html", **options))["measured"] == []
 
 
 def test_features_of_other_weights_are_collected_anew(place, caplog):

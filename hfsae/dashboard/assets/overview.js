@@ -6,6 +6,7 @@ function overviewPage() {
   const facts = [
     ["Features", count(features.length), features.length < about.n_features ? `of ${count(about.n_features)}` : "all of the SAE's"],
     ["Read on", count(about.n_tokens), "tokens"],
+    ["Living", count(features.length - dead), percent(1 - dead / features.length)],
     ["Never fire", count(dead), percent(dead / features.length)],
     ["Labelled", count(labelled), percent(labelled / features.length)],
   ];
@@ -13,6 +14,7 @@ function overviewPage() {
     ...languageModels(),
     ["Reads at", about.hook_point],
     ["Text", about.dataset],
+    ["Lists of tokens", about.left_out_note],
     ["Context", `${about.context_length} tokens`],
     ["Weights", `SHA-256 ${about.weights_sha256.slice(0, 12)}`],
   ];
@@ -27,7 +29,9 @@ function overviewPage() {
   const pair = ([name, value, more]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, more ? element("small", {}, more) : null));
   return [
     element("header", { class: "feature-head" }, element("h1", { tabindex: "-1" }, index.title)),
+    linksBeside(),
     element("dl", { class: "facts-row" }, facts.map(pair)),
+    measuredSection(pair),
     classesSection(),
     element("section", {}, element("h2", {}, "How often features fire"), densityHistogram()),
     element(
@@ -37,6 +41,19 @@ function overviewPage() {
       element("section", {}, element("h2", {}, "Keys"), element("dl", { class: "pairs keys" }, keys.map(([key, what]) => element("div", {}, element("dt", {}, key.split(" ").map((one) => element("kbd", {}, one))), element("dd", {}, what))))),
     ),
   ];
+}
+
+/** The card and the report, where they lie beside the page: on the web a page is by itself. */
+function linksBeside() {
+  if (!index.links.length || location.protocol !== "file:") return null;
+  return element("p", { class: "beside" }, index.links.map(([name, href]) => element("a", { href }, name)));
+}
+
+/** What was measured of the SAE, each figure with where good SAEs lie. */
+function measuredSection(pair) {
+  if (!index.measured.length) return null;
+  const rows = index.measured.map(({ title, value, healthy, outside }) => pair([title, figure(value), healthy && `${outside ? "outside of " : ""}healthy ${healthy}`]));
+  return element("section", {}, element("h2", {}, "Measured"), element("dl", { class: "facts-row" }, rows));
 }
 
 /** The language model, or that of each source that a crosscoder compares. */
