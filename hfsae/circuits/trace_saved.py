@@ -70,8 +70,8 @@ def trace_saved(
         The graph.
 
     Raises:
-        ValueError: As `trace`; if the page's name does not end in `.html`, or `supernodes` holds something else or
-            nodes that the graph lacks.
+        ValueError: As `trace`; if the page's name does not end in `.html`, or the model lacks a head of `attention`.
+            Likewise if `supernodes` holds something else or nodes that the graph lacks.
         FileExistsError: If a folder has the name of a file to be written.
         OSError: If the SAEs or the language model are not there.
     """
@@ -88,6 +88,7 @@ def trace_saved(
             rename_base_model(sae.config, model)
     first = next(iter(saes.values()))
     language_model, tokenizer = first.load_base_model(), first.load_tokenizer()
+    _refuse_unknown_heads(language_model.config.get_text_config(decoder=True), attention)
     graph = trace(language_model, saes, prompt, tokenizer=tokenizer, **options)
     if validate and int(graph.is_kind("feature").sum()) >= 2 * FEWEST:
         graph.validate(validate)
@@ -113,6 +114,17 @@ def trace_saved(
     if graph_output is not None:
         graph.save(graph_output)
     return graph
+
+
+def _refuse_unknown_heads(config: Any, attention: Sequence[tuple[int, int]]) -> None:
+    """Before minutes of work; what a layer alone has more or less of is found when it is explained."""
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    for layer, head in attention:
+        if layer >= layers or head >= heads:
+            raise ValueError(
+                f"there is no head {head} of layer {layer}: layers go from 0 to {layers - 1}, their heads from 0 to "
+                f"{heads - 1}."
+            )
 
 
 def _picked(path: Path) -> dict[str, Any]:

@@ -125,6 +125,19 @@ def test_attention_of_heads_is_explained(run: Path, tmp_path: Path, capsys):
     assert "such as 3.1" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("head", ["0.99", "99.0"])
+def test_a_head_that_is_not_there_is_refused_before_anything_is_traced(run: Path, tmp_path: Path, monkeypatch, head):
+    from hfsae.circuits import trace_saved
+
+    def reached(*_: object, **__: object) -> None:
+        raise AssertionError("it was traced")
+
+    monkeypatch.setattr(trace_saved, "trace", reached)
+    with pytest.raises(ValueError, match="there is no head .* layers go from 0 to"):
+        layer, _, number = head.partition(".")
+        trace_saved.trace_saved(run / "set", "w1 w2", tmp_path / "a.html", attention=[(int(layer), int(number))])
+
+
 def test_pins_and_groups_of_a_page_are_put_back(run: Path, tmp_path: Path, capsys):
     page, kept = tmp_path / "graph.html", tmp_path / "kept.json"
     options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3 w4", "--output", str(page), "--validate", "0"]
