@@ -18,7 +18,10 @@ def run(
     ],
     to: Annotated[
         str,
-        option("--to", "Format to write: hfsae, saelens, sparsify, circuit-tracer, or one of another package."),
+        option(
+            "--to",
+            "Format to write: hfsae, saelens, sparsify, llamascopium, circuit-tracer, or one of another package.",
+        ),
     ] = "hfsae",
     subfolder: Annotated[
         str,

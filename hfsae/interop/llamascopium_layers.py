@@ -17,8 +17,10 @@ from hfsae.interop.foreign_names import base_model_id, canonical
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
 
-_NORM = "dataset_average_activation_norm"
-_THRESHOLD = "activation_function.log_jumprelu_threshold"
+# Entries of decoder rows that write nothing.
+_NOTHING = 1e-12
+NORM = "dataset_average_activation_norm"
+THRESHOLD = "activation_function.log_jumprelu_threshold"
 
 
 def crosscoder(config: Settings, stored: dict[str, Tensor], source: Source) -> ConvertedSAE:
@@ -31,8 +33,8 @@ def crosscoder(config: Settings, stored: dict[str, Tensor], source: Source) -> C
     places = _places(config, "hook_points")
     names = {"W_E": "W_E", "b_E": "b_E", "W_D": "W_D", "b_D": "b_D"}
     if activation == "jumprelu":
-        names["threshold"] = _THRESHOLD
-    w = renamed(stored, names, source, known=[f"{_NORM}.*"])
+        names["threshold"] = THRESHOLD
+    w = renamed(stored, names, source, known=[f"{NORM}.*"])
     _refuse_axes(w, {"W_E": 3, "b_E": 2, "W_D": 3, "b_D": 2}, len(places), source)
     tensors = {
         "encoder.weight": w["W_E"].permute(2, 0, 1).flatten(1),
@@ -40,7 +42,9 @@ def crosscoder(config: Settings, stored: dict[str, Tensor], source: Source) -> C
         "W_dec": w["W_D"].permute(1, 0, 2).flatten(1),
         "b_dec": w["b_D"].flatten(),
     }
-    if activation == "jumprelu":
+    if activation == "jumprelu" and (joint := _joint(w, tensors["encoder.bias"])) is not None:
+        tensors |= joint
+    elif activation == "jumprelu":
         norms = w["W_D"].float().norm(dim=-1)
         tensors["encoder.weight"] = tensors["encoder.weight"].repeat(len(places), 1)
         tensors["encoder.bias"] = tensors["encoder.bias"].repeat(len(places))
@@ -60,6 +64,46 @@ def crosscoder(config: Settings, stored: dict[str, Tensor], source: Source) -> C
     return ConvertedSAE(architecture, tensors, fields, dtype=config.text("dtype"))
 
 
+def _joint(w: dict[str, Tensor], bias: Tensor) -> dict[str, Tensor] | None:
+    """What was written of a crosscoder that opens a feature at all places together; None of others.
+
+    See `llamascopium_writer`: the file then has a copy of each feature for each place.
+    """
+    if (rows := own_rows(w["W_E"], bias, w["W_D"])) is None:
+        return None
+    thresholds = w["threshold"].float().exp().view(len(rows), -1) / rows.float().norm(dim=-1)
+    if not torch.allclose(thresholds, thresholds[:1].expand_as(thresholds), rtol=1e-5, atol=0):
+        return None
+    m = rows.shape[1]
+    return {
+        "encoder.weight": w["W_E"][..., :m].permute(2, 0, 1).flatten(1),
+        "encoder.bias": bias[:m],
+        "W_dec": rows.permute(1, 0, 2).flatten(1),
+        "threshold": thresholds[0],
+    }
+
+
+def own_rows(encoder: Tensor, bias: Tensor, rows: Tensor) -> Tensor | None:
+    """What each place's copies of features write there, (places, m, d), where features are such copies; else None.
+
+    Args:
+        encoder: (places, d, places · m): the m features of the first place, of the second place, ...
+        bias: (places · m,).
+        rows: (places, places · m, d): what each writes at each place.
+    """
+    places, n = len(rows), rows.shape[1]
+    if places == 1 or n % places:
+        return None
+    m = n // places
+    same = all(torch.equal(part, encoder[..., :m]) for part in encoder.split(m, -1))
+    if not same or not all(torch.equal(part, bias[:m]) for part in bias.split(m)):
+        return None
+    blocks = rows.unflatten(1, (places, m))
+    own = torch.stack([blocks[place, place] for place in range(places)])
+    elsewhere = ~torch.eye(places, dtype=torch.bool, device=rows.device)
+    return own if not (blocks.abs().amax((2, 3))[elsewhere] > _NOTHING).any() else None
+
+
 def cross_layer_transcoder(config: Settings, stored: dict[str, Tensor], source: Source) -> ConvertedSAE:
     """A cross-layer transcoder; where decoder norms count, those of what a feature writes at all layers."""
     activation = activation_of(config, ("relu", "jumprelu", "topk", "batchtopk"))
@@ -68,8 +112,8 @@ def cross_layer_transcoder(config: Settings, stored: dict[str, Tensor], source: 
     names = {"W_E": "W_E", "b_E": "b_E"}
     names |= {f"{name}.{layer}": f"{name}.{layer}" for name in ("W_D", "b_D") for layer in range(n_layers)}
     if activation == "jumprelu":
-        names["threshold"] = _THRESHOLD
-    w = renamed(stored, names, source, known=[f"{_NORM}.*"])
+        names["threshold"] = THRESHOLD
+    w = renamed(stored, names, source, known=[f"{NORM}.*"])
     _refuse_axes(w, {"W_E": 3, "b_E": 2}, n_layers, source)
     for layer in range(n_layers):
         _refuse_axes(w, {f"W_D.{layer}": 3}, layer + 1, source)
@@ -176,7 +220,7 @@ def _scales(config: Settings, stored: dict[str, Tensor], places: list[str], sour
         raise ValueError(
             f"{source.path} has norm_activation = {kind!r}, which has no counterpart over several places."
         )
-    norms = renamed(stored, {place: f"{_NORM}.{place}" for place in places}, source, known=["*"])
+    norms = renamed(stored, {place: f"{NORM}.{place}" for place in places}, source, known=["*"])
     root = float(config.having("d_model").number("d_model") or 0) ** 0.5
     means = torch.stack([norms[place].float().reshape(()) for place in places])
     if not (means > 0).all() or not root > 0:

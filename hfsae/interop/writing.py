@@ -68,9 +68,12 @@ def theirs(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
     }
 
 
-def write_files(folder: str | os.PathLike, weights: str, tensors: dict[str, Tensor], config: Any) -> Path:
-    """Writes `cfg.json` and a weights file, both or neither."""
+def write_files(
+    folder: str | os.PathLike, weights: str, tensors: Mapping[str, Tensor], config: Any, called: str = "cfg.json"
+) -> Path:
+    """Writes a config and a weights file, both or neither."""
     with files_at_once(Path(folder)) as beside:
-        write_tensors(beside / weights, {name: tensor.cpu() for name, tensor in tensors.items()})
-        (beside / "cfg.json").write_text(json.dumps(config, indent=2))
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_tensors(beside / weights, stored)
+        (beside / called).write_text(json.dumps(config, indent=2))
     return Path(folder)
