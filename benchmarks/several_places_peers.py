@@ -1,12 +1,13 @@
-"""Compares crosscoders and cross-layer transcoders of other projects, as hfsae reads them, with their own code.
+"""Compares crosscoders and cross-layer transcoders, as hfsae reads and writes them, with other projects' own code.
 
     pip install llamascopium==2.0.0b34 circuit-tracer==0.5.0 "transformer-lens<4"   # in an environment with hfsae
     python benchmarks/several_places_peers.py --model examples/tiny_lm
 
 Each project's classes get random weights, and save them with the project's own code where it has some. They compute
 features and reconstructions from activations of a real language model at all layers, and hfsae does so from the files.
-Prints one row a format and architecture, with differences as `benchmarks/interop_peers.py` has them. Its last column
-counts tokens whose active features differ; no token is left out.
+Then hfsae writes files of its own, and their code loads them. Prints one row a format, architecture and direction.
+Differences are as `benchmarks/interop_peers.py` has them. The last column counts tokens whose active features differ;
+no token is left out.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,8 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 from interop_peers import EXPANSION, K, Row, difference, scramble
 
-from hfsae import SAE
+from hfsae import SAE, export_sae
+from hfsae.architectures import config_class_of
 from hfsae.hooks import capture, resolve_hook_point
+from hfsae.interop.foreign_names import canonical
 
 SIDES = {"resid_mid": "mlp_in", "mlp_out": "mlp_out", "resid_post": "resid_post"}
 """Places as Llamascopium calls them, and which activations stand there in this comparison."""
@@ -80,11 +84,32 @@ def gemma_scope_2(folder: Path, at: dict[str, Tensor]) -> Iterator[Case]:
         # It counts one layer too few, see findings/circuit_tracer_gemma_scope_2_clt_misses_its_last_layer.sh.
         paths[layers] = paths[layers - 1]
         theirs = load_gemma_scope_2_clt(paths, device=torch.device("cpu"), dtype=torch.float32)
-        by_layer = x.transpose(0, 1)
-        features = theirs.encode(by_layer)
-        made = theirs.decode(features.to_sparse(), by_layer)
-        ours = SAE.from_pretrained(path)
-        yield "Gemma Scope 2", title, ours, x.flatten(1), _by_token(features), _by_token(made)
+        yield "Gemma Scope 2", title, SAE.from_pretrained(path), x.flatten(1), *_by_circuit_tracer(theirs, x)
+
+
+def gemma_scope_2_written(folder: Path, at: dict[str, Tensor]) -> Iterator[Case]:
+    """Cross-layer transcoders of hfsae's in Gemma Scope 2's files, by circuit-tracer's loader of this format."""
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_gemma_scope_2_clt
+
+    for title, options in {
+        "jumprelu_cross_layer_transcoder": {},
+        "jumprelu_cross_layer_transcoder, skip": {"skip": True},
+        "cross_layer_transcoder, tied": {"tied_decoder": True},
+    }.items():
+        ours = of_all_layers(title.split(",")[0], at, **options)
+        path = export_sae(ours, folder / title.replace(", ", "_"), "gemma-scope-2")
+        paths = {layer: str(path / f"params_layer_{layer}.safetensors") for layer in range(ours.config.n_layers)}
+        paths[len(paths)] = paths[len(paths) - 1]  # as above
+        theirs = load_gemma_scope_2_clt(paths, device=torch.device("cpu"), dtype=torch.float32)
+        x = at["mlp_in"]
+        yield "Gemma Scope 2", title, ours, x.flatten(1), *_by_circuit_tracer(theirs, x)
+
+
+def _by_circuit_tracer(theirs: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and reconstructions of its cross-layer transcoder, by token."""
+    by_layer = x.transpose(0, 1)
+    features = theirs.encode(by_layer)
+    return _by_token(features), _by_token(theirs.decode(features.to_sparse(), by_layer))
 
 
 def _by_token(by_layer: Tensor) -> Tensor:
@@ -133,21 +158,112 @@ def llamascopium(folder: Path, at: dict[str, Tensor]) -> Iterator[Case]:
         path = folder / title.replace(" ", "_").replace(",", "")
         theirs.save_pretrained(path)
         theirs.cfg.save_hyperparameters(path)
-        normal, scales = theirs.normalize_activations(batch, return_scale_factor=True)
-        rows, encoder_options, decoder_options = theirs.prepare_input(normal)
-        features = theirs.encode(rows, **encoder_options)
-        made = theirs.decode(features, **decoder_options)
-        out = torch.stack([scales[hook] for hook in config.hooks_out])[:, None]
+        features, made = _by_llamascopium(theirs, batch)
         reads = torch.stack([batch[hook] for hook in config.hooks_in], 1).flatten(1)
         ours = SAE.from_pretrained(path, **({"threshold": 0} if title == "batchtopk" else {}))
         if title == "batchtopk":
             ours.calibrate(lambda reads=reads: [reads])
-            made = made / out[0]
-        else:
-            made = (_of_tokens(made, layers) / out).flatten(1)
         # A ReLU opens at all places of a crosscoder together: hfsae then has one feature for them.
         features = features[:, 0] if title == "crosscoder, relu" else features.flatten(1)
         yield "Llamascopium", title, ours, reads, features, made
+
+
+def llamascopium_written(folder: Path, at: dict[str, Tensor]) -> Iterator[Case]:
+    """SAEs, transcoders, crosscoders and cross-layer transcoders of hfsae's, loaded and run with its own code."""
+    from llamascopium.models.sparse_dictionary import SparseDictionary
+
+    layers = at["resid_post"].shape[1]
+    batch = {LENS[kind].format(layer): at[kind][:, layer] for kind in at for layer in range(layers)}
+    one, mlp = {"hook_point": "resid_post.1"}, {"hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1"}
+    forms = {
+        name: of_one_place(name, at, **one) for name in ("standard", "topk", "jumprelu", "batch_topk", "matryoshka")
+    }
+    forms |= {f"{name} transcoder": of_one_place(name, at, **mlp) for name in ("standard", "topk", "jumprelu")}
+    for name in ("standard_crosscoder", "jumprelu_crosscoder", "crosscoder"):
+        forms[name] = of_all_layers(name, at)
+    for name in ("topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder", "cross_layer_transcoder"):
+        forms |= {name: of_all_layers(name, at), f"{name}, tied": of_all_layers(name, at, tied_decoder=True)}
+    forms["batch_topk, as batchtopk"] = forms["batch_topk"]
+    for title, ours in forms.items():
+        options = {"as_batchtopk": True} if title.endswith("as batchtopk") else {}
+        path = export_sae(ours, folder / title.replace(" ", "_").replace(",", ""), "llamascopium", **options)
+        theirs = SparseDictionary.from_pretrained(str(path))
+        features, made = _by_llamascopium(theirs, batch)
+        reads = torch.stack([batch[hook] for hook in theirs.cfg.hooks_in], 1).flatten(1)
+        if options:  # its budget is of the batch
+            ours = SAE.from_pretrained(path, threshold=0)
+            ours.calibrate(lambda reads=reads: [reads])
+        if ours.config.is_crosscoder:  # a copy of each feature for each place, unless all places open together
+            n = ours.config.n_features
+            apart = features.unflatten(-1, (-1, n))
+            own = [apart[:, place, place if apart.shape[2] > 1 else 0] for place in range(layers)]
+            assert all(difference(copies, own[0]) < 1e-5 for copies in own)
+            features = own[0]
+        yield "Llamascopium", title, ours, reads, features.flatten(1), made
+
+
+def _by_llamascopium(theirs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Features as it has them, and reconstructions (tokens, d of all places) in the unit of activations."""
+    normal, scales = theirs.normalize_activations(batch, return_scale_factor=True)
+    rows, encoder_options, decoder_options = theirs.prepare_input(normal)
+    features = theirs.encode(rows, **encoder_options)
+    made = theirs.decode(features, **decoder_options)
+    places = theirs.cfg.hooks_out
+    if made.dim() == 2:
+        return features, made / scales[places[0]]
+    return features, (_of_tokens(made, len(places)) / torch.stack([scales[hook] for hook in places])[:, None]).flatten(
+        1
+    )
+
+
+# -- hfsae's, with random weights -------------------------------------------------------------------------------------
+LENS = {
+    "mlp_in": "blocks.{}.mlp.hook_in",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "resid_post": "blocks.{}.hook_resid_post",
+}
+"""What TransformerLens calls the places."""
+
+
+def of_one_place(architecture: str, at: dict[str, Tensor], **places: str) -> SAE:
+    """An SAE or transcoder of layer 1 with scales."""
+    width, layer = at["mlp_in"].shape[2], at[places["hook_point"].split(".")[0]][:, 1]
+    return _random(architecture, layer, d_in=width, n_features=EXPANSION * width, **_canonical(places))
+
+
+def of_all_layers(architecture: str, at: dict[str, Tensor], **options: Any) -> SAE:
+    """A crosscoder or cross-layer transcoder of all layers with scales."""
+    layers, width = at["mlp_in"].shape[1:]
+    kinds = (
+        {"hook_point": "resid_post"}
+        if "crosscoder" in architecture
+        else {"hook_point": "mlp_in", "target_hook_point": "mlp_out"}
+    )
+    places = {side: "+".join(f"{kind}.{layer}" for layer in range(layers)) for side, kind in kinds.items()}
+    sizes = {"source_names": [str(layer) for layer in range(layers)], "source_widths": [width] * layers}
+    many = 1 if "crosscoder" in architecture else layers
+    options |= {"n_features": many * EXPANSION * width, **sizes, **_canonical(places)}
+    return _random(architecture, at[kinds["hook_point"]][:, 1], **options)
+
+
+def _canonical(places: dict[str, str]) -> dict[str, str]:
+    return {
+        side: "+".join(str(canonical(place, "openai-community/gpt2")) for place in joined.split("+"))
+        for side, joined in places.items()
+    }
+
+
+@torch.no_grad()
+def _random(architecture: str, x: Tensor, **fields: Any) -> SAE:
+    config_class = config_class_of(architecture)
+    if hasattr(config_class, "k"):
+        fields["k"] = K
+    sae = SAE.from_config(config_class(base_model="openai-community/gpt2", **fields))
+    scramble(sae, x, seed=17)
+    for name, scale in (("input_scale", 0.7), ("output_scale", 1.3)):
+        if (tensor := getattr(sae, name, None)) is not None:
+            tensor.copy_(scale + 0.1 * torch.arange(tensor.numel()).view(tensor.shape))
+    return sae.eval()
 
 
 def _of_tokens(made: Tensor, layers: int) -> Tensor:
@@ -159,13 +275,19 @@ def _of_tokens(made: Tensor, layers: int) -> Tensor:
 def compare(at: dict[str, Tensor]) -> Iterator[Row]:
     """All rows."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, make in {"gemma": gemma_scope_2, "llamascopium": llamascopium}.items():
+        for name, make in {
+            "gemma": gemma_scope_2,
+            "llamascopium": llamascopium,
+            "gemma written": gemma_scope_2_written,
+            "llamascopium written": llamascopium_written,
+        }.items():
             for format, title, ours, x, features, made in make(Path(scratch) / name, at):
+                direction = "written" if name.endswith("written") else "read"
                 assert 0 < float((features != 0).float().mean()) < 0.9, f"{format} {title}: a poor example"
                 mine = ours.encode(x)
                 others = int(((mine != 0) != (features != 0)).any(1).sum())
                 errors = difference(mine, features), difference(ours(x).reconstruction, made)
-                yield Row(format, title, "read", *errors, others)
+                yield Row(format, title, direction, *errors, others)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from hfsae import guests
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.interop import llamascopium_writer, saelens_writer, sparsify_writer
+from hfsae.interop import gemma_scope_2_writer, llamascopium_writer, saelens_writer, sparsify_writer
 from hfsae.suggestions import did_you_mean
 
 # Formats that hold one SAE a folder.
 _WRITERS: dict[str, Callable[..., Path]] = {
+    "gemma-scope-2": gemma_scope_2_writer.write,
     "llamascopium": llamascopium_writer.write,
     "saelens": saelens_writer.write,
     "sparsify": sparsify_writer.write,
@@ -24,6 +25,8 @@ def export_sae(sae: SparseAutoencoder, folder: str | os.PathLike, format: str, *
     * `"saelens"`: `cfg.json` and `sae_weights.safetensors`, as SAELens 6 loads them. TopK is written with unit decoder
       rows, as SAELens makes it; all others keep the values of their features. Takes `hook_name` and `hook_name_out`,
       TransformerLens' names of the places, where the config does not tell them.
+    * `"gemma-scope-2"`: SAEs and transcoders with thresholds, also cross-layer transcoders. Of crosscoders those whose
+      features read one place each.
     * `"llamascopium"`: SAEs, transcoders, crosscoders and cross-layer transcoders. Takes `hook_points` and
       `hook_points_out`, lists of TransformerLens' names. `as_batchtopk=True` writes one of batch_topk as it is trained
       there, without a threshold.

@@ -44,7 +44,9 @@ def read(source: Source) -> ConvertedSAE:
 
 
 def as_trained(base_model: str | None, transcodes: bool) -> dict[str, Any]:
-    """Config fields on how the release was trained and measured."""
+    """Config fields on how the release was trained and measured; of other language models none are known."""
+    if base_model is not None and not base_model.startswith("google/gemma-3"):
+        return {}
     # As Gemma Scope was, says the technical paper: 1,024 tokens, special ones left out (section 4).
     fields: dict[str, Any] = {"context_length": 1024, "prepend_bos": True, "exclude_special_tokens": True}
     if transcodes and base_model is not None and base_model.endswith("-it"):
@@ -60,7 +62,7 @@ def reported(config: Settings) -> dict[str, Any]:
 
 def gemma_3_id(name: str | None) -> str | None:
     """`"google/gemma-3-1b-pt"` for `"gemma-v3-1b-pt"`; the 270m model's name on the Hub lacks `-pt`."""
-    if name is None:
-        return None
+    if name is None or "gemma" not in name or not name.startswith("google/") and "/" in name:
+        return name
     name = name.split("/")[-1].replace("-v3-", "-3-")
     return f"google/{name.removesuffix('-pt') if '270m' in name else name}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from hfsae.configuration import join_places
 from hfsae.interop.circuit_tracer_layers import layers_draft
 from hfsae.interop.converted import ConvertedSAE
-from hfsae.interop.foreign_names import canonical
+from hfsae.interop.foreign_names import canonical, layer_of
 from hfsae.interop.gemma_scope_2 import CONFIG, as_trained, gemma_3_id, reported
 from hfsae.interop.settings import Settings
 from hfsae.interop.source import Source, renamed
@@ -41,14 +41,17 @@ def read(source: Source) -> ConvertedSAE:
     n_layers = len(source.matching(WEIGHTS.format("*")))
     reads_written = _is_crosscoder(config, source)
     defaults = _CROSSCODER if reads_written else _CROSS_LAYER
-    numbers = _layers_in(source.path, n_layers) if reads_written else list(range(n_layers))
+    in_name = reads_written and not isinstance(config.get(_SIDES[0]), list)
+    numbers = _layers_in(source.path, n_layers) if in_name else list(range(n_layers))
     reads, writes = (
         [str(canonical(place, base_model)) for place in _places(config, key, default, numbers)]
         for key, default in zip(_SIDES, defaults, strict=True)
     )
     layers = [_of_layer(source, layer, n_layers, skip=not reads_written) for layer in range(n_layers)]
     if reads_written:
-        draft = _crosscoder(layers, {"base_model": base_model, "hook_point": join_places(reads)}, numbers)
+        found = {str(layer_of(place)): place for place in reads}
+        names = list(found) if len(found) == n_layers else reads
+        draft = _crosscoder(layers, {"base_model": base_model, "hook_point": join_places(reads)}, names)
     else:
         places = {"hook_point": join_places(reads), "target_hook_point": join_places(writes)}
         draft = layers_draft([_later(own, at, source) for at, own in enumerate(layers)], base_model, places, source)
@@ -81,7 +84,7 @@ def _later(tensors: dict[str, Tensor], layer: int, source: Source) -> dict[str, 
     return {**tensors, "W_dec": tensors["W_dec"][:, layer:]}
 
 
-def _crosscoder(layers: list[dict[str, Tensor]], fields: dict[str, Any], numbers: list[int]) -> ConvertedSAE:
+def _crosscoder(layers: list[dict[str, Tensor]], fields: dict[str, Any], names: list[str]) -> ConvertedSAE:
     """A crosscoder whose features have encoder rows of zeros for all layers but one."""
     tensors = {
         "encoder.weight": torch.block_diag(*(own["W_enc"] for own in layers)),
@@ -91,7 +94,7 @@ def _crosscoder(layers: list[dict[str, Tensor]], fields: dict[str, Any], numbers
         "b_dec": torch.cat([own["b_dec"] for own in layers]),
     }
     sources = {
-        "source_names": [str(number) for number in numbers],
+        "source_names": names,
         "source_widths": [own["W_enc"].shape[1] for own in layers],
     }
     return ConvertedSAE("jumprelu_crosscoder", tensors, {"subtract_b_dec": False, **sources, **fields})

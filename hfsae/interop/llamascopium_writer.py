@@ -133,7 +133,7 @@ def _activation(sae: SparseAutoencoder, as_batchtopk: bool) -> str:
 def _names(
     config: SAEConfig, given: Sequence[str] | None, given_out: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """What TransformerLens calls the places that are read, and those that are written.
+    """What TransformerLens calls the places where it reads, and where it writes.
 
     Raises:
         ValueError: If one has no name, two have the same, or not as many are given.

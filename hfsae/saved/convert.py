@@ -39,7 +39,8 @@ def convert(
         source: Folder, file, Hub repository or release of the catalogue; any format that `SAE.from_pretrained` reads.
         destination: Folder to write into; made if missing. A single SAE is written right there.
         to: `"hfsae"`, or `"circuit-tracer"`, which makes one set of all transcoders. Or what `export_sae` takes, such
-            as `"saelens"`, `"llamascopium"`, or `"sparsify"`, whose folders are called after the hooked module.
+            as `"saelens"`, `"llamascopium"`, `"gemma-scope-2"`, or `"sparsify"`, whose folders are called after the
+            hooked module.
         subfolder: Only what lies in this folder of the source, or this file; of a release, an id of its SAEs.
         allow_pickle: Whether pickles may be opened.
         given: Config fields that the source does not say, such as `hook_point`.
