@@ -1,4 +1,4 @@
-"""`hfsae convert`: SAEs of other projects into hfsae's format, and into those of SAELens, sparsify, circuit-tracer."""
+"""`hfsae convert`: SAEs of other projects into hfsae's format, and into those of other projects."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ def run(
         str,
         option(
             "--to",
-            "Format to write: hfsae, saelens, sparsify, llamascopium, circuit-tracer, or one of another package.",
+            "hfsae, saelens, sparsify, llamascopium, gemma-scope-2, clt-training, circuit-tracer, or a package's own.",
         ),
     ] = "hfsae",
     subfolder: Annotated[

@@ -7,11 +7,18 @@ from typing import Any
 
 from hfsae import guests
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.interop import gemma_scope_2_writer, llamascopium_writer, saelens_writer, sparsify_writer
+from hfsae.interop import (
+    clt_training_writer,
+    gemma_scope_2_writer,
+    llamascopium_writer,
+    saelens_writer,
+    sparsify_writer,
+)
 from hfsae.suggestions import did_you_mean
 
 # Formats that hold one SAE a folder.
 _WRITERS: dict[str, Callable[..., Path]] = {
+    "clt-training": clt_training_writer.write,
     "gemma-scope-2": gemma_scope_2_writer.write,
     "llamascopium": llamascopium_writer.write,
     "saelens": saelens_writer.write,
@@ -25,6 +32,7 @@ def export_sae(sae: SparseAutoencoder, folder: str | os.PathLike, format: str, *
     * `"saelens"`: `cfg.json` and `sae_weights.safetensors`, as SAELens 6 loads them. TopK is written with unit decoder
       rows, as SAELens makes it; all others keep the values of their features. Takes `hook_name` and `hook_name_out`,
       TransformerLens' names of the places, where the config does not tell them.
+    * `"clt-training"`: cross-layer transcoders of topk, for EleutherAI's clt-training.
     * `"gemma-scope-2"`: SAEs and transcoders with thresholds, also cross-layer transcoders. Of crosscoders those whose
       features read one place each.
     * `"llamascopium"`: SAEs, transcoders, crosscoders and cross-layer transcoders. Takes `hook_points` and

@@ -13,7 +13,7 @@ import torch
 from hfsae import guests
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.strict import class_for
-from hfsae.interop import catalogue
+from hfsae.interop import catalogue, clt_training
 from hfsae.interop.converted import ConvertedSAE
 from hfsae.interop.source import Source
 from hfsae.progress import quietly
@@ -35,6 +35,7 @@ class Format(Protocol):
 BY_FILES = {
     "SAELens": "hfsae.interop.saelens",
     "sparsify": "hfsae.interop.sparsify",
+    "clt-training": "hfsae.interop.clt_training",
     "dictionary_learning": "hfsae.interop.dictionary_learning",
     "Gemma Scope": "hfsae.interop.gemma_scope",
     "Gemma Scope 2": "hfsae.interop.gemma_scope_2",
@@ -128,6 +129,11 @@ def recognise(source: Source) -> str:
 def is_bare(names: Collection[str]) -> bool:
     """Whether names of tensors alone tell a format."""
     return any(import_module(module).fits(names) for module in BY_TENSORS.values())
+
+
+def holds_folders(source: Source) -> bool:
+    """Whether what lies here is one SAE together with all folders below."""
+    return clt_training.recognises(source)
 
 
 def is_known_by_files(source: Source) -> bool:

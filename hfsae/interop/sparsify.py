@@ -54,8 +54,8 @@ def _refuse_clt_training(tensors: dict[str, Any], source: Source) -> None:
     """Raises for what EleutherAI's clt-training (commit cf9821f), a fork of sparsify, adds; biases of 0 do nothing."""
     if any(name.startswith(("W_decs.", "post_encs.")) for name in tensors):
         raise ValueError(
-            f"{source.path} is one layer of a cross-layer transcoder of clt-training's, which hfsae does not read: "
-            "each of its layers lies in a folder of its own, and may pass on its input to later layers."
+            f"{source.path} is one layer of a cross-layer transcoder of clt-training's: load the folder above it, "
+            "which holds the run's config.json."
         )
     if "post_enc" in tensors and tensors["post_enc"].any():
         raise ValueError(

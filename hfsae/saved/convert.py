@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from hfsae.interop import catalogue, circuit_tracer_layers, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.export import export_formats, export_sae
-from hfsae.interop.formats import UnknownFormatError, is_bare, is_known_by_files
+from hfsae.interop.formats import UnknownFormatError, holds_folders, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
 from hfsae.modeling import SAE
@@ -39,8 +39,8 @@ def convert(
         source: Folder, file, Hub repository or release of the catalogue; any format that `SAE.from_pretrained` reads.
         destination: Folder to write into; made if missing. A single SAE is written right there.
         to: `"hfsae"`, or `"circuit-tracer"`, which makes one set of all transcoders. Or what `export_sae` takes, such
-            as `"saelens"`, `"llamascopium"`, `"gemma-scope-2"`, or `"sparsify"`, whose folders are called after the
-            hooked module.
+            as `"saelens"`, `"llamascopium"`, `"gemma-scope-2"`, `"clt-training"`, or `"sparsify"`, whose folders
+            are called after the hooked module.
         subfolder: Only what lies in this folder of the source, or this file; of a release, an id of its SAEs.
         allow_pickle: Whether pickles may be opened.
         given: Config fields that the source does not say, such as `hook_point`.
@@ -105,9 +105,12 @@ def sae_subfolders(source: str | os.PathLike, subfolder: str = "", **hub: Any) -
     if start.chosen is not None:
         yield subfolder
         return
+    whole: str | None = None  # a folder that is one SAE with all that lies in it
     for folder in Source.folders(os.fspath(source), subfolder, **hub):
-        if is_unfinished(folder.folder):
+        if is_unfinished(folder.folder) or (whole is not None and folder.folder.startswith(whole)):
             continue
+        if not folder.is_ours and holds_folders(folder):
+            whole = folder.folder and f"{folder.folder}/"
         if folder.is_ours or is_known_by_files(folder):
             files = folder.matching("layer_*.safetensors")  # transcoders of circuit-tracer: one a file
         else:
