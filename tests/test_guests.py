@@ -120,8 +120,8 @@ def test_a_format_of_another_package_is_read_written_and_converted(tmp_path: Pat
     """
     done = python("-c", textwrap.dedent(script), path=[tmp_path / "site"], cwd=tmp_path)
     assert (
-        "there is no format 'two-matrics' to write: saelens, sparsify, two-matrices. Did you mean 'two-matrices'?"
-        in (done.stderr.strip().splitlines()[-1])
+        "there is no format 'two-matrics' to write: clt-training, gemma-scope-2, llamascopium, saelens, sparsify, "
+        "two-matrices. Did you mean 'two-matrices'?" in (done.stderr.strip().splitlines()[-1])
     )
     assert (tmp_path / "theirs/two_matrices.json").read_text() == '{"k": 4, "note": "a"}'
     without = describe(tmp_path / "theirs")

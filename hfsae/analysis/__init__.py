@@ -15,6 +15,7 @@ from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.delphi import export_delphi
 from hfsae.analysis.effects import FeatureEffect, FeatureEffects, feature_effects
 from hfsae.analysis.feature_map import FeatureMap, feature_map
+from hfsae.analysis.feature_pages import export_circuit_tracer
 from hfsae.analysis.feature_types import About, Example, Feature, Neighbour, Partner, TokenEffect
 from hfsae.analysis.interventions import ablate, steer
 from hfsae.analysis.neuronpedia import export_neuronpedia
@@ -39,6 +40,7 @@ __all__ = [
     "TokenTexts",
     "ablate",
     "collect_features",
+    "export_circuit_tracer",
     "export_delphi",
     "export_neuronpedia",
     "feature_activations",

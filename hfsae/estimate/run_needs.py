@@ -247,7 +247,7 @@ def estimate(
     """
     refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
-    skeleton = _skeleton(args, model)
+    skeleton = planned_model(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
     widths = {
@@ -304,7 +304,7 @@ def estimate(
     )
 
 
-def _skeleton(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
+def planned_model(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
     """The language model on the meta device, in the precision that it will be loaded in; several side by side."""
     if compares(args, model):
         several = models_of(args, model, lambda: named_origin(args))

@@ -69,6 +69,11 @@ def write_transcoder_set(
 def _place(sae: SparseAutoencoder) -> tuple[int, str, str]:
     """The layer, and the places within it."""
     config, name = sae.config, architecture_name(sae.config)
+    if name == "topk":
+        raise ValueError(
+            "circuit-tracer 0.5.0 passes over `activation: topk` and would compute a ReLU: a TopK cannot go. Train "
+            "batch_topk or jumprelu, which go as thresholds."
+        )
     if not config.is_transcoder or name not in (*_RELU, *_THRESHOLD) or config.d_in != config.d_out:
         raise ValueError(
             f"circuit-tracer's sets hold transcoders of ReLU or thresholds and equal widths; this is a "

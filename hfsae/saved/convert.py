@@ -8,19 +8,26 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from hfsae.analysis import export_circuit_tracer
+from hfsae.architectures.layers import LayersConfig
+from hfsae.evaluation.protocol import weights_sha256
 from hfsae.interop import catalogue, circuit_tracer_layers, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.export import export_formats, export_sae
+from hfsae.interop.foreign_names import layer_of
 from hfsae.interop.formats import UnknownFormatError, holds_folders, is_bare, is_known_by_files
 from hfsae.interop.source import Source
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.sae_folders import is_unfinished
+from hfsae.saved.kept_features import kept_features, local_folder
 from hfsae.saving import files_at_once
 from hfsae.suggestions import did_you_mean
 
 _SET = "circuit-tracer"
 """The format that holds all transcoders of a model in one folder."""
+_PAGES = "./data/features"
+"""Where circuit-tracer's pages ask for features if the folder with `features` in it is served as `data_dir`."""
 
 
 def convert(
@@ -67,10 +74,8 @@ def convert(
     showing = tqdm(places, desc="converting", disable=len(places) == 1)
     with quietly():
         if to == _SET:
-            saes = [SAE.from_pretrained(source, subfolder=place, **options) for place in showing]
-            if any(sae.config.is_cross_layer for sae in saes):
-                return [_write_layers(saes, destination)]
-            return [circuit_tracer_writer.write_transcoder_set(saes, destination)]
+            saes = {place: SAE.from_pretrained(source, subfolder=place, **options) for place in showing}
+            return [_write_set(source, saes, Path(destination))]
         written = []
         for place in showing:
             sae = SAE.from_pretrained(source, subfolder=place, **options)
@@ -79,10 +84,30 @@ def convert(
     return written
 
 
-def _write_layers(saes: list[SAE], destination: str | os.PathLike) -> Path:
-    if len(saes) > 1:
-        raise ValueError(f"a folder of circuit-tracer's holds one cross-layer transcoder, got {len(saes)} SAEs.")
-    return circuit_tracer_layers.write(saes[0], destination)
+def _write_set(source: str | os.PathLike, saes: Mapping[str, SAE], destination: Path) -> Path:
+    """Writes what circuit-tracer loads, and pages of the features that were collected of these weights."""
+    collected = {
+        place: found
+        for place, sae in saes.items()
+        if (found := kept_features(local_folder(source, place), weights_sha256(sae))) is not None
+    }
+    scan = _PAGES if collected else None
+    first, *others = saes.values()
+    if any(sae.config.is_cross_layer for sae in saes.values()):
+        if others:
+            raise ValueError(f"a folder of circuit-tracer's holds one cross-layer transcoder, got {len(saes)} SAEs.")
+        circuit_tracer_layers.write(first, destination, scan=scan)
+    else:
+        circuit_tracer_writer.write_transcoder_set(list(saes.values()), destination, scan=scan)
+    if collected:
+        pages, tokenizer = destination / posixpath.basename(_PAGES), first.load_tokenizer()
+        if isinstance(first.config, LayersConfig):
+            (of_all,) = collected.values()
+            export_circuit_tracer(of_all, tokenizer, pages, features_per_layer=first.config.features_per_layer)
+        else:
+            by_layer = {int(layer_of(saes[place].config.hook_point) or 0): found for place, found in collected.items()}
+            export_circuit_tracer(by_layer, tokenizer, pages)
+    return destination
 
 
 def targets() -> list[str]:

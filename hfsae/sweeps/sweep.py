@@ -5,6 +5,9 @@
     saes:                               # or, and on top of that: a list of SAEs, which may hold lists themselves
       - {architecture: gated, learning_rate: 1e-3}
 
+A place with a wildcard, a range or commas stands for one SAE at each place. So `hook_point: mlp_in.*` with
+`target_hook_point: mlp_out.*` makes a set of transcoders of each setting.
+
 Everything else is a training argument. One pass of the language model feeds all SAEs, one pass over held-out text
 measures them; each ends as it would have ended alone.
 """
@@ -22,10 +25,12 @@ import torch
 from accelerate import PartialState
 
 from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_unknown
+from hfsae.arguments.sae_settings import hook_points_from_arguments
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import config_class_of
-from hfsae.estimate.run_needs import estimate, free_memory
+from hfsae.estimate.run_needs import estimate, free_memory, planned_model
 from hfsae.failures import warn_on_failure
+from hfsae.hooks import inner_model
 from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
 from hfsae.parallel.launching import launched
@@ -98,6 +103,40 @@ class Sweep:
             saes[name] = own
             args.of_sae(own)  # what does not fit shall not cost the loading of a language model
         return cls(args, saes)
+
+    def at_each_place(self, model: Any = None) -> "Sweep":
+        """The sweep with one SAE for each place, where an SAE names several; its name then ends with the place.
+
+        Args:
+            model: The language model, several by their names, or None for what the arguments name. Its config is
+                enough.
+
+        Raises:
+            HookPointError: If the model lacks a place.
+            ValueError: If there are not as many places to write as to read, or two SAEs get one name.
+        """
+        if not any(_may_be_several(self.args.of_sae(own).hook_point) for own in self.saes.values()):
+            return self
+        skeleton = inner_model(planned_model(self.args, model))
+        saes: dict[str, dict[str, Any]] = {}
+        for name, own in self.saes.items():
+            found = hook_points_from_arguments(self.args.of_sae(own), skeleton)
+            for points in found:
+                called, given = name, own
+                if len(found) > 1:
+                    place = points.portable_name(skeleton) or points.own_name(skeleton)
+                    called, given = f"{name}-{place}", {**own, "hook_point": place}
+                    if points.writes is not None:
+                        given["target_hook_point"] = points.writes
+                if called in saes:
+                    raise ValueError(f"two SAEs are called {called!r}; give each a `name` of its own.")
+                saes[called] = given
+        return replace(self, saes=saes)
+
+
+def _may_be_several(place: str) -> bool:
+    """Whether a place has a wildcard, a comma or a range of layers."""
+    return bool(re.search(r"[*,]|\d-\d", place))
 
 
 def _from_text(name: str, value: Any) -> Any:
@@ -179,6 +218,8 @@ def run_sweep(sweep: Sweep, *, memory_bytes: int | None = None, **inputs: Any) -
         MemoryError: If an SAE does not fit by itself; before anything is loaded.
         ValueError, OSError: As `SAETrainer.train` does.
     """
+    if inputs.get("activations") is None:
+        sweep = sweep.at_each_place(inputs.get("model"))
     groups = _groups(sweep, memory_bytes, inputs)
     if len(groups) == 1:
         output = SAETrainer(args=sweep.args, saes=sweep.saes, **inputs).train()

@@ -76,7 +76,7 @@ def test_the_command_makes_one_set_of_a_run(tmp_path: Path, capsys: pytest.Captu
         ([], "every layer from 0 on, got layers"),
         ([{"layer": 0}, {"layer": 2}], r"every layer from 0 on, got layers \[0, 2\]"),
         ([{"layer": 0}, {"layer": 0}], "there are two of layer 0"),
-        ([{"layer": 0, "architecture": "topk"}], "hold transcoders of ReLU or thresholds"),
+        ([{"layer": 0, "architecture": "topk"}], "passes over `activation: topk` .* Train batch_topk or jumprelu"),
         ([{"layer": 0, "architecture": "gated"}], "hold transcoders of ReLU or thresholds"),
         ([{"layer": 0, "target_hook_point": None}], "hold transcoders of ReLU or thresholds"),
         ([{"layer": 0, "target_hook_point": "gpt_neox.layers.1.mlp.output"}], "stay within one layer"),

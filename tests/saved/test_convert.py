@@ -99,7 +99,8 @@ def test_a_place_without_saes_and_an_unknown_format_are_errors(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no SAE of a known format lies in .*empty"):
         convert(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ValueError, match="to must be one of hfsae, circuit-tracer, saelens, sparsify, got 'onnx'"):
+    known = "hfsae, circuit-tracer, clt-training, gemma-scope-2, llamascopium, saelens, sparsify"
+    with pytest.raises(ValueError, match=f"to must be one of {known}, got 'onnx'"):
         convert(tmp_path / "empty", tmp_path / "out", "onnx")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 

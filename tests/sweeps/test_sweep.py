@@ -8,6 +8,7 @@ import torch
 
 from hfsae import SAE
 from hfsae.estimate.run_needs import estimate
+from hfsae.hooks import HookPointError
 from hfsae.sweeps.sweep import Sweep, run_sweep
 from hfsae.sweeps.sweep_results import results_table
 from tests.data.tiny import language_model, pythia_like
@@ -202,3 +203,44 @@ def test_an_sae_that_cannot_fit_ends_the_sweep_before_it_begins(tmp_path):
     with pytest.raises(MemoryError, match="training topk-k2 needs .* are free: take fewer features"):
         run_sweep(sweep_of(tmp_path / "none", SAES[:1]), memory_bytes=1000, **inputs())
     assert not (tmp_path / "none").exists()
+
+
+# -- places -----------------------------------------------------------------------------------------------------------
+def places(content, model=None):
+    sweep = Sweep.of(content).at_each_place(model or language_model())
+    return {name: (own.get("hook_point"), own.get("target_hook_point")) for name, own in sweep.saes.items()}
+
+
+def test_a_wildcard_a_range_and_commas_are_an_sae_for_each_place():
+    mlps = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
+    written = [f"transformer.h.{layer}.mlp.output" for layer in range(3)]
+    assert places({**mlps, "k": [2, 4]}) == {
+        f"topk-k{k}-mlp_in.{layer}": (f"mlp_in.{layer}", written[layer]) for k in (2, 4) for layer in range(3)
+    }
+    assert places({"hook_point": ["resid_post.0-1", "mlp_out.2"]}) == {
+        "topk-resid_post.0-1-resid_post.0": ("resid_post.0", None),
+        "topk-resid_post.0-1-resid_post.1": ("resid_post.1", None),
+        "topk-mlp_out.2": ("mlp_out.2", None),
+    }
+    assert list(places({"hook_point": "resid_post.1,mlp_out.0"})) == ["topk-resid_post.1", "topk-mlp_out.0"]
+    assert list(places({**mlps, "architecture": ["topk", "topk_cross_layer_transcoder"]})) == [
+        *(f"topk-mlp_in.{layer}" for layer in range(3)),
+        "topk_cross_layer_transcoder",  # one for all layers
+    ]
+
+
+def test_crosscoders_of_two_models_are_one_a_layer():
+    models = {"base": language_model(), "tuned": language_model()}
+    content = {"architecture": "crosscoder", "hook_point": "resid_post.*", "k": [2, 4]}
+    assert list(places(content, models)) == [
+        f"crosscoder-k{k}-resid_post.{layer}" for k in (2, 4) for layer in range(3)
+    ]
+
+
+def test_places_that_are_not_there_end_a_sweep_before_anything_is_loaded(tmp_path):
+    language_model().config.save_pretrained(tmp_path)  # a config, and no weights
+    content = {"model_name_or_path": str(tmp_path), "dataset_name": "missing", "k": [2, 4]}
+    with pytest.raises(HookPointError, match="resid_post.2-7"):
+        run_sweep(Sweep.of({**content, "hook_point": "resid_post.2-7"}))
+    with pytest.raises(ValueError, match="names 3 places and target_hook_point 2"):
+        run_sweep(Sweep.of({**content, "hook_point": "mlp_in.*", "target_hook_point": "mlp_out.0,mlp_out.1"}))

@@ -12,7 +12,6 @@ from hfsae.data import TokenBlocks
 from hfsae.estimate.run_needs import estimate
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT
 from hfsae.evaluation.together import are_set
-from hfsae.hooks import HookPointError
 from hfsae.inputs.activation_cache import cache_activations
 from hfsae.sweeps.sweep import Sweep, run_sweep
 from tests.data.tiny import language_model, pythia_like
@@ -118,13 +117,14 @@ def test_a_set_from_a_cache_ends_as_from_the_language_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_over_sets_lists_every_transcoder_by_its_place_and_is_no_set_itself(tmp_path):
+@pytest.mark.parametrize("wild", [True, False])
+def test_a_sweep_over_sets_lists_every_transcoder_by_its_place_and_is_no_set_itself(tmp_path, wild):
     content = {**arguments(tmp_path, eval_tokens=100, steps=4).given(), "k": [2, 4]}
     inputs = {"model": language_model(), "train_dataset": text(), "processing_class": pythia_like()}
-    with pytest.raises(HookPointError, match=r"SAE 'topk-k2': 'mlp_in\.\*' can name several places, where one"):
-        run_sweep(Sweep.of(content | SET), **inputs)
     layers = [{"hook_point": f"mlp_in.{layer}", "target_hook_point": f"mlp_out.{layer}"} for layer in range(3)]
-    output = run_sweep(Sweep.of(content | {"saes": layers}), **inputs)
+    output = run_sweep(Sweep.of(content | (SET if wild else {"saes": layers})), **inputs)
+    if wild:
+        assert list(output.saes) == [f"topk-k{k}-mlp_in.{layer}" for k in (2, 4) for layer in range(3)]
     assert len(output.saes) == 6 and output.together is None and not (tmp_path / SET_FILE).exists()
     found = json.loads((tmp_path / "results.json").read_text())
     places = [f"transformer.h.{layer}.mlp.input to transformer.h.{layer}.mlp.output" for layer in range(3)]
