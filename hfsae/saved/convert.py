@@ -9,7 +9,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hfsae.analysis import export_circuit_tracer
-from hfsae.architectures.layers import LayersConfig
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.interop import catalogue, circuit_tracer_layers, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.export import export_formats, export_sae
@@ -101,9 +100,10 @@ def _write_set(source: str | os.PathLike, saes: Mapping[str, SAE], destination: 
         circuit_tracer_writer.write_transcoder_set(list(saes.values()), destination, scan=scan)
     if collected:
         pages, tokenizer = destination / posixpath.basename(_PAGES), first.load_tokenizer()
-        if isinstance(first.config, LayersConfig):
+        if first.config.is_cross_layer:
             (of_all,) = collected.values()
-            export_circuit_tracer(of_all, tokenizer, pages, features_per_layer=first.config.features_per_layer)
+            n = first.config.features_per_layer  # type: ignore[attr-defined]
+            export_circuit_tracer(of_all, tokenizer, pages, features_per_layer=n)
         else:
             by_layer = {int(layer_of(saes[place].config.hook_point) or 0): found for place, found in collected.items()}
             export_circuit_tracer(by_layer, tokenizer, pages)
