@@ -1,0 +1,136 @@
+"""A zoo of SmolLM2-135M: topk, batch_topk and jumprelu, 8 and 16 times as wide, after blocks 4, 9, 14, 19 and 24.
+
+    python benchmarks/zoo_smollm2.py --model SMOLLM2 --books BOOKS.jsonl [--output_dir runs/zoo_smollm2]
+        [--tokens 2000000] [--layers 9] [--factors 8] [--architectures topk] [--scores] [--cards model_cards/smollm2]
+
+SMOLLM2 is a folder of the model, BOOKS.jsonl has a paragraph in `text` a line. All text is the books and Python's
+standard library. The activations of all five places are cached once, in bfloat16; then each SAE is trained from the
+cache in a run of its own, measured on held-out text and saved with its card. What is there is not made again: text,
+cache, SAEs (an interrupted training goes on from its last checkpoint), scores. So the command can be stopped, called
+again, and called for a part. The folder `figures` has the tokens and hours of each step. `--cards` writes the cards of
+what is there, without weights.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from kept import kept
+from mixed_text import books_and_library
+
+from hfsae import SAETrainer, SAETrainingArguments, cache_activations
+from hfsae.scores.score_saved import score_saved
+from hfsae.training.checkpoint import last_checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from make_zoo import write_cards  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+ALL_LAYERS = (4, 9, 14, 19, 24)
+ARCHITECTURES = ("topk", "batch_topk", "jumprelu")
+REPO_ID = "hfsae/smollm2-135m-zoo"
+
+
+def shared(options: argparse.Namespace, text: Path) -> dict[str, Any]:
+    """The arguments of the cache and of every run."""
+    return {
+        "model_name_or_path": os.fspath(options.model),
+        "dataset_name": os.fspath(text),
+        "training_tokens": options.tokens,
+        "train_batch_tokens": options.batch_tokens,
+        "context_length": 128,
+        "lm_batch_sequences": 16,
+        "seed": 0,
+    }
+
+
+def cache(options: argparse.Namespace, text: Path, folder: Path) -> dict[str, Any]:
+    """Writes what is missing of the cache, and says what it took."""
+    places = ",".join(f"resid_post.{layer}" for layer in ALL_LAYERS)
+    args = SAETrainingArguments(**shared(options, text), hook_point=places, output_dir=str(folder))
+    return {"rows": cache_activations(args).rows}
+
+
+def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, own: dict[str, Any]) -> dict[str, Any]:
+    """Trains one SAE, or goes on with it."""
+    begun = folder.exists() and last_checkpoint(folder) is not None
+    args = SAETrainingArguments(
+        **shared(options, text),
+        **own,
+        activation_cache=str(cached),
+        k=options.k,
+        eval_tokens=options.eval_tokens,
+        save_steps=100,
+        save_total_limit=1,
+        output_dir=str(folder),
+        resume_from_checkpoint="last" if begun else None,
+    )
+    output = SAETrainer(args=args).train()
+    if not output.completed:
+        raise SystemExit("interrupted: the same command goes on from here.")
+    names = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
+    return {"tokens": options.tokens, "resumed": begun, **{name: output.metrics[""][name] for name in names}}
+
+
+def timed(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a step says, with its hours; those of its last call where it was interrupted."""
+    begin, used = time.perf_counter(), time.process_time()
+    made = make()
+    hours = {"hours": (time.perf_counter() - begin) / 3600, "processor_hours": (time.process_time() - used) / 3600}
+    return made | hours
+
+
+def scored(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Scores one SAE, beside its weights and on its card."""
+    score_saved([folder], write=True, max_tokens=options.score_tokens)
+    return {"tokens": options.score_tokens}
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Makes what is missing, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M")
+    parser.add_argument("--books", type=Path, required=True, help="books, a paragraph in `text` a line")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/zoo_smollm2"))
+    parser.add_argument("--layers", type=int, nargs="+", choices=ALL_LAYERS, default=list(ALL_LAYERS))
+    parser.add_argument("--factors", type=int, nargs="+", default=[8, 16], help="features for each dimension")
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train on (default: %(default)s)")
+    parser.add_argument("--batch_tokens", type=int, default=4096)
+    parser.add_argument("--eval_tokens", type=int, default=20_000)
+    parser.add_argument("--scores", action="store_true", help="score features, too")
+    parser.add_argument("--score_tokens", type=int, default=30_000, help="tokens of each side of the scores")
+    parser.add_argument("--cards", type=Path, help="folder to write the cards to, without weights")
+    options = parser.parse_args(command_line)
+    output = options.output_dir
+    zoo, steps, cached = output / "zoo", output / "figures", output / "activations"
+    text = books_and_library(output / "text.jsonl", options.books)
+    made = kept(steps / "cache.json", partial(timed, partial(cache, options, text, cached)))
+    print(f"{made['rows']:,} rows at {len(ALL_LAYERS)} places in {made['hours']:.2f} h\n")
+    print("| place | architecture | times as wide | L0 | explained variance | loss recovered | dead | processor h |")
+    print("|---|---|---|---|---|---|---|---|")
+    for layer, factor, architecture in product(options.layers, options.factors, options.architectures):
+        place = f"resid_post.{layer}"
+        name = f"{architecture}-{factor}x-{options.k}"
+        own = {"hook_point": place, "architecture": architecture, "expansion_factor": factor}
+        folder, file = zoo / place / name, steps / f"{place}-{name}.json"
+        found = kept(file, partial(timed, partial(train, options, text, cached, folder, own)))
+        print(
+            f"| {place} | {architecture} | {factor} | {found['l0']:.1f} | {found['explained_variance']:.4f} "
+            f"| {found['loss_recovered']:.4f} | {found['dead_fraction']:.1%} | {found['processor_hours']:.2f} |",
+            flush=True,
+        )
+        if options.scores:
+            kept(steps / f"{place}-{name}-scores.json", partial(timed, partial(scored, folder, options)))
+    if options.cards is not None:
+        write_cards(zoo, options.cards, REPO_ID)
+
+
+if __name__ == "__main__":
+    main()
