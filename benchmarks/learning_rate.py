@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         return
     rows, held_out = activations("train", 2**20), activations("held_out", 2**16)
     for architecture, n_features, steps, factor in plan:
-        rate = factor * auto_learning_rate(n_features, steps)
+        rate = factor * auto_learning_rate(n_features, steps, d_in=D_IN)
         measured = measure(train(architecture, n_features, steps, rate, rows), held_out)
         entry = {"architecture": architecture, "n_features": n_features, "steps": steps, "factor": factor}
         with args.output.open("a") as file:
@@ -139,7 +139,7 @@ def fit(args: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for (architecture, n_features, steps), entries in groups(read(args.output)):
         rate, variance = best(entries)
-        auto = auto_learning_rate(n_features, steps)
+        auto = auto_learning_rate(n_features, steps, d_in=D_IN)
         at_auto = min(entries, key=lambda run: abs(math.log(run["learning_rate"] / auto)))["explained_variance"]
         print(
             f"| {architecture} | {n_features} | {steps} | {rate:.1e} | {variance:.4f} | {at_auto:.4f} | {auto:.1e} "

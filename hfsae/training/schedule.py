@@ -62,7 +62,8 @@ class Plan:
         tokens_per_step = args.train_batch_tokens * args.gradient_accumulation_steps * processes
         peak = args.learning_rate
         if isinstance(peak, str):
-            peak = auto_learning_rate(sae.config.n_features // sae.n_groups, total)
+            d_in = sae.config.d_in // sae.n_groups
+            peak = auto_learning_rate(sae.config.n_features // sae.n_groups, total, d_in=d_in)
         warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * total)
         lr_end = args.lr_end if args.lr_end is not None else (peak if args.lr_start is None else args.lr_start) / 10
         coefficient, target = _sparsity(args, sae)
@@ -132,30 +133,36 @@ def _resample_steps(args: SAETrainingArguments, total: int, tokens_per_step: int
 # The learning rate of "auto": REFERENCE_RATE at REFERENCE_STEPS steps and 2**14 features.
 REFERENCE_RATE = 1.5e-3
 REFERENCE_STEPS = 600
-_HIGHEST_RATE = 0.02
+# Never above the first, nor above the second over √d_in.
+_HIGHEST_RATE, _HIGHEST_RATE_OF_WIDTH = 0.02, 0.25
 _STEPS_EXPONENT = 0.39
 _WIDTH_EXPONENT = 0.5
 
 
-def auto_learning_rate(n_features: int, total_steps: int) -> float:
-    """The peak learning rate for a width and a length of run.
+def auto_learning_rate(n_features: int, total_steps: int, *, d_in: int) -> float:
+    """The peak learning rate for a width, a length of run and the size of activations.
 
     The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
     ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
     docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02. Of 256 features in 10 steps the
     rule alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
 
+    Nor above 0.25 / √d_in. Adam moves each of the d_in weights of a row by up to the rate. So a row of unit norm turns
+    by up to rate · √d_in in one step, and where that is too far, many features end dead.
+
     Args:
         n_features: Width of the SAE.
         total_steps: Optimiser steps of the run.
+        d_in: Size of the activations that a feature reads.
 
     Example:
         >>> from hfsae.training.schedule import auto_learning_rate
-        >>> auto_learning_rate(4096, 600)
+        >>> auto_learning_rate(4096, 600, d_in=256)
         0.003
     """
     width = (n_features / 2**14) ** -_WIDTH_EXPONENT
-    return min(REFERENCE_RATE * width * (total_steps / REFERENCE_STEPS) ** -_STEPS_EXPONENT, _HIGHEST_RATE)
+    rate = REFERENCE_RATE * width * (total_steps / REFERENCE_STEPS) ** -_STEPS_EXPONENT
+    return min(rate, _HIGHEST_RATE, _HIGHEST_RATE_OF_WIDTH / math.sqrt(d_in))
 
 
 def learning_rate_at(

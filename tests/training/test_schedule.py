@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,10 +67,25 @@ def test_a_rate_never_leaves_the_range_between_zero_and_the_peak(total, kind, wa
 
 
 def test_auto_is_the_reference_rate_at_the_reference_and_less_for_wider_and_longer():
-    assert auto_learning_rate(2**14, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE)
-    assert auto_learning_rate(2**16, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE / 2)
-    assert auto_learning_rate(2**14, 10 * REFERENCE_STEPS) < REFERENCE_RATE
-    assert auto_learning_rate(2**8, 10) == 0.02 > auto_learning_rate(2**10, 30)
+    def rate(n_features, steps):
+        return auto_learning_rate(n_features, steps, d_in=64)
+
+    assert rate(2**14, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE)
+    assert rate(2**16, REFERENCE_STEPS) == pytest.approx(REFERENCE_RATE / 2)
+    assert rate(2**14, 10 * REFERENCE_STEPS) < REFERENCE_RATE
+    assert rate(2**8, 10) == 0.02 > rate(2**10, 30)
+
+
+def test_auto_turns_no_row_of_unit_norm_further_than_a_quarter_in_a_step():
+    for d_in in (256, 576, 4096):
+        furthest = max(auto_learning_rate(n, s, d_in=d_in) for n in (64, 1024, 2**17) for s in (1, 32, 1000))
+        row = torch.zeros(d_in, requires_grad=True)
+        optimiser = torch.optim.Adam([row], lr=furthest)
+        row.grad = torch.randn(d_in, generator=torch.Generator().manual_seed(0))
+        optimiser.step()
+        assert row.norm().item() == pytest.approx(0.25, rel=1e-3)
+    # Long runs and wide SAEs never come near.
+    assert auto_learning_rate(12_288, 1000, d_in=768) == auto_learning_rate(12_288, 1000, d_in=64)
 
 
 def test_a_penalty_rises_in_equal_steps():
