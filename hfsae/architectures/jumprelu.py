@@ -120,15 +120,15 @@ class JumpReLUSAE(SAE):
 
     def _sparsity(self, training: TrainingStep) -> Tensor:
         state, scale = training.state, self.config.frequency_scale
+        target = state.target_l0 if self.config.sparsity == "l0_quadratic" else None
+        if self.config.sparsity == "l0_quadratic" and target is None:
+            raise ValueError("sparsity='l0_quadratic' needs target_l0: the number of active features to aim at.")
         shares = None if scale is None else self._shares(training)
         count = self._count(training) if shares is None else state.partition.total(shares.sum())
-        quadratic = self.config.sparsity == "l0_quadratic"
-        if quadratic and state.target_l0 is None:
-            raise ValueError("sparsity='l0_quadratic' needs target_l0: the number of active features to aim at.")
-        penalty = (_over_processes(count, state) / state.target_l0 - 1).square() if quadratic else count
-        if shares is not None:
+        penalty = count if target is None else (_over_processes(count, state) / target - 1).square()
+        if shares is not None and scale is not None:
             frequent = state.partition.total(_over_processes(shares, state).square().sum()) / scale
-            penalty = penalty + (frequent / state.target_l0 if quadratic else frequent)
+            penalty = penalty + (frequent if target is None else frequent / target)
         return state.sparsity_coefficient * penalty
 
     def _count(self, training: TrainingStep) -> Tensor:
