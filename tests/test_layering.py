@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimate": MODEL | RUN | {"kl_finish"},
     "training": MODEL | RUN | {"kl_finish", "analysis"},
     "sweeps": MODEL | RUN | {"estimate", "training"},
-    "dashboard": MODEL | {"saved", "analysis", "diffing", "webpage"},
+    "dashboard": MODEL | {"saved", "analysis", "diffing", "scores", "webpage"},
     "meaning": MODEL | {"saved", "analysis"},
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
     "steering": MODEL | {"saved", "analysis", "webpage"},

@@ -31,6 +31,10 @@ def run(
     text: Prompts = None,
     labels: Labels = None,
     write: Write = False,
+    match: Annotated[
+        list[str] | None,
+        option("--match", "Another SAE of this place, whose features that are the same are linked; may be repeated."),
+    ] = None,
     *,
     on_hub: OnHub,
     reading: Reading,
@@ -39,9 +43,9 @@ def run(
     from hfsae.dashboard import make_dashboard
 
     folders = [path] if on_hub.subfolder else folders_of(path)
-    if folders != [path] and (output or labels):
+    if folders != [path] and (output or labels or match):
         raise ValueError(
-            f"{path} is a set, of which each SAE gets a page beside it: --output and --labels are of one."
+            f"{path} is a set, of which each SAE gets a page beside it: --output, --labels and --match are of one."
         )
     for folder in folders:
         page = make_dashboard(
@@ -49,6 +53,7 @@ def run(
             output,
             texts=text or [],
             labels=labels,
+            match=match or [],
             write=write,
             **reading.keywords(),
             **on_hub.keywords(),

@@ -10,7 +10,8 @@ from hfsae.analysis import FeatureCollection, FeatureMap, feature_map
 from hfsae.analysis.collection import TENSORS
 from hfsae.analysis.prompt_page import read_prompts
 from hfsae.configuration import SAEConfig
-from hfsae.dashboard.page_contents import MeasuredFigure
+from hfsae.dashboard.matches import load_others, matches_with
+from hfsae.dashboard.page_contents import Matches, MeasuredFigure
 from hfsae.dashboard.write import can_be_page, write_dashboard
 from hfsae.evaluation.protocol import measured_digest, weights_sha256
 from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, is_dashboard_of
@@ -41,6 +42,7 @@ class Material(NamedTuple):
     layout: FeatureMap | None = None
     measured: Sequence[MeasuredFigure] = ()
     links: Mapping[str, Path] = MappingProxyType({})
+    matches: Sequence[Matches] = ()
 
 
 def make_dashboard(source: str | Path, output: str | Path | None = None, **options: Any) -> Path:
@@ -101,6 +103,7 @@ def gather(
     allow_pickle: bool = False,
     texts: Sequence[str] = (),
     labels: str | Path | None = None,
+    match: Sequence[str] = (),
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
@@ -122,6 +125,7 @@ def gather(
         texts: Prompts, for the page of prompts.
         labels: A file of labels, such as the page saved it; they become those beside the weights where there are none.
             None takes those.
+        match: Other SAEs, whose features pages of features lead to where they are the same.
         model: The language model; None loads the one that the config names.
         dataset: Text to collect features on again. None takes the features that were collected, or else the text that
             the SAE's recorded metrics were measured on.
@@ -134,7 +138,8 @@ def gather(
 
     Raises:
         ValueError: If labels are of other weights or no file of labels, a prompt is empty, or no text is named and
-            none was recorded.
+            none was recorded. Likewise if an SAE of `match` is of another place.
+        ImportError: If `match` names one and scipy is not installed.
         OSError: If the SAE, its language model, the labels or the text is not there.
     """
     folder = local_folder(source, subfolder)
@@ -142,6 +147,7 @@ def gather(
     sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
     digest = weights_sha256(sae)
     named = _labels(folder, labels, digest)
+    matches = matches_with(sae, load_others(match))
     if model is not None:
         rename_base_model(sae.config, model)
     tokenizer = sae.load_tokenizer()
@@ -162,7 +168,7 @@ def gather(
         _keep_labels(folder / LABELS_FILE, named, digest, write)
     layout = feature_map(sae, collection.features[collection.densities > 0])
     title, measured = display_name(sae.config, None, None), _measured(sae.config, digest)
-    return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder))
+    return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder), matches)
 
 
 def _measured(config: SAEConfig, digest: str) -> list[MeasuredFigure]:

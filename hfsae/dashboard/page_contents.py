@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from hfsae.analysis import Feature, FeatureCollection, FeatureMap, TokenTexts
@@ -86,6 +87,23 @@ class MeasuredFigure:
     value: float
     healthy: str = ""
     outside: bool = False
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The features of another SAE that the features of this one are paired with.
+
+    Args:
+        name: What the other SAE is called.
+        page: Its dashboard; None where it has none.
+        pairs: Its feature and the cosine of the decoder rows, by the feature of this SAE.
+        chance: The mean cosine of pairs with random directions.
+    """
+
+    name: str
+    page: Path | None
+    pairs: Mapping[int, tuple[int, float]]
+    chance: float
 
 
 @dataclass(frozen=True)

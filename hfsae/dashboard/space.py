@@ -1,5 +1,6 @@
 """A static Space of the Hub: the dashboard as a folder, with the front matter that a Space needs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def write_space(
         output: The folder.
         title: What the Space is called.
         repo_id: The Hub repository of the SAE, which the Space then is listed on.
-        **options: As `write_dashboard` takes them; `links` are left out, since what they lead to is not in the folder.
+        **options: As `write_dashboard` takes them. `links` are left out, and `matches` lead nowhere, since a Space has
+            nothing of the disk.
 
     Returns:
         The folder.
@@ -43,7 +45,8 @@ def write_space(
         PosixPath('space')
     """
     folder = Path(output)
-    write_dashboard(collection, tokenizer, folder, title=title, **options | {"links": {}})
+    matches = [replace(one, page=None) for one in options.get("matches", ())]
+    write_dashboard(collection, tokenizer, folder, title=title, **options | {"links": {}, "matches": matches})
     data = SpaceCardData(
         title=title,
         emoji="🔦",

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from hfsae.analysis import FeatureCollection, FeatureMap, TokenTexts
 from hfsae.analysis.plain_values import significant
 from hfsae.dashboard.page import render_page
-from hfsae.dashboard.page_contents import Comparison, MeasuredFigure, PageContents
+from hfsae.dashboard.page_contents import Comparison, Matches, MeasuredFigure, PageContents
 from hfsae.folders import can_be_file, can_be_folder
 from hfsae.label_file import SCORES, Label, explanation_of
 from hfsae.saving import files_at_once
@@ -45,6 +45,7 @@ def write_dashboard(
     layout: FeatureMap | None = None,
     measured: Sequence[MeasuredFigure] = (),
     links: Mapping[str, Path] = MappingProxyType({}),
+    matches: Sequence[Matches] = (),
 ) -> Path:
     """Writes the dashboard of a collection. It opens offline, from the disk, and fetches nothing.
 
@@ -61,6 +62,7 @@ def write_dashboard(
         layout: Where features stand on the map (`feature_map`); None for a page without one.
         measured: Figures of the SAE, for the overview.
         links: Files that the overview leads to, by what they are called. A page from the disk shows them.
+        matches: Features of other SAEs that are the same (`matches_with`); pages of features lead to them.
 
     Returns:
         The page's path.
@@ -78,6 +80,7 @@ def write_dashboard(
         "title": title,
         "prompts": list(prompts),
         "measured": [asdict(figure) | {"value": significant(figure.value)} for figure in measured],
+        "matches": [_matches(one, folder) for one in matches],
         "links": [[name, relative_link(path, folder)] for name, path in links.items()],
         **_labels(labels or {}),
     }
@@ -92,6 +95,15 @@ def write_dashboard(
         if path.name not in pieces:
             path.unlink()
     return output / PAGE
+
+
+def _matches(matches: Matches, folder: Path) -> dict[str, Any]:
+    return {
+        "name": matches.name,
+        "page": None if matches.page is None else relative_link(matches.page, folder),
+        "chance": significant(matches.chance),
+        "pairs": {str(own): [theirs, significant(cosine)] for own, (theirs, cosine) in matches.pairs.items()},
+    }
 
 
 def relative_link(path: Path, folder: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from hfsae.analysis import feature_map
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
-from hfsae.dashboard.page_contents import MeasuredFigure
+from hfsae.dashboard.page_contents import Matches, MeasuredFigure
 from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
@@ -54,6 +54,9 @@ def pages(tmp_path_factory) -> Path:
     shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts, "layout": layout}
     (place / "report.html").write_text("<h1>the report</h1>")
     shown |= {"measured": [MeasuredFigure("L0", 32.0, "10 – 100")], "links": {ATTACK: place / "report.html"}}
+    pairs = {feature: (39 - feature, 0.5) for feature in range(1, 40)}
+    shown["matches"] = [Matches(ATTACK, place / "other.html", pairs, 0.2), Matches("alone", None, {0: (4, 0.9)}, 0.2)]
+    write_dashboard(collection(), tokenizer(), place / "other.html")
     write_dashboard(collection(), tokenizer(), place / "one.html", **shown)
     write_dashboard(collection(), tokenizer(), place / "folder", **shown)
     return place
@@ -160,6 +163,22 @@ def test_a_feature_shows_what_was_collected(page):
     near.click()
     expect(page).to_have_url(re.compile(f"{target}$"))
     expect(page.locator("h1")).to_be_focused()
+
+
+def test_a_feature_leads_to_its_partners_in_other_saes(page):
+    page.evaluate("location.hash = 'feature/9'")
+    expect(page.locator("h1")).to_have_text("Feature 9")
+    rows_of = page.locator(".matches li")
+    assert rows_of.all_text_contents() == [f"30{ATTACK}0.5", "aloneno partner"]
+    page.evaluate("location.hash = 'feature/0'")
+    expect(page.locator("h1")).to_have_text("Feature 0")
+    assert (
+        rows_of.all_text_contents() == [f"{ATTACK}no partner", "4alone0.9"] and page.locator(".matches a").count() == 0
+    )
+    page.evaluate("location.hash = 'feature/9'")
+    page.click(".matches a")
+    expect(page).to_have_url(re.compile(r"/other\.html#feature/30$"))
+    expect(page.locator("h1")).to_have_text("Feature 30")
 
 
 def test_everything_can_be_done_with_the_keyboard(page):

@@ -1,13 +1,16 @@
 """From a saved folder to its dashboard, with what lies in the folder already."""
 
 import pytest
+import torch
 
-from hfsae import SAE
+from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection
 from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels, write_space
 from hfsae.evaluation.protocol import weights_sha256
 from tests.analysis.tiny import setting
 from tests.dashboard.tiny import index_of, saved_sae
+
+FIELDS = {"d_in": 16, "k": 4, "hook_point": "transformer.h.1.output", "context_length": 12}
 
 
 @pytest.fixture
@@ -53,6 +56,31 @@ def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(plac
     sae.W_dec.data.mul_(2)
     sae.save_pretrained(place / "sae")
     assert index_of(make_dashboard(place / "sae", place / "again.html", **options))["measured"] == []
+
+
+def test_pages_of_features_lead_to_their_partners_in_other_saes(place):
+    """The other SAE is this one in another order, and narrower: partners are known, and some have none."""
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    sae = SAE.from_pretrained(place / "sae")
+    order = torch.randperm(sae.config.n_features, generator=torch.Generator().manual_seed(0))[:30]
+    other = SAE.from_config(TopKSAEConfig(**{**FIELDS, "n_features": 30}, base_model=sae.config.base_model))
+    with torch.no_grad():
+        other.W_dec.copy_(sae.W_dec[order])
+        other.encoder.weight.copy_(sae.encoder.weight[order])
+    other.save_pretrained(place / "other")
+    (without,) = index_of(make_dashboard(place / "sae", match=[str(place / "other")], **options))["matches"]
+    assert without["page"] is None
+    make_dashboard(place / "other", **options)
+    (found,) = index_of(make_dashboard(place / "sae", match=[str(place / "other")]))["matches"]
+    assert found["page"] == "../other/dashboard.html" and found["name"].startswith("other")
+    pairs = {int(own): tuple(theirs) for own, theirs in found["pairs"].items()}
+    assert pairs == {own: (row, pytest.approx(1, abs=1e-3)) for row, own in enumerate(order.tolist())}
+    space = write_space(output=place / "space", **gather(place / "sae", match=[str(place / "other")])._asdict())
+    assert [one["page"] for one in index_of(space / "index.html")["matches"]] == [None]
+
+    SAE.from_config(TopKSAEConfig(d_in=8, n_features=30, k=4)).save_pretrained(place / "narrow")
+    with pytest.raises(ValueError, match="can only be matched at one place"):
+        make_dashboard(place / "sae", match=[str(place / "narrow")])
 
 
 def test_features_of_other_weights_are_collected_anew(place, caplog):

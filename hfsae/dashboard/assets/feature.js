@@ -13,7 +13,7 @@ function featureLink(feature) {
 }
 
 function featurePage(entry, data) {
-  return [heading(entry), statistics(entry, data), sourcesSection(data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(entry, data)];
+  return [heading(entry), statistics(entry, data), sourcesSection(data), ...(entry.density ? firingSections(entry, data) : []), neighbourSection(entry, data), matchSection(entry)];
 }
 
 function firingSections(entry, data) {
@@ -136,6 +136,20 @@ function sourcesSection(data) {
     element("h2", {}, "In each source: ", data.kind),
     element("div", { class: "scrolled" }, element("table", {}, element("thead", {}, names), element("tbody", {}, data.sources.map(row)))),
   );
+}
+
+/** The features of other SAEs that are the same: links where their pages stand, which a page on the web has not. */
+function matchSection(entry) {
+  if (!index.matches.length) return null;
+  const row = ({ name, page, chance, pairs }) => {
+    const [theirs, cosine] = pairs[entry.feature] ?? [];
+    if (theirs === undefined) return element("li", {}, name, element("span", { class: "value" }, "no partner"));
+    const shown = [element("span", { class: "number" }, String(theirs)), element("span", { class: "named" }, name)];
+    const link = page ? element("a", { class: "feature-link", href: `${page}#feature/${theirs}` }, shown) : element("span", { class: "feature-link" }, shown);
+    return element("li", { "--share": Math.max(0, cosine).toFixed(3) }, link, element("span", { class: "value", title: `random directions have ${figure(chance)}` }, figure(cosine)));
+  };
+  const told = element("p", { class: "quiet" }, "The feature that each of theirs is paired with, by the cosine of decoder rows.");
+  return element("section", {}, element("h2", {}, "In other SAEs"), told, element("ol", { class: "neighbours matches" }, index.matches.map(row)));
 }
 
 function neighbourSection(entry, data) {
