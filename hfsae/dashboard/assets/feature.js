@@ -148,7 +148,7 @@ function matchSection(entry) {
     const link = page ? element("a", { class: "feature-link", href: `${page}#feature/${theirs}` }, shown) : element("span", { class: "feature-link" }, shown);
     return element("li", { "--share": Math.max(0, cosine).toFixed(3) }, link, element("span", { class: "value", title: `random directions have ${figure(chance)}` }, figure(cosine)));
   };
-  const told = element("p", { class: "quiet" }, "The feature that each of theirs is paired with, by the cosine of decoder rows.");
+  const told = element("p", { class: "quiet" }, "Its partner in each, by the cosine of decoder rows.");
   return element("section", {}, element("h2", {}, "In other SAEs"), told, element("ol", { class: "neighbours matches" }, index.matches.map(row)));
 }
 
