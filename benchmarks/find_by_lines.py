@@ -5,9 +5,10 @@
 
 A line stands with the written one in front of it, as Python source has them. It is positive if a match of the
 concept's regular expression touches it, negative if none touches either of the two. Lines are drawn at random from
-train files, and `hfsae.contrast` orders the features. A feature is then measured as in `feature_names.py`: a threshold
-chosen on tokens of train files, F1 on tokens of held-out files. It says the concept if its F1 is at least 0.8 of that
-of the best one, which `feature_names.py` finds from the labels of all train tokens.
+train files, and `hfsae.contrast` orders the features: once from the lines alone, once with the matches marked. A
+feature is then measured as in `feature_names.py`: a threshold chosen on tokens of train files, F1 on tokens of
+held-out files. It says the concept if its F1 is at least 0.8 of that of the best one, which `feature_names.py` finds
+from the labels of all train tokens. A concept is found if one of the ten features that `hfsae search` lists says it.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -25,31 +27,41 @@ from hfsae.data import load_text
 from hfsae.scores.concepts import PYTHON_CONCEPTS
 
 _FOUND = 0.8
+_LISTED = 10
 _FILES = 400
 
 
-def pairs(text: str, pattern: str) -> Iterator[tuple[str, str]]:
-    """Every line with the one in front of it, and whether it is `"with"` or `"without"`; neither of some."""
+def pairs(text: str, pattern: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Every line with the one in front of it, and whether it is `"with"` or `"without"`; neither of some.
+
+    It is given as it is, and with what matches between << and >>.
+    """
     spans = [m.span(1 if m.re.groups else 0) for m in re.finditer(pattern, text, re.M)]
     touched = torch.zeros(len(text) + 1, dtype=torch.bool)
     for start, end in spans:
         touched[start:end] = True
     written = [m.span() for m in re.finditer(r"^.*\S.*$", text, re.M)]
     for (start, middle), (_, end) in zip(written, written[1:], strict=False):
-        passage = text[start:end]
         # The line breaks in front of a line belong to it: indentation begins there, and an empty line.
         if touched[middle:end].any():
-            yield "with", passage
+            parts = runs(text[start:end], touched[start:end].tolist())
+            yield "with", (text[start:end], "".join(f"<<{part}>>" if inside else part for inside, part in parts))
         elif not touched[start:end].any():
-            yield "without", passage
+            yield "without", (text[start:end], text[start:end])
 
 
-def lines(files: list[str], pattern: str, size: int, seed: int) -> tuple[list[str], list[str]]:
+def runs(text: str, inside: list[bool]) -> Iterator[tuple[bool, str]]:
+    """The characters of a text in runs that are inside of a match or outside."""
+    for key, run in groupby(zip(inside, text, strict=True), key=lambda pair: pair[0]):
+        yield key, "".join(character for _, character in run)
+
+
+def lines(files: list[str], pattern: str, size: int, seed: int) -> tuple[list[tuple[str, str]], ...]:
     """So many lines with the concept, and without, each from another file as far as there are files enough."""
     chosen = random.Random(seed)
-    found: dict[str, list[str]] = {"with": [], "without": []}
+    found: dict[str, list[tuple[str, str]]] = {"with": [], "without": []}
     for text in chosen.sample(files, len(files)):
-        here: dict[str, list[str]] = {"with": [], "without": []}
+        here: dict[str, list[tuple[str, str]]] = {"with": [], "without": []}
         for kind, passage in pairs(text, pattern):
             here[kind].append(passage)
         for kind, passages in here.items():
@@ -81,40 +93,45 @@ def main() -> None:
         if min(int(labels.sum()), int(train.labels[:, concept].sum())) < _ENOUGH:
             continue
         positive, negative = lines(files, pattern, args.lines, args.seed)
-        found = contrast(sae, model, tokenizer, positive, negative, top=5)
         reference = measured(best[concept], held_out.features, labels)["f1"]
-        f1 = []
-        for one in found.features:
-            unit = _best_threshold(train.features[:, [one.feature]].float(), train.labels[:, concept], 0, 1)
-            f1.append(measured(unit, held_out.features[:, [one.feature]], labels)["f1"])
-        first = found.features[0]
-        results.append(
-            {
-                "concept": name,
-                "best": best[concept].index,
-                "best_f1": reference,
+        row = {"concept": name, "best": best[concept].index, "best_f1": reference}
+        for place, kind in enumerate(("lines", "marked")):
+            given = [texts[place] for texts in positive]
+            without = [text for text, _ in negative]
+            found = contrast(sae, model, tokenizer, given, without, marked=kind == "marked", top=_LISTED)
+            f1 = []
+            for one in found.features:
+                unit = _best_threshold(train.features[:, [one.feature]].float(), train.labels[:, concept], 0, 1)
+                f1.append(measured(unit, held_out.features[:, [one.feature]], labels)["f1"])
+            places = [rank for rank, value in enumerate(f1, start=1) if value >= _FOUND * reference]
+            row[kind] = {
                 "found": [one.feature for one in found.features],
                 "f1": f1,
-                "p": first.p_value,
+                "place": places[0] if places else None,
+                "p": found.features[0].p_value,
                 "precision": found.precision,
                 "recall": found.recall,
             }
-        )
-        print(name, results[-1], flush=True)
+        results.append(row)
+        print(name, row, flush=True)
     if args.output:
         args.output.write_text(json.dumps(results, indent=2) + "\n")
-    print("\n| concept | best feature | F1 | first found | F1 | best of five | p | precision | recall |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n| concept | best feature | F1 | lines: place | feature | F1 | p | marked: place | feature | F1 | p |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in sorted(results, key=lambda row: -row["best_f1"]):
-        print(
-            f"| {row['concept']} | {row['best']} | {row['best_f1']:.2f} | {row['found'][0]} | {row['f1'][0]:.2f} "
-            f"| {max(row['f1']):.2f} | {row['p']:.3f} | {row['precision']:.2f} | {row['recall']:.2f} |"
-        )
-    first = sum(row["f1"][0] >= _FOUND * row["best_f1"] for row in results)
-    five = sum(max(row["f1"]) >= _FOUND * row["best_f1"] for row in results)
-    same = sum(row["best"] in row["found"] for row in results)
-    print(f"\nof {len(results)} concepts the first feature is one that says it for {first}, one of five for {five};")
-    print(f"the best feature itself is among the five for {same}")
+        cells = [cell for kind in ("lines", "marked") for cell in told(row[kind])]
+        print(f"| {row['concept']} | {row['best']} | {row['best_f1']:.2f} | {' | '.join(cells)} |")
+    for kind in ("lines", "marked"):
+        within = {n: sum((row[kind]["place"] or n + 1) <= n for row in results) for n in (1, 5, _LISTED)}
+        counts = ", ".join(f"{count} among the first {n}" for n, count in within.items())
+        print(f"\n{kind}, {len(results)} concepts: {counts}")
+
+
+def told(found: dict) -> Iterator[str]:
+    """The cells of a table: the first feature that says the concept, or the first of all where none does."""
+    row = (found["place"] or 1) - 1
+    yield str(found["place"] or "none")
+    yield from (str(found["found"][row]), f"{found['f1'][row]:.2f}", f"{found['p']:.3f}")
 
 
 if __name__ == "__main__":

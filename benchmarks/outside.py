@@ -10,7 +10,7 @@ RUN is a TopK SAE in the embedded language model; RELUS and JUMPS are folders of
 and the same with `--architecture jumprelu --architecture_options '{"skip": true}' --output_dir runs/jumps`.
 
 SAEBench's core evaluates `SAEBenchView`; sae-dashboard shows an SAE exported to SAELens, and Neuronpedia's client
-reads `export_neuronpedia`; delphi loads `export_delphi` and an SAE exported to sparsify; circuit-tracer draws a graph
+reads `export_neuronpedia` and sends what `upload_neuronpedia` sends; delphi loads `export_delphi` and an SAE exported to sparsify; circuit-tracer draws a graph
 with the set that `hfsae convert --to circuit-tracer` makes. An environment that is not there is made
 (--environments, about 2 GB each). Prints one row a figure; `--json` keeps them.
 """
@@ -21,7 +21,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +37,8 @@ from hfsae.analysis import export_delphi, export_neuronpedia
 from hfsae.data import TokenBatch, load_text
 from hfsae.evaluation import evaluate_sae
 from hfsae.hooks import capture
+from hfsae.meaning import upload_neuronpedia
+from hfsae.meaning.neuronpedia_upload import NEURONPEDIA_KEY
 from hfsae.saved.convert import convert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +135,16 @@ def dashboard(place: Place) -> Iterator[Row]:
     )
     examples = sum(len(feature.top) + len(feature.sample) for feature in collection)
     folders = (place.folder / "saelens", TINY_LM, place.folder / "tokens.safetensors", exported, place.folder)
-    place.run("dashboard.py", *folders)
+    with _listening() as (url, received):
+        os.environ.setdefault(NEURONPEDIA_KEY, "of nobody")
+        names = {"model_id": "tiny", "layer": 1, "source_set": "res"}
+        labels = {feature: f"feature {feature}" for feature in collection.features.tolist()[:50]}
+        uploaded = upload_neuronpedia(collection, tokenizer, labels=labels, url=url, **names)
+        ours_sent = list(received)
+        (place.folder / "uploads.jsonl").write_text("".join(json.dumps(body) + "\n" for body in ours_sent))
+        received.clear()
+        place.run("dashboard.py", *folders, place.folder / "uploads.jsonl", url)
+        same = sum(mine == theirs for mine, theirs in zip(ours_sent, received, strict=True))
     said = json.loads((place.folder / "dashboard.json").read_text())
     ours = features[:, shown]
     density = (torch.tensor(said["density"]) - (ours > 0).float().mean(0)).abs().max()
@@ -139,6 +153,33 @@ def dashboard(place: Place) -> Iterator[Row]:
     yield Row("sae-dashboard 0.8.0", "share of tokens, largest difference", f"{float(density):.1e}", "0")
     yield Row("sae-dashboard 0.8.0", "maximum, largest relative difference", f"{float(maximum):.1e}", "0")
     yield Row("neuronpedia 1.2.1", "examples read", f"{said['neuronpedia_rows']}", f"{examples}")
+    requests = f"{len(ours_sent)}, {same} the same"
+    yield Row("neuronpedia 1.2.1", f"requests that upload {uploaded} features", f"{len(received)}", requests)
+
+
+@contextmanager
+def _listening() -> Iterator[tuple[str, list[Any]]]:
+    """A server on this machine that takes whatever is sent: its address, and the list of what came."""
+    received: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/api", received
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # -- delphi -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,10 @@ def run(
         option("--positive", "Texts that have what is looked for: a file, a line or row each.", rich_help_panel=_SETS),
     ] = None,
     negative: Annotated[str | None, option("--negative", "Texts that lack it.", rich_help_panel=_SETS)] = None,
+    marked: Annotated[
+        bool,
+        option("--marked", "It stands between << and >> in each positive text.", rich_help_panel=_SETS),
+    ] = False,
     permutations: Annotated[
         int, option("--permutations", "Random dealings of the texts for p-values.", rich_help_panel=_SETS)
     ] = 1000,
@@ -38,9 +42,13 @@ def run(
         raise ValueError("--positive and --negative belong together: texts that have it, and texts that lack it.")
     if (text is None) == (positive is None):
         raise ValueError('say what to look for: words or a passage ("..."), or --positive FILE --negative FILE.')
+    if marked and positive is None:
+        raise ValueError("--marked is for what is marked in the texts of --positive, and there are none.")
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     if positive is not None and negative is not None:
-        lines = contrast_lines(opened, positive, negative, top=top, n_permutations=permutations, seed=seed)
+        lines = contrast_lines(
+            opened, positive, negative, marked=marked, top=top, n_permutations=permutations, seed=seed
+        )
     else:
         assert text is not None
         lines = word_lines(opened, text, top=top, prior=prior)

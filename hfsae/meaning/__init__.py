@@ -8,10 +8,12 @@ run = label_features(sae, model, tokenizer, documents, chat, collection=collecti
 from hfsae.label_file import Label, Score, read_label_records, read_labels, write_labels
 from hfsae.meaning.chat import Chat, Conversation, LocalChat
 from hfsae.meaning.contrast import Contrast, TellingFeature, contrast
-from hfsae.meaning.endpoint import EndpointChat, EndpointError
+from hfsae.meaning.endpoint import EndpointChat
 from hfsae.meaning.finding import PassageFeature, labelled_features, passage_features, promoting_features
 from hfsae.meaning.label_prompts import Prompts
 from hfsae.meaning.labelling import Cost, Labelled, label_features
+from hfsae.meaning.neuronpedia_upload import upload_neuronpedia
+from hfsae.meaning.posting import EndpointError
 
 __all__ = [
     "Chat",
@@ -34,5 +36,6 @@ __all__ = [
     "promoting_features",
     "read_label_records",
     "read_labels",
+    "upload_neuronpedia",
     "write_labels",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.meaning.marks import parts_of, read_marks
 from hfsae.meaning.peaks import Peaks, read_peaks
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Contrast(NamedTuple):
             Unlike that of a feature which was chosen on all texts, it is no better than it should be.
         recall: The same.
         n_positive: Positive texts.
-        n_negative: Negative texts.
+        n_negative: Negative texts, and the rests of positive ones of which a part is marked.
     """
 
     features: list[TellingFeature]
@@ -76,6 +77,7 @@ def contrast(
     positive: Sequence[str],
     negative: Sequence[str],
     *,
+    marked: bool = False,
     top: int = 10,
     n_permutations: int = 1000,
     batch_size: int = 16,
@@ -87,12 +89,16 @@ def contrast(
     under the ROC curve. Of equal ones the first are those whose mean values differ most, in shares of the largest. A
     token that the SAE leaves out, as the first one often is, cannot be told: give what is meant some words in front.
 
+    Whole texts do not say where in them it stands. Marks do: `if x is <<None>>:`. What is marked then counts as a
+    positive text, and the rest of its text as one more negative one.
+
     Args:
         sae: The SAE.
         model: Its language model.
         tokenizer: Its tokenizer.
         positive: Texts with it; ten are a good beginning.
         negative: Texts without it, else as like the others as can be.
+        marked: Whether it stands between << and >> in the positive texts, each of which has it marked.
         top: How many features.
         n_permutations: Random dealings of the texts for the p-values.
         batch_size: Pieces per run of the model.
@@ -100,7 +106,7 @@ def contrast(
 
     Raises:
         ValueError: If a set has fewer than three different texts, the sets overlap, a text has no token that counts,
-            or no feature fires.
+            no feature fires, or nothing is marked in a text that should have marks.
 
     Example:
         >>> found = contrast(sae, model, tokenizer, ["a\\nimport os"], ["a\\nb = os"])  # doctest: +SKIP
@@ -110,20 +116,31 @@ def contrast(
     if top < 1 or n_permutations < 1:
         raise ValueError(f"top is {top} and n_permutations {n_permutations}; expected 1 or more.")
     positive, negative = _different(positive, "positive"), _different(negative, "negative")
+    marks = [read_marks(text) for text in positive] if marked else []
+    if marked and len(positive := list(dict.fromkeys(one.text for one in marks))) < len(marks):
+        raise ValueError("two positive texts differ in their marks alone: mark everything in one of them.")
     if both := set(positive) & set(negative):
         shown = sorted(both)[0]
         raise ValueError(f"{len(both)} texts are in both sets, so nothing can tell these apart; the first: {shown!r}.")
     texts = [*positive, *negative]
-    peaks = read_peaks(sae, model, tokenizer, texts, n_texts=len(texts), batch_size=batch_size)
-    if empty := (peaks.n_tokens == 0).nonzero().flatten().tolist():
-        raise ValueError(f"the text {texts[empty[0]]!r} has no token that counts for this SAE.")
-    labels = torch.arange(len(texts)) < len(positive)
+    parts = parts_of(marks, len(negative), tokenizer) if marked else None
+    n_parts = len(texts) + len(marks)
+    peaks = read_peaks(sae, model, tokenizer, texts, n_texts=n_parts, parts=parts, batch_size=batch_size)
+    empty = peaks.n_tokens == 0
+    if bool(empty[: len(texts)].any()):
+        first = int(empty.nonzero()[0])
+        where = "what is marked in " if first < len(marks) else ""
+        raise ValueError(f"{where}the text {texts[first]!r} has no token that counts for this SAE.")
+    peaks = peaks.of(~empty)  # all of a text may be marked, so that nothing is left
+    labels = torch.arange(len(peaks.n_tokens)) < len(positive)
     firing = peaks.firing()
     if not len(firing):
         raise ValueError("no feature fires in any of these texts.")
     auroc, strength, exceeded = _order(peaks, firing, labels, n_permutations, seed)
     order = _best_first(auroc, strength)[:top]
-    folds = _folds(labels, seed)
+    folds = _folds(labels[: len(texts)], seed)
+    # The parts of a text are not parted.
+    folds = torch.cat([folds, folds[: len(marks)][~empty[len(texts) :]]])
     chosen, place = firing[order].sort()
     values = peaks.dense(chosen)[:, torch.argsort(place)]
     says = _says_held_out(values, labels, folds)
@@ -142,7 +159,8 @@ def contrast(
                 negatives=int((values[~labels, column] > 0).sum()),
             )
         )
-    return Contrast(features, *_of_the_search(peaks, firing, labels, folds), len(positive), len(negative))
+    n_negative = int((~labels).sum())
+    return Contrast(features, *_of_the_search(peaks, firing, labels, folds), len(positive), n_negative)
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def word_lines(opened: SavedFeatures, text: str, *, top: int, prior: float) -> I
 
 
 def contrast_lines(
-    opened: SavedFeatures, positive: str, negative: str, *, top: int, n_permutations: int, seed: int
+    opened: SavedFeatures, positive: str, negative: str, *, marked: bool, top: int, n_permutations: int, seed: int
 ) -> Iterator[str]:
     """Features that tell two files of texts apart.
 
@@ -50,15 +50,17 @@ def contrast_lines(
         opened: The SAE.
         positive: A file of texts that have what is looked for.
         negative: One of texts that lack it.
+        marked: As in `contrast`.
         top: How many features.
         n_permutations: As in `contrast`.
         seed: As there.
     """
     sets = [texts_of(positive), texts_of(negative)]
     options = {"top": top, "n_permutations": n_permutations, "seed": seed}
-    found = contrast(opened.sae, opened.model, opened.tokenizer, *sets, **options)
+    found = contrast(opened.sae, opened.model, opened.tokenizer, *sets, marked=marked, **options)
     names = {feature: label.text for feature, label in opened.labels.items()}
-    yield f"{found.n_positive} texts with it, {found.n_negative} without; {n_permutations:,} random dealings"
+    kind = "parts of texts" if marked else "texts"
+    yield f"{found.n_positive} {kind} with it, {found.n_negative} without; {n_permutations:,} random dealings"
     for one in found.features:
         yield (
             f"  {_name(one.feature, names)}: AUROC {one.auroc:.2f} (p {one.p_value:.3f}), fires in {one.positives} "

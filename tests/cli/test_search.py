@@ -38,11 +38,22 @@ def test_two_files_are_told_apart(place, capsys):
     assert "AUROC" in lines[1] and "precision" in lines[1] and lines[-1].startswith("the whole search")
 
 
+def test_marks_say_where_it_stands(place, capsys):
+    rows = [json.dumps({"text": text.replace("w9", "<<w9>>")}) + "\n" for text in WITH]
+    (place / "marked.jsonl").write_text("".join(rows))
+    sets = ["--positive", str(place / "marked.jsonl"), "--negative", str(place / "without.txt"), "--marked"]
+    assert main(["search", str(place / "sae"), *sets, "--top", "3", "--permutations", "50"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "9 parts of texts with it, 18 without; 50 random dealings"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "say what to look for"),
         (["w1", "--positive", "with.jsonl", "--negative", "without.txt"], "say what to look for"),
+        (["w1", "--marked"], "--marked is for"),
+        (["--positive", "with.jsonl", "--negative", "without.txt", "--marked"], "nothing is marked"),
         (["--positive", "with.jsonl"], "belong together"),
         (["--positive", "with.jsonl", "--negative", "with.jsonl"], "9 texts are in both sets"),
         (["--positive", "with.jsonl", "--negative", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -73,7 +73,7 @@ class ChatServer:
         if fault is not None:
             fault(handler)
             return
-        message = {"role": "assistant", "content": self.answer(body["messages"])}
+        message = {"role": "assistant", "content": self.answer(body.get("messages", body))}
         reply(handler, 200, {"choices": [{"index": 0, "message": message}]})
 
 
