@@ -9,9 +9,10 @@ RUN is a TopK SAE in the embedded language model; RELUS and JUMPS are folders of
 
 and the same with `--architecture jumprelu --architecture_options '{"skip": true}' --output_dir runs/jumps`.
 
-SAEBench's core evaluates `SAEBenchView`; sae-dashboard shows an SAE exported to SAELens, and Neuronpedia's client
-reads `export_neuronpedia` and sends what `upload_neuronpedia` sends; delphi loads `export_delphi` and an SAE exported to sparsify; circuit-tracer draws a graph
-with the set that `hfsae convert --to circuit-tracer` makes. An environment that is not there is made
+SAEBench's core evaluates `SAEBenchView`; sae-dashboard shows an SAE exported to SAELens. Neuronpedia's client reads
+`export_neuronpedia`, and sends to a server here what `upload_neuronpedia` sent there. delphi loads `export_delphi` and
+an SAE exported to sparsify; circuit-tracer draws a graph with the set that `hfsae convert --to circuit-tracer` makes.
+An environment that is not there is made
 (--environments, about 2 GB each). Prints one row a figure; `--json` keeps them.
 """
 

@@ -27,6 +27,13 @@ def run(
     ] = 1000,
     seed: Annotated[int, option("--seed", "Of the dealings and the folds.", rich_help_panel=_SETS)] = 0,
     top: Annotated[int, option("--top", "How many features of each kind.")] = 10,
+    embeddings: Annotated[
+        str | None,
+        option(
+            "--embeddings",
+            "An encoder, by Hub id or folder: labels are found by what they mean too, and not by their words alone.",
+        ),
+    ] = None,
     prior: Annotated[
         float, option("--prior", "Tokens that the prior is worth by which a passage is compared with other text.")
     ] = 10.0,
@@ -35,6 +42,7 @@ def run(
     on_hub: OnHub,
 ) -> int:
     """Prints the features that are found."""
+    from hfsae.meaning import Embedder
     from hfsae.meaning.search_report import contrast_lines, word_lines
     from hfsae.saved.kept_features import SavedFeatures
 
@@ -44,6 +52,8 @@ def run(
         raise ValueError('say what to look for: words or a passage ("..."), or --positive FILE --negative FILE.')
     if marked and positive is None:
         raise ValueError("--marked is for what is marked in the texts of --positive, and there are none.")
+    if embeddings is not None and text is None:
+        raise ValueError("--embeddings is for words, which are compared with labels; two sets of texts need none.")
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     if positive is not None and negative is not None:
         lines = contrast_lines(
@@ -51,7 +61,8 @@ def run(
         )
     else:
         assert text is not None
-        lines = word_lines(opened, text, top=top, prior=prior)
+        embed = None if embeddings is None else Embedder(embeddings)
+        lines = word_lines(opened, text, top=top, prior=prior, embed=embed)
     for line in lines:
         print(line)
     return 0

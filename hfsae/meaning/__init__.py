@@ -10,6 +10,7 @@ from hfsae.meaning.chat import Chat, Conversation, LocalChat
 from hfsae.meaning.contrast import Contrast, TellingFeature, contrast
 from hfsae.meaning.endpoint import EndpointChat
 from hfsae.meaning.finding import PassageFeature, labelled_features, passage_features, promoting_features
+from hfsae.meaning.label_embeddings import Embedder, nearest_labels
 from hfsae.meaning.label_prompts import Prompts
 from hfsae.meaning.labelling import Cost, Labelled, label_features
 from hfsae.meaning.neuronpedia_upload import upload_neuronpedia
@@ -20,6 +21,7 @@ __all__ = [
     "Contrast",
     "Conversation",
     "Cost",
+    "Embedder",
     "EndpointChat",
     "EndpointError",
     "Label",
@@ -32,6 +34,7 @@ __all__ = [
     "contrast",
     "label_features",
     "labelled_features",
+    "nearest_labels",
     "passage_features",
     "promoting_features",
     "read_label_records",

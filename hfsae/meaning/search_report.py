@@ -8,10 +8,13 @@ from hfsae.analysis.shading import printable
 from hfsae.data import find_document_column, load_text
 from hfsae.meaning.contrast import contrast
 from hfsae.meaning.finding import labelled_features, passage_features, promoting_features
+from hfsae.meaning.label_embeddings import Embedder, nearest_labels
 from hfsae.saved.kept_features import SavedFeatures
 
 
-def word_lines(opened: SavedFeatures, text: str, *, top: int, prior: float) -> Iterator[str]:
+def word_lines(
+    opened: SavedFeatures, text: str, *, top: int, prior: float, embed: Embedder | None = None
+) -> Iterator[str]:
     """Features whose label says the words, that promote one of them, and that fire on them.
 
     Args:
@@ -19,12 +22,23 @@ def word_lines(opened: SavedFeatures, text: str, *, top: int, prior: float) -> I
         text: Words, or a passage.
         top: Features of each kind.
         prior: As in `passage_features`.
+        embed: Finds labels by what they mean too; None: by their words alone.
+
+    Raises:
+        ValueError: If there is an encoder, and no feature has a label.
     """
     collection, texts = opened.collection, TokenTexts(opened.tokenizer)
     names = {feature: label.text for feature, label in opened.labels.items()}
     if labelled := labelled_features(names, text)[:top]:
         yield "labels that say so"
         yield from (f"  {_name(feature, names)}" for feature in labelled)
+    if embed is not None:
+        if not names:
+            raise ValueError("no feature has a label whose meaning could be compared: hfsae label writes labels.")
+        yield "labels that mean something like it"
+        yield from (
+            f"  {_name(one, names)}: cosine {near:.2f}" for one, near in nearest_labels(names, text, embed, top=top)
+        )
     if promoting := promoting_features(collection, texts, text, top=top):
         yield "features that make one of these words likelier"
         for feature, token, effect in promoting:

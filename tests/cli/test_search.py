@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_two_files_are_told_apart(place, capsys):
     assert "AUROC" in lines[1] and "precision" in lines[1] and lines[-1].startswith("the whole search")
 
 
+def test_labels_are_found_by_their_embeddings(place, capsys):
+    encoder = str(Path(__file__).parents[2] / "examples" / "tiny_lm")
+    assert main(["search", str(place / "sae"), "w1 w2", "--embeddings", encoder]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "labels that mean something like it" and lines[1].startswith("  5 (the word w3): cosine 0.")
+
+
 def test_marks_say_where_it_stands(place, capsys):
     rows = [json.dumps({"text": text.replace("w9", "<<w9>>")}) + "\n" for text in WITH]
     (place / "marked.jsonl").write_text("".join(rows))
@@ -53,6 +61,8 @@ def test_marks_say_where_it_stands(place, capsys):
         ([], "say what to look for"),
         (["w1", "--positive", "with.jsonl", "--negative", "without.txt"], "say what to look for"),
         (["w1", "--marked"], "--marked is for"),
+        (["w1", "--embeddings", "nowhere"], "nowhere"),
+        (["--positive", "with.jsonl", "--negative", "without.txt", "--embeddings", "x"], "--embeddings is for words"),
         (["--positive", "with.jsonl", "--negative", "without.txt", "--marked"], "nothing is marked"),
         (["--positive", "with.jsonl"], "belong together"),
         (["--positive", "with.jsonl", "--negative", "with.jsonl"], "9 texts are in both sets"),
