@@ -105,8 +105,8 @@ def contrast(
         seed: Of the dealings and the folds.
 
     Raises:
-        ValueError: If a set has fewer than three different texts, the sets overlap, a text has no token that counts,
-            no feature fires, or nothing is marked in a text that should have marks.
+        ValueError: If a set has fewer than three different texts, or the sets overlap. If no token of a text counts,
+            or no feature fires. If nothing is marked in a text that should have marks.
 
     Example:
         >>> found = contrast(sae, model, tokenizer, ["a\\nimport os"], ["a\\nb = os"])  # doctest: +SKIP
