@@ -35,7 +35,7 @@ class Peaks(NamedTuple):
         return self.features.unique()
 
     def of(self, kept: Tensor) -> "Peaks":
-        """Some of the texts, numbered anew.
+        """Some of the texts alone; their numbers are new.
 
         Args:
             kept: bool (N,), which.
