@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.meaning.marks import parts_of, read_marks
+from hfsae.meaning.marks import parts_of_texts, read_marks
 from hfsae.meaning.peaks import Peaks, read_peaks
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def contrast(
         shown = sorted(both)[0]
         raise ValueError(f"{len(both)} texts are in both sets, so nothing can tell these apart; the first: {shown!r}.")
     texts = [*positive, *negative]
-    parts = parts_of(marks, len(negative), tokenizer) if marked else None
+    parts = parts_of_texts(marks, len(negative), tokenizer) if marked else None
     n_parts = len(texts) + len(marks)
     peaks = read_peaks(sae, model, tokenizer, texts, n_texts=n_parts, parts=parts, batch_size=batch_size)
     empty = peaks.n_tokens == 0

@@ -76,7 +76,9 @@ def _ends(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return list(accumulate(map(len, TokenTexts(tokenizer)(encoded["input_ids"]))))  # type: ignore[arg-type]
 
 
-def parts_of(positive: Sequence[MarkedText], n_negative: int, tokenizer: "PreTrainedTokenizerBase") -> list[Tensor]:
+def parts_of_texts(
+    positive: Sequence[MarkedText], n_negative: int, tokenizer: "PreTrainedTokenizerBase"
+) -> list[Tensor]:
     """The parts that texts fall into: what is marked in each, the negative texts, and what is not marked in each.
 
     Args:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae.meaning.contrast import contrast
-from hfsae.meaning.marks import MarkedText, marked_tokens, parts_of, read_marks
+from hfsae.meaning.marks import MarkedText, marked_tokens, parts_of_texts, read_marks
 from hfsae.meaning.peaks import read_peaks
 from tests.analysis.tiny import read_longhand, setting
 from tests.meaning.test_contrast import WITH, WITHOUT
@@ -35,7 +35,7 @@ def test_peaks_of_parts_are_those_of_their_tokens():
     """One text is longer than the context, and its pieces have marks of their own."""
     marked = [*MARKED, "w1 w2 <<w3>> " + "w4 w5 " * 6 + "<<w6>> <<w7>> w8"]
     texts, n_rest = [read_marks(one).text for one in marked], len(marked) + len(WITHOUT)
-    parts = parts_of([read_marks(one) for one in marked], len(WITHOUT), setting().tokenizer)
+    parts = parts_of_texts([read_marks(one) for one in marked], len(WITHOUT), setting().tokenizer)
     peaks = read_peaks(*setting(), [*texts, *WITHOUT], n_texts=n_rest + len(marked), parts=parts, batch_size=4)
     expected = torch.zeros(n_rest + len(marked), 40)
     counted = [0] * len(expected)
