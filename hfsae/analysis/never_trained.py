@@ -51,7 +51,9 @@ def untrained_tokens(model: PreTrainedModel) -> Tensor:
     """
     head = inner_model(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+        return torch.empty(0, dtype=torch.int64)
+    if not weight.is_floating_point() or weight.is_meta:
         return torch.empty(0, dtype=torch.int64)
     version = (weight.data_ptr(), weight._version)
     if head not in _known or _known[head][0] != version:
