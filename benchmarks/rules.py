@@ -28,6 +28,11 @@ COMPARED: dict[str, dict[str, dict[str, Any]]] = {
         "hierarchical, halved to 1": {"k": 32, "architecture_options": _NARROW},
         **_TOPK,
     },
+    "abs_topk": {
+        f"{rule}, {n:,} features, k = {k}": {"architecture": rule, "n_features": n, "k": k}
+        for k in (8, 32)
+        for rule, n in (("topk", 2048), ("abs_topk", 2048), ("topk", 1024), ("abs_topk", 1024))
+    },
 }
 """What is trained in one run, by the name of the comparison and its own."""
 
