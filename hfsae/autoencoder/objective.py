@@ -107,7 +107,9 @@ def auxk_loss(
     k_aux = max(1, step.target.shape[1] // 2)
     residual = (step.target - step.reconstruction).detach()
     weight, rows = rows_at(weight, chosen), rows_at(rows, chosen)
-    bias = torch.where(is_dead, bias.index_select(0, chosen), _NEVER)
+    bias = torch.where(is_dead, bias.index_select(0, chosen), 0.0 if signed else _NEVER)
+    if signed:  # far below 0 is as active as can be: what must not be active reads nothing
+        weight = weight * is_dead[:, None]
     k = min(k_aux, step.state.n_dead)
     pattern, pre = encode(step.x, weight, bias, center, step.rule((AbsTopK if signed else TopK)(k)), step.state.path)
     written = step.state.partition.total(pattern.decode(pattern.keep(pre if signed else torch.relu(pre)), rows))
