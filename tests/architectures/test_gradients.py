@@ -129,6 +129,21 @@ def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_use
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["topk", "abs_topk"])
+def test_auxk_leaves_out_features_that_only_fill_the_dead_ones_up(name: str, path: str):
+    """A step works on a number of features that is rounded up, so that few numbers come up."""
+    sae, x = VARIANTS[name].make(), activations(30)
+    dead = torch.arange(sae.config.n_features) % 12 == 5
+    found = []
+    for n_dead in (2, 4, 16):
+        out = sae(x, state=state(path, dead=dead, n_dead=n_dead, auxk_alpha=1 / 32))
+        out.loss.backward()
+        found.append((out.losses["auxk"], *gradients(sae).values()))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_pre_activation_loss_is_the_references(path: str):
     sae, x = VARIANTS["jumprelu"].make(pre_act_coefficient=0.01), activations(30)
     dead = torch.arange(sae.config.n_features) % 5 == 0

@@ -54,7 +54,8 @@ def planted(n_tokens: int, generator: torch.Generator, directions: Tensor) -> Te
 def mean_max_cosine(sae: SAE, directions: Tensor) -> float:
     """How well the best feature for each planted direction matches it, on average."""
     rows = torch.nn.functional.normalize(sae.feature_directions.detach(), dim=1)
-    return (directions @ rows.T).amax(1).mean().item()
+    cosines = directions @ rows.T
+    return (cosines.abs() if sae.signed else cosines).amax(1).mean().item()
 
 
 def train(sae: SAE, coefficient: float, generator: torch.Generator, directions: Tensor) -> None:
