@@ -88,7 +88,7 @@ def _write_set(source: str | os.PathLike, saes: Mapping[str, SAE], destination: 
     collected = {
         place: found
         for place, sae in saes.items()
-        if (found := kept_features(local_folder(source, place), weights_sha256(sae))) is not None
+        if (found := kept_features(local_folder(os.fspath(source), place), weights_sha256(sae))) is not None
     }
     scan = _PAGES if collected else None
     first, *others = saes.values()

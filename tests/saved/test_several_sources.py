@@ -9,9 +9,11 @@ import torch
 from huggingface_hub import HfApi
 
 from hfsae import SAE, attach_all, cache_activations, diff, self_check
+from hfsae.dashboard import make_dashboard
 from hfsae.saved import verify
 from hfsae.saving import write_config
 from hfsae.sweeps.sweep import Sweep, run_sweep
+from tests.dashboard.tiny import index_of
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments, text, trainer
 
@@ -90,6 +92,16 @@ def test_its_card_is_true_and_one_that_boasts_is_found_out(runs, tmp_path, kind)
     sae.save_pretrained(changed)
     outcome = verify(changed)
     assert not outcome.ok and outcome.problems[0].startswith("The weights are not the measured ones")
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "layers"])
+def test_its_dashboard_shows_features_of_all_sources(runs, disk, tmp_path, kind):
+    options = {"dataset": str(disk / "text.jsonl"), "split": "train", "max_tokens": 300, "disable_tqdm": True}
+    shown = index_of(make_dashboard(runs[kind], tmp_path / "page.html", **options))
+    sae = SAE.from_pretrained(runs[kind])
+    assert shown["about"]["n_features"] == sae.config.n_features
+    if kind == "layers":  # features of each layer
+        assert {feature // 32 for feature in shown["features"]["index"]} == set(range(LAYERS))
 
 
 def test_a_crosscoder_comes_back_from_the_hub_with_both_models(on_the_hub, runs, disk):
