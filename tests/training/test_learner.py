@@ -19,8 +19,10 @@ def train(learner, steps, *, begin=0, accumulation=1):
 
 
 def half_dead(sae):
-    """Silences every second feature."""
-    sae.encoder.bias.data[::2] = -100
+    """Silences every second feature: below every threshold, or at 0 where the size of either sign counts."""
+    if sae.config.architecture == "abs_topk":
+        sae.encoder.weight.data[::2] = 0
+    sae.encoder.bias.data[::2] = 0 if sae.config.architecture == "abs_topk" else -100
     return sae
 
 
