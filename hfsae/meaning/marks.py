@@ -69,7 +69,7 @@ def marked_tokens(marked: MarkedText, tokenizer: "PreTrainedTokenizerBase") -> T
 
 def _ends(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Where each token of a text ends, in characters."""
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=bool(tokenizer.is_fast))
     if tokenizer.is_fast:
         return [end for _, end in encoded["offset_mapping"]]  # type: ignore[misc]
     # The others do not say it, and the texts of their tokens make up the whole text.
