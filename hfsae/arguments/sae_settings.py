@@ -93,7 +93,8 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
     """How an SAE's dead features come back, where `"auto"` may be wanted.
 
     Raises:
-        ValueError: If a transcoder's are to be resampled, or an autoencoder's to be repointed.
+        ValueError: If a transcoder's are to be resampled, or an autoencoder's to be repointed. Likewise if
+            features that may be negative are to be repointed.
     """
     if sae.config.is_transcoder and wanted == "resample":
         raise ValueError(
@@ -102,6 +103,11 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
         )
     if wanted == "repoint" and not sae.config.is_transcoder:
         raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
+    if wanted == "repoint" and sae.signed:
+        raise ValueError(
+            "revival='repoint' sets how far features rise above 0, and those of "
+            f"{type(sae).__name__} may lie below it: use revival='auxk'."
+        )
     if wanted != "auto":
         return wanted
-    return "repoint" if sae.config.is_transcoder else sae.default_revival
+    return "repoint" if sae.config.is_transcoder and not sae.signed else sae.default_revival

@@ -222,7 +222,7 @@ class SAETrainingArguments:
 
     revival: Literal["auto", "auxk", "resample", "repoint", "none"] = DEAD_FEATURES(
         "auto",
-        "How dead features come back; 'auto': repoint for transcoders, resample for standard and gated, else auxk.",
+        "'auto': resample for standard and gated, auxk for abs_topk, repoint for other transcoders, auxk else.",
     )
     dead_feature_window: int = DEAD_FEATURES(
         10_000_000, "Tokens without firing after which a feature is dead; shorter in a run of under 640 M.", POSITIVE

@@ -28,8 +28,7 @@ def planted(rows: int = 4000) -> dict[str, Tensor]:
 
 # -- what is learned --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", [{}, {"architecture_options": {"skip": True}}], ids=["plain", "skip"])
-# Not abs_topk: at this learning rate it rose to 0.69 of the variance and fell to 0.40.
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "abs_topk"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_to_write_what_it_does_not_read(tmp_path, architecture, options):
     run = trainer(
         tmp_path,
