@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Annotated, Any
 
 import torch
+from kept import whole_run
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer
@@ -115,7 +116,7 @@ def main(
         fixed = {"save_steps": 0, "html_report": False, "disable_tqdm": True, "overwrite_output_dir": True}
         args = arguments_from({**SMALL, **given}, output_dir=str(output / str(seed)), seed=seed, **fixed)
         saes = {name: {"k": active, "architecture_options": json.loads(own)} for name, (active, own) in names.items()}
-        run = SAETrainer(args=args, saes=saes).train()
+        run = whole_run(SAETrainer(args=args, saes=saes))
         rows = held_out(next(iter(run.saes.values())), args, measured_tokens)
         for name, (active, own) in names.items():
             measured = {figure: run.metrics[name][figure] for figure in ("explained_variance", "loss_recovered", "l0")}

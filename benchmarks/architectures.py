@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from kept import whole_run
 
 from hfsae import SAE, SAETrainer
 from hfsae.architectures import Crosscoder, CrossLayer, architectures
@@ -40,7 +41,7 @@ def train(args: SAETrainingArguments, actives: Sequence[int], revival: str) -> d
         eval_tokens=args.eval_tokens if revival == "auto" else 0,
     )
     saes = {f"{architecture}-{active}": {"architecture": architecture, "k": active} for active, architecture in wanted}
-    output = SAETrainer(args=args, saes=saes).train()
+    output = whole_run(SAETrainer(args=args, saes=saes))
     # The evaluated tokens are too few to tell a dead feature from a rare one.
     dead = dead_shares(output.saes, args)
     metrics: dict[int, dict[str, dict]] = {active: {} for active in actives}

@@ -4,16 +4,17 @@
 
 SMOLLM2 is a folder of the model, BOOKS.jsonl has a paragraph in `text` a line. Half of the text is books, half
 Python's standard library. What is there already is not made again: the text, the transcoders (an interrupted training
-goes on from its last checkpoint), each graph. Writes a page and a graph for each prompt, and `figures.json`.
+goes on from its last checkpoint), each graph. Writes a page and a graph for each prompt, and `figures/`.
 `--tokens 0` trains nothing: transcoders of random weights say what a graph takes, and how exact it is.
 """
 
 import argparse
-import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kept import kept, whole_run
 from mixed_text import LENGTH, books_and_library
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,9 +60,7 @@ def train(options: argparse.Namespace, text: Path, run: Path) -> dict[str, Any]:
         logging_steps=1,
     )
     start = time.perf_counter()
-    output = SAETrainer(args=arguments).train()
-    if not output.completed:
-        raise SystemExit("interrupted: the same command goes on from here.")
+    whole_run(SAETrainer(args=arguments))
     return {"tokens": options.tokens, "minutes": (time.perf_counter() - start) / 60, "resumed": begun}
 
 
@@ -133,29 +132,24 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", choices=list(PROMPTS), default=list(PROMPTS))
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    text, run, kept = (options.output_dir / name for name in ("text.jsonl", "set", "figures.json"))
-    figures = json.loads(kept.read_text()) if kept.exists() else {}
+    text, run, figures = (options.output_dir / name for name in ("text.jsonl", "set", "figures"))
     books_and_library(text, options.books, _DOCUMENTS)
     if not options.tokens:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         model = AutoModelForCausalLM.from_pretrained(options.model)
-        figures["untrained"] = graph_of(options.prompts[0], model, untrained(options, model), tokenizer, options)
-        kept.write_text(json.dumps(figures, indent=2))
+        name = options.prompts[0]
+        made = partial(graph_of, name, model, untrained(options, model), tokenizer, options)
+        kept(figures / f"untrained-{name}.json", made)
         return
-    if "training" not in figures:
-        figures["training"] = train(options, text, run)
-        kept.write_text(json.dumps(figures, indent=2))
+    kept(figures / "training.json", partial(train, options, text, run))
     saes = load_saes(run)
     first = next(iter(saes.values()))
     model, tokenizer = first.load_base_model(), first.load_tokenizer()
-    if "together" not in figures:
-        held_out = [document["text"][:LENGTH] for document in stdlib_documents("held_out")]
-        figures["together"] = evaluate_together(saes, model, held_out, tokenizer, max_tokens=options.eval_tokens)
-        kept.write_text(json.dumps(figures, indent=2))
+    held_out = [document["text"][:LENGTH] for document in stdlib_documents("held_out")]
+    measured = partial(evaluate_together, saes, model, held_out, tokenizer, max_tokens=options.eval_tokens)
+    kept(figures / "together.json", measured)
     for name in options.prompts:
-        if name not in figures:
-            figures[name] = graph_of(name, model, saes, tokenizer, options)
-            kept.write_text(json.dumps(figures, indent=2))
+        kept(figures / f"{name}.json", partial(graph_of, name, model, saes, tokenizer, options))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Figures that are made once: what benchmarks that go on where they were interrupted share."""
+"""Figures that are made once, of runs that ended: what benchmarks that go on where they were interrupted share."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hfsae import SAETrainer
 from hfsae.saving import write_json
 from hfsae.storage import read_json
+from hfsae.training.output import TrainOutput
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:
@@ -18,3 +20,11 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, made)
     return read_json(file)
+
+
+def whole_run(trainer: SAETrainer) -> TrainOutput:
+    """Trains to the end: SAEs of a run that a signal stopped have no figures that anybody may keep."""
+    output = trainer.train()
+    if not output.completed:
+        raise SystemExit("interrupted: the same command goes on from here.")
+    return output

@@ -19,35 +19,34 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kept import kept
+from kept import kept, whole_run
 
 from hfsae import SAETrainer, SAETrainingArguments
 
 
 def figures(args: argparse.Namespace, architecture: str, kl_tokens: float, seed: int, folder: Path) -> dict[str, Any]:
     """Trains and measures one SAE, or a set of transcoders."""
-    run = SAETrainer(
-        args=SAETrainingArguments(
-            output_dir=str(folder),
-            overwrite_output_dir=True,
-            model_name_or_path=args.model,
-            dataset_name=args.text,
-            hook_point=args.hook_point,
-            target_hook_point=args.target_hook_point,
-            architecture=architecture,
-            expansion_factor=args.expansion_factor,
-            k=args.k,
-            context_length=args.context_length,
-            training_tokens=args.tokens,
-            train_batch_tokens=args.batch_tokens,
-            eval_tokens=args.eval_tokens,
-            kl_tokens=kl_tokens,
-            seed=seed,
-            save_steps=0,
-            html_report=False,
-            disable_tqdm=True,
-        )
-    ).train()
+    training = SAETrainingArguments(
+        output_dir=str(folder),
+        overwrite_output_dir=True,
+        model_name_or_path=args.model,
+        dataset_name=args.text,
+        hook_point=args.hook_point,
+        target_hook_point=args.target_hook_point,
+        architecture=architecture,
+        expansion_factor=args.expansion_factor,
+        k=args.k,
+        context_length=args.context_length,
+        training_tokens=args.tokens,
+        train_batch_tokens=args.batch_tokens,
+        eval_tokens=args.eval_tokens,
+        kl_tokens=kl_tokens,
+        seed=seed,
+        save_steps=0,
+        html_report=False,
+        disable_tqdm=True,
+    )
+    run = whole_run(SAETrainer(args=training))
     found = list(run.metrics.values())
     of_all = run.together or found[0]
     return {

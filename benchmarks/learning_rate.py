@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import whole_run
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments
@@ -71,7 +72,7 @@ def train(architecture: str, n_features: int, steps: int, rate: float, rows: Ten
             disable_tqdm=True,
         )
         saes = config_class(d_in=D_IN, n_features=n_features, **size)
-        return SAETrainer(args=args, saes=saes, activations=rows).train().sae
+        return whole_run(SAETrainer(args=args, saes=saes, activations=rows)).sae
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import kept
+from kept import kept, whole_run
 
 from hfsae import SAETrainer, SAETrainingArguments
 from hfsae.architectures import Crosscoder, CrossLayer, architectures
@@ -44,7 +44,7 @@ def trained(planted: PlantedDictionary, active: int, seed: int, tokens: int, fol
         seed=seed,
     )
     saes = {name: {"architecture": name, "k": active, "n_features": n_features} for name in names}
-    output = SAETrainer(args=args, saes=saes, activations=activations).train()
+    output = whole_run(SAETrainer(args=args, saes=saes, activations=activations))
     return {
         name: find_planted(sae.by_sign() if sae.signed else sae, planted).recorded()
         for name, sae in output.saes.items()

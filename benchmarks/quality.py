@@ -26,6 +26,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
+from kept import whole_run
 from peers import PEERS, Peer, Task, versions
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -95,7 +96,7 @@ def train_ours(architecture: str, rows: Tensor, seed: int, args: argparse.Namesp
     repeats = -(-(args.tokens + training.tokens_for_calibration + training.train_batch_tokens) // len(rows))
     config = config_class(d_in=d_in, expansion_factor=args.expansion_factor, **size)
     trainer = SAETrainer(args=training, saes={"": config}, activations=rows.repeat(repeats, 1))
-    sae = trainer.train().sae.to(args.device)
+    sae = whole_run(trainer).sae.to(args.device)
 
     def read_and_write(x: Tensor) -> tuple[Tensor, Tensor]:
         features = sae.encode_sparse(x)

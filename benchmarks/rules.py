@@ -8,16 +8,16 @@ leaves one JSON file, and what is there is not trained again.
 """
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from kept import kept, whole_run
 from learning_rate import BATCH, D_IN, activations, measure
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments
-from hfsae.saving import write_json
 
 KS = (4, 8, 16, 32)
 _TOPK = {f"topk, k = {k}": {"k": k} for k in KS}
@@ -58,8 +58,15 @@ def train(saes: dict[str, Any], rows: Tensor, args: argparse.Namespace, seed: in
     )
     sizes = {"n_features": 16 * D_IN}
     plan = {f"sae{place}": {**sizes, **own} for place, own in enumerate(saes.values())}
-    found = SAETrainer(args=options, saes=plan, activations=rows).train().saes
+    found = whole_run(SAETrainer(args=options, saes=plan, activations=rows)).saes
     return {name: found[f"sae{place}"] for place, name in enumerate(saes)}
+
+
+def figures(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Trains and measures the SAEs of a comparison."""
+    rows, held_out = activations("train", args.tokens), activations("held_out", 2**16)
+    trained = train(COMPARED[args.compared], rows, args, seed)
+    return {name: with_several_k(sae, held_out) for name, sae in trained.items()}
 
 
 def table(results: list[dict[str, dict[str, dict[str, float]]]]) -> None:
@@ -85,11 +92,7 @@ def main() -> None:
     results = []
     for seed in args.seeds:
         file = args.output / f"{args.compared}-{args.tokens}-{seed}.json"
-        if not file.is_file():
-            rows, held_out = activations("train", args.tokens), activations("held_out", 2**16)
-            trained = train(COMPARED[args.compared], rows, args, seed)
-            write_json(file, {name: with_several_k(sae, held_out) for name, sae in trained.items()})
-        results.append(json.loads(file.read_text()))
+        results.append(kept(file, partial(figures, args, seed)))
     table(results)
 
 

@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from kept import kept
+from kept import kept, whole_run
 from mixed_text import books_and_library
 from peers import PEERS, Peer, Task, versions
 from quality import batches, next_coefficient
@@ -196,7 +196,7 @@ def train_ours(cell: Cell, rows: Tensor, args: argparse.Namespace) -> SAE:
             disable_tqdm=True,
             **({} if cell.rate is None else {"learning_rate": cell.rate}),
         )
-        return SAETrainer(args=training, activations=rows).train().sae
+        return whole_run(SAETrainer(args=training, activations=rows)).sae
 
 
 def train_peer(cell: Cell, rows: Tensor, coefficient: float | None, args: argparse.Namespace) -> tuple[SAE, Peer]:

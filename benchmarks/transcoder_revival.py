@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from kept import kept
+from kept import kept, whole_run
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer
@@ -50,7 +50,7 @@ def train(args: SAETrainingArguments, names: list[str], layers: list[int], reviv
         for name in names
         for revival in revivals
     }
-    return SAETrainer(args=args, saes=saes).train().saes
+    return whole_run(SAETrainer(args=args, saes=saes)).saes
 
 
 @torch.no_grad()

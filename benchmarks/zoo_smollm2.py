@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kept import kept
+from kept import kept, whole_run
 from mixed_text import books_and_library
 
 from hfsae import SAETrainer, SAETrainingArguments, cache_activations
@@ -70,9 +70,7 @@ def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, o
         output_dir=str(folder),
         resume_from_checkpoint="last" if begun else None,
     )
-    output = SAETrainer(args=args).train()
-    if not output.completed:
-        raise SystemExit("interrupted: the same command goes on from here.")
+    output = whole_run(SAETrainer(args=args))
     names = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
     return {"tokens": options.tokens, "resumed": begun, **{name: output.metrics[""][name] for name in names}}
 
