@@ -40,7 +40,8 @@ def members() -> dict[str, dict[str, object]]:
         }
         for layer in LAYERS
         for name, sae_class in architectures().items()
-        if not issubclass(sae_class, Crosscoder | CrossLayer)  # which read several places
+        # Those read several places, and what reads features takes them for positive.
+        if not issubclass(sae_class, Crosscoder | CrossLayer) and not sae_class.signed
         for k in SPARSITIES
     }
 

@@ -3,6 +3,7 @@
 `SHA256SUMS` lies in a folder beside the files it vouches for, in the format of `sha256sum`, which checks it too.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -79,6 +80,15 @@ def size_of_header(path: Path) -> int | None:
     return 8 + length if length <= _LONGEST_HEADER else None
 
 
+def _is_text(start: bytes) -> bool:
+    """Whether a file's first bytes are text; its last character may be cut off."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def damaged(path: Path, error: Exception | str) -> DamagedFileError:
     """The error that says what lies there in place of whole weights, and what helps."""
     with path.open("rb") as file:
@@ -91,7 +101,7 @@ def damaged(path: Path, error: Exception | str) -> DamagedFileError:
         cure = "run `git lfs pull` in its folder, or download it with `hf download`"
     elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         found, cure = "is a web page, not weights", "download it again, with a token where one is asked for"
-    elif text.startswith((b"{", b"[")):
+    elif text.startswith((b"{", b"[")) and _is_text(start):
         found, cure = "is JSON, not weights", "download it again"
     elif start.startswith((b"PK\x03\x04", b"\x80")) and path.suffix == ".safetensors":
         found, cure = "is a pickle under another name", "save it as safetensors"

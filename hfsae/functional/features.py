@@ -109,7 +109,7 @@ class SparseFeatures:
 
     # -- parts of it --------------------------------------------------------------------------------------------------
     def topk(self, k: int) -> TopFeatures:
-        """The k strongest features of every token.
+        """The k strongest features of every token: those farthest from 0, with their signs.
 
         Args:
             k: How many.

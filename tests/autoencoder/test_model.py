@@ -27,7 +27,9 @@ def topk(**options) -> SAE:
 
 def of_one_error(name: str) -> dict:
     """Options with which a loss is about one reconstruction alone: without nested SAEs."""
-    return {"prefix_sizes": [N_FEATURES]} if name == "matryoshka" else {}
+    if name == "hierarchical-topk":
+        return {"hierarchical_ks": [VARIANTS[name].make().config.k]}
+    return {"prefix_sizes": [N_FEATURES]} if name.startswith("matryoshka") else {}
 
 
 def transcoder(name: str = "topk", **options) -> SAE:
