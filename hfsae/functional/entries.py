@@ -65,8 +65,12 @@ class Entries:
         if len(parts) == 1:
             return parts[0]
         each = parts[0].each if len({part.each for part in parts}) == 1 else 0
-        joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("per_token", "features", "pre"))
-        return cls(*joined, each)
+        return cls(
+            torch.cat([part.per_token for part in parts]),
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.pre for part in parts]),
+            each,
+        )
 
     @property
     def tokens(self) -> Tensor:
