@@ -30,6 +30,7 @@ from tests.training.two_processes import (
     STEPS,
     go_on_with_more,
     train_alike,
+    train_joined,
     train_layers,
     train_models,
     train_several_alike,
@@ -137,6 +138,19 @@ def test_each_process_trains_its_own_as_one_process_trains_all(trained, tmp_path
         alone, found = (
             SAE.from_pretrained(folder / f"checkpoint-{STEPS}" / "saes" / name).state_dict()
             for folder in (tmp_path, trained / "several-spread")
+        )
+        for tensor, weights in alone.items():
+            assert torch.allclose(found[tensor], weights, rtol=0, atol=1e-5), (name, tensor)
+
+
+def test_so_they_do_of_a_crosscoder_beside_a_cross_layer_transcoder(trained, tmp_path):
+    train_joined(tmp_path, processes=1)
+    first, second = (set(found["digests"]) for found in of_both(trained, "joined-spread"))
+    assert {*first, *second} == {"layers", "shared"} and len(first) == len(second) == 1
+    for name in ("layers", "shared"):
+        alone, found = (
+            SAE.from_pretrained(folder / f"checkpoint-{STEPS}" / "saes" / name).state_dict()
+            for folder in (tmp_path, trained / "joined-spread")
         )
         for tensor, weights in alone.items():
             assert torch.allclose(found[tensor], weights, rtol=0, atol=1e-5), (name, tensor)

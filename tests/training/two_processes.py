@@ -161,6 +161,15 @@ def train_layers(folder: Path, architecture: str, processes: int, **options: Any
     return train_wide(folder, processes, sae, **{"inputs": inputs, **_ENDS, **options})
 
 
+def train_joined(folder: Path, processes: int, **options: Any) -> TrainOutput:
+    """A crosscoder of two layers and a cross-layer transcoder of the same, at once."""
+    rows = rows_of_layers()
+    x = torch.cat([rows["x0"][:256], rows["x1"][:256]], 1)
+    own = {"source_names": ["x0", "x1"], "source_widths": [16, 16], "hook_point": "x0+x1"}
+    saes = {"layers": make_layers(LAYERED[1]), "shared": make_sae("topk_crosscoder", x, d_in=32, **own)}
+    return train_alike(folder, saes, processes, inputs={"activations": rows}, revival="none", **options)
+
+
 @cache
 def rows_of_models() -> dict[str, torch.Tensor]:
     """What two language models have at one place on the same tokens."""
@@ -382,6 +391,7 @@ SPREAD = {
     "text-spread": spread_over_text,
     "two-parts-spread": spread_in_two_parts,
     "set-spread": spread_a_set,
+    "joined-spread": lambda folder: train_joined(folder, 2, sae_placement="spread"),
     "mapped": lambda folder: train_beside_a_map(folder, json.dumps(PLACES)),
     "unmapped": lambda folder: train_beside_a_map(folder, None),
 }
