@@ -409,6 +409,7 @@ REPOINTED = {
     )
     for placement in ("replicate", "shard")
     for name in (*ARCHITECTURES, *LAYERED)
+    if name != "abs_topk"  # whose features may be negative
 }
 
 # Which never ends well.
