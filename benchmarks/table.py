@@ -41,6 +41,7 @@ from hfsae.language_model import load_base_model, load_tokenizer
 from hfsae.scores import LabelledText, PatternLabels, match_features, score
 from hfsae.scores.readings import FEATURES, NEURONS
 from hfsae.scores.score_saved import labelled_text
+from hfsae.storage import read_json
 
 ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
 COLUMNS = (
@@ -316,7 +317,7 @@ def best_rate(cell: Cell, args: argparse.Namespace) -> float | None:
         tried = Cell(cell.place, cell.l0, cell.who, cell.architecture, cell.seed, rate)
         folder = tried.folder(args.output)
         if (folder / "figures.json").is_file():
-            told = kept(folder / "figures.json", dict)
+            told = read_json(folder / "figures.json")
         elif args.table:
             return None
         else:

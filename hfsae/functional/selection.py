@@ -61,19 +61,34 @@ class Screened(Selection, Protocol):
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The k largest pre-activations of every token (Gao et al. 2024, arXiv:2406.04093)."""
+class AsManyEach:
+    """A rule that picks k features of every token: a subclass says by `chosen` which."""
 
     k: int
 
     def load(self, look: Callable[[], Tensor]) -> float:
         return self.k
 
+    def chosen(self, pre: Tensor) -> Tensor:
+        """(..., k) the features of each token, from all its pre-activations."""
+        raise NotImplementedError("abstract: a rule says which features of a token are entries")
+
     def mask(self, pre: Tensor) -> Tensor:
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, _largest(pre, self.k), 1)
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self.chosen(pre), 1)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
+
+    def _entries(self, pre: Tensor) -> Entries:
+        features = self.chosen(pre)
+        return Entries.as_many_each(features, pre.gather(1, features))
+
+
+class TopK(AsManyEach):
+    """The k largest pre-activations of every token (Gao et al. 2024, arXiv:2406.04093)."""
+
+    def chosen(self, pre: Tensor) -> Tensor:
+        return _largest(pre, self.k)
 
     def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
         found = screen.search(
@@ -81,52 +96,18 @@ class TopK:
         )
         return found.pattern(screen.n_features)
 
-    def _entries(self, pre: Tensor) -> Entries:
-        features = _largest(pre, self.k)
-        return Entries.as_many_each(features, pre.gather(1, features))
 
-
-@dataclass(frozen=True)
-class AbsTopK:
+class AbsTopK(AsManyEach):
     """The k of every token that are farthest from 0, on either side of it (arXiv:2510.00404)."""
 
-    k: int
-
-    def load(self, look: Callable[[], Tensor]) -> float:
-        return self.k
-
-    def mask(self, pre: Tensor) -> Tensor:
-        return TopK(self.k).mask(pre.abs())
-
-    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
-
-    def _entries(self, pre: Tensor) -> Entries:
-        features = _largest(pre.abs(), self.k)
-        return Entries.as_many_each(features, pre.gather(1, features))
+    def chosen(self, pre: Tensor) -> Tensor:
+        return _largest(pre.abs(), self.k)
 
 
-@dataclass(frozen=True)
-class GroupMax:
+class GroupMax(AsManyEach):
     """The largest pre-activation of each of k groups of neighbouring features (EleutherAI's sparsify)."""
 
-    k: int
-
-    def load(self, look: Callable[[], Tensor]) -> float:
-        return self.k
-
-    def mask(self, pre: Tensor) -> Tensor:
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self._largest(pre), 1)
-
-    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
-        return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
-
-    def _entries(self, pre: Tensor) -> Entries:
-        features = self._largest(pre)
-        return Entries.as_many_each(features, pre.gather(1, features))
-
-    def _largest(self, pre: Tensor) -> Tensor:
-        """(N, k) indices."""
+    def chosen(self, pre: Tensor) -> Tensor:
         first = torch.arange(0, pre.shape[-1], pre.shape[-1] // self.k, device=pre.device)
         return first + pre.unflatten(-1, (self.k, -1)).argmax(-1)
 
