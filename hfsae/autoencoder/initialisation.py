@@ -155,7 +155,10 @@ def geometric_median(points: Tensor, iterations: int = 100, tolerance: float = 1
     """
     median = points.mean(0)
     for _ in range(iterations):
-        distance = (points - median).norm(dim=1).clamp(min=1e-12)
+        # Not by a product, which is inexact near the median; and no second copy of the points.
+        distance = torch.cdist(points, median[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0].clamp(
+            min=1e-12
+        )
         weight = 1 / distance
         moved = (weight @ points) / weight.sum()
         step = (moved - median).norm()

@@ -90,6 +90,10 @@ class TopK(AsManyEach):
     def chosen(self, pre: Tensor) -> Tensor:
         return _largest(pre, self.k)
 
+    def mask(self, pre: Tensor) -> Tensor:
+        found = None if not _in_order(pre) or _bounds_pay(pre, self.k) else _reaching(pre, self.k)
+        return super().mask(pre) if found is None else found[0]
+
     def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
         found = screen.search(
             lambda chunk: chunk.k_th(self.k), lambda found: found.largest_of_each(self.k), self._entries
@@ -245,26 +249,38 @@ class BatchTopK:
 
 def _largest(pre: Tensor, k: int) -> Tensor:
     """The features of each token's k largest pre-activations (N, k); on a CPU of equal ones the first features."""
-    if is_traced(pre):
-        return pre.topk(k, dim=-1, sorted=False).indices
-    if serves(pre):
+    if not is_traced(pre) and serves(pre):
         from hfsae.functional.kernels.largest import largest
 
         return largest(pre, k)
-    if pre.device.type != "cpu" or not len(pre):
+    if not _in_order(pre):
         return pre.topk(k, dim=-1, sorted=False).indices
-    group = pre.shape[1] // (_GROUPS_PER_K * k)
-    bounds_pay = pre.numel() >= _BOUNDS_PAY_FROM and group >= _LEAST_GROUP
-    if not bounds_pay and (found := _largest_without_ties(pre, k)) is not None:
-        return found
-    return _largest_from_bounds(pre, k, group)
+    if not _bounds_pay(pre, k) and (found := _reaching(pre, k)) is not None:
+        return found[1].sort(1).values
+    return _largest_from_bounds(pre, k, _group(pre, k))
 
 
-def _largest_without_ties(pre: Tensor, k: int) -> Tensor | None:
-    """The same, features in order; None where some token's k-th largest equals its next, or is NaN."""
+def _in_order(pre: Tensor) -> bool:
+    """Whether a CPU picks, which of equal pre-activations takes the first features."""
+    return not is_traced(pre) and pre.device.type == "cpu" and len(pre) > 0
+
+
+def _group(pre: Tensor, k: int) -> int:
+    return pre.shape[1] // (_GROUPS_PER_K * k)
+
+
+def _bounds_pay(pre: Tensor, k: int) -> bool:
+    return pre.numel() >= _BOUNDS_PAY_FROM and _group(pre, k) >= _LEAST_GROUP
+
+
+def _reaching(pre: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Where each token's k largest are (N, n), and their features (N, k) in no order.
+
+    None where some token's k-th largest equals its next, or is NaN.
+    """
     top = pre.topk(k, sorted=False)
-    reaching = torch.count_nonzero(pre >= top.values.amin(1, keepdim=True), dim=1)
-    return top.indices.sort(1).values if (reaching == k).all() else None
+    reaching = pre >= top.values.amin(1, keepdim=True)
+    return (reaching, top.indices) if (torch.count_nonzero(reaching, dim=1) == k).all() else None
 
 
 def _largest_from_bounds(pre: Tensor, k: int, group: int) -> Tensor:

@@ -2,17 +2,43 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 # transformers writes both as eight operations, between which GPT-2's largest tensors go through memory; under autocast
 # in float32, whatever the products are in.
 _SPELT_OUT = (NewGELUActivation, FastGELUActivation)
 
-_gelu = partial(F.gelu, approximate="tanh")
+_VALUES = 1 << 16
+# Past so many threads torch's own is faster, which shares its work among them; looking up is one thread's work.
+_MOST_THREADS = 2
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """`F.gelu(x, approximate="tanh")`, to the bit.
+
+    On a CPU it takes five times as long as the exact form (torch 2.13). Numbers of 16 bits have 65,536 values, so
+    there it pays to look them up: 0.45 of its time on one thread.
+    """
+    looked_up = x.dtype.itemsize == 2 and x.device.type == "cpu" and x.numel() > _VALUES
+    if not looked_up or torch.is_grad_enabled() or torch.get_num_threads() > _MOST_THREADS:
+        return F.gelu(x, approximate="tanh")
+    places = x.flatten().view(torch.uint16).to(torch.int32)
+    return _gelu_of_all(x.dtype).index_select(0, places).view(x.shape)
+
+
+def _all_of(dtype: torch.dtype) -> Tensor:
+    """Every number of 16 bits, by its bits."""
+    return torch.arange(_VALUES, dtype=torch.int32).to(torch.uint16).view(dtype)
+
+
+@lru_cache
+def _gelu_of_all(dtype: torch.dtype) -> Tensor:
+    return F.gelu(_all_of(dtype), approximate="tanh")
 
 
 @contextmanager

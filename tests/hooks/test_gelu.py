@@ -1,11 +1,22 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.activations import ACT2FN
 
 from hfsae.hooks.gelu import fused_gelu
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Operations(TorchDispatchMode):
@@ -59,3 +70,18 @@ def test_models_that_use_torchs_own_gelu_are_not_touched():
     model = GPTNeoXForCausalLM(GPTNeoXConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, vocab_size=9))
     with fused_gelu(model):
         assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_of_16_bits_are_looked_up_and_are_torchs_own_to_the_bit(dtype: torch.dtype, one_thread: None):
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    x = torch.stack([every, every.flip(0)]).T  # no contiguous one
+    activation = nn.Sequential(ACT2FN["gelu_new"])
+    with torch.no_grad(), fused_gelu(activation), Operations() as inside:
+        found = activation(x)
+    assert inside.names[-2:] == ["index_select", "view"]
+    expected = F.gelu(x, approximate="tanh")
+    assert found.shape == x.shape and torch.equal(found.view(torch.int16), expected.contiguous().view(torch.int16))
+    with fused_gelu(activation), Operations() as inside:
+        activation(x.clone().requires_grad_())
+    assert inside.names[-1] == "gelu"
