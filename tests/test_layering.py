@@ -87,7 +87,7 @@ EAGER = COMPUTING | {"loading", "modeling", "architectures"}
 # Where modules are imported by name.
 BY_NAME = {"hfsae/__init__.py", "hfsae/cli/__init__.py", "hfsae/interop/formats.py", "hfsae/training/__init__.py"}
 # Packages whose objects are part of another's interface, and so always come with it.
-COMES_WITH = {"markupsafe": "jinja2"}
+COMES_WITH = {"markupsafe": "jinja2", "umap": "umap-learn"}
 
 
 class Import(NamedTuple):
@@ -234,6 +234,7 @@ def test_importing_the_package_loads_the_model_alone_and_says_nothing():
         "wandb",
         "pandas",
         "jinja2",
+        "umap",
     }
     assert not heavy & {module.split(".")[0] for module in loaded}
     assert {part_of(module) for module in loaded if module.startswith("hfsae.")} <= EAGER

@@ -1,15 +1,23 @@
 """Where features stand on a map: near each other where they write alike, in groups of the most alike."""
 
+import warnings
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from hfsae.autoencoder import SparseAutoencoder
 
+MapMethod = Literal["pca", "umap"]
+"""How features are laid out: by two principal components, or by UMAP (McInnes et al. 2018, arXiv:1802.03426)."""
+
 # Groups are found in so many of the leading components, and at most so many groups.
 _COMPONENTS, _GROUPS = 32, 12
+# Decoder rows have many directions that are nearly as long as the leading ones, which takes many rounds.
 _ITERATIONS = 30
+# UMAP is chaotic: what differs by rounding at its start ends elsewhere. So it starts from so many steps.
+_NEIGHBOURS, _STEPS = 15, 1000
 
 
 @dataclass(frozen=True)
@@ -18,104 +26,121 @@ class FeatureMap:
 
     Attributes:
         features: int64 (n,), the features that have a place, ascending.
-        places: float32 (n, 2), the two leading principal components of the unit decoder rows.
-        groups: int64 (n,), the group of each, from 0; the largest group comes first.
+        places: float32 (n, 2), of the unit decoder rows the two leading principal components, or what UMAP made.
+        groups: int64 (n,), the group of each, from 0; the largest group comes first. None without scikit-learn.
         n_components: Of how many components the groups were made.
-        explained: The share of the rows' variance that lies along each of the two.
+        explained: The share of the rows' variance that lies along each of the two; None by UMAP.
     """
 
     features: Tensor
     places: Tensor
-    groups: Tensor
+    groups: Tensor | None
     n_components: int
-    explained: tuple[float, float]
+    explained: tuple[float, float] | None
 
 
 @torch.no_grad()
-def feature_map(sae: SparseAutoencoder, features: Tensor) -> FeatureMap | None:
-    """Lays features out by the principal components of their unit decoder rows, and groups them by k-means.
+def feature_map(sae: SparseAutoencoder, features: Tensor, method: MapMethod = "pca") -> FeatureMap | None:
+    """Lays features out by their unit decoder rows, and groups them by scikit-learn's k-means.
 
-    The first components come from subspace iteration, which needs no matrix of all columns by all columns. Everything
-    is seeded, so one SAE has one map.
+    Components come from a randomised decomposition (`torch.pca_lowrank`), which needs no matrix of all columns by all
+    columns. Everything is seeded, so one SAE has one map.
 
     Args:
         sae: The SAE. Of a cross-layer transcoder a row is what a feature writes at all layers together.
         features: The features to be laid out, such as all that fire.
+        method: `"pca"` for the two leading principal components; `"umap"` keeps neighbours together, by the cosine of
+            their rows, and says nothing of distances between groups.
 
     Returns:
-        The map; None for fewer than three features, which have none.
+        The map; None for fewer than three features, which have none. Without scikit-learn it has no groups.
+
+    Raises:
+        ValueError: If there is no such method.
+        ImportError: If the method is `"umap"` and umap-learn is not installed.
     """
+    can_be_laid_out(method)
     features = features.sort().values
     if len(features) < 3:
         return None
-    rows = _Rows(sae, features)
-    start = torch.randn(rows.width, min(_COMPONENTS, rows.width, len(features)), generator=_seeded())
-    axes = torch.linalg.qr(start).Q
-    for _ in range(_ITERATIONS):
-        axes = torch.linalg.qr(rows.back(rows.along(axes))).Q
-    # Within the subspace, its own principal components.
-    spread, turn = torch.linalg.eigh(torch.cov(rows.along(axes).T).reshape(axes.shape[1], -1))
-    order = spread.argsort(descending=True)
-    places = rows.along(axes @ turn[:, order])
+    rows = _unit_rows(sae, features)
+    centred = rows - rows.mean(0)
+    variance = float(centred.square().sum())
+    # It draws from the one generator that torch has, which stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        components = min(_COMPONENTS, *centred.shape)
+        along, sizes, _ = torch.pca_lowrank(centred, q=components, center=False, niter=_ITERATIONS)
+    places = along * sizes
     # The sign of a component is free: the feature that lies farthest out is on the positive side.
     places = places * places.gather(0, places.abs().argmax(0, keepdim=True)).sign()
-    shares = [*(spread[order][:2] / max(rows.variance, 1e-12)).clamp(0, 1).tolist(), 0.0]
+    shares = [*(sizes[:2].square() / max(variance, 1e-12)).clamp(0, 1).tolist(), 0.0]
     two = torch.nn.functional.pad(places, (0, max(0, 2 - places.shape[1])))[:, :2]
-    return FeatureMap(features, two, _groups(places), places.shape[1], (shares[0], shares[1]))
+    groups = _groups(places)
+    if method == "umap":
+        return FeatureMap(features, _by_umap(rows, two), groups, components, None)
+    return FeatureMap(features, two, groups, components, (shares[0], shares[1]))
 
 
-class _Rows:
-    """Unit decoder rows less their mean, which may lie in blocks of columns and are never put together."""
+def can_be_laid_out(method: str) -> None:
+    """Refuses methods that there are not, or not here.
 
-    def __init__(self, sae: SparseAutoencoder, features: Tensor):
-        self._blocks: list[tuple[slice, slice, Tensor]] = []
-        start, done, self.n = 0, 0, len(features)
-        for first, block in sae.decoder_blocks:
-            own = features[(features >= start) & (features < start + len(block))] - start
-            unit = torch.nn.functional.normalize(block[own.to(block.device)].float().cpu(), dim=1)
-            self._blocks.append((slice(done, done + len(own)), slice(first, first + block.shape[1]), unit))
-            start, done = start + len(block), done + len(own)
-        self.width = max(columns.stop for _, columns, _ in self._blocks)
-        self._mean = torch.zeros(self.width)
-        for _, columns, rows in self._blocks:
-            self._mean[columns] += rows.sum(0) / self.n
-        squares = sum(float(rows.square().sum()) for _, _, rows in self._blocks)
-        self.variance = (squares - self.n * float(self._mean.square().sum())) / (self.n - 1)
+    Args:
+        method: As in `feature_map`.
 
-    def along(self, axes: Tensor) -> Tensor:
-        """(n, k) coordinates of the rows on axes (width, k)."""
-        return torch.cat([rows @ axes[columns] for _, columns, rows in self._blocks]) - self._mean @ axes
-
-    def back(self, coordinates: Tensor) -> Tensor:
-        """(width, k): the rows transposed times coordinates (n, k)."""
-        made = -torch.outer(self._mean, coordinates.sum(0))
-        for places, columns, rows in self._blocks:
-            made[columns] += rows.T @ coordinates[places]
-        return made
+    Raises:
+        ValueError: If there is no such method.
+        ImportError: If the package that it takes is not installed.
+    """
+    if method not in get_args(MapMethod):
+        raise ValueError(f"maps are made by {' or '.join(get_args(MapMethod))}, and not by {method!r}.")
+    if method == "umap":
+        _umap()
 
 
-def _groups(places: Tensor) -> Tensor:
-    """k-means of places (n, k), begun with far-apart ones (k-means++), the largest group numbered 0."""
+def _umap() -> type:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts that need tensorflow
+            from umap import UMAP  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("a map by UMAP needs umap-learn: pip install 'hfsae[umap]'.") from error
+    return UMAP
+
+
+def _unit_rows(sae: SparseAutoencoder, features: Tensor) -> Tensor:
+    """(features, columns) float32; rows that lie in blocks of columns are zero elsewhere."""
+    width = max(first + block.shape[1] for first, block in sae.decoder_blocks)
+    rows = torch.zeros(len(features), width)
+    start = done = 0
+    for first, block in sae.decoder_blocks:
+        own = features[(features >= start) & (features < start + len(block))] - start
+        rows[done : done + len(own), first : first + block.shape[1]] = block[own.to(block.device)].float().cpu()
+        start, done = start + len(block), done + len(own)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _groups(places: Tensor) -> Tensor | None:
+    """k-means of places (n, k), the largest group numbered 0; None without scikit-learn."""
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError:
+        return None
     wanted = min(_GROUPS, max(2, round((len(places) / 4) ** 0.5)))
-    random, centres = _seeded(), places[:1]
-    while len(centres) < wanted:
-        apart = torch.cdist(places, centres).amin(1).square()
-        if not apart.any():
-            break
-        centres = torch.cat([centres, places[torch.multinomial(apart, 1, generator=random)]])
-    groups = torch.cdist(places, centres).argmin(1)
-    for _ in range(_ITERATIONS):
-        sums = torch.zeros_like(centres).index_add_(0, groups, places)
-        sizes = torch.bincount(groups, minlength=len(centres))[:, None]
-        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
-        again = torch.cdist(places, centres).argmin(1)
-        if torch.equal(again, groups):
-            break
-        groups = again
-    sizes = torch.bincount(groups, minlength=len(centres))
-    order = sizes.argsort(descending=True, stable=True)
-    return order.argsort()[groups]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer places that differ than groups: then fewer groups
+        found = torch.from_numpy(KMeans(wanted, n_init=4, random_state=0).fit_predict(places.numpy())).long()
+    order = torch.bincount(found).argsort(descending=True, stable=True)
+    return order.argsort()[found]
 
 
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def _by_umap(rows: Tensor, start: Tensor) -> Tensor:
+    """(n, 2) float32, from places on."""
+    start = (start / start.abs().max().clamp(min=1e-12) * _STEPS).round() / _STEPS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a seed leaves one process
+        made = _umap()(
+            n_neighbors=min(_NEIGHBOURS, len(rows) - 1), metric="cosine", init=start.numpy(), random_state=0
+        )
+        return torch.from_numpy(made.fit_transform(rows.numpy())).float()

@@ -1,7 +1,7 @@
 """`hfsae dashboard`: the features of a saved SAE on one page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from hfsae.cli.measuring_options import OnHub, Reading, SAESource, folders_of
 from hfsae.command_line import option
@@ -35,6 +35,10 @@ def run(
         list[str] | None,
         option("--match", "Another SAE of this place, whose features that are the same are linked; may be repeated."),
     ] = None,
+    map_method: Annotated[
+        Literal["pca", "umap"],
+        option("--map", "How the map lays features out; umap needs pip install 'hfsae[umap]'."),
+    ] = "pca",
     *,
     on_hub: OnHub,
     reading: Reading,
@@ -54,6 +58,7 @@ def run(
             texts=text or [],
             labels=labels,
             match=match or [],
+            map_method=map_method,
             write=write,
             **reading.keywords(),
             **on_hub.keywords(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfsae.analysis import FeatureCollection, FeatureMap, feature_map
 from hfsae.analysis.collection import TENSORS
+from hfsae.analysis.feature_map import MapMethod, can_be_laid_out
 from hfsae.analysis.prompt_page import read_prompts
 from hfsae.configuration import SAEConfig
 from hfsae.dashboard.matches import load_others, matches_with
@@ -104,6 +105,7 @@ def gather(
     texts: Sequence[str] = (),
     labels: str | Path | None = None,
     match: Sequence[str] = (),
+    map_method: MapMethod = "pca",
     model: str | None = None,
     dataset: str | None = None,
     dataset_config: str | None = None,
@@ -126,6 +128,7 @@ def gather(
         labels: A file of labels, such as the page saved it; they become those beside the weights where there are none.
             None takes those.
         match: Other SAEs, whose features pages of features lead to where they are the same.
+        map_method: How the map lays features out: `"pca"`, or `"umap"` where umap-learn is installed.
         model: The language model; None loads the one that the config names.
         dataset: Text to collect features on again. None takes the features that were collected, or else the text that
             the SAE's recorded metrics were measured on.
@@ -138,10 +141,11 @@ def gather(
 
     Raises:
         ValueError: If labels are of other weights or no file of labels, a prompt is empty, or no text is named and
-            none was recorded. Likewise if an SAE of `match` is of another place.
-        ImportError: If `match` names one and scipy is not installed.
+            none was recorded. Likewise if an SAE of `match` is of another place, or there is no such map.
+        ImportError: If `match` names one and scipy is not installed, or the map needs what is not installed.
         OSError: If the SAE, its language model, the labels or the text is not there.
     """
+    can_be_laid_out(map_method)
     folder = local_folder(source, subfolder)
     hub = {"revision": revision} if revision else {}
     sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
@@ -166,7 +170,9 @@ def gather(
             collection.save(folder)
     if labels is not None and folder is not None:
         _keep_labels(folder / LABELS_FILE, named, digest, write)
-    layout = feature_map(sae, collection.features[collection.densities > 0])
+    layout = feature_map(sae, collection.features[collection.densities > 0], map_method)
+    if layout is not None and layout.groups is None:
+        logger.warning("the map has no groups: they need scikit-learn (pip install 'hfsae[scores]')")
     title, measured = display_name(sae.config, None, None), _measured(sae.config, digest)
     return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder), matches)
 

@@ -204,15 +204,17 @@ def _map(layout: FeatureMap, peaks: Mapping[int, Sequence[str]]) -> dict[str, An
     low = layout.places.amin(0)
     extent = (layout.places.amax(0) - low).clamp(min=1e-12)
     across, up = ((layout.places - low) / extent * 1000).round().int().T.tolist()
-    features, groups = layout.features.tolist(), layout.groups.tolist()
+    features = layout.features.tolist()
+    groups = [0] * len(features) if layout.groups is None else layout.groups.tolist()
+    own_peaks = [peaks[feature] for feature in features]
     return {
         "features": features,
         "x": across,
         "y": up,
         "groups": groups,
-        "explained": rounded(layout.explained),
+        "explained": None if layout.explained is None else rounded(layout.explained),
         "components": layout.n_components,
-        "words": _telling([peaks[feature] for feature in features], groups),
+        "words": [] if layout.groups is None else _telling(own_peaks, groups),
     }
 
 

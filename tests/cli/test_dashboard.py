@@ -1,6 +1,7 @@
 """`hfsae dashboard` and `hfsae space`."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def test_a_name_that_is_taken_is_refused_before_features_are_collected(place, ca
         assert main([command, str(place / "sae"), *text, "--output", str(place / output)]) == 1
         assert f"{output} is a " in capsys.readouterr().err
     assert (place / "file").read_text() == "mine" and not (place / "sae" / "features.safetensors").exists()
+
+
+def test_a_map_by_umap_is_refused_without_its_package_before_features_are_collected(place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert main(["dashboard", str(place / "sae"), "--map", "umap"]) == 1
+    assert "a map by UMAP needs umap-learn: pip install 'hfsae[umap]'." in capsys.readouterr().err
+    assert not (place / "sae" / "features.safetensors").exists()
+
+
+def test_the_map_is_by_umap_where_it_is_asked_for(place):
+    pytest.importorskip("umap")
+    text = ["--dataset", str(place / "text.jsonl"), "--split", "train", "--tokens", "200"]
+    maps = {}
+    for method in ("pca", "umap"):
+        assert main(["dashboard", str(place / "sae"), *text, "--map", method]) == 0
+        maps[method] = index_of(place / "sae" / "dashboard.html")["map"]
+    assert maps["umap"]["explained"] is None and len(maps["pca"]["explained"]) == 2
+    assert maps["umap"]["groups"] == maps["pca"]["groups"] and maps["umap"]["x"] != maps["pca"]["x"]
 
 
 def test_one_of_many_is_shown_from_a_folder_and_from_a_revision_on_the_hub(hub, place, monkeypatch):

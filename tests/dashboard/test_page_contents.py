@@ -1,8 +1,9 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.analysis import TokenTexts
+from hfsae.analysis import FeatureMap, TokenTexts
 from hfsae.analysis.plain_values import significant
 from hfsae.dashboard import page_contents
 from hfsae.dashboard.page_contents import PageContents, pack, unpack
@@ -54,6 +55,14 @@ def test_groups_are_of_one_size_but_the_last(monkeypatch):
     written = PageContents.of(collection(), TokenTexts(tokenizer()))
     assert [len(unpack(group)["features"]) for group in written.groups] == [16, 16, 8]
     assert written.index["group_size"] == 16 and len(opened(written)) == 40
+
+
+def test_a_map_may_have_neither_groups_nor_shares():
+    places = torch.tensor([[0.0, 2.0], [1.0, 1.0], [4.0, 0.0]])
+    layout = FeatureMap(torch.tensor([1, 4, 7]), places, None, 32, None)
+    shown = PageContents.of(collection(), TokenTexts(tokenizer()), layout=layout).index["map"]
+    assert (shown["explained"], shown["words"], shown["groups"]) == (None, [], [0, 0, 0])
+    assert (shown["x"], shown["y"]) == ([0, 250, 1000], [1000, 500, 0])
 
 
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.integers())))

@@ -17,6 +17,8 @@ const placeOnMap = new Map(onMap.map((place) => [place.entry.feature, place]));
 const mapView = { chosen: null, group: null, zoom: 1, x: 0.5, y: 0.5 };
 
 const groupColour = (group, dark) => `hsl(${MAP_HUES[group % MAP_HUES.length]} ${dark ? "62% 66%" : "58% 42%"})`;
+/** In words, after what stands before it; nothing where the map has no groups. */
+const groupName = (place, before = "") => (index.map.words.length ? `${before}group ${place.group + 1}` : "");
 const nameOnMap = (entry) => labelOf(entry.feature) || entry.peaks.slice(0, 3).map(tokenName).join(" ") || "no examples";
 
 function mapPage(feature) {
@@ -31,12 +33,12 @@ function mapPage(feature) {
   const draw = () => {
     drawMap(canvas);
     const { chosen } = mapView;
-    told.replaceChildren(...(chosen ? [featureLink(chosen.entry.feature), " ", element("span", { class: "quiet" }, `group ${chosen.group + 1}`)] : ["Choose a feature."]));
+    told.replaceChildren(...(chosen ? [featureLink(chosen.entry.feature), " ", element("span", { class: "quiet" }, groupName(chosen))] : ["Choose a feature."]));
   };
   const choose = (place) => {
     mapView.chosen = place;
     keepInView(place);
-    say(`Feature ${place.entry.feature}, ${nameOnMap(place.entry)}, group ${place.group + 1}`);
+    say(`Feature ${place.entry.feature}, ${nameOnMap(place.entry)}${groupName(place, ", ")}`);
     draw();
   };
   const zoom = (by) => {
@@ -68,13 +70,16 @@ function mapPage(feature) {
   new ResizeObserver(draw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   const left = features.length - onMap.length;
-  const shares = index.map.explained.map(percent);
+  const grouped = index.map.words.length > 0;
+  const shares = index.map.explained?.map(percent);
+  const laidOut = shares ? `the two leading principal components of their decoder rows, ${shares[0]} and ${shares[1]} of the variance` : "UMAP of their decoder rows, by cosine, where distances between groups say little";
+  const inGroups = grouped ? `Groups are by k-means in ${index.map.components} components.` : "Groups need scikit-learn where the page is made.";
   return [
     element("header", { class: "feature-head" }, element("h1", { tabindex: "-1" }, "Map")),
-    element("p", { class: "quiet" }, `Features that write alike stand near each other: the two leading principal components of their decoder rows, ${shares[0]} and ${shares[1]} of the variance. Groups are by k-means in ${index.map.components} components.`, left ? ` Without a place, since they never fire: ${count(left)}.` : ""),
+    element("p", { class: "quiet" }, `Features that write alike stand near each other: ${laidOut}. ${inGroups}`, left ? ` Without a place, since they never fire: ${count(left)}.` : ""),
     element("div", { class: "map-frame" }, canvas, element("div", { class: "map-zoom" }, button("+", 2, "Zoom in"), button("−", 0.5, "Zoom out"))),
     told,
-    element("section", {}, element("h2", {}, "Groups"), element("ol", { class: "map-groups" }, index.map.words.map((words, group) => groupRow(group, words, draw)))),
+    grouped ? element("section", {}, element("h2", {}, "Groups"), element("ol", { class: "map-groups" }, index.map.words.map((words, group) => groupRow(group, words, draw)))) : "",
   ];
 }
 
