@@ -2,9 +2,14 @@
 
 A file says by its tensors what it is: thresholds make a JumpReLU, `W_skip` a skip connection (circuit-tracer 0.5.0).
 A TopK is told by the config alone (circuit-tracer's repository, commit 4bb8c0e, which 0.5.0 reads as a ReLU).
+
+A config with `transcoders` is a list of files of other repositories, and no weights lie beside it. It is refused with
+the call that loads the first of them: each belongs to a format of its own.
 """
 
+import posixpath
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 from hfsae.interop import circuit_tracer_layers
 from hfsae.interop.converted import ConvertedSAE
@@ -18,23 +23,28 @@ OPTIONAL = {"threshold": "activation_function.threshold", "W_skip": "W_skip"}
 _ACTIVATIONS = {"relu": "", "jumprelu": "", "jump_relu": "", "topk": "topk"}
 # k of repositories that do not say it, as circuit-tracer has them.
 _KNOWN_K = {"crv-8b-instruct-transcoders": 128}
+_POINTERS = "transcoders"
 # Configs of Weights & Biases; one of the two is a slip of the pen that some repositories carry.
 RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
 
 
 def recognises(source: Source) -> bool:
-    """Numbered weights beside a config of circuit-tracer's; transcoders for Qwen3 have another config besides."""
+    """A config of circuit-tracer's, with weights or a list of them; transcoders for Qwen3 have another one besides."""
     if CONFIG not in source.listing or of_a_run(source):
         return False
-    kind = source.yaml(CONFIG).get("model_kind")
-    return kind == circuit_tracer_layers.KIND or (kind == "transcoder_set" and bool(source.matching(WEIGHTS)))
+    config = source.yaml(CONFIG)
+    kind, has_weights = config.get("model_kind"), _POINTERS in config or bool(source.matching(WEIGHTS))
+    return kind == circuit_tracer_layers.KIND or (kind == "transcoder_set" and has_weights)
 
 
 def read(source: Source) -> ConvertedSAE:
     """See `hfsae.interop.formats.Format`."""
-    if source.yaml(CONFIG).get("model_kind") == circuit_tracer_layers.KIND:
+    config = source.yaml(CONFIG)
+    if config.get(_POINTERS) is not None:
+        raise ValueError(_refusal_of_pointers(config.called, config[_POINTERS]))
+    if config.get("model_kind") == circuit_tracer_layers.KIND:
         return circuit_tracer_layers.read(source)
-    config = source.yaml(CONFIG).having("feature_input_hook", "feature_output_hook")
+    config.having("feature_input_hook", "feature_output_hook")
     layer = layer_of_file(source)
     reads, writes = (f"blocks.{layer}.{config.text(key)}" for key in ("feature_input_hook", "feature_output_hook"))
     draft = layer_converted(source, base_model_id(config.text("model_name")), reads, writes)
@@ -44,6 +54,27 @@ def read(source: Source) -> ConvertedSAE:
         known = next((k for name, k in _KNOWN_K.items() if name in source.path), None)
         draft.architecture, draft.fields["k"] = "topk", known or config.having("k").whole("k")
     return draft
+
+
+def _refusal_of_pointers(called: str, pointers: Any) -> str:
+    """What to say of a config that names files of other places, and how to load the first of them."""
+    named = list(map(str, pointers)) if isinstance(pointers, list) else []
+    if not named:
+        return f"{called} has {_POINTERS} = {pointers!r}, expected a list of files, or no such key."
+    first = urlparse(named[0])
+    if first.scheme == "hf":
+        repository, _, inside = first.path.strip("/").partition("/")
+        revision = parse_qs(first.query).get("revision")
+        options = {"subfolder": inside, **({"revision": revision[0]} if revision else {})}
+        call = ", ".join(
+            [repr(f"{first.netloc}/{repository}"), *(f"{key}={value!r}" for key, value in options.items())]
+        )
+    else:
+        call = repr(posixpath.normpath(named[0]))
+    return (
+        f"{called} only names files that lie elsewhere ({_POINTERS}: {len(named)} of them), and hfsae does not follow "
+        f"such names. Load each from where it lies; the first is SAE.from_pretrained({call})."
+    )
 
 
 def of_a_run(source: Source) -> bool:

@@ -107,3 +107,43 @@ def test_a_broken_config_is_named(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("model_kind: transcoder_set")
     with pytest.raises(ValueError, match="config.yaml of .* lacks feature_input_hook, feature_output_hook"):
         SAE.from_pretrained(tmp_path, subfolder=f"layer_{LAYER}.safetensors")
+
+
+SCOPE = "hf://google/gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76/params.npz"
+
+
+@pytest.mark.parametrize("kind", ["transcoder_set", "cross_layer_transcoder"])
+@pytest.mark.parametrize(
+    "pointer, call",
+    [
+        (
+            SCOPE,
+            "'google/gemma-scope-2b-pt-transcoders', subfolder='layer_0/width_16k/average_l0_76/params.npz'",
+        ),
+        ("hf://me/mine/layer_0.safetensors?revision=v2", "'me/mine', subfolder='layer_0.safetensors', revision='v2'"),
+        ("/data/mine/layer_0.safetensors", "'/data/mine/layer_0.safetensors'"),
+    ],
+)
+def test_a_list_of_files_elsewhere_is_refused_with_what_loads_them(kind: str, pointer: str, call: str, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "model_kind": kind, "transcoders": [pointer, pointer]})
+    )
+    with pytest.raises(ValueError, match="names files that lie elsewhere") as refused:
+        SAE.from_pretrained(tmp_path)
+    assert "transcoders: 2 of them" in str(refused.value) and f"SAE.from_pretrained({call})" in str(refused.value)
+
+
+def test_the_call_that_it_names_loads_the_file(tmp_path: Path):
+    w = transcoders(tmp_path / "there", True, False, CONFIG)
+    pointer = str(tmp_path / "there" / f"layer_{LAYER}.safetensors")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "transcoders": [pointer]}))
+    with pytest.raises(ValueError, match="the first is SAE.from_pretrained") as refused:
+        SAE.from_pretrained(tmp_path)
+    named = str(refused.value).split("from_pretrained('")[1].split("')")[0]
+    torch.testing.assert_close(SAE.from_pretrained(named).W_dec.detach(), w["W_dec"])
+
+
+def test_what_is_no_list_of_files_is_named(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "transcoders": 3}))
+    with pytest.raises(ValueError, match="transcoders = 3, expected a list of files"):
+        SAE.from_pretrained(tmp_path)
