@@ -29,9 +29,9 @@ COMPARED: dict[str, dict[str, dict[str, Any]]] = {
         **_TOPK,
     },
     "abs_topk": {
-        f"{rule}, {n:,} features, k = {k}": {"architecture": rule, "n_features": n, "k": k}
-        for k in (8, 32)
-        for rule, n in (("topk", 2048), ("abs_topk", 2048), ("topk", 1024), ("abs_topk", 1024))
+        f"{rule}, {n:,} features": {"architecture": rule, "n_features": n, "k": 32}
+        for n in (2048, 1024)
+        for rule in ("topk", "abs_topk")
     },
 }
 """What is trained in one run, by the name of the comparison and its own."""

@@ -27,6 +27,7 @@ from hfsae.architectures.crosscoder import (
 )
 from hfsae.architectures.gated import GatedSAE, GatedSAEConfig
 from hfsae.architectures.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.architectures.matching_pursuit import MatchingPursuitSAE, MatchingPursuitSAEConfig
 from hfsae.architectures.matryoshka import MatryoshkaSAE, MatryoshkaSAEConfig
 from hfsae.architectures.sources import Crosscoder
 from hfsae.architectures.standard import StandardSAE, StandardSAEConfig
@@ -59,6 +60,8 @@ __all__ = [
     "JumpReLUCrosscoderSAEConfig",
     "JumpReLUSAE",
     "JumpReLUSAEConfig",
+    "MatchingPursuitSAE",
+    "MatchingPursuitSAEConfig",
     "MatryoshkaSAE",
     "MatryoshkaSAEConfig",
     "StandardCrosscoderSAE",

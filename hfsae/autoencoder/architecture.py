@@ -24,6 +24,12 @@ class Architecture:
     default_revival: Literal["auxk", "resample"] = "resample"
     default_sparsity_coefficient: float | None = None
 
+    # What brings features to scale at the start, beside what lives in the units of pre-activations.
+    _encoder_matrices: tuple[str, ...] = ("encoder.weight",)
+
+    # Whether a feature's value follows from its own pre-activation, once it is picked.
+    one_pass: bool = True
+
     # Whether a feature's values may lie below 0.
     signed: bool = False
 

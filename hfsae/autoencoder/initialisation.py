@@ -89,7 +89,7 @@ def initialise(
         _lower_biases(sae, scaled, active)
     else:
         gain = _gain(sae, scaled, goal)
-        for name in ("encoder.weight", *sae._in_scaled_space):
+        for name in (*sae._encoder_matrices, *sae._in_scaled_space):
             sae.get_tensor(name).mul_(gain)
     sae.start_from(scaled, active)
     return sae

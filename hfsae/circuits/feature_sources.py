@@ -63,6 +63,11 @@ class FeatureSource:
                 f"SAE {owner!r} passes a normalised input on (skip with input_transform="
                 f"{sae.config.input_transform!r}), which is not linear."
             )
+        if not sae.one_pass:
+            raise ValueError(
+                f"features of SAE {owner!r} are found one after the other ({sae.config.architecture}), and none is a "
+                "linear function of what is read."
+            )
         self.owner, self.sae = owner, sae
         self.reads, self.writes = reads, (writes,)
         self._keep = keep

@@ -84,6 +84,30 @@ def abs_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
     return z, squared_error(decode(z, w), x)
 
 
+def matching_pursuit(
+    x: Tensor, w: Weights, *, k: int, residual_threshold: float = 0.0, stop_on_duplicate: bool = True
+) -> tuple[Tensor, Tensor]:
+    """k times the row with the largest product with what is missing, taken off it; squared error. `W_dec` alone reads.
+
+    A token ends with a step that adds no new feature, or once less than the threshold is missing.
+    """
+    features = []
+    for token in x:
+        missing, z = token - w.b_dec, torch.zeros_like(w.W_dec[:, 0])
+        for _ in range(k):
+            products = w.W_dec @ missing
+            best = int(products.argmax())
+            value = products[best].relu()
+            ends = stop_on_duplicate and (value == 0 or bool(z[best] != 0))
+            z = z + value * torch.eye(len(z), dtype=z.dtype)[best]
+            missing = missing - value * w.W_dec[best]
+            if ends or missing.norm() < residual_threshold:
+                break
+        features.append(z)
+    codes = torch.stack(features)
+    return codes, squared_error(decode(codes, w), x)
+
+
 def batch_topk(x: Tensor, w: Weights, *, k: int) -> tuple[Tensor, Tensor]:
     """The k·N largest pre-activations of the batch, after a ReLU; squared error."""
     h = pre_activations(x, w).relu()

@@ -76,7 +76,8 @@ class ConvertedSAE:
         """Sizes as the tensors have them."""
         if "W_dec" not in self.tensors:
             return self._sizes_of_layers()
-        encoder, decoder = self.tensors["encoder.weight"], self.tensors["W_dec"]
+        decoder = self.tensors["W_dec"]
+        encoder = self.tensors.get("encoder.weight", decoder)  # tied ones have none
         if encoder.ndim != 2 or decoder.ndim != 2:
             raise ValueError(
                 f"the weights of {source} have an encoder of shape {tuple(encoder.shape)} and a decoder of shape "
@@ -147,4 +148,4 @@ def _dtype(name: str | None, source: str) -> torch.dtype | None:
 def _defaults(expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a source may leave out: scales of 1 and biases of 0."""
     scales = {name: torch.ones(expected[name].shape) for name in ("input_scale", "output_scale") if name in expected}
-    return scales | {name: torch.zeros(expected[name].shape) for name in ("encoder.bias", "b_dec")}
+    return scales | {name: torch.zeros(expected[name].shape) for name in ("encoder.bias", "b_dec") if name in expected}

@@ -7,6 +7,7 @@ was flat and said less. Sources: the files that SAELens 1 to 6 write and its own
 import logging
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfsae.interop.converted import ConvertedSAE
@@ -25,6 +26,7 @@ _ARCHITECTURES = {
     "standard": "standard",
     "topk": "topk",
     "abstopk": "abs_topk",
+    "matching_pursuit": "matching_pursuit",
     "jumprelu": "jumprelu",
     "gated": "gated",
     "transcoder": "standard",
@@ -54,8 +56,9 @@ KEPT = (
     "sae_lens_training_version",
 )
 
-TENSORS = {"encoder.weight": "W_enc.T", "W_dec": "W_dec", "b_dec": "b_dec"}
-GATED = {"encoder.bias": "b_gate", "magnitude_bias": "b_mag", "magnitude_log_scale": "r_mag"}
+_SHARED = {"W_dec": "W_dec", "b_dec": "b_dec"}
+_TENSORS = {"encoder.weight": "W_enc.T", **_SHARED}
+_GATED = {"encoder.bias": "b_gate", "magnitude_bias": "b_mag", "magnitude_log_scale": "r_mag"}
 
 
 def recognises(source: Source) -> bool:
@@ -96,6 +99,8 @@ def read(source: Source) -> ConvertedSAE:
         fields |= {"k": _k(config, architecture), "rescale_by_decoder_norm": rescale}
     if architecture == "matryoshka":
         fields["prefix_sizes"] = config.wholes("matryoshka_widths")
+    if architecture == "matching_pursuit":
+        fields |= _pursuit(config, tensors)
     sizes = {"d_in": config.whole("d_in"), "n_features": config.whole("d_sae"), "d_out": config.whole("d_out")}
     return ConvertedSAE(
         architecture,
@@ -147,9 +152,29 @@ def _k(config: Settings, architecture: str) -> int:
     return max(1, round(config.having("k").number("k") or 0))
 
 
+def _pursuit(config: Settings, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """How a matching pursuit ends; without `apply_b_dec_to_input` SAELens does not use its `b_dec` at all."""
+    if not config.flag("apply_b_dec_to_input", True):
+        tensors["b_dec"] = torch.zeros_like(tensors["b_dec"])
+    threshold = config.number("residual_threshold")
+    return {
+        "k": config.whole("max_iterations") or tensors["W_dec"].shape[1],
+        "residual_threshold": 1e-2 if threshold is None else threshold,
+        "stop_on_duplicate": config.flag("stop_on_duplicate_support", True),
+        "subtract_b_dec": True,
+    }
+
+
+def tensor_names(architecture: str) -> dict[str, str]:
+    """What every SAE of an architecture holds, by our names."""
+    if architecture == "matching_pursuit":
+        return _SHARED
+    return {**_TENSORS, **(_GATED if architecture == "gated" else {"encoder.bias": "b_enc"})}
+
+
 def _tensors(architecture: str, config: Settings, source: Source) -> dict[str, Tensor]:
     stored = source.tensors(WEIGHTS)
-    names = {**TENSORS, **(GATED if architecture == "gated" else {"encoder.bias": "b_enc"})}
+    names = dict(tensor_names(architecture))
     if architecture == "jumprelu":
         names["threshold"] = "threshold"
     if architecture in ("batch_topk", "matryoshka"):

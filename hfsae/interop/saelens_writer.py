@@ -1,5 +1,6 @@
 """Writes SAEs as SAELens 6 saves them."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.interop.foreign_names import transformer_lens_names
 from hfsae.interop.positions import kept_slice
-from hfsae.interop.saelens import GATED, TENSORS, WEIGHTS
+from hfsae.interop.saelens import WEIGHTS, tensor_names
 from hfsae.interop.writing import plain_copy, rows_of_one_norm, theirs, write_files
 
 # The oldest version that reads this form; SAELens takes a config that names none for one of before version 6.
@@ -19,6 +20,7 @@ _ARCHITECTURES = {
     "standard": "standard",
     "topk": "topk",
     "abs_topk": "abstopk",
+    "matching_pursuit": "matching_pursuit",
     "jumprelu": "jumprelu",
     "batch_topk": "jumprelu",
     "matryoshka": "jumprelu",
@@ -59,7 +61,7 @@ def write(
     architecture = _architecture(sae)
     metadata = _metadata(sae.config, *transformer_lens_names(sae.config, hook_name, hook_name_out))
     plain = _plain(sae, architecture)
-    names = {**TENSORS, **(GATED if architecture == "gated" else {"encoder.bias": "b_enc"})}
+    names = dict(tensor_names(architecture))
     tensors = dict(plain.state_dict())
     if architecture.startswith("jumprelu"):
         names["threshold"] = "threshold"
@@ -75,6 +77,8 @@ def _plain(sae: SparseAutoencoder, architecture: str) -> SparseAutoencoder:
     TopK gets unit rows and selects by their norms, as SAELens makes it: its tools refuse another. That changes no
     selection where all rows are of one norm; elsewhere a TopK stays as it is.
     """
+    if architecture == "matching_pursuit":
+        return copy.deepcopy(sae).fold_input_scale("unit_rows")  # type: ignore[attr-defined]
     subtract = False if sae.config.is_transcoder else None
     if architecture not in _HAVE_K:
         return plain_copy(sae, subtract_b_dec=subtract)
@@ -115,6 +119,12 @@ def _config(plain: SparseAutoencoder, architecture: str, metadata: dict[str, Any
         settings |= {
             "k": config.k,  # type: ignore[attr-defined]
             "rescale_acts_by_decoder_norm": config.rescale_by_decoder_norm,
+        }
+    if architecture == "matching_pursuit":
+        settings |= {
+            "max_iterations": config.k,  # type: ignore[attr-defined]
+            "residual_threshold": config.residual_threshold,  # type: ignore[attr-defined]
+            "stop_on_duplicate_support": config.stop_on_duplicate,  # type: ignore[attr-defined]
         }
     if config.is_transcoder:
         settings["d_out"] = config.d_out

@@ -89,7 +89,7 @@ def test_gradients_of_b_dec_and_of_the_input_are_those_of_plain_autograd(name: s
 @pytest.mark.parametrize(
     "name",
     [
-        *("standard", "standard-l1", "topk", "multi-topk", "hierarchical-topk", "abs_topk"),
+        *("standard", "standard-l1", "topk", "multi-topk", "hierarchical-topk", "abs_topk", "matching_pursuit"),
         *("batch_topk", "matryoshka", "matryoshka-recipe", "gated"),
         *("crosscoder", "topk_crosscoder", "standard_crosscoder"),
     ],
@@ -110,7 +110,9 @@ def test_gradcheck_in_float64_of_what_has_no_straight_through_part(name: str, pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["topk", "abs_topk", "batch_topk", "matryoshka", "jumprelu", "crosscoder"])
+@pytest.mark.parametrize(
+    "name", ["topk", "abs_topk", "matching_pursuit", "batch_topk", "matryoshka", "jumprelu", "crosscoder"]
+)
 @pytest.mark.parametrize("n_dead", [1, 2, 9])
 def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_uses(name: str, path: str, n_dead: int):
     """d_in = 6 lets 3 dead features at a time reconstruct a token's residual."""
@@ -129,7 +131,7 @@ def test_auxk_is_the_references_for_fewer_and_for_more_dead_features_than_it_use
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["topk", "abs_topk"])
+@pytest.mark.parametrize("name", ["topk", "abs_topk", "matching_pursuit"])
 def test_auxk_leaves_out_features_that_only_fill_the_dead_ones_up(name: str, path: str):
     """A step works on a number of features that is rounded up, so that few numbers come up."""
     sae, x = VARIANTS[name].make(), activations(30)

@@ -20,6 +20,7 @@ SETTINGS: dict[str, tuple[str, dict, float]] = {
     "topk": ("topk", {"k": ACTIVE}, 0.0),
     "abs_topk": ("abs_topk", {"k": ACTIVE}, 0.0),
     "topk-aligned": ("topk", {"k": ACTIVE, "aligned": True}, 0.0),
+    "matching_pursuit": ("matching_pursuit", {"k": ACTIVE}, 0.0),
     "batch_topk": ("batch_topk", {"k": ACTIVE}, 0.0),
     "matryoshka": ("matryoshka", {"k": ACTIVE, "prefix_sizes": [N_TRUE, 2 * N_TRUE]}, 0.0),
     "standard": ("standard", {}, 2.0),

@@ -14,7 +14,9 @@ from hfsae.functional import reference
 from hfsae.functional.reference import Weights
 
 D_IN, N_FEATURES, K = 6, 24, 3
-HAVE_K = ("topk", "abs_topk", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
+HAVE_K = ("topk", "abs_topk", "matching_pursuit", "batch_topk", "matryoshka", "crosscoder", "topk_crosscoder")
+TIED = ("matching_pursuit",)
+"""Those whose decoder rows are their encoder's: no biases, and neither transcoders nor what scales one of the two."""
 CROSSCODERS = ("crosscoder", "topk_crosscoder", "jumprelu_crosscoder", "standard_crosscoder")
 CROSS_LAYER = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
 """Those that read and write several layers of a model, which have tests of their own."""
@@ -118,6 +120,12 @@ def _standard_crosscoder(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return reference.standard(x, weights_of(sae), coefficient=COEFFICIENT, widths=sae.config.source_widths)
 
 
+def _pursuit(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    config = sae.config
+    ends = {"residual_threshold": config.residual_threshold, "stop_on_duplicate": config.stop_on_duplicate}
+    return reference.matching_pursuit(x, weights_of(sae), k=config.k, **ends)
+
+
 def _matryoshka(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     prefixes = sae.config.prefixes
     balanced = [sae.config.prefix_balance**wider for wider in reversed(range(len(prefixes)))]
@@ -150,6 +158,8 @@ VARIANTS: dict[str, Variant] = {
         {"hierarchical": True},
     ),
     "abs_topk": Variant("abs_topk", lambda sae, x: reference.abs_topk(x, weights_of(sae), k=sae.config.k)),
+    "matching_pursuit": Variant("matching_pursuit", _pursuit),
+    "patient-pursuit": Variant("matching_pursuit", _pursuit, {"residual_threshold": 0.5, "stop_on_duplicate": False}),
     "batch_topk": Variant("batch_topk", lambda sae, x: reference.batch_topk(x, weights_of(sae), k=sae.config.k)),
     "matryoshka": Variant("matryoshka", _matryoshka),
     "matryoshka-recipe": Variant("matryoshka", _matryoshka, {"prefix_balance": 0.75, "orthogonality": 0.5}),
@@ -170,4 +180,4 @@ VARIANTS: dict[str, Variant] = {
 ARCHITECTURES = [name for name, variant in VARIANTS.items() if name == variant.architecture]
 
 # Those with an activation of one place, which may be transformed, passed on by `skip`, or be a transcoder's.
-OF_ONE_SOURCE = [name for name in ARCHITECTURES if name not in CROSSCODERS]
+OF_ONE_SOURCE = [name for name in ARCHITECTURES if name not in (*CROSSCODERS, *TIED)]

@@ -11,7 +11,7 @@ from tests.architectures.variants import HAVE_K, N_FEATURES, VARIANTS, activatio
 WITH_A_THRESHOLD = [name for name in HAVE_K if hasattr(VARIANTS[name].make(), "threshold")]
 
 
-@pytest.mark.parametrize("name", sorted({*HAVE_K} - {*WITH_A_THRESHOLD, "abs_topk"}))
+@pytest.mark.parametrize("name", sorted({*HAVE_K} - {*WITH_A_THRESHOLD, "abs_topk", "matching_pursuit"}))
 def test_the_features_are_the_k_largest_and_the_weights_are_shared(name: str):
     sae, x = VARIANTS[name].make(k=8), activations(40)
     other = sae.with_k(2)

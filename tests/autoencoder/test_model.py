@@ -10,6 +10,7 @@ from tests.architectures.variants import (
     D_IN,
     N_FEATURES,
     OF_ONE_SOURCE,
+    TIED,
     VARIANTS,
     activations,
     state,
@@ -18,7 +19,9 @@ from tests.architectures.variants import (
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 of_one_source = pytest.mark.parametrize("name", OF_ONE_SOURCE)
 every_variant = pytest.mark.parametrize("name", VARIANTS)
-variant_of_one_source = pytest.mark.parametrize("name", [name for name in VARIANTS if name not in CROSSCODERS])
+variant_of_one_source = pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if VARIANTS[name].architecture not in (*CROSSCODERS, *TIED)]
+)
 
 
 def topk(**options) -> SAE:

@@ -187,6 +187,34 @@ def saelens_abstopk(folder: Path) -> Foreign:
     )
 
 
+def saelens_matching_pursuit(folder: Path) -> Foreign:
+    w = {name: tensor for name, tensor in matrices().items() if name in ("W_dec", "b_dec")}
+    w["W_dec"] = w["W_dec"] / w["W_dec"].norm(dim=1, keepdim=True)
+    ends = {"max_iterations": 2 * K, "residual_threshold": 0.5, "stop_on_duplicate_support": False}
+    saelens(folder, "matching_pursuit", ends, w)
+
+    def features(x: Tensor) -> Tensor:
+        codes = torch.zeros(len(x), len(w["W_dec"]))
+        for token, code in zip(x - w["b_dec"], codes, strict=True):
+            missing = token
+            for _ in range(2 * K):
+                products = (missing @ w["W_dec"].T).clamp(min=0)
+                best = products.argmax()
+                code[best] += products[best]
+                missing = missing - products[best] * w["W_dec"][best]
+                if missing.norm() < 0.5:
+                    break
+        return codes
+
+    return Foreign(
+        folder,
+        features,
+        lambda z, x: z @ w["W_dec"] + w["b_dec"],
+        {**RESID_PRE, "k": 2 * K, "residual_threshold": 0.5, "stop_on_duplicate": False},
+        "matching_pursuit",
+    )
+
+
 def saelens_jumprelu(folder: Path) -> Foreign:
     w = {**matrices(), "threshold": thresholds()}
     saelens(folder, "jumprelu", {"normalize_activations": "layer_norm"}, w)
@@ -699,6 +727,7 @@ FOREIGN: dict[str, Callable[[Path], Foreign]] = {
         saelens_centred,
         saelens_topk,
         saelens_abstopk,
+        saelens_matching_pursuit,
         saelens_jumprelu,
         saelens_gated,
         saelens_transcoder,

@@ -1,0 +1,114 @@
+"""Matching pursuit: a sparse code found row by row, and its gradient through every step.
+
+The gradient keeps no step's residual: going back, each one is made from the one after it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfsae.functional.encode import CHUNK_BYTES, Path
+from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
+from hfsae.functional.precision import at_least_float32
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """How long to look for features.
+
+    Args:
+        k: Steps at most.
+        residual_threshold: A token ends where the norm of what is missing falls below this; 0: never.
+        stop_on_duplicate: Whether a token also ends with a step that changes nothing of which features it has.
+    """
+
+    k: int
+    residual_threshold: float = 0.0
+    stop_on_duplicate: bool = True
+
+
+def pursue(x: Tensor, rows: Tensor, rule: Pursuit, path: Path = "auto") -> tuple[Pattern, Tensor]:
+    """The features of tokens, and their values.
+
+    Args:
+        x: (N, d) what is to be written.
+        rows: (n, d).
+        rule: How long to look.
+        path: `"dense"` gives values (N, n), otherwise those at the active entries alone.
+
+    Returns:
+        The pattern, and the values at its entries, none negative. Differentiable in `x` and `rows`, at the features
+        that were picked.
+    """
+    values, picked = _Pursue.apply(x, rows, rule)  # type: ignore[misc]
+    if path == "dense":
+        dense = values.new_zeros(len(x), len(rows)).scatter_add(1, picked, values)
+        return DensePattern.from_mask(dense.detach() != 0), dense
+    active = values.detach() != 0
+    return SparsePattern(picked[active], active.sum(1), len(rows)), values[active]
+
+
+class _Pursue(torch.autograd.Function):
+    """Values (N, k) of the features (N, k) that each step picked; of one picked twice, all at the first place."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, rule: Pursuit):
+        # Which rows are picked must not depend on how wide the products are, so autocast has no say here.
+        with torch.autocast(x.device.type, enabled=False):
+            missing, table = at_least_float32(x).clone(), at_least_float32(rows)
+            picked, steps, place = _walk(missing, table, rule)
+        ctx.save_for_backward(missing, table, picked, steps, place)
+        ctx.dtypes = x.dtype, rows.dtype
+        values = torch.zeros_like(steps).scatter_add(1, place, steps).to(x.dtype)
+        ctx.mark_non_differentiable(picked)
+        return values, picked
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor):  # type: ignore[override]
+        missing, table, picked, steps, place = ctx.saved_tensors
+        # Each step's value is a part of the value at its place. A step that added nothing has no gradient.
+        of_steps = grad.to(steps.dtype).gather(1, place) * (steps != 0)
+        back, grad_rows = torch.zeros_like(missing), torch.zeros_like(table)
+        for step in reversed(range(steps.shape[1])):
+            row, value = table[picked[:, step]], steps[:, step, None]
+            missing = missing + value * row
+            of_value = of_steps[:, step, None] - (back * row).sum(1, keepdim=True) * (value != 0)
+            grad_rows.index_add_(0, picked[:, step], of_value * missing - value * back)
+            back = back + of_value * row
+        return back.to(ctx.dtypes[0]), grad_rows.to(ctx.dtypes[1]), None
+
+
+def _walk(missing: Tensor, rows: Tensor, rule: Pursuit) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs all steps; `missing` becomes what is missing after the last one.
+
+    Returns:
+        (N, k) each: the feature that a step picked; what it added; the first step that picked this feature.
+    """
+    n_tokens = len(missing)
+    picked = torch.zeros(n_tokens, rule.k, dtype=torch.int64, device=missing.device)
+    steps, place = missing.new_zeros(n_tokens, rule.k), torch.zeros_like(picked)
+    done = torch.zeros(n_tokens, dtype=torch.bool, device=missing.device)
+    for step in range(rule.k):
+        if done.all():
+            break
+        feature = _closest(missing, rows)
+        row = rows[feature]
+        value = (missing * row).sum(1).relu().masked_fill(done, 0.0)
+        before = (picked[:, :step] == feature[:, None]) & (steps[:, :step] != 0)
+        again = before.any(1)
+        picked[:, step], steps[:, step] = feature, value
+        place[:, step] = torch.where(again, before.byte().argmax(1), step) if step else 0
+        missing -= value[:, None] * row
+        if rule.stop_on_duplicate:
+            done |= again | (value == 0)
+        if rule.residual_threshold > 0:
+            done |= missing.norm(dim=1) < rule.residual_threshold
+    return picked, steps, place
+
+
+def _closest(missing: Tensor, rows: Tensor) -> Tensor:
+    """(N,) the row with the largest product with each token."""
+    at_once = max(1, CHUNK_BYTES // (rows.itemsize * len(rows)))
+    return torch.cat([F.linear(part, rows).argmax(1) for part in missing.split(at_once)])
