@@ -5,8 +5,7 @@ and goes on with `r_{t+1} = r_t − ⟨r_t, W_dec[i]⟩ W_dec[i]`. The same rows
 steps cost k encoder products.
 """
 
-from types import SimpleNamespace
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -60,6 +59,13 @@ class MatchingPursuitSAEConfig(SAEConfig):
             )
 
 
+class _TiedEncoder(NamedTuple):
+    """What an encoder of decoder rows has, as a linear layer has it."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 @register
 class MatchingPursuitSAE(SAE):
     """Features found by k steps of matching pursuit over the decoder rows. Loss: squared error, plus auxk.
@@ -84,14 +90,12 @@ class MatchingPursuitSAE(SAE):
     @property
     def encoder(self) -> nn.Linear:  # type: ignore[override]
         """The rows that read, which are those that write, and biases of 0."""
-        tied = SimpleNamespace(weight=self.W_dec, bias=self.W_dec.new_zeros(len(self.W_dec)))
-        return cast(nn.Linear, tied)
+        return cast(nn.Linear, _TiedEncoder(self.W_dec, torch.zeros_like(self.W_dec[:, 0])))
 
     def selection(self) -> Selection:
         config = self.config
         return Pursuit(config.k, config.residual_threshold, config.stop_on_duplicate)  # type: ignore[return-value]
 
-    @torch.compiler.disable
     def _encode(self, x: Tensor, selection: Selection, path: Path) -> tuple[Pattern, Tensor]:
         return pursue(self.encoder_input(x), self.W_dec, cast(Pursuit, selection), path)
 

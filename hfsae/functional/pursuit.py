@@ -12,6 +12,10 @@ from torch import Tensor
 from hfsae.functional.encode import CHUNK_BYTES, Path
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
+from hfsae.functional.traced import is_traced
+
+# What is left of a token below this many times its own rounding error is no more to be found in it.
+_ROUNDING = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Pursuit:
 def pursue(x: Tensor, rows: Tensor, rule: Pursuit, path: Path = "auto") -> tuple[Pattern, Tensor]:
     """The features of tokens, and their values.
 
+    A token also ends where what is missing is no more than rounding errors leave.
+
     Args:
         x: (N, d) what is to be written.
         rows: (n, d).
@@ -42,6 +48,14 @@ def pursue(x: Tensor, rows: Tensor, rule: Pursuit, path: Path = "auto") -> tuple
         The pattern, and the values at its entries, none negative. Differentiable in `x` and `rows`, at the features
         that were picked.
     """
+    if is_traced(x):
+        dense = _plainly(x, rows, rule)
+        return DensePattern.from_mask(dense != 0), dense
+    return _pursued(x, rows, rule, path)
+
+
+@torch.compiler.disable
+def _pursued(x: Tensor, rows: Tensor, rule: Pursuit, path: Path) -> tuple[Pattern, Tensor]:
     values, picked = _Pursue.apply(x, rows, rule)  # type: ignore[misc]
     if path == "dense":
         dense = values.new_zeros(len(x), len(rows)).scatter_add(1, picked, values)
@@ -90,6 +104,7 @@ def _walk(missing: Tensor, rows: Tensor, rule: Pursuit) -> tuple[Tensor, Tensor,
     picked = torch.zeros(n_tokens, rule.k, dtype=torch.int64, device=missing.device)
     steps, place = missing.new_zeros(n_tokens, rule.k), torch.zeros_like(picked)
     done = torch.zeros(n_tokens, dtype=torch.bool, device=missing.device)
+    least = _least_missing(missing, rule)
     for step in range(rule.k):
         if done.all():
             break
@@ -103,9 +118,29 @@ def _walk(missing: Tensor, rows: Tensor, rule: Pursuit) -> tuple[Tensor, Tensor,
         missing -= value[:, None] * row
         if rule.stop_on_duplicate:
             done |= again | (value == 0)
-        if rule.residual_threshold > 0:
-            done |= missing.norm(dim=1) < rule.residual_threshold
+        done |= missing.norm(dim=1) < least
     return picked, steps, place
+
+
+def _plainly(x: Tensor, rows: Tensor, rule: Pursuit) -> Tensor:
+    """(N, n) the same as operations that ask for no number and that any transform can differentiate."""
+    missing, table = at_least_float32(x), at_least_float32(rows)
+    least, values = _least_missing(missing, rule), torch.zeros_like(F.linear(missing, table))
+    done = torch.zeros_like(missing[:, 0], dtype=torch.bool)
+    for _ in range(rule.k):
+        value, feature = F.linear(missing, table).max(1, keepdim=True)
+        value = torch.where(done[:, None], 0.0, value.relu())
+        if rule.stop_on_duplicate:
+            done = done | ((value == 0) | (values.gather(1, feature) != 0))[:, 0]
+        values = values + torch.zeros_like(values).scatter(1, feature, value)
+        missing = missing - value * table[feature[:, 0]]
+        done = done | (missing.norm(dim=1) < least)
+    return values.to(x.dtype)
+
+
+def _least_missing(x: Tensor, rule: Pursuit) -> Tensor:
+    """(N,) the norm of what is missing below which a token ends."""
+    return (x.detach().norm(dim=1) * (_ROUNDING * torch.finfo(x.dtype).eps)).clamp(min=rule.residual_threshold)
 
 
 def _closest(missing: Tensor, rows: Tensor) -> Tensor:

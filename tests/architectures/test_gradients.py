@@ -8,7 +8,17 @@ from torch import Tensor
 
 from hfsae import SAE
 from hfsae.functional import DensePattern, SparsePattern, reference
-from tests.architectures.variants import HAVE_K, SHARE_A_BUDGET, VARIANTS, activations, scramble, state, weights_of
+from hfsae.training.optimisation import renormalise
+from tests.architectures.variants import (
+    HAVE_K,
+    SHARE_A_BUDGET,
+    TIED,
+    VARIANTS,
+    activations,
+    scramble,
+    state,
+    weights_of,
+)
 
 TOLERANCE = {torch.float32: {"rtol": 2e-4, "atol": 2e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}
 PATHS = ["dense", "sparse"]
@@ -49,12 +59,16 @@ def test_a_step_is_the_references_on_both_paths(name: str, data: st.DataObject):
     sae = variant.make(d_in, n_features, dtype=dtype, **options)
     scramble(sae, seed=data.draw(st.integers(0, 2**31)))
     x = activations(n_tokens, d_in, dtype=dtype)
+    # Steps along rows longer than 1 may leave more than there was, and more of rounding errors too.
+    runs_away = variant.architecture in TIED and dtype == torch.float32
     # Which of the batch's equals make up its budget is anybody's choice, so such rules are spared ties.
-    if name not in SHARE_A_BUDGET and data.draw(st.booleans()):
+    if name not in SHARE_A_BUDGET and not runs_away and data.draw(st.booleans()):
         round_encoder(sae)
         x = x.round()
     with torch.no_grad():
-        sae.encoder.bias += shift
+        sae.encoder.bias.add_(shift)
+        if runs_away:
+            renormalise(sae.W_dec)
         x[:idle] = (sae.b_dec / sae._scale_in).to(dtype)  # tokens on which the encoder sees nothing but its bias
 
     features, loss = variant.reference(sae, sae.scaled(x))

@@ -5,7 +5,7 @@ from torch import Tensor
 from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.autoencoder.initialisation import geometric_median, initialise
 from hfsae.autoencoder.outputs import StepState
-from tests.architectures.variants import ARCHITECTURES, HAVE_K, OF_ONE_SOURCE, VARIANTS, activations
+from tests.architectures.variants import ARCHITECTURES, HAVE_K, OF_ONE_SOURCE, TIED, VARIANTS, activations
 
 D_IN, N_FEATURES = 16, 128
 
@@ -71,7 +71,7 @@ def test_more_than_are_above_0_are_not_made_active():
 
 
 # -- gain and thresholds ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TIED])
 @pytest.mark.parametrize("options", [{}, {"rescale_by_decoder_norm": True}, {"subtract_b_dec": False}], ids=str)
 def test_no_factor_on_the_features_would_bring_the_reconstruction_closer(name: str, options: dict):
     sae = fresh(name, **options)
@@ -109,7 +109,7 @@ def test_batch_topk_starts_with_a_threshold_that_lets_k_through():
 
 
 @pytest.mark.parametrize("active", [None, 24])
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("gated", "abs_topk")])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("gated", "abs_topk", *TIED)])
 def test_an_aligned_one_starts_with_products_of_1_and_no_more_error_than_variance(name: str, active: int | None):
     """At 16x, without the factor on the encoder that others start with."""
     options = {"k": 32} if name in HAVE_K else {}

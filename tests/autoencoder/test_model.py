@@ -18,6 +18,7 @@ from tests.architectures.variants import (
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 of_one_source = pytest.mark.parametrize("name", OF_ONE_SOURCE)
+two_sets_of_rows = pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in TIED])
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 variant_of_one_source = pytest.mark.parametrize(
     "name", [name for name in VARIANTS if VARIANTS[name].architecture not in (*CROSSCODERS, *TIED)]
@@ -107,7 +108,7 @@ def test_some_features_alone_have_the_gradients_that_they_have_among_all(name: s
         torch.testing.assert_close(*(zero if g is None else g for g in (ours, expected)), check_dtype=False)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "topk"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("topk", *TIED)])
 def test_of_features_that_stand_alone_no_others_are_computed(name: str):
     sae, x = VARIANTS[name].make(), activations(9)
     sae.encoder.weight.data[4:] = torch.nan  # would show wherever a product with them entered
@@ -184,7 +185,7 @@ def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, tra
         (name, options)
         for name in VARIANTS
         for options in ({}, {"rescale_by_decoder_norm": True}, {"skip": True})
-        if name not in CROSSCODERS or "skip" not in options
+        if (name not in CROSSCODERS or "skip" not in options) and (not options or VARIANTS[name].architecture not in TIED)
     ],
 )
 def test_the_reconstruction_in_scaled_space_is_that_of_a_step(name: str, options: dict):
@@ -195,7 +196,7 @@ def test_the_reconstruction_in_scaled_space_is_that_of_a_step(name: str, options
 
 
 # -- general fields ---------------------------------------------------------------------------------------------------
-@every_architecture
+@two_sets_of_rows
 def test_without_subtracting_b_dec_the_encoder_does_not_see_it(name: str):
     sae, x = VARIANTS[name].make(subtract_b_dec=False), activations(10)
     before, reconstruction = sae.encode(x), sae(x).reconstruction
@@ -206,7 +207,7 @@ def test_without_subtracting_b_dec_the_encoder_does_not_see_it(name: str):
     torch.testing.assert_close(sae.pre_activations(x), sae.scaled(x) @ sae.W_enc + sae.b_enc)
 
 
-@every_architecture
+@two_sets_of_rows
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_without_subtracting_b_dec_its_gradient_comes_from_the_decoder_alone(name: str, path: str):
     sae, x = VARIANTS[name].make(subtract_b_dec=False, **of_one_error(name)), activations(10)
@@ -265,7 +266,7 @@ def test_decode_says_when_it_needs_the_activations(options: dict, why: str):
         sae.decode(sae.encode(x))
 
 
-@every_architecture
+@two_sets_of_rows
 def test_rescaling_selects_and_reports_at_the_decoders_norm_and_writes_along_unit_rows(name: str):
     sae, x = VARIANTS[name].make(rescale_by_decoder_norm=True), activations(10)
     norm = sae.W_dec.norm(dim=1)
@@ -276,7 +277,7 @@ def test_rescaling_selects_and_reports_at_the_decoders_norm_and_writes_along_uni
     torch.testing.assert_close(sae(x).reconstruction, (written + sae.b_dec) / sae._scale_in)
 
 
-@every_variant
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].architecture not in TIED])
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_rescaling_is_the_same_sae_to_training_as_the_one_it_folds_into(name: str, path: str):
     """Every term of the loss must see the rescaled features and the rows that are written, auxk and pre_act too."""

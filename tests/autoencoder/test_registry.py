@@ -29,6 +29,7 @@ def test_the_architectures_by_name():
         "jumprelu",
         "gated",
         "matryoshka",
+        "matching_pursuit",
         *crosscoders,
         *cross_layer,
     }

@@ -57,7 +57,7 @@ def test_a_checkpoint_holds_everything_by_name_and_nothing_pickled(tmp_path):
     assert json.loads((folder / "stream-rank-0.json").read_text()) == {"window": 7}
 
 
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, "matching_pursuit"))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_learner_comes_back_from_a_checkpoint_bit_by_bit(tmp_path, architecture):
     learner = trained(architecture)
     folder = save(tmp_path, 2, {"": learner})

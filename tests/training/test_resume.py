@@ -29,7 +29,7 @@ def run_whole_and_in_two(tmp_path, stop, make_inputs=lambda: None, **options):
     return checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "broken")
 
 
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, "matching_pursuit"))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_goes_on_bit_by_bit_while_features_are_revived(tmp_path, architecture):
     options = {"dead_feature_window": 40, "resample_every": 2 * BATCH, "shuffle_window_tokens": 3 * BATCH}
     stop = random.Random(architecture).randrange(1, STEPS)

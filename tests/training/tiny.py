@@ -18,7 +18,7 @@ from hfsae.autoencoder.initialisation import initialise
 from hfsae.training.learner import Learner
 from tests.data.tiny import WORDS, language_model, pythia_like
 
-ARCHITECTURES = ("standard", "topk", "abs_topk", "batch_topk", "jumprelu", "gated", "matryoshka")
+ARCHITECTURES = ("standard", "topk", "abs_topk", "batch_topk", "jumprelu", "gated", "matryoshka", "matching_pursuit")
 D_IN = 16
 BATCH = 32
 """Tokens in a batch of `arguments`."""
