@@ -33,6 +33,9 @@ COMPARED: dict[str, dict[str, dict[str, Any]]] = {
         for n in (2048, 1024)
         for rule in ("topk", "abs_topk")
     },
+    "matching_pursuit": {
+        f"{rule}, k = {k}": {"architecture": rule, "k": k} for k in (8, 32) for rule in ("topk", "matching_pursuit")
+    },
 }
 """What is trained in one run, by the name of the comparison and its own."""
 

@@ -76,7 +76,6 @@ class MatchingPursuitSAE(SAE):
     config_class = MatchingPursuitSAEConfig
     config: MatchingPursuitSAEConfig
     default_revival = "auxk"
-    one_pass = False
     _in_scaled_space = ()
     _encoder_matrices = ()
 
@@ -91,6 +90,10 @@ class MatchingPursuitSAE(SAE):
     def encoder(self) -> nn.Linear:  # type: ignore[override]
         """The rows that read, which are those that write, and biases of 0."""
         return cast(nn.Linear, _TiedEncoder(self.W_dec, torch.zeros_like(self.W_dec[:, 0])))
+
+    @property
+    def encoder_passes(self) -> int:
+        return self.config.k
 
     def selection(self) -> Selection:
         config = self.config

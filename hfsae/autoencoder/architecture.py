@@ -27,9 +27,6 @@ class Architecture:
     # What brings features to scale at the start, beside what lives in the units of pre-activations.
     _encoder_matrices: tuple[str, ...] = ("encoder.weight",)
 
-    # Whether a feature's value follows from its own pre-activation, once it is picked.
-    one_pass: bool = True
-
     # Whether a feature's values may lie below 0.
     signed: bool = False
 
@@ -84,6 +81,11 @@ class Architecture:
     def needs_calibration(self) -> bool:
         """Whether `calibrate` sets anything: else nothing has to be read for it."""
         return False
+
+    @property
+    def encoder_passes(self) -> int:
+        """How often tokens meet all encoder rows; after the first time, what else was picked sets a feature's value."""
+        return 1
 
     @property
     def compares_features(self) -> bool:

@@ -63,10 +63,10 @@ class FeatureSource:
                 f"SAE {owner!r} passes a normalised input on (skip with input_transform="
                 f"{sae.config.input_transform!r}), which is not linear."
             )
-        if not sae.one_pass:
+        if sae.encoder_passes > 1:
             raise ValueError(
-                f"features of SAE {owner!r} are found one after the other ({sae.config.architecture}), and none is a "
-                "linear function of what is read."
+                f"SAE {owner!r} ({sae.config.architecture}) finds features one after the other, so that each depends on "
+                "those before it: take one whose encoder reads once, such as topk."
             )
         self.owner, self.sae = owner, sae
         self.reads, self.writes = reads, (writes,)

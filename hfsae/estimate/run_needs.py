@@ -358,12 +358,15 @@ def _needs(
     n = config.n_features // parts
     active = sae.n_groups * config.k if hasattr(config, "k") else args.target_l0 or sae.n_groups * args.k  # type: ignore
     matrices = sae.encoder.weight.numel() + sum(rows.numel() for rows in sae.decoder_weights)
-    sparse = device_type == "cpu" and active <= n * CPU_BREAK_EVEN
+    passes = sae.encoder_passes
+    sparse = passes > 1 or (device_type == "cpu" and active <= n * CPU_BREAK_EVEN)
     dense_bytes = 4 * tokens * n
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival in ("auxk", "repoint") else 0
-    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
+    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS) + 2 * (passes - 1) * sae.encoder.weight.numel()
+    if any(rows is sae.encoder.weight for rows in sae.decoder_weights):
+        wide += 4 * sae.encoder.weight.numel()  # what they get as encoder rows, before it is added up
     state_bytes = 4 * 4 * (parameters // parts)
     rows_bytes = 4 * tokens * max(config.d_in, config.d_out)
     return SAENeeds(
@@ -373,7 +376,7 @@ def _needs(
         flops_per_token=flops,
         step=Work(
             flops=(tokens * flops / parts + sae.operations_on_weights) / _STEP_EFFICIENCY,
-            moved=_PASSES_OVER_STATE * state_bytes + (2 if sparse else _DENSE_IN_A_STEP) * dense_bytes,
+            moved=_PASSES_OVER_STATE * state_bytes + (2 * passes if sparse else _DENSE_IN_A_STEP) * dense_bytes,
             exchanged=placement.bytes_exchanged(sae, tokens, active),
             waited=_STEP_SECONDS,
         ),

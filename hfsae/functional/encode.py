@@ -110,10 +110,10 @@ def _selected(
         features, pre = screened_largest(x, weight, bias, selection.k, max(1, CHUNK_BYTES // (_SCREENED * n_features)))
         return Entries.as_many_each(features, pre).pattern(n_features)
     if pays(x, weight, load) and isinstance(selection, Screened):
-        screen = Screen(x, weight, bias, lambda rows: _product_in_chunks(rows, weight, bias))
+        screen = Screen(x, weight, bias, lambda rows: product_in_chunks(rows, weight, bias))
         if (found := selection.screened(screen)) is not None:
             return found
-    return selection.select(partial(_product_in_chunks, x, weight, bias), n_features)
+    return selection.select(partial(product_in_chunks, x, weight, bias), n_features)
 
 
 def _most_active(x: Tensor, n_features: int) -> float:
@@ -134,7 +134,7 @@ def _break_even(x: Tensor) -> float:
     return CPU_BREAK_EVEN if x.device.type == "cpu" else break_even_here(x)
 
 
-def _product_in_chunks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
+def product_in_chunks(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
     """`F.linear(x, weight, bias)` for some tokens after others, each chunk in the memory of the one before."""
     n_features = weight.shape[0]
     tokens = CHUNK_BYTES // (x.itemsize * n_features)

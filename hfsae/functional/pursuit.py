@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfsae.functional.encode import CHUNK_BYTES, Path
+from hfsae.functional.encode import Path, product_in_chunks
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
 from hfsae.functional.traced import is_traced
@@ -145,5 +145,5 @@ def _least_missing(x: Tensor, rule: Pursuit) -> Tensor:
 
 def _closest(missing: Tensor, rows: Tensor) -> Tensor:
     """(N,) the row with the largest product with each token."""
-    at_once = max(1, CHUNK_BYTES // (rows.itemsize * len(rows)))
-    return torch.cat([F.linear(part, rows).argmax(1) for part in missing.split(at_once)])
+    no_bias = torch.zeros_like(rows[:, 0])
+    return torch.cat([products.argmax(1) for products in product_in_chunks(missing, rows, no_bias)])

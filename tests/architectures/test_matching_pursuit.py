@@ -107,7 +107,7 @@ def test_other_projects_have_nothing_like_it(format: str, tmp_path: Path):
 
 def test_what_needs_one_pass_or_cuts_features_refuses():
     point = HookPoint("layers.1", "output")
-    with pytest.raises(ValueError, match="found one after the other"):
+    with pytest.raises(ValueError, match="finds features one after the other"):
         FeatureSource("mine", make(), point, point, torch.ones(3))
     with pytest.raises(ValueError, match="does not know how to cut matching_pursuit"):
         refuse_unfit(make(), processes=2)

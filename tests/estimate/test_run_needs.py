@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config
 
 from hfsae.data import ActivationStream, LMActivations, TensorActivations, TokenBlocks
@@ -36,6 +37,19 @@ def test_a_comparison_of_decoder_rows_takes_its_operations():
         needs_of(**sizes, architecture_options={"orthogonality": gamma}).saes[""].step.flops for gamma in (0, 0.1)
     )
     assert (beside - without) * _STEP_EFFICIENCY == pytest.approx(8 * 2 * 512 * 512 * 16)
+
+
+def test_features_that_are_found_one_after_the_other_take_a_product_each():
+    """As torch counts them in the steps themselves."""
+    rows, estimated, counted = sparse_rows(32), [], []
+    for k in (2, 7):
+        needs = needs_of(architecture="matching_pursuit", k=k).saes[""]
+        estimated.append(needs.step.flops * _STEP_EFFICIENCY)
+        learner = learner_of(make_sae("matching_pursuit", k=k))
+        with FlopCounterMode(display=False) as counter:
+            learner.step([rows], 0)
+        counted.append(counter.get_total_flops())
+    assert estimated[1] - estimated[0] == counted[1] - counted[0] == 5 * 2 * 32 * 48 * 16
 
 
 def test_the_window_and_the_language_model_are_counted():

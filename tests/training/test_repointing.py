@@ -21,7 +21,7 @@ from tests.training.tiny import contents, make_learner, make_sae, sparse_rows, s
 from tests.training.two_processes import LAYERED, PER_TOKEN, REPOINTED, begin_repointed, make_layers, rows_of_layers
 
 # Features that may be negative are not repointed.
-ARCHITECTURES = [name for name in tiny.ARCHITECTURES if name != "abs_topk"]
+ARCHITECTURES = [name for name in tiny.OF_TWO_PLACES if name != "abs_topk"]
 
 DEAD = torch.arange(48) >= 30
 STUCK = torch.arange(48) >= 40

@@ -16,7 +16,7 @@ from hfsae.inputs.activation_cache import cache_activations
 from hfsae.sweeps.sweep import Sweep, run_sweep
 from tests.data.tiny import language_model, pythia_like
 from tests.quick import mostly_slow
-from tests.training.tiny import ARCHITECTURES, arguments, contents, stop_at, text, trainer
+from tests.training.tiny import OF_TWO_PLACES, arguments, contents, stop_at, text, trainer
 
 SET = {"hook_point": "mlp_in.*", "target_hook_point": "mlp_out.*"}
 NAMES = ["mlp_in.0", "mlp_in.1", "mlp_in.2"]
@@ -75,7 +75,7 @@ def test_what_was_trained_is_what_was_measured(folder):
     assert all(run.features.shape == (1, 4, 48) for run in runs.values())
 
 
-@pytest.mark.parametrize("architecture", mostly_slow(ARCHITECTURES, quick=["topk"]))
+@pytest.mark.parametrize("architecture", mostly_slow(OF_TWO_PLACES, quick=["topk"]))
 def test_every_architecture_makes_a_set(tmp_path, architecture):
     output = trainer(tmp_path, steps=4, eval_tokens=100, architecture=architecture, **SET).train()
     assert list(output.saes) == NAMES and output.together["kl"] > 0

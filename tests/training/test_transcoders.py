@@ -11,7 +11,7 @@ from hfsae.estimate.run_needs import estimate
 from hfsae.inputs.activation_cache import cache_activations
 from hfsae.sweeps.sweep import Sweep, run_sweep
 from tests.data.tiny import language_model, pythia_like
-from tests.training.tiny import ARCHITECTURES, arguments, contents, sparse_rows, stop_at, text, trainer
+from tests.training.tiny import OF_TWO_PLACES, arguments, contents, sparse_rows, stop_at, text, trainer
 
 READS, WRITES = "transformer.h.1.mlp.input", "transformer.h.1.mlp.output"
 MLP = {"hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1"}
@@ -28,7 +28,7 @@ def planted(rows: int = 4000) -> dict[str, Tensor]:
 
 # -- what is learned --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", [{}, {"architecture_options": {"skip": True}}], ids=["plain", "skip"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_TWO_PLACES)
 def test_every_architecture_learns_to_write_what_it_does_not_read(tmp_path, architecture, options):
     run = trainer(
         tmp_path,

@@ -19,6 +19,8 @@ from hfsae.training.learner import Learner
 from tests.data.tiny import WORDS, language_model, pythia_like
 
 ARCHITECTURES = ("standard", "topk", "abs_topk", "batch_topk", "jumprelu", "gated", "matryoshka", "matching_pursuit")
+OF_TWO_PLACES = tuple(name for name in ARCHITECTURES if name != "matching_pursuit")
+"""Those that may read and write different things: all but those whose decoder rows read."""
 D_IN = 16
 BATCH = 32
 """Tokens in a batch of `arguments`."""

@@ -23,7 +23,7 @@ from hfsae.parallel import process_watch
 from hfsae.training.output import TrainOutput
 from tests.data.tiny import WORDS, language_model
 from tests.training.test_device_map import PLACES
-from tests.training.tiny import ARCHITECTURES, At, make_sae, sparse_rows, stop_at, trainer
+from tests.training.tiny import ARCHITECTURES, OF_TWO_PLACES, At, make_sae, sparse_rows, stop_at, trainer
 
 STEPS = 20
 ROWS = 64
@@ -408,7 +408,7 @@ REPOINTED = {
         folder, name, world(), sae_placement=placement
     )
     for placement in ("replicate", "shard")
-    for name in (*ARCHITECTURES, *LAYERED)
+    for name in (*OF_TWO_PLACES, *LAYERED)
     if name != "abs_topk"  # whose features may be negative
 }
 
