@@ -17,7 +17,7 @@ from hfsae import SAE, SAETrainingArguments, TopKSAEConfig
 from hfsae.architectures import config_class_of
 from tests.architectures.variants import sources
 
-REGISTERED = ["standard", "topk", "abs_topk", "batch_topk", "matryoshka", "jumprelu", "gated"]
+REGISTERED = ["standard", "topk", "abs_topk", "matching_pursuit", "batch_topk", "matryoshka", "jumprelu", "gated"]
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PARTS = sorted(path.parent.name for path in (ROOT / "hfsae").glob("*/__init__.py") if "__all__" in path.read_text())

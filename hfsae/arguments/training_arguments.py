@@ -97,13 +97,15 @@ class SAETrainingArguments:
 
     architecture: str = SAE_ITSELF(
         "topk",
-        "standard, topk, abs_topk, batch_topk, matryoshka, jumprelu, gated; crosscoder, topk_crosscoder, "
-        "jumprelu_crosscoder, standard_crosscoder; or one of your own.",
+        "standard, topk, abs_topk, matching_pursuit, batch_topk, matryoshka, jumprelu, gated; crosscoder, "
+        "topk_crosscoder, jumprelu_crosscoder, standard_crosscoder; or one of your own.",
     )
     expansion_factor: float = SAE_ITSELF(16, "n_features / d_in, where n_features is not given.", POSITIVE)
     n_features: int | None = SAE_ITSELF(None, "Number of features.", POSITIVE)
     k: int = SAE_ITSELF(
-        32, "Active features per token: exact for topk and abs_topk, mean for batch_topk and matryoshka.", POSITIVE
+        32,
+        "Active features per token: exact for topk and abs_topk, at most for matching_pursuit, else a mean.",
+        POSITIVE,
     )
     target_l0: float | None = SAE_ITSELF(
         None,

@@ -84,7 +84,7 @@ class Architecture:
 
     @property
     def encoder_passes(self) -> int:
-        """How often tokens meet all encoder rows; after the first time, what else was picked sets a feature's value."""
+        """How often a token meets all encoder rows; more than once, a feature's value depends on those before it."""
         return 1
 
     @property

@@ -364,7 +364,8 @@ def _needs(
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival in ("auxk", "repoint") else 0
-    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS) + 2 * (passes - 1) * sae.encoder.weight.numel()
+    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
+    flops += 2 * (passes - 1) * sae.encoder.weight.numel()
     if any(rows is sae.encoder.weight for rows in sae.decoder_weights):
         wide += 4 * sae.encoder.weight.numel()  # what they get as encoder rows, before it is added up
     state_bytes = 4 * 4 * (parameters // parts)

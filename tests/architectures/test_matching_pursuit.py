@@ -8,16 +8,18 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hfsae import SAE, MatchingPursuitSAE, MatchingPursuitSAEConfig, export_sae
+from hfsae import SAE, MatchingPursuitSAE, MatchingPursuitSAEConfig, TopKSAE, TopKSAEConfig, export_sae
+from hfsae.autoencoder.initialisation import initialise
 from hfsae.circuits.feature_sources import FeatureSource
 from hfsae.hooks import HookPoint
 from hfsae.parallel.sharded_sae import refuse_unfit
 from tests.architectures.variants import N_FEATURES, VARIANTS, activations, state
+from tests.training.tiny import sparse_rows, trainer
 
 
-def make(**options: Any) -> MatchingPursuitSAE:
+def make(*sizes: int, **options: Any) -> MatchingPursuitSAE:
     """One with rows of unit norm."""
-    sae = VARIANTS["matching_pursuit"].make(**options)
+    sae = VARIANTS["matching_pursuit"].make(*sizes, **options)
     with torch.no_grad():
         sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
     return sae
@@ -66,6 +68,46 @@ def test_a_token_ends_below_the_threshold():
     first = (one_less < 1.0).byte().argmax(0)
     reached = (one_less < 1.0).any(0)
     torch.testing.assert_close(left[reached], one_less.gather(0, first[None])[0][reached])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stop_on_duplicate", [True, False])
+def test_a_token_of_which_nothing_is_left_ends(dtype: torch.dtype, stop_on_duplicate: bool):
+    """6 rows at right angles and their opposites: 6 steps take all, and rounding errors are no features."""
+    sae = make(6, 12, k=12, stop_on_duplicate=stop_on_duplicate, dtype=dtype)
+    rows = torch.linalg.qr(activations(6, seed=4)).Q.to(dtype)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.cat([rows, -rows]))
+    x = activations(200, dtype=dtype)
+    products = (sae.scaled(x) - sae.b_dec) @ rows.T
+    expected = torch.cat([products, -products], 1).relu()
+    for found in (sae.encode(x), torch.vmap(sae.encode)(x)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert ((found != 0).sum(1) <= 6).all() and sae(x, state=state()).statistics.l0 <= 6
+
+
+def test_what_reads_other_than_it_writes_is_refused_before_a_run_starts(tmp_path: Path):
+    options = {"architecture": "matching_pursuit", "hook_point": "mlp_in.1", "target_hook_point": "mlp_out.1"}
+    with pytest.raises(ValueError, match="takes off what it writes from what it reads, .* takes no target_hook_point"):
+        trainer(tmp_path, **options).train()
+
+
+def test_the_start_leaves_rows_at_unit_norm():
+    config = MatchingPursuitSAEConfig(d_in=16, n_features=48, k=4)
+    rows = (fresh := SAE.from_config(config)).W_dec.detach().clone()
+    torch.testing.assert_close(initialise(fresh, 5 + 3 * sparse_rows(256)).W_dec.detach(), rows)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(48))
+
+
+def test_with_one_step_it_is_a_topk_of_one_whose_rows_read_too():
+    sae, x = make(k=1), activations(60)
+    topk = TopKSAE(TopKSAEConfig(d_in=6, n_features=N_FEATURES, k=1)).double()
+    topk.load_state_dict({**sae.state_dict(), "encoder.weight": sae.W_dec, "encoder.bias": sae.b_enc})
+    torch.testing.assert_close(sae.encode(x), topk.encode(x))
+    point = HookPoint("layers.1", "output")
+    ours, theirs = (FeatureSource("mine", one, point, point, torch.ones(60).bool()).active(x) for one in (sae, topk))
+    for part in ("values", "readers", "constants"):
+        torch.testing.assert_close(getattr(ours, part), getattr(theirs, part))
 
 
 def test_it_has_no_encoder_of_its_own():

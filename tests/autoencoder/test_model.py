@@ -185,7 +185,8 @@ def test_a_step_too_reconstructs_in_the_language_models_own_space(name: str, tra
         (name, options)
         for name in VARIANTS
         for options in ({}, {"rescale_by_decoder_norm": True}, {"skip": True})
-        if (name not in CROSSCODERS or "skip" not in options) and (not options or VARIANTS[name].architecture not in TIED)
+        if (name not in CROSSCODERS or "skip" not in options)
+        and (not options or VARIANTS[name].architecture not in TIED)
     ],
 )
 def test_the_reconstruction_in_scaled_space_is_that_of_a_step(name: str, options: dict):

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.planted import main
 
-ARCHITECTURES = {"standard", "topk", "abs_topk", "batch_topk", "matryoshka", "jumprelu", "gated"}
+ARCHITECTURES = {"standard", "topk", "abs_topk", "matching_pursuit", "batch_topk", "matryoshka", "jumprelu", "gated"}
 
 
 @pytest.mark.slow
