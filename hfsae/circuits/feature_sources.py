@@ -65,8 +65,8 @@ class FeatureSource:
             )
         if sae.encoder_passes > 1:
             raise ValueError(
-                f"SAE {owner!r} ({sae.config.architecture}) finds features one after the other, so each depends on those "
-                "before it: take one whose encoder reads once, such as topk."
+                f"SAE {owner!r} ({sae.config.architecture}) finds features one after the other, so each depends on "
+                "those before it: take one whose encoder reads once, such as topk."
             )
         self.owner, self.sae = owner, sae
         self.reads, self.writes = reads, (writes,)

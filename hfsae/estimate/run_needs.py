@@ -357,17 +357,15 @@ def _needs(
     tokens = args.train_batch_tokens * placement.row_shares
     n = config.n_features // parts
     active = sae.n_groups * config.k if hasattr(config, "k") else args.target_l0 or sae.n_groups * args.k  # type: ignore
-    matrices = sae.encoder.weight.numel() + sum(rows.numel() for rows in sae.decoder_weights)
-    passes = sae.encoder_passes
+    passes, encoder = sae.encoder_passes, sae.encoder.weight.numel()
+    matrices = encoder + sum(rows.numel() for rows in sae.decoder_weights)
     sparse = passes > 1 or (device_type == "cpu" and active <= n * CPU_BREAK_EVEN)
     dense_bytes = 4 * tokens * n
     # Pre-activations and what is picked from them; or everything.
     wide = 2 * min(dense_bytes, CHUNK_BYTES) if sparse else _DENSE_IN_A_STEP * dense_bytes
     wide += _DENSE_IN_AUXK * dense_bytes if revival in ("auxk", "repoint") else 0
-    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS)
-    flops += 2 * (passes - 1) * sae.encoder.weight.numel()
-    if any(rows is sae.encoder.weight for rows in sae.decoder_weights):
-        wide += 4 * sae.encoder.weight.numel()  # what they get as encoder rows, before it is added up
+    flops = matrices * (_SPARSE_PRODUCTS if sparse else _DENSE_PRODUCTS) + 2 * (passes - 1) * encoder
+    wide += 4 * encoder * (passes > 1)  # rows that read and write have two gradients before they are added up
     state_bytes = 4 * 4 * (parameters // parts)
     rows_bytes = 4 * tokens * max(config.d_in, config.d_out)
     return SAENeeds(
