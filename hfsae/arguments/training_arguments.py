@@ -103,9 +103,7 @@ class SAETrainingArguments:
     expansion_factor: float = SAE_ITSELF(16, "n_features / d_in, where n_features is not given.", POSITIVE)
     n_features: int | None = SAE_ITSELF(None, "Number of features.", POSITIVE)
     k: int = SAE_ITSELF(
-        32,
-        "Active features per token: exact for topk and abs_topk, at most for matching_pursuit, else a mean.",
-        POSITIVE,
+        32, "Active features per token: exact for topk, abs_topk; at most for matching_pursuit; else a mean.", POSITIVE
     )
     target_l0: float | None = SAE_ITSELF(
         None,
