@@ -88,7 +88,7 @@ class MatchingPursuitSAE(SAE):
 
     @property
     def encoder(self) -> nn.Linear:  # type: ignore[override]
-        """The rows that read, which are those that write, and biases of 0."""
+        """Decoder rows, which read too, and biases of 0."""
         return cast(nn.Linear, _TiedEncoder(self.W_dec, torch.zeros_like(self.W_dec[:, 0])))
 
     @property
