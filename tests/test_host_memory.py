@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from hfsae.host_memory import freed_memory_kept
+from hfsae.host_memory import freed_memory_kept, give_freed_memory_back
 
 
 def new_pages_of_a_tensor(n_floats: int = 1 << 24) -> int:
@@ -38,6 +38,28 @@ def pages_before_and_inside() -> None:
 def test_inside_of_the_block_a_tensor_takes_the_memory_of_one_that_was_freed_and_after_it_the_system_has_it_back():
     """In a process of its own: what other tests left of the heap decides where the C library finds room."""
     process = multiprocessing.get_context("spawn").Process(target=pages_before_and_inside)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def holes_are_given_back() -> None:
+    torch.ones(1 << 22)  # from now on glibc takes blocks up to this size from its heap
+    blocks, between = [], []
+    for _ in range(200):
+        blocks.append(torch.ones(1 << 19))
+        between.append(torch.ones(16))
+    whole = len(blocks) * blocks[0].nbytes
+    blocks.clear()
+    before = psutil.Process().memory_info().rss
+    give_freed_memory_back()
+    assert psutil.Process().memory_info().rss < before - whole // 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is only given back with glibc")
+def test_the_system_has_back_what_was_freed_between_small_objects_that_stay():
+    process = multiprocessing.get_context("spawn").Process(target=holes_are_given_back)
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import context_length_of
+from hfsae.host_memory import give_freed_memory_back
 from hfsae.language_model import find, load, tokenizer_of
 from hfsae.model_kwargs import checked
 
@@ -117,6 +118,7 @@ class LocalChat:
             numbers = order[first : first + self.at_once]
             asked = [conversations[number] for number in numbers]
             texts = self._generate(asked, max_new_tokens)
+            give_freed_memory_back()
             yield from zip(numbers, map(str.__add__, map(beginning_of, asked), texts), strict=True)
 
     def tokens_of(self, conversation: Conversation) -> int:

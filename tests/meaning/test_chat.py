@@ -1,7 +1,10 @@
 """A real chat model of transformers, tiny and random: it talks nonsense, which is what is to be seen through."""
 
+from unittest.mock import patch
+
 import pytest
 
+from hfsae.host_memory import give_freed_memory_back
 from hfsae.meaning import LocalChat, label_features
 from tests import models_on_disk
 from tests.analysis.tiny import setting, texts
@@ -31,6 +34,13 @@ def save(place, template, longest=4096):
 def conversations(begun: str = ""):
     asked = [[{"role": "system", "content": "Be short."}, {"role": "user", "content": "def " * n}] for n in (3, 40, 1)]
     return [[*chat, {"role": "assistant", "content": begun}] if begun else chat for chat in asked]
+
+
+def test_what_each_batch_freed_goes_back_to_the_system(folder):
+    """The caches of conversations of many lengths leave holes in the heap: 6 GB of them in an hour."""
+    with patch("hfsae.meaning.chat.give_freed_memory_back", wraps=give_freed_memory_back) as given_back:
+        dict(LocalChat(str(folder), batch_size=2).answers(conversations(), 2))
+    assert given_back.call_count == 2
 
 
 @pytest.mark.parametrize("begun", ["", "["])
