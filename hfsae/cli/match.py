@@ -20,16 +20,22 @@ def run(
     json_file: Annotated[
         str | None, option("--json_file", "Write the figures and all pairs into this file as well.")
     ] = None,
+    write: Annotated[
+        bool, option("--write", "Write the stability of A into its scores.json, and its card again.")
+    ] = False,
 ) -> int:
     """Prints how alike the features are, and the closest pairs."""
     from hfsae.folders import can_be_file
     from hfsae.modeling import SAE
     from hfsae.saving import write_json
+    from hfsae.scores.match_saved import can_stand_on_card, put_on_card
     from hfsae.scores.matching import SAME, match_features, starts_are_known
 
     if json_file:
         can_be_file(json_file)
     saes = [SAE.from_pretrained(path) for path in (first, second)]
+    if write:
+        can_stand_on_card(first, *saes)
     found = match_features(*saes, n_draws=draws, seed=seed)
     print(f"{len(found.first):,} pairs of features, by the cosine of their decoder rows (95 % intervals over pairs)")
     print(f"mean cosine                {found.mean_cosine}; random directions have {found.chance:.3f}")
@@ -43,6 +49,8 @@ def run(
         print(f"stability                  {found.stability}")
     for row in found.cosines.argsort(descending=True, stable=True)[:top].tolist():
         print(f"  {int(found.first[row])} and {int(found.second[row])}: {float(found.cosines[row]):.3f}")
+    if write:
+        print(f"wrote {put_on_card(first, saes[0], second, saes[1], found)} and the card beside it")
     if json_file:
         pairs = zip(found.first.tolist(), found.second.tolist(), found.cosines.tolist(), strict=True)
         write_json(Path(json_file), {**found.recorded(), "pairs": [list(pair) for pair in pairs]})

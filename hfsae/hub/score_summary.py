@@ -1,14 +1,16 @@
 """`scores.json`, what `hfsae score --write` measured, and what a card says of it.
 
 {"format": 1, "weights_sha256": "...", "headline": {"absorption of concepts": {"value": 0.1, "low": ..., ...}},
- "scores": {...}}
+ "scores": {...}, "stability": {"seed 1": {"value": 0.1, "low": ..., "high": ...}}}
+
+Where runs of several seeds were scored, a headline also has `deviation`, that of one run, and the number of `seeds`.
 """
 
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
@@ -21,8 +23,28 @@ SCORES_FILE = "scores.json"
 _FORMAT = 1
 
 
+class ScoreRow(NamedTuple):
+    """A score on a card.
+
+    Args:
+        title: What was scored.
+        value: The score.
+        low: Lower end of its interval.
+        high: Upper end.
+        deviation: The standard deviation over seeds, where it was measured.
+        seeds: Over how many.
+    """
+
+    title: str
+    value: float
+    low: float
+    high: float
+    deviation: float | None = None
+    seeds: int | None = None
+
+
 def write_scores(folder: Path, headline: Mapping[str, Any], scores: Mapping[str, Any], weights_sha256: str) -> None:
-    """Writes scores beside the weights that they are of.
+    """Writes scores beside the weights that they are of; a stability of these weights stays.
 
     Args:
         folder: The SAE's folder.
@@ -31,11 +53,38 @@ def write_scores(folder: Path, headline: Mapping[str, Any], scores: Mapping[str,
         weights_sha256: The digest of the weights.
     """
     content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": headline, "scores": scores}
+    if stability := _of_these_weights(folder, weights_sha256).get("stability"):
+        content["stability"] = stability
     write_json(folder / SCORES_FILE, content)
 
 
-def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[tuple[str, float, float, float]] | None:
-    """Titles, values and ends of intervals; None where there are no scores of these weights.
+def write_stability(folder: Path, against: str, figures: Mapping[str, Any], weights_sha256: str) -> None:
+    """Adds how many features another run has found again; scores of these weights stay.
+
+    Args:
+        folder: The SAE's folder.
+        against: What the other run is called.
+        figures: `value`, `low` and `high`.
+        weights_sha256: The digest of the weights.
+    """
+    content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": {}, "scores": {}}
+    content |= _of_these_weights(folder, weights_sha256)
+    content["stability"] = {**mapping(content.get("stability")), against: dict(figures)}
+    write_json(folder / SCORES_FILE, content)
+
+
+def _of_these_weights(folder: Path, weights_sha256: str) -> dict[str, Any]:
+    """What is there of these weights; what is of others, or cannot be read, is about to be replaced."""
+    try:
+        content = mapping(json.loads((folder / SCORES_FILE).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        return {}
+    same = content.get("format") == _FORMAT and content.get("weights_sha256") == weights_sha256
+    return dict(content) if same else {}
+
+
+def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[ScoreRow] | None:
+    """The scores with their intervals; None where there are no scores of these weights.
 
     A file that is there and is left out is told in a warning.
 
@@ -57,8 +106,12 @@ def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[tu
         )
         return None
     rows = []
-    for title, figures in mapping(content.get("headline")).items():
-        value, low, high = (number(mapping(figures).get(name)) for name in ("value", "low", "high"))
+    stability = mapping(content.get("stability")).items()
+    titled = {f"stability, against {against}": figures for against, figures in stability}
+    for title, figures in {**mapping(content.get("headline")), **titled}.items():
+        names = ("value", "low", "high", "deviation", "seeds")
+        value, low, high, deviation, seeds = (number(mapping(figures).get(name)) for name in names)
         if value is not None and low is not None and high is not None:
-            rows.append((title, value, low, high))
+            noise = (deviation, int(seeds)) if deviation is not None and seeds is not None else ()
+            rows.append(ScoreRow(title, value, low, high, *noise))
     return rows or None

@@ -188,6 +188,18 @@ def two_places(a: SAEConfig, b: SAEConfig) -> str | None:
     return None
 
 
+def run_name(source: str | Path, sae: SparseAutoencoder) -> str:
+    """What a card calls another run: the last part of its name, and its seed where that is recorded.
+
+    Args:
+        source: Its folder or Hub repository.
+        sae: The SAE.
+    """
+    seed = _start(sae.config)["seed"]
+    name = Path(source).name or "another run"
+    return name if seed is None else f"{name} (seed {seed})"
+
+
 def starts_are_known(*saes: SparseAutoencoder) -> bool:
     """Whether each SAE records what it started from.
 

@@ -73,6 +73,28 @@ def interval(value: float, draws: NDArray[np.float64]) -> ConfidenceInterval:
 
 
 @dataclass(frozen=True)
+class ReseedNoise:
+    """What another seed of the training changes.
+
+    Attributes:
+        mean: Over the runs.
+        deviation: The standard deviation of one run.
+        n: How many there are, two or more.
+    """
+
+    mean: float
+    deviation: float
+    n: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> "ReseedNoise | None":
+        """The noise of the scores of runs that differ in their seed alone; None for fewer than two."""
+        if len(scores) < 2:
+            return None
+        return cls(float(np.mean(scores)), float(np.std(scores, ddof=1)), len(scores))
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Groups in order of a score, where seeds leave an order to be seen.
 

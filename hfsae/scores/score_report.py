@@ -1,12 +1,13 @@
 """What `hfsae score` prints: figures with their intervals, and an order of architectures where it counts."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hfsae.scores.absorption import Absorption
-from hfsae.scores.noise import ConfidenceInterval, ranking
+from hfsae.scores.matching import Matching
+from hfsae.scores.noise import ConfidenceInterval, ReseedNoise, ranking
 from hfsae.scores.probing import KS, LINEAR, Probing
 from hfsae.scores.readings import COORDINATES, FEATURES, NEURONS
+from hfsae.scores.reseeds import Reseeds
 from hfsae.scores.score import SAEScores
 
 _WIDTH = 24
@@ -19,7 +20,7 @@ def score_lines(name: str, scores: SAEScores) -> Iterator[str]:
         name: What it is called.
         scores: Its scores.
     """
-    yield f"{name}; intervals of 95 %, by a bootstrap over documents"
+    yield f"{name}; intervals of 95 %, by a bootstrap over documents, which say nothing of another seed"
     if scores.tokens is not None:
         yield from _probing_lines(f"tokens of {scores.text}", scores.tokens)
         yield from _concept_lines(scores.tokens)
@@ -45,26 +46,57 @@ def headline(scores: SAEScores) -> dict[str, ConfidenceInterval]:
     return found
 
 
-def comparison_lines(scores: Mapping[str, SAEScores], architectures: Mapping[str, str]) -> Iterator[str]:
-    """Each score of several SAEs side by side, and an order of architectures only where seeds differ less.
+def comparison_lines(scores: Mapping[str, SAEScores], groups: Sequence[Reseeds]) -> Iterator[str]:
+    """Each score of several SAEs side by side with the noise of seeds, and an order only where seeds differ less.
 
     Args:
         scores: By the name of the SAE.
-        architectures: The architecture of each.
+        groups: Which of them differ in their seed alone.
     """
     figures = {name: headline(one) for name, one in scores.items()}
-    titles = [title for title in next(iter(figures.values())) if all(title in one for one in figures.values())]
-    for title in titles:
+    for group in groups:
+        for name, why in group.not_counted.items():
+            yield f"{name} does not count as another seed: {why}"
+    for title in next(iter(figures.values())):
+        if not all(title in one for one in figures.values()):
+            continue
         yield title
-        groups: dict[str, list[float]] = defaultdict(list)
         for name, one in figures.items():
-            yield f"  {name} ({architectures[name]}): {one[title]}"
-            groups[architectures[name]].append(one[title].value)
-        if len(groups) > 1:
-            yield f"  {ranking(groups, higher_is_better=not title.startswith('absorption'))}"
-        elif len(scores) > 1:
-            runs = next(iter(groups.values()))
-            yield f"  from {min(runs):.3f} to {max(runs):.3f} over {len(runs)} runs of one architecture"
+            yield f"  {name}: {one[title]}"
+        of_groups = {group.name: [figures[name][title].value for name in group.runs] for group in groups}
+        yield from noise_lines(of_groups, higher_is_better=not title.startswith("absorption"))
+
+
+def noise_lines(groups: Mapping[str, Sequence[float]], *, what: str = "seeds", **options: bool) -> Iterator[str]:
+    """Of each recipe mean and noise, and an order of several where it counts.
+
+    Args:
+        groups: By recipe the scores of its runs.
+        what: What the scores of a recipe are of.
+        **options: For `ranking`.
+    """
+    for name, runs in groups.items():
+        if (noise := ReseedNoise.of(runs)) is not None:
+            yield f"  {name}: {noise.mean:.3f} ± {noise.deviation:.3f} over {noise.n} {what} (standard deviation)"
+    if len(groups) > 1:
+        yield f"  {ranking(groups, **options)}"
+
+
+def stability_lines(matched: Mapping[tuple[str, str], Matching], groups: Sequence[Reseeds]) -> Iterator[str]:
+    """How many features come again in other runs, and by how much that differs from pair to pair.
+
+    Args:
+        matched: Every two SAEs of one architecture and shape.
+        groups: Which SAEs differ in their seed alone.
+    """
+    for (name, other), found in matched.items():
+        told = f"does not count: {found.objection}" if found.objection is not None else str(found.stability)
+        yield f"stability of {name} and {other}: {told}"
+    of_groups = {
+        group.name: [one.stability.value for pair, one in matched.items() if set(pair) <= set(group.runs)]
+        for group in groups
+    }
+    yield from noise_lines({name: found for name, found in of_groups.items() if found}, what="pairs of seeds")
 
 
 def _probing_lines(title: str, found: Probing) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Scores of saved SAEs: text and labels by name, `scores.json` beside the weights, the card."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from hfsae.data.stdlib_text import stdlib_dataset
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file
 from hfsae.hub.card import write_card
-from hfsae.hub.score_summary import SCORES_FILE, write_scores
+from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
 from hfsae.saving import write_json
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
 from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
-from hfsae.scores.matching import match_features
+from hfsae.scores.matching import Matching, match_features, run_name
+from hfsae.scores.noise import ReseedNoise
+from hfsae.scores.reseeds import Reseeds, reseeds
 from hfsae.scores.score import KINDS, LabelledText, SAEScores, check_kinds, score
-from hfsae.scores.score_report import comparison_lines, headline, score_lines
+from hfsae.scores.score_report import comparison_lines, headline, score_lines, stability_lines
 
 logger = logging.getLogger(__name__)
 
@@ -99,37 +101,75 @@ def score_saved(
         for line in score_lines(name, found[name]):
             tell(line)
         if write:
-            headlines = {title: vars(one) for title, one in headline(found[name]).items()}
-            write_scores(folder, headlines, found[name].recorded(), weights_sha256(sae))
-            write_card(folder)
+            _write(folder, found[name], sae)
             tell(f"wrote {folder / SCORES_FILE} and {folder / 'README.md'}")
     if len(saes) > 1:
         tell("")
-        for line in comparison_lines(found, {name: architecture_name(sae.config) for name, sae in saes.items()}):
+        groups, matched = reseeds(saes), match_alike(saes)
+        for line in (*comparison_lines(found, groups), *stability_lines(matched, groups)):
             tell(line)
-        for line in stability_lines(saes):
-            tell(line)
+        if write:
+            of_folders = dict(zip(saes, folders, strict=True))
+            _write_what_seeds_tell(of_folders, saes, found, groups, matched)
+            tell("wrote the noise of seeds, and stability, to the cards of those that have other seeds")
     if json_file is not None:
         write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
         tell(f"wrote {json_file}")
     return found
 
 
-def stability_lines(saes: Mapping[str, SAE]) -> Iterator[str]:
-    """How many features come again in runs of one architecture and size.
+def _write(folder: Path, scores: SAEScores, sae: SAE, noise: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """Writes `scores.json` and the card.
+
+    Args:
+        folder: The SAE's folder.
+        scores: Its scores.
+        sae: The SAE.
+        noise: By title what seeds differ by.
+    """
+    headlines = {title: {**vars(one), **(noise or {}).get(title, {})} for title, one in headline(scores).items()}
+    write_scores(folder, headlines, scores.recorded(), weights_sha256(sae))
+    write_card(folder)
+
+
+def _write_what_seeds_tell(
+    folders: Mapping[str, Path],
+    saes: Mapping[str, SAE],
+    scores: Mapping[str, SAEScores],
+    groups: Sequence[Reseeds],
+    matched: Mapping[tuple[str, str], Matching],
+) -> None:
+    """Writes beside the scores of each run what the other seeds of its recipe tell of them."""
+    for group in groups:
+        headlines = {name: headline(scores[name]) for name in group.runs}
+        noise: dict[str, Mapping[str, float]] = {}
+        for title in set.intersection(*(set(one) for one in headlines.values())):
+            found = ReseedNoise.of([one[title].value for one in headlines.values()])
+            if found is not None:
+                noise[title] = {"deviation": found.deviation, "seeds": found.n}
+        for name in group.runs if len(group.runs) > 1 else ():
+            for pair, matching in matched.items():
+                if name in pair and set(pair) <= set(group.runs):
+                    (other,) = set(pair) - {name}
+                    figures = vars(matching.stability)
+                    write_stability(folders[name], run_name(other, saes[other]), figures, weights_sha256(saes[name]))
+            _write(folders[name], scores[name], saes[name], noise)
+
+
+def match_alike(saes: Mapping[str, SAE]) -> dict[tuple[str, str], Matching]:
+    """Matches every two SAEs of one architecture and shape.
 
     Args:
         saes: The SAEs by name.
     """
+    found = {}
     for (name, sae), (other_name, other) in combinations(saes.items(), 2):
         if sae.config.is_cross_layer or other.config.is_cross_layer:
             continue  # which are not matched
         alike = sae.feature_directions.shape == other.feature_directions.shape
-        if not alike or architecture_name(sae.config) != architecture_name(other.config):
-            continue
-        found = match_features(sae, other)
-        told = f"does not count: {found.objection}" if found.objection is not None else str(found.stability)
-        yield f"stability of {name} and {other_name}: {told}"
+        if alike and architecture_name(sae.config) == architecture_name(other.config):
+            found[name, other_name] = match_features(sae, other)
+    return found
 
 
 def labelled_text(

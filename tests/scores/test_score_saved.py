@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,20 @@ def test_a_feature_that_is_the_concept_is_found_and_stands_on_the_card(place, ca
 
 def test_several_are_compared_and_one_architecture_is_no_ranking(place, capsys):
     paths = [str(place / "sae0"), str(place / "sae1")]
-    assert main(["score", *paths, *options(place, "--only", "tokens")]) == 0
+    assert main(["score", *paths, *options(place, "--only", "tokens", "--write")]) == 0
     printed = capsys.readouterr().out
-    assert "over 2 runs of one architecture" in printed and "ranking" not in printed
+    assert re.search(r"topk: \d.\d+ ± \d.\d+ over 2 seeds \(standard deviation\)", printed)
+    assert "ranking" not in printed
     assert re.search(rf"stability of {paths[0]} and {paths[1]}: 0.\d+ \(", printed)
+    stored = [json.loads((Path(path) / "scores.json").read_text()) for path in paths]
+    values = [one["headline"]["probing of tokens, F1 at k = 1"] for one in stored]
+    assert {one["seeds"] for one in values} == {2}
+    deviation = statistics.stdev(one["value"] for one in values)
+    assert [one["deviation"] for one in values] == pytest.approx([deviation] * 2)
+    assert [list(one["stability"]) for one in stored] == [["sae1 (seed 1)"], ["sae0 (seed 0)"]]
+    card = (Path(paths[0]) / "README.md").read_text()
+    assert "standard deviation over seeds |" in card and "(2 seeds) |" in card
+    assert "| stability, against sae1 (seed 1) |" in card
 
 
 def test_scores_of_a_run_are_the_same_twice(place):

@@ -1,0 +1,52 @@
+"""`hfsae match --write`: what stands in scores.json and on the card, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfsae.cli import main
+from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.score_summary import write_scores
+from hfsae.scores import match_features
+from tests.scores.test_matching import an_sae
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed in (0, 1):
+        an_sae(seed).save_pretrained(tmp_path / f"run{seed}")
+    return tmp_path
+
+
+def test_stability_stands_on_the_card_beside_the_scores_that_were_there(runs, capsys):
+    a, b = an_sae(0), an_sae(1)
+    headline = {"absorption of concepts": {"value": 0.25, "low": 0.125, "high": 0.5}}
+    write_scores(runs / "run0", headline, {"text": "x"}, weights_sha256(a))
+    assert main(["match", str(runs / "run0"), str(runs / "run1"), "--write"]) == 0
+    assert f"wrote {runs / 'run0' / 'scores.json'} and the card beside it" in capsys.readouterr().out
+    found = json.loads((runs / "run0" / "scores.json").read_text())
+    assert found["headline"] == headline and found["scores"] == {"text": "x"}
+    assert found["stability"] == {"run1 (seed 1)": vars(match_features(a, b).stability)}
+    card = (runs / "run0" / "README.md").read_text()
+    assert (
+        "| stability, against run1 (seed 1) | " in card and "| absorption of concepts | 0.25 | 0.125 to 0.5 |" in card
+    )
+    assert not (runs / "run1" / "scores.json").exists()
+    # Scores that are measured again leave it there.
+    write_scores(runs / "run0", {}, {}, weights_sha256(a))
+    assert json.loads((runs / "run0" / "scores.json").read_text())["stability"] == found["stability"]
+    write_scores(runs / "run0", {}, {}, "of other weights")
+    assert "stability" not in json.loads((runs / "run0" / "scores.json").read_text())
+
+
+def test_what_does_not_tell_of_stability_is_not_written(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    other = an_sae(1)
+    other.config.training = None
+    other.save_pretrained("of_unknown_start")
+    assert main(["match", "run0", "run0", "--write"]) == 1
+    assert "and these two do not: their weights are the same" in capsys.readouterr().err
+    assert main(["match", "run0", "of_unknown_start", "--write"]) == 1
+    assert "what they started from is not recorded" in capsys.readouterr().err
+    assert not Path("run0/scores.json").exists()
