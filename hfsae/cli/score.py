@@ -57,6 +57,17 @@ def run(
             rich_help_panel=_TEXT,
         ),
     ] = None,
+    labelled_config: Annotated[
+        str | None, option("--labelled_config", "Configuration of that dataset.", rich_help_panel=_TEXT)
+    ] = None,
+    labelled_split: Annotated[
+        str | None,
+        option(
+            "--labelled_split",
+            "Split of that dataset; by default train. Probes are fitted on a part of it and measured on the rest.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     label_column: Annotated[str, option("--label_column", "Its column of labels.", rich_help_panel=_TEXT)] = "label",
     text_column: Annotated[
         str | None,
@@ -96,6 +107,8 @@ def run(
         split=dataset_split,
         concepts=concepts,
         labelled=labelled,
+        labelled_config=labelled_config,
+        labelled_split=labelled_split,
         label_column=label_column,
         text_column=text_column,
         base_model=base_model,

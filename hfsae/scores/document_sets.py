@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +16,16 @@ from hfsae.data import find_document_column, load_text
 from hfsae.data.document_column import column_names
 from hfsae.data.stdlib_text import stdlib_documents
 
+logger = logging.getLogger(__name__)
+
 _PASSAGE = 600  # characters of a passage
+_LEAST = 100  # characters of one that a file of Python or prose must have at least
 _OF_A_SOURCE = 4  # passages of one document at most, so that no long one outweighs the others
 _OF_A_CLASS = 240  # passages of a class at most
 _CLASSES = 12  # classes at most, the largest
 _SOURCES = 10  # documents from which a class is dealt whole
 _TRAIN = 0.7
+_LABELS = ("string", "large_string", "int", "uint", "bool")  # what the types of labels begin with
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def labelled_dataset(
         text_column: The column of texts; None finds it.
 
     Raises:
-        ValueError: If there is no such column, there are no labels, or only one.
+        ValueError: If there is no such column, there are no labels, or only one. Likewise if labels are neither text
+            nor whole numbers nor yes and no.
         FileNotFoundError: If there is no such dataset.
     """
     dataset: Any = load_text(name, config=config, split=split or "train")
@@ -126,17 +132,23 @@ def labelled_dataset(
     contents = find_document_column(others, text_column)
     if contents.kind != "text":
         raise ValueError(f"{name} holds no texts, but {contents.kind}: expected a column of texts.")
-    names = getattr(dataset.features[label_column], "names", None)
+    feature = dataset.features[label_column]
+    names = getattr(feature, "names", None)
+    if not str(getattr(feature, "dtype", "")).startswith(_LABELS):
+        raise ValueError(
+            f"the column {label_column!r} of {name} holds {feature}: expected one label a row, as text, whole "
+            "number or yes and no."
+        )
     rows = zip(dataset[contents.column], dataset[label_column], strict=True)
     labelled = (
         (str(number), str(names[label] if names else label), text)
         for number, (text, label) in enumerate(rows)
         if label is not None and not (names and label == -1) and text  # -1 is a ClassLabel that is not known
     )
-    return make_set(f"{label_column} of {Path(name).name}", labelled)
+    return make_set(f"{label_column} of {Path(name).name}", labelled, shortest=1)
 
 
-def make_set(name: str, labelled: Iterable[tuple[str, str, str]]) -> DocumentSet:
+def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: int = _LEAST) -> DocumentSet:
     """Cuts documents into passages, and deals them to two sides.
 
     A document is on one side, by a hash of its name. Where a class has fewer than ten documents these are cut: the
@@ -145,13 +157,14 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]]) -> DocumentSet
     Args:
         name: What the labels tell.
         labelled: (name of the document, label, text) of each.
+        shortest: Characters that a passage needs. What is left at a document's end needs a hundred always.
 
     Raises:
         ValueError: If there is no label, one class only, or no class of two has text on both sides.
     """
     by_class: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
     for source, label, text in labelled:
-        if passages := _passages(text):
+        if passages := _passages(text, shortest):
             by_class[label].append((source, passages))
     if len(by_class) < 2:
         only = f", {next(iter(by_class))!r}" if by_class else ""
@@ -163,6 +176,9 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]]) -> DocumentSet
     whole = {label for label in largest if len({one.is_train for one in documents if one.label == label}) == 2}
     if len(whole) < 2:
         raise ValueError(f"{name}: too little text to fit on some of a class and to measure on the rest of it.")
+    if left_out := sorted(set(by_class) - whole):
+        shown = ", ".join(map(repr, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        logger.warning("%s: left out, since others are larger or too little text is theirs: %s", name, shown)
     return DocumentSet(name, tuple(one for one in documents if one.label in whole))
 
 
@@ -192,7 +208,7 @@ def _is_train(source: str) -> bool:
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48 < _TRAIN
 
 
-def _passages(text: str) -> list[str]:
+def _passages(text: str, shortest: int) -> list[str]:
     """Whole lines, of some hundred characters together; a line that is longer is cut."""
     passages: list[str] = []
     waiting = ""
@@ -201,7 +217,7 @@ def _passages(text: str) -> list[str]:
         while len(waiting) >= _PASSAGE:
             passages.append(waiting[:_PASSAGE] if len(line) > _PASSAGE else waiting)
             waiting = waiting[_PASSAGE:] if len(line) > _PASSAGE else ""
-    if len(waiting.strip()) >= _PASSAGE // 6:
+    if len(waiting.strip()) >= (_LEAST if passages else shortest):
         passages.append(waiting)
     return [passage for passage in passages if passage.strip()]
 

@@ -39,6 +39,8 @@ def score_saved(
     split: str | None = None,
     concepts: str | Path | None = None,
     labelled: str | None = None,
+    labelled_config: str | None = None,
+    labelled_split: str | None = None,
     label_column: str = "label",
     text_column: str | None = None,
     base_model: str | None = None,
@@ -60,6 +62,8 @@ def score_saved(
         split: Split of it; None for `"train"`.
         concepts: A file of concepts; None for 22 of Python source.
         labelled: A dataset of labelled documents; None for the sets that come along.
+        labelled_config: Configuration of that dataset.
+        labelled_split: Its split; None for `"train"`.
         label_column: Its column of labels.
         text_column: The column of texts of what is named; None finds it.
         base_model: The language model; None for the one that the config names.
@@ -91,7 +95,11 @@ def score_saved(
     hub |= {"revision": revision} if revision else {}
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
     text = labelled_text(dataset, dataset_config, split, concepts, text_column)
-    sets = document_sets(labelled, label_column, text_column) if "documents" in wanted else []
+    sets = (
+        document_sets(labelled, label_column, text_column, labelled_config, labelled_split)
+        if "documents" in wanted
+        else []
+    )
     found: dict[str, SAEScores] = {}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
@@ -210,7 +218,11 @@ def labelled_text(
 
 
 def document_sets(
-    labelled: str | None = None, label_column: str = "label", text_column: str | None = None
+    labelled: str | None = None,
+    label_column: str = "label",
+    text_column: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
 ) -> list[DocumentSet]:
     """Sets of labelled documents.
 
@@ -218,10 +230,12 @@ def document_sets(
         labelled: A dataset; None for the sets that come along.
         label_column: Its column of labels.
         text_column: Its column of texts; None finds it.
+        config: Configuration of the dataset.
+        split: Its split; None for `"train"`.
 
     Raises:
         ValueError: As `labelled_dataset`.
     """
     if labelled is not None:
-        return [labelled_dataset(labelled, label_column, text_column=text_column)]
+        return [labelled_dataset(labelled, label_column, config=config, split=split, text_column=text_column)]
     return [make() for make in BUILT_IN.values()]

@@ -61,6 +61,29 @@ def test_a_dataset_with_a_column_of_labels(tmp_path):
         labelled_dataset(str(tmp_path / "set.jsonl"), "label")
 
 
+def test_short_texts_are_kept_and_the_split_is_the_one_asked_for(tmp_path):
+    for split, words in (("train", ("good", "bad")), ("validation", ("red", "blue"))):
+        rows = [{"text": f"a {word} one, number {i}", "label": word} for i in range(60) for word in words]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = labelled_dataset(str(tmp_path), "label", split="validation")
+    assert found.classes == ["blue", "red"] and len(found.documents) == 120
+    assert all(len(one.text) < 40 for one in found.documents)
+    assert labelled_dataset(str(tmp_path), "label").classes == ["bad", "good"]
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+    for name, label in (("lists", [1, 2]), ("scores", 3.5)):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps({"text": "some words", "label": label}) + "\n") * 40)
+        with pytest.raises(ValueError, match="expected one label a row, as text, whole number or yes and no"):
+            labelled_dataset(str(tmp_path / f"{name}.jsonl"), "label")
+
+
+def test_classes_that_are_left_out_are_told(caplog):
+    found = make_set("kind", [one for number in range(14) for one in sources(f"c{number:02}", 12, lines=30 - number)])
+    assert len(found.classes) == 12
+    assert "kind: left out, since others are larger or too little text is theirs: 'c12', 'c13'" in caplog.text
+
+
 def test_names_of_classes_are_used(tmp_path):
     labelled = [*sources("a", 20), *sources("b", 20)]
     features = Features({"label": ClassLabel(names=["cat", "dog"]), "text": Value("string")})
