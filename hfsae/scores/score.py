@@ -61,6 +61,7 @@ class SAEScores:
         documents: Probes of documents, by the name of the set.
         absorption: Absorption of the concepts of tokens.
         letters: Absorption of first letters.
+        of_documents: Absorption of the classes of documents, by the name of the set.
         text: What tokens were read.
         refused: What could not be scored, and why.
     """
@@ -69,6 +70,7 @@ class SAEScores:
     documents: dict[str, Probing] = field(default_factory=dict)
     absorption: Absorption | None = None
     letters: Absorption | None = None
+    of_documents: dict[str, Absorption] = field(default_factory=dict)
     text: str = ""
     refused: tuple[str, ...] = ()
 
@@ -78,7 +80,9 @@ class SAEScores:
         for name in ("tokens", "absorption", "letters"):
             one = getattr(self, name)
             found[name] = None if one is None else one.recorded()
-        return found | {"documents": {name: one.recorded() for name, one in self.documents.items()}}
+        for name in ("documents", "of_documents"):
+            found[name] = {title: one.recorded() for title, one in getattr(self, name).items()}
+        return found
 
 
 class _Together:
@@ -170,7 +174,13 @@ def score(
             except ValueError as error:
                 refused.append(f"first letters: {error}")
     if "documents" in kinds:
-        found["documents"] = {one.name: _probed_documents(reader, one, options) for one in documents}
+        found |= {"documents": {}, "of_documents": {}}
+        for one in documents:
+            of_set, held_out = _probed_documents(reader, one, options)
+            found["documents"][one.name] = of_set
+            if wants_absorption:
+                absorbed = absorption(sae, held_out, one.classes, of_set, least_f1=least_f1)
+                found["of_documents"][one.name] = absorbed
     return SAEScores(**found, text=text.name, refused=tuple(refused))
 
 
@@ -219,7 +229,10 @@ def _some_labels(rows: LabelledRows, columns: slice) -> LabelledRows:
     return LabelledRows(rows.labels[:, columns], rows.documents, rows.values)
 
 
-def _probed_documents(reader: LabelledReader, given: DocumentSet, options: dict[str, Any]) -> Probing:
+def _probed_documents(
+    reader: LabelledReader, given: DocumentSet, options: dict[str, Any]
+) -> tuple[Probing, LabelledRows]:
+    """Probes of a set, and the documents that they were measured on."""
     from datasets import Dataset
 
     sides = []
@@ -230,6 +243,6 @@ def _probed_documents(reader: LabelledReader, given: DocumentSet, options: dict[
         texts = Dataset.from_dict({"text": [one.text for one in chosen]})
         sides.append(reader.documents(texts, labels, sources))
     try:
-        return probe_concepts(sides[0], sides[1], given.classes, **options)
+        return probe_concepts(sides[0], sides[1], given.classes, **options), sides[1]
     except ValueError as error:
         raise ValueError(f"{given.name}: {error}") from error

@@ -29,6 +29,8 @@ def score_lines(name: str, scores: SAEScores) -> Iterator[str]:
     for title, found in (("concepts", scores.absorption), ("first letters", scores.letters)):
         if found is not None:
             yield from _absorption_lines(title, found)
+    for title, found in scores.of_documents.items():
+        yield from _absorption_lines(f"documents, {title}", found, "documents")
     for why in scores.refused:
         yield f"not scored: {why}"
 
@@ -43,6 +45,9 @@ def headline(scores: SAEScores) -> dict[str, ConfidenceInterval]:
     for title, absorbed in (("concepts", scores.absorption), ("first letters", scores.letters)):
         if absorbed is not None and absorbed.mean is not None:
             found[f"absorption of {title}"] = absorbed.mean
+    for title, absorbed in scores.of_documents.items():
+        if absorbed.mean is not None:
+            found[f"absorption of documents ({title})"] = absorbed.mean
     return found
 
 
@@ -142,12 +147,12 @@ def _concept_lines(found: Probing) -> Iterator[str]:
         yield f"  {found.concepts[row]:<{_WIDTH}}" + _row([cell(row) for _, cell in columns], widths)
 
 
-def _absorption_lines(title: str, found: Absorption) -> Iterator[str]:
+def _absorption_lines(title: str, found: Absorption, of_what: str = "tokens") -> Iterator[str]:
     yield ""
     if found.mean is None:
         yield f"absorption of {title}: not told"
     else:
-        yield f"absorption of {title}: {found.mean} of the tokens, over {len(found.concepts)} of them"
+        yield f"absorption of {title}: {found.mean} of the {of_what}, over {len(found.concepts)} of them"
     for one in sorted(found.concepts, key=lambda one: -one.absorbed.value):
         by = ", ".join(f"{feature} on {times}" for feature, times in one.absorbing[:3])
         yield (

@@ -80,8 +80,13 @@ def test_a_feature_that_is_the_concept_is_found_and_stands_on_the_card(place, ca
     assert "too rare, left out: a word that is not there" in printed
     assert re.search(r"the word w3 +\d+\.\d+% +5 +1.000 \(1.000 to 1.000\)", printed)
     assert "documents, kind of labelled.jsonl: 2 concepts" in printed and "absorption of concepts" in printed
+    absorbed = re.search(r"absorption of documents, kind of labelled.jsonl: (\S+) \(.*\) of the documents", printed)
     stored = json.loads((place / "sae0" / "scores.json").read_text())
     assert stored["headline"]["probing of tokens, F1 at k = 1"] == {"value": 1, "low": 1, "high": 1}
+    by_kind = stored["scores"]["of_documents"]["kind of labelled.jsonl"]
+    assert {*by_kind["concepts"], *by_kind["not_told"]} == {"high", "low"} and by_kind["concepts"]
+    assert absorbed is not None
+    assert float(absorbed[1]) == pytest.approx(by_kind["mean"]["value"], abs=1e-3)
     assert json.loads((place / "all.json").read_text())[str(place / "sae0")] == stored["scores"]
     card = (place / "sae0" / "README.md").read_text()
     assert "## Scores of its features" in card and "| probing of tokens, F1 at k = 1 | 1 | 1 to 1 |" in card
