@@ -119,7 +119,7 @@ def score_saved(
         if write:
             of_folders = dict(zip(saes, folders, strict=True))
             _write_what_seeds_tell(of_folders, saes, found, groups, matched)
-            tell("wrote the noise of seeds, and stability, to the cards of those that have other seeds")
+            tell("wrote the noise of seeds, and stability, to the cards of runs with other seeds")
     if json_file is not None:
         write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
         tell(f"wrote {json_file}")
