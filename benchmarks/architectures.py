@@ -16,7 +16,7 @@ import torch
 from kept import whole_run
 
 from hfsae import SAE, SAETrainer
-from hfsae.architectures import Crosscoder, CrossLayer, architectures
+from hfsae.architectures import Crosscoder, CrossLayer, MatchingPursuitSAE, architectures
 from hfsae.arguments.command_options import Config, run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
 from hfsae.arguments.training_arguments import SAETrainingArguments
@@ -29,8 +29,11 @@ A_MILLION = 1_048_576
 
 def train(args: SAETrainingArguments, actives: Sequence[int], revival: str) -> dict[int, dict[str, dict]]:
     """Trains every architecture with each number of active features; their metrics by that number and by name."""
+    # A matching pursuit takes k encoder products a token: most of the time of all.
     of_one_place = [
-        name for name, sae_class in architectures().items() if not issubclass(sae_class, Crosscoder | CrossLayer)
+        name
+        for name, sae_class in architectures().items()
+        if not issubclass(sae_class, Crosscoder | CrossLayer | MatchingPursuitSAE)
     ]
     wanted = [(active, architecture) for active in actives for architecture in of_one_place]
     args = replace(

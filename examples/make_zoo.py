@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, list_saes, push_saes
-from hfsae.architectures import Crosscoder, CrossLayer, architectures
+from hfsae.architectures import Crosscoder, CrossLayer, MatchingPursuitSAE, architectures
 from hfsae.hub.card import CARD_FILE, render_card
 from hfsae.hub.listing import render_listing
 
@@ -40,8 +40,8 @@ def members() -> dict[str, dict[str, object]]:
         }
         for layer in LAYERS
         for name, sae_class in architectures().items()
-        # Those read several places, and what reads features takes them for positive.
-        if not issubclass(sae_class, Crosscoder | CrossLayer) and not sae_class.signed
+        # Those read several places, or all encoder rows k times; what reads features takes them for positive.
+        if not issubclass(sae_class, Crosscoder | CrossLayer | MatchingPursuitSAE) and not sae_class.signed
         for k in SPARSITIES
     }
 
