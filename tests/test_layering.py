@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "circuits": MODEL | {"architectures", "saved", "analysis", "webpage"},
     "steering": MODEL | {"saved", "analysis", "webpage"},
     "scores": MODEL | {"analysis"},
-    "serving": MODEL | {"saved", "analysis", "webpage"},
+    "serving": MODEL | {"saved", "analysis", "circuits", "webpage"},
     "cli": MODEL
     | RUN
     | {"command_line", "saved", "analysis", "estimate", "training", "sweeps", "dashboard", "diffing", "circuits"}

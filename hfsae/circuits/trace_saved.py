@@ -22,8 +22,8 @@ from hfsae.saving import files_at_once
 
 logger = logging.getLogger(__name__)
 
-# What an SAE is called that lies in the folder itself.
-_ALONE = "sae"
+ALONE = "sae"
+"""What an SAE is called that lies in the folder itself."""
 
 
 class Beside(NamedTuple):
@@ -82,7 +82,7 @@ def trace_saved(
             can_be_file(place)
     picked = None if supernodes is None else _picked(Path(supernodes))
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
-    saes = {name or _ALONE: sae for name, sae in load_saes(source, **hub).items()}
+    saes = {name or ALONE: sae for name, sae in load_saes(source, **hub).items()}
     if model is not None:
         for sae in saes.values():
             rename_base_model(sae.config, model)
@@ -152,7 +152,7 @@ def beside(folder: Path, saes: Mapping[str, SAE]) -> Beside:
     """
     found = Beside({}, {}, {})
     for name, sae in saes.items():
-        place = folder if name == _ALONE and not (folder / name).is_dir() else folder / name
+        place = folder if name == ALONE and not (folder / name).is_dir() else folder / name
         digest = weights_sha256(sae)
         try:
             collection = FeatureCollection.load(place)

@@ -82,19 +82,7 @@ def trace(
     """
     if max_features < 1 or batch_size < 1:
         raise ValueError(f"max_features={max_features} and batch_size={batch_size}: both must be 1 or more.")
-    refuse_unnamed(saes)
-    if not saes:
-        raise ValueError("there is no SAE to trace with: pass some by name, such as load_saes(folder).")
-    for name, sae in saes.items():
-        if not isinstance(sae, SparseAutoencoder):
-            raise TypeError(
-                f"{name!r} is a {type(sae).__name__}, no SAE. A cross-layer transcoder is given whole, not by layer."
-            )
-        if len(sae.config.input_widths) > 1 and not sae.config.is_cross_layer:
-            raise ValueError(
-                f"{name!r} is a crosscoder, whose features are made of several places at once: circuits are traced "
-                "with transcoders, cross-layer transcoders, and SAEs of one place each."
-            )
+    _refuse_untraceable(saes)
     if offload is not None and not Path(offload).is_dir():
         raise ValueError(f"offload={os.fspath(offload)!r} is no folder: name one that has room for edges.")
     ids, tokenizer = _ids(prompt, saes, tokenizer)
@@ -139,6 +127,46 @@ def trace(
         notes=list(replacement.notes),
         circuit=replacement,
     )
+
+
+def why_untraceable(
+    model: nn.Module, saes: Mapping[str, SparseAutoencoder], tokenizer: "PreTrainedTokenizerBase"
+) -> str | None:
+    """Why a model with these SAEs gives no graph of any prompt, in words; None where it gives one.
+
+    What `trace` does before it traces is tried on two tokens.
+
+    Args:
+        model: The language model.
+        saes: The SAEs by name.
+        tokenizer: The model's.
+    """
+    special = set(tokenizer.all_special_ids)
+    two = [token for token in range(len(special) + 2) if token not in special][:2]
+    try:
+        _refuse_untraceable(saes)
+        LocalReplacement(model, saes, torch.tensor(two), tokenizer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    except torch.OutOfMemoryError:
+        return "the memory is too small: a model in half precision is traced in a copy in float32."
+    return None
+
+
+def _refuse_untraceable(saes: Mapping[str, SparseAutoencoder]) -> None:
+    refuse_unnamed(saes)
+    if not saes:
+        raise ValueError("there is no SAE to trace with: pass some by name, such as load_saes(folder).")
+    for name, sae in saes.items():
+        if not isinstance(sae, SparseAutoencoder):
+            raise TypeError(
+                f"{name!r} is a {type(sae).__name__}, no SAE. A cross-layer transcoder is given whole, not by layer."
+            )
+        if len(sae.config.input_widths) > 1 and not sae.config.is_cross_layer:
+            raise ValueError(
+                f"{name!r} is a crosscoder, whose features are made of several places at once: circuits are traced "
+                "with transcoders, cross-layer transcoders, and SAEs of one place each."
+            )
 
 
 def _ids(

@@ -11,28 +11,34 @@ def run(
     port: Annotated[int, option("--port", "Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     prompt_tokens: Annotated[int, option("--prompt_tokens", "Most tokens of a text.")] = 256,
     new_tokens: Annotated[int, option("--new_tokens", "Most tokens of a continuation.")] = 100,
+    traced_tokens: Annotated[int, option("--traced_tokens", "Most tokens of a text whose graph is made.")] = 64,
+    traced_features: Annotated[int, option("--traced_features", "Most features of a graph.")] = 500,
     *,
     collecting: Collecting,
     on_hub: OnHub,
 ) -> int:
     """Serves the page until Ctrl-C."""
-    from hfsae.saved.kept_features import SavedFeatures
-    from hfsae.serving import Limits, Playground, local_server
+    from hfsae.circuits.trace_saved import ALONE
+    from hfsae.saved.kept_features import saved_features
+    from hfsae.serving import Limits, Playground, ServedSAE, local_server
 
     if not 0 <= port < 65536:
         raise ValueError(f"--port is {port}: expected 0 to 65535.")
-    if min(prompt_tokens, new_tokens) < 1:
-        raise ValueError("--prompt_tokens and --new_tokens are 1 or more.")
-    opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
-    playground = Playground(
-        opened.sae,
-        opened.model,
-        opened.tokenizer,
-        opened.collection,
-        {feature: label.text for feature, label in opened.labels.items()},
-        name=path,
-        limits=Limits(prompt_tokens=prompt_tokens, new_tokens=new_tokens),
+    limits = Limits(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        traced_tokens=traced_tokens,
+        traced_features=traced_features,
     )
+    opened = saved_features(path, **collecting.keywords(), **on_hub.keywords())
+    first = next(iter(opened.values()))
+    saes = {
+        name or ALONE: ServedSAE(
+            one.sae, one.collection, {feature: label.text for feature, label in one.labels.items()}
+        )
+        for name, one in opened.items()
+    }
+    playground = Playground(saes, first.model, first.tokenizer, name=path, limits=limits)
     with local_server(playground, port) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:

@@ -1,6 +1,7 @@
 """A saved SAE with its language model, and what was collected of its features: found beside the weights or collected.
 
-Features that were collected once are used as long as they are of these weights.
+Features that were collected once are used as long as they are of these weights. `saved_features` opens all SAEs of a
+set, which share a language model.
 """
 
 import logging
@@ -17,7 +18,9 @@ from hfsae.evaluation.protocol import weights_sha256
 from hfsae.label_file import LABELS_FILE, Label, read_label_records
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
+from hfsae.sae_folders import sae_folders
 from hfsae.saved.measuring_again import text_to_measure
+from hfsae.saved.sets import find_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,3 +143,40 @@ class SavedFeatures:
         """
         path = None if self.folder is None else self.folder / LABELS_FILE
         return {} if path is None or not path.is_file() else read_label_records(path, self.digest)
+
+
+def saved_features(source: str | Path, *, subfolder: str = "", **options: Any) -> dict[str, SavedFeatures]:
+    """Opens a saved SAE, or all SAEs of a set or of a folder, with one language model.
+
+    Args:
+        source: Folder of an SAE, of a set or of several SAEs, or a Hub repository.
+        subfolder: Folder of one SAE in it, which then is alone.
+        **options: As for `SavedFeatures`.
+
+    Returns:
+        The SAEs by the names of their folders; one that lies in the source itself has the name `""`.
+
+    Raises:
+        OSError: If an SAE is not there.
+        ValueError: If they read several language models.
+    """
+    opened = {name: SavedFeatures(source, name, **options) for name in _names(source, subfolder, options)}
+    models = {one.sae.config.base_model: name for name, one in opened.items()}
+    if len(models) > 1:
+        told = ", ".join(f"{name or 'the first'} of {model}" for model, name in models.items())
+        raise ValueError(f"{source} holds SAEs of several language models ({told}): name one with subfolder.")
+    first, *others = opened.values()
+    for other in others:
+        other.model, other.tokenizer = first.model, first.tokenizer
+    return opened
+
+
+def _names(source: str | Path, subfolder: str, options: dict[str, Any]) -> list[str]:
+    """A repository without the record of a set may hold hundreds that do not belong together: it is taken for one."""
+    if subfolder:
+        return [subfolder]
+    found = find_set(source, revision=options.get("revision"))
+    if found is not None:
+        found.refuse_missing()
+        return found.names
+    return (sae_folders(source) if Path(source).is_dir() else []) or [""]

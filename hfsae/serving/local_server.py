@@ -7,6 +7,7 @@ which no other site may send without leave, and no leave is ever given.
 
 import json
 import logging
+import re
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,6 +23,8 @@ ADDRESS = "127.0.0.1"
 _LONGEST_QUESTION = 256_000  # bytes
 _SECONDS_TO_SEND = 20.0
 _HERE = "hfsae.serving"
+_HTML, _JSON = "text/html; charset=utf-8", "application/json"
+_GRAPH = re.compile(r"/graph/([0-9]{1,9})")
 
 
 def local_server(playground: Playground, port: int = 0) -> ThreadingHTTPServer:
@@ -75,22 +78,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._answered(self._post)
 
     def _get(self) -> tuple[bytes, str]:
-        if self.path != "/":
-            raise _Refused(HTTPStatus.NOT_FOUND, "there is one page here: /")
-        return self.page, "text/html; charset=utf-8"
+        if self.path == "/":
+            return self.page, _HTML
+        asked = _GRAPH.fullmatch(self.path)
+        if asked is None:
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is one page here, /, with graphs that it made")
+        graph = self.playground.graph(int(asked[1]))
+        if graph is None:
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is no such graph, or no longer: trace the text again")
+        return graph, _HTML
 
     def _post(self) -> tuple[bytes, str]:
-        if self.headers.get_content_type() != "application/json":
+        if self.headers.get_content_type() != _JSON:
             raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a question is JSON")
         asked = self._question()
         if self.path == "/read":
-            answer = self.playground.read(asked.get("text"))
+            answer = self.playground.read(asked.get("text"), asked.get("sae"))
         elif self.path == "/generate":
             asked = {name: asked.get(name) for name in ("text", "strengths", "new_tokens")}
             answer = self.playground.generate(**asked)
+        elif self.path == "/trace":
+            answer = self.playground.trace(asked.get("text"))
         else:
-            raise _Refused(HTTPStatus.NOT_FOUND, "questions go to /read and /generate")
-        return json.dumps(answer).encode(), "application/json"
+            raise _Refused(HTTPStatus.NOT_FOUND, "questions go to /read, /generate and /trace")
+        return json.dumps(answer).encode(), _JSON
 
     def _question(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
@@ -135,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.INTERNAL_SERVER_ERROR, "the model could not answer; the terminal says why")
 
     def _say(self, status: HTTPStatus, why: str) -> None:
-        self._send(status, json.dumps({"error": why}).encode(), "application/json")
+        self._send(status, json.dumps({"error": why}).encode(), _JSON)
 
     def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
         self.send_response(status)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from hfsae import SAE, TopKCrosscoderSAEConfig, trace
 from hfsae.circuits import Graph, Node, edges, influence, tracing
+from hfsae.circuits.tracing import why_untraceable
 from hfsae.hooks import HookPointError
 from tests.circuits.by_hand import ByHand, CrossLayerByHand, StreamByHand
 from tests.circuits.tiny import FAMILIES, IDS, cross_layer, model_of, sae_at, stream_saes, transcoders
+from tests.data.tiny import pythia_like
 from tests.hooks.families import build
 from tests.hooks.witness import count_hooks
 
@@ -349,3 +351,25 @@ def test_bad_input_is_refused():
         traced("llama", saes, contrast=(5, 6), targets=[7])
     with pytest.raises(ValueError, match="1 or more"):
         traced("llama", saes, max_features=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_can_be_traced_has_no_reason_against(family):
+    assert why_untraceable(model_of(family), transcoders(family), pythia_like()) is None
+
+
+def test_a_reason_is_that_of_trace(monkeypatch):
+    twice = {name: sae_at("llama", "resid_post.0") for name in ("a", "b")}
+    why = why_untraceable(model_of("llama"), twice, pythia_like())
+    with pytest.raises(ValueError) as refused:
+        trace(model_of("llama"), twice, IDS)
+    assert why == str(refused.value)
+    assert why_untraceable(model_of("llama"), {"guest": object()}, pythia_like()) == (  # type: ignore[dict-item]
+        "'guest' is a object, no SAE. A cross-layer transcoder is given whole, not by layer."
+    )
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hfsae.circuits.tracing.LocalReplacement", no_memory)
+    assert "memory is too small" in (why_untraceable(model_of("llama"), transcoders("llama"), pythia_like()) or "")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from hfsae.serving import local_server
-from tests.serving.test_playground import playground
+from tests.serving.test_playground import playground_of_a_set
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with local_server(playground()) as server:
+    with local_server(playground_of_a_set()) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         assert server.server_address[0] == "127.0.0.1"
@@ -35,18 +35,29 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, read
 
 
-QUESTION = {"text": "w1 w2 w3", "strengths": {"5": 30}, "new_tokens": 4}
+QUESTION = {"text": "w1 w2 w3", "sae": "mlp.1", "strengths": {"mlp.1": {"5": 30}}, "new_tokens": 4}
 
 
 def test_the_page_and_its_questions_are_answered(port):
     status, headers, page = ask(port, "GET", "/")
-    assert status == 200 and b"Features of tiny" in page and b"connect-src &#39;self&#39;" in page
+    assert status == 200 and b"Features of set" in page and b"connect-src &#39;self&#39;" in page
     assert headers["x-frame-options"] == "DENY" and headers["x-content-type-options"] == "nosniff"
     status, headers, read = ask(port, "POST", "/read", QUESTION, Origin=f"http://127.0.0.1:{port}")
     assert status == 200 and len(json.loads(read)["tokens"]) == 3
     assert not [name for name in headers if name.startswith("access-control")]
     status, _, made = ask(port, "POST", "/generate", QUESTION, Sec_Fetch_Site="same-origin")
     assert status == 200 and json.loads(made).keys() == {"plain", "steered"}
+
+
+def test_a_text_is_traced_and_its_graph_is_a_page_that_fetches_nothing(port):
+    status, _, made = ask(port, "POST", "/trace", QUESTION)
+    told = json.loads(made)
+    status, headers, page = ask(port, "GET", f"/graph/{told['graph']}", Sec_Fetch_Site="same-origin")
+    assert status == 200 and headers["content-type"].startswith("text/html") and b"<title>w1 w2 w3</title>" in page
+    assert b"default-src &#39;none&#39;" in page and b"connect-src" not in page
+    assert headers["x-frame-options"] == "DENY" and headers["cache-control"] == "no-store"
+    assert ask(port, "GET", f"/graph/{told['graph']}", Sec_Fetch_Site="cross-site")[0] == 403
+    assert ask(port, "GET", f"/graph/{told['graph']}", Host="evil.example")[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -79,7 +90,20 @@ def test_other_methods_are_not_there(port, method):
     assert status == 501 and not [name for name in headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/../pyproject.toml", "/?x=1", "/read"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/../pyproject.toml",
+        "/?x=1",
+        "/read",
+        "/graph/",
+        "/graph/999",
+        "/graph/-1",
+        "/graph/1/../../etc/passwd",
+        "/graph/1.html",
+    ],
+)
 def test_there_is_one_page(port, path):
     assert ask(port, "GET", path)[0] == 404
 
@@ -92,6 +116,9 @@ def test_there_is_one_page(port, path):
         ("/read", [1], "no JSON object"),
         ("/read", b"[" * 50_000, "no JSON"),
         ("/read", {"text": "w1 " * 11}, "10 are allowed"),
+        ("/read", {"text": "w1", "sae": ["mlp.0"]}, "no SAE"),
+        ("/trace", {"text": "w1 " * 7}, "6 are allowed"),
+        ("/trace", {}, "empty"),
         ("/generate", {"text": "w1"}, "strengths are wrong"),
         ("/generate", {**QUESTION, "new_tokens": 10**6}, "expected 1 to 8"),
     ],

@@ -1,21 +1,55 @@
 """What the page's questions give, against features and steering written out; and what they may not ask for."""
 
+import re
+from functools import cache
 from threading import Thread
 
 import pytest
 import torch
 
-from hfsae import steer
-from hfsae.serving import Limits, Playground
+from hfsae import SAE, TopKSAEConfig, collect_features, steer, trace
+from hfsae.serving import Limits, Playground, ServedSAE
 from hfsae.serving.playground import BusyError
-from tests.analysis.tiny import setting
+from tests.analysis.tiny import CONTEXT, setting, texts
 from tests.meaning.tiny import collection
 
-LIMITS = Limits(prompt_tokens=10, new_tokens=8, features=2, strength=50.0, seconds=0.1)
+LIMITS = Limits(
+    prompt_tokens=10,
+    new_tokens=8,
+    features=2,
+    strength=50.0,
+    traced_tokens=6,
+    traced_features=20,
+    graphs=2,
+    seconds=0.1,
+)
 
 
 def playground() -> Playground:
-    return Playground(*setting(), collection(), {5: "a label"}, "tiny", LIMITS)
+    sae, model, tokenizer = setting()
+    return Playground({"sae": ServedSAE(sae, collection(), {5: "a label"})}, model, tokenizer, "tiny", LIMITS)
+
+
+@cache
+def transcoders() -> dict[str, ServedSAE]:
+    """Of both MLPs, the second narrower."""
+    _, model, tokenizer = setting()
+    served = {}
+    for layer, n_features in enumerate((24, 16)):
+        torch.manual_seed(layer)
+        places = {"hook_point": f"mlp_in.{layer}", "target_hook_point": f"mlp_out.{layer}"}
+        config = TopKSAEConfig(d_in=16, n_features=n_features, k=4, context_length=CONTEXT, **places)
+        sae = SAE.from_config(config).eval()
+        found = collect_features(sae, model, tokenizer, texts(20), n_top=2, n_sample=2, disable_tqdm=True)
+        served[f"mlp.{layer}"] = ServedSAE(
+            sae, found, {feature: f"called {layer}.{feature}" for feature in range(n_features)}
+        )
+    return served
+
+
+def playground_of_a_set() -> Playground:
+    _, model, tokenizer = setting()
+    return Playground(transcoders(), model, tokenizer, "set", LIMITS)
 
 
 def test_a_text_has_the_features_that_the_sae_finds():
@@ -36,7 +70,7 @@ def test_a_text_has_the_features_that_the_sae_finds():
 
 def test_a_continuation_is_that_of_generate():
     sae, model, tokenizer = setting()
-    told = playground().generate("w1 w2", {"5": 30, "7": 0}, 8)
+    told = playground().generate("w1 w2", {"sae": {"5": 30, "7": 0}}, 8)
     inputs = sae.tokenize("w1 w2", tokenizer)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     plain = model.generate(**inputs, **options)[0, 2:]
@@ -58,19 +92,112 @@ def test_a_continuation_is_that_of_generate():
         ("w1", {}, 9, "expected 1 to 8"),
         ("w1", {}, True, "no whole number"),
         ("w1", {}, None, "no whole number"),
-        ("w1", {"1": 1, "2": 1, "3": 1}, 5, "at most 2"),
+        ("w1", {"sae": {"1": 1, "2": 1, "3": 1}}, 5, "at most 2"),
         ("w1", [1], 5, "at most 2"),
-        ("w1", {"40": 1}, 5, "no feature '40'"),
-        ("w1", {"-1": 1}, 5, "no feature '-1'"),
-        ("w1", {"9" * 50: 1}, 5, "no feature"),
-        ("w1", {"5": float("nan")}, 5, "no number"),
-        ("w1", {"5": "2"}, 5, "no number"),
-        ("w1", {"5": 51}, 5, "at most 50"),
+        ("w1", {"sae": [1]}, 5, "at most 2"),
+        ("w1", {"5": 1}, 5, "by SAE and feature"),
+        ("w1", {"other": {"5": 1}}, 5, "no SAE 'other' here: expected one of sae"),
+        ("w1", {"sae": {"40": 1}}, 5, "no feature '40'"),
+        ("w1", {"sae": {"-1": 1}}, 5, "no feature '-1'"),
+        ("w1", {"sae": {"9" * 50: 1}}, 5, "no feature"),
+        ("w1", {"sae": {"5": float("nan")}}, 5, "no number"),
+        ("w1", {"sae": {"5": "2"}}, 5, "no number"),
+        ("w1", {"sae": {"5": 51}}, 5, "at most 50"),
     ],
 )
 def test_questions_have_limits(text, strengths, new_tokens, message):
     with pytest.raises(ValueError, match=message):
         playground().generate(text, strengths, new_tokens)
+
+
+def test_each_sae_of_a_set_is_read_and_several_are_steered_at_once():
+    _, model, tokenizer = setting()
+    saes, asked = transcoders(), playground_of_a_set()
+    for name, served in saes.items():
+        told = asked.read("w1 w2 w3", name)
+        assert told["sae"] == name and told["known"].keys() == {str(f) for one in told["features"] for f in one}
+        alone = Playground({name: served}, model, tokenizer, limits=LIMITS).read("w1 w2 w3")
+        assert alone == told
+    assert asked.read("w1 w2 w3")["sae"] == "mlp.0"
+    with pytest.raises(ValueError, match=re.escape("no SAE 'mlp.2' here: expected one of mlp.0, mlp.1")):
+        asked.read("w1 w2", "mlp.2")
+    with pytest.raises(ValueError, match="no feature '16': expected 0 to 15"):
+        asked.generate("w1", {"mlp.0": {"16": 1}, "mlp.1": {"16": 1}}, 1)
+
+    loud = {
+        name: int(served.collection.features[served.collection.densities.argmax()]) for name, served in saes.items()
+    }
+    told = asked.generate("w1 w2", {name: {str(feature): 40} for name, feature in loud.items()}, 8)
+    first, second = saes.values()
+    inputs = first.sae.tokenize("w1 w2", tokenizer)
+    with (
+        steer(model, first.sae, {loud["mlp.0"]: 40.0}, maxima=first.collection),
+        steer(model, second.sae, {loud["mlp.1"]: 40.0}, maxima=second.collection),
+    ):
+        steered = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 2:]
+    assert told["steered"].split() == tokenizer.decode(steered).split() != told["plain"].split()
+
+
+def test_a_text_is_traced_as_trace_does():
+    _, model, tokenizer = setting()
+    asked = playground_of_a_set()
+    assert asked.no_trace is None and asked.about()["no_trace"] is None
+    told = asked.trace("w1 w2 w3 w4")
+    saes = {name: served.sae for name, served in transcoders().items()}
+    graph = trace(model, saes, "w1 w2 w3 w4", tokenizer=tokenizer, max_features=20, disable_tqdm=True)
+    assert told["replacement"] == pytest.approx(graph.replacement_score, rel=0.01)
+    assert told["features"] == 20 < told["active"] == graph.n_active
+    logits = [node for node in graph.nodes if node.kind == "logit"]
+    assert [one["token"] for one in told["says"]] == [node.label for node in logits]
+    page = (asked.graph(told["graph"]) or b"").decode()
+    traced = {node.name for node in graph.nodes if node.kind == "feature"}
+    assert "<title>w1 w2 w3 w4</title>" in page and len(traced) == 20 and all(f'"{name}"' in page for name in traced)
+    assert all(f'called {node.source[4:]}.{node.feature}"' in page for node in graph.nodes if node.name in traced)
+
+
+def test_the_newest_graphs_are_kept():
+    asked = playground_of_a_set()
+    numbers = [asked.trace(text)["graph"] for text in ("w1 w2", "w2 w3", "w3 w4")]
+    assert asked.graph(numbers[0]) is None and asked.graph(99) is None
+    assert [b"w2 w3" in (asked.graph(n) or b"") for n in numbers] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (3, "empty"),
+        ("w1 " * 7, "has 7 tokens: 6 are allowed"),
+        ("w1 " * 999, "too long"),
+        ("w1", "two"),
+    ],
+)
+def test_what_is_traced_has_limits(text, message):
+    with pytest.raises(ValueError, match=message):
+        playground_of_a_set().trace(text)
+
+
+def test_where_there_can_be_no_graph_it_is_said_why():
+    _, model, tokenizer = setting()
+    served = transcoders()["mlp.0"]
+    twice = Playground({"a": served, "b": served}, model, tokenizer, limits=LIMITS)
+    assert twice.no_trace and twice.about()["no_trace"] == twice.no_trace
+    with pytest.raises(ValueError, match=re.escape(twice.no_trace)):
+        twice.trace("w1 w2 w3")
+    assert twice.read("w1 w2 w3", "b")["features"]
+
+
+def test_an_sae_of_the_stream_is_traced_alone():
+    told = playground().trace("w1 w2 w3")
+    assert playground().no_trace is None and told["notes"] and "all of it is error" in told["notes"][0]
+
+
+def test_limits_and_an_empty_set_are_refused():
+    _, model, tokenizer = setting()
+    with pytest.raises(ValueError, match="traced_features is 0: expected 1 or more"):
+        Limits(traced_features=0)
+    with pytest.raises(ValueError, match="no SAE to serve"):
+        Playground({}, model, tokenizer)
 
 
 def test_the_end_waits_for_the_question_that_is_being_answered():

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,26 +22,49 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 PATIENCE = 60_000
 
 
+def serve(folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "hfsae_cli", "serve", str(folder), "--port", "0", "--max_tokens", "4000", *options]
+
+
 @pytest.fixture(scope="module")
 def address(trained_folder, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served") / "sae"
-    shutil.copytree(trained_folder, folder)
-    command = [sys.executable, "-m", "hfsae_cli", "serve", str(folder), "--port", "0", "--max_tokens", "4000"]
+    command = serve(shutil.copytree(trained_folder, folder))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         found = next(filter(None, (re.search(r"http://127.0.0.1:\d+/", line) for line in process.stdout)))
         yield found[0]
         # The command ends well even while the model is at work.
         waiting = HTTPConnection(found[0].split("/")[2], timeout=60)
-        question = json.dumps({"text": "def f(", "strengths": {"3": 1}, "new_tokens": 100})
+        question = json.dumps({"text": "def f(", "strengths": {"sae": {"3": 1}}, "new_tokens": 100})
         waiting.request("POST", "/generate", question, {"Content-Type": "application/json"})
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert "ended" in process.stdout.read() and process.wait(60) == 0
 
 
+@pytest.fixture(scope="module")
+def address_of_a_set(trained_set, tmp_path_factory) -> Iterator[str]:
+    folder = shutil.copytree(trained_set, tmp_path_factory.mktemp("served") / "set")
+    command = serve(folder, "--traced_tokens", "12", "--traced_features", "40")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        yield next(filter(None, (re.search(r"http://127.0.0.1:\d+/", line) for line in process.stdout)))[0]
+        process.send_signal(signal.SIGINT)
+        assert "ended" in process.stdout.read() and process.wait(60) == 0
+
+
 @pytest.fixture
 def page(address) -> Iterator[Any]:
+    yield from opened_at(address)
+
+
+@pytest.fixture
+def page_of_a_set(address_of_a_set) -> Iterator[Any]:
+    yield from opened_at(address_of_a_set)
+
+
+def opened_at(address: str) -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened, errors, requests = browser.new_page(), [], []
@@ -75,6 +99,55 @@ def test_one_types_sees_features_and_steers(page):
     assert page.inner_text("#plain") == plain
     page.locator("#sliders button").click()
     expect(page.locator("#sliders li")).to_have_count(0)
+
+
+def test_a_text_is_traced_and_its_graph_opens(page_of_a_set):
+    page, context = page_of_a_set, page_of_a_set.context
+    expect(page.locator("#no-trace")).to_be_hidden()
+    page.fill("#text", "def main(self): <i>")
+    page.click("#trace")
+    link = page.locator("#graphs a")
+    expect(link).to_have_text("def main(self): <i>", timeout=PATIENCE)
+    expect(page.locator("#graphs li")).to_contain_text("40 of")
+    elsewhere: list[str] = []
+    context.on("request", lambda made: elsewhere.append(made.url))
+    with context.expect_page() as opening:
+        link.click()
+    graph = opening.value
+    graph.wait_for_load_state()
+    assert graph.title() == "def main(self): <i>" and graph.locator("#grid button").count() > 40
+    graph.locator("#grid button").last.click()
+    expect(graph.locator("#panel")).not_to_be_empty()
+    assert [url for url in elsewhere if not url.startswith(("data:", page.url))] == []
+    graph.close()
+    page.fill("#text", "word " * 30)
+    page.click("#trace")
+    expect(page.locator("#wrong")).to_contain_text("12 are allowed", timeout=PATIENCE)
+
+
+def test_each_sae_of_a_set_is_seen_and_steered(page_of_a_set):
+    page = page_of_a_set
+    page.fill("#text", "def main(self):\n    return self.")
+    page.click("#read")
+    expect(page.locator("#features li").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#about")).to_contain_text("h.2.mlp")
+    page.locator("#features .steer").first.click()
+    # Another SAE is read as soon as it is chosen.
+    with page.expect_response("**/read") as answered:
+        page.select_option("#sae", "mlp_in.3")
+    told = answered.value.json()
+    expect(page.locator("body")).not_to_have_attribute("aria-busy", "true")
+    shown = [int(row.get_attribute("data-feature")) for row in page.locator("#features li").all()]
+    assert told["sae"] == "mlp_in.3" and {*shown} <= {feature for one in told["features"] for feature in one}
+    expect(page.locator("#about")).to_contain_text("h.3.mlp")
+    page.locator("#features .steer").first.click()
+    assert [" of mlp_in.2" in text for text in page.locator("#sliders li").all_inner_texts()] == [True, False]
+    for slider in page.locator("#sliders input").all():
+        slider.fill("8")
+    with page.expect_request("**/generate") as asked:
+        page.click("#generate")
+    assert asked.value.post_data_json["strengths"].keys() == {"mlp_in.2", "mlp_in.3"}
+    expect(page.locator("#steered")).not_to_be_empty(timeout=PATIENCE)
 
 
 def test_hostile_text_stays_text_and_what_is_refused_is_shown(page):
