@@ -22,10 +22,14 @@ LABELS_FILE = "labels.json"
 _FORMAT = 1
 _KINDS = ("detection", "fuzzing")
 
+SIMULATION = "simulation"
 SCORES = {
     f"{kind}_{against}": f"{kind} against {against} text" for kind in _KINDS for against in ("random", "neighbouring")
-}
+} | {SIMULATION: "simulation, a correlation"}
 """The scores that a label may have, and what they are called."""
+
+GUESS = {name: 0.0 if name == SIMULATION else 0.5 for name in SCORES}
+"""What a guess has of each score."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Score:
     """How well a label foretells where its feature fires.
 
     Attributes:
-        accuracy: Balanced accuracy, (true positive rate + true negative rate) / 2; 0.5 is a guess.
+        accuracy: Balanced accuracy, (true positive rate + true negative rate) / 2; 0.5 is a guess. Of a simulation the
+            correlation of foretold and true activations; 0 is a guess.
         low: Lower end of its 95 % interval.
         high: Upper end.
         positives: Examples on which the feature fires and an answer was given.

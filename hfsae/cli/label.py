@@ -55,7 +55,8 @@ def run(
         str | None,
         option(
             "--prompts",
-            "Folder with templates in place of the package's: explain.jinja, detection.jinja, fuzzing.jinja.",
+            "Folder with templates in place of the package's: explain.jinja, detection.jinja, fuzzing.jinja, "
+            "simulation.jinja.",
             rich_help_panel=_ASKED,
         ),
     ] = None,
@@ -80,6 +81,14 @@ def run(
     shown_at_once: Annotated[
         int, option("--shown_at_once", "Pieces in one request for verdicts.", rich_help_panel=_SCORING)
     ] = 5,
+    n_simulated: Annotated[
+        int,
+        option(
+            "--n_simulated",
+            "Pieces of each of two kinds whose activations the model foretells token by token; 0: no simulation.",
+            rich_help_panel=_SCORING,
+        ),
+    ] = 0,
     seed: Annotated[int, option("--seed", "Of what is drawn.", rich_help_panel=_SCORING)] = 0,
     *,
     collecting: Collecting,
@@ -88,6 +97,7 @@ def run(
     """Explains, scores, and writes labels.json."""
     import json
 
+    from hfsae.label_file import GUESS
     from hfsae.meaning import EndpointChat, LocalChat, Prompts
     from hfsae.meaning.label_saved import label_saved
     from hfsae.saved.kept_features import SavedFeatures
@@ -114,12 +124,13 @@ def run(
         n_shown=n_shown,
         n_scored=n_scored,
         shown_at_once=shown_at_once,
+        n_simulated=n_simulated,
         prompts=templates,
     )
     if estimate:
         return 0
     for name, (mean, low, high) in done.mean_scores().items():
-        print(f"{name}: {mean:.3f} on average ({low:.3f} to {high:.3f}); 0.5 is a guess")
+        print(f"{name}: {mean:.3f} on average ({low:.3f} to {high:.3f}); {GUESS[name]:g} is a guess")
     print(
         f"{len(done.labels):,} labels, {len(done.nonsense):,} without an explanation, {len(done.too_few):,} with too "
         f"few examples, {done.unanswered:,} pieces without a verdict, {done.answers:,} answers"

@@ -7,7 +7,7 @@ from typing import Any
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.hub_ids import without_folders
-from hfsae.label_file import LABELS_FILE, SCORES, Label, labels_beside
+from hfsae.label_file import LABELS_FILE, SCORES, SIMULATION, Label, labels_beside
 
 
 def label_summary(folder: Path | None, sae: SparseAutoencoder | None) -> dict[str, Any] | None:
@@ -29,5 +29,7 @@ def label_summary(folder: Path | None, sae: SparseAutoencoder | None) -> dict[st
 
 def _of_model(model: str, labels: list[Label]) -> dict[str, Any]:
     by_score = {name: [one.scores[name].accuracy for one in labels if name in one.scores] for name in SCORES}
-    means = [(SCORES[name], fmean(found)) for name, found in by_score.items() if found]
-    return {"model": without_folders(model), "n": len(labels), "scores": means}
+    means = {name: fmean(found) for name, found in by_score.items() if found}
+    simulation = means.pop(SIMULATION, None)
+    scores = [(SCORES[name], mean) for name, mean in means.items()]
+    return {"model": without_folders(model), "n": len(labels), "scores": scores, "simulation": simulation}

@@ -104,6 +104,30 @@ class LocalChat:
         self._longest = context_length_of(self._model)
         self._has_system = _takes_system(self._tokenizer)
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer."""
+        return self._tokenizer
+
+    def rendered(self, conversation: Conversation) -> str:
+        """A conversation in the model's chat template, as it reads it; its last message is begun by the assistant."""
+        asked = conversation if self._has_system else without_system(conversation)
+        return str(self._tokenizer.apply_chat_template(asked, continue_final_message=True, tokenize=False))
+
+    def refuse_long(self, prompt: int) -> None:
+        """Refuses a prompt of more tokens than the model reads.
+
+        Raises:
+            ValueError: With both numbers.
+        """
+        if self._longest is not None and prompt > self._longest:
+            raise ValueError(f"a prompt of {prompt} tokens does not fit the context of {self.name} ({self._longest}).")
+
     def answers(self, conversations: Sequence[Conversation], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Chat`; batches are of about the same length, so that little is padding."""
         lengths = [self.tokens_of(conversation) for conversation in conversations]

@@ -24,20 +24,33 @@ class Journal:
 
     def __init__(self, chat: Chat, path: Path | None = None):
         self.name, self.at_once = chat.name, chat.at_once
-        self.asked = 0
-        """Answers that came from the model, and not from the file."""
-        self._chat, self._path = chat, path
-        self._known = {} if path is None else _read(path)
-        self._file: IO[str] | None = None
+        self._chat, self._kind = chat, ""
+        self._notes = _Notes(path)
+
+    @property
+    def asked(self) -> int:
+        """Answers that came from a model, and not from the file."""
+        return self._notes.added
+
+    def beside(self, chat: Chat, kind: str) -> "Journal":
+        """Another way to ask, whose answers are written into the same file.
+
+        Args:
+            chat: What answers.
+            kind: A name, under which its answers are kept apart from those of the same questions asked otherwise.
+        """
+        other = Journal(chat)
+        other._kind, other._notes = kind, self._notes
+        return other
 
     def answers(self, conversations: Sequence[Conversation], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """As the model's own; what is known comes first."""
         keys = [self._key(conversation, max_new_tokens) for conversation in conversations]
-        unknown = [number for number, key in enumerate(keys) if key not in self._known]
-        yield from ((number, self._known[key]) for number, key in enumerate(keys) if key in self._known)
+        known = self._notes.known
+        unknown = [number for number, key in enumerate(keys) if key not in known]
+        yield from [(number, known[key]) for number, key in enumerate(keys) if key in known]
         for place, text in self._chat.answers([conversations[number] for number in unknown], max_new_tokens):
-            self.asked += 1
-            self._note(keys[unknown[place]], text)
+            self._notes.add(keys[unknown[place]], text)
             yield unknown[place], text
 
     def tokens_of(self, conversation: Conversation) -> int:
@@ -46,22 +59,40 @@ class Journal:
 
     def finish(self) -> None:
         """Removes the file: what it was for is done."""
+        self._notes.finish()
+
+    def close(self) -> None:
+        """Closes the file, which stays."""
+        self._notes.close()
+
+    def _key(self, conversation: Conversation, max_new_tokens: int) -> str:
+        kind = [self._kind] if self._kind else []
+        asked = json.dumps([self.name, max_new_tokens, conversation, *kind])
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+
+class _Notes:
+    """The file of a journal, and what it holds."""
+
+    def __init__(self, path: Path | None):
+        self.known = {} if path is None else _read(path)
+        self.added = 0
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def finish(self) -> None:
         self.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Closes the file, which stays."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _key(self, conversation: Conversation, max_new_tokens: int) -> str:
-        asked = json.dumps([self.name, max_new_tokens, conversation])
-        return hashlib.sha256(asked.encode()).hexdigest()
-
-    def _note(self, key: str, text: str) -> None:
-        self._known[key] = text
+    def add(self, key: str, text: str) -> None:
+        self.known[key] = text
+        self.added += 1
         if self._path is None:
             return
         if self._file is None:

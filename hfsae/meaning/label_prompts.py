@@ -7,9 +7,11 @@ begins its answer. A template prints what it is given:
 |---|---|
 | `explain.jinja` | `examples` with `marked` (text) and `strengths` (pairs of a token and 1 to 10), `promoted` |
 | `detection.jinja`, `fuzzing.jinja` | `explanation`, and `examples` (texts) |
+| `simulation.jinja` | `explanation`, `tokens` (texts), and `most` (the largest number) |
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -21,14 +23,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hfsae.meaning.chat import Conversation
 
-NAMES = ("explain", "detection", "fuzzing")
+NAMES = ("explain", "detection", "fuzzing", "simulation")
+_ALWAYS_ASKED = NAMES[:3]
 _BLOCKS = ("system", "user")
 _BEGINNING = "assistant"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The three prompts.
+    """The prompts.
 
     Args:
         sources: The text of each template, by the names of `NAMES`.
@@ -41,7 +44,8 @@ class Prompts:
         """The prompts of the package, in whose place come those of a folder.
 
         Args:
-            folder: Holds `explain.jinja`, `detection.jinja` or `fuzzing.jinja`; None takes those of the package.
+            folder: Holds `explain.jinja`, `detection.jinja`, `fuzzing.jinja` or `simulation.jinja`; None takes those
+                of the package.
 
         Raises:
             FileNotFoundError: If the folder is not there, or holds none of these files.
@@ -63,8 +67,16 @@ class Prompts:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the three templates."""
-        joined = "\0".join(self.sources[name] for name in NAMES)
+        """SHA-256 of the templates without that of the simulation, which few labels were asked with."""
+        return self._digest(_ALWAYS_ASKED)
+
+    @cached_property
+    def digest_with_simulation(self) -> str:
+        """SHA-256 of all templates."""
+        return self._digest(NAMES)
+
+    def _digest(self, names: Sequence[str]) -> str:
+        joined = "\0".join(self.sources[name] for name in names)
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def render(self, name: str, **values: Any) -> Conversation:

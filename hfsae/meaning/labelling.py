@@ -14,7 +14,7 @@ from hfsae.analysis import Feature, FeatureCollection, TokenTexts
 from hfsae.analysis.document_sequences import Documents
 from hfsae.analysis.weights import chosen_features
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.label_file import Label, Score
+from hfsae.label_file import SIMULATION, Label, Score
 from hfsae.meaning.chat import Chat, Conversation
 from hfsae.meaning.counterexamples import Counterexamples
 from hfsae.meaning.explaining import explanation_in, explanation_prompt, shown_and_held_out, spread
@@ -32,6 +32,7 @@ from hfsae.meaning.scoring import (
     trials,
     verdicts_in,
 )
+from hfsae.meaning.simulation import Piece, Simulator, pieces_of, simulator_of
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _EXPLANATION_TOKENS = 60
 # "[1, 0, 1]", and what small models say before it.
 _VERDICT_TOKENS = 40
+# About as long as an explanation, to tell the cost of what is asked about one.
+_LIKE_AN_EXPLANATION = "a phrase of about a dozen words in plain English"
 # Features of which prompts are written out to tell the cost of all.
 _ESTIMATED_ON = 16
 # With fewer examples nothing is explained: two are shown and one is held out.
@@ -106,6 +109,8 @@ class Labeller:
         n_shown: Examples that a feature is explained from.
         n_scored: Pieces of each kind that an explanation is scored on; 0 for no scores.
         shown_at_once: Pieces in one request for verdicts.
+        simulator: Foretells activations; None for no simulation.
+        n_simulated: Pieces of each of two kinds on which activations are foretold.
         seed: Of what is drawn.
     """
 
@@ -120,15 +125,16 @@ class Labeller:
         n_shown: int = 20,
         n_scored: int = 15,
         shown_at_once: int = 5,
+        simulator: Simulator | None = None,
+        n_simulated: int = 0,
         seed: int = 0,
     ):
-        if n_shown < 2 or n_scored < 0 or shown_at_once < 1:
-            raise ValueError(
-                f"n_shown is {n_shown}, n_scored {n_scored}, shown_at_once {shown_at_once}; expected at least 2, 0, 1."
-            )
+        _refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
         self._collection, self._counterexamples, self._chat = collection, counterexamples, chat
         self._texts, self._prompts = TokenTexts(tokenizer), prompts
         self._n_shown, self._n_scored, self._shown_at_once, self._seed = n_shown, n_scored, shown_at_once, seed
+        self._simulator, self._n_simulated = simulator, n_simulated
+        self._digest = prompts.digest if simulator is None else prompts.digest_with_simulation
 
     def explainable(self, features: Sequence[int]) -> tuple[list[int], list[int]]:
         """Those with examples enough, and the others."""
@@ -146,13 +152,18 @@ class Labeller:
         for feature in tried:
             conversations = [(self._explain(feature), _EXPLANATION_TOKENS)]
             conversations += [
-                (scoring_prompt(kind, "a phrase of about a dozen words in plain English", shown, self._prompts), size)
+                (scoring_prompt(kind, _LIKE_AN_EXPLANATION, shown, self._prompts), size)
                 for kind, found in self._trials(feature).items()
                 for shown, size in ((shown, _VERDICT_TOKENS) for shown in batches(found, self._shown_at_once))
             ]
             requests += len(conversations)
             prompt_tokens += sum(self._chat.tokens_of(conversation) for conversation, _ in conversations)
             answer_tokens += sum(size for _, size in conversations)
+            if self._simulator is not None:
+                pieces = self._pieces(feature)
+                requests += len(pieces)
+                prompt_tokens += self._simulator.tokens_to_read(_LIKE_AN_EXPLANATION, pieces, self._prompts)
+                answer_tokens += sum(map(self._simulator.tokens_to_write, pieces))
         scale = len(features) / max(len(tried), 1)
         return Cost(len(features), *(round(scale * total) for total in (requests, prompt_tokens, answer_tokens)))
 
@@ -168,14 +179,16 @@ class Labeller:
         for start in range(0, len(features), self._chat.at_once):
             group = features[start : start + self._chat.at_once]
             explanations = self._explanations(group)
-            scores = self._scores({feature: text for feature, text in explanations.items() if text is not None})
+            told = {feature: text for feature, text in explanations.items() if text is not None}
+            scores, simulated = self._scores(told), self._simulated(told)
             for feature in group:
                 text = explanations[feature]
                 if text is None:
                     yield feature, None, 0
                 else:
                     found, unanswered = scores[feature]
-                    yield feature, Label(text, self._chat.name, self._prompts.digest, found), unanswered
+                    others, without = simulated[feature]
+                    yield feature, Label(text, self._chat.name, self._digest, found | others), unanswered + without
 
     def _explanations(self, features: Sequence[int]) -> dict[int, str | None]:
         asked = [self._explain(feature) for feature in features]
@@ -201,6 +214,20 @@ class Labeller:
             found = {name: score for kind, pairs in mine.items() for name, score in scores_of(kind, pairs).items()}
             scores[feature] = found, sum(verdict is None for pairs in mine.values() for _, verdict in pairs)
         return scores
+
+    def _simulated(self, explanations: dict[int, str]) -> dict[int, tuple[dict[str, Score], int]]:
+        """The simulation score of each feature, and of how many pieces there were no numbers."""
+        if self._simulator is None:
+            return {feature: ({}, 0) for feature in explanations}
+        asked = {feature: (text, self._pieces(feature)) for feature, text in explanations.items()}
+        return self._simulator.scores(asked, self._prompts)
+
+    def _pieces(self, feature: int) -> list[Piece]:
+        """Those whose activations are foretold, the same in every run."""
+        _, held_out = shown_and_held_out(self._collection.of(feature), self._n_shown)
+        chosen = random.Random(f"{self._seed} {feature} simulation")
+        windows = self._counterexamples.anywhere(feature, self._n_simulated, chosen)
+        return pieces_of(spread(held_out, self._n_simulated), windows, self._texts)
 
     def _has_enough(self, feature: Feature) -> bool:
         shown, held_out = shown_and_held_out(feature, self._n_shown)
@@ -239,6 +266,7 @@ def label_features(
     n_shown: int = 20,
     n_scored: int = 15,
     shown_at_once: int = 5,
+    n_simulated: int = 0,
     counterexample_tokens: int = 50_000,
     prompts: Prompts | str | Path | None = None,
     journal: str | Path | None = None,
@@ -250,8 +278,8 @@ def label_features(
 ) -> Labelled:
     """Lets a language model explain features from their examples, and scores what it says by detection and fuzzing.
 
-    Examples that are scored were not shown to it. The same arguments ask the same questions, so a run that ended in
-    the middle goes on where its journal is.
+    With `n_simulated` it is also scored by simulation. Examples that are scored were not shown to it. The same
+    arguments ask the same questions, so a run that ended in the middle goes on where its journal is.
 
     Args:
         sae: The SAE.
@@ -265,6 +293,8 @@ def label_features(
         n_scored: Pieces of text of each of three kinds that an explanation is scored on. They are pieces where the
             feature fires, random ones, and pieces where a feature with a near decoder row fires. 0 for no scores.
         shown_at_once: Pieces in one request for verdicts.
+        n_simulated: Pieces of each of two kinds whose activations the model foretells, for the simulation score. They
+            are pieces where the feature fires, and random ones. 0 for none.
         counterexample_tokens: Tokens of `documents` to read.
         prompts: Templates, or a folder with templates that replace the package's.
         journal: A file in which answers are kept until the end; None keeps none.
@@ -290,6 +320,8 @@ def label_features(
     if collection.about.weights_sha256 != weights_sha256(sae):
         raise ValueError("these features were collected of another SAE: run collect_features on this one.")
     chosen = _chosen(sae, collection, features)
+    _refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
+    simulator = simulator_of(chat) if n_simulated else None
     about = collection.about
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.load(prompts)
     width = min(about.before + 1 + about.after, about.context_length)
@@ -299,14 +331,23 @@ def label_features(
         tokenizer,
         documents,
         width=width,
-        max_tokens=counterexample_tokens if n_scored else 1,
+        max_tokens=counterexample_tokens if n_scored or n_simulated else 1,
         context_length=about.context_length,
         text_column=text_column,
         disable_tqdm=disable_tqdm,
     )
     kept = Journal(chat, None if journal is None else Path(journal))
-    options = {"n_shown": n_shown, "n_scored": n_scored, "shown_at_once": shown_at_once, "seed": seed}
-    labeller = Labeller(collection, read, tokenizer, kept, prompts, **options)
+    if simulator is not None:
+        simulator = simulator._replace(chat=kept.beside(simulator.chat, SIMULATION))
+    labeller = Labeller(
+        *(collection, read, tokenizer, kept, prompts),
+        n_shown=n_shown,
+        n_scored=n_scored,
+        shown_at_once=shown_at_once,
+        simulator=simulator,
+        n_simulated=n_simulated,
+        seed=seed,
+    )
     run = Labelled()
     explainable, run.too_few = labeller.explainable(chosen)
     if before is not None:
@@ -324,6 +365,14 @@ def label_features(
         kept.close()
     kept.finish()
     return replace(run, answers=kept.asked)
+
+
+def _refuse_impossible(n_shown: int, n_scored: int, shown_at_once: int, n_simulated: int) -> None:
+    if n_shown < 2 or n_scored < 0 or shown_at_once < 1 or n_simulated < 0:
+        raise ValueError(
+            f"n_shown is {n_shown}, n_scored {n_scored}, shown_at_once {shown_at_once}, n_simulated {n_simulated}; "
+            "expected at least 2, 0, 1, 0."
+        )
 
 
 def _chosen(sae: SAE, collection: FeatureCollection, features: Sequence[int] | Tensor | None) -> list[int]:

@@ -107,8 +107,10 @@ def serving(answer: Answer, delay: float = 0.0) -> Iterator[ChatServer]:
 
 
 def asked(messages: list[dict[str, str]]) -> tuple[str, list[str]]:
-    """What is asked, and the examples of the last message."""
+    """What is asked, and the examples of the last message; of a simulation the tokens."""
     text = messages[-1]["content"]
+    if "unknown stands in its place" in messages[0]["content"]:
+        return "simulation", text.split("\n")[1:]
     kind = "explain" if "What does the feature" in text else "fuzzing" if "<<" in text else "detection"
     examples = text.split("Example ")[1:]
     return kind, [example.split(": ", 1)[1].split("\n")[0].strip() for example in examples]
