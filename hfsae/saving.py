@@ -6,8 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from hfsae.configuration import SAEConfig
 from hfsae.storage import appearing_whole
@@ -38,7 +41,8 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may write here, too
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    _remove_leftovers(folder)
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had the same id
     beside.mkdir()
     try:
         yield beside
@@ -47,6 +51,14 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed left beside a folder."""
+    for path in folder.parent.glob(f".{escape(folder.name)}.*.part"):
+        number = path.name.removeprefix(f".{folder.name}.").removesuffix(".part")
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_config(config: SAEConfig, folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_page_of_arguments_is_made_from_the_arguments_there_are():
 def test_the_import_graph_is_that_of_the_code():
     graph = script("import_graph")
     assert graph["drawn"]() == (DOCS / "import_graph.svg").read_text(), "run python docs/scripts/import_graph.py"
-    assert max(graph["floors"](graph["imports"]()).values()) < 10
+    assert max(graph["floors"](graph["imports"]()).values()) < 11
     with pytest.raises(ValueError, match="a circle among attach, hooks"):
         graph["floors"]({"attach": {"hooks"}, "hooks": {"attach"}, "storage": set()})
 

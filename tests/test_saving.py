@@ -1,6 +1,9 @@
 """Files that appear whole."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +35,27 @@ def test_files_replace_those_of_the_same_name_together_or_not_at_all(tmp_path):
 def test_a_config_is_written_where_transformers_reads_it(tmp_path):
     write_config(TopKSAEConfig(d_in=4, n_features=8, k=2), tmp_path)
     assert TopKSAEConfig.from_pretrained(tmp_path).n_features == 8
+
+
+def test_what_a_killed_process_left_beside_a_folder_goes_and_that_of_a_living_one_stays(tmp_path):
+    writing = "from pathlib import Path; from hfsae.saving import folder_at_once; import os, signal\n"
+    killed = (
+        writing
+        + "with folder_at_once(Path('new')) as f: (f / 'a').write_text('a'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, check=False)
+    (left,) = tmp_path.iterdir()
+    assert (left / "a").is_file()
+    others = [
+        tmp_path / f".new.{os.getppid()}.part",
+        tmp_path / ".new.mine.part",
+        tmp_path / f".newer.{left.name[5:]}",
+    ]
+    for other in others:
+        other.mkdir()
+    with folder_at_once(tmp_path / "new") as mine:
+        (mine / "weights").write_text("mine")
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / "new"}
 
 
 def test_an_empty_folder_is_filled_and_two_processes_write_no_mixture(tmp_path, monkeypatch):

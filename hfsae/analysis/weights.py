@@ -148,7 +148,8 @@ def _into_stream(sae: SparseAutoencoder, model: PreTrainedModel) -> Callable[[Te
     roles, module = layout.roles(point), model.get_submodule(point.path)
     if roles & _IN_THE_STREAM or (isinstance(module, nn.Embedding) and point.side == "output"):
         return lambda directions: directions
-    if roles & _BEFORE_A_MATRIX and isinstance(module, nn.Linear | Conv1D):
+    # Around a matrix an adapter of PEFT is linear, too.
+    if roles & _BEFORE_A_MATRIX and isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D):
         return lambda directions: module(directions) - module(torch.zeros_like(directions[:1]))
     return None
 

@@ -20,8 +20,12 @@ class Range:
 
     def refuse_unless_fits(self, name: str, value: Any) -> None:
         """Raises a ValueError that names the argument, where its value is none of these numbers."""
-        if value is not None and not self.fits(value):
-            raise ValueError(f"{name} {self.expected}, got {value}.")
+        try:
+            fits = value is None or self.fits(value)
+        except TypeError:  # it is no number
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} {self.expected}, got {value!r}.")
 
 
 POSITIVE = Range("must be positive", lambda value: value > 0)

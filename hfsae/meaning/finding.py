@@ -44,6 +44,10 @@ class PassageFeature:
     z: float
 
 
+class NothingCountsError(ValueError):
+    """A passage has no token that counts for an SAE."""
+
+
 def passage_features(
     sae: SparseAutoencoder,
     model: PreTrainedModel,
@@ -75,7 +79,8 @@ def passage_features(
         prior: How many tokens the prior is worth.
 
     Raises:
-        ValueError: If the collection is of another SAE, no token of the passage counts, or a number is impossible.
+        NothingCountsError: If no token of the passage counts, as of a single word at position 0.
+        ValueError: If the collection is of another SAE, or a number is impossible.
     """
     if prior <= 0 or top < 1:
         raise ValueError(f"prior is {prior} and top is {top}; expected more than 0, and 1 or more.")
@@ -87,7 +92,7 @@ def passage_features(
         here += torch.bincount(reader.read(batch.tokens).features, minlength=len(here))
         n += int(batch.tokens.keep.sum())
     if not n:
-        raise ValueError("the passage has no token that counts for this SAE: write some more words.")
+        raise NothingCountsError("the passage has no token that counts for this SAE: write some more words.")
     features = collection.features[here[collection.features] > 0]
     y, everywhere = here[features], collection.statistics.tokens_firing[features].double()
     n_background = collection.about.n_tokens

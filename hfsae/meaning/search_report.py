@@ -7,7 +7,7 @@ from hfsae.analysis import TokenTexts
 from hfsae.analysis.shading import printable
 from hfsae.data import find_document_column, load_text
 from hfsae.meaning.contrast import contrast
-from hfsae.meaning.finding import labelled_features, passage_features, promoting_features
+from hfsae.meaning.finding import NothingCountsError, labelled_features, passage_features, promoting_features
 from hfsae.meaning.label_embeddings import Embedder, nearest_labels
 from hfsae.saved.kept_features import SavedFeatures
 
@@ -25,7 +25,8 @@ def word_lines(
         embed: Finds labels by what they mean too; None: by their words alone.
 
     Raises:
-        ValueError: If there is an encoder, and no feature has a label.
+        ValueError: If there is an encoder, and no feature has a label. Likewise if no token of the text counts for the
+            SAE, and its words find nothing.
     """
     collection, texts = opened.collection, TokenTexts(opened.tokenizer)
     names = {feature: label.text for feature, label in opened.labels.items()}
@@ -43,8 +44,14 @@ def word_lines(
         yield "features that make one of these words likelier"
         for feature, token, effect in promoting:
             yield f"  {_name(feature, names)}: {printable(repr(token))} by {effect:.2f}"
+    try:
+        found = passage_features(opened.sae, opened.model, opened.tokenizer, collection, text, top=top, prior=prior)
+    except NothingCountsError:
+        if not (labelled or promoting or embed):
+            raise
+        yield "its tokens do not count for this SAE: a passage of more words says what fires on it"
+        return
     yield f"features that fire on it, against {collection.about.n_tokens:,} tokens of other text"
-    found = passage_features(opened.sae, opened.model, opened.tokenizer, collection, text, top=top, prior=prior)
     for one in found:
         times = f"{one.tokens} token" + ("" if one.tokens == 1 else "s")
         yield (

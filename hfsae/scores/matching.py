@@ -17,6 +17,7 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.hub.metadata import recorded_portable_name
 from hfsae.scores.needed import needed
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 
@@ -181,7 +182,12 @@ def two_places(a: SAEConfig, b: SAEConfig) -> str | None:
         b: That of another one.
     """
     models = [Path(config.base_model).name for config in (a, b) if config.base_model]
-    read, written = ([getattr(config, side) for config in (a, b)] for side in ("source_places", "target_places"))
+    # One place may go by its path in the one and by its portable name in the other.
+    portable = {config.hook_point: name for config in (a, b) if (name := recorded_portable_name(config))}
+    read, written = (
+        [[portable.get(place, place) for place in getattr(config, side)] for config in (a, b)]
+        for side in ("source_places", "target_places")
+    )
     unlike = [this != other for this, other in (read, written) if None not in (*this, *other)]
     if len(set(models)) > 1 or any(unlike):
         return f"the one {a.reads_and_writes}, the other {b.reads_and_writes}"

@@ -15,6 +15,7 @@ from hfsae.analysis.document_sequences import DocumentSequenceReader, DocumentSe
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
+from hfsae.data.encoding import bos_token_id
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.functional import SparseFeatures
@@ -207,12 +208,20 @@ class LabelledReader:
     def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
         """The first piece of each document, and of a long one some further pieces."""
         for batch in self._sampled.batches(documents):
-            numbers = batch.starts.clamp(min=0) // self._sampled.context_length
+            numbers = self._numbers(batch)
             chosen = (numbers == 0) | ((numbers + batch.documents) % _EVERY == 0)
             if chosen.any():
                 ids, mask, keep = (part[chosen] for part in batch.tokens)
                 tokens = TokenBatch(ids, mask, keep)
                 yield DocumentSequences(tokens, batch.documents[chosen], batch.starts[chosen])
+
+    def _numbers(self, batch: DocumentSequences) -> Tensor:
+        """int64: which piece of its document each is. A BOS that was put in front leaves room for one token less."""
+        length, begin = self._sampled.context_length, bos_token_id(self._tokenizer)
+        plain = batch.starts.clamp(min=0) // length
+        if begin is None:
+            return plain
+        return torch.where(batch.tokens.input_ids[:, 0] == begin, (batch.starts + 1) // max(length - 1, 1), plain)
 
     def _labelled(self, text: str, labels: TokenLabels) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The token ids of a document, and their labels."""

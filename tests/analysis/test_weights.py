@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hfsae import SAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from hfsae.analysis import logit_effects, neighbours
+from hfsae.analysis.weights import has_logit_effects
 from tests.hooks.families import build
 from tests.hooks.witness import count_hooks
 
@@ -60,6 +63,22 @@ def test_a_feature_before_the_matrix_of_a_branch_goes_through_it():
     sae = sae_at("mlp_act.0", d_in=24)
     expected = through_norm_and_head(model, sae.W_dec @ model.model.layers[0].mlp.down_proj.weight.T)
     torch.testing.assert_close(logit_effects(sae, model).promoted_by, expected.topk(10).values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["resid_post.0", "mlp_act.0"])
+def test_an_adapter_around_the_model_has_effects_too(place):
+    peft = pytest.importorskip("peft")
+    model = build("llama")
+    width = {"resid_post.0": model.config.hidden_size, "mlp_act.0": model.config.intermediate_size}[place]
+    sae = SAE.from_config(TopKSAEConfig(d_in=width, n_features=16, k=2, hook_point=place))
+    plain = logit_effects(sae, model, k=3)
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    assert has_logit_effects(sae, adapted)
+    effects = logit_effects(sae, adapted, k=3)
+    merged = logit_effects(sae, copy.deepcopy(adapted).merge_and_unload(), k=3)
+    torch.testing.assert_close(effects.promoted_by, merged.promoted_by, rtol=1e-4, atol=1e-5)
+    assert torch.equal(effects.promoted, plain.promoted) == (place == "resid_post.0")
 
 
 def test_what_does_not_go_into_the_stream_is_refused():

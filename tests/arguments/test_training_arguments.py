@@ -49,6 +49,7 @@ def test_every_argument_is_read_somewhere_and_explained(name):
         ("learning_rate", float("nan")), ("learning_rate", float("inf")), ("learning_rate", "quick"),
         ("lr_scheduler_type", "cosin"), ("revival", "auxkk"), ("decoder_center", "median"), ("model_dtype", "int8"),
         ("activation_dtype", "float16"), ("architecture_options", "[1]"), ("architecture_options", "{"),
+        ("kl_tokens", "a"), ("training_tokens", "many"), ("save_minutes", [1]),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_name(name, value):

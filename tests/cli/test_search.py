@@ -31,6 +31,16 @@ def test_words_find_labels_promoted_tokens_and_what_fires(place, capsys):
     assert "features that fire on it" in out and "log odds" in out
 
 
+def test_a_word_of_one_token_is_found_though_that_token_does_not_count(place, capsys):
+    """Position 0 is left out, so nothing fires on the word itself."""
+    assert main(["search", str(place / "sae"), "w3"]) == 0
+    told = capsys.readouterr()
+    assert "labels that say so\n  5 (the word w3)\n" in told.out and told.err == ""
+    assert told.out.endswith("its tokens do not count for this SAE: a passage of more words says what fires on it\n")
+    assert main(["search", str(place / "sae"), "zzz"]) == 1
+    assert "no token that counts" in capsys.readouterr().err
+
+
 def test_two_files_are_told_apart(place, capsys):
     sets = ["--positive", str(place / "with.jsonl"), "--negative", str(place / "without.txt")]
     assert main(["search", str(place / "sae"), *sets, "--top", "3", "--permutations", "50"]) == 0

@@ -89,6 +89,10 @@ def test_saes_of_two_places_are_matched_and_tell_of_no_stability():
         _ = found.stability
     assert match_features(here, of(1, hook_point="layers.1", base_model="hub/other")).two_places
     assert match_features(here, of(1, hook_point="layers.1", target_hook_point="layers.3")).two_places
+    by_name = of(1, hook_point="resid_post.1", base_model="hub/lm")
+    by_path = of(2, hook_point="layers.1", base_model="hub/lm", training={"portable_name": "resid_post.1"})
+    assert match_features(here, by_name).two_places  # nothing says that they are one place
+    assert match_features(by_path, by_name).objection is None
     for alike in (of(1, hook_point="layers.1", base_model="/moved/lm"), of(1)):
         assert match_features(here, alike).objection is None
 

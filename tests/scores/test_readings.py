@@ -96,10 +96,26 @@ def test_a_bos_that_counts_has_no_label_of_another_token():
     tokenizer.bos_token = tokenizer.eos_token
     reader = LabelledReader(sae, model, tokenizer)
     labels = PatternLabels({"w5": r"\bw5\b", "w3": r"\bw3\b"})
-    document = Dataset.from_dict({"text": ["w1 w1 w2 w2 w5 w6 w7 w3"]})
+    # Of the document in row 7 the second piece is read as well as the first.
+    document = Dataset.from_dict({"text": [*[""] * 7, "w1 w1 w2 w2 w5 w6 w7 w3"]})
     rows = all_of(reader.tokens(document, labels, [COORDINATES], 10**6), "it")
     of_first, of_second = [[0, 0]] * 5 + [[1, 0]], [[0, 0]] * 3 + [[0, 1]]
     assert sorted(rows.labels.astype(int).tolist()) == sorted(of_first + of_second)
+
+
+@pytest.mark.parametrize("begins_with_bos", [False, True])
+def test_of_a_long_document_with_a_bos_in_front_of_pieces_the_first_is_one(begins_with_bos):
+    sae, model, _ = setting.__wrapped__(prepend_bos=True)
+    tokenizer = pythia_like()
+    tokenizer.bos_token = tokenizer.eos_token
+    reader = LabelledReader(sae, model, tokenizer)
+    text = " ".join(f"w{i % 40}" for i in range(11 * 20))
+    if begins_with_bos:
+        text = f"{tokenizer.bos_token} {text}"
+    starts = [start for batch in reader._some(Dataset.from_dict({"text": [text]})) for start in batch.starts.tolist()]
+    # Pieces of 11 tokens behind a BOS: of the 20 those with the numbers 0, 8 and 16.
+    first = 0 if begins_with_bos else -1
+    assert sorted(starts) == [first, 8 * 11 + (0 if begins_with_bos else -1), 16 * 11 + (0 if begins_with_bos else -1)]
 
 
 def test_text_that_is_too_short_is_refused():
