@@ -130,7 +130,8 @@ def _groups(places: Tensor) -> Tensor | None:
     wanted = min(_GROUPS, max(2, round((len(places) / 4) ** 0.5)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer places that differ than groups: then fewer groups
-        found = torch.from_numpy(KMeans(wanted, n_init=4, random_state=0).fit_predict(places.numpy())).long()
+        means = KMeans(wanted, n_init=4, random_state=0)  # pyright: ignore[reportArgumentType]
+        found = torch.from_numpy(means.fit_predict(places.numpy())).long()
     order = torch.bincount(found).argsort(descending=True, stable=True)
     return order.argsort()[found]
 

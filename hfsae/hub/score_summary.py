@@ -112,6 +112,6 @@ def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[Sc
         names = ("value", "low", "high", "deviation", "seeds")
         value, low, high, deviation, seeds = (number(mapping(figures).get(name)) for name in names)
         if value is not None and low is not None and high is not None:
-            noise = (deviation, int(seeds)) if deviation is not None and seeds is not None else ()
+            noise = (None, None) if deviation is None or seeds is None else (deviation, int(seeds))
             rows.append(ScoreRow(title, value, low, high, *noise))
     return rows or None
