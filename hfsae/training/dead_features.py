@@ -173,7 +173,8 @@ REPOINTED_UNTIL = 0.95
 # 300,000 tokens, topk and jumprelu), 2.3 and 3.3 % of layer 1 were dead, but explained variance was 0.930 and 0.945.
 # With the second half alone it was 3.5 and 3.5 %, 0.931 and 0.947; never settled 5.1 and 5.0 %, 0.931 and 0.947.
 SETTLED_FROM = 0.5
-# A revived feature is on its strongest of so many tokens as strong as the median living one on its own.
+# A revived feature is on its strongest of about so many tokens as strong as the median living one on its own. The
+# token that it is pointed at is another: among them it would be the strongest, and the feature silent elsewhere.
 _LEVEL_TOKENS = 512
 # So many living features are asked.
 _LIVING = 1024
@@ -196,8 +197,8 @@ def repoint(
 
     Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², at the mean norm of
     living rows where rows are free. Encoder rows become the centred activation there, at the mean norm of living rows.
-    Biases bring the feature, on its strongest of some hundred tokens, to where the median living feature is on its
-    own. That is above its threshold where there is one. Adam's moments of all go to 0.
+    Biases bring the feature, on its strongest of some hundred other tokens, to where the median living feature is on
+    its own. That is above its threshold where there is one. Adam's moments of all go to 0.
 
     Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
@@ -222,9 +223,14 @@ def repoint(
     Returns:
         How many features were repointed; none of a layer in which none lives.
     """
-    scaled, goal = sae.scaled(x.to(sae.dtype)), sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
+    every = max(2, len(x) // _LEVEL_TOKENS)
+    scaled = sae.scaled(x.to(sae.dtype))
+    some, mean = sae.encoder_input(scaled[::every]), scaled.mean(0)
+    others = torch.arange(len(x), device=x.device) % every > 0
+    if len(x) > 1:
+        scaled, x, target = scaled[others], x[others], target[others]
+    goal = sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
     error = (goal - (reconstruct or sae.scaled_reconstruction)(scaled)).float()
-    some = sae.encoder_input(scaled[:: max(1, len(scaled) // _LEVEL_TOKENS)])
     generator = torch.Generator().manual_seed(seed)
     shift, count = torch.zeros_like(sae.encoder.bias), 0
     for end, of_end, alive in zip(_ends(sae), stuck.chunk(sae.n_groups), (~dead).chunk(sae.n_groups), strict=True):
@@ -236,7 +242,7 @@ def repoint(
         weights = share.double().cpu()
         drawn = torch.multinomial(weights, len(features), replacement=True, generator=generator).to(x.device)
         living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
-        encoder = F.normalize((read[drawn] - read.mean(0)).float(), dim=1)
+        encoder = F.normalize((read[drawn] - mean[end.reads]).float(), dim=1)
         decoder = F.normalize(missed[drawn], dim=1)
         _of_first_process(encoder, decoder, together=together)
         *norms, level = _numbers(sae, end, living, some)

@@ -109,6 +109,31 @@ def test_decoder_rows_are_errors_and_encoder_rows_what_was_read_there():
     assert torch.allclose(encoder, read[at] * length, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_rows", [600, 2200])
+def test_each_fires_elsewhere_than_where_it_was_pointed(n_rows):
+    """Were its own token among those that say how strong it is, a feature would be silent nearly everywhere else."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(n_rows, 64, generator=draw)  # no two are alike
+    y = torch.relu(x @ torch.randn(64, 16, generator=draw))
+    places = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False}
+    torch.manual_seed(0)
+    sae = SAE.from_config(config_class_of("topk")(d_in=64, d_out=16, n_features=48, k=4, **places))
+    initialise(sae, x, target=y)
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    with torch.no_grad():
+        assert repoint(sae, optimiser, x, y, STUCK, DEAD, seed=3) == 8
+        pre = sae.pre_activations(x)
+    elsewhere = pre[:, STUCK].topk(2, 0).values[1]  # the strongest is the token of each
+    assert (elsewhere > 0.4 * pre[:, ~DEAD].amax(0).median()).all()
+
+
+def test_of_one_token_they_are_pointed_at_it():
+    sae, (x, y) = drowned("topk"), rows()
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    assert repoint(sae, optimiser, x[:1], y[:1], STUCK, DEAD, seed=3) == 8
+    assert sae.W_dec.isfinite().all()
+
+
 def test_their_moments_are_forgotten_and_no_others():
     sae = drowned("jumprelu")
     optimiser = repointed(sae)
