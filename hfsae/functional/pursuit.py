@@ -51,7 +51,7 @@ def pursue(x: Tensor, rows: Tensor, rule: Pursuit, path: Path = "auto") -> tuple
     if is_traced(x):
         dense = _plainly(x, rows, rule)
         return DensePattern.from_mask(dense != 0), dense
-    return _pursued(x, rows, rule, path)
+    return _pursued(x, rows, rule, path)  # type: ignore[call-arg]
 
 
 @torch.compiler.disable
