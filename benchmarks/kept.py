@@ -10,8 +10,8 @@ from hfsae.storage import read_json
 from hfsae.training.output import TrainOutput
 
 
-def kept(file: Path, make: Callable[[], Any]) -> Any:
-    """What a JSON file holds, made first where it is not there.
+def kept(file: Path, make: Callable[[], Any], kind: type = dict) -> Any:
+    """What a JSON file holds, a dictionary or another kind, made first where it is not there.
 
     It is written whole, and read again at once: a run that goes on sees what one without interruption saw.
     """
@@ -19,7 +19,7 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
         made = make()
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, made)
-    return read_json(file)
+    return read_json(file, kind)
 
 
 def whole_run(trainer: SAETrainer) -> TrainOutput:

@@ -130,7 +130,7 @@ def main(
                 {**SMALL, "hook_point": f"mlp_in.{layers[0]}", **given}, output_dir=folder, seed=seed, **fixed
             )
             make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens)
-            for row in kept(output / f"seed{seed}.json", make):
+            for row in kept(output / f"seed{seed}.json", make, list):
                 print(row, flush=True)
 
 
