@@ -7,6 +7,7 @@ from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_stability
 from hfsae.scores.matching import Matching, one_start, run_name, starts_are_known, two_places
+from hfsae.scores.recipe import two_recipes
 
 
 def can_stand_on_card(source: str, a: SparseAutoencoder, b: SparseAutoencoder) -> None:
@@ -18,11 +19,12 @@ def can_stand_on_card(source: str, a: SparseAutoencoder, b: SparseAutoencoder) -
         b: The other one.
 
     Raises:
-        ValueError: If the first is in no folder here, the two have one start or two places, or a start is not known.
+        ValueError: If the first is in no folder here, the two have one start, two places or two recipes, or a start
+            is not known.
     """
     if not Path(source).is_dir():
         raise ValueError(f"stability is written beside the weights of A, and {source} is no folder here.")
-    objection = two_places(a.config, b.config) or one_start(a, b)
+    objection = two_places(a.config, b.config) or one_start(a, b) or two_recipes(a.config, b.config)
     if objection is None and not starts_are_known(a, b):
         objection = "what they started from is not recorded"
     if objection is not None:

@@ -20,6 +20,7 @@ from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.metadata import recorded_portable_name
 from hfsae.scores.needed import needed
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
+from hfsae.scores.recipe import two_recipes
 
 SAME = 0.7
 """The cosine from which two features count as the same."""
@@ -43,6 +44,7 @@ class Matching:
         chance: The mean cosine that the first SAE has with random directions, as many as the second has.
         one_start: Why the two count as runs from one start; None where nothing says so.
         two_places: Why the two are no runs at one place of one model; None where nothing says so.
+        two_recipes: In what the two differ beside their seed; None where nothing says so.
     """
 
     first: Tensor
@@ -55,28 +57,31 @@ class Matching:
     chance: float
     one_start: str | None
     two_places: str | None = None
+    two_recipes: str | None = None
 
     @property
     def objection(self) -> str | None:
         """Why the figures do not tell of stability; None where nothing speaks against it."""
-        return self.two_places or self.one_start
+        return self.two_places or self.one_start or self.two_recipes
 
     @property
     def stability(self) -> ConfidenceInterval:
         """The share of features that both runs have.
 
         Raises:
-            ValueError: If the runs have one start, which makes them alike whatever they learned, or two places.
+            ValueError: If the runs have one start, which makes them alike whatever they learned, or two places,
+                or differ in more than their seed.
         """
         if self.objection is not None:
-            what = "Match runs at one place." if self.two_places else "Train one of them with another seed."
+            what = "Train one of them with another seed." if self.one_start else "Match runs of one recipe."
+            what = "Match runs at one place." if self.two_places else what
             raise ValueError(f"the two do not tell of stability: {self.objection}. {what}")
         return self.shared
 
     def recorded(self) -> dict[str, Any]:
         """The figures, in values that JSON can hold."""
         figures = {name: vars(getattr(self, name)) for name in ("mean_cosine", "shared", "shared_by_both")}
-        reasons = {"one_start": self.one_start, "two_places": self.two_places}
+        reasons = {name: getattr(self, name) for name in ("one_start", "two_places", "two_recipes")}
         return {**figures, "n_pairs": len(self.first), "chance": self.chance, **reasons}
 
 
@@ -135,6 +140,7 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         chance=float(by_chance[assigned(by_chance)].mean()),
         one_start=one_start(a, b),
         two_places=two_places(a.config, b.config),
+        two_recipes=two_recipes(a.config, b.config),
     )
 
 
@@ -167,7 +173,8 @@ def one_start(a: SparseAutoencoder, b: SparseAutoencoder) -> str | None:
         if this["init_from"] is not None and this["init_from"] in (other["init_from"], other["folder"]):
             return f"they were trained on from one start, {this['init_from']}"
     drawn = [None if start["init_from"] is not None else start["seed"] for start in starts]
-    if drawn[0] is not None and drawn[0] == drawn[1] and a.encoder.weight.shape == b.encoder.weight.shape:
+    if drawn[0] is not None and drawn[0] == drawn[1] and a.config.d_in == b.config.d_in:
+        # Of two widths, too: the narrower one drew the first rows of the wider one.
         return f"both drew their first weights with seed {drawn[0]}"
     return None
 

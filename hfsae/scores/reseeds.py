@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.autoencoder.registry import architecture_name
-from hfsae.configuration import SAEConfig
 from hfsae.scores.matching import one_start, starts_are_known
+from hfsae.scores.recipe import recipe
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,16 @@ def reseeds(saes: Mapping[str, SparseAutoencoder]) -> list[Reseeds]:
     Returns:
         Each recipe with its runs, in the order in which the first of each was given.
     """
-    of_recipe: dict[tuple[str, ...], list[str]] = {}
+    recipes: list[dict[str, str]] = []
+    of_recipe: list[list[str]] = []
     for name, sae in saes.items():
-        of_recipe.setdefault(_recipe(sae.config), []).append(name)
-    names = _told_apart(list(of_recipe))
+        own = recipe(sae.config)
+        if own not in recipes:
+            recipes.append(own)
+            of_recipe.append([])
+        of_recipe[recipes.index(own)].append(name)
     found = []
-    for name, members in zip(names, of_recipe.values(), strict=True):
+    for name, members in zip(_told_apart(recipes), of_recipe, strict=True):
         runs: list[str] = []
         not_counted: dict[str, str] = {}
         # One whose start is not known would keep all others from counting.
@@ -61,31 +62,11 @@ def _no_other_seed(saes: Mapping[str, SparseAutoencoder], member: str, other: st
     return None if why is None else f"beside {other}, {why}"
 
 
-def _recipe(config: SAEConfig) -> tuple[str, ...]:
-    """What a run was, but for its seed and its folders, in words that can stand in a table."""
-    training: Mapping[str, Any] = config.training or {}
-    arguments = training.get("arguments") or {}
-    options = arguments.get("architecture_options") if isinstance(arguments, Mapping) else None
-    target = training.get("target_l0")
-    return (
-        architecture_name(config),
-        f"{config.source_places} {config.target_places}",
-        Path(config.base_model).name if config.base_model else "",
-        f"{config.n_features:,} features",
-        f"k = {config.k}" if hasattr(config, "k") else "",
-        f"L0 {target}" if target else "",
-        f"{training['n_tokens']:,} tokens" if isinstance(training.get("n_tokens"), int) else "",
-        str(training.get("dataset_digest") or training.get("dataset") or ""),
-        str(options or ""),
-    )
-
-
-def _told_apart(recipes: Sequence[tuple[str, ...]]) -> list[str]:
+def _told_apart(recipes: Sequence[Mapping[str, str]]) -> list[str]:
     """A name for each recipe: the architecture, and the parts in which those of one architecture differ."""
     names = []
-    for recipe in recipes:
-        alike = [other for other in recipes if other[0] == recipe[0]]
-        differing = [place for place in range(1, len(recipe)) if len({other[place] for other in alike}) > 1]
-        told = [recipe[place] for place in differing if recipe[place]]
-        names.append(", ".join([recipe[0], *told]))
+    for one in recipes:
+        alike = [other for other in recipes if other["architecture"] == one["architecture"]]
+        told = [part for name, part in one.items() if len({other.get(name) for other in alike}) > 1]
+        names.append(", ".join([one["architecture"], *told]))
     return names

@@ -49,4 +49,10 @@ def test_what_does_not_tell_of_stability_is_not_written(runs, capsys, monkeypatc
     assert "and these two do not: their weights are the same" in capsys.readouterr().err
     assert main(["match", "run0", "of_unknown_start", "--write"]) == 1
     assert "what they started from is not recorded" in capsys.readouterr().err
+    an_sae(1, n_features=128).save_pretrained("wider")
+    assert main(["match", "run0", "wider", "--write"]) == 1
+    assert "they differ in more than their seed: 64 features and 128 features" in capsys.readouterr().err
+    an_sae(0, n_features=128).save_pretrained("wider_of_one_start")
+    assert main(["match", "run0", "wider_of_one_start", "--write"]) == 1
+    assert "both drew their first weights with seed 0" in capsys.readouterr().err
     assert not Path("run0/scores.json").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, MatchingPursuitSAEConfig, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.scores import match_features
 from hfsae.scores.matching import assigned, starts_are_known
@@ -116,6 +116,42 @@ def test_runs_from_one_start_do_not_count():
     assert match_features(a, b).one_start is None and starts_are_known(a, b)
     b.config.training = None
     assert match_features(a, b).one_start is None and not starts_are_known(a, b)
+
+
+def test_one_seed_of_two_widths_or_two_architectures_is_one_start():
+    def of(config_class: type, n_features: int) -> SAE:
+        torch.manual_seed(0)
+        return SAE.from_config(config_class(d_in=16, n_features=n_features, k=4, training={"seed": 0}))
+
+    narrow = of(TopKSAEConfig, 128)
+    for other in (of(TopKSAEConfig, 256), of(MatchingPursuitSAEConfig, 512)):
+        found = match_features(narrow, other)
+        assert found.cosines.min() > 0.9999, "they share their first rows"
+        assert found.one_start == "both drew their first weights with seed 0"
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (MatchingPursuitSAEConfig(d_in=16, n_features=64, k=4), "topk and matching_pursuit"),
+        (TopKSAEConfig(d_in=16, n_features=32, k=4), "64 features and 32 features"),
+        (TopKSAEConfig(d_in=16, n_features=64, k=8), "k = 4 and k = 8"),
+    ],
+)
+def test_two_recipes_tell_of_no_stability(other, what):
+    torch.manual_seed(1)
+    other.training = {"seed": 1}
+    found = match_features(an_sae(0), SAE.from_config(other))
+    assert found.one_start is None and found.objection == f"they differ in more than their seed: {what}"
+    with pytest.raises(ValueError, match="Match runs of one recipe"):
+        _ = found.stability
+
+
+def test_arguments_that_one_run_does_not_record_are_no_difference():
+    given = {"arguments": {"learning_rate": 0.001}}
+    assert match_features(an_sae(0), an_sae(1, **given)).two_recipes is None
+    found = match_features(an_sae(0, arguments={}), an_sae(1, **given)).two_recipes
+    assert found == "they differ in more than their seed: learning_rate by default and learning_rate = 0.001"
 
 
 def test_saes_of_other_widths_are_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hfsae import SAE, BatchTopKSAEConfig, TopKSAEConfig
+from hfsae import SAE, BatchTopKSAEConfig, MatchingPursuitSAEConfig, MatryoshkaSAEConfig, TopKSAEConfig
 from hfsae.scores.matching import match_features
 from hfsae.scores.noise import ReseedNoise
 from hfsae.scores.reseeds import reseeds
@@ -29,8 +29,62 @@ def test_recipes_of_one_architecture_are_told_apart_by_what_they_differ_in():
         ("topk, k = 8, 1,000 tokens", ["c"]),
         ("topk, k = 4, 2,000 tokens", ["d"]),
     ]
-    wide, narrow = (a_run(0, arguments={"architecture_options": {"aligned": on}}) for on in (True, False))
-    assert len(reseeds({"a": wide, "b": narrow})) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *[({"arguments": {name: value}}, {"arguments": more}) for name, value, more in (
+            ("sparsity_coefficient", 1, {"sparsity_coefficient": 50}),
+            ("learning_rate", 1e-3, {}),
+            ("revival", "none", {}),
+            ("train_batch_tokens", 64, {"train_batch_tokens": 128}),
+        )],
+        ({"batch_tokens": 64}, {"batch_tokens": 128}),
+        ({"target_l0": 8}, {"target_l0": 16}),
+        ({"init_from": "x"}, {}),
+    ],
+)  # fmt: skip
+def test_runs_of_other_training_are_another_recipe(one, other):
+    assert len(reseeds({"a": a_run(0, **one), "b": a_run(1, **other)})) == 2
+    assert len(reseeds({"a": a_run(0, **one), "b": a_run(1, **one)})) == 1
+
+
+@pytest.mark.parametrize(
+    ("config_class", "one", "other"),
+    [
+        (TopKSAEConfig, {"rescale_by_decoder_norm": True}, {}),
+        (TopKSAEConfig, {"context_length": 64}, {"context_length": 128}),
+        (TopKSAEConfig, {"base_model_revision": "a"}, {"base_model_revision": "b"}),
+        (MatchingPursuitSAEConfig, {"residual_threshold": 0.5}, {"residual_threshold": 1}),
+        (MatryoshkaSAEConfig, {"prefix_sizes": [8, 64]}, {"prefix_sizes": [16, 64]}),
+    ],
+)
+def test_runs_of_other_settings_are_another_recipe(config_class, one, other):
+    saes = {}
+    for name, seed, fields in (("a", 0, one), ("b", 1, other), ("c", 2, one)):
+        config = config_class(d_in=16, n_features=64, k=4, hook_point="h.1.output", base_model="lm", **fields)
+        config.training = {"seed": seed}
+        saes[name] = SAE.from_config(config)
+    assert [found.runs for found in reseeds(saes)] == [["a", "c"], ["b"]]
+
+
+def test_seed_folders_savings_and_devices_are_no_recipe():
+    kept = {
+        "seed": 1,
+        "output_dir": "runs/b",
+        "save_steps": 7,
+        "report_to": "wandb",
+        "logging_steps": 3,
+        "use_cpu": True,
+    }
+    told = {"a": {"train_batch_tokens": 64, "learning_rate": 1}, "b": {"train_batch_tokens": 32, "learning_rate": 1.0}}
+    runs = {
+        "a": a_run(0, batch_tokens=64, folder="/x/a", hardware="1 × cpu", arguments=told["a"]),
+        "b": a_run(1, batch_tokens=64, folder="/x/b", hardware="2 × cpu", arguments=told["b"] | kept),
+    }
+    runs["b"].config.base_model = "/moved/lm"
+    assert [found.runs for found in reseeds(runs)] == [["a", "b"]]
 
 
 def test_a_run_from_the_same_start_is_no_other_seed():
