@@ -4,10 +4,12 @@
         [--revivals auxk] [any option of `hfsae train`]
 
 Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained in
-one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw: the
-share of features that fires on none of its tokens, explained variance, and active features a token. The folder OUT has
-a file of rows for each seed that is done, which is not trained again. A cross-layer transcoder reads and writes all
-layers, whatever --layers says; give it alone, and one layer.
+one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw, the
+held-out part or `--measured_split`: the share of features that fires on none of its tokens, explained variance, and
+active features a token. A row says how many tokens there were: a small held-out part has fewer than were asked for,
+and rare features that fire on none of them. The folder OUT has a file of rows for each seed that is done, which is not
+trained again. A cross-layer transcoder reads and writes all layers, whatever --layers says; give it alone, and one
+layer.
 """
 
 import tempfile
@@ -54,11 +56,12 @@ def train(args: SAETrainingArguments, names: list[str], layers: list[int], reviv
 
 
 @torch.no_grad()
-def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int) -> dict[str, Tensor]:
-    """Activations at all places that the transcoders read or write, of so many tokens of held-out text."""
+def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int, split: str | None) -> dict[str, Tensor]:
+    """Activations at all places that the transcoders read or write, of so many tokens of unseen text."""
     sae = next(iter(saes.values()))
     assert args.dataset_name is not None
-    text = split_documents(load_text(args.dataset_name, split=args.dataset_split), "evaluation")
+    text = load_text(args.dataset_name, split=split or args.dataset_split)
+    text = text if split else split_documents(text, "evaluation")
     left_out = {"exclude_special_tokens": True, "exclude_positions": [0]}
     sizes = {"context_length": args.context_length, "batch_size": args.lm_batch_sequences}
     blocks = TokenBlocks(text, sae.load_tokenizer(), repeat=False, **sizes, **left_out)
@@ -90,15 +93,21 @@ def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
         "dead": (firing == 0).float().mean().item(),
         "explained_variance": 1 - error / variance,
         "l0": firing.sum().item() / len(x),
+        "measured_tokens": len(x),
     }
 
 
 def rows_of_seed(
-    args: SAETrainingArguments, names: list[str], layers: list[int], revivals: list[str], measured_tokens: int
+    args: SAETrainingArguments,
+    names: list[str],
+    layers: list[int],
+    revivals: list[str],
+    measured_tokens: int,
+    measured_split: str | None,
 ) -> list[dict[str, Any]]:
     """A row of figures for each transcoder of a seed."""
     saes = train(args, names, layers, revivals)
-    rows = held_out(saes, args, measured_tokens)
+    rows = held_out(saes, args, measured_tokens, measured_split)
     found = []
     for name, sae in saes.items():
         layer, architecture, revival = name.split("/")
@@ -118,7 +127,10 @@ def main(
     layers: Annotated[list[int], option("--layers", "The MLPs of which layers.", metavar=NUMBERS)] = [1],  # noqa: B006
     seeds: Annotated[list[int], option("--seeds", "Seeds of the runs.", metavar=NUMBERS)] = [0, 1],  # noqa: B006
     revivals: Annotated[list[str], option("--revivals", "Beside one another.", metavar="NAME")] = ["auxk", "repoint"],  # noqa: B006
-    measured_tokens: Annotated[int, option("--measured_tokens", "Held-out tokens of the figures.")] = 100_000,
+    measured_tokens: Annotated[int, option("--measured_tokens", "Tokens of the figures, at most.")] = 100_000,
+    measured_split: Annotated[
+        str | None, option("--measured_split", "Text that no run saw; else the held-out part.")
+    ] = None,
     *,
     given: dict[str, str],
 ) -> None:
@@ -129,7 +141,7 @@ def main(
             args = arguments_from(
                 {**SMALL, "hook_point": f"mlp_in.{layers[0]}", **given}, output_dir=folder, seed=seed, **fixed
             )
-            make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens)
+            make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens, measured_split)
             for row in kept(output / f"seed{seed}.json", make, list):
                 print(row, flush=True)
 
