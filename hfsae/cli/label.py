@@ -85,7 +85,7 @@ def run(
         int,
         option(
             "--n_simulated",
-            "Pieces of each of two kinds whose activations the model foretells token by token; 0: no simulation.",
+            "Pieces of each of two kinds whose activations the model foretells token by token, 2 or more; 0: none.",
             rich_help_panel=_SCORING,
         ),
     ] = 0,
@@ -131,6 +131,11 @@ def run(
         return 0
     for name, (mean, low, high) in done.mean_scores().items():
         print(f"{name}: {mean:.3f} on average ({low:.3f} to {high:.3f}); {GUESS[name]:g} is a guess")
+    if done.unsimulated:
+        print(
+            f"{len(done.unsimulated):,} labels without a simulation score: fewer than two pieces of a kind "
+            "were there, or were answered"
+        )
     print(
         f"{len(done.labels):,} labels, {len(done.nonsense):,} without an explanation, {len(done.too_few):,} with too "
         f"few examples, {done.unanswered:,} pieces without a verdict, {done.answers:,} answers"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.folders import can_be_file
-from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
+from hfsae.label_file import LABELS_FILE, SIMULATION, Label, read_label_records, write_labels
 from hfsae.meaning.chat import Chat
-from hfsae.meaning.labelling import Cost, Labelled, label_features
+from hfsae.meaning.labelling import Cost, Labelled, label_features, refuse_impossible
 from hfsae.saved.kept_features import SavedFeatures
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,17 @@ def label_saved(
     Raises:
         ValueError, OSError: As `label_features`; ValueError too if the file holds labels of other weights.
     """
+    numbers = ("n_shown", "n_scored", "shown_at_once", "n_simulated")
+    refuse_impossible(**{name: options[name] for name in numbers if name in options})
     path = Path(output) if output is not None else (opened.folder or Path()) / LABELS_FILE
     can_be_file(path)
     known = read_label_records(path, opened.digest) if path.is_file() else {}
-    wanted = _wanted(opened, features, {} if write else known, max_features, seed)
+    asked = _asked(opened, features, max_features, seed)
+    wanted = [feature for feature in asked if write or feature not in known]
+    if len(wanted) < len(asked):
+        passed = [known[feature] for feature in asked if feature in known]
+        tell(_passed_over(passed, len(asked), simulated=bool(options.get("n_simulated"))))
     if not wanted:
-        tell("all of these features have a label: --write has them written again")
         return Labelled()
     made: dict[int, Label] = {}
     written = time.monotonic()
@@ -116,17 +121,23 @@ def label_saved(
             keep()
 
 
-def _wanted(
-    opened: SavedFeatures, features: Sequence[int] | None, known: dict[int, Label], at_most: int | None, seed: int
-) -> list[int]:
+def _asked(opened: SavedFeatures, features: Sequence[int] | None, at_most: int | None, seed: int) -> list[int]:
+    """Features to label; those with a label are among them, so that a run that goes on has the same."""
     collection = opened.collection
     if features is None:
         firing = collection.statistics.tokens_firing[collection.features] > 0
         features = collection.features[firing].tolist()
-    # Drawn before the labelled ones are left out: a run that goes on has the same features.
     if at_most is not None and at_most < len(features):
         features = sorted(random.Random(seed).sample(list(features), at_most))
-    return [feature for feature in features if feature not in known]
+    return list(features)
+
+
+def _passed_over(labels: Sequence[Label], n_asked: int, *, simulated: bool) -> str:
+    """Says that features keep the labels they have."""
+    without = sum(SIMULATION not in label.scores for label in labels) if simulated else 0
+    scores = f", {without:,} of them without a simulation score" if without else ""
+    whole = "all" if len(labels) == n_asked else f"{len(labels):,} of {n_asked:,}"
+    return f"{whole} of these features have a label{scores}: --write has them written again"
 
 
 def _said(label: Label | None) -> str:

@@ -32,7 +32,7 @@ from hfsae.meaning.scoring import (
     trials,
     verdicts_in,
 )
-from hfsae.meaning.simulation import Piece, Simulator, pieces_of, simulator_of
+from hfsae.meaning.simulation import FEWEST_OF_A_KIND, Piece, Simulator, pieces_of, simulator_of
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Labelled:
         too_few: Features with fewer than three examples, which were not asked about.
         answers: Answers that the model gave; others were known from an earlier run.
         unanswered: Pieces of text of which it gave no verdict that could be read.
+        unsimulated: Labelled features without a simulation score that was asked for, as pieces were too few.
     """
 
     labels: dict[int, Label] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Labelled:
     too_few: list[int] = field(default_factory=list)
     answers: int = 0
     unanswered: int = 0
+    unsimulated: list[int] = field(default_factory=list)
 
     def mean_scores(self) -> dict[str, tuple[float, float, float]]:
         """The mean of each score over the features that have it, with the ends of its 95 % interval."""
@@ -109,7 +111,7 @@ class Labeller:
         n_shown: Examples that a feature is explained from.
         n_scored: Pieces of each kind that an explanation is scored on; 0 for no scores.
         shown_at_once: Pieces in one request for verdicts.
-        simulator: Foretells activations; None for no simulation.
+        simulator: Foretells activations; None: nothing does.
         n_simulated: Pieces of each of two kinds on which activations are foretold.
         seed: Of what is drawn.
     """
@@ -129,7 +131,7 @@ class Labeller:
         n_simulated: int = 0,
         seed: int = 0,
     ):
-        _refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
+        refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
         self._collection, self._counterexamples, self._chat = collection, counterexamples, chat
         self._texts, self._prompts = TokenTexts(tokenizer), prompts
         self._n_shown, self._n_scored, self._shown_at_once, self._seed = n_shown, n_scored, shown_at_once, seed
@@ -294,7 +296,7 @@ def label_features(
             feature fires, random ones, and pieces where a feature with a near decoder row fires. 0 for no scores.
         shown_at_once: Pieces in one request for verdicts.
         n_simulated: Pieces of each of two kinds whose activations the model foretells, for the simulation score. They
-            are pieces where the feature fires, and random ones. 0 for none.
+            are pieces where the feature fires, and random ones. 0 for none; a score needs two of each kind.
         counterexample_tokens: Tokens of `documents` to read.
         prompts: Templates, or a folder with templates that replace the package's.
         journal: A file in which answers are kept until the end; None keeps none.
@@ -320,7 +322,7 @@ def label_features(
     if collection.about.weights_sha256 != weights_sha256(sae):
         raise ValueError("these features were collected of another SAE: run collect_features on this one.")
     chosen = _chosen(sae, collection, features)
-    _refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
+    refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
     simulator = simulator_of(chat) if n_simulated else None
     about = collection.about
     prompts = prompts if isinstance(prompts, Prompts) else Prompts.load(prompts)
@@ -359,6 +361,8 @@ def label_features(
                 run.nonsense.append(feature)
             else:
                 run.labels[feature] = label
+                if simulator is not None and SIMULATION not in label.scores:
+                    run.unsimulated.append(feature)
             if after_each is not None:
                 after_each(feature, label)
     finally:
@@ -367,11 +371,12 @@ def label_features(
     return replace(run, answers=kept.asked)
 
 
-def _refuse_impossible(n_shown: int, n_scored: int, shown_at_once: int, n_simulated: int) -> None:
-    if n_shown < 2 or n_scored < 0 or shown_at_once < 1 or n_simulated < 0:
+def refuse_impossible(n_shown: int = 20, n_scored: int = 15, shown_at_once: int = 5, n_simulated: int = 0) -> None:
+    """Refuses numbers with which `label_features` can do nothing, by a ValueError."""
+    if n_shown < 2 or n_scored < 0 or shown_at_once < 1 or n_simulated < 0 or 0 < n_simulated < FEWEST_OF_A_KIND:
         raise ValueError(
             f"n_shown is {n_shown}, n_scored {n_scored}, shown_at_once {shown_at_once}, n_simulated {n_simulated}; "
-            "expected at least 2, 0, 1, 0."
+            f"expected at least 2, 0, 1, and 0 or at least {FEWEST_OF_A_KIND}."
         )
 
 

@@ -30,9 +30,12 @@ _MOST = 10
 _UNKNOWN = "\tunknown"
 # What a server writes for a token: the token, a tab, a number, the end of the line.
 _TOKENS_A_LINE = 8
-_NUMBER = re.compile(r"\s(\d+(?:\.\d+)?)\s*$")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_QUOTES = "\"'`"
 _SIGNS = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
 _N_RESAMPLES = 1000
+FEWEST_OF_A_KIND = 2
+"""Pieces of each kind, which fire and do not, that a score needs at least."""
 
 
 class Piece(NamedTuple):
@@ -51,7 +54,7 @@ class Simulator(NamedTuple):
     """A model that foretells activations.
 
     Attributes:
-        chat: Answers a prompt with a line for each token, behind whose last tab or space its number stands.
+        chat: Answers a prompt with a line for each token: the token, a tab, its number.
         most: The largest number.
         tokens_a_line: Tokens that it writes for a token, at most.
     """
@@ -75,7 +78,7 @@ class Simulator(NamedTuple):
         answers = dict(self.chat.answers(conversations, longest))
         told: dict[int, list[tuple[Piece, list[float] | None]]] = {feature: [] for feature in asked}
         for i, (feature, _, piece) in enumerate(pairs):
-            told[feature].append((piece, foretold_in(answers[i], len(piece.tokens), self.most)))
+            told[feature].append((piece, foretold_in(answers[i], piece.tokens, self.most)))
         return {
             feature: (simulation_score(found), sum(numbers is None for _, numbers in found))
             for feature, found in told.items()
@@ -104,7 +107,12 @@ def simulator_of(chat: Chat) -> Simulator:
 
 
 def pieces_of(positives: Sequence[Example], windows: Sequence[list[int]], texts: TokenTexts) -> list[Piece]:
-    """The pieces on which one feature is simulated: examples on which it fires, then windows in which it does not."""
+    """The pieces on which one feature is simulated: examples on which it fires, then windows in which it does not.
+
+    None where there are too few of a kind for a score, as nothing needs to be asked then.
+    """
+    if min(len(positives), len(windows)) < FEWEST_OF_A_KIND:
+        return []
     firing = [Piece(texts(example.token_ids), list(example.activations)) for example in positives]
     return firing + [Piece(texts(window), [0.0] * len(window)) for window in windows]
 
@@ -117,11 +125,16 @@ def simulation_prompt(explanation: str, piece: Piece, most: int, prompts: Prompt
     """
     tokens = [_in_a_line(token) for token in piece.tokens]
     asked = prompts.render("simulation", explanation=explanation, tokens=tokens, most=most)
-    if asked[-1]["role"] != "assistant" or asked[-1]["content"].count(_UNKNOWN) != len(tokens):
+    if asked[-1]["role"] != "assistant" or _tokens_in(asked) != [token.strip() for token in tokens]:
         raise ValueError(
             "the prompt simulation.jinja needs a block 'assistant' with a line for each token: it, a tab, unknown."
         )
     return asked
+
+
+def _tokens_in(asked: Conversation) -> list[str]:
+    """The tokens for which a prompt's beginning of the answer has a line, without blanks around them."""
+    return [part.rpartition("\n")[2].strip() for part in asked[-1]["content"].split(_UNKNOWN)[:-1]]
 
 
 def _in_a_line(token: str) -> str:
@@ -130,10 +143,55 @@ def _in_a_line(token: str) -> str:
     return told if told.strip() else "␣" * len(told) or "…"
 
 
-def foretold_in(answer: str, size: int, most: int) -> list[float] | None:
-    """The numbers of an answer, one a line; None where there are not as many as tokens, or one is too large."""
-    found = [float(match[1]) for line in answer.splitlines() if (match := _NUMBER.search(line))]
-    return found if len(found) == size and max(found) <= most else None
+def foretold_in(answer: str, tokens: Sequence[str], most: int) -> list[float] | None:
+    """The numbers of an answer: of its one run of lines that have each token in turn, a tab or blanks, and a number.
+
+    What stands around these lines is not read: a sentence, a fence of code, what a model thought.
+
+    Args:
+        answer: What a model wrote.
+        tokens: The texts of the tokens.
+        most: The largest number.
+
+    Returns:
+        A number for each token. None where there are no such lines or several runs of them, where the list goes on
+        with other tokens, or where a number is too large.
+    """
+    # Not splitlines: a token may hold a character that breaks a line for Python alone.
+    lines = [_Line.of(line) for line in answer.split("\n") if line.strip()]
+    shown = [_in_a_line(token).strip() for token in tokens]
+    starts = [
+        start
+        for start in range(len(lines) - len(shown) + 1)
+        if all(line.is_of(token) for line, token in zip(lines[start:], shown, strict=False))
+    ]
+    if len(starts) != 1:
+        return None
+    start, end = starts[0], starts[0] + len(shown)
+    found = [float(line.number) for line in lines[start:end]]
+    of_others = any(line.has_tab for line in lines[max(start - 1, 0) : start] + lines[end : end + 1])
+    return None if of_others or max(found) > most else found
+
+
+class _Line(NamedTuple):
+    """A line of an answer: what is in front of the number at its end, and the number, empty where there is none."""
+
+    front: str
+    number: str
+    has_tab: bool
+
+    @classmethod
+    def of(cls, line: str) -> "_Line":
+        parts = line.rsplit(None, 1)
+        if len(parts) < 2 or not _NUMBER.fullmatch(parts[1]):
+            return cls(line.strip(), "", False)
+        between = line.rstrip()[: -len(parts[1])].removeprefix(parts[0])
+        return cls(parts[0].strip(), parts[1], "\t" in between)
+
+    def is_of(self, token: str) -> bool:
+        """Whether it has a number of this token, which may stand in quotes."""
+        quoted = len(self.front) > 2 and self.front[0] == self.front[-1] and self.front[0] in _QUOTES
+        return bool(self.number) and (self.front == token or (quoted and self.front[1:-1].strip() == token))
 
 
 def simulation_score(told: Sequence[tuple[Piece, list[float] | None]]) -> dict[str, Score]:
@@ -146,7 +204,7 @@ def simulation_score(told: Sequence[tuple[Piece, list[float] | None]]) -> dict[s
         told: Every piece with its numbers; None where there were none.
 
     Returns:
-        Nothing where no piece in which the feature fires was answered.
+        Nothing where fewer than two pieces of a kind were answered: of one piece an interval has no width.
     """
     sums = {True: [], False: []}
     for piece, numbers in told:
@@ -155,13 +213,12 @@ def simulation_score(told: Sequence[tuple[Piece, list[float] | None]]) -> dict[s
     firing, silent = (
         torch.stack(found) if found else torch.zeros(0, 6, dtype=torch.float64) for found in sums.values()
     )
-    if not len(firing):
+    if min(len(firing), len(silent)) < FEWEST_OF_A_KIND:
         return {}
     drawn = torch.Generator().manual_seed(0)
     again = sum(
         found[torch.randint(len(found), (_N_RESAMPLES, len(found)), generator=drawn)].sum(1)
         for found in (firing, silent)
-        if len(found)
     )
     assert isinstance(again, Tensor)
     low, high = _correlation(again).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -214,7 +271,8 @@ class LocalSimulator:
         for first in range(0, len(order), self.at_once):
             numbers = order[first : first + self.at_once]
             for number, values in zip(numbers, self._expected([read[number] for number in numbers]), strict=True):
-                yield number, "\n".join(f"\t{value:.4f}" for value in values.tolist())
+                tokens = _tokens_in(conversations[number])
+                yield number, "\n".join(f"{token}\t{x:.4f}" for token, x in zip(tokens, values.tolist(), strict=True))
 
     def tokens_of(self, conversation: Conversation) -> int:
         """How many tokens the model reads."""

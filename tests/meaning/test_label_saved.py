@@ -113,6 +113,11 @@ def test_what_is_labelled_is_not_asked_again_unless_that_is_meant(place, capsys)
         first = len(server.requests)
         assert main(command(place, server, "--features", "5")) == 0
         assert "all of these features have a label" in capsys.readouterr().out and len(server.requests) == first
+        more = ["--features", "5", "7", "--n_simulated"]
+        assert main(command(place, server, *more, "1")) == 1 and len(server.requests) == first
+        assert main(command(place, server, *more, "2", "--estimate")) == 0
+        said = "1 of 2 of these features have a label, 1 of them without a simulation score: --write"
+        assert said in capsys.readouterr().out
         main(command(place, server, "--features", "5", "--write"))
         assert len(server.requests) == 2 * first
 

@@ -14,6 +14,7 @@ from hfsae.meaning.simulation import (
     LocalSimulator,
     Piece,
     foretold_in,
+    pieces_of,
     simulation_prompt,
     simulation_score,
     simulator_of,
@@ -68,26 +69,49 @@ def test_pieces_without_numbers_are_counted_and_without_any_that_fires_there_is_
     assert (score.positives, score.negatives, score.unanswered) == (3, 2, 2)
     assert score.accuracy == pytest.approx(pooled([pair for pair in without if pair[1] is not None]))
     assert simulation_score([(piece, None) for piece, _ in pairs[:4]] + pairs[4:]) == {}
+    assert simulation_score(pairs[:1] + pairs[4:]) == simulation_score(pairs[:5]) == simulation_score(pairs[:4]) == {}
+    assert simulation_score(pairs[:2] + pairs[4:6])
     alike = simulation_score([(piece, [1.0] * len(numbers)) for piece, numbers in pairs])[SIMULATION]
     assert (alike.accuracy, alike.low, alike.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("tokens", "answer", "found"),
     [
-        ("a\t1\nb\t10\nc\t0", [1, 10, 0]),
-        ("The list:\n\na 1\nb  2 \nc\t3\n```", [1, 2, 3]),
-        ("5\t1\n\\n\t2\n␣\t0.5", [1, 2, 0.5]),
-        ("a\t1\nb\t2", None),
-        ("a\t1\nb\t2\nc\t3\nd\t4", None),
-        ("a\t1\nb\t11\nc\t3", None),
-        ("a\t1\nb\t-1\nc\t3", None),
-        ("[1, 2, 3]", None),
-        ("", None),
+        ("abc", "a\t1\nb\t10\nc\t0", [1, 10, 0]),
+        ("abc", "The list:\n\na 1\nb  2 \nc\t3\n```", [1, 2, 3]),
+        ("abc", "Of the 3 tokens, in 2\n```text\na\t1\n b\t2\t\n\nc\t3\r\n```\nAll 3.", [1, 2, 3]),
+        ("abc", "\"a\"\t1\n' b'\t2\n`c`\t3", [1, 2, 3]),
+        ("5\n ", "5\t1\n\\n\t2\n␣\t0.5", [1, 2, 0.5]),
+        ("a\u2028", "a\t1\n␣\t2", [1, 2]),
+        ("ab", "Pattern number 7\na\t0\nb\t4", [0, 4]),
+        ("ab", "Pattern number 7\na\t0\nb\n", None),
+        ("ab", "<think> 5\n</think>\na\t0\n", None),
+        ("ab", " 3\n 4\n", None),
+        ("ab", "x\t3\ny\t4", None),
+        ("ab", "b\t3\na\t4", None),
+        ("ab", "a\t3\nx\t1\nb\t4", None),
+        ("ab", "xa\t3\nb\t4", None),
+        ("aaa", "a\t3\na\t4\na\t5\na\t6", None),
+        ("abc", "a\t1\nb\t2", None),
+        ("abc", "a\t1\nb\t2\nc\t3\nd\t4", None),
+        ("abc", "d\t4\na\t1\nb\t2\nc\t3", None),
+        ("abc", "a\t1\nb\t11\nc\t3", None),
+        ("abc", "a\t1\nb\t-1\nc\t3", None),
+        ("abc", "a\t1\nb\t٣\nc\t3", None),
+        ("abc", "[1, 2, 3]", None),
+        ("abc", "", None),
     ],
 )
-def test_what_numbers_an_answer_has(answer, found):
-    assert foretold_in(answer, 3, 10) == found
+def test_what_numbers_an_answer_has(tokens, answer, found):
+    assert foretold_in(answer, list(tokens), 10) == found
+
+
+def test_the_example_of_the_prompt_is_no_answer_for_other_tokens():
+    said = simulation_prompt("a word", PIECE, 10, Prompts.load())[0]["content"].partition("the answer is")[2].strip()
+    months = ["it", " opened", " in", " early", " March", ",", " when"]
+    assert foretold_in(said, months, 10) == [0, 0, 0, 1, 10, 0, 0]
+    assert foretold_in(said, ["x"] * 7, 10) is None
 
 
 def test_a_prompt_has_a_line_for_each_token_whatever_it_is():
@@ -124,7 +148,7 @@ def test_numbers_of_a_model_that_runs_here_are_expected_values(local):
                 logits = local.model(input_ids=torch.tensor([ids])).logits[0, -1]
             shares = logits.softmax(0)[numbers]
             expected.append(float((shares / shares.sum()) @ torch.arange(len(numbers)).float()))
-        assert foretold_in(answers[i], len(piece.tokens), simulator.most) == pytest.approx(expected, abs=2e-4)
+        assert foretold_in(answers[i], piece.tokens, simulator.most) == pytest.approx(expected, abs=2e-4)
         assert simulator.chat.tokens_of(conversation) == len(ids)
     assert len({round(value, 2) for value in expected}) > 1
 
@@ -185,7 +209,8 @@ def test_a_model_that_knows_has_a_correlation_near_one():
 def test_nonsense_is_counted_and_no_score(tmp_path):
     with serving(foreknowing(nonsense=True)) as server:
         run = label(server, n_simulated=2, n_scored=0)
-    assert len(run.labels) == 5 and run.unanswered == 5 * 4 and all(not one.scores for one in run.labels.values())
+    assert len(run.labels) == 5 and run.unanswered == 5 * 4 and len(run.unsimulated) == 5
+    assert all(not one.scores for one in run.labels.values())
 
 
 def test_the_cost_is_told_and_a_run_that_broke_off_goes_on(tmp_path):
@@ -218,6 +243,15 @@ def test_the_score_is_stored_and_read_back(tmp_path):
     assert all(SIMULATION in one["scores"] for one in stored.values())
 
 
-def test_a_number_below_zero_is_refused():
-    with serving(foreknowing()) as server, pytest.raises(ValueError, match="n_simulated -1"):
-        label(server, n_simulated=-1)
+@pytest.mark.parametrize("number", [-1, 1])
+def test_a_number_of_pieces_that_gives_no_score_is_refused(number):
+    with serving(foreknowing()) as server:
+        with pytest.raises(ValueError, match=f"n_simulated {number};.* 0 or at least 2"):
+            label(server, n_simulated=number)
+        assert not server.requests
+
+
+def test_nothing_is_asked_of_a_feature_with_one_example_or_one_piece_of_other_text():
+    texts, examples = TokenTexts(setting().tokenizer), collection().of(explained()[0]).sample
+    assert pieces_of(examples[:1], [[1], [2]], texts) == pieces_of(examples[:2], [[1]], texts) == []
+    assert len(pieces_of(examples[:2], [[1], [2]], texts)) == 4
