@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def files_at_once(folder: Path) -> Iterator[Path]:
 def folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write to, which becomes it when the context ends well; else nothing is left."""
     folder = folder.absolute()
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may write here, too
+    beside = folder.with_name(f"{_writing(folder)}{os.getpid()}.part")  # another process may write here, too
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had the same id
@@ -53,10 +54,15 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _writing(folder: Path) -> str:
+    """How what this machine writes beside a folder begins. Of processes elsewhere nothing is known."""
+    return f".{folder.name}.{platform.node()}."
+
+
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes that were killed left beside a folder."""
-    for path in folder.parent.glob(f".{escape(folder.name)}.*.part"):
-        number = path.name.removeprefix(f".{folder.name}.").removesuffix(".part")
+    """Removes what processes of this machine that were killed left beside a folder."""
+    for path in folder.parent.glob(f"{escape(_writing(folder))}*.part"):
+        number = path.name.removeprefix(_writing(folder)).removesuffix(".part")
         if number.isdecimal() and not psutil.pid_exists(int(number)):
             shutil.rmtree(path, ignore_errors=True)
 

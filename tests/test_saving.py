@@ -47,8 +47,9 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_that_of_a_living_on
     (left,) = tmp_path.iterdir()
     assert (left / "a").is_file()
     others = [
-        tmp_path / f".new.{os.getppid()}.part",
-        tmp_path / ".new.mine.part",
+        left.with_name(f"{left.stem.rpartition('.')[0]}.{os.getppid()}.part"),
+        left.with_name(f"{left.stem.rpartition('.')[0]}.mine.part"),
+        tmp_path / f".new.another-machine.{left.stem.rpartition('.')[2]}.part",
         tmp_path / f".newer.{left.name[5:]}",
     ]
     for other in others:
