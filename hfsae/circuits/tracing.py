@@ -148,7 +148,10 @@ def why_untraceable(
         LocalReplacement(model, saes, torch.tensor(two), tokenizer)
     except (TypeError, ValueError) as error:
         return str(error)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # A CPU without memory raises a RuntimeError, and only CUDA's has a class of its own.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         return "the memory is too small: a model in half precision is traced in a copy in float32."
     return None
 

@@ -19,6 +19,7 @@ from hfsae.analysis.prompt_page import read_prompts
 from hfsae.circuits import trace
 from hfsae.circuits.tracing import why_untraceable
 from hfsae.hooks.devices import input_device
+from hfsae.host_memory import give_freed_memory_back
 from hfsae.modeling import SAE
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Playground:
                         sae, maxima = self.saes[name].sae, self.saes[name].collection
                         stack.enter_context(steer(model, sae, values, maxima=maxima, tokenizer=self.tokenizer))
                     steered = model.generate(**inputs, **options)
+        give_freed_memory_back()
         start = inputs["input_ids"].shape[1]
         texts = ["".join(self._texts(ids[0, start:].tolist())) for ids in (plain, steered)]
         return {"plain": texts[0], "steered": texts[1]}

@@ -358,6 +358,11 @@ def test_what_can_be_traced_has_no_reason_against(family):
     assert why_untraceable(model_of(family), transcoders(family), pythia_like()) is None
 
 
+def test_a_cpu_without_memory_is_a_reason(monkeypatch):
+    monkeypatch.setattr("hfsae.circuits.tracing.LocalReplacement", lambda *_: torch.empty(2**55))
+    assert "memory is too small" in (why_untraceable(model_of("llama"), transcoders("llama"), pythia_like()) or "")
+
+
 def test_a_reason_is_that_of_trace(monkeypatch):
     twice = {name: sae_at("llama", "resid_post.0") for name in ("a", "b")}
     why = why_untraceable(model_of("llama"), twice, pythia_like())

@@ -3,11 +3,13 @@
 import re
 from functools import cache
 from threading import Thread
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from hfsae import SAE, TopKSAEConfig, collect_features, steer, trace
+from hfsae.host_memory import give_freed_memory_back
 from hfsae.serving import Limits, Playground, ServedSAE
 from hfsae.serving.playground import BusyError
 from tests.analysis.tiny import CONTEXT, setting, texts
@@ -70,7 +72,9 @@ def test_a_text_has_the_features_that_the_sae_finds():
 
 def test_a_continuation_is_that_of_generate():
     sae, model, tokenizer = setting()
-    told = playground().generate("w1 w2", {"sae": {"5": 30, "7": 0}}, 8)
+    with patch("hfsae.serving.playground.give_freed_memory_back", wraps=give_freed_memory_back) as given_back:
+        told = playground().generate("w1 w2", {"sae": {"5": 30, "7": 0}}, 8)
+    assert given_back.call_count == 1
     inputs = sae.tokenize("w1 w2", tokenizer)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     plain = model.generate(**inputs, **options)[0, 2:]
