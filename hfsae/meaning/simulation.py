@@ -154,8 +154,8 @@ def foretold_in(answer: str, tokens: Sequence[str], most: int) -> list[float] | 
         most: The largest number.
 
     Returns:
-        A number for each token. None where there are no such lines or several runs of them, where the list goes on
-        with other tokens, or where a number is too large.
+        A number for each token. None where there are no such lines, or several runs of them. None too where the list
+        goes on with other tokens, or a number is too large.
     """
     # Not splitlines: a token may hold a character that breaks a line for Python alone.
     lines = [_Line.of(line) for line in answer.split("\n") if line.strip()]
