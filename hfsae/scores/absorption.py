@@ -127,6 +127,9 @@ def absorption(
         probe = probing.probes[linear][row]
         has = held_out.labels[:, names.index(name)] & probe.says(coordinates)
         tokens = np.flatnonzero(has)
+        if not len(tokens):
+            not_told[name] = "a linear probe says of nothing held out that has it that it does"
+            continue
         silent = ~(features[tokens][:, list(main)] > 0).toarray().any(1)
         carrier = carriers(features[tokens], directions, coordinates[tokens] - origin, probe.weights, main)
         absorbed = silent & (carrier >= 0)

@@ -111,18 +111,18 @@ def score_saved(
         if write:
             _write(folder, found[name], sae)
             tell(f"wrote {folder / SCORES_FILE} and {folder / 'README.md'}")
+    if json_file is not None:
+        write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
+        tell(f"wrote {json_file}")
     if len(saes) > 1:
         tell("")
-        groups, matched = reseeds(saes), match_alike(saes)
+        groups, matched = reseeds(saes), match_alike(saes, tell)
         for line in (*comparison_lines(found, groups), *stability_lines(matched, groups)):
             tell(line)
         if write:
             of_folders = dict(zip(saes, folders, strict=True))
             _write_what_seeds_tell(of_folders, saes, found, groups, matched)
             tell("wrote the noise of seeds, and stability, to the cards of runs with other seeds")
-    if json_file is not None:
-        write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
-        tell(f"wrote {json_file}")
     return found
 
 
@@ -164,11 +164,12 @@ def _write_what_seeds_tell(
             _write(folders[name], scores[name], saes[name], noise)
 
 
-def match_alike(saes: Mapping[str, SAE]) -> dict[tuple[str, str], Matching]:
-    """Matches every two SAEs of one architecture and shape.
+def match_alike(saes: Mapping[str, SAE], tell: Callable[[str], None] = logger.info) -> dict[tuple[str, str], Matching]:
+    """Matches every two SAEs of one architecture and shape; those that cannot be matched are left out.
 
     Args:
         saes: The SAEs by name.
+        tell: Is told which pairs are left out, and why.
     """
     found = {}
     for (name, sae), (other_name, other) in combinations(saes.items(), 2):
@@ -176,7 +177,10 @@ def match_alike(saes: Mapping[str, SAE]) -> dict[tuple[str, str], Matching]:
             continue  # which are not matched
         alike = sae.feature_directions.shape == other.feature_directions.shape
         if alike and architecture_name(sae.config) == architecture_name(other.config):
-            found[name, other_name] = match_features(sae, other)
+            try:
+                found[name, other_name] = match_features(sae, other)
+            except ValueError as error:
+                tell(f"{name} and {other_name} are not matched: {error}")
     return found
 
 

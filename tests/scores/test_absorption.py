@@ -70,6 +70,15 @@ def test_without_absorption_there_is_none():
     assert one.main == (0,) and one.silent.value == one.absorbed.value == found.mean.value == 0
 
 
+def test_a_concept_of_which_the_probe_says_nothing_is_left_out_and_told():
+    train, held_out = (planted(seed, 0, 0.03) for seed in (0, 1))
+    held_out.values["coordinates"][:, 0] -= 100
+    probing = probe_concepts(train, held_out, NAMES, bases=["features"], n_draws=20)
+    found = absorption(planted_sae(0), held_out, NAMES, probing, least_f1=0)
+    assert found.mean is None and not found.concepts
+    assert found.not_told == {NAMES[0]: "a linear probe says of nothing held out that has it that it does"}
+
+
 def test_it_is_not_told_where_the_model_does_not_know():
     train, held_out = (planted(seed, 0, 0.03) for seed in (0, 1))
     for side in (train, held_out):

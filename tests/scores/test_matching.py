@@ -166,6 +166,17 @@ def test_cross_layer_transcoders_are_refused_and_several_of_them_are_scored():
     assert not match_alike({"a": a, "b": a})
 
 
+def test_pairs_that_cannot_be_matched_are_left_out_with_a_sentence():
+    def transcoder(d_in: int) -> SAE:
+        return SAE.from_config(
+            TopKSAEConfig(d_in=d_in, d_out=16, n_features=8, k=2, hook_point="a", target_hook_point="b")
+        )
+
+    told: list[str] = []
+    assert not match_alike({"a": transcoder(16), "b": transcoder(8)}, told.append)
+    assert len(told) == 1 and told[0].startswith("a and b are not matched: the one SAE is of activations of width 16")
+
+
 def test_weights_that_are_no_numbers_and_no_draws_are_refused():
     a, b = an_sae(0), an_sae(1)
     with pytest.raises(ValueError, match="n_draws must be positive, got 0"):
