@@ -169,7 +169,9 @@ def test_cross_layer_transcoders_are_refused_and_several_of_them_are_scored():
 def test_pairs_that_cannot_be_matched_are_left_out_with_a_sentence():
     def transcoder(d_in: int) -> SAE:
         return SAE.from_config(
-            TopKSAEConfig(d_in=d_in, d_out=16, n_features=8, k=2, hook_point="a", target_hook_point="b")
+            TopKSAEConfig(
+                d_in=d_in, d_out=16, n_features=8, k=2, hook_point="a", target_hook_point="b", subtract_b_dec=False
+            )
         )
 
     told: list[str] = []
