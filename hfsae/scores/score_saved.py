@@ -78,7 +78,8 @@ def score_saved(
         The scores by source.
 
     Raises:
-        ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder.
+        ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder,
+            or `labelled` is given where no documents are scored.
         OSError: If an SAE, its language model or a text is not there.
     """
     wanted: list[Any] = list(kinds or KINDS)
@@ -89,6 +90,11 @@ def score_saved(
     folders = [Path(name) / subfolder for name in names]
     if write and (missing := [folder for folder in folders if not folder.is_dir()]):
         raise ValueError(f"scores.json is written beside the weights, and {missing[0]} is no folder here.")
+    if labelled is not None and "documents" not in wanted:
+        raise ValueError(
+            "labelled documents are read for the scores of documents, which are not asked for: leave labelled out, or ask "
+            "for documents too."
+        )
     if json_file is not None:
         can_be_file(json_file)
     hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
@@ -165,7 +171,7 @@ def _write_what_seeds_tell(
 
 
 def match_alike(saes: Mapping[str, SAE], tell: Callable[[str], None] = logger.info) -> dict[tuple[str, str], Matching]:
-    """Matches every two SAEs of one architecture and shape; those that cannot be matched are left out.
+    """Matches every two SAEs of one architecture and shape. Pairs that cannot be matched are left out.
 
     Args:
         saes: The SAEs by name.

@@ -175,3 +175,8 @@ def test_the_sets_that_come_along_score_a_short_run(trained_folder, capsys):
     for title in ("tokens of python-stdlib", "documents, code or docstring", "documents, language of a file"):
         assert title in printed
     assert "absorption of first letters" in printed
+
+
+def test_labelled_documents_are_refused_where_no_documents_are_scored(place: Path):
+    with pytest.raises(ValueError, match="ask for documents too"):
+        score_saved([place / "sae0"], print, kinds=["absorption"], labelled="nowhere.jsonl")
