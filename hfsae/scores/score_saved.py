@@ -92,8 +92,8 @@ def score_saved(
         raise ValueError(f"scores.json is written beside the weights, and {missing[0]} is no folder here.")
     if labelled is not None and "documents" not in wanted:
         raise ValueError(
-            "labelled documents are read for the scores of documents, which are not asked for: leave labelled out, or ask "
-            "for documents too."
+            "labelled documents are read for the scores of documents, which are not asked for: leave labelled out, or "
+            "ask for documents too."
         )
     if json_file is not None:
         can_be_file(json_file)
