@@ -177,6 +177,6 @@ def test_the_sets_that_come_along_score_a_short_run(trained_folder, capsys):
     assert "absorption of first letters" in printed
 
 
-def test_labelled_documents_are_refused_where_no_documents_are_scored(place: Path):
-    with pytest.raises(ValueError, match="ask for documents too"):
-        score_saved([place / "sae0"], print, kinds=["absorption"], labelled="nowhere.jsonl")
+def test_labelled_documents_are_refused_where_no_documents_are_scored(place: Path, capsys):
+    assert main(["score", str(place / "sae0"), "--only", "absorption", "--labelled", "nowhere.jsonl"]) == 1
+    assert "ask for documents too" in capsys.readouterr().err
