@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfsae import SAE
+from hfsae.interop.formats import UnknownFormatError
 from hfsae.saved.kept_features import saved_features
 from hfsae.saving import write_config
 
@@ -43,5 +44,5 @@ def test_saes_of_several_language_models_are_refused(trained_set, tmp_path):
 
 
 def test_a_folder_without_saes_is_refused(tmp_path):
-    with pytest.raises(OSError, match="no SAE|config"):
+    with pytest.raises(UnknownFormatError, match="holds no sparse autoencoder"):
         saved_features(tmp_path)
