@@ -1,6 +1,7 @@
 import multiprocessing
 import platform
 import resource
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -22,6 +23,14 @@ def new_pages_of_a_tensor(n_floats: int = 1 << 24) -> int:
     return min(brought)
 
 
+def exit_code(target: Callable[[], None]) -> int | None:
+    """Of a process of its own: what other tests left of the heap decides where the C library finds room."""
+    process = multiprocessing.get_context("spawn").Process(target=target)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def pages_before_and_inside() -> None:
     whole = 1 << 26
     assert new_pages_of_a_tensor() * resource.getpagesize() > whole // 2
@@ -36,11 +45,7 @@ def pages_before_and_inside() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is only kept with glibc")
 def test_inside_of_the_block_a_tensor_takes_the_memory_of_one_that_was_freed_and_after_it_the_system_has_it_back():
-    """In a process of its own: what other tests left of the heap decides where the C library finds room."""
-    process = multiprocessing.get_context("spawn").Process(target=pages_before_and_inside)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(pages_before_and_inside) == 0
 
 
 def holes_are_given_back() -> None:
@@ -59,7 +64,4 @@ def holes_are_given_back() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is only given back with glibc")
 def test_the_system_has_back_what_was_freed_between_small_objects_that_stay():
-    process = multiprocessing.get_context("spawn").Process(target=holes_are_given_back)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(holes_are_given_back) == 0

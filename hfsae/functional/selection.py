@@ -91,7 +91,7 @@ class TopK(AsManyEach):
         return _largest(pre, self.k)
 
     def mask(self, pre: Tensor) -> Tensor:
-        found = None if not _in_order(pre) or _bounds_pay(pre, self.k) else _reaching(pre, self.k)
+        found = None if not _equal_in_order(pre) or _bounds_pay(pre, self.k) else _reaching(pre, self.k)
         return super().mask(pre) if found is None else found[0]
 
     def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
@@ -253,15 +253,15 @@ def _largest(pre: Tensor, k: int) -> Tensor:
         from hfsae.functional.kernels.largest import largest
 
         return largest(pre, k)
-    if not _in_order(pre):
+    if not _equal_in_order(pre):
         return pre.topk(k, dim=-1, sorted=False).indices
     if not _bounds_pay(pre, k) and (found := _reaching(pre, k)) is not None:
         return found[1].sort(1).values
     return _largest_from_bounds(pre, k, _group(pre, k))
 
 
-def _in_order(pre: Tensor) -> bool:
-    """Whether a CPU picks, which of equal pre-activations takes the first features."""
+def _equal_in_order(pre: Tensor) -> bool:
+    """Whether of equal pre-activations the first features are picked, as on a CPU."""
     return not is_traced(pre) and pre.device.type == "cpu" and len(pre) > 0
 
 
