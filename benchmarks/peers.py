@@ -27,6 +27,9 @@ from torch import Tensor
 from hfsae import MatryoshkaSAEConfig
 
 os.environ.setdefault("WANDB_MODE", "disabled")
+if not torch.cuda.is_available():
+    # sparsify 1.3.3 decodes by Triton wherever it is installed (findings/sparsify_decodes_by_triton_without_a_gpu.sh).
+    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
 
 
 @dataclass

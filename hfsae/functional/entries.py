@@ -91,6 +91,8 @@ class Entries:
             rows: (m,) the tokens, ascending.
             theirs: Their entries, of m tokens.
         """
+        if not len(rows):
+            return self
         order = torch.cat([self.tokens, rows[theirs.tokens]]).sort(stable=True).indices
         per_token = self.per_token.index_add(0, rows, theirs.per_token)
         features, pre = (torch.cat(pair)[order] for pair in ((self.features, theirs.features), (self.pre, theirs.pre)))

@@ -254,14 +254,23 @@ class Screen:
             found.append(candidates)
             left.append(~certain)
             looked_at += len(certain)
-            if 2 * int(torch.count_nonzero(left[-1])) > len(certain):
+            if self.is_mostly_left(left[-1]):
                 break  # it will hardly be otherwise for the others
         candidates = Candidates.joined(found)
         entries = decide(self.exact(candidates.tokens, candidates.features))
         rows = F.pad(torch.cat(left), (0, len(self.x) - looked_at), value=True).nonzero()[:, 0]
+        return entries.with_rows(rows, self.alone(rows, alone))
+
+    def alone(self, rows: Tensor, rule: Callable[[Tensor], Entries]) -> Entries:
+        """A rule's entries of some tokens (m,), from all their float32 pre-activations."""
         if not len(rows):
-            return entries
-        return entries.with_rows(rows, Entries.joined([alone(pre) for pre in self._in_float32(self.x[rows])]))
+            return Entries(rows, rows, self.x.new_empty(0))
+        return Entries.joined([rule(pre) for pre in self._in_float32(self.x[rows])])
+
+    @staticmethod
+    def is_mostly_left(left: Tensor) -> bool:
+        """Whether more than half of a chunk's tokens (tokens,) bool are left to float32."""
+        return 2 * int(torch.count_nonzero(left)) > len(left)
 
 
 def _lower(screened: Tensor, error: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the CPU has units for it, h is first seen in bfloat16 (`hfsae.functional.screeni
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -221,30 +222,41 @@ class BatchTopK:
             wanted *= 4 * _SLACK
 
     def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
-        """The same with bounds: what is certainly among the largest sets the cut for what may be."""
+        """The same with bounds: what is certainly among the largest sets the cut for what may be.
+
+        Tokens of which too much passes are computed in float32 alone, and so are tokens without a bound.
+        """
         wanted = _SLACK * self.k / screen.n_features
         budget = self.k * len(screen.x)
         while True:
-            level, least, parts = None, 0.0, []
+            level, least, parts, left = None, 0.0, [], []
             for chunk in screen.chunks():
                 if level is None:
                     least = chunk.raised_by
                     level = max(_exceeded_by(wanted, chunk.made).item(), least)
                 candidates, certain = chunk.reaching(level)
-                if not certain.all():
+                if screen.is_mostly_left(~certain):
                     return None
                 parts.append(candidates)
+                left.append(~certain)
             assert level is not None
             found = Candidates.joined(parts)
-            lower = found.lower
+            rows = torch.cat(left).nonzero()[:, 0]
+            alone = screen.alone(rows, partial(Entries.above, max(0.0, _just_below(level - least))))
+            lower = torch.cat([found.lower, alone.pre.double() + least])
             if torch.count_nonzero(lower >= level) >= budget:
                 level = lower.kthvalue(len(lower) - budget + 1).values
                 found = found.kept(found.upper >= level)
             elif level > least:
                 wanted *= 4 * _SLACK
                 continue
-            exact = screen.exact(found.tokens, found.features)
+            exact = screen.exact(found.tokens, found.features).with_rows(rows, alone)
             return exact.kept(exact.pre > 0).largest(budget).pattern(screen.n_features)
+
+
+def _just_below(value: float) -> float:
+    """A float32 number that is no larger."""
+    return torch.tensor(value, dtype=torch.float32).nextafter(torch.tensor(-torch.inf)).item()
 
 
 def _largest(pre: Tensor, k: int) -> Tensor:

@@ -162,7 +162,7 @@ def test_of_ordinary_activations_nothing_is_computed_in_float32_alone(rule: Sele
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", [RULES[name] for name in ("topk", "above", "each")], ids=["topk", "above", "each"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_only_the_tokens_that_need_it_are_computed_in_float32_alone(rule: Selection):
     problem = planted()
     problem.x[3] = torch.nan
@@ -174,6 +174,17 @@ def test_only_the_tokens_that_need_it_are_computed_in_float32_alone(rule: Select
         row[150] *= 1e-30
     torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
     assert 1 <= problem.alone <= 3
+
+
+@pytest.mark.parametrize("rule", [RULES["batch_topk"], RULES["above"]], ids=["batch_topk", "above"])
+def test_a_token_with_far_more_active_features_than_others_is_computed_alone(rule: Selection):
+    # So are the first tokens of a text in GPT-2, many times as long as others.
+    problem = planted()
+    problem.x[[7, 120]] *= 50
+    found, expected = problem.screened(rule), problem.plain(rule)
+    assert torch.count_nonzero(expected[7] > -1e38) > 100, "more than a sixteenth of 1,000"
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert problem.alone == 2
 
 
 def test_once_most_tokens_of_a_chunk_cannot_be_bounded_the_others_are_not_tried(monkeypatch):
