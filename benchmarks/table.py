@@ -38,7 +38,7 @@ from hfsae import SAE, SAETrainer, SAETrainingArguments, evaluate_sae
 from hfsae.configuration import SAEConfig
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.language_model import load_base_model, load_tokenizer
-from hfsae.scores import LabelledText, PatternLabels, match_features, score
+from hfsae.scores import LabelledText, PatternLabels, SharedReadings, match_features, score
 from hfsae.scores.readings import FEATURES, NEURONS
 from hfsae.scores.score_saved import labelled_text
 from hfsae.storage import read_json
@@ -277,11 +277,22 @@ def trained(cell: Cell, args: argparse.Namespace) -> tuple[SAE, dict[str, Any]]:
     return sae, {**told, "trainings": len(tried)}
 
 
+_COMMON: dict[str, tuple[Any, Any, LabelledText, SharedReadings]] = {}
+
+
+def common(place: Place) -> tuple[Any, Any, LabelledText, SharedReadings]:
+    """The language model of all cells of a place, its tokenizer, labelled text, and what the model makes of it."""
+    if place.name not in _COMMON:
+        config = place.config()
+        _COMMON[place.name] = load_base_model(config), load_tokenizer(config), place.labelled(), SharedReadings()
+    return _COMMON[place.name]
+
+
 def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """Trains, saves, measures and scores one SAE."""
     sae, told = trained(cell, args)
     sae.save_pretrained(cell.folder(args.output))
-    model, tokenizer = load_base_model(sae.config), load_tokenizer(sae.config)
+    model, tokenizer, text, shared = common(cell.place)
     measured = evaluate_sae(
         sae,
         model,
@@ -295,9 +306,12 @@ def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     found = {**{name: measured[name] for name in names}, **told, "eval_tokens": args.eval_tokens}
     if args.score_tokens:
         scores = score(
-            *(sae, model, tokenizer, cell.place.labelled()),
+            *(sae, model, tokenizer, text),
             kinds=["tokens", "absorption"],
+            beside=[NEURONS],
+            letters=False,
             max_tokens=args.score_tokens,
+            shared=shared,
         )
         assert scores.tokens is not None and scores.absorption is not None
         found |= {

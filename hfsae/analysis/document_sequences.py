@@ -3,7 +3,7 @@
 Training joins documents into blocks; whoever looks at examples wants none that begins in another document.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -93,6 +93,12 @@ class DocumentSequenceReader:
         self._reading = reading_of(config, tokenizer)
         special = special_token_ids(tokenizer) if config.exclude_special_tokens else []
         self._left_out = LeftOut(tuple(special), tuple(config.exclude_positions))
+
+    @property
+    def cuts(self) -> tuple[Hashable, ...]:
+        """What decides which pieces come in which batches, of one tokenizer."""
+        reading = tuple(sorted((name, repr(value)) for name, value in self._reading.items()))
+        return (self.context_length, self._batch_size, self._prepend_bos, reading, self._left_out)
 
     def contents(self, dataset: "Dataset | IterableDataset", text_column: str | None = None) -> DocumentColumn:
         """Which column of a dataset holds its documents, and what they are; as `find_document_column` finds it."""

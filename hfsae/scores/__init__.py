@@ -14,6 +14,7 @@ from hfsae.scores.planted import Found, PlantedDictionary, find_planted
 from hfsae.scores.probing import Probe, Probing, probe_concepts
 from hfsae.scores.readings import LabelledRows
 from hfsae.scores.score import LabelledText, SAEScores, score
+from hfsae.scores.shared_readings import SharedReadings
 
 __all__ = [
     "PYTHON_CONCEPTS",
@@ -33,6 +34,7 @@ __all__ = [
     "Ranking",
     "LabelledRows",
     "SAEScores",
+    "SharedReadings",
     "TokenLabels",
     "absorption",
     "bootstrap",

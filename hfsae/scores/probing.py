@@ -152,6 +152,7 @@ def probe_concepts(
     ks: Sequence[int] = KS,
     linear: bool = True,
     numbers: Mapping[str, NDArray[np.int64]] | None = None,
+    known: Probing | None = None,
     n_draws: int = 1000,
     seed: int = 0,
 ) -> Probing:
@@ -169,11 +170,12 @@ def probe_concepts(
         ks: How many units.
         linear: Whether the probe on all coordinates is fitted too.
         numbers: Of a basis of which only some units are in the rows, the number of each.
+        known: Probes of the same rows and concepts; what they hold is not fitted again.
         n_draws: Draws of the bootstrap over documents.
         seed: Of the draws.
 
     Raises:
-        ValueError: If no concept has enough rows on both sides.
+        ValueError: If no concept has enough rows on both sides, or the known probes are of others.
         ImportError: If scikit-learn is not installed.
     """
     fewest = [np.minimum(side.labels.sum(0), (~side.labels).sum(0)) for side in (train, held_out)]
@@ -184,23 +186,34 @@ def probe_concepts(
             "give more text, or other labels."
         )
     columns = np.flatnonzero(enough)
+    concepts = [names[column] for column in columns.tolist()]
+    there = {} if known is None else known.probes
+    if known is not None and (known.concepts, known.n_train) != (concepts, len(train)):
+        raise ValueError("the known probes are of other rows or concepts: expected those of the same text and labels.")
     probes: dict[Basis, list[Probe]] = {}
     for basis in train.values if bases is None else bases:
+        if all((basis, k) in there for k in ks):
+            probes |= {(basis, k): there[basis, k] for k in ks}
+            continue
         found = [_chosen(train.values[basis], train.labels[:, column], ks) for column in columns]
         probes |= {(basis, k): [one[k] for one in found] for k in ks}
     if linear:
         values = train.values[COORDINATES]
         everything = tuple(range(values.shape[1]))
-        probes[LINEAR, len(everything)] = [_fitted_probe(values, train.labels[:, c], everything) for c in columns]
+        key = LINEAR, len(everything)
+        probes[key] = there.get(key) or [_fitted_probe(values, train.labels[:, c], everything) for c in columns]
     return Probing(
-        concepts=[names[column] for column in columns.tolist()],
-        left_out=[name for name, there in zip(names, enough, strict=True) if not there],
+        concepts=concepts,
+        left_out=[name for name, has in zip(names, enough, strict=True) if not has],
         n_train=len(train),
         n_held_out=len(held_out),
         share=held_out.labels[:, columns].mean(0),
         probes=probes,
         numbers=numbers or {},
-        counts={key: _counts(held_out, columns, key[0], found) for key, found in probes.items()},
+        counts={
+            key: known.counts[key] if known and key in there else _counts(held_out, columns, key[0], found)
+            for key, found in probes.items()
+        },
         n_draws=n_draws,
         seed=seed,
     )

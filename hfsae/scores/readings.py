@@ -1,7 +1,8 @@
 """What labelled text is in every basis that a probe may choose from: features, neurons, coordinates, PCA."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ FEATURES, UNTRAINED, NEURONS = "features", "untrained SAE", "neurons"
 COORDINATES, COMPONENTS = "coordinates", "PCA"
 SPARSE = (FEATURES, UNTRAINED)
 """The bases whose values are 0 nearly everywhere; they come as sparse matrices."""
+BESIDE = (UNTRAINED, COORDINATES, COMPONENTS, NEURONS)
+"""What stands beside the features of an SAE."""
 
 # Of a long document the first piece of text is read, and of the others one in so many: tokens of one document resemble
 # each other, and those of many tell more.
@@ -105,8 +108,8 @@ class LabelledReader:
     ):
         refuse_signed(sae, "scoring")
         self._sae, self._model, self._tokenizer = sae, model, tokenizer
-        self._sources = hook_points_of_sources(sae.config, model)
-        self._neurons = _neurons(model, self._sources[-1])
+        self._sources = tuple(hook_points_of_sources(sae.config, model))
+        self._neurons = tuple(_neurons(model, self._sources[-1]))
         self._cutter = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size)
         # Of its batches few pieces are read.
         self._sampled = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size * _EVERY)
@@ -119,6 +122,11 @@ class LabelledReader:
     def neuron_layers(self) -> int:
         """The number of blocks whose neurons are read; 0 where the model names none."""
         return len(self._neurons)
+
+    @property
+    def reads(self) -> tuple[Hashable, ...]:
+        """What decides which tokens are read, where, and in which batches; alike for SAEs that share readings."""
+        return (self._sources, self._neurons, self._sampled.cuts)
 
     def fit(self, documents: "Dataset") -> None:
         """Fits PCA and the untrained SAE on the first tokens of a text.
@@ -172,16 +180,40 @@ class LabelledReader:
             if n >= max_tokens:
                 return
 
-    def documents(self, documents: "Dataset", labels: NDArray[np.bool_], sources: NDArray[np.int64]) -> LabelledRows:
+    @torch.no_grad()
+    def read_before(self, rows: LabelledRows, sizes: Sequence[int], bases: Sequence[str]) -> LabelledRows:
+        """Rows that were read for another SAE, with what this one makes of their coordinates.
+
+        Args:
+            rows: With their coordinates.
+            sizes: The rows of every batch in which they were read; an SAE reads the same batches.
+            bases: The bases that are wanted; those of `SPARSE` are added, of the others there is what there is.
+        """
+        batches = torch.from_numpy(rows.values[COORDINATES]).split([size for size in sizes if size])
+        values = dict(rows.values)
+        for basis in (basis for basis in bases if basis in SPARSE):
+            parts = [self._sparse_values(basis, batch.to(self._sae.device)) for batch in batches]
+            values[basis] = needed("scipy.sparse").vstack(parts, format="csc")
+        return LabelledRows(rows.labels, rows.documents, values)
+
+    def documents(
+        self,
+        documents: "Dataset",
+        labels: NDArray[np.bool_],
+        sources: NDArray[np.int64],
+        beside: Collection[str] = BESIDE,
+    ) -> LabelledRows:
         """Documents: of every basis the mean over their tokens that count; those without such a token are left out.
 
         Args:
             documents: Texts in a column `text`.
             labels: bool (documents, concepts).
             sources: int64 (documents,), documents of one source resemble each other.
+            beside: The bases that are wanted beside features and coordinates.
         """
         sparse = needed("scipy.sparse")
-        bases = [*SPARSE, COORDINATES, COMPONENTS, *([NEURONS] if self._neurons else [])]
+        there = {FEATURES, COORDINATES, *beside} - (set() if self._neurons else {NEURONS})
+        bases = [basis for basis in (*SPARSE, COORDINATES, COMPONENTS, NEURONS) if basis in there]
         sums: dict[str, Any] = {}
         n_tokens = np.zeros(len(labels))
         for batch in self._cutter.batches(documents):
@@ -230,15 +262,17 @@ class LabelledReader:
 
     @torch.no_grad()
     def _values(self, batch: DocumentSequences, bases: Sequence[str]) -> dict[str, Any]:
-        read, neurons = self._read(batch, self._sources, self._neurons if NEURONS in bases else [])
+        read, neurons = self._read(batch, self._sources, self._neurons if NEURONS in bases else ())
         of_basis: dict[str, Callable[[], Any]] = {
-            FEATURES: lambda: _sparse(self._sae.encode_sparse(read)),
-            UNTRAINED: lambda: _sparse(_fitted(self._untrained).encode_sparse(read)),
+            **{basis: partial(self._sparse_values, basis, read) for basis in SPARSE},
             NEURONS: lambda: neurons.float().cpu().numpy(),
             COORDINATES: lambda: read.float().cpu().numpy(),
             COMPONENTS: lambda: _along(_fitted(self._pca), read.float().cpu()),
         }
         return {basis: of_basis[basis]() for basis in bases}
+
+    def _sparse_values(self, basis: str, read: Tensor) -> Any:
+        return _sparse((self._sae if basis == FEATURES else _fitted(self._untrained)).encode_sparse(read))
 
     @torch.no_grad()
     def _read(

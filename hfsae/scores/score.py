@@ -1,8 +1,8 @@
 """`score`: probing, absorption and their noise of one SAE, from text to figures."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from hfsae.scores.document_sets import DocumentSet
 from hfsae.scores.needed import needed
 from hfsae.scores.probing import Moments, Probing, probe_concepts
 from hfsae.scores.readings import (
+    BESIDE,
     COMPONENTS,
     COORDINATES,
     FEATURES,
@@ -24,6 +25,7 @@ from hfsae.scores.readings import (
     LabelledRows,
     all_of,
 )
+from hfsae.scores.shared_readings import SharedReadings, Sides
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,11 +106,14 @@ def score(
     *,
     documents: Sequence[DocumentSet] = (),
     kinds: Sequence[Kind] = KINDS,
+    beside: Collection[str] = BESIDE,
+    letters: bool = True,
     max_tokens: int = 30_000,
     least_f1: float = LEAST_F1,
     n_draws: int = 1000,
     batch_size: int = 32,
     seed: int = 0,
+    shared: SharedReadings | None = None,
 ) -> SAEScores:
     """Scores the features of an SAE: how well they tell concepts, and what absorbs them.
 
@@ -119,21 +124,30 @@ def score(
         text: Labelled tokens.
         documents: Sets of labelled documents.
         kinds: Which scores are wanted.
+        beside: The bases that are probed beside the features: `"untrained SAE"`, `"coordinates"`, `"PCA"` and
+            `"neurons"`. Of tokens and documents the linear probe always is.
+        letters: Whether absorption is told of first letters too.
         max_tokens: Tokens that are read of each side of the text.
         least_f1: As in `absorption`.
         n_draws: Draws of the bootstrap over documents.
         batch_size: Pieces of text per run of the model.
         seed: Of the draws.
+        shared: What was read for other SAEs of the same model, tokenizer and text, and is kept for the next ones.
 
     Raises:
-        ValueError: If there is too little labelled text, or `kinds` names none that there is.
+        ValueError: If there is too little labelled text, `kinds` or `beside` names none that there is, or `shared` is
+            of another model, tokenizer or text.
         ImportError: If scikit-learn is not installed.
     """
     check_kinds(kinds)
+    if unknown := set(beside) - set(BESIDE):
+        raise ValueError(f"beside features are {', '.join(BESIDE)}, and not {', '.join(map(repr, sorted(unknown)))}.")
     if max_tokens < 1 or n_draws < 1:
         raise ValueError(f"max_tokens is {max_tokens} and n_draws {n_draws}; expected 1 or more.")
     if not 0 <= least_f1 <= 1:
         raise ValueError(f"least_f1 is {least_f1}; expected an F1 from 0 to 1.")
+    shared = SharedReadings() if shared is None else shared
+    shared.bind(model, tokenizer, text)
     needed("sklearn.linear_model")
     refused: list[str] = []
     wants_absorption = "absorption" in kinds
@@ -146,37 +160,35 @@ def score(
             refused.append(str(error))
             wants_absorption = False
     reader = LabelledReader(sae, model, tokenizer, batch_size)
-    reader.fit(text.train)
-    if not reader.neuron_layers:
+    if {UNTRAINED, COMPONENTS} & set(beside) and {"tokens", "documents"} & set(kinds):
+        reader.fit(text.train)
+    if NEURONS in beside and not reader.neuron_layers:
         refused.append("the language model names no neurons of its blocks, so they are not beside the features.")
+    there = (COORDINATES, UNTRAINED, COMPONENTS, *([NEURONS] if reader.neuron_layers else []))
     options: dict[str, Any] = {"n_draws": n_draws, "seed": seed}
     found: dict[str, Any] = {}
     if "tokens" in kinds or wants_absorption:
-        letters = FirstLetters()
-        labels = _Together(text.labels, letters)
-        n_concepts = len(text.labels.names)
-        wanted = "tokens" in kinds
-        train, held_out, neurons = _read_tokens(reader, text, labels, n_concepts, wanted, max_tokens)
-        own = slice(None, n_concepts)
-        fitted_on, measured_on = _some_labels(train, own), _some_labels(held_out, own)
-        numbers = {} if neurons is None else {NEURONS: neurons}
-        bases = None if wanted else [FEATURES]
-        probing = probe_concepts(fitted_on, measured_on, text.labels.names, bases=bases, numbers=numbers, **options)
-        if wanted:
+        probed = [FEATURES, *(basis for basis in there if basis in beside)] if "tokens" in kinds else [FEATURES]
+        labels = _Together(text.labels, *([FirstLetters()] if letters else []))
+        own, begin = text.labels.names, FirstLetters().names
+        # What is kept for other SAEs is of the same tokens, labels and bases.
+        key = (*reader.reads, *labels.names, *probed, max_tokens)
+        sides = _read_tokens(reader, text, labels, probed, max_tokens, shared, key)
+        measured_on, probing = _probed(sides, own, 0, probed, shared, key, options)
+        if "tokens" in kinds:
             found["tokens"] = probing
         if wants_absorption:
-            rest = slice(n_concepts, None)
-            fitted_on, of_letters = _some_labels(train, rest), _some_labels(held_out, rest)
-            found["absorption"] = absorption(sae, measured_on, text.labels.names, probing, least_f1=least_f1)
+            found["absorption"] = absorption(sae, measured_on, own, probing, least_f1=least_f1)
+        if wants_absorption and letters:
             try:
-                by_letter = probe_concepts(fitted_on, of_letters, letters.names, bases=[FEATURES], **options)
-                found["letters"] = absorption(sae, of_letters, letters.names, by_letter, least_f1=least_f1)
+                measured_on, probing = _probed(sides, begin, len(own), [FEATURES], shared, key, options)
+                found["letters"] = absorption(sae, measured_on, begin, probing, least_f1=least_f1)
             except ValueError as error:
                 refused.append(f"first letters: {error}")
     if "documents" in kinds:
         found |= {"documents": {}, "of_documents": {}}
         for one in documents:
-            of_set, held_out = _probed_documents(reader, one, options)
+            of_set, held_out = _probed_documents(reader, one, beside, options)
             found["documents"][one.name] = of_set
             if wants_absorption:
                 absorbed = absorption(sae, held_out, one.classes, of_set, least_f1=least_f1)
@@ -195,42 +207,68 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def _read_tokens(
-    reader: LabelledReader, text: LabelledText, labels: TokenLabels, n_concepts: int, wanted: bool, max_tokens: int
-) -> tuple[LabelledRows, LabelledRows, Any]:
-    """Both sides, and the numbers of the neurons that were kept since they may tell a concept.
+    reader: LabelledReader,
+    text: LabelledText,
+    labels: TokenLabels,
+    probed: Sequence[str],
+    max_tokens: int,
+    shared: SharedReadings,
+    key: Hashable,
+) -> Sides:
+    """Both sides, with the neurons that may tell a concept, or what was read before with what this SAE makes of it.
 
-    All neurons of all blocks would not fit into memory, so the train side is read twice.
+    All neurons of all blocks would not fit into memory, so the train side is read twice for them.
     """
-    bases = [FEATURES, COORDINATES, *([UNTRAINED, COMPONENTS] if wanted else [])]
-    if not (wanted and reader.neuron_layers):
-        sides = [
-            all_of(reader.tokens(documents, labels, bases, max_tokens), "the text")
-            for documents in (text.train, text.held_out)
-        ]
-        return sides[0], sides[1], None
-    moments, parts = Moments(), []
-    for rows in reader.tokens(text.train, labels, [*bases, NEURONS], max_tokens):
-        moments.add(rows.values.pop(NEURONS), rows.labels[:, :n_concepts])
-        parts.append(rows)
-    train = all_of(parts, "the text to fit probes on")
-    kept = np.unique(moments.candidates())
-    train_neurons = [
-        rows.values[NEURONS][:, kept] for rows in reader.tokens(text.train, labels, [NEURONS], max_tokens)
-    ]
-    train.values[NEURONS] = np.concatenate(train_neurons)
-    parts = []
-    for rows in reader.tokens(text.held_out, labels, [*bases, NEURONS], max_tokens):
-        rows.values[NEURONS] = rows.values[NEURONS][:, kept]
-        parts.append(rows)
-    return train, all_of(parts, "the text to measure on"), kept
+    if (before := shared.sides(key)) is not None:
+        both = zip((before.train, before.held_out), before.sizes, strict=True)
+        train, held_out = (reader.read_before(rows, sizes, probed) for rows, sizes in both)
+        return replace(before, train=train, held_out=held_out)
+    bases = list(dict.fromkeys([*probed, COORDINATES]))
+    train, held_out, kept, moments = [], [], None, Moments()
+    for rows in reader.tokens(text.train, labels, bases, max_tokens):
+        if NEURONS in bases:
+            moments.add(rows.values.pop(NEURONS), rows.labels[:, : len(text.labels.names)])
+        train.append(rows)
+    fitted_on = all_of(train, "the text to fit probes on")
+    if NEURONS in bases:
+        kept = np.unique(moments.candidates())
+        again = reader.tokens(text.train, labels, [NEURONS], max_tokens)
+        fitted_on.values[NEURONS] = np.concatenate([rows.values[NEURONS][:, kept] for rows in again])
+    for rows in reader.tokens(text.held_out, labels, bases, max_tokens):
+        if kept is not None:
+            rows.values[NEURONS] = rows.values[NEURONS][:, kept]
+        held_out.append(rows)
+    sides = Sides(fitted_on, all_of(held_out, "the text to measure on"), (_sizes(train), _sizes(held_out)), kept)
+    shared.keep_sides(key, sides)
+    return sides
 
 
-def _some_labels(rows: LabelledRows, columns: slice) -> LabelledRows:
-    return LabelledRows(rows.labels[:, columns], rows.documents, rows.values)
+def _sizes(parts: Sequence[LabelledRows]) -> list[int]:
+    return [len(part) for part in parts]
+
+
+def _probed(
+    sides: Sides,
+    names: Sequence[str],
+    first: int,
+    bases: Sequence[str],
+    shared: SharedReadings,
+    key: Hashable,
+    options: dict[str, Any],
+) -> tuple[LabelledRows, Probing]:
+    """The held-out rows with the labels from a column on, and the probes of these."""
+    columns = slice(first, first + len(names))
+    both = (sides.train, sides.held_out)
+    fitted_on, measured_on = (replace(side, labels=side.labels[:, columns]) for side in both)
+    numbers = {NEURONS: sides.neurons} if NEURONS in bases else {}
+    known = shared.probes((key, first))
+    probing = probe_concepts(fitted_on, measured_on, names, bases=bases, numbers=numbers, known=known, **options)
+    shared.keep_probes((key, first), probing)
+    return measured_on, probing
 
 
 def _probed_documents(
-    reader: LabelledReader, given: DocumentSet, options: dict[str, Any]
+    reader: LabelledReader, given: DocumentSet, beside: Collection[str], options: dict[str, Any]
 ) -> tuple[Probing, LabelledRows]:
     """Probes of a set, and the documents that they were measured on."""
     from datasets import Dataset
@@ -241,8 +279,9 @@ def _probed_documents(
         labels = np.array([[one.label == label for label in given.classes] for one in chosen])
         sources = np.unique([one.source for one in chosen], return_inverse=True)[1]
         texts = Dataset.from_dict({"text": [one.text for one in chosen]})
-        sides.append(reader.documents(texts, labels, sources))
+        sides.append(reader.documents(texts, labels, sources, beside))
+    bases = [basis for basis in sides[0].values if basis == FEATURES or basis in beside]
     try:
-        return probe_concepts(sides[0], sides[1], given.classes, **options), sides[1]
+        return probe_concepts(sides[0], sides[1], given.classes, bases=bases, **options), sides[1]
     except ValueError as error:
         raise ValueError(f"{given.name}: {error}") from error

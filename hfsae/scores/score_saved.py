@@ -13,7 +13,7 @@ from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
-from hfsae.language_model import rename_base_model
+from hfsae.language_model import origin_of, rename_base_model
 from hfsae.modeling import SAE
 from hfsae.saving import write_json
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
@@ -23,6 +23,7 @@ from hfsae.scores.noise import ReseedNoise
 from hfsae.scores.reseeds import Reseeds, reseeds
 from hfsae.scores.score import KINDS, LabelledText, SAEScores, check_kinds, score
 from hfsae.scores.score_report import comparison_lines, headline, score_lines, stability_lines
+from hfsae.scores.shared_readings import SharedReadings
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +108,14 @@ def score_saved(
         else []
     )
     found: dict[str, SAEScores] = {}
+    model, tokenizer, shared, read_by = None, None, SharedReadings(), None
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
             rename_base_model(sae.config, base_model)
-        model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=wanted, **options)
+        origins = [origin_of(sae.config, source) for source in [*sae.config.models_by_source] or [None]]
+        if model is None or tokenizer is None or origins != read_by:
+            model, tokenizer, shared, read_by = sae.load_base_model(), sae.load_tokenizer(), SharedReadings(), origins
+        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=wanted, shared=shared, **options)
         for line in score_lines(name, found[name]):
             tell(line)
         if write:

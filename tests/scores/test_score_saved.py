@@ -121,6 +121,15 @@ def test_scores_of_a_run_are_the_same_twice(place):
     assert first[str(place / "sae0")].recorded() == second[str(place / "sae0")].recorded()
 
 
+def test_scores_of_several_are_those_of_each_alone(place):
+    given = {"dataset": str(place / "text.jsonl"), "concepts": place / "concepts.json", "kinds": ["tokens"]}
+    both = [place / "sae0", place / "sae1"]
+    together = score_saved(both, n_draws=20, **given)
+    for one in both:
+        alone = score_saved([one], n_draws=20, **given)
+        assert together[str(one)].recorded() == alone[str(one)].recorded()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
