@@ -28,7 +28,8 @@ class Effect:
         before: Its value.
         direct: What the edges from the changed features into it predict.
         constrained: The same, measured: the model with attention, norms and all other features held.
-        total: What all paths of the graph predict; a feature on the way falls to 0 and no further.
+        total: What all paths of the graph predict; a feature on the way falls to 0 and no further, but one whose
+            values may be negative goes beyond.
         open: What the model itself does, nothing held but the changed features.
     """
 
@@ -89,7 +90,7 @@ class Validation:
 
     Attributes:
         strongest: The features with most influence.
-        others: Other features of the graph, for each of these that with the nearest activation.
+        others: Other features of the graph, for each of these that whose activation is nearest in size.
     """
 
     strongest: Ablations
@@ -146,7 +147,7 @@ def validate(graph: "Graph", n: int, *, batch_size: int) -> Validation:
     strongest, rest = order[:n], order[n:]
     others = []
     for row in strongest:
-        nearest = min(rest, key=lambda other: abs(graph.nodes[other].value - graph.nodes[row].value))
+        nearest = min(rest, key=lambda other: abs(abs(graph.nodes[other].value) - abs(graph.nodes[row].value)))
         rest.remove(nearest)
         others.append(nearest)
     return Validation(*(_ablations(graph, circuit, rows, batch_size) for rows in (strongest, others)))
@@ -189,20 +190,24 @@ def predicted(graph: "Graph", changes: Tensor) -> Tensor:
     """What all paths of a graph make of changes of its nodes.
 
     A feature changes by Σ edge × share over its sources; as a share of its own value it is passed on. It stays where
-    it is clamped, and it falls no further than to 0.
+    it is clamped. It falls no further than to 0, unless its values may be negative.
 
     Args:
-        graph: The graph, whose features stand in the order of a forward pass.
+        graph: The graph with its model, whose features stand in the order of a forward pass.
         changes: (batch, n), shares by which clamped nodes change; 0 where nothing is clamped.
 
     Returns:
         (batch, logit nodes).
     """
+    circuit = _circuit(graph)
+    signed = {source.owner for source in circuit.sources.values() if source.sae.signed}
     shares = changes.clone()
     clamped = changes != 0
     for row in graph.is_kind("feature").nonzero()[:, 0].tolist():
-        moved = (shares @ graph.edges[row]) / graph.nodes[row].value
-        shares[:, row] = torch.where(clamped[:, row], shares[:, row], moved.clamp(min=-1.0))
+        node = graph.nodes[row]
+        moved = (shares @ graph.edges[row]) / node.value
+        moved = moved if node.source in signed else moved.clamp(min=-1.0)
+        shares[:, row] = torch.where(clamped[:, row], shares[:, row], moved)
     return shares @ graph.edges[graph.is_kind("logit")].T
 
 

@@ -30,7 +30,7 @@ def layer_of_place(node: Node) -> int:
 KINDS = {"feature": 0, "error": 1, "embedding": 2}
 
 
-def compare_with_jacobian(graph: Graph, hand: ByHand, features_per_layer: int = 24) -> None:
+def compare_with_jacobian(graph: Graph, hand: ByHand, features_per_layer: int = 24, k: int = 3) -> None:
     """Every edge of a graph of all features, beside the derivative of the model that is written out by hand."""
     with torch.no_grad():
         features, logits = hand.jacobian()
@@ -56,7 +56,7 @@ def compare_with_jacobian(graph: Graph, hand: ByHand, features_per_layer: int = 
     sources = [row for row, node in enumerate(graph.nodes) if node.kind != "logit"]
     expected = torch.tensor([[float(edge(graph.nodes[t], graph.nodes[s])) for s in sources] for t in targets])
     found = graph.edges[targets][:, sources].float()
-    assert len(targets) == 2 * 5 * 3 + 4
+    assert len(targets) == 2 * 5 * k + 4
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (expected.abs() > 1e-3).float().mean() > 0.1
 

@@ -29,11 +29,12 @@ def width_of(family: str) -> int:
 
 
 def sae_at(family: str, reads: str, writes: str | None = None, *, seed: int = 0, **fields) -> SAE:
-    """A random TopK SAE or transcoder, its scales and biases all at work."""
+    """A random SAE or transcoder, of topk or `config_class`, its scales and biases all at work."""
     torch.manual_seed(seed)
     width = width_of(family)
-    fields = {"k": 3, "n_features": 24, "subtract_b_dec": writes is None} | fields
-    sae = SAE.from_config(TopKSAEConfig(d_in=width, hook_point=reads, target_hook_point=writes, **fields)).double()
+    fields = {"k": 3, "n_features": 24, "subtract_b_dec": writes is None, "config_class": TopKSAEConfig} | fields
+    config_class = fields.pop("config_class")
+    sae = SAE.from_config(config_class(d_in=width, hook_point=reads, target_hook_point=writes, **fields)).double()
     with torch.no_grad():
         sae.encoder.bias.normal_(std=0.1)
         sae.b_dec.normal_(std=0.3)
