@@ -28,8 +28,8 @@ class Effect:
         before: Its value.
         direct: What the edges from the changed features into it predict.
         constrained: The same, measured: the model with attention, norms and all other features held.
-        total: What all paths of the graph predict; a feature on the way falls to 0 and no further, but one whose
-            values may be negative goes beyond.
+        total: What all paths of the graph predict; a feature on the way falls to 0 and no further, unless its values
+            may be negative.
         open: What the model itself does, nothing held but the changed features.
     """
 
