@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,19 @@ def can_be_file(path: str | os.PathLike) -> None:
     if Path(path).is_dir():
         raise FileExistsError(f"{path} is a folder, where a file is to be written: give another name.")
     can_be_folder(Path(path).parent)
+
+
+def can_be_written_in(folder: str | os.PathLike) -> None:
+    """Raises, before something expensive starts, where no file can be written in a folder that is there.
+
+    Raises:
+        PermissionError: Names the folder.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(f"nothing can be written in {folder} ({error.strerror}): make it writable.") from error
 
 
 def _moved(values: Any, before: str, now: str) -> Any:

@@ -1,9 +1,10 @@
 """`scores.json`, what `hfsae score --write` measured, and what a card says of it.
 
 {"format": 1, "weights_sha256": "...", "headline": {"absorption of concepts": {"value": 0.1, "low": ..., ...}},
- "scores": {...}, "stability": {"seed 1": {"value": 0.1, "low": ..., "high": ...}}}
+ "scores": {...}, "stability": {"seed 1": {"value": 0.1, "low": ..., "high": ..., "weights_sha256": "..."}}}
 
 Where runs of several seeds were scored, a headline also has `deviation`, that of one run, and the number of `seeds`.
+The digest of a stability is that of the other run's weights.
 """
 
 import json
@@ -43,33 +44,63 @@ class ScoreRow(NamedTuple):
     seeds: int | None = None
 
 
-def write_scores(folder: Path, headline: Mapping[str, Any], scores: Mapping[str, Any], weights_sha256: str) -> None:
+def write_scores(
+    folder: Path, headline: Mapping[str, Any], scores: Mapping[str, Any], weights_sha256: str
+) -> list[str]:
     """Writes scores beside the weights that they are of; a stability of these weights stays.
+
+    What seeds differ by stays where these weights have the same score as before. It goes where they have another one,
+    since text or settings are others then.
 
     Args:
         folder: The SAE's folder.
-        headline: By title `value`, `low` and `high`.
+        headline: By title `value`, `low` and `high`, and maybe `deviation` and `seeds`.
         scores: All figures, in values that JSON can hold.
         weights_sha256: The digest of the weights.
+
+    Returns:
+        The titles whose deviation over seeds went.
     """
-    content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": headline, "scores": scores}
-    if stability := _of_these_weights(folder, weights_sha256).get("stability"):
+    before = _of_these_weights(folder, weights_sha256)
+    kept, gone = {title: dict(figures) for title, figures in headline.items()}, []
+    for title, figures in mapping(before.get("headline")).items():
+        noise = {name: mapping(figures)[name] for name in ("deviation", "seeds") if name in mapping(figures)}
+        now = kept.get(title, {})
+        if noise and now.get("value") == mapping(figures).get("value"):
+            kept[title] = {**noise, **now}
+        elif noise and "deviation" not in now:
+            gone.append(title)
+    content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": kept, "scores": scores}
+    if stability := before.get("stability"):
         content["stability"] = stability
     write_json(folder / SCORES_FILE, content)
+    return gone
 
 
-def write_stability(folder: Path, against: str, figures: Mapping[str, Any], weights_sha256: str) -> None:
+def write_stability(
+    folder: Path, against: str, its_sha256: str, figures: Mapping[str, Any], weights_sha256: str
+) -> None:
     """Adds how many features another run has found again; scores of these weights stay.
+
+    Each other run has one entry, whatever it is called. Of two with one name the later one has its digest in the name.
 
     Args:
         folder: The SAE's folder.
         against: What the other run is called.
+        its_sha256: The digest of its weights.
         figures: `value`, `low` and `high`.
         weights_sha256: The digest of the weights.
     """
     content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": {}, "scores": {}}
     content |= _of_these_weights(folder, weights_sha256)
-    content["stability"] = {**mapping(content.get("stability")), against: dict(figures)}
+    others = {
+        name: one
+        for name, one in mapping(content.get("stability")).items()
+        if mapping(one).get("weights_sha256") != its_sha256
+    }
+    if mapping(others.get(against)).get("weights_sha256"):
+        against = f"{against}, weights {its_sha256[:8]}"
+    content["stability"] = {**others, against: {**figures, "weights_sha256": its_sha256}}
     write_json(folder / SCORES_FILE, content)
 
 

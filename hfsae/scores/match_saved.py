@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.protocol import weights_sha256
+from hfsae.folders import can_be_written_in
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_stability
 from hfsae.scores.matching import Matching, one_start, run_name, starts_are_known, two_places
@@ -21,9 +22,11 @@ def can_stand_on_card(source: str, a: SparseAutoencoder, b: SparseAutoencoder) -
     Raises:
         ValueError: If the first is in no folder here, the two have one start, two places or two recipes, or a start
             is not known.
+        PermissionError: If nothing can be written in the folder.
     """
     if not Path(source).is_dir():
         raise ValueError(f"stability is written beside the weights of A, and {source} is no folder here.")
+    can_be_written_in(source)
     objection = two_places(a.config, b.config) or one_start(a, b) or two_recipes(a.config, b.config)
     if objection is None and not starts_are_known(a, b):
         objection = "what they started from is not recorded"
@@ -44,6 +47,7 @@ def put_on_card(source: str, sae: SparseAutoencoder, other: str, its: SparseAuto
     Returns:
         The path of `scores.json`.
     """
-    write_stability(Path(source), run_name(other, its), vars(found.stability), weights_sha256(sae))
+    figures = vars(found.stability)
+    write_stability(Path(source), run_name(other, its), weights_sha256(its), figures, weights_sha256(sae))
     write_card(Path(source))
     return Path(source) / SCORES_FILE

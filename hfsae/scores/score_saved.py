@@ -10,7 +10,7 @@ from hfsae.autoencoder.registry import architecture_name
 from hfsae.data import find_document_column, load_text, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset
 from hfsae.evaluation.protocol import weights_sha256
-from hfsae.folders import can_be_file
+from hfsae.folders import can_be_file, can_be_written_in
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
 from hfsae.language_model import origin_of, rename_base_model
@@ -81,7 +81,8 @@ def score_saved(
     Raises:
         ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder,
             or `labelled` is given where no documents are scored.
-        OSError: If an SAE, its language model or a text is not there.
+        OSError: If an SAE, its language model or a text is not there, or `write` names a folder in which nothing can
+            be written.
     """
     wanted: list[Any] = list(kinds or KINDS)
     check_kinds(wanted)
@@ -91,6 +92,8 @@ def score_saved(
     folders = [Path(name) / subfolder for name in names]
     if write and (missing := [folder for folder in folders if not folder.is_dir()]):
         raise ValueError(f"scores.json is written beside the weights, and {missing[0]} is no folder here.")
+    for folder in folders if write else ():
+        can_be_written_in(folder)
     if labelled is not None and "documents" not in wanted:
         raise ValueError(
             "labelled documents are read for the scores of documents, which are not asked for: leave labelled out, or "
@@ -108,6 +111,7 @@ def score_saved(
         else []
     )
     found: dict[str, SAEScores] = {}
+    gone: dict[str, list[str]] = {}
     model, tokenizer, shared, read_by = None, None, SharedReadings(), None
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         if base_model is not None:
@@ -119,14 +123,22 @@ def score_saved(
         for line in score_lines(name, found[name]):
             tell(line)
         if write:
-            _write(folder, found[name], sae)
+            gone[name] = _write(folder, found[name], sae)
             tell(f"wrote {folder / SCORES_FILE} and {folder / 'README.md'}")
+    groups = reseeds(saes) if len(saes) > 1 else []
+    several = {name for group in groups if len(group.runs) > 1 for name in group.runs}
+    for name, titles in gone.items():
+        if titles and name not in several:
+            tell(
+                f"{name}: left out, since these scores are others than before: what seeds differ by in "
+                f"{', '.join(titles)}. Score the runs of all seeds together to have it."
+            )
     if json_file is not None:
         write_json(Path(json_file), {name: one.recorded() for name, one in found.items()})
         tell(f"wrote {json_file}")
     if len(saes) > 1:
         tell("")
-        groups, matched = reseeds(saes), match_alike(saes, tell)
+        matched = match_alike(saes, tell)
         for line in (*comparison_lines(found, groups), *stability_lines(matched, groups)):
             tell(line)
         if write:
@@ -136,8 +148,10 @@ def score_saved(
     return found
 
 
-def _write(folder: Path, scores: SAEScores, sae: SAE, noise: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """Writes `scores.json` and the card.
+def _write(
+    folder: Path, scores: SAEScores, sae: SAE, noise: Mapping[str, Mapping[str, float]] | None = None
+) -> list[str]:
+    """Writes `scores.json` and the card; gives the titles of which it is no longer said what seeds differ by.
 
     Args:
         folder: The SAE's folder.
@@ -146,8 +160,9 @@ def _write(folder: Path, scores: SAEScores, sae: SAE, noise: Mapping[str, Mappin
         noise: By title what seeds differ by.
     """
     headlines = {title: {**vars(one), **(noise or {}).get(title, {})} for title, one in headline(scores).items()}
-    write_scores(folder, headlines, scores.recorded(), weights_sha256(sae))
+    gone = write_scores(folder, headlines, scores.recorded(), weights_sha256(sae))
     write_card(folder)
+    return gone
 
 
 def _write_what_seeds_tell(
@@ -169,8 +184,9 @@ def _write_what_seeds_tell(
             for pair, matching in matched.items():
                 if name in pair and set(pair) <= set(group.runs):
                     (other,) = set(pair) - {name}
-                    figures = vars(matching.stability)
-                    write_stability(folders[name], run_name(other, saes[other]), figures, weights_sha256(saes[name]))
+                    digests = [weights_sha256(saes[one]) for one in (other, name)]
+                    title, figures = run_name(other, saes[other]), vars(matching.stability)
+                    write_stability(folders[name], title, digests[0], figures, digests[1])
             _write(folders[name], scores[name], saes[name], noise)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hfsae.cli import main
 from hfsae.evaluation.protocol import weights_sha256
@@ -27,7 +28,8 @@ def test_stability_stands_on_the_card_beside_the_scores_that_were_there(runs, ca
     assert f"wrote {runs / 'run0' / 'scores.json'} and the card beside it" in capsys.readouterr().out
     found = json.loads((runs / "run0" / "scores.json").read_text())
     assert found["headline"] == headline and found["scores"] == {"text": "x"}
-    assert found["stability"] == {"run1 (seed 1)": vars(match_features(a, b).stability)}
+    stability = vars(match_features(a, b).stability) | {"weights_sha256": weights_sha256(b)}
+    assert found["stability"] == {"run1 (seed 1)": stability}
     card = (runs / "run0" / "README.md").read_text()
     assert (
         "| stability, against run1 (seed 1) | " in card and "| absorption of concepts | 0.25 | 0.125 to 0.5 |" in card
@@ -56,3 +58,33 @@ def test_what_does_not_tell_of_stability_is_not_written(runs, capsys, monkeypatc
     assert main(["match", "run0", "wider_of_one_start", "--write"]) == 1
     assert "both drew their first weights with seed 0" in capsys.readouterr().err
     assert not Path("run0/scores.json").exists()
+
+
+def test_two_runs_of_one_name_and_seed_are_kept_and_one_that_moved_has_one_entry(runs):
+    other = an_sae(1)
+    with torch.no_grad():
+        other.W_dec.add_(0.5 * torch.randn_like(other.W_dec))
+    other.save_pretrained(runs / "elsewhere" / "run1")
+    for path in ("run1", "elsewhere/run1", "run1"):
+        assert main(["match", str(runs / "run0"), str(runs / path), "--write"]) == 0
+    digests = [weights_sha256(sae) for sae in (an_sae(1), other)]
+    found = json.loads((runs / "run0" / "scores.json").read_text())["stability"]
+    assert {one["weights_sha256"] for one in found.values()} == set(digests) and len(found) == 2
+    assert f"run1 (seed 1), weights {digests[0][:8]}" in found or f"run1 (seed 1), weights {digests[1][:8]}" in found
+    assert len({one["value"] for one in found.values()}) == 2
+    assert (runs / "run0" / "README.md").read_text().count("| stability, against run1 (seed 1)") == 2
+    (runs / "run1").rename(runs / "renamed")
+    assert main(["match", str(runs / "run0"), str(runs / "renamed"), "--write"]) == 0
+    found = json.loads((runs / "run0" / "scores.json").read_text())["stability"]
+    assert len(found) == 2 and found["renamed (seed 1)"]["weights_sha256"] == digests[0]
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_refused_before_the_work(runs, monkeypatch, capsys):
+    def refuses(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hfsae.folders.tempfile.TemporaryFile", refuses)
+    assert main(["match", str(runs / "run0"), str(runs / "run1"), "--write"]) == 1
+    told = capsys.readouterr()
+    assert f"nothing can be written in {runs / 'run0'} (Permission denied): make it writable" in told.err
+    assert "pairs of features" not in told.out

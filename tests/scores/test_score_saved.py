@@ -1,8 +1,10 @@
 """`hfsae score` from the command line to the card, on an SAE one of whose features is the concept."""
 
 import json
+import os
 import random
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -189,3 +191,39 @@ def test_the_sets_that_come_along_score_a_short_run(trained_folder, capsys):
 def test_labelled_documents_are_refused_where_no_documents_are_scored(place: Path, capsys):
     assert main(["score", str(place / "sae0"), "--only", "absorption", "--labelled", "nowhere.jsonl"]) == 1
     assert "ask for documents too" in capsys.readouterr().err
+
+
+def test_what_seeds_differ_by_stays_while_the_score_is_the_same(place: Path, tmp_path: Path, capsys):
+    for seed in (0, 1):
+        shutil.copytree(place / f"sae{seed}", tmp_path / f"sae{seed}")
+    paths = [str(tmp_path / f"sae{seed}") for seed in (0, 1)]
+    chosen = options(place, "--only", "tokens", "--write")
+    assert main(["score", *paths, *chosen]) == 0
+
+    def headline():
+        return json.loads((tmp_path / "sae0" / "scores.json").read_text())["headline"]
+
+    before = headline()
+    assert "deviation" in before["probing of tokens, F1 at k = 1"]
+    capsys.readouterr()
+    assert main(["score", paths[0], *chosen]) == 0
+    assert headline() == before and "what seeds differ by" not in capsys.readouterr().out
+    other = json.loads((place / "concepts.json").read_text()) | {"a word and a blank": r"\w+ "}
+    (tmp_path / "concepts.json").write_text(json.dumps(other))
+    assert main(["score", paths[0], *chosen, "--concepts", str(tmp_path / "concepts.json")]) == 0
+    assert "deviation" not in headline()["probing of tokens, F1 at k = 1"]
+    assert "what seeds differ by in probing of tokens, F1 at k = 1. Score the runs of all" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused_before_the_work(place: Path, tmp_path: Path, capsys):
+    shutil.copytree(place / "sae0", tmp_path / "sae0")
+    (tmp_path / "sae0").chmod(0o500)
+    assert main(["score", str(tmp_path / "sae0"), "--dataset", "nowhere.jsonl", "--write"]) == 1
+    assert "nothing can be written in" in capsys.readouterr().err
+
+
+def test_what_is_no_folder_that_can_be_written_in_is_refused_before_anything_is_read(place: Path, monkeypatch, capsys):
+    monkeypatch.setattr("hfsae.folders.tempfile.TemporaryFile", lambda **_: (Path("/nowhere") / "x").open("w"))
+    assert main(["score", str(place / "sae0"), "--dataset", "nowhere.jsonl", "--write"]) == 1
+    assert "nothing can be written in" in capsys.readouterr().err
