@@ -125,7 +125,7 @@ class LocalReplacement:
             )
         if getattr(inner, "is_quantized", False):
             raise ValueError("a quantised model is not exact enough to be traced: load it without quantization.")
-        if inner.dtype in _BEND:
+        if not is_copied(inner):
             return inner
         self.notes.append(f"The model is in {str(inner.dtype).removeprefix('torch.')}; a copy in float32 was traced.")
         return copy.deepcopy(inner).float()
@@ -350,6 +350,15 @@ class LocalReplacement:
             f"{where} is {gap:.1e} of its size away from the model's own, and bends by {bend:.1e}. Its blocks do "
             f"something else besides attention and MLP, so no circuit can be traced.{norms}"
         )
+
+
+def is_copied(model: nn.Module) -> bool:
+    """Whether a model is traced in a copy in float32, which takes twice its memory or more.
+
+    Args:
+        model: The model, or a wrapper around it.
+    """
+    return inner_model(model).dtype not in _BEND
 
 
 def _trained_elsewhere(saes: Mapping[str, SparseAutoencoder], model: PreTrainedModel) -> list[str]:

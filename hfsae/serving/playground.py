@@ -17,6 +17,7 @@ from hfsae.analysis import FeatureCollection, TokenTexts, steer
 from hfsae.analysis.plain_values import significant
 from hfsae.analysis.prompt_page import read_prompts
 from hfsae.circuits import trace
+from hfsae.circuits.replacement import is_copied
 from hfsae.circuits.tracing import why_untraceable
 from hfsae.hooks.devices import input_device
 from hfsae.host_memory import give_freed_memory_back
@@ -109,7 +110,7 @@ class Playground:
 
     @cached_property
     def no_trace(self) -> str | None:
-        """Why these SAEs and this model give no graph; None where they do."""
+        """Why these SAEs and this model give no graph; None where they do. A model in half precision is copied."""
         return why_untraceable(self.model, {name: one.sae for name, one in self.saes.items()}, self.tokenizer)
 
     def about(self) -> dict[str, Any]:
@@ -125,7 +126,9 @@ class Playground:
             for name, served in self.saes.items()
         ]
         limits = {name: getattr(self.limits, name) for name in told}
-        return {"name": self.name, "saes": saes, "limits": limits, "no_trace": self.no_trace}
+        # Who never traces needs no copy: of a model in half precision the first trace finds out.
+        no_trace = None if is_copied(self.model) else self.no_trace
+        return {"name": self.name, "saes": saes, "limits": limits, "no_trace": no_trace}
 
     def read(self, text: Any, sae: Any = None) -> dict[str, Any]:
         """The features of a text's tokens, as `read_prompts` has them, and what is known of each feature.
@@ -194,10 +197,10 @@ class Playground:
             ValueError: If it is no text, has too many tokens or too few, or if there can be no graph.
             BusyError: If the model is still at work.
         """
-        if self.no_trace is not None:
-            raise ValueError(self.no_trace)
         self._prompt(text, self.limits.traced_tokens)
         with self._alone():
+            if self.no_trace is not None:
+                raise ValueError(self.no_trace)
             graph = trace(
                 self.model,
                 {name: served.sae for name, served in self.saes.items()},

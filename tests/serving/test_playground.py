@@ -1,5 +1,6 @@
 """What the page's questions give, against features and steering written out; and what they may not ask for."""
 
+import copy
 import re
 from functools import cache
 from threading import Thread
@@ -189,6 +190,30 @@ def test_where_there_can_be_no_graph_it_is_said_why():
     with pytest.raises(ValueError, match=re.escape(twice.no_trace)):
         twice.trace("w1 w2 w3")
     assert twice.read("w1 w2 w3", "b")["features"]
+
+
+def test_a_model_in_half_precision_is_copied_when_a_trace_is_asked_for_and_no_earlier(monkeypatch):
+    _, model, tokenizer = setting()
+    half = copy.deepcopy(model).bfloat16()
+    copies = []
+    deepcopy = copy.deepcopy
+
+    def noting(one, memo=None):
+        copies.append(one)
+        return deepcopy(one, memo)
+
+    monkeypatch.setattr("hfsae.circuits.replacement.copy.deepcopy", noting)
+    asked = Playground(transcoders(), half, tokenizer, limits=LIMITS)
+    assert asked.about()["no_trace"] is None and asked.read("w1 w2 w3")["features"]
+    assert not any(one is half for one in copies)
+    told = asked.trace("w1 w2 w3")
+    assert any("bfloat16" in note and "float32" in note for note in told["notes"])
+    assert any(one is half for one in copies)
+    served = transcoders()["mlp.0"]
+    twice = Playground({"a": served, "b": served}, half, tokenizer, limits=LIMITS)
+    assert twice.about()["no_trace"] is None
+    with pytest.raises(ValueError, match="write at"):
+        twice.trace("w1 w2 w3")
 
 
 def test_an_sae_of_the_stream_is_traced_alone():
