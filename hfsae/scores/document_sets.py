@@ -151,8 +151,9 @@ def labelled_dataset(
 def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: int = _LEAST) -> DocumentSet:
     """Cuts documents into passages, and deals them to two sides.
 
-    A document is on one side, by a hash of its name. Where a class has fewer than ten documents these are cut: the
-    first seven tenths of its passages are to fit on.
+    Of equal documents of one label the first counts, so that none is on both sides. Equal documents of several labels
+    are left out, since no probe can tell them. A document is on one side, by a hash of its name. Where a class has
+    fewer than ten documents these are cut: the first seven tenths of its passages are to fit on.
 
     Args:
         name: What the labels tell.
@@ -163,7 +164,7 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: i
         ValueError: If there is no label, one class only, or no class of two has text on both sides.
     """
     by_class: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
-    for source, label, text in labelled:
+    for source, label, text in _once(name, labelled):
         if passages := _passages(text, shortest):
             by_class[label].append((source, passages))
     if len(by_class) < 2:
@@ -180,6 +181,28 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: i
         shown = ", ".join(map(repr, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
         logger.warning("%s: left out, since others are larger or too little text is theirs: %s", name, shown)
     return DocumentSet(name, tuple(one for one in documents if one.label in whole))
+
+
+def _once(name: str, labelled: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Documents of which no two have one text; blanks around it do not count."""
+    every = [one for one in labelled if one[2].strip()]
+    labels: dict[str, set[str]] = defaultdict(set)
+    for _, label, text in every:
+        labels[text.strip()].add(label)
+    seen, again, several = set(), 0, 0
+    for source, label, text in every:
+        if len(labels[text.strip()]) > 1:
+            several += 1
+        elif text.strip() in seen:
+            again += 1
+        else:
+            seen.add(text.strip())
+            yield source, label, text
+    if again or several:
+        logger.warning(
+            "%s: left out: %d documents that are as another one of their label, and %d whose text has several labels.",
+            *(name, again, several),
+        )
 
 
 def _dealt(label: str, sources: list[tuple[str, list[str]]]) -> list[LabelledDocument]:

@@ -22,6 +22,16 @@ def test_documents_are_on_one_side_whole():
     assert found.classes == ["a", "b"] and len(sides) == 80 and 0.5 < share < 0.9
 
 
+def test_equal_documents_count_once_and_of_several_labels_not_at_all(caplog):
+    alone = [*sources("a", 40), *sources("b", 40)]
+    again = [(f"again {source}", label, f"{text}\n") for source, label, text in alone]
+    both = [("x", "a", "a text with two labels " * 30), ("y", "b", "a text with two labels " * 30)]
+    found = make_set("kind", [*alone, *again, *both])
+    assert found.documents == make_set("kind", alone).documents
+    assert len({one.text for one in found.documents}) == len(found.documents)
+    assert "left out: 80 documents that are as another one of their label, and 2 whose text has several" in caplog.text
+
+
 def test_few_long_documents_are_cut_and_share_no_text():
     found = make_set("book", [*sources("a", 1, lines=400), *sources("b", 2, lines=400)])
     assert found.classes == ["a", "b"]
