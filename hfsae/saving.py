@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
@@ -18,6 +19,9 @@ from hfsae.storage import appearing_whole
 
 # What a folder is called while its files are being written.
 BESIDE = ".saving-"
+
+# Seconds after which nobody writes into a folder in which nothing has changed.
+_LONG_AGO = 24 * 60 * 60
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -60,11 +64,26 @@ def _writing(folder: Path) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes of this machine that were killed left beside a folder."""
-    for path in folder.parent.glob(f"{escape(_writing(folder))}*.part"):
-        number = path.name.removeprefix(_writing(folder)).removesuffix(".part")
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
+    """Removes what processes of this machine that were killed left beside a folder.
+
+    Names of earlier versions say no machine. They go once nothing in them has changed for a day, as then no process of
+    another machine is writing them.
+    """
+    for begin in (_writing(folder), f".{folder.name}."):
+        for path in folder.parent.glob(f"{escape(begin)}*.part"):
+            number = path.name.removeprefix(begin).removesuffix(".part")
+            if not number.isdecimal() or psutil.pid_exists(int(number)):
+                continue
+            if begin == _writing(folder) or _age(path) > _LONG_AGO:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    """Seconds since something in a folder changed last; 0 where it is just being removed."""
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return 0.0
 
 
 def write_config(config: SAEConfig, folder: Path) -> None:

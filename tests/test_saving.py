@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,6 +58,23 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_that_of_a_living_on
     with folder_at_once(tmp_path / "new") as mine:
         (mine / "weights").write_text("mine")
     assert set(tmp_path.iterdir()) == {*others, tmp_path / "new"}
+
+
+def test_what_an_earlier_version_left_without_a_machine_goes_after_a_day(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old, new, alive = (tmp_path / name for name in ("old", "new", "alive"))
+    for folder, pid in ((old, dead.pid), (new, dead.pid), (alive, os.getpid())):
+        left = folder.with_name(f".{folder.name}.{pid}.part")
+        left.mkdir()
+        (left / "weights").write_text("half")
+        days = 0 if folder is new else 2
+        for path in (left / "weights", left):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+        with folder_at_once(folder) as mine:
+            (mine / "weights").write_text("whole")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"old", "new", "alive", f".new.{dead.pid}.part", f".alive.{os.getpid()}.part"}
 
 
 def test_an_empty_folder_is_filled_and_two_processes_write_no_mixture(tmp_path, monkeypatch):
