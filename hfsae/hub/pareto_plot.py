@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from hfsae.evaluation.pareto import FRONT_METRICS, pareto_front
-from hfsae.hub.plots import dress, save
+from hfsae.hub.plots import dress, elided, save
 
 # Okabe and Ito's, without yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -19,6 +19,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", ":", "-.")
 _RING = "on the front"
 _MOST_TICKS, _MOST_NAMED_LINES = 12, 3
+_SHORT, _LONGEST = 8, 28  # characters of a label
 _NEAR = 1.3  # values whose ratio is less share a tick
 _TITLES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 
@@ -85,7 +86,8 @@ def _panel(
             for point in points:
                 if point.setting in named:
                     legend = {architecture, str(width), f"{line[0].get('expansion_factor', 0):g}x"}
-                    _label(axes, point, told | legend, colour, above=(i + j) % 2 == 0)
+                    late = point.l0**2 > min(row["l0"] for row in drawn) * max(row["l0"] for row in drawn)
+                    _label(axes, point, told | legend, colour, above=(i + j) % 2 == 0, late=late)
             if len(points) < len(line):
                 axes.scatter([row["l0"] for row in line], [row[metric] for row in line], s=8, color=colour, alpha=0.5)
     ringed = [row for row in drawn if row["name"] in front]
@@ -129,12 +131,17 @@ def _means(line: Sequence[Mapping[str, Any]], metric: str) -> list[_Point]:
     )
 
 
-def _label(axes: Axes, point: _Point, told: Collection[str], colour: str, *, above: bool) -> None:
-    """Writes what a setting says beside the legend and beside what all settings of the panel say."""
-    text = "-".join(part for part in point.setting.split("-") if part not in told)
-    sides: dict[str, Any] = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
-    offset = (-6, 5) if above else (6, -5)
-    axes.annotate(text, (point.l0, point.value), offset, textcoords="offset points", color=colour, fontsize=8, **sides)
+def _label(axes: Axes, point: _Point, told: Collection[str], colour: str, *, above: bool, late: bool) -> None:
+    """Writes what a setting says beside the legend and beside what all settings of the panel say.
+
+    A long one stands towards the middle of the panel. It takes no room from the axes.
+    """
+    text = elided("-".join(part for part in point.setting.split("-") if part not in told), _LONGEST)
+    left = late if len(text) > _SHORT else above
+    sides: dict[str, Any] = {"ha": "right" if left else "left", "va": "bottom" if above else "top"}
+    offset = (-6 if left else 6, 5 if above else -5)
+    where = {"textcoords": "offset points", "color": colour, "fontsize": 8, **sides}
+    axes.annotate(text, (point.l0, point.value), offset, **where).set_in_layout(False)
 
 
 def _ticks(values: Sequence[float]) -> list[float]:

@@ -77,6 +77,14 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def elided(name: str, most: int) -> str:
+    """A name whose middle is left out where it is longer than so many characters."""
+    if len(name) <= most:
+        return name
+    front = most // 2
+    return f"{name[:front]}…{name[front + 1 - most :]}"
+
+
 def feature_density(density: Mapping[str, Any], path: Path) -> None:
     """Draws the histogram of how often features fire, with the silent ones apart.
 

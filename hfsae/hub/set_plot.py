@@ -1,6 +1,8 @@
 """The picture of a set: what the model loses with all SAEs in place, and how good each of them is by itself."""
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set, set_names
 from hfsae.hub.kinds import mapping, number
-from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, save
+from hfsae.hub.plots import BLUE, GREEN, VERMILION, dress, elided, save
 from hfsae.loading import load_config
 from hfsae.sae_folders import CONFIG_FILE
 from hfsae.saving import files_at_once
@@ -25,6 +27,9 @@ _EACH = {
     "loss_recovered": "loss recovered",
     "dead_fraction": "dead features",
 }
+# Characters of names that stand side by side, of one by itself, and of what all have in common before and behind it.
+_BESIDE, _ALONE, _COMMON = 54, 24, 28
+_HEIGHT, _OF_CHARACTER, _OF_NAME = 3.2, 0.075, 0.16  # inches
 
 
 def set_plot(together: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -35,8 +40,17 @@ def set_plot(together: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]],
         each: What was measured of each SAE, by name.
         path: The PNG file.
     """
-    figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
-    whole, alone = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    save(set_figure(together, each), path)
+
+
+def set_figure(together: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The figure that `set_plot` writes. It grows with the names, so that these take no room from the axes."""
+    names, common = _short(list(each))
+    upright = sum(map(len, names)) + len(names) > _BESIDE
+    height = _HEIGHT + _OF_CHARACTER * max(map(len, names), default=0) * upright
+    widths = (3.75, max(5.25, 0.6 + _OF_NAME * len(names)))
+    figure = Figure(figsize=(sum(widths), height), layout="constrained", facecolor="white")
+    whole, alone = figure.subplots(1, 2, width_ratios=widths)
     nats = {title: value for name, title in _RUNS.items() if (value := number(together.get(name))) is not None}
     bars = whole.barh(list(nats)[::-1], list(nats.values())[::-1], color=BLUE)
     whole.bar_label(bars, fmt="%.3g", padding=3)
@@ -45,7 +59,7 @@ def set_plot(together: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]],
     for (name, title), colour in zip(_EACH.items(), (BLUE, GREEN, VERMILION), strict=True):
         values = [number(metrics.get(name)) for metrics in each.values()]
         alone.plot(
-            list(each),
+            range(len(names)),
             [float("nan") if value is None else value for value in values],
             marker="o",
             color=colour,
@@ -53,10 +67,28 @@ def set_plot(together: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]],
         )
     alone.set_ylim(0, 1.02)
     alone.legend(frameon=False)
-    alone.tick_params(axis="x", labelrotation=90 if len(each) > 8 else 0)
+    alone.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=8 if upright else None)
+    alone.set_xlabel(common, fontsize=8)
     for axes in (whole, alone):
         dress(axes)
-    save(figure, path)
+    return figure
+
+
+def _short(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names for an axis, and what all of them have in common, with a star for what is each one's own.
+
+    Where names are short they stay.
+    """
+    if max(map(len, names), default=0) <= _ALONE // 2 or len(names) < 2:
+        return [elided(name, _ALONE) for name in names], ""
+    begin = re.sub(r"[^./-]*$", "", os.path.commonprefix(names))
+    own = [name[len(begin) :] for name in names]
+    end = re.sub(r"^[^./-]*", "", os.path.commonprefix([name[::-1] for name in own])[::-1])
+    if any(len(name) <= len(end) for name in own):
+        end = ""
+    return [
+        elided(name[: len(name) - len(end)], _ALONE) for name in own
+    ], f"{elided(begin, _COMMON)}*{elided(end, _COMMON)}"
 
 
 def draw_set(folder: Path) -> None:

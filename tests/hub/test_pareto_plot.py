@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from hfsae.hub.pareto_plot import pareto_figure, pareto_plot
@@ -77,3 +78,28 @@ def test_points_are_labelled_with_what_the_legend_does_not_say_and_of_many_lines
     ]
     better = [entry | {"loss_recovered": entry["loss_recovered"] + 0.01} for entry in wide]
     assert labels([*named, *better])[0] == ["k16", "k32", "k8"]
+
+
+@pytest.mark.parametrize("n", [12, 30, 60])
+def test_axes_keep_their_size_beside_long_names(n):
+    architectures = ["topk", "batch_topk", "matryoshka", "jumprelu", "gated", "standard"]
+    rows = [
+        row(
+            architectures[number % 6],
+            8 * 2 ** (number % 5) + number / 10,
+            0.7 + number / 200,
+            n_features=2048 * 4 ** (number // 6 % 3),
+            name=f"run{number}",
+            setting=f"k{number}-learning_rate_{number}-sparsity_coefficient_{number}-of_a_long_name",
+        )
+        for number in range(n)
+    ]
+    figure = pareto_figure(rows)
+    FigureCanvasAgg(figure).draw()
+    width, height = figure.get_size_inches()
+    for axes in figure.axes:
+        place = axes.get_position()
+        assert place.width * width > 4 and place.height * height > 2
+        for label in axes.texts:
+            box = label.get_window_extent().transformed(axes.transAxes.inverted())
+            assert box.x0 > -0.1 and box.x1 < 1.1
