@@ -75,7 +75,7 @@ class AsManyEach:
         raise NotImplementedError("abstract: a rule says which features of a token are entries")
 
     def mask(self, pre: Tensor) -> Tensor:
-        return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, self.chosen(pre), 1)
+        return _where_chosen(pre, self.chosen(pre))
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
         return Entries.joined([self._entries(pre) for pre in chunks()]).pattern(n_features)
@@ -85,15 +85,27 @@ class AsManyEach:
         return Entries.as_many_each(features, pre.gather(1, features))
 
 
-class TopK(AsManyEach):
-    """The k largest pre-activations of every token (Gao et al. 2024, arXiv:2406.04093)."""
+class LargestOfEach(AsManyEach):
+    """The k features of every token whose numbers are largest: a subclass says by `ranked` which numbers."""
+
+    def ranked(self, pre: Tensor) -> Tensor:
+        """(N, n) what features are ranked by."""
+        raise NotImplementedError("abstract: a rule says what features are ranked by")
 
     def chosen(self, pre: Tensor) -> Tensor:
-        return _largest(pre, self.k)
+        return _largest(self.ranked(pre), self.k)
 
     def mask(self, pre: Tensor) -> Tensor:
-        found = None if not _equal_in_order(pre) or _bounds_pay(pre, self.k) else _reaching(pre, self.k)
-        return super().mask(pre) if found is None else found[0]
+        ranked = self.ranked(pre)
+        found = _directly(ranked, self.k)
+        return _where_chosen(pre, _largest(ranked, self.k)) if found is None else found[0]
+
+
+class TopK(LargestOfEach):
+    """The k largest pre-activations of every token (Gao et al. 2024, arXiv:2406.04093)."""
+
+    def ranked(self, pre: Tensor) -> Tensor:
+        return pre
 
     def screened(self, screen: Screen) -> tuple[SparsePattern, Tensor] | None:
         found = screen.search(
@@ -102,11 +114,11 @@ class TopK(AsManyEach):
         return found.pattern(screen.n_features)
 
 
-class AbsTopK(AsManyEach):
+class AbsTopK(LargestOfEach):
     """The k of every token that are farthest from 0, on either side of it (arXiv:2510.00404)."""
 
-    def chosen(self, pre: Tensor) -> Tensor:
-        return _largest(pre.abs(), self.k)
+    def ranked(self, pre: Tensor) -> Tensor:
+        return pre.abs()
 
 
 class GroupMax(AsManyEach):
@@ -259,6 +271,11 @@ def _just_below(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).nextafter(torch.tensor(-torch.inf)).item()
 
 
+def _where_chosen(pre: Tensor, features: Tensor) -> Tensor:
+    """Bool (..., n) like pre-activations, True at the features (..., k) of each token."""
+    return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, features, 1)
+
+
 def _largest(pre: Tensor, k: int) -> Tensor:
     """The features of each token's k largest pre-activations (N, k); on a CPU of equal ones the first features."""
     if not is_traced(pre) and serves(pre):
@@ -267,9 +284,8 @@ def _largest(pre: Tensor, k: int) -> Tensor:
         return largest(pre, k)
     if not _equal_in_order(pre):
         return pre.topk(k, dim=-1, sorted=False).indices
-    if not _bounds_pay(pre, k) and (found := _reaching(pre, k)) is not None:
-        return found[1].sort(1).values
-    return _largest_from_bounds(pre, k, _group(pre, k))
+    found = _directly(pre, k)
+    return _largest_from_bounds(pre, k, _group(pre, k)) if found is None else found[1].sort(1).values
 
 
 def _equal_in_order(pre: Tensor) -> bool:
@@ -283,6 +299,11 @@ def _group(pre: Tensor, k: int) -> int:
 
 def _bounds_pay(pre: Tensor, k: int) -> bool:
     return pre.numel() >= _BOUNDS_PAY_FROM and _group(pre, k) >= _LEAST_GROUP
+
+
+def _directly(pre: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """As `_reaching`, on a CPU where that costs less than bounds."""
+    return _reaching(pre, k) if _equal_in_order(pre) and not _bounds_pay(pre, k) else None
 
 
 def _reaching(pre: Tensor, k: int) -> tuple[Tensor, Tensor] | None:

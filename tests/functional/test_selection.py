@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hfsae.functional import Above, BatchTopK, GroupMax, Selection, SparsePattern, TopK
+from hfsae.functional import Above, AbsTopK, BatchTopK, GroupMax, Selection, SparsePattern, TopK
 
 quick = settings(max_examples=60)
 # From 0 on bounds serve all that is here; else torch's own top-k serves what has no ties.
@@ -53,14 +53,16 @@ def selected(rule: Selection, pre: Tensor, size: int = 3) -> Tensor:
 
 
 @both_ways
+@pytest.mark.parametrize("rule_class", [TopK, AbsTopK])
 @quick
 @given(pre_activations(), st.data())
 def test_topk_keeps_the_k_largest_of_each_token_in_chunks_as_in_one(
-    bounds_pay_from: int, pre: Tensor, data: st.DataObject
+    bounds_pay_from: int, rule_class: type[TopK] | type[AbsTopK], pre: Tensor, data: st.DataObject
 ):
-    rule = TopK(data.draw(st.integers(1, pre.shape[1])))
+    rule = rule_class(data.draw(st.integers(1, pre.shape[1])))
     # A stable sort leaves equal ones in the order of their features.
-    first = pre.sort(dim=1, descending=True, stable=True).indices[:, : rule.k]
+    ranked = pre.abs() if rule_class is AbsTopK else pre
+    first = ranked.sort(dim=1, descending=True, stable=True).indices[:, : rule.k]
     expected = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, first, True)
     with bounds_paying_from(bounds_pay_from):
         assert torch.equal(rule.mask(pre), expected)
