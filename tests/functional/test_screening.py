@@ -239,6 +239,8 @@ def test_encoding_gives_the_gradients_of_float32(monkeypatch, rule: Selection):
         ({"amx_bf16": True, "avx512_bf16": True}, True, "AVX512_CORE_BF16", False),
         ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, True, "DEFAULT", False),
         ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True, "DEFAULT", True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True, "AVX512_CORE_BF16", True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True, "AVX512_CORE_VNNI", False),
         ({"avx512_f": True, "cpu_name": "AMD EPYC"}, True, "DEFAULT", False),
         ({"amx_bf16": True}, False, "DEFAULT", False),
     ],
