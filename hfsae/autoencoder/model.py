@@ -283,6 +283,20 @@ class SparseAutoencoder(Parameters):
             made = self.training_reconstruction(behind.activations, step.state.progress)
         return behind.loss + (behind.gradient * (made - made.detach())).sum()
 
+    def scaled_gradient(self, gradient: Tensor, activations: Tensor) -> Tensor:
+        """What a gradient with respect to the reconstruction is in scaled space, where the squared error is taken.
+
+        Args:
+            gradient: (N, d_out), with respect to the reconstruction in the language model's scale.
+            activations: (N, d_in) that were read for it.
+
+        Returns:
+            (N, d_out).
+        """
+        with torch.enable_grad():
+            written = torch.zeros_like(gradient, requires_grad=True)
+            return torch.autograd.grad(self._unscaled(written, activations), written, gradient)[0]
+
     def training_reconstruction(self, activations: Tensor, progress: float = 1.0) -> Tensor:
         """What training makes of activations (N, d_in), in the language model's scale, by the training rule.
 

@@ -1,7 +1,9 @@
 """`KLFinish`: what the last steps of a run with `kl_tokens` read, and the term that they add to each SAE's loss.
 
-Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). Both terms are equally
-large in each step (arXiv:2503.17272). What else an architecture's loss has stays as it is.
+Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). In each step both terms
+pull equally hard at the reconstruction: their gradients there, in scaled space, are equally long. The paper
+(arXiv:2503.17272) makes the terms equally large, which lets KL pull several times as hard. What else an architecture's
+loss has stays as it is.
 """
 
 import logging
@@ -31,7 +33,7 @@ from hfsae.kl_finish.sequence_batches import SequenceBatches
 
 logger = logging.getLogger(__name__)
 
-# A divergence so small is not made as large as the error: it is rounding.
+# α is never above the error over so many nats: what is left of a smaller divergence is rounding.
 _LEAST_NATS = 1e-6
 # Sequences of the whole finish are shuffled at once, up to so many tokens.
 _WINDOW_TOKENS = 1 << 18
@@ -78,6 +80,20 @@ class _Read(NamedTuple):
 
     rows: dict[str, Tensor]
     readings: list[Reading]
+
+
+class _Moved(NamedTuple):
+    """What a batch says of one SAE.
+
+    Attributes:
+        nats: () a token.
+        gradient: (N, d_out) of it with respect to the reconstruction.
+        rows: (N, d_in) that the SAE read for it; None where those are the batch itself.
+    """
+
+    nats: Tensor
+    gradient: Tensor
+    rows: Tensor | None
 
 
 class KLFinish:
@@ -201,7 +217,8 @@ class KLFinish:
             states: The step as each of them sees it.
         """
         errors = {name: torch.zeros((), device=sae.device) for name, sae in saes.items()}
-        found: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = {name: [] for name in saes}
+        found: dict[str, list[_Moved]] = {name: [] for name in saes}
+        pulls: dict[str, list[Tensor]] = {name: [] for name in saes}
         for batch in self._read:
             written = {}
             for name, sae in saes.items():
@@ -210,30 +227,45 @@ class KLFinish:
             moved = self._of_all(batch, saes, states) if self._together else self._of_each(batch, written)
             for name, one in moved.items():
                 found[name].append(one)
-        return {name: self._weighted(errors[name], found[name]) for name in saes}
+                there = self._hook_points[name].rows(batch.rows) if one.rows is None else one.rows
+                there, gradient = (tensor.to(saes[name].device) for tensor in (there, one.gradient))
+                pulls[name].append(saes[name].scaled_gradient(gradient.to(there), there).square().sum())
+        return {name: self._weighted(errors[name], torch.stack(pulls[name]).mean(), found[name]) for name in saes}
 
-    def _weighted(self, error: Tensor, found: list[tuple[Tensor, Tensor, Tensor | None]]) -> list[Downstream]:
-        """The terms of one SAE, as large on average as its error, over all batches and processes of the step."""
-        nats = torch.stack([one[0] for one in found]).mean()
-        alpha = self._mean(error) / self._mean(nats.to(error)).clamp(min=_LEAST_NATS)
-        terms = ((kl.to(alpha), alpha * gradient.to(alpha), rows) for kl, gradient, rows in found)
+    def _weighted(self, error: Tensor, pull: Tensor, found: list[_Moved]) -> list[Downstream]:
+        """The terms of one SAE, which pull as hard as its error over all batches and processes of the step.
+
+        Args:
+            error: () its mean squared error in scaled space. That of N tokens has a gradient of length 2 √(error / N).
+            pull: () the squared length of KL's gradient there, the mean over batches.
+            found: What each batch says.
+        """
+        error, pull = self._mean(error), self._mean(pull.to(error))
+        pull = pull.clamp(min=torch.finfo(pull.dtype).tiny)  # 0 / 0 would be no number
+        alpha = (4 * error / self._args.train_batch_tokens / pull).sqrt().clamp(max=error / _LEAST_NATS)
         return [
-            Downstream(loss=alpha * kl, gradient=gradient, kl=kl, activations=rows) for kl, gradient, rows in terms
+            Downstream(
+                loss=alpha * one.nats.to(alpha),
+                gradient=alpha * one.gradient.to(alpha),
+                kl=one.nats.to(alpha),
+                activations=one.rows,
+            )
+            for one in found
         ]
 
-    def _of_each(self, batch: _Read, written: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, None]]:
+    def _of_each(self, batch: _Read, written: Mapping[str, Tensor]) -> dict[str, _Moved]:
         """Nats a token, gradients and rows of SAEs that stand in the model one at a time."""
         found = {}
         for name, reconstruction in written.items():
             sizes = [int(one.batch.keep.sum()) for one in batch.readings]
             parts = zip(batch.readings, reconstruction.split(sizes), strict=True)
             nats, gradient, _ = _joined(name, [self._meter.of_one(one, name, part) for one, part in parts])
-            found[name] = nats, gradient, None
+            found[name] = _Moved(nats, gradient, None)
         return found
 
     def _of_all(
         self, batch: _Read, saes: Mapping[str, SparseAutoencoder], states: Mapping[str, StepState]
-    ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    ) -> dict[str, _Moved]:
         """The same of SAEs that stand in the model at once, each with the rows that it has read there."""
 
         def write(name: str, x: Tensor) -> Tensor:
@@ -319,12 +351,12 @@ def reads_and_writes_at(name: str, points: SAEHookPoints) -> tuple[HookPoint, Ho
     return HookPoint.parse(points.reads), HookPoint.parse(points.target)
 
 
-def _joined(name: str, parts: list[Divergence]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _joined(name: str, parts: list[Divergence]) -> _Moved:
     """Nats a token, their gradient (N, d_out), and the rows that were read, from the pieces of a batch."""
     gradient = torch.cat([part.gradients[name] for part in parts])
     nats = torch.stack([part.nats for part in parts]).sum()
     read = at_least_float32(torch.cat([part.read[name] for part in parts]))
-    return nats / len(gradient), gradient / len(gradient), read
+    return _Moved(nats / len(gradient), gradient / len(gradient), read)
 
 
 def _duration(seconds: float) -> str:

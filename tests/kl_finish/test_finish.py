@@ -56,6 +56,12 @@ def nats_a_token(clean: Tensor, spliced: Tensor, keep: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum() / keep.sum()
 
 
+def equal_pull(error: Tensor, kl: Tensor, written: Tensor) -> Tensor:
+    """The weight with which the divergence's gradient with respect to what is written is as long as the error's."""
+    lengths = [torch.autograd.grad(term, written, retain_graph=True)[0].norm() for term in (error, kl)]
+    return lengths[0] / lengths[1]
+
+
 def gradients(sae: SAE, loss: Tensor) -> dict[str, Tensor]:
     """By name; 0 where the loss does not depend on a parameter."""
     names, parameters = zip(*sae.named_parameters(), strict=True)
@@ -93,11 +99,11 @@ def test_loss_and_gradients_are_those_of_a_splice_by_hand(name, pieces):
     there = torch.masked_scatter(kept[0], keep[..., None].expand_as(kept[0]), made / sae.input_scale)
     with block.register_forward_hook(lambda _, __, out: _with_first(out, there)):
         kl = nats_a_token(clean, model(ids).logits, keep)
-    alpha = (squared_error(made, scaled) / kl).detach()
+    alpha = equal_pull(squared_error(made, scaled), kl, made)
 
     assert kl > 1e-3, "a model whose predictions do not move would show nothing"
     assert term.kl == pytest.approx(kl.item(), rel=1e-9)
-    assert output.losses["kl"] == pytest.approx(squared_error(made, scaled).item(), rel=1e-9)
+    assert output.losses["kl"] == pytest.approx((alpha * kl).item(), rel=1e-9)
     assert output.loss.item() == pytest.approx((loss + alpha * kl).item(), rel=1e-9)
     assert_alike(ours, gradients(sae, loss + alpha * kl))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -125,10 +131,12 @@ def test_the_transcoders_of_a_set_stand_in_the_model_at_once():
 
     def replaced(name: str):
         def hook(_, args, out):
-            return torch.masked_scatter(out, keep[..., None].expand_as(out), written(name, args[0][keep]))
+            in_place[name] = written(name, args[0][keep])
+            return torch.masked_scatter(out, keep[..., None].expand_as(out), in_place[name])
 
         return hook
 
+    in_place: dict[str, Tensor] = {}
     hooks = [mlp.register_forward_hook(replaced(name)) for name, mlp in mlps.items()]
     kl = nats_a_token(clean, model(ids).logits, keep)
     [hook.remove() for hook in hooks]
@@ -137,10 +145,15 @@ def test_the_transcoders_of_a_set_stand_in_the_model_at_once():
         (term,) = terms[name]
         x, y = seen[f"in {name}"][keep], seen[f"out {name}"][keep]
         output = sae(points[name].rows(rows), points[name].target_rows(rows), state=state(downstream=term))
-        mse = squared_error(written(name, x) * sae.output_scale, y * sae.output_scale)
+        made = written(name, x)
+        mse = squared_error(made * sae.output_scale, y * sae.output_scale)
+        pulls = (
+            torch.autograd.grad(*pair, retain_graph=True)[0].norm() for pair in ((mse, made), (kl, in_place[name]))
+        )
+        alpha = next(pulls) / next(pulls)
         assert term.kl == pytest.approx(kl.item(), rel=1e-9)
-        assert output.loss.item() == pytest.approx(2 * mse.item(), rel=1e-9)
-        assert_alike(gradients(sae, output.loss), gradients(sae, mse + (mse / kl).detach() * kl))
+        assert output.loss.item() == pytest.approx((mse + alpha * kl).item(), rel=1e-9)
+        assert_alike(gradients(sae, output.loss), gradients(sae, mse + alpha * kl))
 
 
 def transcoder(seed: int) -> SAE:
@@ -172,18 +185,39 @@ def _noting(seen, name):
 
 
 # -- over a step of several batches, and several processes -----------------------------------------------------------
-def test_both_terms_are_equally_large_over_all_batches_and_processes_of_a_step():
+def test_both_terms_pull_equally_hard_over_all_batches_and_processes_of_a_step():
     sae = VARIANTS["topk"].make(d_in=D_IN, n_features=48)
     finish = opened(sharp_model(), {"": SAEHookPoints(AFTER_FIRST)}, gradient_accumulation_steps=3)
     asked: list[float] = []
     finish._mean = lambda tensor: asked.append(tensor.item()) or tensor / 2  # as if another process had nothing
     rows = finish.next_batches()
     terms = finish.terms({"": sae}, {"": state()})[""]
-    errors = [sae(batch[AFTER_FIRST], state=state()).losses["mse"].item() for batch in rows]
     assert len({term.kl.item() for term in terms}) == 3
-    assert asked == pytest.approx([sum(errors) / 3, sum(term.kl.item() for term in terms) / 3])
-    assert sum(term.loss.item() for term in terms) == pytest.approx(sum(errors))
-    assert len({(term.loss / term.kl).item() for term in terms}) <= 2  # one weight, but for rounding
+    alphas = [(term.loss / term.kl).item() for term in terms]
+    assert alphas == pytest.approx(alphas[:1] * 3)  # one weight
+    of_error = []
+    for batch in rows:
+        x = batch[AFTER_FIRST]
+        made = sae.training_reconstruction(x).detach().requires_grad_()
+        error = squared_error(made * sae.input_scale, x * sae.input_scale)
+        of_error.append(torch.autograd.grad(error, made)[0].square().sum().item())
+    assert sum(term.gradient.square().sum().item() for term in terms) == pytest.approx(sum(of_error))
+    assert len(asked) == 2  # the mean over processes of the error and of the pull
+
+
+def test_what_is_no_divergence_but_rounding_weighs_next_to_nothing():
+    """An SAE that gives back what it reads: the terms are 0, and no number is lost."""
+    sae = SAE.from_config(TopKSAEConfig(d_in=D_IN, n_features=2 * D_IN, k=D_IN)).double()
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.cat([torch.eye(D_IN), -torch.eye(D_IN)]))
+        sae.encoder.weight.copy_(sae.W_dec)
+        sae.encoder.bias.zero_()
+        sae.b_dec.zero_()
+    finish = opened(sharp_model(), {"": SAEHookPoints(AFTER_FIRST)})
+    finish.next_batches()
+    (term,) = finish.terms({"": sae}, {"": state()})[""]
+    assert abs(term.kl) < 1e-9 and abs(term.loss) < 1e-9
+    assert term.gradient.isfinite().all()
 
 
 # -- how much of a run, and which runs -------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_the_finish_trains_on_as_many_tokens_and_logs_what_it_looks_at(tmp_path)
     output = run.train()
     before, after = run.state.log_history
     assert "kl_nats" not in before and after["kl_nats"] > 0
-    assert after["kl"] == pytest.approx(after["mse"], rel=1e-4)  # equally large in each step
+    assert 0 < after["kl"] < after["mse"]  # it pulls as hard, and is smaller than what it pulls at
     assert output.saes[""].config.training["n_tokens"] == 12 * BATCH
     assert output.saes[""].config.training["arguments"]["kl_tokens"] == 0.5
 
