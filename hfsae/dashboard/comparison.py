@@ -113,7 +113,8 @@ def diff_saved(
         dataset=str(source), **told,
     )  # fmt: skip
     of_features = dict(_compared(found, sae, lm, chosen))
-    comparison = Comparison(found.about["models"], found.counts(), found.counts("scaling"), of_features)
+    told = (found.counts("norms"), found.counts(), found.counts("scaling"))
+    comparison = Comparison(found.about["models"], *told, of_features)
     title = f"{display_name(sae.config, None, None)}: what its sources share"
     files.append(write_dashboard(collection, tokenizer, place / DIFF_PAGE, title=title, comparison=comparison))
     if output is None:

@@ -61,12 +61,14 @@ class Comparison:
 
     Args:
         models: The language model of each source, by its name; None where it is not known.
-        counts: How many features each class has, all of the crosscoder's.
+        by_norms: How many features each class has by norms alone, all of the crosscoder's.
+        counts: The same after latent scaling.
         by_scaling: The same by latent scaling alone.
         features: What it says of each feature that is shown.
     """
 
     models: Mapping[str, str | None]
+    by_norms: Mapping[str, int]
     counts: Mapping[str, int]
     by_scaling: Mapping[str, int]
     features: Mapping[int, Compared]
@@ -179,7 +181,8 @@ def _about(collection: FeatureCollection) -> dict[str, Any]:
 
 def _summary(comparison: Comparison) -> dict[str, Any]:
     models = {name: model and without_folders(model) for name, model in comparison.models.items()}
-    classes = [[kind, number, comparison.by_scaling[kind]] for kind, number in comparison.counts.items()]
+    told = (comparison.by_norms, comparison.counts, comparison.by_scaling)
+    classes = [[kind, *(counts[kind] for counts in told)] for kind in comparison.counts]
     return {"models": models, "classes": classes}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from hfsae.analysis import feature_map
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
-from hfsae.dashboard.page_contents import Matches, MeasuredFigure
+from hfsae.dashboard.page_contents import Compared, Comparison, InSource, Matches, MeasuredFigure
 from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
@@ -121,6 +121,26 @@ def test_the_overview_counts_measures_and_leads_to_what_lies_beside(page):
     assert link.text_content() == ATTACK
     link.click()
     expect(page.locator("h1")).to_have_text("the report")
+
+
+def test_the_page_of_a_comparison_begins_with_what_one_source_has_and_counts_every_class(browser, tmp_path):
+    sources = [InSource("base", 0.1), InSource("tuned", 1.0)]
+    kinds = {11: "tuned-only", 7: "tuned-only by scaling, shared"}
+    features = {feature: Compared(kinds.get(feature, "shared"), sources) for feature in range(40)}
+    counts = [{"shared": shared, "tuned-only": 800 - shared} for shared in (799, 798, 797)]
+    compared = Comparison({"base": None, "tuned": None}, *counts, features)
+    write_dashboard(collection(), tokenizer(), tmp_path / "diff.html", comparison=compared)
+    opened = browser.new_page()
+    opened.goto((tmp_path / "diff.html").as_uri())
+    opened.wait_for_selector("h1")
+    assert opened.input_value("#order") == "class" and rows(opened)[:2] == ["11", "7"]
+    for feature, kind in kinds.items():
+        told = opened.locator(f"#option-{feature} .facts span").last
+        assert told.text_content() == kind and told.evaluate("one => one.scrollWidth <= one.clientWidth")
+    cells = opened.eval_on_selector_all(".sources tbody tr", "all => all.map(row => row.innerText.split(/\\s+/))")
+    assert cells == [["shared", "799", "798", "797"], ["tuned-only", "1", "2", "3"]]
+    assert "Never fire" not in opened.text_content(".facts-row >> nth=0")
+    opened.close()
 
 
 def test_search_finds_by_number_label_and_token_and_the_order_can_be_chosen(page):

@@ -74,7 +74,9 @@ def test_the_page_shows_both_models_and_finds_features_by_their_class(run, tmp_p
     told = index["comparison"]
     assert list(told["models"]) == ["base", "tuned"] and None not in told["models"].values()
     found = written.found
-    assert told["classes"] == [[kind, found.counts()[kind], found.counts("scaling")[kind]] for kind in found.kinds]
+    assert told["classes"] == [
+        [kind, *(found.counts(how)[kind] for how in ("norms", "both", "scaling"))] for kind in found.kinds
+    ]
     group = unpack(re.search(r'id="group-0"[^>]*>(.*?)</script>', page, re.S)[1].strip())  # type: ignore[index]
     first = group["features"][0]
     assert [source["name"] for source in first["sources"]] == ["base", "tuned"]

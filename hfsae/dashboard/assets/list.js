@@ -32,8 +32,9 @@ const list = {
     const label = labelOf(entry.feature);
     const chosen = entry.feature === this.active;
     const facts = [`${entry.feature}`, entry.density ? percent(entry.density) : "never fires"];
-    if (entry.density) facts.push(`max ${figure(entry.maximum)}`);
+    // A class needs the room of two figures; the largest activation stands on the feature's own page.
     if (entry.kind) facts.push(entry.kind);
+    else if (entry.density) facts.push(`max ${figure(entry.maximum)}`);
     const row = element(
       "div",
       {
@@ -47,7 +48,7 @@ const list = {
         onclick: () => go(`feature/${entry.feature}`),
       },
       element("div", { class: label ? "name" : "name tokens" }, label || entry.peaks.map(tokenSign), label || entry.peaks.length ? null : "—"),
-      element("div", { class: "facts" }, facts.map((fact) => element("span", {}, fact))),
+      element("div", { class: entry.kind ? "facts classed" : "facts" }, facts.map((fact) => element("span", {}, fact))),
     );
     row.style.transform = `translateY(${place * ROW_HEIGHT}px)`;
     return row;

@@ -56,7 +56,7 @@ function update() {
 
 const pages = [["Overview", "#overview"], ...(index.map ? [["Map", "#map"]] : []), ...(index.prompts.length ? [[index.prompts.length > 1 ? "Prompts" : "Prompt", "#prompt/0"]] : [])];
 byId("pages").append(...pages.map(([name, href]) => element("a", { href }, name)));
-order.append(...Object.entries(ORDERS).map(([key, { name }]) => element("option", { value: key }, name)));
+order.append(...Object.entries(CLASSED).map(([key, { name }]) => element("option", { value: key }, name)));
 search.addEventListener("input", update);
 order.addEventListener("change", update);
 search.addEventListener("keydown", (event) => {

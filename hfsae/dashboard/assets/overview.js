@@ -6,8 +6,8 @@ function overviewPage() {
   const facts = [
     ["Features", count(features.length), features.length < about.n_features ? `of ${count(about.n_features)}` : "all of the SAE's"],
     ["Read on", count(about.n_tokens), "tokens"],
-    ["Living", count(features.length - dead), percent(1 - dead / features.length)],
-    ["Never fire", count(dead), percent(dead / features.length)],
+    // A comparison shows few features of each class, and counts the dead among all of them below.
+    ...(index.comparison ? [] : [["Living", count(features.length - dead), percent(1 - dead / features.length)], ["Never fire", count(dead), percent(dead / features.length)]]),
     ["Labelled", count(labelled), percent(labelled / features.length)],
   ];
   const origin = [
@@ -65,7 +65,7 @@ function languageModels() {
 /** Of a crosscoder: how many of its features each class has. */
 function classesSection() {
   if (!index.comparison) return null;
-  const head = ["Class", "Features", "By scaling alone"];
+  const head = ["Class", "By norms", "After latent scaling", "By scaling alone"];
   const row = ([kind, ...numbers]) => element("tr", {}, element("th", { scope: "row" }, kind), numbers.map((number) => element("td", {}, count(number))));
   return element(
     "section",

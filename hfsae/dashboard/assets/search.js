@@ -15,6 +15,14 @@ const ORDERS = {
   number: { name: "number", compare: byNumber },
 };
 
+// Of a crosscoder's sources people look for what one alone has.
+const CLASSED = index.comparison ? { class: { name: "class, what one source has first", compare: byClass }, ...ORDERS } : ORDERS;
+
+function byClass(a, b) {
+  const shared = (entry) => Number(!entry.kind.includes("-only"));
+  return shared(a) - shared(b) || collate(a.kind, b.kind) || ORDERS.frequent.compare(a, b);
+}
+
 /** Labelled features come first. */
 function byLabel(a, b) {
   const [one, other] = [labelOf(a.feature), labelOf(b.feature)];
@@ -29,5 +37,5 @@ function found(query, order) {
     entry.words.includes(word) ||
     labelOf(entry.feature).toLowerCase().includes(word);
   const chosen = features.filter((entry) => words.every((word) => matches(entry, word)));
-  return chosen.sort(ORDERS[order].compare);
+  return chosen.sort(CLASSED[order].compare);
 }
