@@ -1,16 +1,18 @@
 """Planted novelties of a fine-tune, found by crosscoders of every rule, by norms and by latent scaling.
 
-    python benchmarks/model_diffing.py OUT [--tokens 400000] [--hook_point resid_post.3] [--seeds 0 1]
+    python benchmarks/model_diffing.py OUT [--tokens 2000000] [--hook_point resid_post.3] [--seeds 0 1]
 
 The pair is that of `examples/model_diff.py`: the embedded language model, and its fine-tune on text with a new word, a
-new format and a refused topic. For each seed the fine-tune is made new, and crosscoders of all rules are trained side
-by side on the activations of both models. Each crosscoder's features are classed, and what is called the fine-tune's
-own is held against where the novelties stand. Settings of one kind belong into one OUT: what is there already is kept,
-and a run that was ended goes on from its last checkpoint. Each crosscoder leaves a JSON file; a table is printed.
+new format and a refused topic. For each seed the fine-tune is made new, the activations of both models are written
+once, and crosscoders of all rules are trained side by side on them, several times over. Each crosscoder's features are
+classed, and what is called the fine-tune's own is held against where the novelties stand. Settings of one kind belong
+into one OUT: what is there already is kept, and a run that was ended goes on from its last checkpoint. Each crosscoder
+leaves a JSON file; a table is printed.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -18,9 +20,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from kept import kept
+from kept import kept, whole_run
+from torch import Tensor
 
-from hfsae import SAE, SAETrainer, SAETrainingArguments, diff
+from hfsae import SAE, SAETrainer, SAETrainingArguments, cache_activations, diff
 from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -55,9 +58,9 @@ def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
         hook_point=args.hook_point,
         n_features=args.n_features,
         k=args.k,
-        training_tokens=args.tokens,
-        train_batch_tokens=512,
-        eval_tokens=10_000,
+        training_tokens=min(args.tokens, args.cached_tokens),
+        train_batch_tokens=args.batch_tokens,
+        eval_tokens=0,
         calibration_tokens=10_000,
         save_steps=200,
         save_total_limit=1,
@@ -65,11 +68,13 @@ def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
         disable_tqdm=True,
         seed=seed,
         use_cpu=True,
-        output_dir=str(run),
+        output_dir=str(args.output_dir / f"activations-{seed}"),
     )
+    cache_activations(arguments, train_dataset=text)
+    again = {"training_tokens": args.tokens, "activation_cache": arguments.output_dir, "output_dir": str(run)}
     saes = {name: {"architecture": architecture} for name, architecture in RULES.items()}
-    trainer = SAETrainer(args=arguments, saes=saes, train_dataset=text)
-    trainer.train(resume_from_checkpoint=True if run.exists() and last_checkpoint(run) else None)
+    again["resume_from_checkpoint"] = "last" if run.exists() and last_checkpoint(run) else None
+    whole_run(SAETrainer(args=replace(arguments, **again), saes=saes))
     return run
 
 
@@ -90,18 +95,32 @@ def measure(folder: Path) -> dict[str, Any]:
         told["precision"] = told["precision"] if features else None  # type: ignore[assignment]
         called[how] = {**told, "of_novelty": of_novelty, "base_only": base_only}
     ratios = found.error_ratios[:, 0]
-    assert sae.config.metrics is not None, "a run with evaluation"
+    base, tuned = sae.decoder_rows.detach().split(sae.config.source_widths, 1)
+    lengths = found.norms / found.norms.amax(1, keepdim=True)
+    cosines = torch.nn.functional.cosine_similarity(base, tuned)
+    own = found.of("tuned-only", "scaling")
+    of_any = alive & (shares["any"] >= 0.5)
     return {
-        "l0": sae.config.metrics["l0"],
+        "l0": found.firing.tokens_firing.sum().item() / found.n_tokens,
         "explained_variance": found.explained_variance,
         "live": int(alive.sum()),
         "any_live": scores(alive.nonzero()[:, 0].tolist(), shares),
-        "error_ratio_of_base": {
-            name: sorted(round(value, 2) for value in ratios[alive & (shares[name] >= 0.5)].tolist())
-            for name in NOVELTIES
+        "error_ratio_of_base": {name: _sorted(ratios[alive & (shares[name] >= 0.5)]) for name in NOVELTIES},
+        # Where norms stand: of all, and of features that latent scaling calls the fine-tune's own.
+        "relative_norm": {
+            "base": _sorted(lengths[alive, 0]),
+            "tuned": _sorted(lengths[alive, 1]),
+            "base_on_novelties": _sorted(lengths[of_any, 0]),
+            "base_where_own": [round(value, 3) for value in lengths[own, 0].tolist()],
+            "cosine_where_own": [round(value, 3) for value in cosines[own].tolist()],
+            "median_cosine": cosines[alive].median().item(),
         },
         "called": called,
     }
+
+
+def _sorted(values: Tensor) -> list[float]:
+    return sorted(round(value, 3) for value in values.tolist())
 
 
 def table(cells: dict[str, list[dict[str, Any]]]) -> str:
@@ -129,7 +148,9 @@ def main() -> None:
     parser.add_argument("--hook_point", default="resid_post.3")
     parser.add_argument("--steps", type=int, default=300, help="steps of the fine-tune")
     parser.add_argument("--documents", type=int, default=4000, help="documents to train on")
-    parser.add_argument("--tokens", type=int, default=400_000, help="tokens that the crosscoders are trained on")
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="tokens that the crosscoders are trained on")
+    parser.add_argument("--cached_tokens", type=int, default=1_048_576, help="activations written once")
+    parser.add_argument("--batch_tokens", type=int, default=512)
     parser.add_argument("--n_features", type=int, default=768)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
