@@ -49,7 +49,7 @@ TRAINED_ON, CLASSED_ON, HELD_AGAINST = 2, 5, 4
 def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
     """Trains the crosscoders of all rules side by side, or goes on with what was begun."""
     run = args.output_dir / f"run-{seed}"
-    if all((run / name / "model.safetensors").is_file() for name in RULES):
+    if all((run / name / "model.safetensors").is_file() for name in args.rules):
         return run
     text = Dataset.from_dict({"text": documents(args.documents, planted=True, seed=TRAINED_ON)})
     arguments = SAETrainingArguments(
@@ -72,7 +72,7 @@ def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
     )
     cache_activations(arguments, train_dataset=text)
     again = {"training_tokens": args.tokens, "activation_cache": arguments.output_dir, "output_dir": str(run)}
-    saes = {name: {"architecture": architecture} for name, architecture in RULES.items()}
+    saes = {name: {"architecture": RULES[name]} for name in args.rules}
     again["resume_from_checkpoint"] = "last" if run.exists() and last_checkpoint(run) else None
     whole_run(SAETrainer(args=replace(arguments, **again), saes=saes))
     return run
@@ -153,14 +153,15 @@ def main() -> None:
     parser.add_argument("--batch_tokens", type=int, default=512)
     parser.add_argument("--n_features", type=int, default=768)
     parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cells: dict[str, list[dict[str, Any]]] = {rule: [] for rule in RULES}
+    cells: dict[str, list[dict[str, Any]]] = {rule: [] for rule in args.rules}
     for seed in args.seeds:
         tuned = fine_tune(args.output_dir / f"tuned-{seed}", base=args.base, steps=args.steps, seed=seed)
         run = train(args, seed, tuned)
-        for rule in RULES:
+        for rule in args.rules:
             cells[rule].append(kept(args.output_dir / f"{rule}-{seed}.json", partial(measure, run / rule)))
     print(table(cells))
 
