@@ -105,7 +105,7 @@ def diff_saved(
     with files_at_once(place) as beside:
         diff_plot(found, beside / DIFF_PLOT)
     chosen = [feature for kind in found.kinds if kind != DEAD for feature in found.of(kind)[:n_features]]
-    # What norms do not tell yet.
+    # What norms cannot tell: they know no directions.
     chosen += [feature for name in found.sources for feature in found.of(only(name), "scaling")[:n_features]]
     chosen = list(dict.fromkeys(chosen))
     collection = collect_features(

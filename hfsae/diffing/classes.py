@@ -125,8 +125,8 @@ def classes(
 def classes_by_scaling(scaling: LatentScaling, names: list[str], fires: Tensor, thresholds: Thresholds) -> list[str]:
     """What latent scaling alone says: `<source>-only`, `shared` where another source holds it too, or `dead`.
 
-    After a short training, norms of a crosscoder still lie near where they began; β does not wait for them. Ratios are
-    those to the source in whose error a feature is strongest.
+    A norm does not say where a row points. A source that writes something else on the same tokens may have a row as
+    long, while its β along this one is near 0. Ratios are those to the source in whose error a feature is strongest.
 
     Args:
         scaling: The least squares.

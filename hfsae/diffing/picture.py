@@ -14,6 +14,8 @@ _GREY, _PURPLE, _YELLOW = "#999999", "#CC79A7", "#E69F00"
 _OF_CLASS = {SHARED: BLUE, PARTLY: _GREY, SHRUNK: _YELLOW, DECOUPLED: _PURPLE}
 _OF_SOURCE = (GREEN, VERMILION)
 _BINS = 40
+# On half a white, so that words can be read and what lies behind them is seen.
+_LEGEND = {"fontsize": "small", "framealpha": 0.6, "edgecolor": "none"}
 # Ratios beyond are drawn at the border.
 _LEAST_RATIO, _MOST_RATIO = -0.25, 1.5
 
@@ -61,7 +63,7 @@ def _norms(axes: Axes, found: ModelDiff) -> None:
         axes.axvline(end, color="black", linewidth=0.7, linestyle=":")
     axes.set_xlabel(f"decoder norm: {found.sources[0]} alone (0) to {found.sources[1]} alone (1)")
     axes.set_ylabel("features")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(**_LEGEND)
 
 
 def _counts(axes: Axes, found: ModelDiff) -> None:
@@ -99,4 +101,4 @@ def _ratios(axes: Axes, found: ModelDiff) -> None:
     axes.set_xlabel("ν of the error of the weaker source")
     axes.set_ylabel("ν of its reconstruction")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize="small", loc="lower right")
+        axes.legend(**_LEGEND, loc="lower right")
