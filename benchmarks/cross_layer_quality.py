@@ -43,10 +43,10 @@ def transcoders(layers: int, features: int) -> dict[str, dict[str, Any]]:
 
 
 def train(options: argparse.Namespace, layers: int, seed: int) -> dict[str, SAE]:
-    """All transcoders of a seed, or those that a run has left."""
-    run, asked = options.output_dir / f"run-{seed}", transcoders(layers, options.features)
-    if all((run / name / "model.safetensors").is_file() for name in asked):
-        return {name: SAE.from_pretrained(run / name) for name in asked}
+    """All transcoders of a seed; a run that ended has left them already."""
+    run, named = options.output_dir / f"run-{seed}", transcoders(layers, options.features)
+    if all((run / name / "model.safetensors").is_file() for name in named):
+        return {name: SAE.from_pretrained(run / name) for name in named}
     arguments = SAETrainingArguments(
         model_name_or_path=str(options.model),
         dataset_name=str(options.text),
@@ -62,7 +62,7 @@ def train(options: argparse.Namespace, layers: int, seed: int) -> dict[str, SAE]
         output_dir=str(run),
         resume_from_checkpoint="last" if run.exists() and last_checkpoint(run) else None,
     )
-    return whole_run(SAETrainer(args=arguments, saes=asked)).saes
+    return whole_run(SAETrainer(args=arguments, saes=named)).saes
 
 
 @torch.no_grad()
