@@ -1,10 +1,14 @@
+import ast
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import typer
 from typer.main import get_command
 
+import hfsae.cli
 from hfsae.command_line import BOOLEAN, NUMBERS, Command, option, whole_number, with_groups, with_options
 
 
@@ -145,3 +149,15 @@ def test_what_is_no_whole_number_is_said_in_words(text, capsys):
     assert parse("--max_tokens", text)["status"] == 2
     told = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert f"{text!r} is no whole number; write it as 200000, 200_000 or 2e5." in told
+
+
+def test_no_help_has_a_bracket_before_a_letter_which_rich_takes_for_markup_and_leaves_out():
+    calls = [
+        node
+        for file in Path(hfsae.cli.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "option"
+    ]
+    assert len(calls) > 50
+    texts = [one.value for call in calls for one in ast.walk(call) if isinstance(one, ast.Constant)]
+    assert [text for text in texts if isinstance(text, str) and re.search(r"\[[a-z]", text)] == []

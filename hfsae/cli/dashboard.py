@@ -37,7 +37,7 @@ def run(
     ] = None,
     map_method: Annotated[
         Literal["pca", "umap"],
-        option("--map", "How the map lays features out; umap needs pip install 'hfsae[umap]'."),
+        option("--map", "How the map lays features out; umap needs the package umap-learn."),
     ] = "pca",
     *,
     on_hub: OnHub,
