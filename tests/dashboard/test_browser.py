@@ -42,7 +42,8 @@ def browser() -> Iterator[Any]:
 
 # Labels of a language model, whose name is hostile too.
 SCORED = {"detection_random": Score(0.75, 0.5, 0.875, 9, 9), "fuzzing_neighbouring": Score(0.5, 0.25, 0.75, 9, 9)}
-WRITTEN = {5: Label("zebra", ATTACK, "0" * 64, SCORED), 6: Label("zulu", "org/chat", "0" * 64, SCORED)}
+SIMULATED = {"simulation": Score(-0.07, -0.15, -0.001, 2, 2)}
+WRITTEN = {5: Label("zebra", ATTACK, "0" * 64, SCORED), 6: Label("zulu", "org/chat", "0" * 64, SIMULATED)}
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,8 @@ def test_a_label_that_a_model_wrote_says_so_until_a_person_changes_it(page, tmp_
     expect(page.locator(".explained")).to_have_text(f"{told}fuzzing against neighbouring text 0.50 (0.25 to 0.75)")
     page.evaluate("location.hash = 'feature/6'")
     expect(page.locator("h1")).to_have_text("zulu")
+    told = "Written by org/chat; simulation, a correlation −0.07 (−0.15 to 0.00)"
+    expect(page.locator(".explained")).to_have_text(told)
     page.keyboard.press("e")
     page.keyboard.type("pony")
     page.keyboard.press("Enter")

@@ -32,12 +32,15 @@ const labelOf = (feature) => drafts.edits.get(feature) ?? given.get(feature) ?? 
 /** Who wrote a label and how well it foretells; nothing once a person has changed it. */
 const explanationOf = (feature) => (drafts.edits.has(feature) ? null : (explained.get(feature) ?? null));
 
+/** Two digits behind the point, with a sign of subtraction; what rounds to 0 has none. */
+const hundredths = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2).replace("-", "−");
+
 /** What the page says of it. */
 function toldOf(feature) {
   const record = explanationOf(feature);
   if (!record) return "";
   const scores = Object.entries(record.scores).map(
-    ([name, score]) => `${index.scores[name]} ${score.accuracy.toFixed(2)} (${score.low.toFixed(2)} to ${score.high.toFixed(2)})`,
+    ([name, score]) => `${index.scores[name]} ${hundredths(score.accuracy)} (${hundredths(score.low)} to ${hundredths(score.high)})`,
   );
   return [`Written by ${record.model}`, ...scores].join("; ");
 }
