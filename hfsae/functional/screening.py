@@ -50,9 +50,9 @@ _MOST_ACTIVE = 1 / 80
 def has_bfloat16_units() -> bool:
     """Whether this CPU multiplies in bfloat16 at least twice as fast as in float32, and torch lets it.
 
-    AMX does; so do AMD's `avx512_bf16` units (Zen 4: 0.45 of the time). Intel's are no faster than its float32 ones (4096 × 768 × 12288, one
-    thread: 0.79 s, AMX 0.09, float32 0.41). What they say decides, not a stopwatch: a run that is resumed has to go
-    the same way again.
+    AMX does; so do AMD's `avx512_bf16` units (Zen 4: 0.45 of the time). Intel's are no faster than its float32 ones
+    (4096 × 768 × 12288, one thread: 0.79 s, AMX 0.09, float32 0.41). What they say decides, not a stopwatch: a run
+    that is resumed has to go the same way again.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         able = torch.cpu.get_capabilities()
