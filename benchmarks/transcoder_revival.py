@@ -1,18 +1,24 @@
 """Dead features of transcoders by how they are revived, on equal tokens. From the repository's root:
 
     python benchmarks/transcoder_revival.py OUT [--architectures topk] [--layers 0 1] [--seeds 0 1]
-        [--revivals auxk] [any option of `hfsae train`]
+        [--revivals auxk] [--activations FOLDER] [any option of `hfsae train`]
 
-Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained in
-one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw, the
-held-out part or `--measured_split`: the share of features that fires on none of its tokens, explained variance, and
-active features a token. A row says how many tokens there were: a small held-out part has fewer than were asked for,
-and rare features that fire on none of them. The folder OUT has a file of rows for each seed that is done, which is not
-trained again. A cross-layer transcoder reads and writes all layers, whatever --layers says; give it alone, and one
-layer.
+Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained
+in one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw:
+the held-out part (`--evaluation_share`), `--measured_split`, or `--eval_dataset_name`. The figures are the share of
+features that fires on none of its tokens, explained variance, and active features a token. A row says how many tokens
+there were: a small held-out part has fewer than were asked for, and rare features that fire on none of them. The
+folder OUT has a file of rows for each seed that is done, which is not trained again. A cross-layer transcoder reads
+and writes all layers, whatever --layers says; give it alone, and one layer.
+
+With `--activations` the language model reads each text once, for all seeds and for later commands that name the
+folder. An interrupted pass goes on from its last whole file. All seeds then train on the text of seed 0.
 """
 
+import hashlib
+import json
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +27,16 @@ import torch
 from kept import kept, whole_run
 from torch import Tensor
 
-from hfsae import SAE, SAETrainer
+from hfsae import SAE, SAETrainer, cache_activations
 from hfsae.arguments.command_options import run_script, with_training_options
 from hfsae.arguments.config_file import arguments_from
 from hfsae.arguments.sae_settings import is_cross_layer
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.command_line import NUMBERS, option
-from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
+from hfsae.data import LMActivations, TokenBlocks
+from hfsae.inputs.streams import runs_in_bfloat16
+from hfsae.inputs.text_splits import load_texts
+from hfsae.storage import appearing_whole, read_tensors, write_tensors
 
 SMALL = {
     "model_name_or_path": "examples/tiny_lm",
@@ -55,27 +64,42 @@ def train(args: SAETrainingArguments, names: list[str], layers: list[int], reviv
     return whole_run(SAETrainer(args=args, saes=saes)).saes
 
 
-@torch.no_grad()
-def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int, split: str | None) -> dict[str, Tensor]:
-    """Activations at all places that the transcoders read or write, of so many tokens of unseen text."""
-    sae = next(iter(saes.values()))
-    assert args.dataset_name is not None
-    text = load_text(args.dataset_name, split=split or args.dataset_split)
-    text = text if split else split_documents(text, "evaluation")
-    left_out = {"exclude_special_tokens": True, "exclude_positions": [0]}
+def passes(sae: SAE, args: SAETrainingArguments, text: Any, places: list[str]) -> LMActivations:
+    """The language model over a text once, in the precision that training reads."""
+    left_out = {"exclude_special_tokens": args.exclude_special_tokens, "exclude_positions": args.exclude_positions}
     sizes = {"context_length": args.context_length, "batch_size": args.lm_batch_sequences}
     blocks = TokenBlocks(text, sae.load_tokenizer(), repeat=False, **sizes, **left_out)
+    model = sae.load_base_model()
+    narrow = torch.bfloat16 if runs_in_bfloat16(args, model, model.device) else None
+    return LMActivations(model, blocks, places, dtype=torch.float32, autocast_dtype=narrow)
+
+
+def held_out(saes: dict[str, SAE], args: SAETrainingArguments, tokens: int, kept_in: Path | None) -> dict[str, Tensor]:
+    """Activations of so many tokens of unseen text at most, at all places that the transcoders read or write."""
     both = (str(end) for one in saes.values() for end in (one.config.hook_point, one.config.target_hook_point))
     places = sorted({place for end in both for place in end.split("+")})
-    parts: dict[str, list[Tensor]] = {place: [] for place in places}
-    seen = 0
-    for chunk in LMActivations(sae.load_base_model(), blocks, places, dtype=torch.float32):
-        for place in places:
-            parts[place].append(chunk[place].clone())
-        seen += len(chunk[places[0]])
-        if seen >= tokens:
+    texts = load_texts(replace(args, eval_tokens=tokens), None, None)
+    source = passes(next(iter(saes.values())), args, texts.evaluation, places)
+    how = [args.context_length, args.exclude_positions, args.lm_batch_sequences, places]
+    told = json.dumps([args.model_name_or_path, texts.measured.recorded(), how])
+    folder = None if kept_in is None else kept_in / hashlib.sha256(told.encode()).hexdigest()[:12]
+    parts: list[dict[str, Tensor]] = []
+    while sum(len(part[places[0]]) for part in parts) < tokens:
+        file = None if folder is None else folder / f"{len(parts):05d}.safetensors"
+        try:
+            if file is not None and file.is_file():
+                parts.append(read_tensors(file))
+                source.skip()
+                continue
+            parts.append({place: rows.clone() for place, rows in next(source).items()})
+        except StopIteration:
             break
-    return {place: torch.cat(rows)[:tokens] for place, rows in parts.items()}
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with appearing_whole(file) as beside:
+                write_tensors(beside, parts[-1])
+    source.close()
+    return {place: torch.cat([part[place] for part in parts])[:tokens] for place in places}
 
 
 @torch.no_grad()
@@ -97,17 +121,27 @@ def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
+def trained_from(args: SAETrainingArguments, layers: list[int], folder: Path) -> SAETrainingArguments:
+    """Arguments of a run that reads the activations of these layers from a cache in a folder, which is made first."""
+    read, written = (",".join(f"{end}.{layer}" for layer in layers) for end in ("mlp_in", "mlp_out"))
+    places = {"hook_point": read, "target_hook_point": written}
+    cache_activations(replace(args, **places, seed=0, output_dir=str(folder)))
+    return replace(args, activation_cache=str(folder))
+
+
 def rows_of_seed(
     args: SAETrainingArguments,
     names: list[str],
     layers: list[int],
     revivals: list[str],
     measured_tokens: int,
-    measured_split: str | None,
+    activations: Path | None,
 ) -> list[dict[str, Any]]:
     """A row of figures for each transcoder of a seed."""
+    if activations is not None:
+        args = trained_from(args, layers, activations / "trained")
     saes = train(args, names, layers, revivals)
-    rows = held_out(saes, args, measured_tokens, measured_split)
+    rows = held_out(saes, args, measured_tokens, activations)
     found = []
     for name, sae in saes.items():
         layer, architecture, revival = name.split("/")
@@ -131,6 +165,9 @@ def main(
     measured_split: Annotated[
         str | None, option("--measured_split", "Text that no run saw; else the held-out part.")
     ] = None,
+    activations: Annotated[
+        Path | None, option("--activations", "Where activations are kept, for other seeds and commands.")
+    ] = None,
     *,
     given: dict[str, str],
 ) -> None:
@@ -141,7 +178,9 @@ def main(
             args = arguments_from(
                 {**SMALL, "hook_point": f"mlp_in.{layers[0]}", **given}, output_dir=folder, seed=seed, **fixed
             )
-            make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens, measured_split)
+            if measured_split is not None:
+                args = replace(args, eval_dataset_name=args.dataset_name, eval_dataset_split=measured_split)
+            make = partial(rows_of_seed, args, architectures, layers, revivals, measured_tokens, activations)
             for row in kept(output / f"seed{seed}.json", make, list):
                 print(row, flush=True)
 

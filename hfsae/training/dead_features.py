@@ -195,10 +195,11 @@ def repoint(
 ) -> int:
     """Points dead features of a transcoder at the tokens where it misses most.
 
-    Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², at the mean norm of
-    living rows where rows are free. Encoder rows become the centred activation there, at the mean norm of living rows.
-    Biases bring the feature, on its strongest of some hundred other tokens, to where the median living feature is on
-    its own. That is above its threshold where there is one. Adam's moments of all go to 0.
+    Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², each once while
+    there are enough. They have the mean norm of living rows where rows are free. Encoder rows become the centred
+    activation there, at the mean norm of living rows. Biases bring the feature, on its strongest of some hundred other
+    tokens, to where the median living feature is on its own. That is above its threshold where there is one. Adam's
+    moments of all go to 0.
 
     Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
@@ -239,8 +240,7 @@ def repoint(
             continue
         read, missed = scaled[:, end.reads], error[:, end.writes]
         share = missed.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
-        weights = share.double().cpu()
-        drawn = torch.multinomial(weights, len(features), replacement=True, generator=generator).to(x.device)
+        drawn = _different(share.double().cpu(), len(features), generator).to(x.device)
         living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
         encoder = F.normalize((read[drawn] - mean[end.reads]).float(), dim=1)
         decoder = F.normalize(missed[drawn], dim=1)
@@ -259,6 +259,16 @@ def repoint(
         count += len(features)
     sae.shift_pre_activations(shift)
     return count
+
+
+def _different(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) tokens drawn by weight, none twice before all are drawn once.
+
+    Features of one token are equal in all that they have, so they learn the same and never part.
+    """
+    rounds, rest = divmod(count, len(weights))
+    drawn = torch.multinomial(weights, rest, generator=generator) if rest else torch.zeros(0, dtype=torch.long)
+    return torch.cat([torch.arange(len(weights)).repeat(rounds), drawn])
 
 
 class _End(NamedTuple):

@@ -127,6 +127,20 @@ def test_each_fires_elsewhere_than_where_it_was_pointed(n_rows):
     assert (elsewhere > 0.4 * pre[:, ~DEAD].amax(0).median()).all()
 
 
+@pytest.mark.parametrize("n_rows", [9, 16])
+def test_each_is_pointed_at_a_token_of_its_own_while_there_are_enough(n_rows):
+    """Two features of one token are equal, and learn the same for ever."""
+    draw = torch.Generator().manual_seed(0)
+    sae, x, y = drowned("topk"), torch.randn(n_rows, 16, generator=draw), torch.randn(n_rows, 16, generator=draw)
+    y[1] *= 1000  # one that nearly every draw would choose
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    others = n_rows // 2  # every other token says how strong they are
+    with torch.no_grad():
+        assert repoint(sae, optimiser, x, y, STUCK, DEAD, seed=3) == 8
+    different = sae.encoder.weight[STUCK].unique(dim=0)
+    assert len(different) == min(others, 8)
+
+
 def test_of_one_token_they_are_pointed_at_it():
     sae, (x, y) = drowned("topk"), rows()
     optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
