@@ -1,18 +1,19 @@
 """Dead features of transcoders by how they are revived, on equal tokens. From the repository's root:
 
-    python benchmarks/transcoder_revival.py OUT [--architectures topk] [--layers 0 1] [--seeds 0 1]
-        [--revivals auxk] [--activations FOLDER] [any option of `hfsae train`]
+    python benchmarks/transcoder_revival.py OUT [--architectures topk --architectures gated] [--layers 0 1]
+        [--seeds 0 1] [--revivals auxk] [--activations FOLDER] [any option of `hfsae train`]
 
 Without options it is the embedded language model's `mlp_in.1` to `mlp_out.1`. All transcoders of a seed are trained
 in one run on the same activations; each ends the same alone or in company. They are measured on text that no run saw:
 the held-out part (`--evaluation_share`), `--measured_split`, or `--eval_dataset_name`. The figures are the share of
-features that fires on none of its tokens, explained variance, and active features a token. A row says how many tokens
-there were: a small held-out part has fewer than were asked for, and rare features that fire on none of them. The
-folder OUT has a file of rows for each seed that is done, which is not trained again. A cross-layer transcoder reads
-and writes all layers, whatever --layers says; give it alone, and one layer.
+features that fires on none of its tokens, explained variance, the same of medians over tokens, and active features a
+token. A row says how many tokens there were: a small held-out part has fewer than were asked for, and rare features
+that fire on none of them. The folder OUT has a file of rows for each seed that is done, which is not trained again. A
+cross-layer transcoder reads and writes all layers, whatever --layers says; give it alone, and one layer.
 
 With `--activations` the language model reads each text once, for all seeds and for later commands that name the
-folder. An interrupted pass goes on from its last whole file. All seeds then train on the text of seed 0.
+folder. An interrupted pass goes on from its last whole file. All seeds then train on the text of seed 0. A later
+command may train some of the layers from `FOLDER/trained`, where it names that as `--activation_cache` too.
 """
 
 import hashlib
@@ -107,15 +108,16 @@ def measure(sae: SAE, rows: dict[str, Tensor]) -> dict[str, float]:
     """What a transcoder explains of rows, how many features it uses for that, and how many it never uses."""
     ends = str(sae.config.hook_point), str(sae.config.target_hook_point)
     x, y = (torch.cat([rows[place] for place in end.split("+")], 1) for end in ends)
-    firing, error = torch.zeros(sae.config.n_features, dtype=torch.long), 0.0
+    firing, errors = torch.zeros(sae.config.n_features, dtype=torch.long), []
     for read, written in zip(x.split(4096), y.split(4096), strict=True):
         output = sae(read)
         firing += output.features.tokens_firing()
-        error += (output.reconstruction - written).square().sum(dtype=torch.float64).item()
-    variance = (y - y.mean(0)).square().sum(dtype=torch.float64).item()
+        errors.append((output.reconstruction - written).double().square().sum(1))
+    error, variance = torch.cat(errors), (y - y.mean(0)).double().square().sum(1)
     return {
         "dead": (firing == 0).float().mean().item(),
-        "explained_variance": 1 - error / variance,
+        "explained_variance": 1 - (error.sum() / variance.sum()).item(),
+        "explained_of_median_token": 1 - (error.median() / variance.median()).item(),
         "l0": firing.sum().item() / len(x),
         "measured_tokens": len(x),
     }
@@ -138,7 +140,7 @@ def rows_of_seed(
     activations: Path | None,
 ) -> list[dict[str, Any]]:
     """A row of figures for each transcoder of a seed."""
-    if activations is not None:
+    if activations is not None and args.activation_cache is None:
         args = trained_from(args, layers, activations / "trained")
     saes = train(args, names, layers, revivals)
     rows = held_out(saes, args, measured_tokens, activations)
