@@ -1,6 +1,7 @@
-"""The training step of topk on a GPU against the dense PyTorch step under torch.compile, and each kernel by itself.
+"""Training steps on a GPU against the dense PyTorch step of topk under torch.compile, and each kernel by itself.
 
-    python benchmarks/cuda_step.py [--widths 4096 12288 32768 131072] [--tokens 16384 65536] [--k 32] [--output FILE]
+    python benchmarks/cuda_step.py [--architectures topk batch_topk matryoshka] [--widths 4096 12288 32768 131072]
+        [--tokens 16384 65536] [--k 32] [--output FILE]
 
 Both steps run in bfloat16 (autocast) with float32 parameters on activations that are on the device. Ours is all that
 `Learner.step` does: loss, backward, projection, clipping, Adam, renormalisation, dead-feature counts, log sums; as it
@@ -26,7 +27,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
+from hfsae import SAE, SAETrainer, SAETrainingArguments
+from hfsae.architectures import config_class_of
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional import SparsePattern, kernels
 from hfsae.training.learner import Learner
@@ -109,11 +111,12 @@ class Unrecorded(Learner):
 
 
 def our_step(
-    rows: Tensor, n: int, k: int, learner_class: type[Learner] = Learner, dead: float = 0.0
+    architecture: str, rows: Tensor, n: int, k: int, learner_class: type[Learner] = Learner, dead: float = 0.0
 ) -> Callable[[], object]:
     """A step of the trainer, with a share of the features dead throughout."""
     torch.manual_seed(0)
-    sae = initialise(SAE.from_config(TopKSAEConfig(d_in=rows.shape[1], n_features=n, k=k)).to(DEVICE), rows[:8192])  # type: ignore[arg-type]
+    config = config_class_of(architecture)(d_in=rows.shape[1], n_features=n, k=k)
+    sae = initialise(SAE.from_config(config).to(DEVICE), rows[:8192])  # type: ignore[arg-type]
     args = SAETrainingArguments(
         training_tokens=100_000 * len(rows),
         train_batch_tokens=len(rows),
@@ -175,7 +178,7 @@ class Clock(TrainerCallback):
         return (self.times[self.last] - self.times[self.first]) / (self.last - self.first)
 
 
-def end_to_end(n: int, k: int, batch: int, steps: int = 240, context: int = 128) -> float:
+def end_to_end(architecture: str, n: int, k: int, batch: int, steps: int = 240, context: int = 128) -> float:
     """Tokens a second from token ids through eight blocks of a GPT-2 into an SAE, the first quarter not counted."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config())
@@ -185,7 +188,7 @@ def end_to_end(n: int, k: int, batch: int, steps: int = 240, context: int = 128)
         args = SAETrainingArguments(
             output_dir=folder,
             hook_point="resid_post.7",
-            architecture="topk",
+            architecture=architecture,
             n_features=n,
             k=k,
             bf16=True,
@@ -202,17 +205,18 @@ def end_to_end(n: int, k: int, batch: int, steps: int = 240, context: int = 128)
     return batch / clock.seconds_a_step
 
 
-def steps_of(tokens: int, args: argparse.Namespace) -> Iterator[dict]:
+def steps_of(architecture: str, tokens: int, args: argparse.Namespace) -> Iterator[dict]:
     """The whole step for every width with batches of so many tokens."""
     rows = torch.randn(tokens, args.d_in, device=DEVICE)
     for n in args.widths:
+        step = partial(our_step, architecture, rows, n, args.k)
         makers: dict[str, Callable[[], Callable[[], object]]] = {
-            "step_ms": partial(our_step, rows, n, args.k),
-            "unrecorded_ms": partial(our_step, rows, n, args.k, Unrecorded),
-            "hundredth_dead_ms": partial(our_step, rows, n, args.k, dead=0.01),
+            "step_ms": step,
+            "unrecorded_ms": partial(step, learner_class=Unrecorded),
+            "hundredth_dead_ms": partial(step, dead=0.01),
             "dense_compiled_ms": partial(dense_step, rows, n, args.k),
         }
-        found: dict = {"n_features": n, "tokens": tokens}
+        found: dict = {"architecture": architecture, "n_features": n, "tokens": tokens}
         for name, make in makers.items():
             found[name] = milliseconds(make(), args.repeats) if _fits(name, tokens, n) else None
             torch.cuda.empty_cache()  # each leaves its memory to the next
@@ -226,7 +230,8 @@ def _fits(name: str, tokens: int, n: int) -> bool:
 
 def main() -> None:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description="The topk step on a GPU against dense PyTorch.")
+    parser = argparse.ArgumentParser(description="Training steps on a GPU against the dense step of topk in PyTorch.")
+    parser.add_argument("--architectures", nargs="+", default=["topk"], help="those that have a k")
     parser.add_argument("--widths", type=int, nargs="*", default=[4096, 12288, 32768, 131072])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536])
     parser.add_argument("--d_in", type=int, default=768)
@@ -246,20 +251,22 @@ def main() -> None:
             results["kernels"].append({"n_features": n, "tokens": len(rows), **row})
             differs = "" if row["equals_plain"] else " DIFFERS"
             print(f"n {n}: {row['kernel']} {row['ms']:.2f} ms, PyTorch's {row['plain_ms']:.2f}{differs}", flush=True)
-    print("| N | n | step, ms | M tokens/s | launch by launch | a hundredth dead | dense compiled | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    for tokens in args.tokens:
-        for row in steps_of(tokens, args):
+    print("| architecture | N | n | step, ms | M tokens/s | launch by launch | 1/100 dead | dense compiled | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for architecture, tokens in product(args.architectures, args.tokens):
+        for row in steps_of(architecture, tokens, args):
             results["steps"].append(row)
             ours, dense = row["step_ms"], row["dense_compiled_ms"]
             against = f"{dense:.2f} | {dense / ours:.2f}" if dense else "not run |"
             others = f"{row['unrecorded_ms']:.2f} | {row['hundredth_dead_ms']:.2f}"
             speed = tokens / ours / 1e3
-            print(f"| {tokens} | {row['n_features']} | {ours:.2f} | {speed:.2f} | {others} | {against} |", flush=True)
-    for n, batch in product(args.widths_from_text, args.batches_from_text):
-        speed = end_to_end(n, args.k, batch)
-        results["end_to_end"].append({"n_features": n, "batch": batch, "tokens_per_second": speed})
-        print(f"token ids to SAE, n {n}, batches of {batch}: {speed / 1e6:.2f} M tokens/s", flush=True)
+            sizes = f"{architecture} | {tokens} | {row['n_features']}"
+            print(f"| {sizes} | {ours:.2f} | {speed:.2f} | {others} | {against} |", flush=True)
+    for architecture, n, batch in product(args.architectures, args.widths_from_text, args.batches_from_text):
+        speed = end_to_end(architecture, n, args.k, batch)
+        run = {"architecture": architecture, "n_features": n, "batch": batch}
+        results["end_to_end"].append({**run, "tokens_per_second": speed})
+        print(f"token ids to {architecture}, n {n}, batches of {batch}: {speed / 1e6:.2f} M tokens/s", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     args.output.write_text(json.dumps({**machine, **vars(args), "output": str(args.output), **results}, indent=2))

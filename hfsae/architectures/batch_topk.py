@@ -15,7 +15,7 @@ from transformers import initialization as init
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
-from hfsae.autoencoder.strategies import shardable
+from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, BatchTopK, Pattern, Selection
 from hfsae.modeling import SAE
@@ -50,6 +50,7 @@ class BatchTopKSAEConfig(SAEConfig):
 
 
 @register
+@replayable
 @shardable
 class BatchTopKSAE(SAE):
     """`z = h · 1[h > θ]` with a scalar θ in use; the k·N largest positive h of the batch in training."""

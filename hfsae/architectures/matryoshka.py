@@ -10,6 +10,7 @@ since a specific feature that resembles a general one takes its place (Korznikov
 """
 
 import copy
+from functools import reduce
 from itertools import accumulate, pairwise
 from typing import Self
 
@@ -106,15 +107,11 @@ class MatryoshkaSAE(BatchTopKSAE):
         """
         sizes = self.config.prefixes
         blocks = step.state.partition.sizes([wider - m for m, wider in pairwise([0, *sizes])])
-        entries = step.pattern.blocks(step.values, blocks)
-        written = (
-            pattern.decode(values, rows)
-            for (pattern, values), rows in zip(entries, self.decoder_rows.split(blocks), strict=True)
-        )
+        written = step.pattern.decode_blocks(step.values, self.decoder_rows, blocks)
         made = (step.reconstruct(partial, self.offset(step.x)) for partial in accumulate(written))
         errors = [squared_error(reconstruction, step.target) for reconstruction in made]
-        shares = torch.tensor(self.config.prefix_shares, dtype=errors[0].dtype, device=step.x.device)
-        losses = {"mse": (torch.stack(errors) * shares).sum()}
+        shares = zip(self.config.prefix_shares, errors, strict=True)
+        losses = {"mse": reduce(torch.add, [share * error for share, error in shares])}
         if self.config.orthogonality:
             squares = closest_cosines(self.decoder_rows, step.state.step).square()
             losses["orthogonality"] = self.config.orthogonality * step.variance * squares.mean()

@@ -89,7 +89,10 @@ class Architecture:
 
     @property
     def compares_features(self) -> bool:
-        """Whether the loss holds features against each other, so that all have to lie in one process."""
+        """Whether the loss holds features against each other, others in every step.
+
+        All have to lie in one process then, and no step is replayed.
+        """
         return False
 
     @property

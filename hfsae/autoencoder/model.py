@@ -16,16 +16,18 @@ from hfsae.autoencoder.outputs import Downstream, SAEOutput, StepState, StepStat
 from hfsae.autoencoder.parameters import Parameters
 from hfsae.autoencoder.strategies import WHOLE, Partition
 from hfsae.functional import (
+    BatchTopK,
     DensePattern,
     Elementwise,
     Pattern,
+    Picked,
     Selection,
     SparseFeatures,
     SparsePattern,
     at_least_float32,
     encode,
 )
-from hfsae.functional.encode import Path
+from hfsae.functional.encode import Path, goes_sparse
 from hfsae.functional.sparse_rows import rows_at
 
 
@@ -249,7 +251,8 @@ class SparseAutoencoder(Parameters):
         goal = x
         if self.config.is_transcoder:
             goal = self.scaled_target(activations, target).reshape(-1, self.config.d_out)
-        reconstruction, pattern, pre, values = self._reconstruct(x, state.progress, state.path, state.partition)
+        rule = state.picked or self.training_selection(state.progress)
+        reconstruction, pattern, pre, values = self._reconstruct(x, rule, state.path, state.partition)
         step = TrainingStep(x, goal, pattern, pre, values, at_least_float32(reconstruction), state)
         losses = self.objective(step)
         if state.auxk_alpha and state.n_dead:
@@ -307,13 +310,36 @@ class SparseAutoencoder(Parameters):
         Returns:
             (N, d_out).
         """
-        return self._unscaled(self._reconstruct(self.scaled(activations), progress, "auto", WHOLE)[0], activations)
+        rule = self.training_selection(progress)
+        return self._unscaled(self._reconstruct(self.scaled(activations), rule, "auto", WHOLE)[0], activations)
+
+    @torch.no_grad()
+    def picked(self, activations: Tensor, state: StepState) -> Picked | None:
+        """The entries of a training step whose rule asks the device how many there are.
+
+        A step that is given them by `StepState.picked` asks nothing and does the same.
+
+        Args:
+            activations: (N, d_in).
+            state: The step.
+
+        Returns:
+            The k·N entries of a batch's budget, or fewer where fewer are positive. None where nothing is asked: the
+            rule picks as many of every token, or products are dense.
+        """
+        rule = self.training_selection(state.progress)
+        x = self.scaled(activations)
+        if not isinstance(rule, BatchTopK) or not goes_sparse(x, self.config.n_features, lambda: rule.k, state.path):
+            return None
+        pattern, pre = self._encode(x, rule, "sparse")
+        assert isinstance(pattern, SparsePattern)
+        return Picked(pattern.features, pattern.per_token, pre, rule.k * len(x))
 
     def _reconstruct(
-        self, x: Tensor, progress: float, path: Path, partition: Partition
+        self, x: Tensor, rule: Selection, path: Path, partition: Partition
     ) -> tuple[Tensor, Pattern, Tensor, Tensor]:
-        """The reconstruction of (N, d_in) scaled activations by the training rule, and the entries that write it."""
-        pattern, pre = self._encode(x, partition.rule(self.training_selection(progress)), path)
+        """The reconstruction of (N, d_in) scaled activations by a rule of training, and the entries that write it."""
+        pattern, pre = self._encode(x, partition.rule(rule), path)
         values = self.activation(pattern, pre)
         written = self.written(pattern, values) + partition.share(self.offset(x))
         return partition.total(written), pattern, pre, values
@@ -336,4 +362,4 @@ class SparseAutoencoder(Parameters):
     @torch.no_grad()
     def scaled_reconstruction(self, scaled: Tensor, partition: Partition = WHOLE) -> Tensor:
         """What training makes of (N, d_in) scaled activations, in scaled space, by the training rule."""
-        return self._reconstruct(scaled, 1.0, "auto", partition)[0]
+        return self._reconstruct(scaled, self.training_selection(), "auto", partition)[0]

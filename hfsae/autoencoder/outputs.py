@@ -1,13 +1,13 @@
 """What goes into a training step of an SAE besides activations, and what comes out of any forward."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from hfsae.autoencoder.strategies import WHOLE, Partition
-from hfsae.functional import SparseFeatures
+from hfsae.functional import Picked, SparseFeatures
 from hfsae.functional.encode import Path
 
 
@@ -44,6 +44,7 @@ class StepState:
         partition: Where the features lie.
         path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
         downstream: A term of the loss that lies behind the SAE, in the language model; None for none.
+        picked: The entries of the batch where they were found before the step; None: the step finds them.
     """
 
     step: int = 0
@@ -57,6 +58,20 @@ class StepState:
     partition: Partition = WHOLE
     path: Path = "auto"
     downstream: Downstream | None = None
+    picked: Picked | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What differs from step to step in one that is replayed: dead features, and entries."""
+        dead = [self.dead] if self.dead is not None and self.n_dead else []
+        return dead if self.picked is None else [*dead, self.picked.features, self.picked.per_token, self.picked.pre]
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> "StepState":
+        """The same step with the next ones in place of `tensors`, as many and in their order."""
+        dead = next(tensors) if self.dead is not None and self.n_dead else self.dead
+        if (picked := self.picked) is not None:
+            picked = Picked(next(tensors), next(tensors), next(tensors), picked.most)
+        return replace(self, dead=dead, picked=picked)
 
 
 @dataclass

@@ -57,7 +57,8 @@ def replayable(sae_class: Kind) -> Kind:
     """Declares that every step of an architecture, and of its subclasses, runs alike.
 
     It runs the same operations on tensors of the same shapes, whatever the batch holds and whichever step it is, and
-    reads nothing back. On a GPU it is then recorded once and replayed, with the step's `progress` as it was.
+    reads nothing back. On a GPU it is then recorded once and replayed, with the step's `progress` as it was. A batch's
+    budget of entries (`BatchTopK`) is dealt out before the part that is recorded, and `after_step` comes behind it.
     """
     _replayable.add(sae_class)
     return sae_class

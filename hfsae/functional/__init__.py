@@ -9,7 +9,7 @@ from hfsae.functional.features import SparseFeatures, TopFeatures
 from hfsae.functional.gate import gated_magnitude
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
-from hfsae.functional.selection import Above, AbsTopK, BatchTopK, Elementwise, GroupMax, Selection, TopK
+from hfsae.functional.selection import Above, AbsTopK, BatchTopK, Elementwise, GroupMax, Picked, Selection, TopK
 from hfsae.functional.straight_through import count_active, is_active, jump_relu
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Elementwise",
     "GroupMax",
     "Pattern",
+    "Picked",
     "Selection",
     "SparseFeatures",
     "SparsePattern",

@@ -80,10 +80,8 @@ def encode(
     with torch.no_grad():
         centered = x if center is None else x - center
         load = cache(lambda: selection.load(lambda: F.linear(_probe(centered), weight, bias)))
-        share = _most_active(centered, len(weight)) if path == "auto" else 0.0
-        sparse = path == "sparse" or (share > 0 and load() <= len(weight) * share)
         read = centered, weight
-        if sparse:
+        if goes_sparse(centered, len(weight), load, path):
             product = narrowed(centered), narrowed(weight)
             pattern, pre = apart_from_nan(product[0], partial(_selected, product[1], narrowed(bias), selection, load))
             if serves(*product):
@@ -97,6 +95,19 @@ def encode(
     if isinstance(pattern, DensePattern):
         return pattern, _Linear.apply(x, weight, bias, center, centered, pre)  # type: ignore[return-value]
     return pattern, _EncodeAt.apply(x, weight, bias, center, *read, pattern, pre)  # type: ignore[return-value]
+
+
+def goes_sparse(x: Tensor, n_features: int, load: Callable[[], float], path: Path = "auto") -> bool:
+    """Whether `encode` takes the sparse path.
+
+    Args:
+        x: (N, d) activations.
+        n_features: How many features there are.
+        load: Gives the number of entries a token.
+        path: As `encode` is given it.
+    """
+    share = _most_active(x, n_features) if path == "auto" else 0.0
+    return path == "sparse" or (share > 0 and load() <= n_features * share)
 
 
 def _selected(

@@ -130,7 +130,7 @@ class Entries:
         if not budget:
             return self.kept(torch.zeros_like(self.features, dtype=torch.bool))
         least = self.pre.kthvalue(surplus + 1).values
-        keep = self.pre > least
+        keep = ~(self.pre <= least)  # NaN, which counts as the largest here, stays
         equal = (self.pre == least).nonzero()[:, 0]
         room = budget - int(torch.count_nonzero(keep))
         if room < len(equal):

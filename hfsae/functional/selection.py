@@ -208,14 +208,14 @@ class BatchTopK:
         positive = pre.fmax(pre.new_zeros(())).flatten()  # NaN is 0 here: it takes no place from others
         chosen = positive.topk(min(self.k * pre.shape[0], positive.numel()), sorted=False)
         mask = torch.zeros_like(positive, dtype=torch.bool)
-        if pre.device.type == "cpu" and len(chosen.values):
+        if _equal_in_order(pre):
             # Of equal ones the first, as on the sparse path.
             least = chosen.values.amin()
             torch.gt(positive, least, out=mask)
             equal = (positive == least).nonzero()[:, 0]
             mask[equal[: len(chosen.indices) - int(torch.count_nonzero(mask))]] = True
         else:
-            mask[chosen.indices] = True
+            mask.scatter_(0, chosen.indices, 1)  # an assignment would bring a flag from the host
         return mask.view_as(pre) & (pre > 0)
 
     def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
@@ -274,6 +274,33 @@ def _just_below(value: float) -> float:
 def _where_chosen(pre: Tensor, features: Tensor) -> Tensor:
     """Bool (..., n) like pre-activations, True at the features (..., k) of each token."""
     return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, features, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """What another rule has picked already: the same entries, whatever is shown.
+
+    Args:
+        features: (entries,) int64, the feature of each entry; those of one token together, tokens in order.
+        per_token: (N,) int64, how many entries each token has.
+        pre: (entries,), their pre-activations.
+        most: How many there can be.
+    """
+
+    features: Tensor
+    per_token: Tensor
+    pre: Tensor
+    most: int
+
+    def load(self, look: Callable[[], Tensor]) -> float:
+        return len(self.pre) / max(1, len(self.per_token))
+
+    def mask(self, pre: Tensor) -> Tensor:
+        pattern, kept = self.select(lambda: iter(()), pre.shape[1])
+        return pattern.to_dense(torch.ones_like(kept)) > 0
+
+    def select(self, chunks: Chunks, n_features: int) -> tuple[SparsePattern, Tensor]:
+        return SparsePattern(self.features, self.per_token, n_features), self.pre
 
 
 def _largest(pre: Tensor, k: int) -> Tensor:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial, reduce
-from itertools import zip_longest
+from functools import reduce
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -135,43 +135,54 @@ class Learner:
 
     def update(self, rows: list[Tensor], state: StepState, behind: Sequence[Downstream] = ()) -> Tensor:
         """The rest of a step, with a term of the loss for each batch that lies in the language model, or none."""
-        replays = self._can_replay and not behind
-        done = self._replayed(rows, state) if replays else self._update(rows, state, behind)
-        self.coefficient.observe(done.l0, state.step, self.learning_rate(state.step) / self.plan.learning_rate)
-        self.firing.count(done.tokens_firing, self.plan.tokens_per_step)
+        states = [replace(state, downstream=one) for one in behind] or [state] * self._batches(rows)
+        done = self._replayed(rows, states) if self._can_replay and not behind else self._update(rows, states)
+        statistics, rate = done.statistics, self.learning_rate(state.step) / self.plan.learning_rate
+        self.sae.after_step(statistics, state)
+        self.coefficient.observe(statistics.l0, state.step, rate)
+        self.firing.count(statistics.tokens_firing, self.plan.tokens_per_step)
         self._sums.add(done.names, done.figures)
         return done.figures[0]
 
     @property
     def _can_replay(self) -> bool:
         alone = self._accelerator.num_processes == 1 and self._device.type == "cuda"
-        return alone and is_replayable(self.sae)
+        return alone and is_replayable(self.sae) and not self.sae.compares_features
 
-    def _replayed(self, rows: list[Tensor], state: StepState) -> "_StepResult":
-        """`_update` as a replay of an earlier one that worked on as many dead features."""
-        if state.dead is None or not state.n_dead:
-            return self._replay(partial(self._update, state=state), rows)
+    def _batches(self, rows: list[Tensor]) -> int:
+        """How many batches there are, behind which lie the targets of a transcoder."""
+        return len(rows) // (2 if self.sae.config.is_transcoder else 1)
+
+    def _replayed(self, rows: list[Tensor], states: list[StepState]) -> "_StepResult":
+        """`_update` as a replay of an earlier one that worked on as many dead features and entries."""
+        states = [self._with_entries(x, state) for x, state in zip(rows, states, strict=False)]
+        if any(state.picked is not None and len(state.picked.pre) < state.picked.most for state in states):
+            return self._update(rows, states)  # other numbers in other batches: a record for each would not pay
 
         def update(inputs: list[Tensor]) -> _StepResult:
-            *rows, dead = inputs
-            return self._update(rows, replace(state, dead=dead))
+            given = iter(inputs)
+            own = [next(given) for _ in rows]
+            return self._update(own, [state.with_tensors(given) for state in states])
 
-        return self._replay(update, [*rows, state.dead], key=state.n_dead)
+        inputs = [*rows, *chain.from_iterable(state.tensors for state in states)]
+        return self._replay(update, inputs, key=states[0].n_dead)
 
-    def _update(self, rows: list[Tensor], state: StepState, behind: Sequence[Downstream] = ()) -> "_StepResult":
+    def _with_entries(self, x: Tensor, state: StepState) -> StepState:
+        """The step of a batch with its entries, where to find them asks the device."""
+        with self._autocast():
+            return replace(state, picked=self.sae.picked(x, state))
+
+    def _update(self, rows: list[Tensor], states: list[StepState]) -> "_StepResult":
         """What a step does on its device, with the activations of every batch and, behind them, the targets."""
-        count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
+        count = self._batches(rows)
         pairs = zip_longest(rows[:count], rows[count:])
-        states = [replace(state, downstream=one) for one in behind] or [state] * count
         outputs = [self._forward_backward(x, target, states[i], i, count) for i, (x, target) in enumerate(pairs)]
         constrain_gradients(self.sae)
         clip(self.sae, self.optimiser, self.args.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         restore_rows(self.sae)
-        statistics = self._merged([output.statistics for output in outputs if output.statistics is not None])
-        self.sae.after_step(statistics, state)
-        return _done(outputs, statistics)
+        return _done(outputs, self._merged([one.statistics for one in outputs if one.statistics is not None]))
 
     def _forward_backward(
         self, x: Tensor, target: Tensor | None, state: StepState, index: int, count: int
@@ -180,12 +191,15 @@ class Learner:
         # Gradients of all but the last batch are only added up here; the last one's backward exchanges the sum.
         alone = index < count - 1 and hasattr(self._wrapped, "no_sync")
         with self._accelerator.no_sync(self._wrapped) if alone else nullcontext():
-            # Not Accelerate's own autocast: it would replace the `forward` of an SAE that the user keeps.
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.args.bf16):
+            with self._autocast():
                 output = self._wrapped(x, target, state=state)
             assert output.loss is not None
             self._accelerator.backward(output.loss / count if count > 1 else output.loss)
         return output
+
+    def _autocast(self) -> torch.autocast:
+        # Not Accelerate's own: it would replace the `forward` of an SAE that the user keeps.
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.args.bf16)
 
     def _merged(self, statistics: list[StepStatistics]) -> StepStatistics:
         """The statistics of the batches of a step, over all processes."""
@@ -333,8 +347,7 @@ class Learner:
 class _StepResult(NamedTuple):
     """What is known after a step, on its device."""
 
-    tokens_firing: Tensor
-    l0: Tensor
+    statistics: StepStatistics
     names: tuple[str, ...]
     figures: Tensor
 
@@ -357,7 +370,7 @@ def _done(outputs: list[SAEOutput], statistics: StepStatistics) -> _StepResult:
         }
         # One tensor for all of them: on a GPU each by itself would be a launch of its own.
         rows.append(torch.stack([figure.to(output.loss.dtype) for figure in figures.values()]).double() / len(outputs))
-    return _StepResult(statistics.tokens_firing, statistics.l0, tuple(figures), reduce(torch.add, rows))
+    return _StepResult(statistics, tuple(figures), reduce(torch.add, rows))
 
 
 class _LogSums:

@@ -66,6 +66,12 @@ def test_the_largest_of_all_are_those_of_a_stable_sort(table: Tensor, budget: in
     assert torch.equal(mask_of(entries, table), expected)
 
 
+def test_what_is_not_a_number_is_among_the_largest_of_all():
+    table = torch.tensor([[1.0, 5.0, 3.0], [torch.nan, 4.0, 2.0]])
+    entries = Entries.where(torch.ones_like(table, dtype=torch.bool), table).largest(3)
+    assert entries.features.tolist() == [1, 0, 1] and entries.per_token.tolist() == [1, 2]
+
+
 def test_tokens_computed_apart_are_put_where_they_belong():
     table = torch.arange(20.0).view(5, 4)
     apart = torch.tensor([1, 4])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hfsae.functional import Above, AbsTopK, BatchTopK, GroupMax, Selection, SparsePattern, TopK
+from hfsae.functional import Above, AbsTopK, BatchTopK, GroupMax, Picked, Selection, SparsePattern, TopK
 
 quick = settings(max_examples=60)
 # From 0 on bounds serve all that is here; else torch's own top-k serves what has no ties.
@@ -123,6 +123,18 @@ def test_batch_topk_is_exact_where_the_first_chunk_misleads():
     for factor in (0.01, 100.0, -1.0):
         misled = torch.cat([pre[:8], factor * pre[8:]])
         assert torch.equal(selected(BatchTopK(3), misled, size=8), BatchTopK(3).mask(misled)), factor
+
+
+@quick
+@given(pre_activations(), st.data())
+def test_what_was_picked_is_picked_again_whatever_is_shown(pre: Tensor, data: st.DataObject):
+    rule, n_features = BatchTopK(data.draw(st.integers(1, pre.shape[1]))), pre.shape[1]
+    pattern, kept = rule.select(in_chunks(pre, 3), n_features)
+    picked = Picked(pattern.features, pattern.per_token, kept, rule.k * len(pre))
+    again, same = picked.select(in_chunks(-pre, 3), n_features)
+    assert same is kept and torch.equal(again.to_dense(same), pattern.to_dense(kept))
+    assert torch.equal(picked.mask(-pre), rule.mask(pre))
+    assert picked.load(lambda: pre) == (len(kept) / len(pre) if len(pre) else 0)
 
 
 @quick

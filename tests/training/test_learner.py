@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from hfsae.functional import DensePattern, SparsePattern
+from hfsae.functional import DensePattern, SparsePattern, cuda_graph
 from hfsae.functional.encode import CPU_BREAK_EVEN
-from hfsae.training.learner import _rounded_up
-from tests.training.tiny import ARCHITECTURES, BATCH, make_learner, make_sae, sparse_rows
+from hfsae.training.learner import Learner, _rounded_up
+from tests.training.tiny import ARCHITECTURES, BATCH, D_IN, make_learner, make_sae, sparse_rows
 
 TRAINED_WITH_COEFFICIENT = ("standard", "jumprelu", "gated")
 
@@ -66,6 +66,27 @@ def test_two_micro_batches_take_the_step_of_one_double_batch(architecture):
     assert torch.equal(halves.firing.tokens_since_fired, whole.firing.tokens_since_fired)
     mine, theirs = halves.pop_log(2), whole.pop_log(2)
     assert mine["loss"] == pytest.approx(theirs["loss"]) and mine["l0"] == pytest.approx(theirs["l0"])
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, -100.0], ids=["enough", "few", "none"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka", "crosscoder"])
+def test_a_step_whose_entries_were_found_before_it_is_the_same_step(architecture, accumulation, shift, monkeypatch):
+    """As where a GPU replays the rest; where fewer are positive than the budget, it would not."""
+    options = {"source_names": ["a", "b"], "source_widths": [8, D_IN - 8]} if architecture == "crosscoder" else {}
+    known, ends = [], []
+    for beforehand in (True, False):
+        monkeypatch.setattr(Learner, "_can_replay", property(lambda _, found=beforehand: found))
+        monkeypatch.setattr(cuda_graph, "_CALLS_BEFORE", 1000)  # nothing is recorded on a CPU
+        sae = half_dead(make_sae(architecture, **options))
+        sae.encoder.bias.data += shift
+        if beforehand:
+            sae.register_forward_pre_hook(lambda _, args, given: known.append(given["state"].picked), with_kwargs=True)
+        ends.append(make_learner(sae, dead_feature_window=40, gradient_accumulation_steps=accumulation))
+        train(ends[-1], 6, accumulation=accumulation)
+    assert_equal(*ends)
+    assert len(known) == 6 * accumulation and {len(one.pre) == one.most for one in known} == {shift == 0}
+    assert (ends[0]._replay._records != {}) == (shift == 0)
 
 
 def test_a_run_goes_from_the_dense_path_to_the_sparse_one_by_itself_as_it_gets_sparser():
