@@ -231,7 +231,7 @@ def _fits(name: str, tokens: int, n: int) -> bool:
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description="Training steps on a GPU against the dense step of topk in PyTorch.")
-    parser.add_argument("--architectures", nargs="+", default=["topk"], help="those that have a k")
+    parser.add_argument("--architectures", nargs="+", default=["topk"], help="each has a k")
     parser.add_argument("--widths", type=int, nargs="*", default=[4096, 12288, 32768, 131072])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536])
     parser.add_argument("--d_in", type=int, default=768)
