@@ -21,6 +21,7 @@ from torch import Tensor
 from hfsae.architectures.batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.autoencoder.objective import TrainingStep, squared_error
 from hfsae.autoencoder.registry import register
+from hfsae.functional.blockwise import decode_blocks
 from hfsae.functional.close_rows import closest_cosines, comparisons
 from hfsae.modeling import SAE
 
@@ -107,7 +108,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         """
         sizes = self.config.prefixes
         blocks = step.state.partition.sizes([wider - m for m, wider in pairwise([0, *sizes])])
-        written = step.pattern.decode_blocks(step.values, self.decoder_rows, blocks)
+        written = decode_blocks(step.pattern, step.values, self.decoder_rows, blocks)
         made = (step.reconstruct(partial, self.offset(step.x)) for partial in accumulate(written))
         errors = [squared_error(reconstruction, step.target) for reconstruction in made]
         shares = zip(self.config.prefix_shares, errors, strict=True)

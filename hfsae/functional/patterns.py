@@ -9,8 +9,8 @@ pattern for everything that crosses between tokens and features, so the same obj
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, reduce
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,10 +60,6 @@ class Pattern(Protocol):
 
     def blocks(self, values: Tensor, sizes: Sequence[int]) -> "list[tuple[Pattern, Tensor]]":
         """The entries of consecutive blocks of so many features, each block a pattern of its own, and their values."""
-        ...
-
-    def decode_blocks(self, values: Tensor, rows: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-        """What consecutive blocks of so many features write, each by itself: (N, d) from rows (n, d). As `decode`."""
         ...
 
     def tokens_firing(self, values: Tensor) -> Tensor:
@@ -119,9 +115,6 @@ class DensePattern:
     def blocks(self, values: Tensor, sizes: Sequence[int]) -> list[tuple[Pattern, Tensor]]:
         masks = self.mask.split(list(sizes), dim=1)
         return [(DensePattern.from_mask(m), v) for m, v in zip(masks, values.split(list(sizes), dim=1), strict=True)]
-
-    def decode_blocks(self, values: Tensor, rows: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-        return _block_by_block(self, values, rows, sizes)
 
     def tokens_firing(self, values: Tensor) -> Tensor:
         return _count_by_column(values.detach())
@@ -287,19 +280,6 @@ class SparsePattern:
             found.append((pattern, values.index_select(0, chosen)))
         return found
 
-    def decode_blocks(self, values: Tensor, rows: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-        if not serves(values, rows):
-            return _block_by_block(self, values, rows, sizes)
-        # Each token's part of a block as a token of its own: shapes do not tell how much is active in a block.
-        ends = [*accumulate(sizes)][:-1]
-        blocks = reduce(torch.add, [self.features >= end for end in ends], torch.zeros_like(self.features))
-        ordered, order = (self.tokens * len(sizes) + blocks).sort(stable=True)
-        bounds = torch.arange(self.n_tokens * len(sizes) + 1, device=ordered.device)
-        per_part = torch.searchsorted(ordered, bounds).diff()
-        parts = SparsePattern(self.features.index_select(0, order), per_part, self.n_features)
-        written = parts.decode(values.index_select(0, order), rows)
-        return iter(written.unflatten(0, (self.n_tokens, len(sizes))).unbind(1))
-
     def tokens_firing(self, values: Tensor) -> Tensor:
         if serves(values):  # counted without asking the device how many there are
             return self.feature_total((values.detach() != 0).float()).long()
@@ -314,12 +294,6 @@ class SparsePattern:
     def to_dense(self, values: Tensor) -> Tensor:
         dense = values.new_zeros(self.n_tokens, self.n_features)
         return dense.index_put((self.tokens, self.features), values)
-
-
-def _block_by_block(pattern: Pattern, values: Tensor, rows: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """`decode_blocks` by one decode for each block, none before it is asked for."""
-    parts = zip(pattern.blocks(values, sizes), rows.split(list(sizes)), strict=True)
-    return (block.decode(own, own_rows) for (block, own), own_rows in parts)
 
 
 def _sum_of_rows(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:

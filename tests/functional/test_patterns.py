@@ -104,8 +104,6 @@ def test_blocks_of_features_are_patterns_that_make_up_the_whole(mask: Tensor, da
         torch.testing.assert_close(sum(decoded), (values * mask) @ rows)
         sum(decoded).sum().backward()
         assert entries.grad.shape == entries.shape
-        for mine, theirs in zip(pattern.decode_blocks(entries, rows, sizes), decoded, strict=True):
-            assert torch.equal(mine, theirs)
 
 
 @quick

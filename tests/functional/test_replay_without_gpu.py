@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from hfsae import SAE
 from hfsae.autoencoder.strategies import is_replayable
-from hfsae.functional import SparsePattern, cuda_graph, entries, not_a_number, patterns, selection
+from hfsae.functional import SparsePattern, blockwise, cuda_graph, entries, not_a_number, patterns, selection
 from hfsae.training import optimisation
 from hfsae.training.learner import Learner
 from tests.architectures.variants import VARIANTS
@@ -46,7 +46,7 @@ FORMS = {
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch) -> None:
     """What asks where a tensor lies hears what it hears on a GPU."""
-    for module in (encoder, entries, not_a_number, optimisation, patterns, selection):
+    for module in (blockwise, encoder, entries, not_a_number, optimisation, patterns, selection):
         monkeypatch.setattr(module, "serves", lambda *tensors: all(x.dtype != torch.float64 for x in tensors))
     monkeypatch.setattr(selection, "_equal_in_order", lambda pre: False)
     monkeypatch.setattr(SparsePattern, "without_zeros", lambda self, values: (self, values))

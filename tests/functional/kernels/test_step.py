@@ -101,30 +101,6 @@ def test_a_token_that_holds_nan_writes_nan_and_leaves_the_others_alone(rule: Sel
     assert pattern.to_dense(pre.relu())[[0, 1, 2, 4]].count_nonzero() > 0
 
 
-@pytest.mark.parametrize("sizes", [[12], [3, 9], [1, 0, 5, 6], [0, 12, 0]], ids=str)
-def test_blocks_of_features_are_decoded_each_by_itself(sizes: list[int]):
-    generator = torch.Generator().manual_seed(len(sizes))
-    per_token = torch.tensor([4, 0, 3, 5])
-    # In no order, as no rule promises one.
-    picked = [torch.randperm(12, generator=generator)[:count] for count in per_token.tolist()]
-    pattern = SparsePattern(torch.cat(picked).to(DEVICE), per_token.to(DEVICE), 12)
-    values, rows = (torch.randn(shape, generator=generator) for shape in (12, (12, 6)))
-    leaves = [leaf.to(DEVICE).requires_grad_() for leaf in (values, rows)]
-    written = list(pattern.decode_blocks(*leaves, sizes))
-    weights = torch.randn(len(sizes), 4, 6, generator=generator).to(DEVICE)
-    sum((part * weight).sum() for part, weight in zip(written, weights, strict=True)).backward()
-    plain = [leaf.detach().double().to(DEVICE).requires_grad_() for leaf in (values, rows)]
-    dense = torch.zeros(4, 12, dtype=torch.float64, device=DEVICE).index_put(
-        (pattern.tokens, pattern.features), plain[0]
-    )
-    parts = [z @ w for z, w in zip(dense.split(sizes, 1), plain[1].split(sizes), strict=True)]
-    sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True)).backward()
-    for mine, theirs in zip(
-        [*written, *(leaf.grad for leaf in leaves)], [*parts, *(leaf.grad for leaf in plain)], strict=True
-    ):
-        torch.testing.assert_close(mine, theirs.float())
-
-
 def test_a_step_on_one_token_with_every_feature():
     compare(TopK(7), 1, 7, shift=0.0)
 
