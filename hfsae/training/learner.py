@@ -135,7 +135,8 @@ class Learner:
 
     def update(self, rows: list[Tensor], state: StepState, behind: Sequence[Downstream] = ()) -> Tensor:
         """The rest of a step, with a term of the loss for each batch that lies in the language model, or none."""
-        states = [replace(state, downstream=one) for one in behind] or [state] * self._batches(rows)
+        count = len(rows) // (2 if self.sae.config.is_transcoder else 1)
+        states = [replace(state, downstream=one) for one in behind] or [state] * count
         done = self._replayed(rows, states) if self._can_replay and not behind else self._update(rows, states)
         statistics, rate = done.statistics, self.learning_rate(state.step) / self.plan.learning_rate
         self.sae.after_step(statistics, state)
@@ -149,32 +150,24 @@ class Learner:
         alone = self._accelerator.num_processes == 1 and self._device.type == "cuda"
         return alone and is_replayable(self.sae) and not self.sae.compares_features
 
-    def _batches(self, rows: list[Tensor]) -> int:
-        """How many batches there are, behind which lie the targets of a transcoder."""
-        return len(rows) // (2 if self.sae.config.is_transcoder else 1)
-
     def _replayed(self, rows: list[Tensor], states: list[StepState]) -> "_StepResult":
         """`_update` as a replay of an earlier one that worked on as many dead features and entries."""
-        states = [self._with_entries(x, state) for x, state in zip(rows, states, strict=False)]
+        with self._autocast():  # the entries, where to find them asks the device
+            found = [self.sae.picked(x, state) for x, state in zip(rows, states, strict=False)]
+        states = [replace(state, picked=picked) for state, picked in zip(states, found, strict=True)]
         if any(state.picked is not None and len(state.picked.pre) < state.picked.most for state in states):
             return self._update(rows, states)  # other numbers in other batches: a record for each would not pay
 
         def update(inputs: list[Tensor]) -> _StepResult:
             given = iter(inputs)
-            own = [next(given) for _ in rows]
-            return self._update(own, [state.with_tensors(given) for state in states])
+            return self._update([next(given) for _ in rows], [state.with_tensors(given) for state in states])
 
         inputs = [*rows, *chain.from_iterable(state.tensors for state in states)]
         return self._replay(update, inputs, key=states[0].n_dead)
 
-    def _with_entries(self, x: Tensor, state: StepState) -> StepState:
-        """The step of a batch with its entries, where to find them asks the device."""
-        with self._autocast():
-            return replace(state, picked=self.sae.picked(x, state))
-
     def _update(self, rows: list[Tensor], states: list[StepState]) -> "_StepResult":
         """What a step does on its device, with the activations of every batch and, behind them, the targets."""
-        count = self._batches(rows)
+        count = len(states)
         pairs = zip_longest(rows[:count], rows[count:])
         outputs = [self._forward_backward(x, target, states[i], i, count) for i, (x, target) in enumerate(pairs)]
         constrain_gradients(self.sae)
