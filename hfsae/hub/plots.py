@@ -66,10 +66,13 @@ def training_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, (name, label, colour) in zip(rows, panels, strict=True):
         values = np.array([entry.get(name, np.nan) for entry in log], dtype=float)
         marker = "o" if len(log) <= _FEW_POINTS else None
-        axes.plot(tokens / scale, values, color=colour, linewidth=1.6, marker=marker, markersize=4, clip_on=False)
+        (line,) = axes.plot(tokens / scale, values, color=colour, linewidth=1.6, marker=marker, markersize=4)
         dress(axes)
         axes.set_ylabel(label)
         _limit(axes, name, values)
+        lowest, highest = axes.get_ylim()
+        # Whole marks at the border, but no first steps far outside of it, which would leave the axes no room.
+        line.set_clip_on(bool(((values < lowest) | (values > highest)).any()))
         _name_last(axes, name, values, colour)
     rows[-1].set_xlabel(f"tokens trained on ({unit})" if unit else "tokens trained on")
     rows[-1].set_xlim(0, tokens[-1] / scale)

@@ -55,6 +55,16 @@ def test_a_training_curve_is_drawn(log: list[dict[str, Any]], tmp_path: Path):
     assert share_of_ink(tmp_path / "curve.png") > 0.01
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("first", [-30.0, -1e4])
+def test_first_steps_far_outside_take_no_room_from_the_axes(tmp_path: Path, first: float):
+    log = [LOG[0] | {"explained_variance": first, "l0": 1e6}, *LOG[1:]]
+    training_curve(log, tmp_path / "curve.png")
+    training_curve(LOG, tmp_path / "usual.png")
+    drawn, usual = (share_of_ink(tmp_path / f"{name}.png") for name in ("curve", "usual"))
+    assert drawn > 0.7 * usual
+
+
 def test_a_histogram_shows_its_counts_and_how_many_never_fired(tmp_path: Path):
     def drawn(**changes: Any) -> np.ndarray:
         feature_density(DENSITY | changes, tmp_path / "density.png")
