@@ -113,8 +113,8 @@ def diff_saved(
         dataset=str(source), **told,
     )  # fmt: skip
     of_features = dict(_compared(found, sae, lm, chosen))
-    told = (found.counts("norms"), found.counts(), found.counts("scaling"))
-    comparison = Comparison(found.about["models"], *told, of_features)
+    by_norms, by_both, by_scaling = found.counts("norms"), found.counts(), found.counts("scaling")
+    comparison = Comparison(found.about["models"], by_norms, by_both, by_scaling, of_features)
     title = f"{display_name(sae.config, None, None)}: what its sources share"
     files.append(write_dashboard(collection, tokenizer, place / DIFF_PAGE, title=title, comparison=comparison))
     if output is None:
