@@ -129,16 +129,17 @@ def _other_tokens(setup: CheckSetup) -> Iterator[UndoneMistake]:
     if setup.tokenizer is None or isinstance(setup.texts, str):
         return
     changes: list[tuple[dict[str, Any], str]] = []
-    if getattr(setup.tokenizer, "bos_token_id", None) is not None:
-        for bos in {True, False} - {config.prepend_bos}:
-            how = "with" if bos else "without"
-            changes.append(({"prepend_bos": bos}, f"Wrong BOS: it fits text {how} BOS"))
     kept = "where language models keep activations of their own kind: it fits without"
     if 0 not in config.exclude_positions:
         positions = [0, *config.exclude_positions]
         changes.append(({"exclude_positions": positions}, f"Position 0 counts, {kept}"))
     if not config.exclude_special_tokens:
         changes.append(({"exclude_special_tokens": True}, f"Special tokens count, {kept}"))
+    # A token before the text takes position 0 with it, so it helps where position 0 should not count. It undoes more.
+    if getattr(setup.tokenizer, "bos_token_id", None) is not None:
+        for bos in {True, False} - {config.prepend_bos}:
+            how = "with" if bos else "without"
+            changes.append(({"prepend_bos": bos}, f"Wrong BOS: it fits text {how} BOS"))
     for fields, cause in changes:
         changed = copy.copy(config)
         for name, value in fields.items():
