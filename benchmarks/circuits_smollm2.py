@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kept import kept, whole_run
+from kept import begun, kept, whole_run
 from mixed_text import LENGTH, books_and_library
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,7 +33,7 @@ PROMPTS = {
 
 def train(options: argparse.Namespace, text: Path, run: Path) -> dict[str, Any]:
     """The transcoders, and what their training took."""
-    begun = any(run.glob("checkpoint-*"))
+    resumed = begun(run)
     arguments = SAETrainingArguments(
         model_name_or_path=str(options.model),
         hook_point="mlp_in.*",
@@ -55,13 +55,13 @@ def train(options: argparse.Namespace, text: Path, run: Path) -> dict[str, Any]:
         eval_tokens=0,
         calibration_tokens=2048,
         output_dir=str(run),
-        resume_from_checkpoint="last" if begun else None,
+        resume_from_checkpoint="last" if resumed else None,
         html_report=False,
         logging_steps=1,
     )
     start = time.perf_counter()
     whole_run(SAETrainer(args=arguments))
-    return {"tokens": options.tokens, "minutes": (time.perf_counter() - start) / 60, "resumed": begun}
+    return {"tokens": options.tokens, "minutes": (time.perf_counter() - start) / 60, "resumed": resumed}
 
 
 def untrained(options: argparse.Namespace, model: Any) -> dict[str, SAE]:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import kept, whole_run
+from kept import begun, ended, kept, whole_run
 from torch import Tensor
 from transcoder_revival import held_out
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, evaluate_together
 from hfsae.data import load_text, split_documents
-from hfsae.training.checkpoint import last_checkpoint
 
 CROSS_LAYER, EQUAL_FEATURES, EQUAL_PARAMETERS = "cross-layer transcoder", "equal features", "equal parameters"
 
@@ -45,7 +44,7 @@ def transcoders(layers: int, features: int) -> dict[str, dict[str, Any]]:
 def train(options: argparse.Namespace, layers: int, seed: int) -> dict[str, SAE]:
     """All transcoders of a seed; a run that ended has left them already."""
     run, named = options.output_dir / f"run-{seed}", transcoders(layers, options.features)
-    if all((run / name / "model.safetensors").is_file() for name in named):
+    if ended(run, named):
         return {name: SAE.from_pretrained(run / name) for name in named}
     arguments = SAETrainingArguments(
         model_name_or_path=str(options.model),
@@ -60,7 +59,7 @@ def train(options: argparse.Namespace, layers: int, seed: int) -> dict[str, SAE]
         disable_tqdm=True,
         seed=seed,
         output_dir=str(run),
-        resume_from_checkpoint="last" if run.exists() and last_checkpoint(run) else None,
+        resume_from_checkpoint="last" if begun(run) else None,
     )
     return whole_run(SAETrainer(args=arguments, saes=named)).saes
 

@@ -1,12 +1,13 @@
 """Figures that are made once, of runs that ended: what benchmarks that go on where they were interrupted share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from hfsae import SAETrainer
 from hfsae.saving import write_json
 from hfsae.storage import read_json
+from hfsae.training.checkpoint import last_checkpoint
 from hfsae.training.output import TrainOutput
 
 
@@ -28,3 +29,13 @@ def whole_run(trainer: SAETrainer) -> TrainOutput:
     if not output.completed:
         raise SystemExit("interrupted: the same command goes on from here.")
     return output
+
+
+def begun(run: Path) -> bool:
+    """Whether a run left a checkpoint in its folder, from which it goes on."""
+    return run.exists() and last_checkpoint(run) is not None
+
+
+def ended(run: Path, names: Iterable[str]) -> bool:
+    """Whether the SAEs of these names are all in the folder of their run."""
+    return all((run / name / "model.safetensors").is_file() for name in names)

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from kept import kept, whole_run
+from kept import begun, ended, kept, whole_run
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, cache_activations, diff
-from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from model_diff import (  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -49,7 +48,7 @@ TRAINED_ON, CLASSED_ON, HELD_AGAINST = 2, 5, 4
 def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
     """Trains the crosscoders of all rules side by side, or goes on with what was begun."""
     run = args.output_dir / f"run-{seed}"
-    if all((run / name / "model.safetensors").is_file() for name in args.rules):
+    if ended(run, args.rules):
         return run
     text = Dataset.from_dict({"text": documents(args.documents, planted=True, seed=TRAINED_ON)})
     arguments = SAETrainingArguments(
@@ -73,7 +72,7 @@ def train(args: argparse.Namespace, seed: int, tuned: Path) -> Path:
     cache_activations(arguments, train_dataset=text)
     again = {"training_tokens": args.tokens, "activation_cache": arguments.output_dir, "output_dir": str(run)}
     saes = {name: {"architecture": RULES[name]} for name in args.rules}
-    again["resume_from_checkpoint"] = "last" if run.exists() and last_checkpoint(run) else None
+    again["resume_from_checkpoint"] = "last" if begun(run) else None
     whole_run(SAETrainer(args=replace(arguments, **again), saes=saes))
     return run
 

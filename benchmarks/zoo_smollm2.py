@@ -21,12 +21,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kept import kept, whole_run
+from kept import begun, kept, whole_run
 from mixed_text import books_and_library
 
 from hfsae import SAETrainer, SAETrainingArguments, cache_activations
 from hfsae.scores.score_saved import score_saved
-from hfsae.training.checkpoint import last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from make_zoo import write_cards  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -58,7 +57,7 @@ def cache(options: argparse.Namespace, text: Path, folder: Path) -> dict[str, An
 
 def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, own: dict[str, Any]) -> dict[str, Any]:
     """Trains one SAE, or goes on with it."""
-    begun = folder.exists() and last_checkpoint(folder) is not None
+    resumed = begun(folder)
     args = SAETrainingArguments(
         **shared(options, text),
         **own,
@@ -68,11 +67,11 @@ def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, o
         save_steps=100,
         save_total_limit=1,
         output_dir=str(folder),
-        resume_from_checkpoint="last" if begun else None,
+        resume_from_checkpoint="last" if resumed else None,
     )
     output = whole_run(SAETrainer(args=args))
     names = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
-    return {"tokens": options.tokens, "resumed": begun, **{name: output.metrics[""][name] for name in names}}
+    return {"tokens": options.tokens, "resumed": resumed, **{name: output.metrics[""][name] for name in names}}
 
 
 def timed(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -180,13 +180,13 @@ def _write_what_seeds_tell(
             found = ReseedNoise.of([one[title].value for one in headlines.values()])
             if found is not None:
                 noise[title] = {"deviation": found.deviation, "seeds": found.n}
-        for name in group.runs if len(group.runs) > 1 else ():
+        digests = {name: weights_sha256(saes[name]) for name in group.runs} if len(group.runs) > 1 else {}
+        for name in digests:
             for pair, matching in matched.items():
                 if name in pair and set(pair) <= set(group.runs):
                     (other,) = set(pair) - {name}
-                    digests = [weights_sha256(saes[one]) for one in (other, name)]
                     title, figures = run_name(other, saes[other]), vars(matching.stability)
-                    write_stability(folders[name], title, digests[0], figures, digests[1])
+                    write_stability(folders[name], title, digests[other], figures, digests[name])
             _write(folders[name], scores[name], saes[name], noise)
 
 
