@@ -1,5 +1,6 @@
 """Figures that are made once, of runs that ended: what benchmarks that go on where they were interrupted share."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,31 @@ def kept(file: Path, make: Callable[[], Any], kind: type = dict) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, made)
     return read_json(file, kind)
+
+
+def kept_line(file: Path, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file of JSON lines holds of something, made first and appended where it is not there.
+
+    Args:
+        file: A line for each thing: what it is, under `of`, and its figures. So it can be committed, and grows.
+        of: What the thing is, with all that its figures depend on.
+        make: Makes its figures.
+    """
+    if (found := found_line(file, of)) is None:
+        found = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"of": of, **found}) + "\n")
+    return found
+
+
+def found_line(file: Path, of: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file of JSON lines holds of something; None where it holds nothing."""
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8") as lines:
+        told = (json.loads(line) for line in lines)
+        return next(({k: v for k, v in one.items() if k != "of"} for one in told if one["of"] == of), None)
 
 
 def whole_run(trainer: SAETrainer) -> TrainOutput:

@@ -11,15 +11,16 @@ five and the default by explained variance on calibration text, chosen with the 
 penalty's coefficient, a peer is trained again until it is within 2 % of what is wanted, as in `quality.py`.
 
 Each SAE is saved in hfsae's format, those of peers by way of their own project's files. So all are calibrated,
-measured and scored by the same code, on text that no SAE was trained on. Each leaves its figures in a file and is not
-trained again: stop the command, and call it again. `--table` prints what is there and trains nothing.
+measured and scored by the same code, on text that no SAE was trained on. Each adds a line to `figures/table.jsonl`,
+which is committed, and is not trained again: stop the command, and call it again, on another machine too.
+`--table` prints what is there and trains nothing.
 """
 
 import argparse
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from kept import kept, whole_run
+from kept import found_line, kept_line, whole_run
 from mixed_text import books_and_library
-from peers import PEERS, Peer, Task, versions
+from peers import PEERS, Peer, Task
 from quality import batches, next_coefficient
 from safetensors.torch import load_file, save_file
+from step import describe_machine
 from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, evaluate_sae
@@ -41,7 +43,6 @@ from hfsae.language_model import load_base_model, load_tokenizer
 from hfsae.scores import LabelledText, PatternLabels, SharedReadings, match_features, score
 from hfsae.scores.readings import FEATURES, NEURONS
 from hfsae.scores.score_saved import labelled_text
-from hfsae.storage import read_json
 
 ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
 COLUMNS = (
@@ -51,8 +52,10 @@ COLUMNS = (
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # Rows that thresholds are set by, a peer's coefficient is judged by, and a learning rate is chosen by.
 _CALIBRATION_ROWS = 8192
+FIGURES = Path(__file__).resolve().parent / "figures" / "table.jsonl"
 _CONTEXT = {"context_length": 128, "exclude_special_tokens": True, "exclude_positions": [0]}
 _L0_TOLERANCE, _MOST_TRAININGS = 0.02, 8
+_DEPENDS_ON = ("tokens", "batch_tokens", "expansion_factor", "eval_tokens", "score_tokens")
 # A converted SAE computes what the library computed, but for ties.
 _SAME = 1e-3
 
@@ -133,6 +136,12 @@ class Cell:
         """Where it is saved."""
         rate = "default" if self.rate is None else f"{self.rate:g}"
         return output / self.place.name / f"l0-{self.l0}" / f"{self.who}-{self.architecture}-{rate}-seed{self.seed}"
+
+    def told(self, made: str, args: argparse.Namespace) -> dict[str, Any]:
+        """What a line of figures is of: the cell, what was made, and the options that it depends on."""
+        own = {name: getattr(self, name) for name in ("l0", "who", "architecture", "seed", "rate")}
+        options = {name: getattr(args, name) for name in _DEPENDS_ON}
+        return {"made": made, "place": self.place.name, **own, **options}
 
 
 def places(args: argparse.Namespace) -> list[Place]:
@@ -303,7 +312,7 @@ def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         disable_tqdm=True,
     )
     names = ("l0", "explained_variance", "loss_recovered", "kl", "dead_fraction", "ce_increase")
-    found = {**{name: measured[name] for name in names}, **told, "eval_tokens": args.eval_tokens}
+    found = {**{name: measured[name] for name in names}, **told}
     if args.score_tokens:
         scores = score(
             *(sae, model, tokenizer, text),
@@ -321,7 +330,15 @@ def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         }
         if NEURONS in scores.tokens.numbers:
             found["above_neurons"] = scores.tokens.above((FEATURES, 1), (NEURONS, 1)).value
-    return {**found, "tokens": args.tokens, "versions": versions()}
+    return {**found, "machine": describe_machine(torch.device("cpu"))}
+
+
+def figures_of(
+    cell: Cell, made: str, args: argparse.Namespace, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Figures that are kept, or made now; None where they are neither kept nor to be made."""
+    of = cell.told(made, args)
+    return found_line(args.figures, of) if args.table else kept_line(args.figures, of, make)
 
 
 def best_rate(cell: Cell, args: argparse.Namespace) -> float | None:
@@ -329,13 +346,11 @@ def best_rate(cell: Cell, args: argparse.Namespace) -> float | None:
     explained: dict[float | None, float] = {}
     for rate in (None, *RATES):
         tried = Cell(cell.place, cell.l0, cell.who, cell.architecture, cell.seed, rate)
-        folder = tried.folder(args.output)
-        if (folder / "figures.json").is_file():
-            told = read_json(folder / "figures.json")
-        elif args.table:
+        told = found_line(args.figures, tried.told("figures", args)) or figures_of(
+            tried, "search", args, lambda one=tried: trained(one, args)[1]
+        )
+        if told is None:
             return None
-        else:
-            told = kept(folder / "search.json", lambda one=tried: trained(one, args)[1])
         explained[rate] = told["calibration"]["explained_variance"]
     return max(explained, key=lambda rate: explained[rate])
 
@@ -345,20 +360,24 @@ def stability(cells: Sequence[Cell], args: argparse.Namespace) -> float | None:
     if len(cells) < 2:
         return None
     first, second = (cell.folder(args.output) for cell in cells[:2])
+    of = cells[0].told(f"match with seed {cells[1].seed}", args)
 
     def matched() -> dict[str, Any]:
         return match_features(SAE.from_pretrained(first), SAE.from_pretrained(second)).recorded()
 
-    return kept(first / f"match-seed{cells[1].seed}.json", matched)["shared"]["value"]
+    # Figures may be of another machine, and their SAEs not here.
+    here = not args.table and first.is_dir() and second.is_dir()
+    found = kept_line(args.figures, of, matched) if here else found_line(args.figures, of)
+    return None if found is None else found["shared"]["value"]
 
 
 def row(cells: Sequence[Cell], title: str, args: argparse.Namespace) -> str | None:
     """A row of the table, in Markdown: means over seeds of what is there, or is made now; None where nothing is."""
     found, there = [], []
     for cell in cells:
-        file = cell.folder(args.output) / "figures.json"
-        if file.is_file() or not args.table:
-            found.append(kept(file, partial(figures, cell, args)))
+        told = figures_of(cell, "figures", args, partial(figures, cell, args))
+        if told is not None:
+            found.append(told)
             there.append(cell)
     if not found:
         return None
@@ -407,7 +426,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--books_model", help="folder of books-4l-256")
     parser.add_argument("--smollm2", help="folder of SmolLM2-135M")
     parser.add_argument("--table", action="store_true", help="train nothing, print what is there")
-    parser.add_argument("--output", type=Path, default=Path("runs/table"))
+    parser.add_argument("--output", type=Path, default=Path("runs/table"), help="where SAEs and activations are kept")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="the file of figures (default: %(default)s)")
     args = parser.parse_args(command_line)
     for place in places(args):
         for l0 in args.l0:

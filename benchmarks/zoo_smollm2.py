@@ -1,14 +1,14 @@
 """A zoo of SmolLM2-135M: topk, batch_topk and jumprelu, 8 and 16 times as wide, after blocks 4, 9, 14, 19 and 24.
 
     python benchmarks/zoo_smollm2.py --model SMOLLM2 --books BOOKS.jsonl [--output_dir runs/zoo_smollm2]
-        [--tokens 2000000] [--layers 9] [--factors 8] [--architectures topk] [--scores] [--cards model_cards/smollm2]
+        [--tokens 1000000] [--layers 9] [--factors 8] [--architectures topk] [--scores] [--cards model_cards/smollm2]
 
 SMOLLM2 is a folder of the model, BOOKS.jsonl has a paragraph in `text` a line. All text is the books and Python's
-standard library. The activations of all five places are cached once, in bfloat16; then each SAE is trained from the
-cache in a run of its own, measured on held-out text and saved with its card. What is there is not made again: text,
-cache, SAEs (an interrupted training goes on from its last checkpoint), scores. So the command can be stopped, called
-again, and called for a part. The folder `figures` has the tokens and hours of each step. `--cards` writes the cards of
-what is there, without weights.
+standard library. The activations of all five places are cached once, in bfloat16. Then one run a place trains its
+SAEs from the cache, measures them on held-out text, where they share what the model makes of it, and saves each with
+its card. What is there is not made again: text, cache, runs (an interrupted one goes on from its last checkpoint),
+scores. So the command can be stopped, called again, and called for some places. The folder `figures` has the tokens
+and hours of each step. `--cards` writes the cards of what is there, with scores, without weights.
 """
 
 import argparse
@@ -55,12 +55,20 @@ def cache(options: argparse.Namespace, text: Path, folder: Path) -> dict[str, An
     return {"rows": cache_activations(args).rows}
 
 
-def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, own: dict[str, Any]) -> dict[str, Any]:
-    """Trains one SAE, or goes on with it."""
+def members(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each SAE of a place is told that the others are not, by its folder."""
+    return {
+        f"{architecture}-{factor}x-{options.k}": {"architecture": architecture, "expansion_factor": factor}
+        for factor, architecture in product(options.factors, options.architectures)
+    }
+
+
+def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path) -> dict[str, Any]:
+    """Trains the SAEs of a place, named by its folder, or goes on with them."""
     resumed = begun(folder)
     args = SAETrainingArguments(
         **shared(options, text),
-        **own,
+        hook_point=folder.name,
         activation_cache=str(cached),
         k=options.k,
         eval_tokens=options.eval_tokens,
@@ -69,9 +77,10 @@ def train(options: argparse.Namespace, text: Path, cached: Path, folder: Path, o
         output_dir=str(folder),
         resume_from_checkpoint="last" if resumed else None,
     )
-    output = whole_run(SAETrainer(args=args))
+    output = whole_run(SAETrainer(args=args, saes=members(options)))
     names = ("l0", "explained_variance", "loss_recovered", "dead_fraction")
-    return {"tokens": options.tokens, "resumed": resumed, **{name: output.metrics[""][name] for name in names}}
+    told = {name: {of: output.metrics[name][of] for of in names} for name in members(options)}
+    return {"tokens": options.tokens, "resumed": resumed, "saes": told}
 
 
 def timed(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -83,8 +92,8 @@ def timed(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def scored(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores one SAE, beside its weights and on its card."""
-    score_saved([folder], write=True, max_tokens=options.score_tokens)
+    """Scores the SAEs of a place, beside their weights and on their cards."""
+    score_saved([folder / name for name in members(options)], write=True, max_tokens=options.score_tokens)
     return {"tokens": options.score_tokens}
 
 
@@ -98,7 +107,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--factors", type=int, nargs="+", default=[8, 16], help="features for each dimension")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train on (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="to train on (default: %(default)s)")
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--eval_tokens", type=int, default=20_000)
     parser.add_argument("--scores", action="store_true", help="score features, too")
@@ -110,21 +119,21 @@ def main(command_line: Sequence[str] | None = None) -> None:
     text = books_and_library(output / "text.jsonl", options.books)
     made = kept(steps / "cache.json", partial(timed, partial(cache, options, text, cached)))
     print(f"{made['rows']:,} rows at {len(ALL_LAYERS)} places in {made['hours']:.2f} h\n")
-    print("| place | architecture | times as wide | L0 | explained variance | loss recovered | dead | processor h |")
-    print("|---|---|---|---|---|---|---|---|")
-    for layer, factor, architecture in product(options.layers, options.factors, options.architectures):
-        place = f"resid_post.{layer}"
-        name = f"{architecture}-{factor}x-{options.k}"
-        own = {"hook_point": place, "architecture": architecture, "expansion_factor": factor}
-        folder, file = zoo / place / name, steps / f"{place}-{name}.json"
-        found = kept(file, partial(timed, partial(train, options, text, cached, folder, own)))
-        print(
-            f"| {place} | {architecture} | {factor} | {found['l0']:.1f} | {found['explained_variance']:.4f} "
-            f"| {found['loss_recovered']:.4f} | {found['dead_fraction']:.1%} | {found['processor_hours']:.2f} |",
-            flush=True,
-        )
+    for layer in options.layers:
+        folder = zoo / f"resid_post.{layer}"
+        run = kept(steps / f"{folder.name}.json", partial(timed, partial(train, options, text, cached, folder)))
+        if set(run["saes"]) != set(members(options)):
+            raise SystemExit(f"{folder} was made with other SAEs: ask for the same, or give another --output_dir.")
+        print(f"{folder.name}: {run['tokens']:,} tokens, {run['processor_hours']:.2f} h of the processor\n")
+        print("| SAE | L0 | explained variance | loss recovered | dead |\n|---|---|---|---|---|")
+        for name, found in run["saes"].items():
+            print(
+                f"| {name} | {found['l0']:.1f} | {found['explained_variance']:.4f} "
+                f"| {found['loss_recovered']:.4f} | {found['dead_fraction']:.1%} |"
+            )
+        print(flush=True)
         if options.scores:
-            kept(steps / f"{place}-{name}-scores.json", partial(timed, partial(scored, folder, options)))
+            kept(steps / f"{folder.name}-scores.json", partial(timed, partial(scored, folder, options)))
     if options.cards is not None:
         write_cards(zoo, options.cards, REPO_ID)
 

@@ -51,7 +51,7 @@ def test_the_zoo_goes_on_from_one_cache(tmp_path, monkeypatch, capsys):
     cards = ["--cards", str(tmp_path / "cards")]
     zoo_smollm2.main([*command, *sizes, "--layers", "1", "2", "--architectures", "topk", *cards])
     second = capsys.readouterr().out
-    assert second.startswith(first) and "| resid_post.2 | topk | 2 | 8.0 |" in second
+    assert second.startswith(first) and "resid_post.2: 8,192 tokens" in second
     assert rows.stat().st_mtime_ns == time  # one cache serves both
     assert SAE.from_pretrained(tmp_path / "zoo/resid_post.2/topk-2x-8").config.n_features == 256
     written = {path.relative_to(tmp_path / "cards").as_posix() for path in (tmp_path / "cards").rglob("README.md")}
