@@ -1,14 +1,16 @@
 """A zoo of SmolLM2-135M: topk, batch_topk and jumprelu, 8 and 16 times as wide, after blocks 4, 9, 14, 19 and 24.
 
     python benchmarks/zoo_smollm2.py --model SMOLLM2 --books BOOKS.jsonl [--output_dir runs/zoo_smollm2]
-        [--tokens 1000000] [--layers 9] [--factors 8] [--architectures topk] [--scores] [--cards model_cards/smollm2]
+        [--tokens 1000000] [--layers 9] [--factors 8] [--architectures topk]
+        [--scores] [--pages 20] [--cards model_cards/smollm2]
 
 SMOLLM2 is a folder of the model, BOOKS.jsonl has a paragraph in `text` a line. All text is the books and Python's
 standard library. The activations of all five places are cached once, in bfloat16. Then one run a place trains its
 SAEs from the cache, measures them on held-out text, where they share what the model makes of it, and saves each with
 its card. What is there is not made again: text, cache, runs (an interrupted one goes on from its last checkpoint),
-scores. So the command can be stopped, called again, and called for some places. The folder `figures` has the tokens
-and hours of each step. `--cards` writes the cards of what is there, with scores, without weights.
+scores, dashboards. So the command can be stopped, called again, and called for some places. The folder `figures` has
+the tokens and hours of each step. `--cards` writes the cards of what is there, with scores and dashboards, without
+weights.
 """
 
 import argparse
@@ -24,7 +26,9 @@ from typing import Any
 from kept import begun, kept, whole_run
 from mixed_text import books_and_library
 
-from hfsae import SAETrainer, SAETrainingArguments, cache_activations
+from hfsae import SAE, SAETrainer, SAETrainingArguments, cache_activations, collect_features
+from hfsae.dashboard import make_dashboard
+from hfsae.data import load_text, split_documents
 from hfsae.scores.score_saved import score_saved
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -97,6 +101,27 @@ def scored(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"tokens": options.score_tokens}
 
 
+def paged(folder: Path, text: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Writes a dashboard of some features of each SAE of a place, spread over all, on text that was held out."""
+    held_out = split_documents(load_text(str(text)), "evaluation")
+    model = tokenizer = None
+    for name in members(options):
+        sae = SAE.from_pretrained(folder / name).eval()
+        if model is None or tokenizer is None:
+            model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
+        shown = range(0, sae.config.n_features, -(-sae.config.n_features // options.pages))
+        collect_features(
+            *(sae, model, tokenizer, held_out),
+            features=list(shown),
+            max_tokens=options.page_tokens,
+            n_top=8,
+            n_sample=8,
+            disable_tqdm=True,
+        ).save(folder / name)
+        make_dashboard(folder / name)
+    return {"tokens": options.page_tokens, "features": options.pages}
+
+
 def main(command_line: Sequence[str] | None = None) -> None:
     """Makes what is missing, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,6 +137,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval_tokens", type=int, default=20_000)
     parser.add_argument("--scores", action="store_true", help="score features, too")
     parser.add_argument("--score_tokens", type=int, default=30_000, help="tokens of each side of the scores")
+    parser.add_argument("--pages", type=int, default=0, help="features of each SAE on its dashboard; 0: no dashboards")
+    parser.add_argument("--page_tokens", type=int, default=20_000, help="tokens that examples are found in")
     parser.add_argument("--cards", type=Path, help="folder to write the cards to, without weights")
     options = parser.parse_args(command_line)
     output = options.output_dir
@@ -134,6 +161,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
         print(flush=True)
         if options.scores:
             kept(steps / f"{folder.name}-scores.json", partial(timed, partial(scored, folder, options)))
+        if options.pages:
+            kept(steps / f"{folder.name}-pages.json", partial(timed, partial(paged, folder, text, options)))
     if options.cards is not None:
         write_cards(zoo, options.cards, REPO_ID)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, list_saes, push_saes
 from hfsae.architectures import Crosscoder, CrossLayer, MatchingPursuitSAE, architectures
-from hfsae.hub.card import CARD_FILE, render_card
+from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, render_card
 from hfsae.hub.listing import render_listing
+from hfsae.hub.score_summary import SCORES_FILE
 
 HERE = Path(__file__).resolve().parent
 LAYERS = (1, 2)
@@ -68,14 +69,15 @@ def arguments(
 
 
 def write_cards(folder: Path, cards: Path, repo_id: str) -> None:
-    """Writes the cards and pictures of a zoo as a push to `repo_id` would, and no weights."""
+    """Writes the cards of a zoo, with pictures, scores and dashboards, as a push to `repo_id` would; no weights."""
     shutil.rmtree(cards, ignore_errors=True)
     entries = list_saes(folder)
     for entry in entries:
         saved, name = folder / entry.name, entry.name
         (cards / name).mkdir(parents=True)
-        for picture in saved.glob("*.png"):
-            shutil.copy(picture, cards / name / picture.name)
+        for pattern in ("*.png", SCORES_FILE, DASHBOARD_FILE):
+            for file in saved.glob(pattern):
+                shutil.copy(file, cards / name / file.name)
         sae = SAE.from_pretrained(saved)
         card = render_card(sae, repo_id=repo_id, subfolder=name, folder=cards / name, license=LICENSE)
         (cards / name / CARD_FILE).write_text(str(card), encoding="utf-8")

@@ -7,6 +7,7 @@ from mixed_text import books_and_library
 from benchmarks import zoo_smollm2
 from hfsae import SAE
 from hfsae.data.stdlib_text import stdlib_documents
+from hfsae.hub.card import is_dashboard_of
 
 
 def test_what_is_kept_is_made_once(tmp_path):
@@ -48,7 +49,7 @@ def test_the_zoo_goes_on_from_one_cache(tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     rows = tmp_path / "activations" / "rows-00000.safetensors"
     time = rows.stat().st_mtime_ns
-    cards = ["--cards", str(tmp_path / "cards")]
+    cards = ["--pages", "4", "--page_tokens", "1000", "--cards", str(tmp_path / "cards")]
     zoo_smollm2.main([*command, *sizes, "--layers", "1", "2", "--architectures", "topk", *cards])
     second = capsys.readouterr().out
     assert second.startswith(first) and "resid_post.2: 8,192 tokens" in second
@@ -57,3 +58,9 @@ def test_the_zoo_goes_on_from_one_cache(tmp_path, monkeypatch, capsys):
     written = {path.relative_to(tmp_path / "cards").as_posix() for path in (tmp_path / "cards").rglob("README.md")}
     assert written == {"README.md", "resid_post.1/topk-2x-8/README.md", "resid_post.2/topk-2x-8/README.md"}
     assert not list((tmp_path / "cards").rglob("*.safetensors"))
+    page = (tmp_path / "cards/resid_post.2/topk-2x-8/dashboard.html").read_text(encoding="utf-8")
+    shown = SAE.from_pretrained(tmp_path / "zoo/resid_post.2/topk-2x-8")
+    assert (
+        is_dashboard_of(tmp_path / "cards/resid_post.2/topk-2x-8/dashboard.html", shown)
+        and "explained variance" in page
+    )
