@@ -238,7 +238,7 @@ def _figures(
 ) -> dict[str, Any]:
     """The SAE's metrics, with those of its parts and baselines in them: of these, single numbers only."""
     if sae.config.has_sides:
-        return _figures_of_sources(sums, baselines, no_predictions)
+        return _figures_of_sources(sae, sums, baselines, no_predictions)
     metrics: dict[str, Any] = finalise(sums[_SAE], no_predictions) | {"n_tokens": int(sums[_SAE]["n_tokens"])}
     figures: dict[str, dict[str, Any]] = {
         kind: {name: value for name, value in finalise(pooled).items() if isinstance(value, float | None)}
@@ -259,10 +259,16 @@ def _figures(
     return metrics
 
 
-def _figures_of_sources(sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None) -> dict[str, Any]:
+def _figures_of_sources(
+    sae: SparseAutoencoder, sums: Mapping[str, Sums], baselines: bool, no_predictions: str | None
+) -> dict[str, Any]:
     """The metrics of a crosscoder or of layers, from the sums of each."""
     of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
     metrics: dict[str, Any] = with_means(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
+    if sae.config.is_cross_layer:  # a layer has features of its own, though all write to it
+        for layer, (source, pooled) in enumerate(sums.items()):
+            own = {**pooled, "tokens_firing": pooled["tokens_firing"].chunk(sae.n_groups)[layer]}
+            metrics["sources"][source]["dead_fraction"] = finalise(own, no_predictions)["dead_fraction"]
     if baselines:
         metrics["baselines"] = {}
         metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one place"

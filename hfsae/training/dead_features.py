@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, shape_of_whole, whole
 from hfsae.processes import process
+from hfsae.training.massive_tokens import MassiveTokens
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2
@@ -192,14 +193,16 @@ def repoint(
     reconstruct: Callable[[Tensor], Tensor] | None = None,
     together: bool = False,
     settled: bool = False,
+    massive: MassiveTokens | None = None,
 ) -> int:
     """Points dead features of a transcoder at the tokens where it misses most.
 
     Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², each once while
     there are enough. They have the mean norm of living rows where rows are free. Encoder rows become the centred
-    activation there, at the mean norm of living rows. Biases bring the feature, on its strongest of some hundred other
-    tokens, to where the median living feature is on its own. That is above its threshold where there is one. Adam's
-    moments of all go to 0.
+    activation there, at the mean norm of living rows, less what lies in the directions of massive tokens. Else many
+    would fire there. None is pointed at a massive token. Biases bring the feature, on its strongest of some hundred
+    other tokens, to where the median living feature is on its own. That is above its threshold where there is one.
+    Adam's moments of all go to 0.
 
     Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
@@ -220,12 +223,16 @@ def repoint(
         together: Whether every process holds this transcoder, or a part of it, and calls this: what process 0 draws
             is used by all.
         settled: Whether they start from the second moments of living features.
+        massive: The massive tokens of the run so far, which those of `x` join; None where these are all.
 
     Returns:
         How many features were repointed; none of a layer in which none lives.
     """
-    every = max(2, len(x) // _LEVEL_TOKENS)
     scaled = sae.scaled(x.to(sae.dtype))
+    massive = massive or MassiveTokens(sae.config.d_in, sae.n_groups, device=x.device)
+    ordinary = ~massive.see(scaled)
+    scaled, x, target = scaled[ordinary], x[ordinary], target[ordinary]
+    every = max(2, len(x) // _LEVEL_TOKENS)
     some, mean = sae.encoder_input(scaled[::every]), scaled.mean(0)
     others = torch.arange(len(x), device=x.device) % every > 0
     if len(x) > 1:
@@ -234,7 +241,8 @@ def repoint(
     error = (goal - (reconstruct or sae.scaled_reconstruction)(scaled)).float()
     generator = torch.Generator().manual_seed(seed)
     shift, count = torch.zeros_like(sae.encoder.bias), 0
-    for end, of_end, alive in zip(_ends(sae), stuck.chunk(sae.n_groups), (~dead).chunk(sae.n_groups), strict=True):
+    of_layers = stuck.chunk(sae.n_groups), (~dead).chunk(sae.n_groups)
+    for layer, (end, of_end, alive) in enumerate(zip(_ends(sae), *of_layers, strict=True)):
         features, living = of_end.nonzero()[:, 0], alive.nonzero()[:, 0]
         if not len(features) or not len(living):
             continue
@@ -242,7 +250,7 @@ def repoint(
         share = missed.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
         drawn = _different(share.double().cpu(), len(features), generator).to(x.device)
         living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
-        encoder = F.normalize((read[drawn] - mean[end.reads]).float(), dim=1)
+        encoder = F.normalize(massive.without((read[drawn] - mean[end.reads]).float(), layer), dim=1)
         decoder = F.normalize(missed[drawn], dim=1)
         _of_first_process(encoder, decoder, together=together)
         *norms, level = _numbers(sae, end, living, some)

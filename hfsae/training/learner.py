@@ -24,6 +24,7 @@ from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
 from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, FiringCounter, repoint, resample
+from hfsae.training.massive_tokens import MassiveTokens
 from hfsae.training.optimisation import build_optimiser, clip, constrain_gradients, restore_rows, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
@@ -78,12 +79,9 @@ class Learner:
             target_l0=self.plan.target_l0,
             device=device,
         )
-        self.firing = FiringCounter(
-            sae.config.n_features,
-            window=self.plan.dead_window,
-            sampling_steps=args.feature_sampling_window,
-            device=device,
-        )
+        window, kept = self.plan.dead_window, args.feature_sampling_window
+        self.firing = FiringCounter(sae.config.n_features, window=window, sampling_steps=kept, device=device)
+        self.massive = MassiveTokens(sae.config.d_in, sae.n_groups, device=device)
         self.starts = {
             parameter: whole(tensor).float().mean().item()
             for parameter, tensor in sae.named_parameters()
@@ -208,9 +206,7 @@ class Learner:
         """The learning rate of a step, a resampling's new warm-up included."""
         plan = self.plan
         rate = learning_rate_at(
-            step,
-            plan.total_steps,
-            plan.learning_rate,
+            *(step, plan.total_steps, plan.learning_rate),
             kind=self.args.lr_scheduler_type,
             warmup_steps=plan.warmup_steps,
             start=self.args.lr_start,
@@ -243,6 +239,7 @@ class Learner:
                 reconstruct=self._reconstruct_cut,
                 together=self._placement.shares_saes,
                 settled=step >= SETTLED_FROM * self.plan.total_steps,
+                massive=self.massive,
             )
 
     def _resample(self, activations: Tensor, step: int) -> None:
@@ -303,6 +300,8 @@ class Learner:
     def state_dict(self, keep: bool = True) -> dict[str, Any]:
         """Everything but the weights: tensors, and plain values under `"values"`; `keep` as for `weights`."""
         tensors = {f"firing.{k}": v for k, v in self.firing.state_dict().items() if isinstance(v, Tensor)}
+        if self.plan.revival == "repoint":
+            tensors["massive"] = self.massive.directions
         names = {id(p): name for name, p in self.sae.named_parameters()}
         for parameter, moments in self.optimiser.state.items():
             for moment, tensor in moments.items():
@@ -323,6 +322,7 @@ class Learner:
         tensors, values = state["tensors"], state["values"]
         counters = {k.removeprefix("firing."): v for k, v in tensors.items() if k.startswith("firing.")}
         self.firing.load_state_dict({**counters, **values["firing"]})
+        self.massive.directions.copy_(tensors.get("massive", self.massive.directions))  # not all runs keep them
         self.coefficient.load_state_dict(values["coefficient"])
         self.starts = values["starts"]
         self._last_resampling = values["last_resampling"]

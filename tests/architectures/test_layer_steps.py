@@ -124,15 +124,18 @@ def test_the_figures_of_all_layers_together_are_those_by_hand(options: dict):
 @torch.no_grad()
 def test_every_layer_has_figures_of_its_own_from_what_the_model_itself_reads():
     sae, model, data = transcoder(), language_model(), batches()
+    for layer, few in enumerate((5, 10, 20)):  # never fire
+        sae.encoder.bias[layer * N : layer * N + few] = -100.0
     metrics = evaluate_sae(sae, model, data, calibration=CALIBRATION, disable_tqdm=True)
     assert list(metrics["sources"]) == NAMES
-    errors, spread = [0.0] * 3, [[] for _ in LAYERS]
+    errors, spread, fired = [0.0] * 3, [[] for _ in LAYERS], torch.zeros(3, N, dtype=torch.bool)
     for batch in data:
         by_hand = ByHand(sae)
 
         def noted(layer: int, x: Tensor, y: Tensor, by_hand=by_hand, batch=batch) -> Tensor:
             errors[layer] += (y - by_hand(layer, x))[batch.keep].double().square().sum().item()
             spread[layer].append(y[batch.keep].double())
+            fired[layer] |= (by_hand.features[layer][batch.keep] != 0).any(0)
             return y
 
         with mlps_return(noted, batch.keep):
@@ -143,6 +146,9 @@ def test_every_layer_has_figures_of_its_own_from_what_the_model_itself_reads():
         found = metrics["sources"][NAMES[layer]]
         assert found["explained_variance"] == pytest.approx(expected, rel=1e-5)
         assert found["loss_recovered"] is not None and found["l0"] == 12.0
+        assert found["dead_fraction"] == pytest.approx((~fired[layer]).float().mean().item())
+    dead = [metrics["sources"][name]["dead_fraction"] for name in NAMES]
+    assert dead[0] < dead[1] < dead[2] and metrics["dead_fraction"] == pytest.approx(sum(dead) / 3)
 
 
 def test_what_cannot_stand_says_what_can():
