@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, shape_of_whole, whole
 from hfsae.processes import process
-from hfsae.training.massive_tokens import MassiveTokens
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2

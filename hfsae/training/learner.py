@@ -20,11 +20,11 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.outputs import Downstream, SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import RecordedStep
+from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
 from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, FiringCounter, repoint, resample
-from hfsae.training.massive_tokens import MassiveTokens
 from hfsae.training.optimisation import build_optimiser, clip, constrain_gradients, restore_rows, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
