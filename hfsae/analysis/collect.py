@@ -216,13 +216,13 @@ class _ExampleKeeper:
         if not len(firings):
             return
         contexts = context_numbers(pieces, self._before)[firings.tokens]
-        partners = strongest(firings, self._n_partners)
+        rows = row_of[firings.features]
+        chosen = rows >= 0
         for leaders, scores in (
             (self.top, firings.values.double()),
             (self.sample, random_numbers(contexts, firings.features, self._seed)),
         ):
-            rows = row_of[firings.features]
-            entering = ((rows >= 0) & leaders.may_enter(rows, scores)).nonzero().squeeze(1)
+            entering = (chosen & leaders.may_enter(rows, scores)).nonzero().squeeze(1)
             entering = entering[torch.argsort(rows[entering], stable=True)]
             entries = self._places(pieces, firings, entering) | {
                 "score": scores[entering],
@@ -235,7 +235,7 @@ class _ExampleKeeper:
             best = rank(rows[entering], entries, leaders.size).rows
             entering = entering[best]
             entries = {name: column[best] for name, column in entries.items()}
-            entries |= self._surroundings(pieces, firings, entering, partners)
+            entries |= self._surroundings(pieces, firings, entering)
             leaders.offer(rows[entering], entries)
 
     def _places(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
@@ -244,17 +244,11 @@ class _ExampleKeeper:
         piece = tokens // length
         return {"document": pieces.documents[piece], "position": pieces.starts[piece] + tokens % length}
 
-    def _surroundings(
-        self, pieces: DocumentSequences, firings: Firings, entering: Tensor, partners: tuple[Tensor, Tensor]
-    ) -> Fields:
+    def _surroundings(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
         tokens, features = firings.tokens[entering], firings.features[entering]
         window, activations = windows(pieces, firings, tokens, features, self._before, self._after)
-        with_features, strongest_of = partners
-        return {
-            "tokens": window,
-            "activations": activations,
-            "partners": strongest_of[torch.searchsorted(with_features, tokens)],
-        }
+        partners = strongest(firings, tokens, self._n_partners)
+        return {"tokens": window, "activations": activations, "partners": partners}
 
 
 def _best_of_each_piece(rows: Tensor, entries: Fields, pieces: DocumentSequences, tokens: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     window = torch.where(inside, ids.flatten()[around], NO_TOKEN).int()
 
     # In a list sorted by feature and token, a feature's firings in a window stand side by side.
-    numbers, order = (firings.features * ids.numel() + firings.tokens).sort()
+    order = firings.by_feature
+    numbers = firings.features[order] * ids.numel() + firings.tokens[order]
     mine = features * ids.numel()
     first = torch.searchsorted(numbers, mine + torch.maximum(tokens - before, start))
     behind = torch.searchsorted(numbers, mine + torch.minimum(tokens + after, start + length - 1), right=True)
@@ -70,21 +71,25 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     return window, activations
 
 
-def strongest(firings: Firings, size: int) -> tuple[Tensor, Tensor]:
-    """The strongest features of each token that has any.
+def strongest(firings: Firings, tokens: Tensor, size: int) -> Tensor:
+    """The strongest features of some tokens, (n, size) int32, strongest first and −1 where there is none.
 
-    Returns:
-        The tokens, int64 (n,) ascending, and their features, int32 (n, size), strongest first, −1 where there is none.
+    Of equal values the one whose entry comes first.
+
+    Args:
+        firings: All entries of the batch, tokens in order.
+        tokens: int64 (n,), row · T + column.
+        size: How many features of each.
     """
-    tokens, counts = firings.tokens.unique_consecutive(return_counts=True)
-    token_rows = torch.repeat_interleave(torch.arange(len(tokens)), counts)
-    order = torch.argsort(-firings.values, stable=True)
-    order = order[torch.argsort(token_rows[order], stable=True)]
-    place = torch.arange(len(order)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    features = torch.full((len(tokens), size), -1, dtype=torch.int32)
-    within = place < size
-    features[token_rows[within], place[within]] = firings.features[order][within].int()
-    return tokens, features
+    wanted, row_of = tokens.unique(return_inverse=True)
+    first = torch.searchsorted(firings.tokens, wanted)
+    counts = torch.searchsorted(firings.tokens, wanted, right=True) - first
+    columns = torch.arange(max(size, int(counts.max()) if len(counts) else 0))
+    there = columns < counts[:, None]
+    entries = torch.where(there, first[:, None] + columns, 0)
+    order = torch.where(there, firings.values[entries], -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    features = torch.where(there, firings.features[entries], -1).gather(1, order[:, :size])
+    return features.int()[row_of]
 
 
 def _mixed(number: Tensor) -> Tensor:

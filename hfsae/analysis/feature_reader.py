@@ -1,6 +1,7 @@
 """Which features fire on which tokens of a batch: one run of the language model, stopped at the SAE."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class Firings:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def by_feature(self) -> Tensor:
+        """The order of the entries by feature, and of one feature's by token."""
+        return self.features.int().sort(stable=True).indices
 
     def select(self, chosen: Tensor) -> "Firings":
         """Some of the entries, in their order."""

@@ -100,7 +100,7 @@ def logit_effects(
         tokens = all_but(nothing.shape[1], left_out).to(nothing.device)
         k = min(k, len(tokens))
         for some in directions.split(_FEATURES_AT_ONCE):
-            effects = (_logits(model, some) - nothing)[:, tokens]
+            effects = (_logits(model, some) - nothing).index_select(1, tokens)
             (up, raised), (down, lowered) = (
                 (tokens[best.indices].int(), best.values) for best in (effects.topk(k), effects.topk(k, largest=False))
             )
@@ -110,13 +110,19 @@ def logit_effects(
 
 def _histograms(effects: Tensor) -> tuple[Tensor, Tensor]:
     """Counts (n, bins) of each row's finite values in equal bins, and the rows' smallest and largest (n, 2)."""
-    counts, ranges = [], []
-    for row in effects:
-        finite = row[row.isfinite()]
-        low, high = (float(end) for end in finite.aminmax()) if len(finite) else (0.0, 0.0)
-        counts.append(torch.histc(finite, _BINS, low, high))
-        ranges.append((low, high))
-    return torch.stack(counts).int(), torch.tensor(ranges)
+    if not effects.shape[1]:
+        return effects.new_zeros(len(effects), _BINS, dtype=torch.int32), effects.new_zeros(len(effects), 2)
+    low, high = effects.aminmax(dim=1)
+    if not (low.isfinite() & high.isfinite()).all():
+        counts, ranges = zip(*(_histograms(row[row.isfinite()][None]) for row in effects), strict=True)
+        return torch.cat(counts), torch.cat(ranges)
+    # Of a row of equal values the bins are around them, as those of `torch.histc`.
+    spread = (high == low).to(low.dtype)
+    first, last = low - spread, high + spread
+    bins = ((effects - first[:, None]) * _BINS / (last - first)[:, None]).int().clamp(0, _BINS - 1)
+    bins += _BINS * torch.arange(len(bins), dtype=torch.int32, device=bins.device)[:, None]
+    counts = torch.bincount(bins.flatten(), minlength=_BINS * len(bins))
+    return counts.view(-1, _BINS).int(), torch.stack([low, high], 1)
 
 
 @torch.no_grad()

@@ -40,8 +40,6 @@ LARGEST = 2.0**120
 
 # A float32 rounding, or two of them where it is a bound for rounding to nearest.
 _ROUNDING = 2.0**-23
-# Dimensions are filled up to a multiple of so many by some that are 0.
-_MULTIPLE_OF_WIDTH = 32
 
 
 class ProductError:
@@ -86,14 +84,15 @@ class ProductError:
         return norm.double() * (1 + (self._width + 8) * _ROUNDING) + self._width**0.5 * 2.0**-62
 
 
-def narrowed_rows(rows: Tensor, height: int) -> Tensor:
+def narrowed_rows(rows: Tensor, height: int, multiple: int = 32) -> Tensor:
     """(height, more than d) bfloat16: rows (m, d) rounded, 0 in what is left.
 
-    The first column that is left can hold 1 in every token and the biases in the features. For a product that adds
-    biases itself writes them to memory first, which costs a CPU a third of it.
+    The width is the next multiple of `multiple` above d. The first column that is left can hold 1 in every token and
+    the biases in the features. For a product that adds biases itself writes them to memory first, which costs a CPU a
+    third of it.
     """
     n_rows, width = rows.shape
-    narrow = rows.new_empty(height, width + _MULTIPLE_OF_WIDTH - width % _MULTIPLE_OF_WIDTH, dtype=torch.bfloat16)
+    narrow = rows.new_empty(height, width + multiple - width % multiple, dtype=torch.bfloat16)
     narrow[:n_rows, :width] = rows
     narrow[:, width:] = 0
     narrow[n_rows:] = 0

@@ -44,5 +44,19 @@ def test_windows_hold_the_tokens_around_and_one_features_activations():
 
 def test_the_strongest_features_of_each_token():
     firings = Firings(torch.tensor([1, 1, 1, 3]), torch.tensor([4, 2, 9, 0]), torch.tensor([1.0, 3.0, 2.0, 1.0]), 10)
-    tokens, features = strongest(firings, 2)
-    assert tokens.tolist() == [1, 3] and features.tolist() == [[2, 9], [0, -1]]
+    features = strongest(firings, torch.tensor([3, 1, 3]), 2)
+    assert features.dtype == torch.int32 and features.tolist() == [[0, -1], [2, 9], [0, -1]]
+    assert strongest(firings, torch.tensor([1, 2]), 4).tolist() == [[2, 9, 4, -1], [-1, -1, -1, -1]]
+    assert strongest(firings, torch.tensor([], dtype=torch.long), 2).shape == (0, 2)
+
+
+def test_of_equally_strong_features_the_first_entry_comes_first():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 30, (400,), generator=generator).sort().values
+    values = torch.randint(1, 4, (400,), generator=generator).float()
+    firings = Firings(tokens, torch.randint(0, 99, (400,), generator=generator), values, 99)
+    found = strongest(firings, torch.arange(30), 5)
+    for token in range(30):
+        mine = (tokens == token).nonzero()[:, 0].tolist()
+        best = sorted(mine, key=lambda entry: -firings.values[entry])[:5]
+        assert found[token].tolist()[: len(best)] == firings.features[best].tolist()

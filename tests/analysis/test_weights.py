@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from hfsae import SAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
 from hfsae.analysis import logit_effects, neighbours
-from hfsae.analysis.weights import has_logit_effects
+from hfsae.analysis.weights import _histograms, has_logit_effects
 from tests.hooks.families import build
 from tests.hooks.witness import count_hooks
 
@@ -49,6 +49,22 @@ def test_effects_are_the_directions_through_the_final_norm_and_the_unembedding(f
         assert (torch.bincount(bins, minlength=len(counts)) - counts).abs().sum() <= 2
         assert (low, high) == pytest.approx((float(row.min()), float(row.max())), rel=1e-4, abs=1e-5)
     assert count_hooks(model) == before
+
+
+def test_histograms_of_effects_are_those_of_torch_row_by_row():
+    effects = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    effects[1] = 2.5
+    effects[2, :7] = torch.nan
+    effects[3, 0], effects[3, 1] = torch.inf, -torch.inf
+    effects[4] = torch.nan
+    for some in (effects, effects[:2]):
+        counts, ranges = _histograms(some)
+        assert counts.dtype == torch.int32 and ranges.dtype == torch.float32
+        for row, found, ends in zip(some, counts, ranges, strict=True):
+            finite = row[row.isfinite()]
+            expected = torch.histc(finite, counts.shape[1]) if len(finite) else torch.zeros(counts.shape[1])
+            assert torch.equal(found.float(), expected)
+            assert ends.tolist() == ([finite.min(), finite.max()] if len(finite) else [0, 0])
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt-neox", "opt", "bloom", "falcon", "mamba"])

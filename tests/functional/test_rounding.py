@@ -35,4 +35,5 @@ def test_rows_are_rounded_to_nearest_and_what_is_left_is_0():
     assert narrow.dtype == torch.bfloat16 and narrow.shape == (3, 32)
     assert narrow[0, :2].tolist() == [1.0, -(1 + 2.0**-6)]
     assert narrow.count_nonzero() == 2
+    assert narrowed_rows(rows, 3, 8).shape == (3, 8)
     assert narrowed_rows(torch.ones(1, 32), 1).shape == (1, 64), "one column at least is left"

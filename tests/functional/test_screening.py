@@ -257,6 +257,19 @@ def test_the_cpu_and_what_torch_may_use_of_it_decide(monkeypatch, capabilities, 
     screening.has_bfloat16_units.cache_clear()
 
 
+def test_rows_are_as_wide_as_the_units_of_the_cpu_want_them(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+    problem, found = planted(1), []
+    for has_amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=has_amx: {"amx_bf16": able}, raising=False)
+        found.append(problem.screened(TopK(3)))
+        assert (screening._width_multiple(), problem.screen()._narrow_x.shape[1]) == (
+            (32, 128) if has_amx else (8, 104)
+        )
+    assert torch.equal(*found)
+
+
 def test_only_float32_is_screened_and_only_where_the_cpu_has_the_units(monkeypatch):
     x, weight = torch.zeros(4, 8), torch.zeros(16, 8)
 
