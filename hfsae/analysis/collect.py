@@ -215,15 +215,14 @@ class _ExampleKeeper:
     def add(self, pieces: DocumentSequences, firings: Firings, row_of: Tensor) -> None:
         if not len(firings):
             return
-        contexts = context_numbers(pieces, self._before)[firings.tokens]
-        rows = row_of[firings.features]
+        contexts = context_numbers(pieces, self._before).index_select(0, firings.tokens)
+        rows = row_of.index_select(0, firings.features)
         chosen = rows >= 0
         for leaders, scores in (
             (self.top, firings.values.double()),
             (self.sample, random_numbers(contexts, firings.features, self._seed)),
         ):
             entering = (chosen & leaders.may_enter(rows, scores)).nonzero().squeeze(1)
-            entering = entering[torch.argsort(rows[entering], stable=True)]
             entries = self._places(pieces, firings, entering) | {
                 "score": scores[entering],
                 "context": contexts[entering],
@@ -235,8 +234,7 @@ class _ExampleKeeper:
             best = rank(rows[entering], entries, leaders.size).rows
             entering = entering[best]
             entries = {name: column[best] for name, column in entries.items()}
-            entries |= self._surroundings(pieces, firings, entering)
-            leaders.offer(rows[entering], entries)
+            leaders.place(rows[entering], entries | self._surroundings(pieces, firings, entering))
 
     def _places(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
         length = pieces.tokens.input_ids.shape[1]

@@ -47,19 +47,17 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     Returns:
         Token ids, int32 (n, before + 1 + after), `NO_TOKEN` where the piece has none, and activations, float32.
     """
-    ids, mask = pieces.tokens.input_ids, pieces.tokens.attention_mask.bool()
+    ids = pieces.tokens.input_ids
+    there = torch.where(pieces.tokens.attention_mask.bool(), ids, NO_TOKEN).int().flatten()
     length = ids.shape[1]
     start = tokens - tokens % length
     around = tokens[:, None] + torch.arange(-before, after + 1)
     inside = (around >= start[:, None]) & (around < start[:, None] + length)
-    around = torch.where(inside, around, 0)
-    inside &= mask.flatten()[around]
-    window = torch.where(inside, ids.flatten()[around], NO_TOKEN).int()
+    window = torch.where(inside, there[around.clamp_(0, len(there) - 1)], NO_TOKEN)
 
     # In a list sorted by feature and token, a feature's firings in a window stand side by side.
-    order = firings.by_feature
-    numbers = firings.features[order] * ids.numel() + firings.tokens[order]
-    mine = features * ids.numel()
+    numbers, order = firings.by_feature
+    mine = features << 32
     first = torch.searchsorted(numbers, mine + torch.maximum(tokens - before, start))
     behind = torch.searchsorted(numbers, mine + torch.minimum(tokens + after, start + length - 1), right=True)
     counts = behind - first

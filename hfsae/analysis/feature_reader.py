@@ -40,9 +40,10 @@ class Firings:
         return len(self.tokens)
 
     @cached_property
-    def by_feature(self) -> Tensor:
-        """The order of the entries by feature, and of one feature's by token."""
-        return self.features.int().sort(stable=True).indices
+    def by_feature(self) -> tuple[Tensor, Tensor]:
+        """Of each entry feature · 2³² + token, ascending, and the order of the entries that makes it so."""
+        features, order = self.features.int().sort(stable=True)
+        return (features.long() << 32) + self.tokens.index_select(0, order), order
 
     def select(self, chosen: Tensor) -> "Firings":
         """Some of the entries, in their order."""

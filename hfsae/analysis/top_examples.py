@@ -63,16 +63,22 @@ class TopExamples:
     def offer(self, features: Tensor, entries: Fields) -> None:
         """Lets entries take the places that are theirs.
 
-        What is kept is in order already: newcomers are compared with it, and nothing else is sorted or moved.
-
         Args:
             features: int64 (entries,).
             entries: Every column, (entries, ...).
         """
+        best = rank(features, entries, self.size).rows
+        self.place(features[best], {name: column[best] for name, column in entries.items()})
+
+    def place(self, features: Tensor, entries: Fields) -> None:
+        """As `offer`, of entries that `rank` has put in order and thinned out.
+
+        What is kept is in order already: newcomers are compared with it, and nothing else is sorted or moved.
+        """
         if not len(features):
             return
-        new = rank(features, entries, self.size).rows
-        touched, row = features[new].unique_consecutive(return_inverse=True)
+        new = torch.arange(len(features))
+        touched, row = features.unique_consecutive(return_inverse=True)
         kept = {name: column[touched] for name, column in self._keys.items()}
         is_better, is_same = _compare(kept, row, entries, new)
         # Of the same context the better one stays.
