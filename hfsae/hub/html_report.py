@@ -6,11 +6,12 @@ Everything is inside of one file; nothing is fetched and no script runs.
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
@@ -96,8 +97,15 @@ def write_report(folder: Path, config: SAEConfig, features: Sequence[ShownFeatur
         ],
         "figure": figure,
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = files("hfsae.model_cards").joinpath("report.html.jinja").read_text(encoding="utf-8")
     with files_at_once(folder) as beside:
-        (beside / REPORT_FILE).write_text(environment.from_string(source).render(values), encoding="utf-8")
+        (beside / REPORT_FILE).write_text(_compiled().render(values), encoding="utf-8")
     return folder / REPORT_FILE
+
+
+@cache
+def _compiled() -> Template:
+    """The page's template, compiled once."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(
+        files("hfsae.model_cards").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    )

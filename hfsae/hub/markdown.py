@@ -7,11 +7,12 @@ breaks, the markers around a card's generated block.
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 _HTML = {"&": "&amp;", "<": "&lt;"}
@@ -79,6 +80,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     Returns:
         Markdown in which the lines that were empty for want of a value have gone.
     """
+    return _BLANK_LINES.sub("\n\n", _compiled(template).render(values)).strip()
+
+
+@cache
+def _compiled(template: str) -> Template:
+    """A template of `model_cards/`, compiled once: that takes longer than all else about a card."""
     environment = Environment(
         autoescape=True,  # what macros give back is then marked as done
         finalize=lambda value: value if isinstance(value, Markup) else text("" if value is None else value),
@@ -89,7 +96,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     filters = (code, python, linked, hub_link, figure)
     environment.filters |= {function.__name__: function for function in filters}
     source = files("hfsae.model_cards").joinpath(template).read_text(encoding="utf-8")
-    return _BLANK_LINES.sub("\n\n", environment.from_string(source).render(values)).strip()
+    return environment.from_string(source)
 
 
 def _one_line(value: Any) -> str:

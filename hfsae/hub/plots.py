@@ -157,5 +157,6 @@ def dress(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG whose bytes depend on nothing but what is drawn."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.set_dpi(_DPI)
+    # `savefig` would draw twice, the first time for the layout alone: the bytes are the same.
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})

@@ -9,9 +9,10 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from hfsae.hub.plots import feature_density, read_log, training_curve
+from hfsae.hub.plots import feature_density, read_log, save, training_curve
 from tests.hub.samples import LOG, metrics
 
 DENSITY = metrics()["density"]
@@ -84,6 +85,21 @@ def test_features_that_all_never_fired_are_drawn_too(tmp_path: Path):
 def test_a_histogram_whose_edges_do_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="one edge more"):
         feature_density(DENSITY | {"counts": [1, 2]}, tmp_path / "density.png")
+
+
+def test_a_picture_holds_what_matplotlib_itself_would_save(tmp_path: Path):
+    """Its `savefig` draws twice, the first time for the layout."""
+
+    def drawn() -> Figure:
+        figure = Figure(figsize=(4, 2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([1, 2], [1e5, 2e5])
+        axes.set_ylabel("tokens")
+        return figure
+
+    save(drawn(), tmp_path / "ours.png")
+    drawn().savefig(tmp_path / "theirs.png", dpi=150, metadata={"Software": None})
+    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
 
 
 def test_the_users_settings_and_figures_stay_as_they_are(tmp_path: Path):
