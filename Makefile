@@ -19,8 +19,10 @@ train: setup
 	$(BIN)/python examples/train.py --output_dir $(RUN_DIR) --overwrite_output_dir
 	$(BIN)/python examples/evaluate.py $(RUN_DIR)
 
-# Two workers, one thread each: with more threads than cores torch spends its time waiting.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two workers, one thread each: with more threads than cores torch spends its time waiting. tests/conftest.py orders
+# the files: by itself pytest-xdist begins with those of most tests, and ends with the longest.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test: setup
 	$(PYTEST) -m "not slow"
@@ -37,7 +39,7 @@ NEWEST := $(VENV)-newest
 
 # An environment of its own, made in seconds: newer packages before those of the first.
 test-second: $(SECOND)/.ready
-	OMP_NUM_THREADS=1 $(SECOND)/bin/python -m pytest --numprocesses 2 --dist loadfile $(RELEASE_TESTS)
+	OMP_NUM_THREADS=1 $(SECOND)/bin/python -m pytest $(PARALLEL) $(RELEASE_TESTS)
 
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 $(SECOND)/.ready: $(VENV)/.ready constraints-newest.txt
@@ -53,7 +55,7 @@ test-newest:
 	$(NEWEST)/bin/pip install --quiet --upgrade pip
 	$(NEWEST)/bin/pip install --quiet --editable . --group test
 	$(NEWEST)/bin/pip list --format freeze
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(RELEASE_TESTS)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(PARALLEL) $(RELEASE_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
