@@ -91,7 +91,7 @@ def test_saes_of_a_sweep_end_as_each_would_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return launch("torchrun", tmp_path_factory.mktemp("torchrun"), *FINISHED)
+    return launch("forked", tmp_path_factory.mktemp("kl"), *FINISHED)
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("picked")
-    meeting = ["--nproc_per_node", str(request.param), "--master_port", str(free_port())]
+    launching = ["tests.forked", str(request.param), str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "tests.training.picked", str(folder)]
+    command = [sys.executable, "-m", *launching, "-m", "tests.training.picked", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "found.pt")

@@ -37,8 +37,8 @@ IN_FOUR += (f"cut-{LAYERED[0]}",)
 def trained(tmp_path_factory):
     """A folder by number of processes in which so many have trained their cases."""
     folders = {processes: tmp_path_factory.mktemp(f"cut-{processes}") for processes in (2, 4)}
-    launch("torchrun", folders[2], *SHARDED)
-    launch("torchrun", folders[4], *IN_FOUR, processes=4)
+    launch("forked", folders[2], *SHARDED)
+    launch("forked", folders[4], *IN_FOUR, processes=4)
     return folders
 
 

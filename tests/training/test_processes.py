@@ -44,6 +44,7 @@ LAUNCHERS = {
     "torchrun": "torch.distributed.run --nproc_per_node {processes} --master_port {port}",
     "accelerate": "accelerate.commands.launch --multi_gpu --num_processes {processes} --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port {port}",
+    "forked": "tests.forked {processes} {port}",
 }
 
 

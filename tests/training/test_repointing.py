@@ -325,7 +325,7 @@ def test_so_does_one_of_a_cross_layer_transcoder(tmp_path, architecture):
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory):
     """A folder in which two processes have pointed features of every architecture anew."""
-    return launch("torchrun", tmp_path_factory.mktemp("repointed"), *REPOINTED)
+    return launch("forked", tmp_path_factory.mktemp("repointed"), *REPOINTED)
 
 
 @pytest.mark.slow

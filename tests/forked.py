@@ -1,0 +1,40 @@
+"""Starts processes of one run that share their imports, which take a process longer than what a test has it do.
+
+    python -m tests.forked PROCESSES PORT -m MODULE ARGUMENT...
+
+What torchrun does for one machine: each process runs the `main` of the module and has its rank in the environment. If
+one fails, the others are ended. Where a test is about how users launch a run it uses torchrun itself.
+"""
+
+import gc
+import os
+import signal
+import sys
+from importlib import import_module
+
+
+def main(processes: str, port: str, _: str, module: str, *arguments: str) -> None:
+    """Imports the module once, and runs it in so many children."""
+    work, world = import_module(module).main, int(processes)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    gc.freeze()  # a search for garbage, which every run has, would go through all that is imported
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            os.environ |= {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return work(*arguments)
+        children.append(child)
+    failed = False
+    while children:
+        ended, status = os.wait()
+        children.remove(ended)
+        if status and not failed:
+            failed = True
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
