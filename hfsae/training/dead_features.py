@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from hfsae.functional import TopK
 from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, shape_of_whole, whole
@@ -199,10 +200,12 @@ def repoint(
 
     Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², each once while
     there are enough. They have the mean norm of living rows where rows are free. Encoder rows become the centred
-    activation there, at the mean norm of living rows, less what lies in the directions of massive tokens. Else many
-    would fire there. None is pointed at a massive token. Biases bring the feature, on its strongest of some hundred
-    other tokens, to where the median living feature is on its own. That is above its threshold where there is one.
-    Adam's moments of all go to 0.
+    activation there, at the mean norm of living rows. Biases bring the feature, on its strongest of some hundred other
+    tokens, to where the median living feature is on its own. That is above its threshold where there is one. Adam's
+    moments of all go to 0.
+
+    Encoder rows leave out the directions of massive tokens, and no feature is pointed at such a token. Else hundreds
+    would fire there. Where each token has k features they do not, and massive tokens are like others.
 
     Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
@@ -230,8 +233,9 @@ def repoint(
     """
     scaled = sae.scaled(x.to(sae.dtype))
     massive = massive or MassiveTokens(sae.config.d_in, sae.n_groups, device=x.device)
-    ordinary = ~massive.see(scaled)
-    scaled, x, target = scaled[ordinary], x[ordinary], target[ordinary]
+    if not isinstance(sae.training_selection(), TopK):  # of which no more fire on a massive token than on another
+        ordinary = ~massive.see(scaled)
+        scaled, x, target = scaled[ordinary], x[ordinary], target[ordinary]
     every = max(2, len(x) // _LEVEL_TOKENS)
     some, mean = sae.encoder_input(scaled[::every]), scaled.mean(0)
     others = torch.arange(len(x), device=x.device) % every > 0
