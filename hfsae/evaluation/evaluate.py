@@ -1,6 +1,6 @@
 """Measuring SAEs in a language model: `evaluate_sae`, and `evaluate_saes` for many at any hook points in one go."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +14,9 @@ from hfsae.data import TokenBatch
 from hfsae.data.left_out import in_words
 from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.calibration import Calibration
-from hfsae.evaluation.measure import measure
+from hfsae.evaluation.measure import Measurement, measure
 from hfsae.evaluation.metrics import finalise
-from hfsae.evaluation.output_places import with_means
+from hfsae.evaluation.output_places import OutputPlace, with_means
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.evaluation.preparing import prepare
 from hfsae.evaluation.protocol import protocol_of
@@ -162,14 +162,17 @@ def evaluate_saes(
     processes = process()[1] if all_processes else 1
     with evaluating(model):
         with all_or_none(all_processes):
+            made: dict[Hashable, Measurement] = {}
             measurements = {
-                (name, side.source or kind): side.measurement(sae, reconstruct)
+                (name, side.source or kind): measurement
                 for name, sae in saes.items()
                 for side in sides[name]
-                for kind, reconstruct in _kinds(sae, known[side.target] if baselines else None).items()
+                for kind, measurement in _kinds(sae, side, known[side.target] if baselines else None, made).items()
             }
             predictions = predictions_of(model, batches[0], getattr(tokenizer, "mask_token_id", None))
-            measure(model, measurements, batches, means, predictions, disable_tqdm=disable_tqdm)
+            # A baseline that several SAEs share is measured under the name of one of them.
+            once = {name: one for one, name in {one: name for name, one in measurements.items()}.items()}
+            measure(model, once, batches, means, predictions, disable_tqdm=disable_tqdm)
 
     results = {}
     for name, sae in saes.items():
@@ -216,17 +219,36 @@ def _together(
     return {name: value for name, value in figures.items() if isinstance(value, float | None) or name == "notes"}
 
 
-def _kinds(sae: SparseAutoencoder, calibration: Tensor | None) -> dict[str, Callable[[Tensor], SAEOutput]]:
-    """The SAE, the smaller ones it holds, and with activations to fit them on its baselines."""
-    measured = {_SAE: sae, **sae.parts()}
+def _kinds(
+    sae: SparseAutoencoder, side: OutputPlace, calibration: Tensor | None, made: dict[Hashable, Measurement]
+) -> dict[str, Measurement]:
+    """What is measured of a side: the SAE, the smaller ones it holds, and with calibration its baselines.
+
+    Args:
+        sae: The SAE.
+        side: The side.
+        calibration: Activations that baselines are fitted on; None: without baselines.
+        made: Baselines of other SAEs. Alike ones are measured once; new ones are added.
+    """
+    measured = {kind: side.measurement(sae, part) for kind, part in {_SAE: sae, **sae.parts()}.items()}
     if calibration is None or sae.config.is_transcoder or sae.config.has_sides:
         return measured
-    fitting = calibration[:_FIT_ROWS].to(sae.device)
+    calibration = calibration.to(sae.device)
+    fitting = calibration[:_FIT_ROWS]
     with torch.no_grad():
         active = sae.encode_sparse(fitting).tokens_firing().sum() / len(fitting)
     k = max(1, round(active.item()))
-    pca = PCA(calibration.to(sae.device), min(k, sae.config.d_in))
-    return {**measured, _UNTRAINED: untrained(sae, fitting, k), _PCA: pca}
+    width = (sae.config.n_features, sae.config.input_transform)
+    baselines: dict[tuple[Hashable, ...], Callable[[], Callable[[Tensor], SAEOutput]]] = {
+        (_UNTRAINED, *width): lambda: untrained(sae, fitting, k),
+        (_PCA,): lambda: PCA(calibration, min(k, sae.config.d_in)),
+    }
+    for of, make in baselines.items():
+        key = (*of, k, side.target, sae.device)
+        if key not in made:
+            made[key] = side.measurement(sae, make())
+        measured[str(of[0])] = made[key]
+    return measured
 
 
 def _left_out(config: SAEConfig) -> list[str]:

@@ -22,7 +22,7 @@ from hfsae.hooks.tokens import of_tokens
 from hfsae.progress import token_bar
 
 
-@dataclass
+@dataclass(eq=False)
 class Measurement:
     """Something that is measured: an SAE, or what stands in its place.
 

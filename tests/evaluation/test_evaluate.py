@@ -1,5 +1,6 @@
 """Whole evaluations against the metrics written out by hand, and what they leave behind."""
 
+import copy
 import json
 
 import numpy as np
@@ -173,11 +174,31 @@ def test_many_saes_at_once_get_the_figures_they_get_alone():
         "d": make_sae("transformer.h.0.attn.output"),
     }
     calibration = {"resid_post.1": CALIBRATION, "resid_pre.2": CALIBRATION * 2, "attn_out.0": CALIBRATION * 3}
-    together = evaluate_saes(saes, language_model(), batches(), calibration=calibration, disable_tqdm=True)
+    options = {"calibration": calibration, "baselines": True, "disable_tqdm": True}
+    together = evaluate_saes(saes, language_model(), batches(), **options)
     assert list(together) == list(saes)
     for name, sae in saes.items():
-        alone = evaluate_saes({name: sae}, language_model(), batches(), calibration=calibration, disable_tqdm=True)
+        alone = evaluate_saes({name: sae}, language_model(), batches(), **options)
         assert together[name] == alone[name]
+
+
+def test_baselines_that_are_alike_are_measured_once():
+    # The first two differ in what they learned alone, the third in its active features, the fourth in its width.
+    saes = {"a": make_sae(), "b": make_sae(seed=2), "c": make_sae(k=9), "d": make_sae(n_features=24)}
+    model, runs = copy.deepcopy(language_model()), []
+    model.transformer.h[-1].register_forward_hook(lambda *_: runs.append(None))
+
+    def runs_of(saes: dict[str, SAE]) -> int:
+        runs.clear()
+        evaluate_saes(saes, model, batches(), calibration={PLACE: CALIBRATION}, baselines=True, disable_tqdm=True)
+        return len(runs)
+
+    runs_of(saes)  # the first evaluation also learns what the model predicts
+    one = runs_of({"a": saes["a"]})
+    a_run = runs_of({"a": saes["a"], "b": saes["b"]}) - one  # over all batches
+    assert runs_of({name: saes[name] for name in "ac"}) - one == 3 * a_run  # the SAE, both baselines
+    assert runs_of({name: saes[name] for name in "ad"}) - one == 2 * a_run  # PCA knows no width
+    assert runs_of(saes) - one == (1 + 3 + 2) * a_run
 
 
 def test_the_batch_size_does_not_matter():
