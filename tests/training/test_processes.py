@@ -73,6 +73,12 @@ def trained(tmp_path_factory):
     return launch("torchrun", folder, *CASES, *SPREAD)
 
 
+@pytest.fixture(scope="module")
+def by_accelerate(tmp_path_factory):
+    """A folder of a few cases whose processes `accelerate launch` has started, and which leave no thread of gloo's."""
+    return launch("accelerate", tmp_path_factory.mktemp("accelerate"), "text-topk", "alike-topk", "several-spread")
+
+
 def of_both(folder, case):
     """What the processes have written down about a case, or of what was left at their `exit`."""
     return [json.loads((folder / f"{case}-rank-{rank}.json").read_text()) for rank in range(2)]
@@ -84,11 +90,10 @@ def test_both_processes_hold_the_same_weights_at_the_end(trained, case):
     assert first == second
 
 
-def test_the_processes_part_before_their_interpreters_end(trained, tmp_path):
+def test_the_processes_part_before_their_interpreters_end(trained, by_accelerate):
     """A gloo thread that lets go of a tensor meanwhile would abort a run whose work is done, now and then."""
     assert [left["joined"] for left in of_both(trained, "exit")] == [False, False]
-    launch("torchrun", tmp_path, "text-topk", "alike-topk", "several-spread")
-    assert of_both(tmp_path, "exit") == [{"joined": False, "gloo": []}] * 2
+    assert of_both(by_accelerate, "exit") == [{"joined": False, "gloo": []}] * 2
 
 
 @pytest.mark.parametrize("architecture", PER_TOKEN)
@@ -242,9 +247,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_with_a_checkpoin
     assert SAE.from_pretrained(folder / "saes").config.n_features == 48
 
 
-def test_accelerate_launch_works_too(trained, tmp_path):
-    launch("accelerate", tmp_path, "alike-topk")
-    assert of_both(tmp_path, "alike-topk") == of_both(trained, "alike-topk")
+def test_accelerate_launch_works_too(trained, by_accelerate):
+    assert of_both(by_accelerate, "alike-topk") == of_both(trained, "alike-topk")
 
 
 @pytest.mark.parametrize(
@@ -284,11 +288,19 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_last_checkpoint_whole(t
     assert trainer(folder, save_steps=4, training_tokens=20 * 64).train(resume_from_checkpoint=True).completed
 
 
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+    """A folder of runs that ended with an error in every process, and what the processes ended with."""
+    folder = tmp_path_factory.mktemp("broken-off")
+    return folder, ended("forked", folder, "nan-spread", "nan-replicate")
+
+
 @pytest.mark.parametrize("placement", ["spread", "replicate"])
-def test_a_loss_that_is_not_a_number_in_one_process_ends_all_with_its_name(tmp_path, placement):
-    done = ended("torchrun", tmp_path, f"nan-{placement}")
-    assert done.returncode != 0
-    first, second = ((tmp_path / f"nan-{placement}-rank-{rank}.txt").read_text() for rank in range(2))
+def test_a_loss_that_is_not_a_number_in_one_process_ends_all_with_its_name(broken_off, placement):
+    folder, done = broken_off
+    assert done.returncode != 0 and "FloatingPointError" in done.stderr
+    first, second = ((folder / f"nan-{placement}-rank-{rank}.txt").read_text() for rank in range(2))
     assert first == second
     assert "the loss of SAE 'topk' at activations is not a number, found after step 7" in first
-    assert last_checkpoint(tmp_path / f"nan-{placement}") == tmp_path / f"nan-{placement}" / "checkpoint-4"
+    assert not list(folder.glob(f"nan-{placement}-rank-*.json"))  # which a run that ends well leaves
+    assert last_checkpoint(folder / f"nan-{placement}") == folder / f"nan-{placement}" / "checkpoint-4"

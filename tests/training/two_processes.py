@@ -441,11 +441,18 @@ def main(folder: str, *cases: str) -> None:
     """Trains the cases one after the other and writes down what this process holds at the end of each."""
     torch.set_num_threads(1)
     atexit.register(write_down_what_is_left, folder)  # last of all: what is registered later runs before
+    known, failed = {**CASES, **FINISHED, **SPREAD, **SHARDED, **REPOINTED, **BROKEN}, None
     for case in cases:
-        output = {**CASES, **FINISHED, **SPREAD, **SHARDED, **REPOINTED, **BROKEN}[case](Path(folder, case))
+        try:
+            output = known[case](Path(folder, case))
+        except FloatingPointError as error:  # of a loss, in all processes alike: the other cases can go on
+            failed = error
+            continue
         digests = {name: digest(sae) for name, sae in output.saes.items()}
         found = {"digests": digests, "steps": output.steps, "completed": output.completed, "metrics": output.metrics}
         Path(folder, f"{case}-rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    if failed is not None:
+        raise failed
 
 
 def write_down_what_is_left(folder: str) -> None:
