@@ -1,6 +1,5 @@
 """What all tests share: a Hub on loopback, which `huggingface_hub` is pointed at before anything imports it."""
 
-import gc
 import os
 import shutil
 import sys
@@ -68,17 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (rank.get(item.path, len(rank)), -tests_of[item.path]))
 
 
-def pytest_collection_finish() -> None:
-    """Nothing that is there by now shall be searched for garbage again.
-
-    With all tests collected a search takes half a second, and every run of training has one.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # extensions report what they still hold at the end of Python
     HUB.stop()
     HF_HOME.cleanup()
 

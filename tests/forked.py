@@ -17,7 +17,7 @@ def main(processes: str, port: str, _: str, module: str, *arguments: str) -> Non
     """Imports the module once, and runs it in so many children."""
     work, world = import_module(module).main, int(processes)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    gc.freeze()  # a search for garbage, which every run has, would go through all that is imported
+    gc.freeze()  # a search for garbage, which each run of several processes has, would go through all that is imported
     children = []
     for rank in range(world):
         child = os.fork()
