@@ -27,8 +27,10 @@ from kept import begun, kept, whole_run
 from mixed_text import books_and_library
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, cache_activations, collect_features
-from hfsae.dashboard import make_dashboard
+from hfsae.dashboard import write_dashboard
+from hfsae.dashboard.from_saved import gather
 from hfsae.data import load_text, split_documents
+from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE
 from hfsae.scores.score_saved import score_saved
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -118,7 +120,9 @@ def paged(folder: Path, text: Path, options: argparse.Namespace) -> dict[str, An
             n_sample=8,
             disable_tqdm=True,
         ).save(folder / name)
-        make_dashboard(folder / name)
+        # The report does not come with the cards.
+        shown_on_page = gather(folder / name)._replace(links={"Model card": folder / name / CARD_FILE})
+        write_dashboard(output=folder / name / DASHBOARD_FILE, **shown_on_page._asdict())
     return {"tokens": options.page_tokens, "features": options.pages}
 
 

@@ -71,6 +71,16 @@ def test_the_first_snippet_of_the_readme_reads_a_published_sae_too(hub, tmp_path
     hold_the_first_snippet_against(sae, names, capsys.readouterr().out)
 
 
+def test_the_first_snippet_of_the_readme_is_that_of_a_card():
+    def without_names(block: str) -> list[str]:
+        lines = [line.partition("  #")[0] for line in block.splitlines() if line]
+        return [re.sub(r'"[^"]*"(, subfolder="[^"]*")?', '"..."', line) for line in lines]
+
+    card = "model_cards/smollm2/resid_post.9/batch_topk-8x-32/README.md"
+    *lines, _ = without_names(snippets(card, FIRST_SNIPPET))
+    assert without_names(snippets("README.md", FIRST_SNIPPET))[: len(lines)] == lines and len(lines) > 6
+
+
 def test_the_readme_names_arguments_and_configs_that_exist(tmp_path, monkeypatch):
     setup, _, training = snippets("README.md", "JumpReLUSAEConfig").partition("output = ")
     assert training.startswith("SAETrainer(args=args, saes=saes).train()")

@@ -17,9 +17,10 @@ hold NaN, infinities or numbers so large that sums might overflow, or their boun
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ def has_bfloat16_units() -> bool:
     )
 
 
-def _capabilities() -> dict:
+def _capabilities() -> Mapping[str, Any]:
     """What torch says of this CPU."""
     if hasattr(torch.cpu, "get_capabilities"):
         return torch.cpu.get_capabilities()
