@@ -132,10 +132,12 @@ class Cell:
     seed: int
     rate: float | None = None
 
-    def folder(self, output: Path) -> Path:
-        """Where it is saved."""
+    def folder(self, args: argparse.Namespace) -> Path:
+        """Where it is saved: SAEs of other tokens or widths lie elsewhere, so that none is matched with them."""
         rate = "default" if self.rate is None else f"{self.rate:g}"
-        return output / self.place.name / f"l0-{self.l0}" / f"{self.who}-{self.architecture}-{rate}-seed{self.seed}"
+        trained = f"{args.tokens}-tokens-by-{args.batch_tokens}-{args.expansion_factor:g}x"
+        name = f"{self.who}-{self.architecture}-{rate}-seed{self.seed}"
+        return args.output / self.place.name / trained / f"l0-{self.l0}" / name
 
     def told(self, made: str, args: argparse.Namespace) -> dict[str, Any]:
         """What a line of figures is of: the cell, what was made, and the options that it depends on."""
@@ -300,7 +302,7 @@ def common(place: Place) -> tuple[Any, Any, LabelledText, SharedReadings]:
 def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """Trains, saves, measures and scores one SAE."""
     sae, told = trained(cell, args)
-    sae.save_pretrained(cell.folder(args.output))
+    sae.save_pretrained(cell.folder(args))
     model, tokenizer, text, shared = common(cell.place)
     measured = evaluate_sae(
         sae,
@@ -359,7 +361,7 @@ def stability(cells: Sequence[Cell], args: argparse.Namespace) -> float | None:
     """The share of features that the first two seeds have in common; None where there are no two."""
     if len(cells) < 2:
         return None
-    first, second = (cell.folder(args.output) for cell in cells[:2])
+    first, second = (cell.folder(args) for cell in cells[:2])
     of = cells[0].told(f"match with seed {cells[1].seed}", args)
 
     def matched() -> dict[str, Any]:

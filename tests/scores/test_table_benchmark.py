@@ -34,3 +34,7 @@ def test_the_table_is_printed_from_its_figures_where_no_sae_is(tmp_path, capsys)
     # Figures of a run on other tokens are other figures.
     table.main([*command, *sizes, "--tokens", "16384", "--output", str(tmp_path / "elsewhere"), "--table"])
     assert "| hfsae |" not in capsys.readouterr().out
+    table.main([*command, *sizes, "--tokens", "16384", "--seeds", "0", "--output", str(tmp_path / "here")])
+    assert (
+        len({sae.parent for sae in (tmp_path / "here").rglob("model.safetensors")}) == 3
+    )  # none took another's place
