@@ -61,8 +61,7 @@ class ProcessWatch:
         # Whoever joins processes by other means than the usual variables has no such store.
         if self._processes > 1 and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             self._store = _store()
-            me = psutil.Process()
-            self._me = {"rank": self._rank, "host": platform.node(), "pid": me.pid, "born": me.create_time()}
+            self._me = {"rank": self._rank, "host": platform.node(), "pid": os.getpid()}
             self._store.set(f"who/{self._rank}", json.dumps(self._me))
             self._thread = threading.Thread(target=self._watch, name="hfsae-process-watch", daemon=True)
             self._thread.start()
@@ -75,26 +74,33 @@ class ProcessWatch:
         if error is not None and _is_of_an_exchange(error):
             lost = self._wait_for_the_lost()
         elif error is not None:
-            self._tell_of(self._me, f"has ended with {type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # where the store is gone nobody is left to tell
+                self._tell_of(self._me, f"has ended with {type(error).__name__}: {error}")
         self._left.set()
         self._thread.join()
+        if error is None and self._rank == 0 and not _store_outlives_processes():
+            self._wait_until_all_know()
         if lost is not None:
             raise ProcessLostError(self._described(lost)) from error
 
     def _watch(self) -> None:
         after = (self._rank + 1) % self._processes
-        watched, beats, heard = None, -1, time.monotonic()
+        watched: _Watched | None = None
+        beats, heard = -1, time.monotonic()
         while not self._left.wait(_BEAT if watched and self._first else _BEAT / 10):
             try:
                 self._store.add(f"beat/{self._rank}", 1)
                 self._first = self._first or self._who(0)
-                watched = watched or self._who(after)  # it may come here much later
+                if watched is None and (who := self._who(after)):  # it may come here much later
+                    watched = _Watched(who)
                 now = self._store.add(f"beat/{after}", 0)
                 if now != beats or watched is None:
                     beats, heard = now, time.monotonic()
-                elif not self._store.check([f"left/{after}"]) and _is_dead(watched, time.monotonic() - heard):
-                    self._tell_of(watched, _SILENTLY)
+                elif not self._has_left(after) and watched.is_dead(time.monotonic() - heard):
+                    self._tell_of(watched.who, _SILENTLY)
                 lost = self._lost()
+                if lost is None and self._has_left(0) and not _store_outlives_processes():
+                    break  # the store goes with the first process
             except RuntimeError:
                 lost = self._keeper_of_the_store()
             if lost is not None:
@@ -102,6 +108,16 @@ class ProcessWatch:
                 return
         with suppress(RuntimeError):
             self._store.set(f"left/{self._rank}", "")
+
+    def _has_left(self, rank: int) -> bool:
+        """Whether a process is done with what is watched."""
+        return self._store.check([f"left/{rank}"])
+
+    def _wait_until_all_know(self) -> None:
+        """The store ends with the first process: whoever does not know that it has left would take it for dead."""
+        until = time.monotonic() + _SILENT
+        while time.monotonic() < until and not all(self._has_left(rank) for rank in range(self._processes)):
+            time.sleep(_BEAT / 20)
 
     def _who(self, rank: int) -> dict[str, Any] | None:
         """What a process has told of itself; None while it has not."""
@@ -148,16 +164,36 @@ class ProcessWatch:
         )
 
 
-def _is_dead(process: dict[str, Any], silent: float) -> bool:
-    """Whether a process is gone, that has been silent for so many seconds."""
-    if process["host"] == platform.node():
-        try:
-            found = psutil.Process(process["pid"])
-            if found.create_time() != process["born"] or found.status() == psutil.STATUS_ZOMBIE:
+class _Watched:
+    """A process of the run, looked at from another.
+
+    The system tells it from a later one of the same number by when it began, counted from when the machine did: the
+    time of day of its birth moves with every correction of the clock (psutil 7).
+    """
+
+    def __init__(self, who: dict[str, Any]):
+        self.who = who
+        self._is_here, self._process = who["host"] == platform.node(), None
+        if self._is_here:
+            with suppress(psutil.NoSuchProcess):
+                self._process = psutil.Process(who["pid"])
+
+    def is_dead(self, silent: float) -> bool:
+        """Whether it is gone, after so many seconds of silence."""
+        if self._is_here:
+            try:
+                if self._process is None or not self._process.is_running():
+                    return True
+                if self._process.status() == psutil.STATUS_ZOMBIE:
+                    return True
+            except psutil.NoSuchProcess:
                 return True
-        except psutil.NoSuchProcess:
-            return True
-    return silent > _SILENT
+        return silent > _SILENT
+
+
+def _store_outlives_processes() -> bool:
+    """Whether the launcher of this process keeps the store (torchrun does); otherwise the first process does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
 
 
 def _store() -> Store:

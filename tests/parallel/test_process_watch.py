@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate import Accelerator
 
-from hfsae.parallel.process_watch import ProcessWatch
+from hfsae.parallel.process_watch import ProcessWatch, _Watched
 from hfsae.training.checkpoint import check_whole, last_checkpoint
 from tests.processes import free_port
 from tests.training.tiny import trainer
@@ -111,6 +112,37 @@ def test_a_process_that_comes_late_or_leaves_early_is_not_lost(tmp_path):
     )
     both = started(2, "-c", late)
     assert [process.wait(timeout=90) for process in both] == [0, 0]
+
+
+@pytest.mark.slow
+def test_the_first_process_may_end_long_before_the_others(tmp_path):
+    """The store that they watch each other by ends with it: that it had left is known by then."""
+    early = (
+        "import os, time\n"
+        "from accelerate import Accelerator\n"
+        "from hfsae.parallel.process_watch import ProcessWatch\n"
+        "with ProcessWatch(Accelerator(cpu=True), str):\n"
+        "    time.sleep(2 + 8 * int(os.environ['RANK']))\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    os._exit(0)\n"
+        "raise SystemExit(3)\n"
+    )
+    all_of_them = started(3, "-c", early)
+    assert [process.wait(timeout=90) for process in all_of_them] == [0, 3, 3]
+
+
+def test_a_clock_that_is_put_right_kills_nobody(tmp_path, monkeypatch):
+    """The time of day at which a process began is then another one to whoever asks (psutil 7.2)."""
+    (tmp_path / str(os.getpid())).symlink_to("/proc/self")
+    clock = tmp_path / "stat"
+    clock.write_text("btime 1700000000\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    began = psutil.Process().create_time()
+    watched = _Watched({"host": platform.node(), "pid": os.getpid()})
+    assert not watched.is_dead(silent=0)
+    clock.write_text("btime 1700000003\n")
+    assert psutil.Process().create_time() == began + 3
+    assert not watched.is_dead(silent=0)
 
 
 def test_one_process_by_itself_is_not_watched():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfsae.functional import TopK
-from tests.processes import free_port
+from tests.processes import without_leaks
 from tests.training.picked import RULES, batches
 
 pytestmark = pytest.mark.slow
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("picked")
-    launching = ["tests.forked", str(request.param), str(free_port())]
+    launching = ["tests.forked", str(request.param)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", *launching, "-m", "tests.training.picked", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, without_leaks(done.stderr)
     return torch.load(folder / "found.pt")
 
 
