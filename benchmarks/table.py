@@ -55,7 +55,7 @@ _CALIBRATION_ROWS = 8192
 FIGURES = Path(__file__).resolve().parent / "figures" / "table.jsonl"
 _CONTEXT = {"context_length": 128, "exclude_special_tokens": True, "exclude_positions": [0]}
 _L0_TOLERANCE, _MOST_TRAININGS = 0.02, 8
-_DEPENDS_ON = ("tokens", "batch_tokens", "expansion_factor", "eval_tokens", "score_tokens")
+_DEPENDS_ON = ("tokens", "batch_tokens", "expansion_factor", "eval_tokens", "silent_tokens", "score_tokens")
 # A converted SAE computes what the library computed, but for ties.
 _SAME = 1e-3
 
@@ -168,18 +168,21 @@ def _smollm2_text(args: argparse.Namespace) -> str:
     return str(books_and_library(args.output / "smollm2" / "text.jsonl", Path(args.books)))
 
 
-def rows_of(place: Place, part: str, wanted: int, output: Path) -> Tensor:
-    """(wanted, d) shuffled activations of a part of the text, read once and kept."""
-    file = output / place.name / f"{part}-{wanted}.safetensors"
+def rows_of(place: Place, part: str, wanted: int, output: Path, after: int = 0) -> Tensor:
+    """(wanted, d) shuffled activations of a part of the text, of `after` tokens of it those that follow; read once."""
+    file = output / place.name / f"{part}{f'-after-{after}' if after else ''}-{wanted}.safetensors"
     if not file.is_file():
         blocks = TokenBlocks(
             split_documents(load_text(place.text), part), load_tokenizer(place.config()), batch_size=32, **_CONTEXT
         )
         source = LMActivations(load_base_model(place.config()), blocks, place.hook_point, dtype=torch.bfloat16)
-        chunks, read = [], 0
+        chunks, passed, read = [], 0, 0
         while read < wanted:
-            chunks.append(next(iter(next(source).values())).clone())
-            read += len(chunks[-1])
+            chunk = next(iter(next(source).values()))
+            passed += len(chunk)
+            if passed > after:
+                chunks.append(chunk[-(passed - after) :].clone())
+                read += len(chunks[-1])
         source.close()
         order = torch.randperm(read, generator=torch.Generator().manual_seed(0))[:wanted]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +262,16 @@ def on_rows(sae: SAE, rows: Tensor) -> dict[str, float]:
     return {"l0": active / len(rows), "explained_variance": 1 - error / variance}
 
 
+@torch.no_grad()
+def never_fired(sae: SAE, rows: Tensor) -> float:
+    """The share of features that fire on none of some rows: of few rows it would be that of rare features, too."""
+    fired = torch.zeros(sae.config.n_features, dtype=torch.bool)
+    for part in rows.split(4096):
+        features = sae.encode_sparse(part.float())
+        fired[features.pattern.features[features.entry_values != 0]] = True
+    return 1 - fired.double().mean().item()
+
+
 def trained(cell: Cell, args: argparse.Namespace) -> tuple[SAE, dict[str, Any]]:
     """A cell's SAE, calibrated and ready to be measured, and what its training took."""
     rows = rows_of(cell.place, "train", args.tokens + args.batch_tokens, args.output)
@@ -313,8 +326,11 @@ def figures(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         calibration=rows_of(cell.place, "calibration", _CALIBRATION_ROWS, args.output).float(),
         disable_tqdm=True,
     )
-    names = ("l0", "explained_variance", "loss_recovered", "kl", "dead_fraction", "ce_increase")
+    names = ("l0", "explained_variance", "loss_recovered", "kl", "ce_increase")
     found = {**{name: measured[name] for name in names}, **told}
+    # Of the text that is trained on, what comes after the training: that of the evaluation is too short.
+    unseen = rows_of(cell.place, "train", args.silent_tokens, args.output, after=args.tokens + args.batch_tokens)
+    found["never_fired"] = never_fired(sae, unseen)
     if args.score_tokens:
         scores = score(
             *(sae, model, tokenizer, text),
@@ -389,7 +405,7 @@ def row(cells: Sequence[Cell], title: str, args: argparse.Namespace) -> str | No
         _mean(found, "explained_variance", ".4f"),
         _mean(found, "loss_recovered", ".4f"),
         _mean(found, "kl", ".4f"),
-        _mean(found, "dead_fraction", ".1%"),
+        _mean(found, "never_fired", ".1%"),
         _mean([one.get("probing") or {} for one in found], "value", ".3f"),
         f"{_mean(found, 'above_neurons', '.0f')} of {found[0]['concepts']}" if "above_neurons" in found[0] else "",
         _mean([one.get("absorption") or {} for one in found], "value", ".3f"),
@@ -423,6 +439,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--expansion_factor", type=float, default=16)
     parser.add_argument("--eval_tokens", type=int, default=20_000, help="held-out tokens (default: %(default)s)")
+    parser.add_argument("--silent_tokens", type=int, default=200_000, help="tokens after the training, to fire on")
     parser.add_argument("--score_tokens", type=int, default=30_000, help="of each side of the scores; 0: no scores")
     parser.add_argument("--books", help="books, a paragraph in `text` a line")
     parser.add_argument("--books_model", help="folder of books-4l-256")
