@@ -41,7 +41,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.language_model import load_base_model, load_tokenizer
 from hfsae.scores import LabelledText, PatternLabels, SharedReadings, match_features, score
-from hfsae.scores.readings import FEATURES, NEURONS
+from hfsae.scores.labelled_rows import FEATURES, NEURONS
 from hfsae.scores.score_saved import labelled_text
 
 ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
@@ -169,7 +169,7 @@ def _smollm2_text(args: argparse.Namespace) -> str:
 
 
 def rows_of(place: Place, part: str, wanted: int, output: Path, after: int = 0) -> Tensor:
-    """(wanted, d) shuffled activations of a part of the text, of `after` tokens of it those that follow; read once."""
+    """(wanted, d) shuffled activations of a part of the text without its first `after` tokens, read once and kept."""
     file = output / place.name / f"{part}{f'-after-{after}' if after else ''}-{wanted}.safetensors"
     if not file.is_file():
         blocks = TokenBlocks(

@@ -8,11 +8,11 @@ match_features(sae, sae_of_another_seed).stability
 from hfsae.scores.absorption import Absorption, ConceptAbsorption, absorption
 from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels, read_concepts
 from hfsae.scores.document_sets import DocumentSet, LabelledDocument, labelled_dataset, make_set
+from hfsae.scores.labelled_rows import LabelledRows
 from hfsae.scores.matching import Matching, match_features
 from hfsae.scores.noise import ConfidenceInterval, Ranking, bootstrap, ranking
 from hfsae.scores.planted import Found, PlantedDictionary, find_planted
 from hfsae.scores.probing import Probe, Probing, probe_concepts
-from hfsae.scores.readings import LabelledRows
 from hfsae.scores.score import LabelledText, SAEScores, score
 from hfsae.scores.shared_readings import SharedReadings
 

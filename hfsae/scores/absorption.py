@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.scores.labelled_rows import COORDINATES, FEATURES, LabelledRows
 from hfsae.scores.needed import needed
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 from hfsae.scores.probing import KS, LINEAR, Probe, Probing, f1_of
-from hfsae.scores.readings import COORDINATES, FEATURES, LabelledRows
 
 LEAST_F1 = 0.8
 """The F1 that a linear probe on held-out text needs, so that the model itself knows the concept."""

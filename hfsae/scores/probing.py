@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hfsae.scores.labelled_rows import COORDINATES, LabelledRows
 from hfsae.scores.needed import needed
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
-from hfsae.scores.readings import COORDINATES, LabelledRows
 
 KS = (1, 2, 5)
 LINEAR = "linear probe"

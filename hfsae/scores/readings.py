@@ -1,7 +1,7 @@
-"""What labelled text is in every basis that a probe may choose from: features, neurons, coordinates, PCA."""
+"""`LabelledReader`: what labelled text is in every basis that a probe may choose from: features, neurons, PCA."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,59 +27,28 @@ from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
 from hfsae.in_model import hook_points_of_sources
 from hfsae.scores.concepts import TokenLabels
+from hfsae.scores.labelled_rows import (
+    BESIDE,
+    COMPONENTS,
+    COORDINATES,
+    FEATURES,
+    NEURONS,
+    SPARSE,
+    DocumentMeans,
+    KeptReads,
+    LabelledRows,
+)
 from hfsae.scores.needed import needed
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FEATURES, UNTRAINED, NEURONS = "features", "untrained SAE", "neurons"
-COORDINATES, COMPONENTS = "coordinates", "PCA"
-SPARSE = (FEATURES, UNTRAINED)
-"""The bases whose values are 0 nearly everywhere; they come as sparse matrices."""
-BESIDE = (UNTRAINED, COORDINATES, COMPONENTS, NEURONS)
-"""What stands beside the features of an SAE."""
-
 # Of a long document the first piece of text is read, and of the others one in so many: tokens of one document resemble
 # each other, and those of many tell more.
 _EVERY = 8
 # Tokens that PCA and the gain of the untrained SAE are fitted on.
 _FIT_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class LabelledRows:
-    """Some tokens, or documents, with their labels.
-
-    Attributes:
-        labels: bool (N, concepts).
-        documents: int64 (N,), the document of each; rows of one document resemble each other.
-        values: By basis (N, units): float32 arrays, of the bases in `SPARSE` sparse matrices of scipy.
-    """
-
-    labels: NDArray[np.bool_]
-    documents: NDArray[np.int64]
-    values: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def one_after_another(parts: Sequence[LabelledRows]) -> LabelledRows:
-    """LabelledRows one after another.
-
-    Args:
-        parts: At least one, of the same bases.
-    """
-    sparse = needed("scipy.sparse")
-    values = {
-        basis: sparse.vstack([part.values[basis] for part in parts], format="csc")
-        if basis in SPARSE
-        else np.concatenate([part.values[basis] for part in parts])
-        for basis in parts[0].values
-    }
-    labels, documents = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "documents"))
-    return LabelledRows(labels, documents, values)
 
 
 class LabelledReader:
@@ -202,6 +171,7 @@ class LabelledReader:
         labels: NDArray[np.bool_],
         sources: NDArray[np.int64],
         beside: Collection[str] = BESIDE,
+        kept: "KeptReads | None" = None,
     ) -> LabelledRows:
         """Documents: of every basis the mean over their tokens that count; those without such a token are left out.
 
@@ -210,32 +180,42 @@ class LabelledReader:
             labels: bool (documents, concepts).
             sources: int64 (documents,), documents of one source resemble each other.
             beside: The bases that are wanted beside features and coordinates.
+            kept: Takes what the model makes of the tokens, for `documents_before`.
         """
-        sparse = needed("scipy.sparse")
         there = {FEATURES, COORDINATES, *beside} - (set() if self._neurons else {NEURONS})
         bases = [basis for basis in (*SPARSE, COORDINATES, COMPONENTS, NEURONS) if basis in there]
-        sums: dict[str, Any] = {}
-        n_tokens = np.zeros(len(labels))
+        means = DocumentMeans(len(labels))
         for batch in self._cutter.batches(documents):
             of_tokens = batch.documents[batch.tokens.keep.nonzero()[:, 0]].numpy()
-            here, places = np.unique(of_tokens, return_inverse=True)
-            n_tokens[here] += np.bincount(places)
-            ones = np.ones(len(places), np.float32)
-            belongs = sparse.csr_array((ones, (places, np.arange(len(places)))), shape=(len(here), len(places)))
-            for basis, values in self._values(batch, bases).items():
-                found = belongs @ values
-                if basis in SPARSE:
-                    entries = found.tocoo()
-                    where = (here[entries.row], entries.col)
-                    found = sparse.csr_array((entries.data, where), shape=(len(labels), values.shape[1]))
-                    sums[basis] = found if basis not in sums else sums[basis] + found
-                else:
-                    sums.setdefault(basis, np.zeros((len(labels), values.shape[1]), np.float32))[here] += found
-        counted = n_tokens > 0
-        divided = sparse.diags_array((1 / np.maximum(n_tokens, 1)).astype(np.float32))
-        values = {basis: (divided @ summed)[counted] for basis, summed in sums.items()}
-        values = {basis: found.tocsc() if basis in SPARSE else np.asarray(found) for basis, found in values.items()}
-        return LabelledRows(labels[counted], sources[counted], values)
+            read, neurons = self._read(batch, self._sources, self._neurons if NEURONS in bases else ())
+            means.add(of_tokens, self._values_of(read, neurons, bases))
+            if kept is not None:
+                kept.add(of_tokens, read)
+        return means.rows(labels, sources)
+
+    def documents_before(
+        self,
+        rows: LabelledRows,
+        kept: "KeptReads",
+        labels: NDArray[np.bool_],
+        sources: NDArray[np.int64],
+        beside: Collection[str] = BESIDE,
+    ) -> LabelledRows:
+        """Documents that were read for another SAE, with what this one makes of their tokens.
+
+        Args:
+            rows: What `documents` gave.
+            kept: What it kept.
+            labels: As it was given.
+            sources: As it was given.
+            beside: The bases that are wanted; those of `SPARSE` are added, of the others there is what there is.
+        """
+        means = DocumentMeans(len(labels))
+        bases = [basis for basis in SPARSE if basis in (FEATURES, *beside)]
+        for numbers, read in kept:
+            means.add(numbers, self._values_of(read.to(self._sae.device), torch.zeros(0), bases))
+        found = means.rows(labels, sources)
+        return replace(found, values=found.values | rows.values)
 
     def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
         """The first piece of each document, and of a long one some further pieces."""
@@ -260,9 +240,12 @@ class LabelledReader:
         ids: Any = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.array(ids, np.int64), labels(self._texts(ids))
 
-    @torch.no_grad()
     def _values(self, batch: DocumentSequences, bases: Sequence[str]) -> dict[str, Any]:
         read, neurons = self._read(batch, self._sources, self._neurons if NEURONS in bases else ())
+        return self._values_of(read, neurons, bases)
+
+    @torch.no_grad()
+    def _values_of(self, read: Tensor, neurons: Tensor, bases: Sequence[str]) -> dict[str, Any]:
         of_basis: dict[str, Callable[[], Any]] = {
             **{basis: partial(self._sparse_values, basis, read) for basis in SPARSE},
             NEURONS: lambda: neurons.float().cpu().numpy(),
@@ -326,15 +309,3 @@ def _sparse(features: SparseFeatures) -> Any:
     found = needed("scipy.sparse").csr_array((values, where), shape=shape)
     found.eliminate_zeros()
     return found
-
-
-def all_of(parts: Iterable[LabelledRows], what: str) -> LabelledRows:
-    """All rows of a text together.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found = [part for part in parts if len(part)]
-    if not found:
-        raise ValueError(f"{what} has no token that counts for this SAE: give more text.")
-    return one_after_another(found)

@@ -12,19 +12,19 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.scores.absorption import LEAST_F1, Absorption, absorption, refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels
 from hfsae.scores.document_sets import DocumentSet
-from hfsae.scores.needed import needed
-from hfsae.scores.probing import Moments, Probing, probe_concepts
-from hfsae.scores.readings import (
+from hfsae.scores.labelled_rows import (
     BESIDE,
     COMPONENTS,
     COORDINATES,
     FEATURES,
     NEURONS,
     UNTRAINED,
-    LabelledReader,
     LabelledRows,
     all_of,
 )
+from hfsae.scores.needed import needed
+from hfsae.scores.probing import Moments, Probing, probe_concepts
+from hfsae.scores.readings import LabelledReader
 from hfsae.scores.shared_readings import SharedReadings, Sides
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def score(
     if "documents" in kinds:
         found |= {"documents": {}, "of_documents": {}}
         for one in documents:
-            of_set, held_out = _probed_documents(reader, one, beside, options)
+            of_set, held_out = _probed_documents(reader, one, beside, shared, options)
             found["documents"][one.name] = of_set
             if wants_absorption:
                 absorbed = absorption(sae, held_out, one.classes, of_set, least_f1=least_f1)
@@ -268,20 +268,42 @@ def _probed(
 
 
 def _probed_documents(
-    reader: LabelledReader, given: DocumentSet, beside: Collection[str], options: dict[str, Any]
+    reader: LabelledReader,
+    given: DocumentSet,
+    beside: Collection[str],
+    shared: SharedReadings,
+    options: dict[str, Any],
 ) -> tuple[Probing, LabelledRows]:
     """Probes of a set, and the documents that they were measured on."""
-    from datasets import Dataset
-
-    sides = []
-    for is_train in (True, False):
-        chosen = [one for one in given.documents if one.is_train == is_train]
-        labels = np.array([[one.label == label for label in given.classes] for one in chosen])
-        sources = np.unique([one.source for one in chosen], return_inverse=True)[1]
-        texts = Dataset.from_dict({"text": [one.text for one in chosen]})
-        sides.append(reader.documents(texts, labels, sources, beside))
-    bases = [basis for basis in sides[0].values if basis == FEATURES or basis in beside]
+    key = (*reader.reads, *sorted(beside), given)
+    train, held_out = (_read_documents(reader, given, side, beside, shared, (key, side)) for side in (True, False))
+    there = {FEATURES, *(basis for basis in beside if basis != NEURONS or reader.neuron_layers)}
+    bases = [basis for basis in (FEATURES, *BESIDE) if basis in there]
     try:
-        return probe_concepts(sides[0], sides[1], given.classes, bases=bases, **options), sides[1]
+        probing = probe_concepts(train, held_out, given.classes, bases=bases, known=shared.probes(key), **options)
     except ValueError as error:
         raise ValueError(f"{given.name}: {error}") from error
+    shared.keep_probes(key, probing)
+    return probing, held_out
+
+
+def _read_documents(
+    reader: LabelledReader,
+    given: DocumentSet,
+    is_train: bool,
+    beside: Collection[str],
+    shared: SharedReadings,
+    key: Hashable,
+) -> LabelledRows:
+    """One side of a set, or what was read before with what this SAE makes of it."""
+    from datasets import Dataset
+
+    chosen = [one for one in given.documents if one.is_train == is_train]
+    labels = np.array([[one.label == label for label in given.classes] for one in chosen])
+    sources = np.unique([one.source for one in chosen], return_inverse=True)[1]
+    if (before := shared.documents(key)) is not None:
+        return reader.documents_before(*before, labels, sources, beside)
+    texts, kept = Dataset.from_dict({"text": [one.text for one in chosen]}), shared.room_for_documents()
+    rows = reader.documents(texts, labels, sources, beside, kept)
+    shared.keep_documents(key, rows, kept)
+    return rows

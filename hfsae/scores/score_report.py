@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hfsae.scores.absorption import Absorption
+from hfsae.scores.labelled_rows import COORDINATES, FEATURES, NEURONS
 from hfsae.scores.matching import Matching
 from hfsae.scores.noise import ConfidenceInterval, ReseedNoise, ranking
 from hfsae.scores.probing import KS, LINEAR, Probing
-from hfsae.scores.readings import COORDINATES, FEATURES, NEURONS
 from hfsae.scores.reseeds import Reseeds
 from hfsae.scores.score import SAEScores
 

@@ -4,8 +4,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hfsae.scores.labelled_rows import COORDINATES, SPARSE, KeptReads, LabelledRows
 from hfsae.scores.probing import Probing
-from hfsae.scores.readings import COORDINATES, SPARSE, LabelledRows
+
+# Of all documents together what the model makes of so much is kept: 450,000 tokens of width 768 in bfloat16.
+_DOCUMENT_BYTES = 700_000_000
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Sides:
 
 @dataclass
 class SharedReadings:
-    """Labelled tokens of one language model, and probes of its own bases, kept for the next SAE.
+    """Labelled text of one language model, and probes of its own bases, kept for the next SAE.
 
     Pass one to each call of `score`, with the same model, tokenizer and text. SAEs that read at one place with the
     same rules for tokens then share what the model makes of the text. Neurons, coordinates, PCA and the linear probe
     are probed once. The scores are those without it. It keeps the coordinates of all tokens that were read: 60,000
-    tokens of width 768 take 184 MB.
+    tokens of width 768 take 184 MB. Of documents it keeps up to 700 MB; sets that need more are read for each SAE.
 
     Example:
         >>> shared = SharedReadings()
@@ -42,6 +45,7 @@ class SharedReadings:
     _of: tuple[Any, ...] | None = None
     _sides: dict[Hashable, Sides] = field(default_factory=dict)
     _probes: dict[Hashable, Probing] = field(default_factory=dict)
+    _documents: dict[Hashable, tuple[LabelledRows, KeptReads]] = field(default_factory=dict)
 
     def bind(self, *of: Any) -> None:
         """Belongs to these from now on: the model, the tokenizer and the text.
@@ -63,6 +67,19 @@ class SharedReadings:
     def keep_sides(self, key: Hashable, sides: Sides) -> None:
         """Keeps what no SAE has part in: labels, documents and coordinates."""
         self._sides[key] = replace(sides, train=_of_the_model(sides.train), held_out=_of_the_model(sides.held_out))
+
+    def documents(self, key: Hashable) -> tuple[LabelledRows, KeptReads] | None:
+        """Documents that were read, or None."""
+        return self._documents.get(key)
+
+    def room_for_documents(self) -> KeptReads:
+        """Where reads of documents can be kept."""
+        return KeptReads(_DOCUMENT_BYTES - sum(kept.n_bytes for _, kept in self._documents.values()))
+
+    def keep_documents(self, key: Hashable, rows: LabelledRows, kept: KeptReads) -> None:
+        """Keeps documents, if what the model made of all their tokens is there."""
+        if kept.is_whole:
+            self._documents[key] = _of_the_model(rows), kept
 
     def probes(self, key: Hashable) -> Probing | None:
         """Probes of the model's own bases, or None."""

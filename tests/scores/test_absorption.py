@@ -7,8 +7,8 @@ from scipy.sparse import csc_array
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.scores.absorption import absorption, carriers, main_features
+from hfsae.scores.labelled_rows import LabelledRows
 from hfsae.scores.probing import Probe, probe_concepts
-from hfsae.scores.readings import LabelledRows
 
 D, N = 16, 4000
 NAMES = ["begins with s"]

@@ -6,8 +6,8 @@ from scipy.sparse import csc_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
+from hfsae.scores.labelled_rows import LabelledRows
 from hfsae.scores.probing import LINEAR, Moments, best_threshold, forward, probe_concepts
-from hfsae.scores.readings import LabelledRows
 
 N, UNITS = 2000, 60
 

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 
 from hfsae.scores.concepts import PatternLabels
-from hfsae.scores.readings import COMPONENTS, COORDINATES, FEATURES, NEURONS, UNTRAINED, LabelledReader, all_of
+from hfsae.scores.labelled_rows import COMPONENTS, COORDINATES, FEATURES, NEURONS, UNTRAINED, all_of
+from hfsae.scores.readings import LabelledReader
 from tests.analysis.tiny import read_longhand, setting, texts
 from tests.data.tiny import pythia_like
 

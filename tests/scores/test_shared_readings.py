@@ -6,7 +6,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hfsae.scores import LabelledText, PatternLabels, SharedReadings, probe_concepts, score
+from hfsae.scores import (
+    DocumentSet,
+    LabelledDocument,
+    LabelledText,
+    PatternLabels,
+    SharedReadings,
+    probe_concepts,
+    score,
+    shared_readings,
+)
 from tests.analysis.tiny import setting, texts
 
 CHOSEN = {"max_tokens": 10**6, "n_draws": 20, "batch_size": 4}
@@ -28,6 +37,17 @@ def other_saes(n: int):
         yield sae
 
 
+@pytest.fixture(scope="module")
+def documents() -> list[DocumentSet]:
+    """Documents of w3, and others; some of two pieces, and one of one token, which does not count."""
+    chosen = [text for seed in range(12) for text in texts(60, seed=seed) if text] + ["w1"]
+    told = [
+        LabelledDocument(text, "w3" if "w3" in text.split() else "none", str(i // 2), i % 3 > 0)
+        for i, text in enumerate(chosen)
+    ]
+    return [DocumentSet("w3", tuple(told)), DocumentSet("w3 of few", tuple(told[:500]))]
+
+
 @pytest.fixture
 def runs():
     """Counts the runs of the language model."""
@@ -37,16 +57,17 @@ def runs():
     hook.remove()
 
 
-@pytest.mark.parametrize("kinds", [["tokens", "absorption"], ["absorption"]])
-def test_scores_are_those_of_an_sae_alone(text, kinds):
+@pytest.mark.parametrize("kinds", [["tokens", "absorption"], ["absorption"], ["documents", "absorption"]])
+def test_scores_are_those_of_an_sae_alone(text, documents, kinds):
     _, model, tokenizer = setting()
-    shared = SharedReadings()
-    for sae in (setting().sae, *other_saes(1)):
-        alone = score(sae, model, tokenizer, text, kinds=kinds, **CHOSEN)
-        with_others = score(sae, model, tokenizer, text, kinds=kinds, shared=shared, **CHOSEN)
+    shared, options = SharedReadings(), {"kinds": kinds, "documents": documents, **CHOSEN}
+    for sae in (setting().sae, *other_saes(2)):
+        alone = score(sae, model, tokenizer, text, **options)
+        with_others = score(sae, model, tokenizer, text, shared=shared, **options)
         assert with_others.recorded() == alone.recorded()
-    if "tokens" in kinds:
-        assert {basis for basis, _ in alone.tokens.probes} >= {"features", "neurons", "PCA", "untrained SAE"}
+    for probing in (alone.tokens, *alone.documents.values()):
+        if probing is not None:
+            assert {basis for basis, _ in probing.probes} >= {"features", "neurons", "PCA", "untrained SAE"}
 
 
 def test_the_model_reads_once(text, runs):
@@ -57,6 +78,21 @@ def test_the_model_reads_once(text, runs):
         score(sae, model, tokenizer, text, kinds=["tokens"], beside=["neurons"], shared=shared, **CHOSEN)
         needed.append(len(runs))
     assert needed[0] > 0 and needed[1:] == [0, 0]
+
+
+@pytest.mark.parametrize("there_is_room", [True, False])
+def test_it_reads_documents_once_where_there_is_room_for_them(text, documents, runs, monkeypatch, there_is_room):
+    _, model, tokenizer = setting()
+    if not there_is_room:
+        monkeypatch.setattr(shared_readings, "_DOCUMENT_BYTES", 1000)
+    options = {"kinds": ["documents"], "documents": documents, "beside": ["neurons"], **CHOSEN}
+    shared, needed, found = SharedReadings(), [], []
+    for sae in other_saes(2):
+        runs.clear()
+        found.append(score(sae, model, tokenizer, text, shared=shared, **options))
+        needed.append(len(runs))
+    assert needed[0] > 0 and needed[1] == (0 if there_is_room else needed[0])
+    assert found[0].recorded() != found[1].recorded()
 
 
 def test_an_sae_that_reads_other_tokens_or_elsewhere_shares_nothing(text, runs):
