@@ -230,6 +230,9 @@ _LOOK_AHEAD_STEPS = (10, 60)
 _RISE, _FALL = 25.0, 60.0
 _MOST_ABOVE = (0.08, 0.3)
 _MOST_BELOW = (0.25, 1.0)
+# Where L0 is above the path by more than a factor of 1.5, that bound was what kept it there: λ then rises the faster,
+# the further above L0 is.
+_FAR_ABOVE, _FASTER_FAR_ABOVE = math.log(1.5), 3.0
 # Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
 _REACH = 64.0
 _GAIN_RANGE = (0.008, 0.1)
@@ -337,7 +340,8 @@ class SparsityCoefficient:
             gain /= max(rate, 1 / _FASTEST)
             soon = self._quick + _FROZEN_STEPS * slope
             push = torch.where(torch.maximum(self._quick.abs(), soon.abs()) < _FROZEN_WITHIN, 0.0, push)
-        self._log_coefficient += gain * push.clamp(-self._most_below, self._most_above)
+        most_above = self._most_above * (1 + _FASTER_FAR_ABOVE * (self._quick - _FAR_ABOVE).clamp(min=0))
+        self._log_coefficient += gain * torch.minimum(push.clamp(min=-self._most_below), most_above)
 
     @property
     def l0(self) -> float | None:

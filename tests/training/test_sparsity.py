@@ -61,6 +61,35 @@ def test_a_coefficient_ten_times_too_strong_is_mended_within_a_short_run():
     assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.1)
 
 
+def test_a_coefficient_thirty_times_too_weak_is_mended_within_a_short_run():
+    plant = Plant(start=200.0)
+    _, l0s = steer(plant, 250, initial=plant.right_coefficient / 30)
+    assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.1)
+
+
+def rises(times_the_path: float, total_steps: int) -> list[float]:
+    """By how much log λ moves at each of the first steps, where L0 stays so many times above the path."""
+    coefficient = SparsityCoefficient(1.0, total_steps=total_steps, warmup_steps=0, target_l0=TARGET)
+    logs, path = [0.0], 0.75 * total_steps
+    for step in range(10):
+        # From twice the target, which the first step has, by the square of what is left of three quarters of the run.
+        l0 = TARGET * 2 ** ((1 - step / path) ** 2) * (times_the_path if step else 1)
+        coefficient.observe(torch.tensor(l0), step)
+        logs.append(math.log(float(coefficient.at(step))))
+    return [after - before for before, after in zip(logs, logs[1:], strict=False)]
+
+
+@pytest.mark.parametrize("total_steps", [100, 250])
+def test_lambda_rises_the_faster_the_further_above_the_path_l0_is(total_steps):
+    usual = 0.1 * 25 / total_steps
+    assert rises(1.45, total_steps)[-1] == pytest.approx(usual, rel=1e-4)  # as at any distance up to 1.5
+    for times in (2.0, 4.0, 8.0):
+        # What is off is averaged with a share of a fifth for each new step; the first of the ten was on the path.
+        off = math.log(times) * (1 - 0.8**9)
+        expected = usual * (1 + 3 * (off - math.log(1.5)))
+        assert rises(times, total_steps)[-1] == pytest.approx(expected, rel=1e-4)
+
+
 def test_at_the_target_the_coefficient_holds_still_for_the_last_fifth():
     lambdas, _ = steer(Plant(), 1000, initial=4.0)
     assert len(set(lambdas[-200:])) == 1 < len(set(lambdas[-400:-200]))
