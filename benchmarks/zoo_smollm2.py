@@ -31,6 +31,7 @@ from hfsae.dashboard import write_dashboard
 from hfsae.dashboard.from_saved import gather
 from hfsae.data import load_text, split_documents
 from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE
+from hfsae.scores.score import KINDS
 from hfsae.scores.score_saved import score_saved
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -99,8 +100,9 @@ def timed(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def scored(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Scores the SAEs of a place, beside their weights and on their cards."""
-    score_saved([folder / name for name in members(options)], write=True, max_tokens=options.score_tokens)
-    return {"tokens": options.score_tokens}
+    saes, kinds = [folder / name for name in members(options)], options.score_kinds
+    score_saved(saes, kinds=kinds, write=True, max_tokens=options.score_tokens)
+    return {"tokens": options.score_tokens, "kinds": kinds}
 
 
 def paged(folder: Path, text: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -140,6 +142,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--eval_tokens", type=int, default=20_000)
     parser.add_argument("--scores", action="store_true", help="score features, too")
+    parser.add_argument("--score_kinds", nargs="+", choices=KINDS, default=["tokens", "absorption"])
     parser.add_argument("--score_tokens", type=int, default=30_000, help="tokens of each side of the scores")
     parser.add_argument("--pages", type=int, default=0, help="features of each SAE on its dashboard; 0: no dashboards")
     parser.add_argument("--page_tokens", type=int, default=20_000, help="tokens that examples are found in")
