@@ -7,6 +7,7 @@ store that they meet by is this process's. If one fails, the others are ended. W
 run it uses torchrun itself.
 """
 
+import atexit
 import gc
 import os
 import signal
@@ -25,6 +26,7 @@ def main(processes: str, _: str, module: str, *arguments: str) -> None:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(True)}
     meeting |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     gc.freeze()  # a search for garbage, which each run of several processes has, would go through all that is imported
+    atexit.register(gc.unfreeze)  # what is never freed is told as a leak by triton, at the end of every process
     children = []
     for rank in range(world):
         child = os.fork()

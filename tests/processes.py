@@ -34,12 +34,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def without_leaks(said: str) -> str:
-    """The last lines of what processes have said, without the list of leaks that triton has each of them print."""
-    lines = [line for line in said.splitlines() if not line.startswith(("nanobind:", " - ", "See https://nanobind"))]
-    return "\n".join(lines[-60:])
-
-
 def _in_process(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
