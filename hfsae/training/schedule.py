@@ -232,7 +232,7 @@ _MOST_ABOVE = (0.08, 0.3)
 _MOST_BELOW = (0.25, 1.0)
 # Where L0 is above the path by more than a factor of 1.5, that bound was what kept it there: λ then rises the faster,
 # the further above L0 is.
-_FAR_ABOVE, _FASTER_FAR_ABOVE = math.log(1.5), 3.0
+_FAR_ABOVE, _FASTER_FAR_ABOVE = math.log(1.5), 1.5
 # Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
 _REACH = 64.0
 _GAIN_RANGE = (0.008, 0.1)

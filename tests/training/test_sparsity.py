@@ -61,10 +61,10 @@ def test_a_coefficient_ten_times_too_strong_is_mended_within_a_short_run():
     assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.1)
 
 
-def test_a_coefficient_thirty_times_too_weak_is_mended_within_a_short_run():
+def test_of_a_coefficient_thirty_times_too_weak_little_is_left_after_a_short_run():
     plant = Plant(start=200.0)
     _, l0s = steer(plant, 250, initial=plant.right_coefficient / 30)
-    assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.1)
+    assert l0s[-50:].mean().item() == pytest.approx(TARGET, rel=0.2)  # 114 where λ rises no faster far above
 
 
 def rises(times_the_path: float, total_steps: int) -> list[float]:
@@ -86,7 +86,7 @@ def test_lambda_rises_the_faster_the_further_above_the_path_l0_is(total_steps):
     for times in (2.0, 4.0, 8.0):
         # What is off is averaged with a share of a fifth for each new step; the first of the ten was on the path.
         off = math.log(times) * (1 - 0.8**9)
-        expected = usual * (1 + 3 * (off - math.log(1.5)))
+        expected = usual * (1 + 1.5 * (off - math.log(1.5)))
         assert rises(times, total_steps)[-1] == pytest.approx(expected, rel=1e-4)
 
 
