@@ -267,8 +267,7 @@ def never_fired(sae: SAE, rows: Tensor) -> float:
     """The share of features that fire on none of some rows: of few rows it would be that of rare features, too."""
     fired = torch.zeros(sae.config.n_features, dtype=torch.bool)
     for part in rows.split(4096):
-        features = sae.encode_sparse(part.float())
-        fired[features.pattern.features[features.entry_values != 0]] = True
+        fired |= sae.encode_sparse(part.float()).tokens_firing() > 0
     return 1 - fired.double().mean().item()
 
 

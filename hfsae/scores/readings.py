@@ -171,7 +171,7 @@ class LabelledReader:
         labels: NDArray[np.bool_],
         sources: NDArray[np.int64],
         beside: Collection[str] = BESIDE,
-        kept: "KeptReads | None" = None,
+        kept: KeptReads | None = None,
     ) -> LabelledRows:
         """Documents: of every basis the mean over their tokens that count; those without such a token are left out.
 
@@ -196,7 +196,7 @@ class LabelledReader:
     def documents_before(
         self,
         rows: LabelledRows,
-        kept: "KeptReads",
+        kept: KeptReads,
         labels: NDArray[np.bool_],
         sources: NDArray[np.int64],
         beside: Collection[str] = BESIDE,

@@ -146,7 +146,7 @@ def score(
         raise ValueError(f"max_tokens is {max_tokens} and n_draws {n_draws}; expected 1 or more.")
     if not 0 <= least_f1 <= 1:
         raise ValueError(f"least_f1 is {least_f1}; expected an F1 from 0 to 1.")
-    shared = SharedReadings() if shared is None else shared
+    shared = SharedReadings(document_bytes=0) if shared is None else shared
     shared.bind(model, tokenizer, text)
     needed("sklearn.linear_model")
     refused: list[str] = []
@@ -165,10 +165,11 @@ def score(
     if NEURONS in beside and not reader.neuron_layers:
         refused.append("the language model names no neurons of its blocks, so they are not beside the features.")
     there = (COORDINATES, UNTRAINED, COMPONENTS, *([NEURONS] if reader.neuron_layers else []))
+    beside = [basis for basis in there if basis in beside]
     options: dict[str, Any] = {"n_draws": n_draws, "seed": seed}
     found: dict[str, Any] = {}
     if "tokens" in kinds or wants_absorption:
-        probed = [FEATURES, *(basis for basis in there if basis in beside)] if "tokens" in kinds else [FEATURES]
+        probed = [FEATURES, *beside] if "tokens" in kinds else [FEATURES]
         labels = _Together(text.labels, *([FirstLetters()] if letters else []))
         own, begin = text.labels.names, FirstLetters().names
         # What is kept for other SAEs is of the same tokens, labels and bases.
@@ -277,8 +278,7 @@ def _probed_documents(
     """Probes of a set, and the documents that they were measured on."""
     key = (*reader.reads, *sorted(beside), given)
     train, held_out = (_read_documents(reader, given, side, beside, shared, (key, side)) for side in (True, False))
-    there = {FEATURES, *(basis for basis in beside if basis != NEURONS or reader.neuron_layers)}
-    bases = [basis for basis in (FEATURES, *BESIDE) if basis in there]
+    bases = [FEATURES, *(basis for basis in BESIDE if basis in beside)]
     try:
         probing = probe_concepts(train, held_out, given.classes, bases=bases, known=shared.probes(key), **options)
     except ValueError as error:

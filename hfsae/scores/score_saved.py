@@ -119,7 +119,8 @@ def score_saved(
         origins = [origin_of(sae.config, source) for source in [*sae.config.models_by_source] or [None]]
         if model is None or tokenizer is None or origins != read_by:
             model, tokenizer, shared, read_by = sae.load_base_model(), sae.load_tokenizer(), SharedReadings(), origins
-        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=wanted, shared=shared, **options)
+        together = shared if len(saes) > 1 else None  # of one SAE nothing need be kept
+        found[name] = score(sae, model, tokenizer, text, documents=sets, kinds=wanted, shared=together, **options)
         for line in score_lines(name, found[name]):
             tell(line)
         if write:

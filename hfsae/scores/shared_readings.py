@@ -7,9 +7,6 @@ from typing import Any
 from hfsae.scores.labelled_rows import COORDINATES, SPARSE, KeptReads, LabelledRows
 from hfsae.scores.probing import Probing
 
-# Of all documents together what the model makes of so much is kept: 450,000 tokens of width 768 in bfloat16.
-_DOCUMENT_BYTES = 700_000_000
-
 
 @dataclass(frozen=True)
 class Sides:
@@ -35,13 +32,18 @@ class SharedReadings:
     Pass one to each call of `score`, with the same model, tokenizer and text. SAEs that read at one place with the
     same rules for tokens then share what the model makes of the text. Neurons, coordinates, PCA and the linear probe
     are probed once. The scores are those without it. It keeps the coordinates of all tokens that were read: 60,000
-    tokens of width 768 take 184 MB. Of documents it keeps up to 700 MB; sets that need more are read for each SAE.
+    tokens of width 768 take 184 MB.
+
+    Args:
+        document_bytes: What may be kept of documents; sets that need more are read for each SAE. 450,000 tokens of
+            width 768 in bfloat16 take 690 MB.
 
     Example:
         >>> shared = SharedReadings()
         >>> scores = [score(sae, model, tokenizer, text, shared=shared) for sae in saes]  # doctest: +SKIP
     """
 
+    document_bytes: int = 700_000_000
     _of: tuple[Any, ...] | None = None
     _sides: dict[Hashable, Sides] = field(default_factory=dict)
     _probes: dict[Hashable, Probing] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class SharedReadings:
 
     def room_for_documents(self) -> KeptReads:
         """Where reads of documents can be kept."""
-        return KeptReads(_DOCUMENT_BYTES - sum(kept.n_bytes for _, kept in self._documents.values()))
+        return KeptReads(self.document_bytes - sum(kept.n_bytes for _, kept in self._documents.values()))
 
     def keep_documents(self, key: Hashable, rows: LabelledRows, kept: KeptReads) -> None:
         """Keeps documents, if what the model made of all their tokens is there."""

@@ -14,7 +14,6 @@ from hfsae.scores import (
     SharedReadings,
     probe_concepts,
     score,
-    shared_readings,
 )
 from tests.analysis.tiny import setting, texts
 
@@ -81,12 +80,10 @@ def test_the_model_reads_once(text, runs):
 
 
 @pytest.mark.parametrize("there_is_room", [True, False])
-def test_it_reads_documents_once_where_there_is_room_for_them(text, documents, runs, monkeypatch, there_is_room):
+def test_it_reads_documents_once_where_there_is_room_for_them(text, documents, runs, there_is_room):
     _, model, tokenizer = setting()
-    if not there_is_room:
-        monkeypatch.setattr(shared_readings, "_DOCUMENT_BYTES", 1000)
     options = {"kinds": ["documents"], "documents": documents, "beside": ["neurons"], **CHOSEN}
-    shared, needed, found = SharedReadings(), [], []
+    shared, needed, found = SharedReadings() if there_is_room else SharedReadings(document_bytes=1000), [], []
     for sae in other_saes(2):
         runs.clear()
         found.append(score(sae, model, tokenizer, text, shared=shared, **options))
