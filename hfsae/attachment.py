@@ -39,6 +39,7 @@ class _Seen:
     features: SparseFeatures
     reconstruction: Tensor
     keep: Tensor | None
+    call: Call | None
     without_gradients: bool
 
 
@@ -86,7 +87,7 @@ class AttachedSAE:
 
         None where the model itself was not called.
         """
-        return self._record.call
+        return self._record.call if self._seen is None else self._seen.call
 
     @property
     def _last(self) -> _Seen:
@@ -340,10 +341,11 @@ class _Attachment(Listener):
     def read(self, x: Tensor) -> None:
         output = self._sae(x.to(self._sae.device))
         assert output.features is not None and output.reconstruction is not None
-        call = self._record.call
+        # A part of the model that is called by itself is about other tokens than the model's last call.
+        call = self._record.call if self._passes.inside or self._passes.runs_again else None
         keep = None if call is None else self._left_out.counted(call.real, call.ids, call.positions)
         self._in_this_pass = self.run._seen = _Seen(
-            x, output.features, output.reconstruction, keep, without_gradients=self._passes.loses_gradients
+            x, output.features, output.reconstruction, keep, call, without_gradients=self._passes.loses_gradients
         )
 
     def replace(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -345,6 +345,21 @@ def test_a_block_alone_is_read_but_not_spliced(sae, model):
             model.model.layers[0](x, position_embeddings=rotary)
 
 
+def test_a_block_alone_is_not_about_the_tokens_of_the_call_before(sae, model):
+    x = torch.randn(2, 5, WIDTH)
+    rotary = model.model.rotary_emb(x, torch.arange(5)[None])
+    with torch.no_grad(), attach(model, sae) as run:
+        model(input_ids())
+        assert torch.equal(run.call.ids, input_ids())
+        model.model.layers[0](x, position_embeddings=rotary)
+    assert run.keep is None and run.call is None
+    for part, given in ((model.model.layers[0], {"position_embeddings": rotary}), (model.model.forward, {})):
+        with torch.no_grad(), attach(model.model, sae, splice=True):
+            model.model(input_ids())
+            with pytest.raises(ValueError, match="Call the model itself"):
+                part(**({"hidden_states": x} if given else {"input_ids": input_ids()}), **given)
+
+
 # -- many at once -----------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hfsae.hooks.eager import uncompiled
+from hfsae.hooks.context_hooks import of_this_context
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.passes import Listener, Passes
 from hfsae.hooks.points import HookPoint, HookPointError
@@ -109,11 +109,15 @@ def visiting(
     passes.tell(visit)
     with ExitStack() as hooks:
         if site.block is not None:
-            hooks.callback(site.block.register_forward_pre_hook(uncompiled(visit.on_block), with_kwargs=True).remove)
+            hooks.callback(
+                site.block.register_forward_pre_hook(of_this_context(visit.on_block), with_kwargs=True).remove
+            )
         if site.hook_point.side == "input":
-            hooks.callback(site.module.register_forward_pre_hook(uncompiled(visit.on_input), with_kwargs=True).remove)
+            hooks.callback(
+                site.module.register_forward_pre_hook(of_this_context(visit.on_input), with_kwargs=True).remove
+            )
         else:
-            hooks.callback(site.module.register_forward_hook(uncompiled(visit.on_output)).remove)
+            hooks.callback(site.module.register_forward_hook(of_this_context(visit.on_output)).remove)
         yield
 
 
@@ -195,6 +199,7 @@ class _Visit(Listener):
                     "visits cannot be counted: call the model itself, without gradient checkpointing."
                 )
             return True
+        self._passes.passed()
         self._visits += 1
         if self._every_visit:
             return True
@@ -211,6 +216,13 @@ class _Visit(Listener):
         return activation
 
     def _visit(self, activation: Tensor) -> Tensor | None:
+        replacement = self._visit_as_tokens(activation)
+        if replacement is not None:
+            self._passes.refuse_edits_nobody_repeats()
+        return replacement
+
+    def _visit_as_tokens(self, activation: Tensor) -> Tensor | None:
+        """What the visitor makes of an activation that it sees as (batch, seq, d)."""
         if self._site.stream_axis is not None:
             assert self._hook_point.stream is not None
             replacement = self._visitor(activation.select(self._site.stream_axis, self._hook_point.stream))

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfsae.hooks.eager import running_as_written, uncompiled
+from hfsae.hooks.checkpointing import backward_pass, checkpoints_gradients, is_checkpointed, is_reentrant
+from hfsae.hooks.context_hooks import of_this_context
+from hfsae.hooks.eager import running_as_written
 from hfsae.hooks.points import HookPointError
 from hfsae.hooks.quiet import depth_of_questions
 
@@ -59,6 +61,9 @@ class Passes:
         self._listeners: list[Listener] = []
         self._stack: list[int] = []
         self._with_gradients = False
+        self._checkpointed_around = False
+        self._reentrant_around = False
+        self._checkpointed_inside = False
         self._thread = 0
         self._depth = 0
         self._backward = -1
@@ -81,8 +86,8 @@ class Passes:
         with ExitStack() as stack:
             stack.enter_context(running_as_written(self._levels))
             for level, module in enumerate(self._levels):
-                before = uncompiled(partial(self._before, level))
-                after = uncompiled(partial(self._after, level))
+                before = of_this_context(partial(self._before, level))
+                after = of_this_context(partial(self._after, level))
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(after, always_call=True).remove)
             open_here = _open_passes()
@@ -100,14 +105,16 @@ class Passes:
     def act(self) -> bool:
         """Whether a hook that is called now is to do anything.
 
-        Not in another thread, nor after the context, when compiled code may still call it. A block that runs again in
-        the backward pass does so in whatever thread autograd uses.
+        Not in another thread, nor after the context, when compiled code may still call it. What runs again in the
+        backward pass does so in whatever thread autograd uses.
         """
         if not self._open:
             return False
         if threading.get_ident() == self._thread:
             return depth_of_questions() == self._depth
-        return self._backward == _backward_pass() != -1
+        if self._checkpointed_around:  # a loss beside the model may make it run again before its output has gradients
+            return self.runs_again
+        return self._backward == backward_pass() != -1
 
     @property
     def loses_gradients(self) -> bool:
@@ -115,8 +122,33 @@ class Passes:
 
         So it is in what reentrant gradient checkpointing runs: gradients come when it runs again.
         """
-        cut = self.inside and self._with_gradients and not torch.is_grad_enabled()
-        return cut and _checkpoints_gradients(self._model)
+        if not self.inside or torch.is_grad_enabled():
+            return False
+        if self._reentrant_around:
+            return True
+        return self._with_gradients and (checkpoints_gradients(self._model) or is_reentrant())
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether a backward pass has called for what runs now."""
+        return backward_pass() != -1
+
+    def passed(self) -> None:
+        """One of the modules in question is called in a pass: notes whether the backward pass will call it again."""
+        if self._with_gradients and not self._checkpointed_inside and not self.runs_again:
+            self._checkpointed_inside = is_checkpointed()
+
+    def refuse_edits_nobody_repeats(self) -> None:
+        """Refuses an edit that the backward pass may have to repeat, where nothing tells us when it begins.
+
+        Raises:
+            HookPointError: Inside of a reentrant checkpoint around the model.
+        """
+        if self._reentrant_around and not self.runs_again:
+            raise HookPointError(
+                f"{self.model_name} runs inside of a reentrant torch.utils.checkpoint, which runs it again in the "
+                "backward pass, where this edit could be missing: pass use_reentrant=False."
+            )
 
     def forget(self) -> None:
         """Takes the pass that is under way for ended."""
@@ -128,8 +160,11 @@ class Passes:
         while self._stack and self._stack[-1] >= level:  # left by a pass that was interrupted
             self._stack.pop()
         if not self._stack:
-            self.number += 1
-            self._with_gradients = torch.is_grad_enabled()
+            if not self.runs_again:  # else it is a pass that runs again
+                self.number += 1
+                self._with_gradients = torch.is_grad_enabled()
+                self._checkpointed_around = self._checkpointed_inside = is_checkpointed()
+                self._reentrant_around = is_reentrant()
             for listener in self._listeners:
                 listener.begins()
         self._stack.append(level)
@@ -144,10 +179,13 @@ class Passes:
             return
         for listener in self._listeners:
             listener.ends(output)
-        if self._recomputed and self._with_gradients and _checkpoints_gradients(self._model):
+        if self._with_gradients and not self.runs_again and self._is_checkpointed():
             for tensor in _tensors(output):
                 if tensor.requires_grad:
                     tensor.register_hook(partial(self._before_backward, self.number))
+
+    def _is_checkpointed(self) -> bool:
+        return self._checkpointed_inside or (self._recomputed and checkpoints_gradients(self._model))
 
     def _before_backward(self, number: int, gradient: Tensor) -> None:
         """Blocks are about to run again, and must find this context as it was."""
@@ -163,7 +201,7 @@ class Passes:
                 "called since: call backward() before the next forward pass, or "
                 "model.gradient_checkpointing_disable()."
             )
-        self._backward = _backward_pass()
+        self._backward = backward_pass()
 
 
 _this_thread = threading.local()
@@ -193,20 +231,6 @@ def _models_on_the_way(model: nn.Module, paths: Iterable[str]) -> list[nn.Module
             if isinstance(module, PreTrainedModel):
                 found[above] = module
     return [model, *(found[path] for path in sorted(found, key=lambda path: path.count(".")))]
-
-
-def _backward_pass() -> int:
-    """Which backward pass of autograd calls us; -1 outside of any."""
-    return torch._C._current_graph_task_id()
-
-
-def _checkpoints_gradients(model: nn.Module) -> bool:
-    """Whether blocks run again in the backward pass: by transformers' own means, or in torch's wrapper (FSDP's)."""
-    return any(
-        (getattr(module, "gradient_checkpointing", False) and module.training)
-        or "_checkpoint_wrapped_module" in module._modules
-        for module in model.modules()
-    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

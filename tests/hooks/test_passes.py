@@ -1,12 +1,14 @@
 """Passes: places passed never, once or several times; other threads; blocks that run again in the backward pass."""
 
 import copy
+import pickle
 import threading
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -301,6 +303,89 @@ def test_torch_s_own_wrapper_runs_blocks_again_too(model):
         loss = loss_of(model)
     with pytest.raises(HookPointError, match="has been left: call backward"):
         loss.backward()
+
+
+def around_the_loss(model: PreTrainedModel, reentrant: bool):
+    embeddings = model.get_input_embeddings()(input_ids())
+    return checkpoint(
+        lambda x: model(inputs_embeds=x, labels=input_ids(), use_cache=False).loss, embeddings, use_reentrant=reentrant
+    )
+
+
+def around_the_model(model: PreTrainedModel, reentrant: bool):
+    embeddings = model.get_input_embeddings()(input_ids())
+    logits = checkpoint(lambda x: model(inputs_embeds=x, use_cache=False).logits, embeddings, use_reentrant=reentrant)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids()[:, 1:].flatten())
+
+
+def inside_of_a_block(model: PreTrainedModel, reentrant: bool):
+    """As code of a model's own does that does not ask transformers for it."""
+    mlp = model.model.layers[0].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: checkpoint(own, x, use_reentrant=reentrant)
+    try:
+        return loss_of(model)
+    finally:
+        mlp.forward = own
+
+
+USERS_OWN = [around_the_loss, around_the_model, inside_of_a_block]
+WRITTEN_AGAIN = {around_the_loss: "resid_post.0", around_the_model: "attn_out.1", inside_of_a_block: "mlp_act.0"}
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
+@pytest.mark.parametrize("own", USERS_OWN, ids=lambda way: way.__name__)
+def test_checkpoints_that_nothing_on_the_model_tells_of_are_seen(model, own, reentrant):
+    """Past the context the gradients were those of the model without the edit, and nobody said so."""
+    model.train()
+    place = WRITTEN_AGAIN[own]
+    untouched = gradients(model, loss_of(model))
+    with splice(model, place, lambda x: x * 0.5):
+        expected = gradients(model, loss_of(model))
+    assert all(float((one - other).abs().max()) > 1e-4 for one, other in zip(expected, untouched, strict=True))
+    if reentrant and own is not inside_of_a_block:
+        with splice(model, place, lambda x: x * 0.5), pytest.raises(HookPointError, match="pass use_reentrant=False"):
+            own(model, reentrant)
+        return
+    with splice(model, place, lambda x: x * 0.5):
+        for one, other in zip(backward(model, own(model, reentrant)), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        first, _ = own(model, reentrant), own(model, reentrant)
+        with pytest.raises(HookPointError, match="has been called since"):
+            first.backward()
+        loss = own(model, reentrant)
+    with pytest.raises(HookPointError, match="has been left: call backward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("own", USERS_OWN, ids=lambda way: way.__name__)
+def test_what_is_read_in_such_a_checkpoint_has_gradients_or_is_refused(model, own):
+    model.train()
+    place = WRITTEN_AGAIN[own]
+    sae = SAE.from_config(TopKSAEConfig(d_in=24 if "act" in place else 16, n_features=48, k=6, hook_point=place))
+    with attach(model, sae) as run:
+        expected = gradients(model, loss_of(model) + run.features.values.square().sum())
+        loss = own(model, False)
+        found = backward(model, loss + run.features.values.square().sum())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with attach(model, sae) as run:
+        own(model, True)
+        with pytest.raises(RuntimeError, match="use_reentrant"):
+            _ = run.features
+        with torch.no_grad():
+            assert run.features.shape == (2, 5, 48)
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_copy_that_would_keep_the_hooks_is_refused(model, copied):
+    """The copy's `generate` ran the model that it was copied from, also after the context."""
+    for part in (model, model.model, model.model.layers[0]):
+        with splice(model, "resid_post.0", add_vector(VECTOR)), pytest.raises(HookPointError, match="outside of the"):
+            copied(part)
+    again = copy.deepcopy(model)
+    assert count_hooks(again) == 0 and torch.equal(logits(again), logits(model))
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------
