@@ -1,6 +1,6 @@
 """How long it takes to collect the examples of all features of an SAE in one pass, and in how much memory.
 
-    python benchmarks/top_examples.py [--n_features 12288] [--tokens 1000000] [--output results.json]
+    python benchmarks/top_examples.py [--n_features 12288] [--tokens 1000000] [--bf16] [--output results.json]
 
 The embedded language model reads the train split of python-stdlib; the SAE (TopK, k = 32, residual stream after block
 1) has random weights: how many features fire is what costs, not which. Prints one JSON object: times in seconds of the
@@ -31,9 +31,9 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def reading_seconds(sae: SAE, model, tokenizer, dataset, tokens: int) -> float:
+def reading_seconds(sae: SAE, model, tokenizer, dataset, tokens: int, bf16: bool) -> float:
     """Processor time a token of the language model and the encoder alone."""
-    reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
+    reader, pieces = FeatureReader(sae, model, bf16=bf16), DocumentSequenceReader(sae.config, model, tokenizer)
     seen, start = 0, time.process_time()
     for batch in pieces.batches(dataset):
         reader.read(batch.tokens)
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The speed of collecting examples of all features.")
     parser.add_argument("--n_features", type=int, default=12_288)
     parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--bf16", action="store_true", help="the language model in bfloat16")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -62,12 +63,14 @@ def main() -> None:
     sae = SAE.from_config(config).eval()
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
     dataset = load_text("python-stdlib", split="train")
-    reading = reading_seconds(sae, model, tokenizer, dataset, min(args.tokens, 20_000)) * args.tokens
+    few = min(args.tokens, 20_000)
+    reading = reading_seconds(sae, model, tokenizer, dataset, few, args.bf16) * args.tokens
     before = peak_mib()
-    collect_features(sae, model, tokenizer, dataset, max_tokens=max(1, args.tokens // 10))
+    options = {"bf16": args.bf16}
+    collect_features(sae, model, tokenizer, dataset, max_tokens=max(1, args.tokens // 10), **options)
     tenth = peak_mib()
     start, cpu_start = time.perf_counter(), time.process_time()
-    collection = collect_features(sae, model, tokenizer, dataset, max_tokens=args.tokens)
+    collection = collect_features(sae, model, tokenizer, dataset, max_tokens=args.tokens, **options)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     with tempfile.TemporaryDirectory() as folder:
         collection.save(folder)
@@ -83,6 +86,7 @@ def main() -> None:
         "peak_mib_before": round(before),
         "peak_mib_of_a_tenth": round(tenth),
         "collection_mib": round(saved / 2**20),
+        "model_precision": collection.about.model_precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

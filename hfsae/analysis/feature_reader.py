@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
+from hfsae.data.narrow import LowPrecision
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.functional import SparseFeatures
 from hfsae.functional.patterns import SparsePattern
@@ -66,23 +67,37 @@ class FeatureReader:
         sae: The SAE.
         model: Its language model.
         features: The only features that are read; None for all.
+        bf16: Whether a float32 model runs in bfloat16, as training reads its text.
 
     Raises:
         HookPointError: If the model lacks the SAE's hook point.
         ValueError: If the SAE does not fit the activations there, or its features may be negative.
     """
 
-    def __init__(self, sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor | None = None):
+    def __init__(
+        self, sae: SparseAutoencoder, model: PreTrainedModel, features: Tensor | None = None, bf16: bool = False
+    ):
         refuse_signed(sae, "reading which features fire")
         self._sae, self._model, self._features = sae, model, features
         # A crosscoder reads all its sources at once.
         self._sources = hook_points_of_sources(sae.config, model)
         self._sites = Sites.at(model, self._sources)
+        narrow = torch.bfloat16 if bf16 and model.dtype == torch.float32 else None
+        self._precision = LowPrecision(model, self._sources, narrow)
+
+    @property
+    def model_precision(self) -> str:
+        """What the language model's products are made in, such as `"bfloat16"`."""
+        return str(self._precision.dtype).removeprefix("torch.")
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Firings:
         """The features of the tokens that count; the others have none."""
-        with evaluating(self._model), capture(self._model, self._sites) as activations:
+        with (
+            evaluating(self._model),
+            capture(self._model, self._sites) as activations,
+            self._precision.entered(),
+        ):
             activations.run(**model_inputs(self._model, batch))
         kept = batch.keep.flatten().nonzero().squeeze(1)
         parts = []

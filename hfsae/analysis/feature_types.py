@@ -21,6 +21,8 @@ class About:
         weights_sha256: Digest of the SAE's weights.
         seed: Of the sample.
         dataset: What the caller said of the text.
+        model_precision: What the language model's products were made in, such as `"bfloat16"`; None of older
+            collections.
     """
 
     n_tokens: int
@@ -33,6 +35,7 @@ class About:
     weights_sha256: str
     seed: int
     dataset: str | None = None
+    model_precision: str | None = None
 
 
 class Statistics(NamedTuple):

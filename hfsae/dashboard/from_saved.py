@@ -112,6 +112,7 @@ def gather(
     split: str | None = None,
     max_tokens: int = 1_000_000,
     batch_size: int = 16,
+    bf16: bool = False,
     write: bool = False,
     disable_tqdm: bool = False,
 ) -> Material:
@@ -136,6 +137,7 @@ def gather(
         split: Split of that dataset; None: the only one, or `"test"`.
         max_tokens: Tokens of it to read.
         batch_size: Sequences per run of the language model.
+        bf16: Whether features are collected with the language model in bfloat16, as `collect_features` takes it.
         write: Whether features of a text or a model that is named here, and labels, replace those beside the weights.
         disable_tqdm: Whether to show no progress bar.
 
@@ -163,9 +165,8 @@ def gather(
     if collection is None:
         assert lm is not None
         text = text_to_measure(sae.config, source, dataset, dataset_config, split).source
-        collection = collect_on(
-            sae, lm, tokenizer, text, max_tokens=max_tokens, batch_size=batch_size, disable_tqdm=disable_tqdm
-        )
+        read = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
+        collection = collect_on(sae, lm, tokenizer, text, **read, disable_tqdm=disable_tqdm)
         if folder is not None and not another:
             collection.save(folder)
     if labels is not None and folder is not None:

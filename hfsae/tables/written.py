@@ -62,6 +62,7 @@ def featurize(
     text_column: str | None = None,
     context_length: int | None = None,
     batch_size: int = 32,
+    bf16: bool = False,
     documents_per_shard: int = 2_000,
     text: Mapping[str, Any] | None = None,
     rank: int = 0,
@@ -88,6 +89,7 @@ def featurize(
         text_column: The column of documents; None finds it.
         context_length: Tokens that the model sees at once; None takes the config's.
         batch_size: Sequences per run of the model.
+        bf16: Whether a float32 model runs in bfloat16, as `collect_features` takes it.
         documents_per_shard: Documents whose rows are in memory together, and whose work an interruption can cost.
         text: What the dataset is, in values that JSON can hold; the table remembers it.
         rank: This process; it writes the shards r, r + world_size, ...
@@ -117,6 +119,7 @@ def featurize(
     chosen = None if features is None else chosen_features(sae, features).unique()
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     contents = pieces.contents(dataset, text_column)
+    reader = FeatureReader(sae, model, chosen, bf16=bf16)
     about = {
         "level": level,
         "reduce": reduce if level == "document" else None,
@@ -130,11 +133,12 @@ def featurize(
         "text_column": contents.column,
         "columns": list(columns),
         "documents_per_shard": documents_per_shard,
+        # Tables of older versions have no word of it.
+        **({"model_precision": reader.model_precision} if bf16 else {}),
         "text": dict(text) if text is not None else None,
     }
     folder = output.with_name(output.name + _WAITING) if is_file else output
     read = sorted({*contents.columns, *columns})
-    reader = FeatureReader(sae, model, chosen)
     n_documents = len(dataset) if isinstance(dataset, Sized) else None
     shards = _shards(dataset.select_columns(read), documents_per_shard)
     first = next(shards)

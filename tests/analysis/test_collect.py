@@ -1,5 +1,6 @@
 """The pass, against a loop over tokens and features."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection, collect_features, find_max_activating_examples
 from hfsae.analysis.collect import _ExampleKeeper
 from hfsae.analysis.contexts import NO_TOKEN
-from tests.analysis.tiny import N_FEATURES, read_longhand, setting, texts
+from tests.analysis.tiny import N_FEATURES, Setting, read_longhand, setting, texts
 from tests.hooks.witness import count_hooks
 
 BEFORE, AFTER = 3, 2
@@ -160,6 +161,22 @@ def test_the_model_comes_back_as_it_was():
     assert model.training
     model.train(before[1])
     assert count_hooks(model) == before[0]
+
+
+def test_in_bfloat16_features_are_those_of_the_model_loaded_in_it(collection):
+    sae, model, tokenizer = setting()
+    narrow = copy.deepcopy(model).bfloat16()
+    found = collect_features(sae, model, tokenizer, texts(), bf16=True, **OPTIONS)
+    of_loaded = collect_features(sae, narrow, tokenizer, texts(), **OPTIONS)
+    for one, other in zip([*found.statistics, *found.top], [*of_loaded.statistics, *of_loaded.top], strict=True):
+        assert torch.equal(one, other)
+    dense = torch.stack([token.features for token in read_longhand(texts(), Setting(sae, narrow, tokenizer))])
+    assert torch.equal(found.statistics.tokens_firing, (dense > 0).sum(0))
+    assert not torch.equal(found.statistics.totals, collection.statistics.totals)
+    assert found.about.model_precision == "bfloat16" and collection.about.model_precision == "float32"
+    assert model.dtype == torch.float32
+    with pytest.raises(ValueError, match="differ in model_precision"):
+        FeatureCollection.merge([collection, found])
 
 
 def test_a_feature_that_never_fires_has_no_examples():

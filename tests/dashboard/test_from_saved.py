@@ -5,6 +5,7 @@ import torch
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection
+from hfsae.cli import main
 from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels, write_space
 from hfsae.evaluation.protocol import weights_sha256
 from tests.analysis.tiny import setting
@@ -26,6 +27,14 @@ def test_what_was_collected_is_kept_and_used_again(place):
     again = index_of(make_dashboard(place / "sae", place / "again.html"))
     assert again["features"] == index_of(page)["features"] and again["about"]["dataset"] == "text.jsonl, train"
     assert len(index_of(page)["prompts"]) == 1 and again["prompts"] == []
+
+
+def test_the_command_collects_in_bfloat16_and_the_page_says_so(place):
+    options = ["--dataset_name", str(place / "text.jsonl"), "--dataset_split", "train"]
+    for flags, precision in (([], "float32"), (["--bf16", "--write"], "bfloat16")):
+        assert main(["dashboard", str(place / "sae"), *options, *flags]) == 0
+        assert index_of(place / "sae" / "dashboard.html")["about"]["model_precision"] == precision
+        assert FeatureCollection.load(place / "sae").about.model_precision == precision
 
 
 def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(place):

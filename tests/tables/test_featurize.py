@@ -257,6 +257,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, op
     assert not list(tmp_path.iterdir())
 
 
+def test_in_bfloat16_the_table_is_of_the_model_loaded_in_it(tmp_path: Path):
+    sae, model, tokenizer = setting()
+    given = texts(), tmp_path / "narrow.parquet"
+    alike = {"documents_per_shard": 7, "disable_tqdm": True}
+    narrow = featurize(sae, copy.deepcopy(model).bfloat16(), tokenizer, *given, **alike)
+    table = table_of(tmp_path / "t.parquet", bf16=True)
+    assert narrow is not None and (narrow.to_csr() != table.to_csr()).nnz == 0
+    assert read_about(tmp_path / "t.parquet")["model_precision"] == "bfloat16"
+    with pytest.raises(FileExistsError, match="model_precision"):
+        write(tmp_path / "t.parquet")
+
+
 def test_what_json_cannot_hold_and_columns_that_are_no_list_are_refused(tmp_path: Path):
     with pytest.raises(TypeError, match="expected values that JSON can hold"):
         write(tmp_path / "t", text={"a": tmp_path})

@@ -16,6 +16,7 @@ function overviewPage() {
     ["Text", about.dataset],
     ["Lists of tokens", about.left_out_note],
     ["Context", `${about.context_length} tokens`],
+    ["Model read in", about.model_precision],
     ["Weights", `SHA-256 ${about.weights_sha256.slice(0, 12)}`],
   ];
   const keys = [
