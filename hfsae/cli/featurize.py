@@ -3,7 +3,7 @@
 import os
 from typing import Annotated
 
-from hfsae.cli.measuring_options import BF16, BatchSize, Model, OnHub, SAESource
+from hfsae.cli.measuring_options import BatchSize, InBfloat16, Model, OnHub, SAESource
 from hfsae.command_line import NUMBERS, option
 from hfsae.tables.choices import Level, Reduce
 
@@ -63,7 +63,7 @@ def run(
     on_hub: OnHub,
     model_name_or_path: Model = None,
     batch_size: BatchSize = 32,
-    bf16: BF16 = False,
+    bf16: InBfloat16 = False,
 ) -> int:
     """Writes the table, or goes on with it; each process that a launcher started writes its share of a folder."""
     from hfsae.data import TextSource

@@ -68,7 +68,7 @@ Split = Annotated[
     ),
 ]
 BatchSize = Annotated[int, option("--batch_size", "Blocks of text per pass.", rich_help_panel=_MEASURING)]
-BF16 = Annotated[
+InBfloat16 = Annotated[
     bool,
     option(
         "--bf16",
@@ -128,7 +128,7 @@ class Reading(Measuring):
     """The language model and the text in which features are looked at."""
 
     max_tokens: Annotated[int, tokens("Tokens to read.")] = 1_000_000
-    bf16: BF16 = False
+    bf16: InBfloat16 = False
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,7 @@ class Collecting(_Options):
     dataset_name: Dataset = None
     dataset_config: DatasetConfig = None
     dataset_split: Split = None
-    max_tokens: BF16 = Annotated[
-        bool,
-        option(
-            "--bf16",
-            "Run a float32 language model in bfloat16, as training reads its text.",
-            rich_help_panel=_MEASURING,
-        ),
-    ]
-
-
-TokensToCollect = 1_000_000
+    max_tokens: TokensToCollect = 1_000_000
 
 
 def folders_of(path: str) -> list[str]:
