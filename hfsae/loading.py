@@ -71,6 +71,8 @@ def load_sae(
             sae = _load_foreign(source, wanted, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
         config, kwargs = _load_config(source, kwargs)
+    elif both := sorted(kwargs.keys() & {option.name for option in fields(config)} - {*_WEIGHT_KEYS, *_OTHER_KEYS}):
+        raise ValueError(f"{', '.join(both)} cannot be given beside config=, which says it already: set it there.")
     target: Any = class_for(config, wanted, source)
     _find_folders_again(config, source, kwargs.get("subfolder"))
     # What does not fit is let through here so that `refuse_mismatch` can name it, unless a config that claims to be

@@ -43,6 +43,13 @@ def assert_equal(loaded: SAE, sae: SAE) -> None:
     torch.testing.assert_close(loaded.state_dict(), sae.state_dict(), rtol=0, atol=0)
 
 
+def test_a_field_beside_a_config_that_says_it_is_refused(folder):
+    config = load_config(folder)
+    assert SAE.from_pretrained(folder, config=config, dtype=torch.float32).config.k == config.k
+    with pytest.raises(ValueError, match="k cannot be given beside config="):
+        SAE.from_pretrained(folder, config=config, k=2)
+
+
 # -- what works -------------------------------------------------------------------------------------------------------
 def test_the_base_class_returns_the_class_that_the_config_names(sae: SAE, folder: Path):
     loaded = SAE.from_pretrained(folder)

@@ -1,15 +1,24 @@
 """What stands beside figures so that they count: how, on what, and of which weights they were measured."""
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.configuration import SAEConfig
+from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
 from hfsae.versions import version_of
+
+# What a config says that no figure depends on: how the language model is called, and what training alone reads.
+_BESIDE = {
+    *(option.name for option in fields(PreTrainedConfig)),  # type: ignore[arg-type]
+    *LANGUAGE_MODEL,
+    *("source_models", "context_length", "scale_inputs", "training", "metrics", "defined_in"),
+}
 
 
 def weights_sha256(sae: SparseAutoencoder) -> str:
@@ -39,6 +48,28 @@ def measured_digest(config: SAEConfig) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
+def settings_of(config: SAEConfig) -> dict[str, Any]:
+    """What a config says that figures depend on: what is computed, where, and on which tokens; in plain values."""
+    names = [option.name for option in fields(config) if option.name not in _BESIDE]
+    return json.loads(json.dumps({name: getattr(config, name) for name in names}))
+
+
+def changed_settings(config: SAEConfig, measured: Any = None) -> list[str]:
+    """The settings that differ from the measured ones: figures with others belong to another SAE.
+
+    Args:
+        config: The SAE's config.
+        measured: The settings that were measured; None: what the record in the config's own metrics says. Records of
+            earlier versions have none, so that nothing is known to have changed.
+    """
+    if measured is None:
+        protocol = (config.metrics or {}).get("protocol")
+        measured = protocol.get("settings") if isinstance(protocol, Mapping) else None
+    if not isinstance(measured, Mapping):
+        return []
+    return [name for name, value in settings_of(config).items() if name in measured and measured[name] != value]
+
+
 def protocol_of(
     sae: SparseAutoencoder, model: PreTrainedModel, measured: Mapping[str, Any], given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -57,6 +88,7 @@ def protocol_of(
         "dtype": _dtypes(sae, model),
         **versions(),
         "weights_sha256": weights_sha256(sae),
+        "settings": settings_of(sae.config),
         **(given or {}),
     }
 

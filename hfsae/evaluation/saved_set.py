@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.protocol import changed_settings, weights_sha256
 
 SET_FILE, SET_PLOT = "set.json", "set.png"
 
@@ -43,6 +43,10 @@ def set_names(record: Mapping[str, Any]) -> list[str]:
 
 
 def is_stale(record: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder]) -> bool:
-    """Whether any SAE of a set has other weights than the measured ones; one that is not given counts as it was."""
-    digests = record["protocol"]["weights_sha256"]
-    return any(name in digests and weights_sha256(sae) != digests[name] for name, sae in saes.items())
+    """Whether any SAE of a set is not as it was measured; one that is not given counts as it was."""
+    digests, settings = record["protocol"]["weights_sha256"], record["protocol"].get("settings")
+    given = {name: sae for name, sae in saes.items() if name in digests}
+    if any(weights_sha256(sae) != digests[name] for name, sae in given.items()):
+        return True
+    known = settings if isinstance(settings, Mapping) else {}
+    return any(changed_settings(sae.config, known.get(name, {})) for name, sae in given.items())

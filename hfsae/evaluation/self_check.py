@@ -11,7 +11,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
 from hfsae.evaluation.output_places import output_places
-from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
 from hfsae.evaluation.text_batches import Text, count
 from hfsae.hooks.quiet import evaluating
 from hfsae.language_model import load_tokenizer
@@ -110,6 +110,8 @@ def _causes(setup: CheckSetup, measured: Figures, recorded: Figures) -> Iterator
     digest, revision = measured_digest(sae.config), getattr(model.config, "_commit_hash", None)
     if digest is not None and digest != weights_sha256(sae):
         yield "The weights are not the measured ones: they were changed, or cast to another dtype, since."
+    if changed := changed_settings(sae.config):
+        yield f"The settings are not the measured ones: {', '.join(changed)} changed since."
     wanted = sae.config.base_model_revision
     if wanted and revision and revision != wanted:
         yield f"The language model is at commit {revision[:12]}, the SAE was trained on {wanted[:12]}."

@@ -18,7 +18,7 @@ from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.preparing import Prepared, prepare
-from hfsae.evaluation.protocol import versions, weights_sha256
+from hfsae.evaluation.protocol import settings_of, versions, weights_sha256
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
 from hfsae.evaluation.text_batches import Text, counted, rows, tokens_digest
@@ -129,6 +129,7 @@ def evaluate_together(
         "dtype": str(model.dtype).removeprefix("torch."),
         **versions(),
         "weights_sha256": {name: weights_sha256(sae) for name, sae in given.items()},
+        "settings": {name: settings_of(sae.config) for name, sae in given.items()},
     }
     figures = _figures(sums, model, predictions.why)
     return figures | {"n_saes": len(given), "protocol": {"dataset": None, "split": None, **about, **(protocol or {})}}

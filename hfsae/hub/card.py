@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.label_summary import label_summary
 from hfsae.hub.markdown import render
@@ -71,7 +71,8 @@ def render_card(
         license: A licence id of the Hub (`"apache-2.0"`).
         language: ISO 639 codes of the text (`"en"`).
         weights_digest: The digest of the weights (`hfsae.evaluation.protocol.weights_sha256`), where only a config is
-            given. Figures that were measured on other weights are called stale, and leave the metadata.
+            given. Figures that were measured on other weights or with other settings are called stale, and leave
+            the metadata.
 
     Returns:
         The card; `str(card)` is the text of a README.md.
@@ -208,6 +209,8 @@ def _with_block(text: str, block: str) -> str:
 
 def _stale(config: SAEConfig, sae: SparseAutoencoder | None, weights_digest: str | None) -> Stale | None:
     measured = measured_digest(config)
+    if changed := changed_settings(config):
+        return Stale(settings=tuple(changed))
     if measured is None or (sae is None and weights_digest is None):
         return None
     stored = weights_sha256(sae) if sae is not None else weights_digest

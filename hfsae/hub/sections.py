@@ -58,7 +58,7 @@ _BASELINES = {
 # Shown elsewhere on the card, or in no table at all.
 _NOT_ROWS = {
     *("arguments", "folder", "versions", "portable_name", "calibration", "evaluation", "max_tokens"),
-    "sae_lens_metadata",
+    *("sae_lens_metadata", "settings"),
 }
 # Where a run was kept and what it printed: nothing about the SAE.
 HOUSEKEEPING = {
@@ -79,15 +79,17 @@ HOUSEKEEPING = {
 
 @dataclass(frozen=True)
 class Stale:
-    """That figures were measured on other weights than those beside the card.
+    """That figures were measured on other weights than those beside the card, or with other settings.
 
     Args:
         measured: The beginning of the digest of the weights that were measured.
         stored: The beginning of the digest of the weights there are.
+        settings: The fields of the config that have changed since.
     """
 
-    measured: str
-    stored: str
+    measured: str = ""
+    stored: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def card_values(
@@ -105,7 +107,7 @@ def card_values(
         repo_id: Where it is on the Hub.
         subfolder: Its folder there.
         weights: What is known of its weights.
-        stale: Whether its figures belong to other weights.
+        stale: Whether its figures belong to other weights or settings.
         beside: File names of the pictures and of the dashboard, where they lie beside the card.
     """
     metrics, training = mapping(config.metrics), mapping(config.training)

@@ -12,7 +12,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
 from hfsae.evaluation.metrics import METRIC_TITLES, METRICS
-from hfsae.evaluation.protocol import measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index
 from hfsae.hub.card import CARD_FILE, read_card
@@ -140,6 +140,7 @@ def verify(
     if not ours and (reported := number((sae.config.training or {}).get("reported_l0"))) is not None:
         claimed["l0"] = reported
     recorded, digest = dict(sae.config.metrics or {}), measured_digest(sae.config)
+    changed = changed_settings(sae.config)
     again = measure_again(
         sae,
         source,
@@ -158,6 +159,8 @@ def verify(
     problems = []
     if digest is not None and digest != weights_sha256(sae):
         problems.append("The weights are not the measured ones: they were changed since.")
+    if changed:
+        problems.append(f"The settings are not the measured ones: {', '.join(changed)} changed since.")
     if again.text_changed:
         problems.append("The text is not the one that was measured: it was changed since.")
     if different := [METRIC_TITLES[name] for name in claimed if ours and number(recorded.get(name)) != claimed[name]]:

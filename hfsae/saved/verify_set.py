@@ -58,5 +58,5 @@ def verify_found(found: SavedSet, **measuring: Any) -> Verification:
         Claim(f"all: {SET_TITLES[name]}", number(record.get(name)), number(again.together.get(name)), tolerance)
         for name in _TOGETHER
     ]
-    problems = ["The weights are not the measured ones: they were changed since."]
+    problems = ["An SAE is not the measured one: its weights or settings were changed since."]
     return Verification(tuple(claims), tuple(problems if is_stale(record, saes) else []), again.same_text)

@@ -7,7 +7,7 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection
 from hfsae.cli import main
 from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels, write_space
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.evaluation.protocol import settings_of, weights_sha256
 from tests.analysis.tiny import setting
 from tests.dashboard.tiny import index_of, saved_sae
 
@@ -46,7 +46,7 @@ def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(plac
         "ce_increase": 0.25,
         "dead_fraction": 0.9,
         "n_tokens": 100,
-        "protocol": {"weights_sha256": weights_sha256(sae)},
+        "protocol": {"weights_sha256": weights_sha256(sae), "settings": settings_of(sae.config)},
     }
     sae.save_pretrained(place / "sae")
     (place / "sae" / "README.md").write_text("card")
@@ -62,6 +62,8 @@ def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(plac
     space = write_space(output=place / "space", **gather(place / "sae")._asdict())
     assert index_of(space / "index.html")["links"] == []
 
+    SAE.from_pretrained(place / "sae", k=3).save_pretrained(place / "sae")
+    assert index_of(make_dashboard(place / "sae", place / "with k.html", **options))["measured"] == []
     sae.W_dec.data.mul_(2)
     sae.save_pretrained(place / "sae")
     assert index_of(make_dashboard(place / "sae", place / "again.html", **options))["measured"] == []

@@ -45,6 +45,12 @@ def test_another_hook_point_is_found_out(sae, model):
     )
 
 
+def test_changed_settings_are_found_out(sae, model):
+    sae.config.k = 1
+    outcome = check(sae, model)
+    assert not outcome.ok and "The settings are not the measured ones: k changed since." in outcome.causes
+
+
 def test_changed_weights_are_found_out(sae, model):
     with torch.no_grad():
         sae.W_dec.copy_(sae.W_dec.flip(0))
@@ -67,7 +73,7 @@ def test_every_transcoder_of_a_set_fits_and_one_in_the_place_of_another_does_not
 def test_another_commit_of_the_language_model_is_named(sae, model):
     sae.config.hook_point = sae.config.hook_point.replace(".1.", ".3.")
     sae.config.base_model_revision, model.config._commit_hash = "a" * 40, "b" * 40
-    assert "at commit bbbbbbbbbbbb, the SAE was trained on aaaaaaaaaaaa" in check(sae, model).causes[0]
+    assert "at commit bbbbbbbbbbbb, the SAE was trained on aaaaaaaaaaaa" in check(sae, model).causes[1]
     model.config._commit_hash = None
 
 

@@ -1,5 +1,6 @@
 """The model with all its SAEs in place, against plain hooks that somebody hung on the modules by hand."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from transformers import BertConfig, BertModel
 from hfsae import SAE, StandardSAEConfig, attach_all, evaluate_together
 from hfsae.data import TokenBatch
 from hfsae.evaluation import evaluate_sae
+from hfsae.evaluation.saved_set import is_stale
 from tests.evaluation.tiny import WIDTH, batches, language_model, make_sae, tokens_of
 from tests.hooks.witness import count_hooks
 
@@ -173,6 +175,10 @@ def test_the_protocol_knows_the_weights_of_each(saes):
     protocol = evaluate(saes, batches(1), protocol={"dataset": "theirs"})["protocol"]
     assert protocol["dataset"] == "theirs" and protocol["weights_sha256"].keys() == saes.keys()
     assert len(set(protocol["weights_sha256"].values())) == 3
+    assert not is_stale({"protocol": protocol}, saes)
+    changed = copy.deepcopy(saes["mlp_in.2"])
+    changed.config.k = 1
+    assert is_stale({"protocol": protocol}, {"mlp_in.2": changed}) and not is_stale({"protocol": protocol}, {})
 
 
 def test_two_at_one_place_and_none_at_all_are_refused(saes):

@@ -16,6 +16,7 @@ from transformers import GPT2Config
 from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig, capture
 from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
+from hfsae.evaluation.protocol import settings_of
 from hfsae.hub import render_card, write_card
 from hfsae.hub.card import BEGIN, END
 from hfsae.hub.sae_entries import sae_entry
@@ -132,6 +133,19 @@ def test_figures_of_other_weights_are_called_stale_and_leave_the_metadata():
     stale = render_card(sae)
     assert "These figures are stale" in stale.text and not stale.data.eval_results
     assert "These figures are stale" in render_card(sae.config, weights_digest=weights_sha256(sae)).text
+
+
+def test_figures_of_other_settings_are_stale_too():
+    sae = SAE.from_config(config())
+    sae.config.metrics["protocol"] |= {"weights_sha256": weights_sha256(sae), "settings": settings_of(sae.config)}
+    fresh = render_card(sae)
+    assert "stale" not in fresh.text and "settings" not in fresh.text and fresh.data.eval_results
+    sae.config.k, sae.config.prepend_bos = 2, True
+    for shown in (sae, sae.config):
+        stale = render_card(shown)
+        assert "measured before the config was changed: `prepend_bos`, `k`. Evaluate" in stale.text
+        assert not stale.data.eval_results
+    assert sae_entry(sae.config, "", weights_digest=weights_sha256(sae)).stale
 
 
 def test_conventions_are_those_of_the_weights():

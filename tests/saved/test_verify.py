@@ -53,6 +53,16 @@ def test_weights_that_were_changed_by_hand_are_found_out(trained_folder, tmp_pat
         verify(folder)
 
 
+@pytest.mark.slow
+def test_settings_that_were_changed_are_found_out(trained_folder, tmp_path):
+    folder = shutil.copytree(trained_folder, tmp_path / "sae")
+    SAE.from_pretrained(folder, exclude_positions=[0, 1]).save_pretrained(folder)
+    assert verify(folder).problems[0] == "The settings are not the measured ones: exclude_positions changed since."
+    write_card(folder)
+    with pytest.raises(ValueError, match="claims no figures, or calls them stale"):
+        verify(folder)
+
+
 def test_fewer_tokens_and_other_text_are_judged_with_more_patience(trained_folder, tmp_path):
     texts = tmp_path / "other.jsonl"
     text = "def f(x):\n    return x + 1\n" * 40

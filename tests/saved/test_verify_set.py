@@ -67,7 +67,9 @@ def test_a_record_that_boasts_and_weights_that_were_changed_are_found_out(copied
         sae.W_dec.copy_(sae.W_dec.flip(0))
     sae.save_pretrained(copied / NAMES[1])
     outcome = verify_set(copied)
-    assert not outcome.ok and outcome.problems == ("The weights are not the measured ones: they were changed since.",)
+    assert not outcome.ok and outcome.problems == (
+        "An SAE is not the measured one: its weights or settings were changed since.",
+    )
     wrong = {claim.title for claim in outcome.claims if not claim.holds}
     assert {"all: KL from the model", "all: CE with all in place", "mlp_in.3 explained variance"} <= wrong
     assert not any(title.startswith("mlp_in.2") for title in wrong)
