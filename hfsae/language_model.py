@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -255,6 +256,9 @@ def load(origin: Origin, **kwargs: Any) -> PreTrainedModel:
         model = _from(origin, _load_base)
         if origin.adapter is not None:
             model = _with_adapter(model, origin)
+    # So that `self_check` can tell it: newer versions of transformers no longer do.
+    wanted, where = origin.kwargs.get("revision", origin.revision), origin.kwargs
+    model.config._commit_hash = cached_commit(origin.name, where.get("subfolder"), wanted, where.get("cache_dir"))
     return model.eval()
 
 
@@ -335,6 +339,25 @@ def _with_adapter(model: PreTrainedModel, origin: Origin) -> Any:
 def as_recorded(name: str) -> str:
     """A model's name as SAEs record it: the absolute path of a folder that is here, or an id of the Hub as it is."""
     return in_full(name) if os.path.isdir(os.path.expanduser(name)) else name
+
+
+def cached_commit(
+    name: str, subfolder: str | None = None, revision: str | None = None, cache_dir: str | None = None
+) -> str | None:
+    """The commit of what was just loaded from the Hub, as the cache knows it; None for a local folder.
+
+    Args:
+        name: Hub id or folder.
+        subfolder: Where in it the config lies.
+        revision: Branch, tag or commit.
+        cache_dir: Of the cache.
+    """
+    if os.path.isdir(name):
+        return None
+    file = "/".join(filter(None, [subfolder, "config.json"]))
+    found = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision or None)
+    # .../snapshots/<commit>/<file>
+    return Path(found).parents[file.count("/")].name if isinstance(found, str) else None
 
 
 def commit_of(name: str, revision: str | None, file: str = "config.json") -> str | None:

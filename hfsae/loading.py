@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import transformers.utils.hub
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -70,7 +71,9 @@ def load_sae(
         if not holds_config(source, kwargs):
             sae = _load_foreign(source, wanted, kwargs, allow_pickle)
             return (sae, {}) if output_loading_info else sae
-        config, kwargs = _load_config(source, kwargs)
+        config, kwargs = _load_config(source, _at_one_commit(source, kwargs))
+        if (commit := getattr(config, "_commit_hash", None)) is not None and not os.path.isdir(source):
+            kwargs["revision"] = commit  # older transformers: see `_at_one_commit`
     elif both := sorted(kwargs.keys() & {option.name for option in fields(config)} - {*_WEIGHT_KEYS, *_OTHER_KEYS}):
         raise ValueError(f"{', '.join(both)} cannot be given beside config=, which says it already: set it there.")
     target: Any = class_for(config, wanted, source)
@@ -98,6 +101,18 @@ def load_sae(
     refuse_unusable(source, sae)
     _align(sae)
     return (sae, info) if output_loading_info else sae
+
+
+def _at_one_commit(source: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by which config and weights are of one commit: else somebody may push between the two.
+
+    Of older versions of transformers the loaded config tells its commit instead.
+    """
+    resolve = getattr(transformers.utils.hub, "resolve_revision", None)
+    if resolve is None or os.path.isdir(source):
+        return kwargs
+    where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    return {**kwargs, "revision": resolve(source, **where)}
 
 
 def _refuse_misspelled(cls: type[PreTrainedModel], given: dict[str, Any]) -> None:

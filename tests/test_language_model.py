@@ -81,7 +81,13 @@ def test_the_base_model_is_loaded_at_the_recorded_commit(hub, model, tmp_path):
     assert hub_commit("tester/lm") != then
     config = sae_at("model.layers.0.output", base_model="tester/lm", base_model_revision=then).config
     assert load_base_model(config).dtype == torch.float32
-    assert load_base_model(config, revision="main").dtype == torch.bfloat16
+    newest = load_base_model(config, revision="main")
+    assert newest.dtype == torch.bfloat16
+    # What `self_check` compares with the recorded commit.
+    assert newest.config._commit_hash == hub_commit("tester/lm") != then
+    assert load_base_model(config).config._commit_hash == then
+    newest.save_pretrained(tmp_path)
+    assert "_commit_hash" not in (tmp_path / "config.json").read_text()
 
 
 def hub_commit(repo: str) -> str:

@@ -275,6 +275,28 @@ def test_a_hub_repository_loads_by_name_revision_and_subfolder(hub: HubServer, s
     assert_equal(SAE.from_pretrained("tester/saes", subfolder="layer_3"), sae)
 
 
+def test_config_and_weights_are_of_one_commit_also_where_somebody_pushes_in_between(
+    hub: HubServer, sae: SAE, monkeypatch: pytest.MonkeyPatch
+):
+    """The config said one k, and the weights were those of an SAE with another."""
+    sae.push_to_hub("tester/saes")
+    other = SAE.from_config(TopKSAEConfig(d_in=sae.config.d_in, n_features=sae.config.n_features, k=1))
+    read, pushed = AutoConfig.from_pretrained, []
+
+    def read_and_wait(*args, **kwargs):
+        found = read(*args, **kwargs)
+        if not pushed:
+            pushed.append(other.push_to_hub("tester/saes"))
+        return found
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read_and_wait)
+    loaded = SAE.from_pretrained("tester/saes")
+    assert pushed and loaded.config.k == sae.config.k
+    assert_equal(loaded, sae)
+    assert_equal(SAE.from_pretrained("tester/saes"), other)
+    assert_equal(SAE.from_pretrained("tester/saes", local_files_only=True), other)
+
+
 def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(hub: HubServer, gpt2: Path):
     api = HfApi()
     api.create_repo("tester/gpt2")

@@ -131,7 +131,7 @@ class SAETrainingArguments:
     dataset_name: str | None = TEXT(None, "Hub dataset, local file or folder, or 'python-stdlib'.")
     dataset_config: str | None = TEXT(None, "Configuration of the dataset.")
     dataset_split: str = TEXT("train", "Split to train on.")
-    dataset_revision: str | None = TEXT(None, "Branch, tag or commit of the dataset.")
+    dataset_revision: str | None = TEXT(None, "Branch, tag or commit of the dataset.", free_on_resume=True)
     dataset_data_files: str | None = TEXT(None, "Which files of the dataset to take.")
     activation_cache: str | None = TEXT(
         None, "Folder written by `hfsae cache` from this model and text; training reads it and runs no language model."

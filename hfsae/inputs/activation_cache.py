@@ -3,7 +3,6 @@ that read it.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from hfsae.arguments.local_paths import named_together, parts_of, with_places_in_full
 from hfsae.arguments.sae_settings import hook_points_from_arguments
 from hfsae.arguments.training_arguments import SAETrainingArguments
-from hfsae.data import CachedActivations, CacheDescription, Writers, find_document_column, remove_cache, write_cache
+from hfsae.data import CachedActivations, CacheDescription, Writers, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.differences import differences
 from hfsae.hooks import SideBySide
@@ -27,6 +26,7 @@ from hfsae.in_model import names_of
 from hfsae.in_use import new_folder
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, open_base_model
+from hfsae.inputs.fingerprints import text_digest
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import Origin, find
 from hfsae.model_classes import without_weights
@@ -50,8 +50,6 @@ _RECORDED = ("hook_point", "streaming", "shuffle_documents", "seed", "lm_batch_s
 _LATER = {*ARGUMENTS.values(), "compare_model_name_or_path"}
 # Fields of a language model's config that depend on how it was loaded.
 _OF_A_COPY = {"_name_or_path", "architectures", "dtype", "transformers_version"}
-# Documents that stand for a text in its digest.
-_SAMPLED_DOCUMENTS = 256
 
 
 def cache_activations(
@@ -194,28 +192,6 @@ def _architecture(model: PreTrainedModel) -> dict[str, Any]:
     """A model's config as it will be read from JSON, without what may differ between two copies of one model."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _OF_A_COPY}
     return json.loads(json.dumps(config))
-
-
-def text_digest(args: SAETrainingArguments, text: Any) -> str:
-    """SHA-256 of a text's documents: of 256 of a table, evenly spaced, with their number, or the first of a stream.
-
-    Args:
-        args: The arguments that name the column.
-        text: Text as `SAETrainer` takes it.
-    """
-    if isinstance(text, Tensor):
-        sample: Any = [len(text), text[_spaced(len(text))].tolist()]
-    else:
-        column = find_document_column(text, args.text_column, chat=args.chat).column
-        if hasattr(text, "__len__"):
-            sample = [len(text), text.select(_spaced(len(text)))[column][:]]
-        else:
-            sample = [document[column] for document in text.take(_SAMPLED_DOCUMENTS)]
-    return hashlib.sha256(json.dumps(sample).encode("utf-8", errors="surrogatepass")).hexdigest()
-
-
-def _spaced(rows: int) -> list[int]:
-    return list(range(0, rows, max(1, rows // _SAMPLED_DOCUMENTS)))
 
 
 def _made_from(description: CacheDescription, folder: Path) -> dict[str, Any]:

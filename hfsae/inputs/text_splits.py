@@ -31,6 +31,11 @@ class Texts:
     measured: TextSource
     digest: str | None = None
 
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub of what is trained on, where it is known."""
+        return self.trained.dataset_revision
+
     def protocol(self, args: SAETrainingArguments) -> dict[str, Any]:
         """Which text metrics come from, so that it is found again."""
         calibration = {**self.trained.named("calibration").recorded(), "max_tokens": args.tokens_for_calibration}

@@ -140,10 +140,16 @@ class Source:
         except EntryNotFoundError as error:
             raise FileNotFoundError(f"there is no {place} in the repository {repo_id}.") from error
 
+        at = dict(hub)
+
         def fetch(name: str) -> Path:
+            inside = posixpath.normpath(posixpath.join(folder, name))
             try:
                 with reachable():
-                    return Path(hf_hub_download(repo_id, posixpath.normpath(posixpath.join(folder, name)), **hub))
+                    path = Path(hf_hub_download(repo_id, inside, **at))
+                # All files are of the first one's commit, also where somebody pushes in between.
+                at["revision"] = path.parents[inside.count("/")].name
+                return path
             except LocalEntryNotFoundError:
                 raise  # no connection: that is not the file's absence
             except EntryNotFoundError as error:
@@ -151,7 +157,7 @@ class Source:
 
         def peek(name: str) -> set[str]:
             inside = posixpath.join(folder, name)
-            return set(api.parse_safetensors_file_metadata(repo_id, inside, revision=revision).tensors)
+            return set(api.parse_safetensors_file_metadata(repo_id, inside, revision=at.get("revision")).tensors)
 
         path = posixpath.join(repo_id, place).rstrip("/")
         return cls(path, listing, fetch, peek=peek, chosen=chosen, repo_id=repo_id, folder=folder, **options)

@@ -23,6 +23,7 @@ from hfsae.in_model import SAEHookPoints, activations_at, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.evaluation_text import rehearse_evaluation
+from hfsae.inputs.fingerprints import refuse_other_inputs
 from hfsae.inputs.text_splits import Texts
 from hfsae.kl_finish.finish import KLFinish, refuse_kl_finish
 from hfsae.kl_finish.run_stream import RunStream
@@ -50,6 +51,7 @@ class TrainingRun:
         base: The language model; None where the user gives activations. Without weights where a cache is read and
             nothing evaluated.
         texts: Its disjoint parts of text; None where they are not needed.
+        digests: What tells its inputs from others of the same names, see `RunInputs`.
         held_out: Rows (N, d_in) by hook point that are not trained on, of the user's activations or of a cache. Empty
             where the language model will read them from the text.
         stream: Batches of activations by hook point, step by step.
@@ -65,6 +67,7 @@ class TrainingRun:
     placement: Placement
     base: BaseModel | None
     texts: Texts | None
+    digests: dict[str, str | None]
     held_out: dict[str, Tensor]
     stream: RunStream
     text_seed: int
@@ -260,6 +263,7 @@ def prepare_run(
         placement=placement,
         base=opened.base,
         texts=opened.texts,
+        digests=opened.digests,
         held_out=opened.held_out,
         stream=stream,
         text_seed=text_seed,
@@ -364,8 +368,8 @@ def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
         The contents of its `run.json`.
 
     Raises:
-        ValueError: If it was written for other SAEs. Likewise if another number of processes wrote it, and the input
-            cannot be shared out again (only text that is shuffled as a whole can).
+        ValueError: If it was written for other SAEs or inputs. Likewise if another number of processes wrote it, and
+            the input cannot be shared out again (only text that is shuffled as a whole can).
     """
     stored = read_run(checkpoint)
     processes = run.accelerator.num_processes
@@ -380,6 +384,7 @@ def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:
             f"the checkpoint holds the SAEs {stored['saes']} and this run trains {list(run.hook_points)}. "
             "Resume with the same, in the same order."
         )
+    refuse_other_inputs(stored, run.digests, run.texts, checkpoint.name)
     for name, before in stored.get("own_arguments", {}).items():
         run.arguments[name].refuse_difference({**stored["arguments"], **before}, f"SAE {name!r}: the")
     ratio = stored["processes"] / processes  # a step of several processes is several steps of one

@@ -94,6 +94,8 @@ def run_record(
         "tokens": state.global_step * run.tokens_per_step,
         "processes": run.accelerator.num_processes,
         "text_seed": run.text_seed,
+        "digests": run.digests,
+        "dataset_commit": run.texts.commit if run.texts is not None else None,
         "saes": list(run.hook_points),
         "seconds": seconds,
         "folder": os.path.abspath(args.output_dir),

@@ -3,12 +3,10 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +25,9 @@ from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.activation_cache import Cache
 from hfsae.inputs.base_model import BaseModel, open_base_model
+from hfsae.inputs.fingerprints import activations_digest, text_digest, weights_digest
 from hfsae.inputs.text_splits import Texts, load_texts
+from hfsae.language_model import cached_commit
 from hfsae.modeling import SAE
 from hfsae.parallel.dealing import own_devices
 
@@ -125,18 +125,8 @@ def _published(args: SAETrainingArguments) -> SAE:
     if "target_hook_point" in given:
         config.target_hook_point = args.target_hook_point
     config.metrics = config.training = None  # they are of the weights that it starts from
-    config._commit_hash = _cached_commit(place, subfolder, revision)
+    config._commit_hash = cached_commit(place, subfolder, revision)
     return sae
-
-
-def _cached_commit(place: str, subfolder: str, revision: str) -> str | None:
-    """The commit of what was just loaded from the Hub, as the cache knows it; None for a local folder."""
-    if os.path.isdir(place):
-        return None
-    name = f"{subfolder}/config.json".lstrip("/")
-    found = try_to_load_from_cache(place, name, revision=revision or None)
-    # .../snapshots/<commit>/<name>
-    return Path(found).parents[name.count("/")].name if isinstance(found, str) else None
 
 
 class RunInputs(NamedTuple):
@@ -147,6 +137,7 @@ class RunInputs(NamedTuple):
         source: The rows.
         hook_points: Where each SAE reads and writes, by name.
         base: See `TrainingRun`, as for the others.
+        digests: What tells model, text or activations from others of the same name, as far as it is known.
     """
 
     args: SAETrainingArguments
@@ -156,6 +147,7 @@ class RunInputs(NamedTuple):
     texts: Texts | None
     held_out: dict[str, Tensor]
     prepend_bos: bool | None
+    digests: dict[str, str | None]
 
 
 def open_inputs(args: SAETrainingArguments, inputs: UserInputs, accelerator: Accelerator) -> RunInputs:
@@ -173,16 +165,19 @@ def open_inputs(args: SAETrainingArguments, inputs: UserInputs, accelerator: Acc
         activations, held_out = streams.hold_out(inputs.activations, args)
         source = streams.own_source(activations, accelerator)
         hook_points = _among_activations(args, inputs, list(source.widths))
-        return RunInputs(args, source, hook_points, None, None, held_out, None)
+        digests = {"activations": activations_digest(activations)}
+        return RunInputs(args, source, hook_points, None, None, held_out, None, digests)
     if args.activation_cache is not None:
         return _open_cache(args, inputs, accelerator)
     base = open_base_model(args, inputs.model, inputs.tokenizer, accelerator.device, own_devices(accelerator))
     refuse_without_ids(base.model)
     hook_points = _in_language_model(args, inputs, base)
     texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
+    # Before the text is read: a stream has one state for all who read it.
+    digests = {"text": text_digest(args, texts.train), "language model": weights_digest(base.model)}
     blocks = streams.training_blocks(args, texts.train, base, accelerator)
     source = streams.model_source(args, base, blocks, sorted(names_of(hook_points.values())))
-    return RunInputs(args, source, hook_points, base, texts, {}, blocks.prepend_bos)
+    return RunInputs(args, source, hook_points, base, texts, {}, blocks.prepend_bos, digests)
 
 
 def _open_cache(args: SAETrainingArguments, inputs: UserInputs, accelerator: Accelerator) -> RunInputs:
@@ -196,7 +191,7 @@ def _open_cache(args: SAETrainingArguments, inputs: UserInputs, accelerator: Acc
         base = open_base_model(args, inputs.model, inputs.tokenizer, torch.device("cpu"))
         texts = load_texts(args, inputs.train_dataset, inputs.eval_dataset)
         cache.refuse_other(base, texts)
-    return RunInputs(args, source, hook_points, base, texts, source.held_out(), cache.prepend_bos)
+    return RunInputs(args, source, hook_points, base, texts, source.held_out(), cache.prepend_bos, {})
 
 
 def _in_language_model(args: SAETrainingArguments, inputs: UserInputs, base: BaseModel) -> dict[str, SAEHookPoints]:

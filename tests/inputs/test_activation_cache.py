@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from hfsae import SAETrainer
 from hfsae.data import CachedActivations
-from hfsae.inputs.activation_cache import cache_activations, text_digest
+from hfsae.inputs.activation_cache import cache_activations
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments, contents, stop_at, text, trainer
 
@@ -212,16 +212,6 @@ def test_a_folder_may_be_written_over_on_request(place, tmp_path):
     for steps in (3, 4):
         cache_activations(arguments(tmp_path, steps=steps, overwrite_output_dir=True, **place))
     assert CachedActivations(tmp_path).description.rows == 4 * 32
-
-
-def test_the_digest_tells_texts_apart_and_is_the_same_for_the_same_text():
-    args = arguments("unused")
-    ids = torch.arange(40).view(10, 4)
-    assert text_digest(args, text()) == text_digest(args, text().select(range(300)))
-    assert text_digest(args, text()) != text_digest(args, text().select(range(299)))
-    assert text_digest(args, text().to_iterable_dataset()) == text_digest(args, text(256).to_iterable_dataset())
-    assert text_digest(args, text().to_iterable_dataset()) != text_digest(args, text(255).to_iterable_dataset())
-    assert text_digest(args, ids) != text_digest(args, ids + 1)
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------

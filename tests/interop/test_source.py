@@ -100,6 +100,19 @@ def test_a_revision_is_followed(hub: HubServer, tmp_path: Path):
         SAE.from_pretrained("tester/theirs")
 
 
+def test_all_files_are_of_one_commit_also_where_somebody_pushes_in_between(hub: HubServer, tmp_path: Path):
+    for name in ("first.json", "second.json"):
+        write_json(tmp_path / "old" / name, {"of": "old"})
+        write_json(tmp_path / "new" / name, {"of": "new"})
+    upload(tmp_path / "old", "tester/theirs")
+    source = Source.open("tester/theirs")
+    assert source.json("first.json") == {"of": "old"}
+    HfApi().upload_folder(repo_id="tester/theirs", folder_path=tmp_path / "new")
+    assert source.json("second.json") == {"of": "old"}
+    assert Source.open("tester/theirs").json("second.json") == {"of": "new"}
+    assert Source.open("tester/theirs", local_files_only=True).json("second.json") == {"of": "new"}
+
+
 def test_a_missing_place_is_an_oserror(hub: HubServer, tmp_path: Path):
     upload(sparsify_topk(tmp_path).path, "tester/theirs")
     for place, subfolder in (("tester/none", ""), ("tester/theirs", "nowhere"), ("tester/theirs", "nowhere.pt")):

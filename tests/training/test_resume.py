@@ -4,10 +4,12 @@ import json
 import random
 
 import pytest
+import torch
+from huggingface_hub import HfApi
 
 from hfsae import SAE, GatedSAEConfig, TopKSAEConfig
 from hfsae.training.checkpoint import last_checkpoint
-from tests.data.tiny import pythia_like
+from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, At, contents, sparse_rows, stop_at, text, trainer
 
 STEPS = 12
@@ -135,6 +137,52 @@ def test_other_arguments_than_those_of_the_run_are_refused_by_name(tmp_path):
         trainer(tmp_path, k=5, seed=1, **WHOLE).train(resume_from_checkpoint=True)
     stopped = trainer(tmp_path, logging_steps=1, save_steps=3, callbacks=[stop_at(4)], **WHOLE)
     assert stopped.train(resume_from_checkpoint=True).steps == 4
+
+
+def file_of(path, documents):
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_of_text_that_was_changed_is_refused(tmp_path, streaming):
+    """It was gone on from as if nothing had happened, at a place that meant another text."""
+    documents = text()["text"]
+    file_of(tmp_path / "text.jsonl", documents)
+    inputs = {"train_dataset": None}
+    options = {**WHOLE, "dataset_name": str(tmp_path / "text.jsonl"), "streaming": streaming}
+    trainer(tmp_path / "run", inputs=inputs, callbacks=[stop_at(2)], **options).train()
+    for other in (documents[1:], [*documents[:3], "w1 w2 w3", *documents[4:]] if streaming else documents[:-1]):
+        file_of(tmp_path / "text.jsonl", other)
+        with pytest.raises(ValueError, match="the text of checkpoint-2 changed since"):
+            trainer(tmp_path / "run", inputs=inputs, **options).train(resume_from_checkpoint=True)
+    file_of(tmp_path / "text.jsonl", documents)
+    again = trainer(tmp_path / "run", inputs=inputs, callbacks=[stop_at(4)], **options)
+    assert again.train(resume_from_checkpoint=True).steps == 4
+
+
+def test_a_dataset_whose_branch_moved_is_gone_on_from_at_its_commit(hub, tmp_path):
+    inputs, options = {"train_dataset": None}, {**WHOLE, "dataset_name": "tester/texts"}
+    text().push_to_hub("tester/texts", split="train")
+    trainer(tmp_path, inputs=inputs, callbacks=[stop_at(2)], **options).train()
+    commit = HfApi().dataset_info("tester/texts").sha
+    text(299).push_to_hub("tester/texts", split="train")
+    with pytest.raises(ValueError, match=f"was at commit {commit} and .*pass dataset_revision='{commit}'"):
+        trainer(tmp_path, inputs=inputs, **options).train(resume_from_checkpoint=True)
+    again = trainer(tmp_path, inputs=inputs, dataset_revision=commit, callbacks=[stop_at(4)], **options)
+    assert again.train(resume_from_checkpoint=True).steps == 4
+
+
+def test_a_language_model_and_activations_that_were_changed_are_refused(tmp_path):
+    trainer(tmp_path / "text", callbacks=[stop_at(2)], **WHOLE).train()
+    model = language_model()
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(1.02)
+    with pytest.raises(ValueError, match="the language model of checkpoint-2 changed since"):
+        trainer(tmp_path / "text", inputs={"model": model}, **WHOLE).train(resume_from_checkpoint=True)
+    trainer(tmp_path / "rows", inputs=tensor(), callbacks=[stop_at(2)], **WHOLE).train()
+    other = {"activations": sparse_rows(200, seed=1)}
+    with pytest.raises(ValueError, match="the activations of checkpoint-2 changed since"):
+        trainer(tmp_path / "rows", inputs=other, **WHOLE).train(resume_from_checkpoint=True)
 
 
 def test_other_saes_than_those_of_the_run_are_refused(tmp_path):
