@@ -58,7 +58,7 @@ class BatchTopKSAE(SAE):
     config_class = BatchTopKSAEConfig
     config: BatchTopKSAEConfig
     threshold: Tensor
-    default_revival = "auxk"
+    default_revival = "repoint"
     _float32_tensors = (*SAE._float32_tensors, "threshold")
     _in_scaled_space = ("encoder.bias", "threshold")
 

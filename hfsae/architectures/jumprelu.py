@@ -84,8 +84,9 @@ class JumpReLUSAE(SAE):
 
     config_class = JumpReLUSAEConfig
     config: JumpReLUSAEConfig
-    # A dead feature's pre-activations still pass 0, only not its threshold: auxk reaches it without unsettling L0.
-    default_revival = "auxk"
+    # A dead feature's pre-activations still pass 0, only not its threshold: auxk, which is part of `repoint`, reaches
+    # it without unsettling L0.
+    default_revival = "repoint"
     _float32_tensors = (*SAE._float32_tensors, "threshold")
     _in_scaled_space = ("encoder.bias", "threshold")
 

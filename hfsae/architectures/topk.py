@@ -90,7 +90,7 @@ class TopKSAE(SAE):
 
     config_class = TopKSAEConfig
     config: TopKSAEConfig
-    default_revival = "auxk"
+    default_revival = "repoint"
 
     def selection(self) -> Selection:
         return GroupMax(self.config.k) if self.config.activation == "groupmax" else TopK(self.config.k)

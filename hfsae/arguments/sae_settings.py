@@ -93,20 +93,23 @@ def revival_of(sae: SparseAutoencoder, wanted: str) -> str:
     """How an SAE's dead features come back, where `"auto"` may be wanted.
 
     Raises:
-        ValueError: If a transcoder's are to be resampled, or an autoencoder's to be repointed. Likewise if
-            features that may be negative are to be repointed.
+        ValueError: If a transcoder's are to be resampled. Likewise if features that may be negative, or whose decoder
+            rows read, are to be repointed.
     """
     if sae.config.is_transcoder and wanted == "resample":
         raise ValueError(
             "revival='resample' points features at activations that are not reconstructed: a transcoder reconstructs "
             "others than it reads. Use revival='auxk' or 'repoint'."
         )
-    if wanted == "repoint" and not sae.config.is_transcoder:
-        raise ValueError("revival='repoint' is for transcoders; autoencoders have 'resample', which does as much.")
     if wanted == "repoint" and sae.signed:
         raise ValueError(
             "revival='repoint' sets how far features rise above 0, and those of "
             f"{type(sae).__name__} may lie below it: use revival='auxk'."
+        )
+    if wanted == "repoint" and not sae._encoder_matrices:
+        raise ValueError(
+            "revival='repoint' sets encoder rows and biases, and decoder rows are all that "
+            f"{type(sae).__name__} has: use revival='auxk'."
         )
     if wanted != "auto":
         return wanted

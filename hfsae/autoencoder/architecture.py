@@ -21,7 +21,7 @@ class Architecture:
     _in_scaled_space: tuple[str, ...] = ("encoder.bias",)
 
     # How training revives dead features unless told otherwise, and λ unless told otherwise (None: has no penalty).
-    default_revival: Literal["auxk", "resample"] = "resample"
+    default_revival: Literal["auxk", "resample", "repoint"] = "resample"
     default_sparsity_coefficient: float | None = None
 
     # What brings features to scale at the start, beside what lives in the units of pre-activations.

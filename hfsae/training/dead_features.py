@@ -3,11 +3,11 @@
 A feature is dead when it has not fired for a window of tokens, counted over all processes. Resampling points its rows
 at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity, "Neuron resampling").
 
-Features of a transcoder that stay dead are pointed at what the transcoder misses (`repoint`). A transcoder does not
-subtract a centre from what it reads, so its biases move with the mean of the activations. Then many features drift
-below 0 on nearly all tokens. There `auxk` gives them no gradient. Resampling as of autoencoders would point both rows
-at what is read. Here each end gets its own: the encoder row what was read where much is missed, the decoder row what
-is missed there.
+Features that stay dead are pointed at what is missed (`repoint`). A transcoder does not subtract a centre from what it
+reads, so its biases move with the mean of the activations. Then many features drift below 0 on nearly all tokens.
+There `auxk` gives them no gradient. Each end gets its own: the encoder row what was read where much is missed, the
+decoder row what is missed there. An autoencoder reads what it misses: there both rows are what is missed. In its short
+runs features fall out of the k strongest and stay out, since `auxk` takes long to bring them back.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hfsae.functional import TopK
+from hfsae.functional.alignment import align
 from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.modeling import SAE
 from hfsae.parallel.sharded_sae import OF_NO_FEATURE, own_part, rows_of_own, shape_of_whole, whole
@@ -168,16 +169,21 @@ def _mean_norm(rows: Tensor, living: Tensor) -> Tensor | float:
     return norms.mean() if len(norms) else 1.0
 
 
-# Features of a transcoder that stay dead are repointed up to this share of the run: what is new late is unlearned
-# no more, what dies after it stays dead.
+# Features that stay dead are repointed up to this share of the run: what is new late is unlearned no more, what dies
+# after it stays dead.
 REPOINTED_UNTIL = 0.95
 # From this share of the run on they start settled. With the first half so too (embedded language model, 16x, k = 32,
 # 300,000 tokens, topk and jumprelu), 2.3 and 3.3 % of layer 1 were dead, but explained variance was 0.930 and 0.945.
 # With the second half alone it was 3.5 and 3.5 %, 0.931 and 0.947; never settled 5.1 and 5.0 %, 0.931 and 0.947.
 SETTLED_FROM = 0.5
-# A revived feature is on its strongest of about so many tokens as strong as the median living one on its own. The
-# token that it is pointed at is another: among them it would be the strongest, and the feature silent elsewhere.
+# A revived feature is on its strongest of about so many tokens as strong as a living one on its own. The token that it
+# is pointed at is another: among them it would be the strongest, and the feature silent elsewhere.
 _LEVEL_TOKENS = 512
+# So large a share of living features is weaker on its own. In an autoencoder a stronger one would write more than is
+# missed, in the place of features that are needed. With 0.1, 0.3 and 0.5, matryoshka at k = 8 explained 0.777, 0.778
+# and 0.777, and 8.0, 3.9 and 3.5 % never fired. With 0.2, 0.3 and 0.5, topk at k = 32 explained 0.905, 0.904 and
+# 0.902, and 0.5, 0.3 and 0.5 % never fired (embedded language model, 16x, 400,000 tokens, seed 0).
+_WEAKER_IN_TRANSCODER, _WEAKER_IN_AUTOENCODER = 0.5, 0.3
 # So many living features are asked.
 _LIVING = 1024
 
@@ -187,7 +193,7 @@ def repoint(
     sae: SAE,
     optimiser: torch.optim.Optimizer,
     x: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     stuck: Tensor,
     dead: Tensor,
     seed: int,
@@ -196,13 +202,14 @@ def repoint(
     settled: bool = False,
     massive: MassiveTokens | None = None,
 ) -> int:
-    """Points dead features of a transcoder at the tokens where it misses most.
+    """Points dead features at the tokens where an SAE misses most.
 
     Decoder rows become the normalised error at tokens that are drawn with probability ∝ ‖error‖², each once while
-    there are enough. They have the mean norm of living rows where rows are free. Encoder rows become the centred
-    activation there, at the mean norm of living rows. Biases bring the feature, on its strongest of some hundred other
-    tokens, to where the median living feature is on its own. That is above its threshold where there is one. Adam's
-    moments of all go to 0.
+    there are enough. They have the mean norm of living rows where rows are free. Encoder rows of an autoencoder become
+    the same error, those of a transcoder the centred activation there. They have the mean norm of living rows; in an
+    aligned SAE the product 1 with their decoder row. Biases bring the feature, on its strongest of some hundred other
+    tokens, to where a living feature is on its own. In a transcoder that is the median one, in an autoencoder three
+    tenths of them lie below it. It is above the feature's threshold where there is one. Adam's moments of all go to 0.
 
     Encoder rows leave out the directions of massive tokens, and no feature is pointed at such a token. Else hundreds
     would fire there. Where each token has k features they do not, and massive tokens are like others.
@@ -215,16 +222,16 @@ def repoint(
     later ones. With tied decoders that is what is missed at their layer, where alone they write at first.
 
     Args:
-        sae: The transcoder, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
+        sae: The SAE, edited in place; may be cut along its features (`hfsae.parallel.sharded_sae`).
         optimiser: Its Adam.
         x: (N, d_in) what it reads, the tokens of all processes that hold it.
-        target: (N, d_out) what it is to write.
+        target: (N, d_out) what a transcoder is to write; None for an autoencoder.
         stuck: (n_features,) bool, which features to repoint; the same on every process.
         dead: (n_features,) bool, which are dead; the others are the living ones.
         seed: Of the draw.
         reconstruct: Its `scaled_reconstruction`; None where it is not cut.
-        together: Whether every process holds this transcoder, or a part of it, and calls this: what process 0 draws
-            is used by all.
+        together: Whether every process holds this SAE, or a part of it, and calls this: what process 0 draws is used
+            by all.
         settled: Whether they start from the second moments of living features.
         massive: The massive tokens of the run so far, which those of `x` join; None where these are all.
 
@@ -235,13 +242,15 @@ def repoint(
     massive = massive or MassiveTokens(sae.config.d_in, sae.n_groups, device=x.device)
     if not isinstance(sae.training_selection(), TopK):  # of which no more fire on a massive token than on another
         ordinary = ~massive.see(scaled)
-        scaled, x, target = scaled[ordinary], x[ordinary], target[ordinary]
+        scaled, x, target = _among(ordinary, scaled, x, target)
     every = max(2, len(x) // _LEVEL_TOKENS)
-    some, mean = sae.encoder_input(scaled[::every]), scaled.mean(0)
+    some, mean = scaled[::every], scaled.mean(0)
+    if sae.config.subtract_b_dec:
+        some = some - own_part(sae.b_dec)
     others = torch.arange(len(x), device=x.device) % every > 0
     if len(x) > 1:
-        scaled, x, target = scaled[others], x[others], target[others]
-    goal = sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
+        scaled, x, target = _among(others, scaled, x, target)
+    goal = scaled if target is None else sae.scaled_target(x.to(sae.dtype), target.to(sae.dtype))
     error = (goal - (reconstruct or sae.scaled_reconstruction)(scaled)).float()
     generator = torch.Generator().manual_seed(seed)
     shift, count = torch.zeros_like(sae.encoder.bias), 0
@@ -254,23 +263,33 @@ def repoint(
         share = missed.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
         drawn = _different(share.double().cpu(), len(features), generator).to(x.device)
         living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
-        encoder = F.normalize(massive.without((read[drawn] - mean[end.reads]).float(), layer), dim=1)
+        # What is read at a token is mostly explained: a feature of it fires where little is missed, and is unlearned.
+        toward = missed[drawn] if target is None else (read[drawn] - mean[end.reads]).float()
+        encoder = F.normalize(massive.without(toward, layer), dim=1)
         decoder = F.normalize(missed[drawn], dim=1)
         _of_first_process(encoder, decoder, together=together)
         *norms, level = _numbers(sae, end, living, some)
         encoder *= norms[0].mean()
         decoder *= 1.0 if sae.unit_decoder_rows else norms[1].mean()
+        if sae.config.aligned:
+            align(encoder, decoder)
         mine, rows = rows_of_own(end.decoder, features)
         own_part(sae.encoder.weight)[end.first + rows] = encoder[mine].to(sae.dtype)
         own_part(end.decoder)[rows] = decoder[mine].to(sae.dtype)
         if end.scale is not None:
             own_part(end.scale)[rows] = torch.eye(1, end.scale.shape[1], device=x.device).to(sae.dtype)
         level_now = _highest(sae, some[:, end.reads], end.first + rows)
-        own_part(shift)[end.first + rows] = level.median() - level_now
+        weaker = _WEAKER_IN_AUTOENCODER if target is None else _WEAKER_IN_TRANSCODER
+        own_part(shift)[end.first + rows] = level.kthvalue(1 + int(weaker * (len(level) - 1))).values - level_now
         _forget(sae, optimiser, end, features, living if settled else None)
         count += len(features)
     sae.shift_pre_activations(shift)
     return count
+
+
+def _among(tokens: Tensor, scaled: Tensor, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows of some tokens of what is read and of what is to be written."""
+    return scaled[tokens], x[tokens], None if target is None else target[tokens]
 
 
 def _different(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -284,7 +303,7 @@ def _different(weights: Tensor, count: int, generator: torch.Generator) -> Tenso
 
 
 class _End(NamedTuple):
-    """Features that read and write at one place: all of a transcoder, or those of a layer where it has several.
+    """Features that read and write at one place: all of an SAE, or those of a layer where it has several.
 
     Attributes:
         first: The first one's row in this process's part of what has a row for each feature of all layers.

@@ -44,10 +44,8 @@ _DEAD_REFRESH_STEPS = 16
 def _rounded_up(n_dead: int, device: torch.device, n_features: int) -> int:
     """On how many features a step works where so many are dead."""
     if device.type == "cpu":
-        wide = n_dead + -n_dead % _EVEN_WIDTH
-    else:
-        wide = max(_LEAST_RECORDED, 1 << (n_dead - 1).bit_length()) if n_dead else 0
-    return min(wide, n_features)
+        return min(n_dead + -n_dead % _EVEN_WIDTH, n_features)
+    return min(max(_LEAST_RECORDED, 1 << (n_dead - 1).bit_length()) if n_dead else 0, n_features)
 
 
 class Learner:
@@ -232,7 +230,9 @@ class Learner:
         dead, since = self.firing.dead, self.firing.tokens_since_fired
         stuck = dead & (since % self.plan.dead_window < every * self.plan.tokens_per_step)
         if stuck.any():
-            x, target = (self._placement.rows_of_step(part) for part in (rows[0], rows[len(rows) // 2]))
+            x = self._placement.rows_of_step(rows[0])
+            writes = self.sae.config.is_transcoder
+            target = self._placement.rows_of_step(rows[len(rows) // 2]) if writes else None
             repoint(
                 *(self.sae, self.optimiser, x, target, stuck, dead),
                 seed=self.args.seed + step,

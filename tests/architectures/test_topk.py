@@ -60,7 +60,7 @@ def test_k_must_lie_between_1_and_the_number_of_features(k: int):
 
 def test_it_is_trained_with_auxk_on_unit_rows_and_without_a_penalty():
     sae = make()
-    assert sae.default_revival == "auxk" and sae.unit_decoder_rows and sae.default_sparsity_coefficient is None
+    assert sae.default_revival == "repoint" and sae.unit_decoder_rows and sae.default_sparsity_coefficient is None
 
 
 def test_groups_have_to_be_of_one_size():

@@ -82,7 +82,8 @@ def test_a_step_whose_entries_were_found_before_it_is_the_same_step(architecture
         sae.encoder.bias.data += shift
         if beforehand:
             sae.register_forward_pre_hook(lambda _, args, given: known.append(given["state"].picked), with_kwargs=True)
-        ends.append(make_learner(sae, dead_feature_window=40, gradient_accumulation_steps=accumulation))
+        revived = {"revival": "auxk", "dead_feature_window": 40}
+        ends.append(make_learner(sae, gradient_accumulation_steps=accumulation, **revived))
         train(ends[-1], 6, accumulation=accumulation)
     assert_equal(*ends)
     assert len(known) == 6 * accumulation and {len(one.pre) == one.most for one in known} == {shift == 0}
@@ -187,7 +188,8 @@ def test_l0_is_steered_to_k_unless_told_otherwise(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_features_are_revived_in_the_way_of_the_architecture_unless_told_otherwise(architecture):
     plan = make_learner(make_sae(architecture), steps=100).plan
-    assert plan.revival == ("resample" if architecture in ("standard", "gated") else "auxk")
+    others = {"standard": "resample", "gated": "resample", "abs_topk": "auxk", "matching_pursuit": "auxk"}
+    assert plan.revival == others.get(architecture, "repoint")
     assert bool(plan.resample_steps) == (plan.revival == "resample")
     assert make_learner(make_sae(architecture), revival="none").plan.revival == "none"
 
@@ -214,7 +216,7 @@ def test_the_dead_feature_window_fits_the_run(steps: int, window: int, why: str)
 
 # -- dead features ----------------------------------------------------------------------------------------------------
 def test_auxk_is_paid_only_while_something_is_dead():
-    learner = make_learner(make_sae("topk"), steps=100, dead_feature_window=2 * BATCH)
+    learner = make_learner(make_sae("topk"), steps=100, dead_feature_window=2 * BATCH, revival="auxk")
     for step in range(2):
         learner.step([sparse_rows(BATCH, seed=step)], step)
     assert not learner.firing.dead.any() or learner.firing.tokens_since_fired.max() == 2 * BATCH

@@ -131,6 +131,7 @@ def train_cut(folder: Path, case: str, processes: int, **more: Any) -> TrainOutp
 
 LAYERED = ("cross_layer_transcoder", "topk_cross_layer_transcoder", "jumprelu_cross_layer_transcoder")
 _ENDS = {"hook_point": "x0+x1", "target_hook_point": "y0+y1"}
+_EARLY = {"save_steps": 5, "save_total_limit": 3}
 
 
 def rows_of_layers() -> dict[str, torch.Tensor]:
@@ -246,17 +247,22 @@ def train_with_kl(folder: Path, processes: int) -> TrainOutput:
 def train_repointed(folder: Path, architecture: str, processes: int, **options: Any) -> TrainOutput:
     """As `train_alike`, a transcoder of which a third is dead from the start and is pointed anew.
 
-    One process sees the rows in the order in which two put their shares together: by that order they are drawn.
-    Without `auxk`, of which each process has its own where they share the rows.
+    With `AUTOENCODER` before the name of its architecture it is an autoencoder. One process sees the rows in the order
+    in which two put their shares together: by that order they are drawn. Without `auxk`, of which each process has its
+    own where they share the rows.
     """
     rows = sparse_rows(2000)
     rows[::50] = rows.mean(0) + 20 * rows[5]  # massive tokens
     beside = torch.relu(rows @ torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
-    own = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False}
-    sae = make_sae(architecture, rows, target=beside, n_features=96, d_out=16, **own)
+    own = {"hook_point": "before", "target_hook_point": "after", "subtract_b_dec": False, "d_out": 16}
+    if architecture.startswith(AUTOENCODER):
+        beside, own = None, {"hook_point": "before"}
+        options = {**_EARLY, **options}
+    sae = make_sae(architecture.removeprefix(AUTOENCODER), rows, target=beside, n_features=96, **own)
     with torch.no_grad():
         sae.shift_pre_activations(torch.where(torch.arange(96) < 32, -100.0, 0.0))
-    return _train_anew(folder, sae, processes, {"before": rows, "after": beside}, **options)
+    given = {"before": rows} if beside is None else {"before": rows, "after": beside}
+    return _train_anew(folder, sae, processes, given, **options)
 
 
 def train_repointed_layers(folder: Path, architecture: str, processes: int, **options: Any) -> TrainOutput:
@@ -264,9 +270,7 @@ def train_repointed_layers(folder: Path, architecture: str, processes: int, **op
     sae = make_layers(architecture, n_features=192, tied_decoder=architecture.startswith("topk"))
     with torch.no_grad():
         sae.shift_pre_activations(torch.where(torch.arange(192) % 96 < 32, -100.0, 0.0))
-    return _train_anew(
-        folder, sae, processes, rows_of_layers(), **{**_ENDS, "save_steps": 5, "save_total_limit": 3, **options}
-    )
+    return _train_anew(folder, sae, processes, rows_of_layers(), **{**_ENDS, **_EARLY, **options})
 
 
 def _train_anew(folder: Path, sae: SAE, processes: int, given: dict[str, torch.Tensor], **options: Any) -> TrainOutput:
@@ -398,19 +402,22 @@ SPREAD = {
 }
 
 
+AUTOENCODER = "autoencoder_"
+_NOT_NEGATIVE = [name for name in OF_TWO_PLACES if name != "abs_topk"]
+
+
 def begin_repointed(architecture: str) -> Callable[..., TrainOutput]:
-    """What trains a transcoder of an architecture whose dead features are pointed anew."""
+    """What trains an SAE of an architecture whose dead features are pointed anew."""
     return train_repointed_layers if architecture in LAYERED else train_repointed
 
 
-# Dead features of transcoders come back, by where the SAE lies.
+# Dead features come back, by where the SAE lies.
 REPOINTED = {
     f"{placement}-{name}": lambda folder, name=name, placement=placement: begin_repointed(name)(
         folder, name, world(), sae_placement=placement
     )
     for placement in ("replicate", "shard")
-    for name in (*OF_TWO_PLACES, *LAYERED)
-    if name != "abs_topk"  # whose features may be negative
+    for name in (*_NOT_NEGATIVE, *(f"{AUTOENCODER}{name}" for name in _NOT_NEGATIVE), *LAYERED)
 }
 
 # Which never ends well.
