@@ -182,6 +182,19 @@ def test_spliced_tokens_are_reconstructed_and_left_out_tokens_keep_their_own_act
     assert not torch.allclose(x[0], reconstruction, atol=0.1)
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_hidden_states_are_those_that_the_next_block_reads(sae, asked_before):
+    # transformers hooks the blocks when it is first asked for hidden states, and tells nothing of hooks after its own
+    # (5.23.0 and 5.24.0: findings/transformers_hidden_states_before_a_hook.sh).
+    model = copy.deepcopy(build("llama"))
+    if asked_before:
+        model(input_ids(), output_hidden_states=True)
+    with torch.no_grad(), attach(model, sae, splice=True) as run, recorded(model, ["model.layers.1.input"]) as seen:
+        hidden_states = model(input_ids(), output_hidden_states=True).hidden_states
+    assert torch.equal(hidden_states[1], seen["model.layers.1.input"])
+    assert not torch.allclose(hidden_states[1], run.activations, atol=0.1)
+
+
 def test_keep_error_leaves_the_logits_as_they_are_to_the_last_bit(sae, model):
     ids = input_ids()
     with torch.no_grad():

@@ -118,7 +118,21 @@ def visiting(
             )
         else:
             hooks.callback(site.module.register_forward_hook(of_this_context(visit.on_output)).remove)
+            _put_recorders_last(site.module)
         yield
+
+
+def _put_recorders_last(module: nn.Module) -> None:
+    """Lets `output_hidden_states` tell what a visit put into a block's output.
+
+    transformers 5 reads hidden states by forward hooks (`utils/output_capturing.py`). It puts them on the blocks when
+    they are first asked for, and leaves them there. A hook that comes later would change what the next block reads,
+    and not what the model says that it read.
+    """
+    hooks = module._forward_hooks
+    for number, hook in list(hooks.items()):
+        if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
+            hooks.move_to_end(number)
 
 
 class _Visit(Listener):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfsae.hooks.access import Visitor, never_passed, visiting
 from hfsae.hooks.passes import Listener, Passes, forget_passes
 from hfsae.hooks.points import HookPoint, HookPointError
+from hfsae.hooks.sequences import carries
 from hfsae.hooks.side_by_side import PartStopped, SideBySide
 from hfsae.hooks.sites import Sites
 
@@ -68,14 +69,16 @@ class Capture(Mapping[str, Tensor], Listener):
         Raises:
             HookPointError: If the model finished without passing one of the places (those of a wildcard: any of them),
                 or the context has been left.
+            ValueError: If `position_ids` have a gap, and neither `attention_mask` nor a cache comes with them.
         """
         if not self._open:
             raise HookPointError("this capture's context has been left, so its hooks are off; run inside the `with`")
         places = set(self.hook_points.values())
         stopping = self._stop and not _is_offloaded(self._model) and places <= _passed_once(self._model)
         accepted = inspect.signature(self._model.forward).parameters
-        if "use_cache" in accepted:
-            inputs.setdefault("use_cache", False)
+        if "use_cache" in accepted and "use_cache" not in inputs:
+            _refuse_gaps(inputs)
+            inputs["use_cache"] = False
         if self._stop and not stopping and "logits_to_keep" in accepted and "labels" not in inputs:
             inputs.setdefault("logits_to_keep", 1)  # Nobody sees these logits.
 
@@ -252,3 +255,24 @@ def _is_offloaded(model: nn.Module) -> bool:
     parts = (part for hook in hooks if hook is not None for part in getattr(hook, "hooks", (hook,)))
     # A hook of another kind than accelerate's device alignment is given the benefit of the doubt: it may need its end.
     return any(getattr(part, "offload", True) for part in parts)
+
+
+def _refuse_gaps(inputs: Mapping[str, Any]) -> None:
+    """Without a mask and a cache, transformers takes a gap in the positions for the start of another text.
+
+    A plain call with a cache reads one text there (5.23.0 and 5.24.0: findings/transformers_gaps_in_position_ids.sh).
+    """
+    position_ids, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+    if mask is not None or not isinstance(position_ids, Tensor) or position_ids.dim() != 2:
+        return
+    if any(carries(name, value) for name, value in inputs.items()):
+        return
+    gaps = (position_ids.diff(dim=1) > 1).nonzero()
+    if len(gaps):
+        row, place = gaps[0].tolist()
+        before, after = position_ids[row, place : place + 2].tolist()
+        raise ValueError(
+            f"position_ids go from {before} to {after} and no attention_mask is given: transformers would hide from "
+            "the tokens after the gap all that stands before it. Pass attention_mask=torch.ones_like(input_ids). "
+            "Packed texts each start at 0."
+        )

@@ -4,7 +4,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import attach_align_device_hook
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from hfsae.hooks import HookPoint, HookPointError, available_hook_points, capture, splice
 from tests.hooks.families import FAMILIES, build, input_ids
@@ -133,6 +133,30 @@ def test_no_cache_is_made_unless_asked_for(model):
     with capture(model, "resid_post.0", stop=False) as found:
         assert found.run(input_ids=input_ids()).output.past_key_values is None
         assert found.run(input_ids=input_ids(), use_cache=True).output.past_key_values is not None
+
+
+def test_positions_with_a_gap_need_a_mask_and_then_read_what_a_plain_call_reads():
+    model, place = build("llama"), "model.layers.1.output"
+    ids, positions = input_ids(1, 6), torch.tensor([[0, 1, 2, 7, 8, 9]])
+    with torch.no_grad(), recorded(model, [place]) as plain:
+        model(ids, position_ids=positions)  # with a cache, by which no text is cut
+    with capture(model, place) as found:
+        with pytest.raises(ValueError, match="position_ids go from 2 to 7 and no attention_mask is given"):
+            found.run(input_ids=ids, position_ids=positions)
+        found.run(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids))
+        masked = found[place]
+        found.run(input_ids=ids, position_ids=positions, past_key_values=DynamicCache())
+        cached = found[place]
+    assert torch.allclose(masked, plain[place], atol=1e-6) and torch.allclose(cached, plain[place], atol=1e-6)
+
+
+def test_packed_texts_are_read_each_by_itself():
+    model, place = build("llama"), "model.layers.1.output"
+    ids = input_ids(1, 6)
+    with capture(model, place) as found:
+        packed = found.run(input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))[place]
+        alone = [found.run(input_ids=part)[place] for part in (ids[:, :3], ids[:, 3:])]
+    assert torch.allclose(packed, torch.cat(alone, dim=1), atol=1e-6)
 
 
 def test_an_inner_run_that_stops_does_not_stop_the_outer_one(model):
