@@ -206,10 +206,20 @@ def check_sums(folder: Path) -> None:
 def seal(folder: str | os.PathLike) -> None:
     """Writes `SHA256SUMS` for the weights of a saved SAE, and lets whoever may read its config read them too."""
     folder = Path(folder)
+    _remove_earlier_form(folder / "model.safetensors", folder / "model.safetensors.index.json")
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
     for name in names:
         shutil.copymode(folder / "config.json", folder / name)
     sum_up(folder, names)
+
+
+def _remove_earlier_form(single: Path, index: Path) -> None:
+    """Of weights in one file and in shards removes the older ones: whoever loads takes the one file."""
+    if not (single.is_file() and index.is_file()):
+        return
+    shards = set(read_json(index)["weight_map"].values())
+    # transformers removes shards when it writes one file, and leaves the rest of either form.
+    (single if all((index.parent / shard).is_file() for shard in shards) else index).unlink()
 
 
 def read_header(path: Path) -> list[str]:

@@ -61,3 +61,13 @@ def test_old_methods_do_what_the_functions_do_and_say_what_to_call(tmp_path: Pat
         sae.to_sparsify(tmp_path / "sparsify")
     with pytest.warns(FutureWarning, match="SAEBenchView"), pytest.raises(ValueError, match="hook_point"):
         sae.to_saebench()
+
+
+def test_a_save_over_an_earlier_one_is_what_is_loaded_whatever_the_form_of_either(tmp_path: Path):
+    """Shards were written beside the one file of an earlier save, and that file was loaded."""
+    saes = [SAE.from_config(TopKSAEConfig(d_in=64, n_features=256, k=4)) for _ in range(4)]
+    for sae, size in zip(saes, ("5GB", "50KB", "5GB", "60KB"), strict=True):
+        sae.save_pretrained(tmp_path, max_shard_size=size)
+        assert (tmp_path / "model.safetensors").is_file() == (size == "5GB")
+        assert (tmp_path / "model.safetensors.index.json").is_file() == (size != "5GB")
+        torch.testing.assert_close(SAE.from_pretrained(tmp_path).state_dict(), sae.state_dict(), rtol=0, atol=0)
