@@ -71,3 +71,20 @@ def test_a_save_over_an_earlier_one_is_what_is_loaded_whatever_the_form_of_eithe
         assert (tmp_path / "model.safetensors").is_file() == (size == "5GB")
         assert (tmp_path / "model.safetensors.index.json").is_file() == (size != "5GB")
         torch.testing.assert_close(SAE.from_pretrained(tmp_path).state_dict(), sae.state_dict(), rtol=0, atol=0)
+
+
+def test_a_save_into_a_folder_of_links_leaves_the_files_behind_them_alone(tmp_path: Path):
+    """In the Hub's cache a snapshot is links, and the config behind one was written over for all snapshots."""
+    sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+    sae.save_pretrained(tmp_path / "blobs")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "blobs").iterdir()}
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for name in before:
+        (snapshot / name).symlink_to(tmp_path / "blobs" / name)
+    assert SAE.from_pretrained(snapshot).config.k == 4
+    other = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=2))
+    other.save_pretrained(snapshot)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "blobs").iterdir()} == before
+    loaded = SAE.from_pretrained(snapshot)
+    assert loaded.config.k == 2 and torch.equal(loaded.W_dec, other.W_dec)
