@@ -260,7 +260,8 @@ def repoint(
         if not len(features) or not len(living):
             continue
         read, missed = scaled[:, end.reads], error[:, end.writes]
-        share = missed.square().sum(1) + torch.finfo(torch.float32).tiny  # all 0 is no distribution
+        # All 0 is no distribution, nor is what is no number: the loss of the step tells of that.
+        share = missed.square().sum(1).nan_to_num(0.0, 0.0) + torch.finfo(torch.float32).tiny
         drawn = _different(share.double().cpu(), len(features), generator).to(x.device)
         living = living[torch.randperm(len(living), generator=generator)[:_LIVING].to(living.device)]
         # What is read at a token is mostly explained: a feature of it fires where little is missed, and is unlearned.

@@ -229,6 +229,15 @@ def test_of_one_token_they_are_pointed_at_it():
     assert sae.W_dec.isfinite().all()
 
 
+def test_a_token_that_is_no_number_draws_no_feature():
+    """The loss says so, and ends the run with a reason."""
+    sae, (x, _) = drowned_autoencoder("topk"), rows()
+    x[::3] = torch.nan
+    optimiser = build_optimiser(sae, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
+    assert repoint(sae, optimiser, x, None, STUCK, DEAD, seed=3) == 8
+    assert sae.W_dec.isfinite().all()
+
+
 def test_their_moments_are_forgotten_and_no_others():
     sae = drowned("jumprelu")
     optimiser = repointed(sae)
