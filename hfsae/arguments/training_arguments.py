@@ -147,7 +147,7 @@ class SAETrainingArguments:
     mix_documents: bool = TEXT(True, "Whether documents are joined to fill blocks; else each has its own.")
     exclude_special_tokens: bool = TEXT(True, "Whether special tokens are left out of training and metrics.")
     exclude_positions: list[int] = TEXT(lambda: [0], "Positions of each block that are left out likewise.")
-    shuffle_documents: bool = TEXT(True, "Whether documents are read in random order (not when streaming).")
+    shuffle_documents: bool = TEXT(True, "Whether documents (of no stream), and all blocks, come in random order.")
     shuffle_window_tokens: int | None = TEXT(
         None,
         "Tokens in a window in which activations are shuffled; None: 2**18, at most a tenth of the run; 0: none.",

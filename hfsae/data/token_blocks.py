@@ -78,6 +78,8 @@ class TokenBlocks:
             prefers them to other columns.
         assistant_only: Keep only what the assistant says; needs a template with `{% generation %}`.
         shuffle: Give each epoch of a map-style dataset its own order, a function of `(seed, epoch)`.
+        mixed_tokens: Blocks of so many tokens are tokenised ahead and given out in random order, those of an epoch by
+            themselves. A long document else fills many batches on end. 0 keeps the order of the text.
         seed: The seed of these orders, the same in all processes.
         rank: This process; its documents are those at r, r + world_size, ... of each epoch's order.
         world_size: The number of processes. They share no document and leave none out.
@@ -117,6 +119,7 @@ class TokenBlocks:
         chat: bool | None = False,
         assistant_only: bool = True,
         shuffle: bool = False,
+        mixed_tokens: int = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -164,6 +167,7 @@ class TokenBlocks:
             "rank": rank,
             "world_size": world_size,
         }
+        self._mixed_tokens = mixed_tokens
         self._special = np.array(self.special_token_ids, dtype=np.int64)
         self._wanted_tokens = wanted_tokens
         # None where the first epoch was not read from its beginning.
@@ -186,19 +190,22 @@ class TokenBlocks:
         return self._collate(blocks)
 
     def _fill(self) -> None:
-        """Reads documents until there is a batch of blocks, and remembers where it began to read."""
+        """Reads documents until there are blocks enough, mixes them, and remembers where it began to read."""
         self._begin: dict[str, Any] = {
             "documents": self._documents.state_dict(),
             "packer": self._packer.state_dict(),
             "tokens": self._tokens,
         }
         self._batches_taken = 0
-        while len(self._packer.blocks) < self.batch_size:
+        batches = max(1, self._mixed_tokens // (self.batch_size * self.context_length))
+        while len(self._packer.blocks) < batches * self.batch_size:
             documents = self._documents.read()
             if documents is not None:
                 encoded = self._encode(documents)
                 self._count(encoded)
                 self._packer.add(encoded)
+            elif len(self._packer.blocks) >= self.batch_size:
+                break  # what is left of an epoch is mixed by itself
             elif self._repeat and self._has_started and self._documents.position:
                 if self._documents.epoch == 0:
                     self._say_repeated()
@@ -215,6 +222,16 @@ class TokenBlocks:
                 break
         if not self._packer.blocks and not self._has_started:
             raise DatasetTooSmallError(f"{self._documents.position} documents for this process hold no token")
+        if self._mixed_tokens:
+            self._mix()
+
+    def _mix(self) -> None:
+        """Puts the blocks of whole batches in an order that follows from the seed and the place in the text."""
+        place, settings = self._begin["documents"], self._settings
+        numbers = settings["seed"], settings["rank"], place["epoch"], place["position"]
+        blocks, whole = self._packer.blocks, len(self._packer.blocks) // self.batch_size * self.batch_size
+        order = np.random.default_rng(numbers).permutation(whole)
+        blocks[:whole] = [blocks[row] for row in order]
 
     def _count(self, documents: list[Tokens]) -> None:
         """Counts what the first epoch holds of tokens that are kept, but for excluded positions."""
@@ -253,10 +270,17 @@ class TokenBlocks:
         It names the place where the documents of the current blocks were read, the tokens that were left over there
         and the batches taken since. So it stays small for documents of any size.
         """
-        return {"settings": self._settings, "begin": self._begin, "batches_taken": self._batches_taken}
+        return {
+            "settings": self._settings,
+            "mixed_tokens": self._mixed_tokens,
+            "begin": self._begin,
+            "batches_taken": self._batches_taken,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back (or forward) to where `state_dict` was called; the batches after it are equal bit for bit.
+
+        Blocks are mixed as they were there, whatever this object was told.
 
         Args:
             state: What `state_dict` returned, here or in an earlier process with the same dataset and options.
@@ -271,6 +295,7 @@ class TokenBlocks:
         }
         if different:
             raise ValueError(f"this place in the text was saved with other options: {'; '.join(sorted(different))}")
+        self._mixed_tokens = state.get("mixed_tokens", 0)  # versions without it mixed none
         self._documents.load_state_dict(state["begin"]["documents"])
         self._packer.load_state_dict(state["begin"]["packer"])
         self._tokens = state["begin"].get("tokens")

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # The key of activations that a user brings without naming hook points.
 OWN_ACTIVATIONS = "activations"
 _CHUNK_ROWS = 8192
+# Blocks of so many tokens are mixed, which take 34 MB.
+_MIXED_TOKENS = 2**21
 # One row in so many of activations that were brought is kept for calibration.
 _HELD_OUT_SHARE = 50
 
@@ -68,6 +70,7 @@ def training_blocks(
         dataset,
         base,
         shuffle=args.shuffle_documents and hasattr(dataset, "__len__"),
+        mixed_tokens=min(_MIXED_TOKENS, args.training_tokens // processes) if args.shuffle_documents else 0,
         seed=args.seed,
         rank=rank,
         world_size=processes,

@@ -73,6 +73,7 @@ def test_tokens_left_over_at_the_end_of_an_epoch_begin_the_next():
             "prepend_bos": st.booleans(),
             "world_size": st.integers(1, 3),
             "repeat": st.booleans(),
+            "mixed_tokens": st.sampled_from([0, 20, 100, 10_000]),
         }
     ),
     st.sampled_from(["table", "shuffled table", "stream", "filtered stream"]),
@@ -177,6 +178,52 @@ def test_shuffled_epochs_differ_and_hold_the_same_documents():
     assert len({tuple(first), tuple(second), tuple(third), tuple(range(1, 21))}) == 4
     assert epochs(seed=0) == [first, second, third]
     assert epochs(seed=1)[0] != first
+
+
+def rows_of(batches):
+    return [row for batch in batches for row in batch.input_ids.tolist()]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mixed_blocks_are_those_of_the_text_in_another_order(streaming):
+    dataset = text_dataset(100, 3, 90, 41, 7)
+
+    def blocks(**options):
+        text = dataset.to_iterable_dataset() if streaming else dataset
+        return rows_of(TokenBlocks(text, PYTHIA, context_length=4, batch_size=2, repeat=False, **options))
+
+    plain, whole = blocks(), blocks(mixed_tokens=1_000, seed=1)
+    assert whole != plain and sorted(whole) == sorted(plain)
+    assert blocks(mixed_tokens=1_000, seed=1) == whole != blocks(mixed_tokens=1_000, seed=2)
+
+
+def test_few_mixed_tokens_mix_few_documents():
+    """Documents are read sixteen at a time, and each fills a block."""
+    text, options = text_dataset(*[3] * 100), {"context_length": 4, "batch_size": 2, "repeat": False}
+    plain = rows_of(TokenBlocks(text, PYTHIA, **options))
+    few = rows_of(TokenBlocks(text, PYTHIA, mixed_tokens=40, **options))
+    assert few[:16] != plain[:16] and sorted(few[:16]) == sorted(plain[:16])
+    assert sorted(few) == sorted(plain)
+
+
+def test_from_a_place_in_mixed_or_unmixed_text_the_rest_of_it_follows():
+    def blocks(**options):
+        return TokenBlocks(text_dataset(100, 90), PYTHIA, context_length=4, batch_size=2, **options)
+
+    plain, mixed = blocks(), blocks(mixed_tokens=1_000)
+    next(plain), next(mixed)
+    before = {name: value for name, value in plain.state_dict().items() if name != "mixed_tokens"}
+    for state, expected in ((before, plain), (mixed.state_dict(), mixed)):
+        found = blocks(mixed_tokens=60)
+        found.load_state_dict(through_json(state))
+        assert_equal(islice(found, 40), islice(expected, 40))
+
+
+def test_an_epoch_is_mixed_by_itself_and_each_in_its_own_way():
+    blocks = TokenBlocks(text_dataset(39, 19), PYTHIA, context_length=4, batch_size=3, mixed_tokens=1_000)
+    epochs = [rows_of(islice(blocks, 5)) for _ in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_special_tokens_and_the_first_position_are_not_kept_by_default():

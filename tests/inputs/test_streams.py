@@ -1,3 +1,4 @@
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -76,8 +77,24 @@ def test_a_stream_of_text_is_read_in_its_own_order_and_a_table_is_shuffled():
         return next(streams.training_blocks(args, dataset, base(), Accelerator(cpu=True))).input_ids
 
     in_order = first(text(), shuffle_documents=False)
-    assert torch.equal(first(text().to_iterable_dataset()), in_order)
+    assert torch.equal(first(text().to_iterable_dataset(), shuffle_documents=False), in_order)
     assert not torch.equal(first(text()), in_order)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_blocks_of_a_table_and_of_a_stream_are_mixed(streaming):
+    def tokens(mixed: bool) -> list[list[int]]:
+        table = Dataset.from_dict({"text": [" ".join(f"w{(7 * n + m) % 30}" for m in range(40)) for n in range(8)]})
+        dataset = table.to_iterable_dataset() if streaming else table
+        args = arguments(
+            "unused", training_tokens=100, lm_batch_sequences=2, context_length=9, shuffle_documents=mixed
+        )
+        blocks = streams.training_blocks(args, dataset, base(), Accelerator(cpu=True))
+        return [row for batch in islice(blocks, 18) for row in batch.input_ids.tolist()]
+
+    assert tokens(True) != tokens(False)
+    if streaming:  # whose documents come in their own order
+        assert sorted(tokens(True)) == sorted(tokens(False))
 
 
 # -- activations that were brought ------------------------------------------------------------------------------------

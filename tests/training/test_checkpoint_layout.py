@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hfsae.storage import SUMS, seal, sum_up
 from tests.training.tiny import contents, stop_at, trainer
@@ -16,6 +17,7 @@ WEIGHTS = {**MATRICES, "input_scale": []}
 STATE = {
     "firing.fired": [N],
     "firing.tokens_since_fired": [N],
+    "massive": [1, 8, D],
     **{
         f"optimiser.{name}.{moment}": shape for name, shape in MATRICES.items() for moment in ("exp_avg", "exp_avg_sq")
     },
@@ -33,11 +35,14 @@ STREAM_SETTINGS = {
 }
 # What the build before the modules of training were renamed did not write yet.
 LATER_ARGUMENTS, LATER_COEFFICIENT = {"compare_model_name_or_path"}, {"first", "l0"}
+LATER_TENSOR, LATER_IN_STREAM, LATER_IN_RUN = "massive", "mixed_tokens", {"dataset_commit", "digests"}
+# An earlier build mixed no blocks, and goes on so.
+OPTIONS = {"steps": 13, "shuffle_documents": False}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    trainer(tmp_path / "run", steps=13, callbacks=[stop_at(4)]).train()
+    trainer(tmp_path / "run", **OPTIONS, callbacks=[stop_at(4)]).train()
     return tmp_path / "run"
 
 
@@ -62,7 +67,7 @@ def test_a_checkpoint_holds_these_files_tensors_and_values(run: Path):
     assert state["coefficient"].keys() == {"log_coefficient", "quick", "slow", *LATER_COEFFICIENT}
     arguments = {"arguments", "own_arguments"}
     told = {"best", "folder", "log_history", "processes", "saes", "seconds", "step", "text_seed", "tokens"}
-    assert read(checkpoint / "run.json").keys() == arguments | told
+    assert read(checkpoint / "run.json").keys() == arguments | told | LATER_IN_RUN
     stream = read(checkpoint / "stream-rank-0.json")
     assert stream.keys() == {"batch", "first_row", "window"}
     assert stream["first_row"]["source"]["settings"].keys() == STREAM_SETTINGS
@@ -72,6 +77,12 @@ def test_a_checkpoint_of_an_earlier_build_is_gone_on_from_bit_by_bit(run: Path):
     shutil.copytree(run, run.parent / "older")
     checkpoint = run.parent / "older" / "checkpoint-4"
     before, state = read(checkpoint / "run.json"), read(checkpoint / "saes/state.json")
+    tensors, stream = load_file(checkpoint / "saes/state.safetensors"), read(checkpoint / "stream-rank-0.json")
+    del tensors[LATER_TENSOR], stream["first_row"]["source"][LATER_IN_STREAM]
+    save_file(tensors, checkpoint / "saes/state.safetensors")
+    (checkpoint / "stream-rank-0.json").write_text(json.dumps(stream))
+    for name in LATER_IN_RUN:
+        del before[name]
     for name in LATER_ARGUMENTS:
         del before["arguments"][name]
     for name in LATER_COEFFICIENT:
@@ -81,7 +92,7 @@ def test_a_checkpoint_of_an_earlier_build_is_gone_on_from_bit_by_bit(run: Path):
     seal(checkpoint / "saes")
     sum_up(checkpoint, [name for name in contents(checkpoint)] + ["run.json", f"saes/{SUMS}"])
     for folder in (run, run.parent / "older"):
-        again = trainer(folder, steps=13, callbacks=[stop_at(8)])
+        again = trainer(folder, **OPTIONS, callbacks=[stop_at(8)])
         assert again.train(resume_from_checkpoint=True).steps == 8
     ends = [contents(folder / "checkpoint-8") for folder in (run, run.parent / "older")]
     assert ends[0] == ends[1] and len(ends[0]) == 5
