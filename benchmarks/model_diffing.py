@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, cache_activations, diff
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from model_diff import (  # noqa: E402  # pyright: ignore[reportMissingImports]
     NOVELTIES,
     documents,

@@ -34,7 +34,7 @@ from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE
 from hfsae.scores.score import KINDS
 from hfsae.scores.score_saved import score_saved
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from make_zoo import write_cards  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 ALL_LAYERS = (4, 9, 14, 19, 24)

@@ -61,7 +61,7 @@ class SAETrainingArguments:
     model_name_or_path: str | None = LANGUAGE_MODEL(
         None, "Hub id or folder of the language model, of a PEFT adapter, or of a GGUF file."
     )
-    model_revision: str | None = LANGUAGE_MODEL(None, "Branch, tag or commit of it; its sha is recorded.")
+    model_revision: str | None = LANGUAGE_MODEL(None, "Branch, tag or commit; recorded as a sha.", free_on_resume=True)
     compare_model_name_or_path: str | None = LANGUAGE_MODEL(
         None,
         "Another model with the same tokenizer, such as a fine-tune (name or name@revision; commas for several): a "

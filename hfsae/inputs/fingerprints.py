@@ -91,8 +91,8 @@ def refuse_other_inputs(
     both = [name for name, digest in digests.items() if None not in (digest, before.get(name))]
     if changed := [name for name in both if before[name] != digests[name]]:
         raise ValueError(
-            f"the {' and the '.join(changed)} of {called} changed since: resume with what was there then, or start a "
-            "new run from its SAEs (init_from)."
+            f"the {' and the '.join(changed)} of {called} changed since: resume with what was there then "
+            "(model_revision and dataset_revision name commits), or start a new run from its SAEs (init_from)."
         )
 
 

@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 
 import pytest
 from kept import kept
@@ -21,6 +22,11 @@ def test_what_is_kept_is_made_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path / "other.json", broken)
     assert not (tmp_path / "other.json").exists()
+
+
+def test_the_benchmark_hides_no_library_behind_an_example_of_its_name():
+    spec = find_spec("evaluate")
+    assert spec is not None and spec.submodule_search_locations
 
 
 def test_text_of_two_kinds_takes_turns_and_loses_nothing(tmp_path):

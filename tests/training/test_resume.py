@@ -172,6 +172,22 @@ def test_a_dataset_whose_branch_moved_is_gone_on_from_at_its_commit(hub, tmp_pat
     assert again.train(resume_from_checkpoint=True).steps == 4
 
 
+def test_a_language_model_whose_branch_moved_is_gone_on_with_at_its_commit(hub, tmp_path):
+    model, options = language_model(), {**WHOLE, "model_name_or_path": "tester/lm"}
+    inputs = {"model": None}
+    model.push_to_hub("tester/lm")
+    pythia_like().push_to_hub("tester/lm")
+    trainer(tmp_path, inputs=inputs, callbacks=[stop_at(2)], **options).train()
+    commit = HfApi().model_info("tester/lm").sha
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(1.02)
+    model.push_to_hub("tester/lm")
+    with pytest.raises(ValueError, match="the language model of checkpoint-2 changed since"):
+        trainer(tmp_path, inputs=inputs, **options).train(resume_from_checkpoint=True)
+    again = trainer(tmp_path, inputs=inputs, model_revision=commit, callbacks=[stop_at(4)], **options)
+    assert again.train(resume_from_checkpoint=True).steps == 4
+
+
 def test_a_language_model_and_activations_that_were_changed_are_refused(tmp_path):
     trainer(tmp_path / "text", callbacks=[stop_at(2)], **WHOLE).train()
     model = language_model()
