@@ -381,11 +381,12 @@ def test_what_is_read_in_such_a_checkpoint_has_gradients_or_is_refused(model, ow
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
 def test_a_copy_that_would_keep_the_hooks_is_refused(model, copied):
     """The copy's `generate` ran the model that it was copied from, also after the context."""
+    before = count_hooks(model)  # transformers leaves its own where hidden states were asked for once
     for part in (model, model.model, model.model.layers[0]):
         with splice(model, "resid_post.0", add_vector(VECTOR)), pytest.raises(HookPointError, match="outside of the"):
             copied(part)
     again = copy.deepcopy(model)
-    assert count_hooks(again) == 0 and torch.equal(logits(again), logits(model))
+    assert count_hooks(again) == before and torch.equal(logits(again), logits(model))
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------
