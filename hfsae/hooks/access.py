@@ -132,7 +132,7 @@ def _put_recorders_last(module: nn.Module) -> None:
     hooks = module._forward_hooks
     for number, hook in list(hooks.items()):
         if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
-            hooks.move_to_end(number)
+            hooks[number] = hooks.pop(number)
 
 
 class _Visit(Listener):
