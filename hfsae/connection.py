@@ -81,6 +81,16 @@ def refusal(name: str, error: BaseException) -> OSError | None:
     return None
 
 
+def commit_in_cache(path: Path, name: str) -> str:
+    """The commit of a file that lies in the Hub's cache, under `.../snapshots/<commit>/<name>`.
+
+    Args:
+        path: Where it lies.
+        name: Its name in the repository.
+    """
+    return path.parents[name.count("/")].name
+
+
 def cached_snapshot(repo_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path | None:
     """The folder in which the cache holds what was fetched of a repository; None where it holds nothing."""
     try:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
+from hfsae.connection import commit_in_cache
 from hfsae.folders import in_full
 from hfsae.hooks import SideBySide
 from hfsae.model_classes import model_class
@@ -356,8 +357,7 @@ def cached_commit(
         return None
     file = "/".join(filter(None, [subfolder, "config.json"]))
     found = try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision or None)
-    # .../snapshots/<commit>/<file>
-    return Path(found).parents[file.count("/")].name if isinstance(found, str) else None
+    return commit_in_cache(Path(found), file) if isinstance(found, str) else None
 
 
 def commit_of(name: str, revision: str | None, file: str = "config.json") -> str | None:
@@ -376,5 +376,4 @@ def commit_of(name: str, revision: str | None, file: str = "config.json") -> str
         path = Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError):
         return None  # the model's own loading says what is wrong, in full
-    # .../snapshots/<commit>/<file>
-    return path.parents[file.count("/")].name
+    return commit_in_cache(path, file)

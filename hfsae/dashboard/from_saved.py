@@ -14,7 +14,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.dashboard.matches import load_others, matches_with
 from hfsae.dashboard.page_contents import Matches, MeasuredFigure
 from hfsae.dashboard.write import can_be_page, write_dashboard
-from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
+from hfsae.evaluation.protocol import has_stale_figures, weights_sha256
 from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.html_report import REPORT_FILE
 from hfsae.hub.kinds import mapping
@@ -180,7 +180,7 @@ def gather(
 
 def _measured(config: SAEConfig, digest: str) -> list[MeasuredFigure]:
     """The figures of the SAE's record that say most; none of other weights or settings than these."""
-    if measured_digest(config) not in (None, digest) or changed_settings(config):
+    if has_stale_figures(config, digest):
         return []
     rows = measured(mapping(config.metrics), headline=True)
     return [

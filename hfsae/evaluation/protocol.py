@@ -43,8 +43,7 @@ def weights_sha256(sae: SparseAutoencoder) -> str:
 
 def measured_digest(config: SAEConfig) -> str | None:
     """The digest of the weights that a config's metrics were measured on; None where it was not recorded."""
-    protocol = (config.metrics or {}).get("protocol")
-    digest = protocol.get("weights_sha256") if isinstance(protocol, Mapping) else None
+    digest = _recorded(config, "weights_sha256")
     return digest if isinstance(digest, str) else None
 
 
@@ -63,11 +62,26 @@ def changed_settings(config: SAEConfig, measured: Any = None) -> list[str]:
             earlier versions have none, so that nothing is known to have changed.
     """
     if measured is None:
-        protocol = (config.metrics or {}).get("protocol")
-        measured = protocol.get("settings") if isinstance(protocol, Mapping) else None
+        measured = _recorded(config, "settings")
     if not isinstance(measured, Mapping):
         return []
     return [name for name, value in settings_of(config).items() if name in measured and measured[name] != value]
+
+
+def has_stale_figures(config: SAEConfig, weights_digest: str | None) -> bool:
+    """Whether a config's metrics are of other weights or settings than the present ones, as far as is known.
+
+    Args:
+        config: The SAE's config.
+        weights_digest: The digest of its weights; None where it is not known.
+    """
+    other_weights = weights_digest is not None and measured_digest(config) not in (None, weights_digest)
+    return other_weights or bool(changed_settings(config))
+
+
+def _recorded(config: SAEConfig, name: str) -> Any:
+    protocol = (config.metrics or {}).get("protocol")
+    return protocol.get(name) if isinstance(protocol, Mapping) else None
 
 
 def protocol_of(

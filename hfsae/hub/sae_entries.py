@@ -10,7 +10,7 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.evaluation.metrics import names_by
-from hfsae.evaluation.protocol import changed_settings, measured_digest
+from hfsae.evaluation.protocol import has_stale_figures
 from hfsae.hub.hub_ids import dataset_id, hub_id
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.metadata import place_tags, recorded_portable_name
@@ -79,7 +79,6 @@ def sae_entry(config: SAEConfig, name: str, repo_id: str = "", weights_digest: s
     training, metrics = mapping(config.training), mapping(config.metrics)
     figures = {metric: number(metrics.get(metric)) for metric in LISTED}
     n_tokens = number(training.get("n_tokens"))
-    other_weights = weights_digest is not None and measured_digest(config) not in (None, weights_digest)
     return SAEEntry(
         name=name,
         repo_id=repo_id,
@@ -92,7 +91,7 @@ def sae_entry(config: SAEConfig, name: str, repo_id: str = "", weights_digest: s
         dataset=dataset_id(training.get("dataset")),
         n_tokens=None if n_tokens is None else int(n_tokens),
         metrics={metric: value for metric, value in figures.items() if value is not None},
-        stale=other_weights or bool(changed_settings(config)),
+        stale=has_stale_figures(config, weights_digest),
     )
 
 

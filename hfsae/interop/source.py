@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from torch import Tensor
 
-from hfsae.connection import cached_snapshot, failed, reachable, refusal
+from hfsae.connection import cached_snapshot, commit_in_cache, failed, reachable, refusal
 from hfsae.interop.settings import Settings
 from hfsae.interop.tensors import PICKLES, WEIGHTS_FILES, names_of_tensors, read_weights
 from hfsae.sae_folders import natural_order
@@ -148,7 +148,7 @@ class Source:
                 with reachable():
                     path = Path(hf_hub_download(repo_id, inside, **at))
                 # All files are of the first one's commit, also where somebody pushes in between.
-                at["revision"] = path.parents[inside.count("/")].name
+                at["revision"] = commit_in_cache(path, inside)
                 return path
             except LocalEntryNotFoundError:
                 raise  # no connection: that is not the file's absence
