@@ -1,6 +1,6 @@
-"""`labels.json`: what features are called, by people or by a language model. It says which weights it means.
+"""`labels.json`: what features are called, by people or by a language model. It says which SAE it means.
 
-    {"format": 1, "weights_sha256": "...", "labels": {"17": "inside a docstring"},
+    {"format": 1, "weights_sha256": "...", "settings": {"k": 32, ...}, "labels": {"17": "inside a docstring"},
      "explained": {"17": {"model": "...", "prompts": "...", "scores": {"detection_random": {"accuracy": 0.8, ...}}}}}
 
 `explained` tells of the labels that a language model wrote. A label that a person changed has no entry there.
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfsae.identity import Identity
 from hfsae.saving import write_json
 
 logger = logging.getLogger(__name__)
@@ -74,31 +75,36 @@ class Label:
     scores: Mapping[str, Score] = field(default_factory=dict)
 
 
-def read_labels(path: str | Path, weights_sha256: str | None = None) -> dict[int, str]:
+def read_labels(
+    path: str | Path, weights_sha256: str | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[int, str]:
     """Reads the texts of labels that `write_labels` or the dashboard wrote.
 
     Args:
         path: The file.
         weights_sha256: The digest of the SAE's weights, to make sure that these are meant; None reads any labels.
+        settings: The SAE's settings (`collection.about.settings`), to make sure of them too.
 
     Returns:
         Labels by feature, in the order of features.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else, or labels of other weights.
+        ValueError: If it holds something else, or labels of other weights or settings.
     """
-    return {feature: label.text for feature, label in read_label_records(path, weights_sha256).items()}
+    return {feature: label.text for feature, label in read_label_records(path, weights_sha256, settings).items()}
 
 
-def read_label_records(path: str | Path, weights_sha256: str | None = None) -> dict[int, Label]:
+def read_label_records(
+    path: str | Path, weights_sha256: str | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[int, Label]:
     """Reads labels with what is known of them; arguments and errors are those of `read_labels`."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"{path} is in format {content['format']}; this version knows {_FORMAT}.")
-        stored: str = content["weights_sha256"]
+        kept = {"weights_sha256": content["weights_sha256"], "settings": content.get("settings")}
         labels = {int(feature): label for feature, label in content["labels"].items()}
         explained = {int(feature): dict(record) for feature, record in content.get("explained", {}).items()}
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -109,15 +115,18 @@ def read_label_records(path: str | Path, weights_sha256: str | None = None) -> d
     wrong = [feature for feature, label in labels.items() if feature < 0 or not isinstance(label, str)]
     if wrong:
         raise ValueError(f"{path}: feature {wrong[0]} has the label {labels[wrong[0]]!r}; expected a text.")
-    if weights_sha256 not in (None, stored):
+    unlike = None if weights_sha256 is None else Identity(weights_sha256, settings).unlike(kept)
+    if unlike is not None:
         raise ValueError(
-            f"{path} has labels of other weights (SHA-256 {str(stored)[:12]}) than these ({weights_sha256[:12]}): "
-            "features with the same number mean something else. Move the file away to begin again."
+            f"{path} has labels of {unlike}: features with the same number mean something else. Move the file away to "
+            "begin again."
         )
     return {feature: _record(path, feature, labels[feature], explained.get(feature, {})) for feature in sorted(labels)}
 
 
-def labels_beside(folder: str | Path, weights_sha256: str) -> dict[int, Label]:
+def labels_beside(
+    folder: str | Path, weights_sha256: str, settings: Mapping[str, Any] | None = None
+) -> dict[int, Label]:
     """The labels of an SAE that lie beside its weights; none where there is no file, or one that is not theirs.
 
     A file that is there and is left out is told in a warning.
@@ -125,9 +134,10 @@ def labels_beside(folder: str | Path, weights_sha256: str) -> dict[int, Label]:
     Args:
         folder: The SAE's folder.
         weights_sha256: The digest of its weights.
+        settings: Its settings, where they count too.
     """
     try:
-        return read_label_records(Path(folder) / LABELS_FILE, weights_sha256)
+        return read_label_records(Path(folder) / LABELS_FILE, weights_sha256, settings)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -135,13 +145,19 @@ def labels_beside(folder: str | Path, weights_sha256: str) -> dict[int, Label]:
         return {}
 
 
-def write_labels(path: str | Path, labels: Mapping[int, str | Label], weights_sha256: str) -> None:
+def write_labels(
+    path: str | Path,
+    labels: Mapping[int, str | Label],
+    weights_sha256: str,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Writes labels; the file appears whole.
 
     Args:
         path: The file, `labels.json` beside the weights.
         labels: Labels by feature; empty ones are left out.
         weights_sha256: The digest of the SAE's weights (`collection.about.weights_sha256`).
+        settings: The SAE's settings (`collection.about.settings`), so that labels are refused where they have changed.
     """
     records = {
         feature: label if isinstance(label, Label) else Label(label) for feature, label in sorted(labels.items())
@@ -149,7 +165,7 @@ def write_labels(path: str | Path, labels: Mapping[int, str | Label], weights_sh
     named = {str(feature): label.text for feature, label in records.items() if label.text}
     explained = {str(feature): explanation_of(label) for feature, label in records.items() if label.text}
     explained = {feature: record for feature, record in explained.items() if record}
-    content: dict[str, Any] = {"format": _FORMAT, "weights_sha256": weights_sha256, "labels": named}
+    content = {"format": _FORMAT, **Identity(weights_sha256, settings).record(), "labels": named}
     write_json(Path(path), content | ({"explained": explained} if explained else {}))
 
 

@@ -29,6 +29,19 @@ def test_labels_of_other_weights_are_refused(tmp_path):
     assert labels_beside(tmp_path, "b" * 64) == {} == labels_beside(tmp_path / "elsewhere", "b" * 64)
 
 
+def test_labels_of_other_settings_are_refused(tmp_path):
+    path, now = tmp_path / "labels.json", {"k": 4, "hook_point": "h.1", "a_later_field": None}
+    write_labels(path, {1: "x"}, "abc", {"k": 32, "hook_point": "h.1"})
+    assert json.loads(path.read_text())["settings"] == {"k": 32, "hook_point": "h.1"}
+    with pytest.raises(ValueError, match=r"labels of other settings than these \(k was 32 and is 4\): "):
+        read_labels(path, "abc", now)
+    assert labels_beside(tmp_path, "abc", now) == {}
+    # Neither who has no settings in hand nor a file of an earlier version knows of a change.
+    assert read_labels(path, "abc") == read_labels(path) == read_labels(path, "abc", now | {"k": 32}) == {1: "x"}
+    write_labels(path, {1: "x"}, "abc")
+    assert read_labels(path, "abc", now) == {1: "x"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -38,7 +38,11 @@ PLAIN = {
 READING = {"hooks", "data"}
 COMPUTING = PLAIN | {"functional", "configuration", "autoencoder"}
 SAE = COMPUTING | {"saving", "interop", "loading"}
-USE = SAE | READING | {"model_kwargs", "model_classes", "language_model", "versions", "in_model", "attachment"}
+USE = (
+    SAE
+    | READING
+    | {"identity", "model_kwargs", "model_classes", "language_model", "versions", "in_model", "attachment"}
+)
 MODEL = USE | {"label_file", "evaluation", "hub", "modeling"}
 RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -49,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"hooks", *PLAIN},
     "autoencoder": COMPUTING - {"autoencoder"},
     "saving": {"configuration", "storage"},
-    "label_file": {"saving"},
+    "identity": COMPUTING,
+    "label_file": {"saving", "identity"},
     "language_model": {"configuration", "hooks", "model_classes", "model_kwargs", *PLAIN},
     "interop": COMPUTING | {"hooks", "saving"},
     "in_model": {"configuration", *READING, *PLAIN},

@@ -18,7 +18,7 @@ from hfsae.analysis.histogram import Histograms
 from hfsae.analysis.top_examples import Fields, rank
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import settings_of, weights_sha256
 from hfsae.processes import has_group, process
 from hfsae.progress import token_bar
 
@@ -137,6 +137,7 @@ def collect_features(
         seed=seed,
         dataset=dataset,
         model_precision=reader.model_precision,
+        settings=settings_of(sae.config),
     )
     collection = FeatureCollection(
         about,

@@ -1,7 +1,7 @@
 """What is known of features: as tensors of all of them, and of one feature in plain values."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ class About:
         dataset: What the caller said of the text.
         model_precision: What the language model's products were made in, such as `"bfloat16"`; None of older
             collections.
+        settings: What the SAE's config said that features depend on, such as `k`; None of older collections.
     """
 
     n_tokens: int
@@ -36,6 +37,7 @@ class About:
     seed: int
     dataset: str | None = None
     model_precision: str | None = None
+    settings: dict[str, Any] | None = None
 
 
 class Statistics(NamedTuple):

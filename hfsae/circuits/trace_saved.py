@@ -11,9 +11,9 @@ from hfsae.analysis import FeatureCollection
 from hfsae.circuits.clamping import FEWEST
 from hfsae.circuits.graph import Graph
 from hfsae.circuits.tracing import trace
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file
-from hfsae.hub.card import DASHBOARD_FILE
+from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
+from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, read_labels
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
@@ -153,18 +153,19 @@ def beside(folder: Path, saes: Mapping[str, SAE]) -> Beside:
     found = Beside({}, {}, {})
     for name, sae in saes.items():
         place = folder if name == ALONE and not (folder / name).is_dir() else folder / name
-        digest = weights_sha256(sae)
+        identity = Identity.of(sae)
         try:
             collection = FeatureCollection.load(place)
-            if collection.about.weights_sha256 == digest:
+            unlike = identity.unlike(vars(collection.about))
+            if unlike is None:
                 found.collections[name] = collection
             else:
-                logger.info("the features in %s are of other weights: the page shows no examples of them", place)
+                logger.info("the features in %s are of %s: the page shows no examples of them", place, unlike)
         except FileNotFoundError:
             pass
         if (place / LABELS_FILE).is_file():
-            found.labels[name] = read_labels(place / LABELS_FILE, digest)
-        if (place / DASHBOARD_FILE).is_file():
+            found.labels[name] = read_labels(place / LABELS_FILE, *identity)
+        if (place / DASHBOARD_FILE).is_file() and is_dashboard_of(place / DASHBOARD_FILE, sae):
             found.dashboards[name] = place / DASHBOARD_FILE
     return found
 

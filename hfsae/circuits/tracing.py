@@ -19,8 +19,8 @@ from hfsae.circuits.nodes import Node, source_nodes
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, choose_targets, logit_factor
 from hfsae.data.prompts import tokenize
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.hub_ids import without_folders
+from hfsae.identity import weights_sha256
 from hfsae.progress import bar
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def run(
 ) -> int:
     """Prints the text once for each feature."""
     from hfsae.analysis.shading import shaded_features
-    from hfsae.evaluation.protocol import weights_sha256
+    from hfsae.identity import Identity
     from hfsae.label_file import labels_beside
     from hfsae.language_model import rename_base_model
     from hfsae.modeling import SAE
@@ -42,7 +42,7 @@ def run(
     words = sys.stdin.read() if text == "-" else text
     shaded = sys.stdout.isatty() if color == "auto" else color == "always"
     model, tokenizer = sae.load_base_model(), sae.load_tokenizer()
-    records = labels_beside(Path(path) / on_hub.subfolder, weights_sha256(sae))
+    records = labels_beside(Path(path) / on_hub.subfolder, *Identity.of(sae))
     labels = {feature: label.text for feature, label in records.items()}
     options = {"features": features or None, "top": top, "color": shaded, "labels": labels}
     for line in shaded_features(sae, model, tokenizer, words, **options):

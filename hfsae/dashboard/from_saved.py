@@ -14,11 +14,12 @@ from hfsae.configuration import SAEConfig
 from hfsae.dashboard.matches import load_others, matches_with
 from hfsae.dashboard.page_contents import Matches, MeasuredFigure
 from hfsae.dashboard.write import can_be_page, write_dashboard
-from hfsae.evaluation.protocol import has_stale_figures, weights_sha256
+from hfsae.evaluation.protocol import has_stale_figures
 from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.html_report import REPORT_FILE
 from hfsae.hub.kinds import mapping
 from hfsae.hub.sections import display_name, measured
+from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, Label, read_label_records, write_labels
 from hfsae.language_model import rename_base_model
 from hfsae.loading import load_config
@@ -79,7 +80,7 @@ def make_dashboard(source: str | Path, output: str | Path | None = None, **optio
 
 
 def ensure_dashboard(folder: str | Path) -> Path:
-    """Writes the dashboard of a saved SAE unless there is one of these weights, which may show more.
+    """Writes the dashboard of a saved SAE unless there is one of this SAE, which may show more.
 
     Args:
         folder: Folder of the SAE.
@@ -120,8 +121,8 @@ def gather(
 
     Args:
         source: Folder of the SAE, or a Hub repository. In a folder the features that are collected are kept
-            (`features.safetensors`), and used the next time as long as they are of these weights. Features of another
-            text or model than that of a record there are not used.
+            (`features.safetensors`). They are used the next time as long as they are of these weights and settings.
+            Features of another text or model than that of a record there are not used.
         subfolder: The SAE's folder in it.
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.
@@ -142,8 +143,8 @@ def gather(
         disable_tqdm: Whether to show no progress bar.
 
     Raises:
-        ValueError: If labels are of other weights or no file of labels, a prompt is empty, or no text is named and
-            none was recorded. Likewise if an SAE of `match` is of another place, or there is no such map.
+        ValueError: If labels are of other weights or settings, or no file of labels. If a prompt is empty, or no text
+            is named and none was recorded. Likewise if an SAE of `match` is of another place, or there is no such map.
         ImportError: If `match` names one and scipy is not installed, or the map needs what is not installed.
         OSError: If the SAE, its language model, the labels or the text is not there.
     """
@@ -151,15 +152,15 @@ def gather(
     folder = local_folder(source, subfolder)
     hub = {"revision": revision} if revision else {}
     sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
-    digest = weights_sha256(sae)
-    named = _labels(folder, labels, digest)
+    identity = Identity.of(sae)
+    named = _labels(folder, labels, identity)
     matches = matches_with(sae, load_others(match))
     if model is not None:
         rename_base_model(sae.config, model)
     tokenizer = sae.load_tokenizer()
     named_here = dataset is not None or model is not None
     another = folder is not None and _is_another(folder, {"dataset": dataset, "model": model, "write": write})
-    collection = None if named_here else kept_features(folder, digest)
+    collection = None if named_here else kept_features(folder, identity)
     lm = sae.load_base_model() if texts or collection is None else None
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
@@ -170,11 +171,11 @@ def gather(
         if folder is not None and not another:
             collection.save(folder)
     if labels is not None and folder is not None:
-        _keep_labels(folder / LABELS_FILE, named, digest, write)
+        _keep_labels(folder / LABELS_FILE, named, identity, write)
     layout = feature_map(sae, collection.features[collection.densities > 0], map_method)
     if layout is not None and layout.groups is None:
         logger.warning("the map has no groups: they need scikit-learn (pip install 'hfsae[scores]')")
-    title, measured = display_name(sae.config, None, None), _measured(sae.config, digest)
+    title, measured = display_name(sae.config, None, None), _measured(sae.config, identity.weights_sha256)
     return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder), matches)
 
 
@@ -207,16 +208,16 @@ def _is_another(folder: Path, options: Mapping[str, Any]) -> bool:
     return bool(recorded) or (folder / TENSORS).is_file()
 
 
-def _keep_labels(path: Path, named: dict[int, Label], digest: str, write: bool) -> None:
+def _keep_labels(path: Path, named: dict[int, Label], identity: Identity, write: bool) -> None:
     if path.is_file() and not write:
         logger.warning("%s stays as it is: write=True, or --write, replaces it by the labels that are shown", path)
         return
-    write_labels(path, named, digest)
+    write_labels(path, named, *identity)
 
 
-def _labels(folder: Path | None, given: str | Path | None, digest: str) -> dict[int, Label]:
+def _labels(folder: Path | None, given: str | Path | None, identity: Identity) -> dict[int, Label]:
     if given is not None:
-        return read_label_records(given, digest)
+        return read_label_records(given, *identity)
     if folder is not None and (folder / LABELS_FILE).is_file():
-        return read_label_records(folder / LABELS_FILE, digest)
+        return read_label_records(folder / LABELS_FILE, *identity)
     return {}

@@ -11,12 +11,12 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.diffing.classes import Thresholds
 from hfsae.diffing.model_diff import ModelDiff
 from hfsae.diffing.scaling import DiffSums
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import Text, counted, read_batches
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
+from hfsae.identity import Identity
 from hfsae.in_model import hook_points_of_sources
 from hfsae.progress import token_bar
 
@@ -89,7 +89,7 @@ def diff(
             "hook_point": config.hook_point,
             "models": {name: record.get("base_model") for name, record in config.models_by_source.items()},
             "dataset": dataset,
-            "weights_sha256": weights_sha256(sae),
+            **Identity.of(sae).record(),
         },
     )
 

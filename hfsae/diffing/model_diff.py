@@ -51,7 +51,7 @@ class ModelDiff:
         n_tokens: Tokens that were compared.
         explained_variance: Of each source.
         thresholds: Where the classes end.
-        about: What was compared: `hook_point`, `models` by source, `dataset`, `weights_sha256`.
+        about: What was compared: `hook_point`, `models` by source, `dataset`, `weights_sha256`, `settings`.
     """
 
     sources: list[str]

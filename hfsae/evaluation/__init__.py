@@ -11,10 +11,10 @@ from hfsae.evaluation.baselines import PCA, untrained
 from hfsae.evaluation.evaluate import evaluate_sae, evaluate_saes
 from hfsae.evaluation.metrics import MEASURED, METRICS, finalise, warnings_for
 from hfsae.evaluation.modules import METRIC_SCRIPT, load_metric
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.report import report
 from hfsae.evaluation.sums import add, as_columns, reconstruction_sums, reduce_sums
 from hfsae.evaluation.together import evaluate_together
+from hfsae.identity import weights_sha256
 
 __all__ = [
     "MEASURED",

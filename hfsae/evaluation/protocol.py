@@ -1,56 +1,20 @@
 """What stands beside figures so that they count: how, on what, and of which weights they were measured."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
+from hfsae.configuration import SAEConfig
+from hfsae.identity import changed, settings_of, weights_sha256
 from hfsae.versions import version_of
-
-# What a config says that no figure depends on: how the language model is called, and what training alone reads.
-_BESIDE = {
-    *(option.name for option in fields(PreTrainedConfig)),  # type: ignore[arg-type]
-    *LANGUAGE_MODEL,
-    *("source_models", "context_length", "scale_inputs", "training", "metrics", "defined_in"),
-}
-
-
-def weights_sha256(sae: SparseAutoencoder) -> str:
-    """A digest of an SAE's stored tensors: metrics with another digest belong to other weights.
-
-    It covers every tensor's name, dtype, shape and bytes in the order of names. So it does not depend on the file
-    format, the device or the library versions.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        # The lengths in front keep one part's end and the next one's beginning apart.
-        for part in (header, content):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
 
 
 def measured_digest(config: SAEConfig) -> str | None:
     """The digest of the weights that a config's metrics were measured on; None where it was not recorded."""
     digest = _recorded(config, "weights_sha256")
     return digest if isinstance(digest, str) else None
-
-
-def settings_of(config: SAEConfig) -> dict[str, Any]:
-    """What a config says that figures depend on: what is computed, where, and on which tokens; in plain values."""
-    names = [option.name for option in fields(config) if option.name not in _BESIDE]
-    return json.loads(json.dumps({name: getattr(config, name) for name in names}))
 
 
 def changed_settings(config: SAEConfig, measured: Any = None) -> list[str]:
@@ -63,9 +27,7 @@ def changed_settings(config: SAEConfig, measured: Any = None) -> list[str]:
     """
     if measured is None:
         measured = _recorded(config, "settings")
-    if not isinstance(measured, Mapping):
-        return []
-    return [name for name, value in settings_of(config).items() if name in measured and measured[name] != value]
+    return changed(settings_of(config), measured)
 
 
 def has_stale_figures(config: SAEConfig, weights_digest: str | None) -> bool:

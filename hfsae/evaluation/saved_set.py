@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.protocol import changed_settings, weights_sha256
+from hfsae.evaluation.protocol import changed_settings
+from hfsae.identity import weights_sha256
 
 SET_FILE, SET_PLOT = "set.json", "set.png"
 

@@ -11,9 +11,10 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
 from hfsae.evaluation.output_places import output_places
-from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest
 from hfsae.evaluation.text_batches import Text, count
 from hfsae.hooks.quiet import evaluating
+from hfsae.identity import weights_sha256
 from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from hfsae.evaluation.losses import prediction_losses
 from hfsae.evaluation.metrics import finalise
 from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.preparing import Prepared, prepare
-from hfsae.evaluation.protocol import settings_of, versions, weights_sha256
+from hfsae.evaluation.protocol import versions
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
 from hfsae.evaluation.text_batches import Text, counted, rows, tokens_digest
@@ -28,6 +28,7 @@ from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
 from hfsae.hooks.tokens import of_tokens
+from hfsae.identity import settings_of, weights_sha256
 from hfsae.in_model import SAEHookPoints
 from hfsae.processes import all_or_none, process
 from hfsae.progress import token_bar

@@ -6,6 +6,7 @@ that we do not write are kept. Nothing here needs a network, and the same config
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoConfig
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest
 from hfsae.hub.kinds import mapping, number
 from hfsae.hub.label_summary import label_summary
 from hfsae.hub.markdown import render
@@ -28,6 +29,7 @@ from hfsae.hub.sections import Stale, card_values, display_name
 from hfsae.hub.weight_facts import WeightFacts
 from hfsae.hub.written_card import WrittenCard, front_and_text
 from hfsae.hub.yaml_text import dump, patched
+from hfsae.identity import Identity, weights_sha256
 from hfsae.loading import load_sae
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once
@@ -43,6 +45,9 @@ FEATURE_DENSITY = "feature_density.png"
 LAYERS_PLOT = "layers.png"
 DASHBOARD_FILE = "dashboard.html"
 DIFF_FILE, DIFF_PLOT = "diff.json", "diff.png"
+
+# Where a dashboard's page holds what it knows of all features, as JSON.
+_INDEX = re.compile(r'<script type="application/json" id="index">(.*?)</script>', re.DOTALL)
 
 # References in a card's metadata; each can double what it stands for.
 _MOST_ALIASES = 8
@@ -70,7 +75,7 @@ def render_card(
         folder: Where the card will lie: pictures in it are shown.
         license: A licence id of the Hub (`"apache-2.0"`).
         language: ISO 639 codes of the text (`"en"`).
-        weights_digest: The digest of the weights (`hfsae.evaluation.protocol.weights_sha256`), where only a config is
+        weights_digest: The digest of the weights (`hfsae.evaluation.weights_sha256`), where only a config is
             given. Figures that were measured on other weights or with other settings are called stale, and leave
             the metadata.
 
@@ -277,12 +282,17 @@ def _density(config: SAEConfig) -> dict[str, Any] | None:
 
 
 def is_dashboard_of(page: Path, sae: SparseAutoencoder) -> bool:
-    """Whether a dashboard shows the features of these weights, whose digest every page holds."""
-    return weights_sha256(sae) in page.read_text(encoding="utf-8", errors="replace")
+    """Whether a dashboard shows the features of this SAE: every page holds what they were collected of."""
+    index = _INDEX.search(page.read_text(encoding="utf-8", errors="replace"))
+    try:
+        about = mapping(mapping(json.loads(index[1] if index else "null")).get("about"))
+    except (ValueError, RecursionError):
+        return False
+    return Identity.of(sae).unlike(about) is None
 
 
 def _beside(folder: Path | None, config: SAEConfig, sae: SparseAutoencoder | None) -> set[str]:
-    """The files that can be shown: no histogram of an earlier evaluation, no dashboard of other weights."""
+    """The files that can be shown: no histogram of an earlier evaluation, no dashboard of another SAE."""
     if folder is None:
         return set()
     names = {TRAINING_CURVE, DASHBOARD_FILE} | ({FEATURE_DENSITY} if _density(config) else set())
@@ -294,11 +304,11 @@ def _beside(folder: Path | None, config: SAEConfig, sae: SparseAutoencoder | Non
 
 
 def difference(folder: Path, sae: SparseAutoencoder | None) -> dict[str, Any] | None:
-    """What `hfsae diff` wrote of a crosscoder; None where there is nothing, or it is of other weights.
+    """What `hfsae diff` wrote of a crosscoder; None where there is nothing, or it is of other weights or settings.
 
     Args:
         folder: Where the crosscoder lies.
-        sae: The crosscoder, whose weights it must be of; None takes whatever is there.
+        sae: The crosscoder that it must be of; None takes whatever is there.
     """
     path = folder / DIFF_FILE
     if not path.is_file():
@@ -306,7 +316,7 @@ def difference(folder: Path, sae: SparseAutoencoder | None) -> dict[str, Any] | 
     with naming(f"what {path} says"):
         said = mapping(json.loads(path.read_text(encoding="utf-8")))
         about, counts, before = (mapping(said.get(name)) for name in ("about", "counts", "counts_by_norms"))
-        if sae is not None and about.get("weights_sha256") != weights_sha256(sae):
+        if sae is not None and Identity.of(sae).unlike(about) is not None:
             return None
         rows = [(str(kind), number(before.get(kind)), number(count)) for kind, count in counts.items()]
         return {"rows": rows, "n_tokens": number(said.get("n_tokens")), "plot": (folder / DIFF_PLOT).is_file()}

@@ -5,21 +5,21 @@ from statistics import fmean
 from typing import Any
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.hub_ids import without_folders
+from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, SCORES, SIMULATION, Label, labels_beside
 
 
 def label_summary(folder: Path | None, sae: SparseAutoencoder | None) -> dict[str, Any] | None:
-    """What the template prints; None where there are no labels of these weights.
+    """What the template prints; None where there are no labels of this SAE.
 
     Args:
         folder: Where the SAE lies.
-        sae: The SAE, whose weights the labels must be of.
+        sae: The SAE that the labels must be of.
     """
     if folder is None or sae is None or not (folder / LABELS_FILE).is_file():
         return None
-    labels = labels_beside(folder, weights_sha256(sae))
+    labels = labels_beside(folder, *Identity.of(sae))
     if not labels:
         return None
     models = sorted({label.model for label in labels.values() if label.model is not None})

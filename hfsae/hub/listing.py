@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.metrics import METRIC_TITLES
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE, SET_PLOT, read_set
 from hfsae.hub.card import CARD_FILE, assemble, read_card
 from hfsae.hub.kinds import mapping
@@ -19,6 +18,7 @@ from hfsae.hub.metadata import LIBRARY, TAGS
 from hfsae.hub.repository import Repository, git_blob_id
 from hfsae.hub.sae_entries import INDEX_FILE, LISTED, SAEEntry, index_text, read_index, sae_entry
 from hfsae.hub.whole_set import WholeSet
+from hfsae.identity import weights_sha256
 from hfsae.loading import load_config
 from hfsae.sae_folders import CONFIG_FILE, folders_among, natural_order
 from hfsae.saving import files_at_once, write_json

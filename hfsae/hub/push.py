@@ -172,12 +172,12 @@ def _published_log(repository: Repository, prefix: str, config: SAEConfig) -> Pa
 
 
 def _dashboard(repository: Repository, prefix: str, saved: Saved) -> Path | None:
-    """The dashboard of these very weights, where there is one: the folder's, or else the one that is published."""
+    """The dashboard of this very SAE, where there is one: the folder's, or else the one that is published."""
     page = None if saved.folder is None else saved.folder / DASHBOARD_FILE
     if page is not None and page.is_file():
         if is_dashboard_of(page, saved.sae):
             return page
-        logger.warning("%s shows other weights and is not pushed; `hfsae dashboard` makes it again", page)
+        logger.warning("%s shows other weights or settings and is not pushed; `hfsae dashboard` makes it again", page)
     published = repository.download(prefix + DASHBOARD_FILE)
     return published if published is not None and is_dashboard_of(published, saved.sae) else None
 

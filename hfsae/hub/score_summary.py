@@ -1,6 +1,7 @@
 """`scores.json`, what `hfsae score --write` measured, and what a card says of it.
 
-{"format": 1, "weights_sha256": "...", "headline": {"absorption of concepts": {"value": 0.1, "low": ..., ...}},
+{"format": 1, "weights_sha256": "...", "settings": {"k": 32, ...},
+ "headline": {"absorption of concepts": {"value": 0.1, "low": ..., ...}},
  "scores": {...}, "stability": {"seed 1": {"value": 0.1, "low": ..., "high": ..., "weights_sha256": "..."}}}
 
 Where runs of several seeds were scored, a headline also has `deviation`, that of one run, and the number of `seeds`.
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.kinds import mapping, number
+from hfsae.identity import Identity
 from hfsae.saving import write_json
 
 logger = logging.getLogger(__name__)
@@ -45,23 +46,23 @@ class ScoreRow(NamedTuple):
 
 
 def write_scores(
-    folder: Path, headline: Mapping[str, Any], scores: Mapping[str, Any], weights_sha256: str
+    folder: Path, headline: Mapping[str, Any], scores: Mapping[str, Any], identity: Identity
 ) -> list[str]:
-    """Writes scores beside the weights that they are of; a stability of these weights stays.
+    """Writes scores beside the SAE that they are of; a stability of this SAE stays.
 
-    What seeds differ by stays where these weights have the same score as before. It goes where they have another one,
+    What seeds differ by stays where this SAE has the same score as before. It goes where they have another one,
     since text or settings are others then.
 
     Args:
         folder: The SAE's folder.
         headline: By title `value`, `low` and `high`, and maybe `deviation` and `seeds`.
         scores: All figures, in values that JSON can hold.
-        weights_sha256: The digest of the weights.
+        identity: Which SAE they are of.
 
     Returns:
         The titles whose deviation over seeds went.
     """
-    before = _of_these_weights(folder, weights_sha256)
+    before = _of_this_sae(folder, identity)
     kept, gone = {title: dict(figures) for title, figures in headline.items()}, []
     for title, figures in mapping(before.get("headline")).items():
         noise = {name: mapping(figures)[name] for name in ("deviation", "seeds") if name in mapping(figures)}
@@ -70,7 +71,7 @@ def write_scores(
             kept[title] = {**noise, **now}
         elif noise and "deviation" not in now:
             gone.append(title)
-    content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": kept, "scores": scores}
+    content = {"format": _FORMAT, **identity.record(), "headline": kept, "scores": scores}
     if stability := before.get("stability"):
         content["stability"] = stability
     write_json(folder / SCORES_FILE, content)
@@ -78,9 +79,9 @@ def write_scores(
 
 
 def write_stability(
-    folder: Path, against: str, its_sha256: str, figures: Mapping[str, Any], weights_sha256: str
+    folder: Path, against: str, its_sha256: str, figures: Mapping[str, Any], identity: Identity
 ) -> None:
-    """Adds how many features another run has found again; scores of these weights stay.
+    """Adds how many features another run has found again; scores of this SAE stay.
 
     Each other run has one entry, whatever it is called. Of two with one name the later one has its digest in the name.
 
@@ -89,10 +90,10 @@ def write_stability(
         against: What the other run is called.
         its_sha256: The digest of its weights.
         figures: `value`, `low` and `high`.
-        weights_sha256: The digest of the weights.
+        identity: Which SAE the folder holds.
     """
-    content = {"format": _FORMAT, "weights_sha256": weights_sha256, "headline": {}, "scores": {}}
-    content |= _of_these_weights(folder, weights_sha256)
+    content: dict[str, Any] = {"format": _FORMAT, **identity.record(), "headline": {}, "scores": {}}
+    content |= _of_this_sae(folder, identity)
     others = {
         name: one
         for name, one in mapping(content.get("stability")).items()
@@ -104,24 +105,24 @@ def write_stability(
     write_json(folder / SCORES_FILE, content)
 
 
-def _of_these_weights(folder: Path, weights_sha256: str) -> dict[str, Any]:
-    """What is there of these weights; what is of others, or cannot be read, is about to be replaced."""
+def _of_this_sae(folder: Path, identity: Identity) -> dict[str, Any]:
+    """What is there of this SAE; what is of others, or cannot be read, is about to be replaced."""
     try:
         content = mapping(json.loads((folder / SCORES_FILE).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         return {}
-    same = content.get("format") == _FORMAT and content.get("weights_sha256") == weights_sha256
+    same = content.get("format") == _FORMAT and identity.unlike(content) is None
     return dict(content) if same else {}
 
 
 def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[ScoreRow] | None:
-    """The scores with their intervals; None where there are no scores of these weights.
+    """The scores with their intervals; None where there are no scores of this SAE.
 
     A file that is there and is left out is told in a warning.
 
     Args:
         folder: Where the SAE lies.
-        sae: The SAE, whose weights the scores must be of.
+        sae: The SAE that the scores must be of.
     """
     if folder is None or sae is None or not (folder / SCORES_FILE).is_file():
         return None
@@ -130,10 +131,10 @@ def score_summary(folder: Path | None, sae: SparseAutoencoder | None) -> list[Sc
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         logger.warning("scores are left out: %s holds no JSON: %s", folder / SCORES_FILE, error)
         return None
-    if content.get("format") != _FORMAT or content.get("weights_sha256") != weights_sha256(sae):
+    unlike = Identity.of(sae).unlike(content) if content.get("format") == _FORMAT else "another version"
+    if unlike is not None:
         logger.warning(
-            "scores are left out: %s is of other weights, or of another version: run `hfsae score --write` once more.",
-            folder / SCORES_FILE,
+            "scores are left out: %s is of %s: run `hfsae score --write` once more.", folder / SCORES_FILE, unlike
         )
         return None
     rows = []

@@ -14,7 +14,7 @@ from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.analysis.document_sequences import DocumentSequenceReader
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import Identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,8 +84,8 @@ def passage_features(
     """
     if prior <= 0 or top < 1:
         raise ValueError(f"prior is {prior} and top is {top}; expected more than 0, and 1 or more.")
-    if collection.about.weights_sha256 != weights_sha256(sae):
-        raise ValueError("these features were collected of another SAE: run collect_features on this one.")
+    if (unlike := Identity.of(sae).unlike(vars(collection.about))) is not None:
+        raise ValueError(f"these features were collected of {unlike}: run collect_features on this SAE.")
     reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
     n, here = 0, torch.zeros(sae.config.n_features, dtype=torch.float64)
     for batch in pieces.batches([text]):

@@ -58,13 +58,13 @@ def label_saved(
         What came out in this run.
 
     Raises:
-        ValueError, OSError: As `label_features`; ValueError too if the file holds labels of other weights.
+        ValueError, OSError: As `label_features`; ValueError too if the file holds labels of other weights or settings.
     """
     numbers = ("n_shown", "n_scored", "shown_at_once", "n_simulated")
     refuse_impossible(**{name: options[name] for name in numbers if name in options})
     path = Path(output) if output is not None else (opened.folder or Path()) / LABELS_FILE
     can_be_file(path)
-    known = read_label_records(path, opened.digest) if path.is_file() else {}
+    known = read_label_records(path, *opened.identity) if path.is_file() else {}
     asked = _asked(opened, features, max_features, seed)
     wanted = [feature for feature in asked if write or feature not in known]
     if len(wanted) < len(asked):
@@ -77,10 +77,10 @@ def label_saved(
 
     def keep() -> None:
         # Somebody may have saved labels of the dashboard in the meantime: those of people stay.
-        others = read_label_records(path, opened.digest) if path.is_file() else {}
+        others = read_label_records(path, *opened.identity) if path.is_file() else {}
         stay = {} if write else {feature: label for feature, label in others.items() if label.model is None}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_labels(path, {**others, **made, **stay}, opened.digest)
+        write_labels(path, {**others, **made, **stay}, *opened.identity)
 
     def each(feature: int, label: Label | None) -> None:
         nonlocal written

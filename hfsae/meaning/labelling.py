@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis import Feature, FeatureCollection, TokenTexts
 from hfsae.analysis.document_sequences import Documents
 from hfsae.analysis.weights import chosen_features
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import Identity
 from hfsae.label_file import SIMULATION, Label, Score
 from hfsae.meaning.chat import Chat, Conversation
 from hfsae.meaning.counterexamples import Counterexamples
@@ -319,8 +319,8 @@ def label_features(
         >>> run.labels[17].text, str(run.labels[17].scores["detection_random"])  # doctest: +SKIP
         ('the word "is" before "not"', '0.87 (0.70 to 0.94)')
     """
-    if collection.about.weights_sha256 != weights_sha256(sae):
-        raise ValueError("these features were collected of another SAE: run collect_features on this one.")
+    if (unlike := Identity.of(sae).unlike(vars(collection.about))) is not None:
+        raise ValueError(f"these features were collected of {unlike}: run collect_features on this SAE.")
     chosen = _chosen(sae, collection, features)
     refuse_impossible(n_shown, n_scored, shown_at_once, n_simulated)
     simulator = simulator_of(chat) if n_simulated else None

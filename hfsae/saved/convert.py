@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hfsae.analysis import export_circuit_tracer
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import Identity
 from hfsae.interop import catalogue, circuit_tracer_layers, circuit_tracer_writer, sparsify_writer
 from hfsae.interop.export import export_formats, export_sae
 from hfsae.interop.foreign_names import layer_of
@@ -84,11 +84,11 @@ def convert(
 
 
 def _write_set(source: str | os.PathLike, saes: Mapping[str, SAE], destination: Path) -> Path:
-    """Writes what circuit-tracer loads, and pages of the features that were collected of these weights."""
+    """Writes what circuit-tracer loads, and pages of the features that were collected of these SAEs."""
     collected = {
         place: found
         for place, sae in saes.items()
-        if (found := kept_features(local_folder(os.fspath(source), place), weights_sha256(sae))) is not None
+        if (found := kept_features(local_folder(os.fspath(source), place), Identity.of(sae))) is not None
     }
     scan = _PAGES if collected else None
     first, *others = saes.values()

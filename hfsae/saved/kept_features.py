@@ -1,7 +1,7 @@
 """A saved SAE with its language model, and what was collected of its features: found beside the weights or collected.
 
-Features that were collected once are used as long as they are of these weights. `saved_features` opens all SAEs of a
-set, which share a language model.
+Features that were collected once are used as long as they are of these weights and settings. `saved_features` opens
+all SAEs of a set, which share a language model.
 """
 
 import logging
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, collect_features
 from hfsae.data import TextSource
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, Label, read_label_records
 from hfsae.language_model import rename_base_model
 from hfsae.modeling import SAE
@@ -34,16 +34,16 @@ def local_folder(source: str | Path, subfolder: str = "") -> Path | None:
     return place if place.is_dir() else None
 
 
-def kept_features(folder: Path | None, digest: str) -> FeatureCollection | None:
-    """The features that were collected of the weights with this digest; None where there are none."""
+def kept_features(folder: Path | None, identity: Identity) -> FeatureCollection | None:
+    """The features that were collected of this SAE; None where there are none."""
     if folder is None:
         return None
     try:
         collection = FeatureCollection.load(folder)
     except FileNotFoundError:
         return None
-    if collection.about.weights_sha256 != digest:
-        logger.info("the features in %s are of other weights; collecting them again", folder)
+    if (unlike := identity.unlike(vars(collection.about))) is not None:
+        logger.info("the features in %s are of %s; collecting them again", folder, unlike)
         return None
     return collection
 
@@ -92,13 +92,13 @@ class SavedFeatures:
     max_tokens: int = 1_000_000
     disable_tqdm: bool = False
     sae: SAE = field(init=False)
-    digest: str = field(init=False)
+    identity: Identity = field(init=False)
     folder: Path | None = field(init=False)
 
     def __post_init__(self) -> None:
         hub = {"revision": self.revision} if self.revision else {}
         self.sae = SAE.from_pretrained(self.source, subfolder=self.subfolder, allow_pickle=self.allow_pickle, **hub)
-        self.digest = weights_sha256(self.sae)
+        self.identity = Identity.of(self.sae)
         self.folder = local_folder(self.source, self.subfolder)
         if self.base_model is not None:
             rename_base_model(self.sae.config, self.base_model)
@@ -125,7 +125,7 @@ class SavedFeatures:
     @cached_property
     def collection(self) -> FeatureCollection:
         """The features beside the weights; else they are collected, and kept there where the SAE has a folder."""
-        kept = kept_features(self.folder, self.digest)
+        kept = kept_features(self.folder, self.identity)
         if kept is not None:
             return kept
         options = {"max_tokens": self.max_tokens, "disable_tqdm": self.disable_tqdm}
@@ -139,10 +139,10 @@ class SavedFeatures:
         """The labels beside the weights.
 
         Raises:
-            ValueError: If they are of other weights, or the file holds something else.
+            ValueError: If they are of other weights or settings, or the file holds something else.
         """
         path = None if self.folder is None else self.folder / LABELS_FILE
-        return {} if path is None or not path.is_file() else read_label_records(path, self.digest)
+        return {} if path is None or not path.is_file() else read_label_records(path, *self.identity)
 
 
 def saved_features(source: str | Path, *, subfolder: str = "", **options: Any) -> dict[str, SavedFeatures]:

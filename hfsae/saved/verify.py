@@ -12,7 +12,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hfsae.connection import reachable
 from hfsae.evaluation.metrics import METRIC_TITLES, METRICS
-from hfsae.evaluation.protocol import changed_settings, measured_digest, weights_sha256
+from hfsae.evaluation.protocol import changed_settings, measured_digest
 from hfsae.evaluation.self_check import self_check
 from hfsae.hub import model_index
 from hfsae.hub.card import CARD_FILE, read_card
@@ -21,6 +21,7 @@ from hfsae.hub.kinds import mapping, number
 from hfsae.hub.markdown import figure
 from hfsae.hub.snapshot import look
 from hfsae.hub.written_card import front_and_text
+from hfsae.identity import weights_sha256
 from hfsae.interop import catalogue
 from hfsae.loading import holds_config, load_sae
 from hfsae.saved.measuring_again import measure_again

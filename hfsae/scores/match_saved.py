@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from hfsae.autoencoder import SparseAutoencoder
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_written_in
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_stability
+from hfsae.identity import Identity, weights_sha256
 from hfsae.scores.matching import Matching, one_start, run_name, starts_are_known, two_places
 from hfsae.scores.recipe import two_recipes
 
@@ -48,6 +48,6 @@ def put_on_card(source: str, sae: SparseAutoencoder, other: str, its: SparseAuto
         The path of `scores.json`.
     """
     figures = vars(found.stability)
-    write_stability(Path(source), run_name(other, its), weights_sha256(its), figures, weights_sha256(sae))
+    write_stability(Path(source), run_name(other, its), weights_sha256(its), figures, Identity.of(sae))
     write_card(Path(source))
     return Path(source) / SCORES_FILE

@@ -16,8 +16,8 @@ from torch import Tensor
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.configuration import SAEConfig
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.metadata import recorded_portable_name
+from hfsae.identity import weights_sha256
 from hfsae.scores.needed import needed
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 from hfsae.scores.recipe import two_recipes

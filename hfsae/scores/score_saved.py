@@ -9,10 +9,10 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.data import find_document_column, load_text, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file, can_be_written_in
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
+from hfsae.identity import Identity
 from hfsae.language_model import origin_of, rename_base_model
 from hfsae.modeling import SAE
 from hfsae.saving import write_json
@@ -161,7 +161,7 @@ def _write(
         noise: By title what seeds differ by.
     """
     headlines = {title: {**vars(one), **(noise or {}).get(title, {})} for title, one in headline(scores).items()}
-    gone = write_scores(folder, headlines, scores.recorded(), weights_sha256(sae))
+    gone = write_scores(folder, headlines, scores.recorded(), Identity.of(sae))
     write_card(folder)
     return gone
 
@@ -181,13 +181,13 @@ def _write_what_seeds_tell(
             found = ReseedNoise.of([one[title].value for one in headlines.values()])
             if found is not None:
                 noise[title] = {"deviation": found.deviation, "seeds": found.n}
-        digests = {name: weights_sha256(saes[name]) for name in group.runs} if len(group.runs) > 1 else {}
-        for name in digests:
+        identities = {name: Identity.of(saes[name]) for name in group.runs} if len(group.runs) > 1 else {}
+        for name, identity in identities.items():
             for pair, matching in matched.items():
                 if name in pair and set(pair) <= set(group.runs):
                     (other,) = set(pair) - {name}
                     title, figures = run_name(other, saes[other]), vars(matching.stability)
-                    write_stability(folders[name], title, digests[other], figures, digests[name])
+                    write_stability(folders[name], title, identities[other].weights_sha256, figures, identity)
             _write(folders[name], scores[name], saes[name], noise)
 
 

@@ -19,9 +19,9 @@ from hfsae.analysis.interventions import activation_units
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.left_out import in_words
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.text_batches import Text
 from hfsae.hooks import HookPoint, inner_model
+from hfsae.identity import weights_sha256
 from hfsae.in_model import hook_points_of
 from hfsae.label_file import Label
 from hfsae.language_model import origin_of

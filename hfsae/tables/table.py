@@ -32,7 +32,7 @@ class FeatureTable:
 
     Attributes:
         about: What the rows are of: `level`, `reduce`, `n_features`, `hook_point`, `base_model`, `weights_sha256`,
-            `features`, `columns`, and more.
+            `settings`, `features`, `columns`, and more.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -60,6 +60,9 @@ class FeatureTable:
             raise ValueError(
                 f"{self.path} lacks {what}: call `hfsae featurize` again as before, and it goes on where it ended."
             )
+        if any("settings" not in about for about in abouts):  # an older version, which knew none, began it
+            for about in abouts:
+                about.pop("settings", None)
         if any(about != abouts[0] for about in abouts):
             raise ValueError(f"{self.path} holds parts of several tables: write each into a folder of its own.")
         self.about: dict[str, Any] = abouts[0]

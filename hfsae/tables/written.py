@@ -20,8 +20,8 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.document_column import column_names
 from hfsae.data.tokenizer_identity import tokenizer_sha256
 from hfsae.differences import differences
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.folders import can_be_file, can_be_folder
+from hfsae.identity import Identity
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
 from hfsae.storage import appearing_whole, in_bytes
@@ -127,7 +127,7 @@ def featurize(
         "features": None if chosen is None else chosen.tolist(),
         "hook_point": sae.config.hook_point,
         "base_model": sae.config.base_model,
-        "weights_sha256": weights_sha256(sae),
+        **Identity.of(sae).record(),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "context_length": pieces.context_length,
         "text_column": contents.column,
@@ -331,7 +331,10 @@ def _same(output: Path, about: Mapping[str, Any], shards: Iterable[_Shard]) -> F
 
 
 def _check_same(file: Path, about: Mapping[str, Any]) -> None:
-    differing = differences(read_about(file), json.loads(json.dumps(dict(about))))
+    there, now = read_about(file), json.loads(json.dumps(dict(about)))
+    if "settings" not in there:
+        del now["settings"]  # of an older version, which knew none
+    differing = differences(there, now)
     if differing:
         raise FileExistsError(
             f"{file} is of another table: {'; '.join(differing)}. Choose another output, or remove that one first."

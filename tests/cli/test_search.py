@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hfsae.cli import main
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import weights_sha256
 from hfsae.label_file import write_labels
 from hfsae.saved.kept_features import SavedFeatures
 from tests.analysis.tiny import setting

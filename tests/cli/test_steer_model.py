@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from hfsae import steer
 from hfsae.cli import main
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import weights_sha256
 from hfsae.label_file import write_labels
 from hfsae.saved.kept_features import SavedFeatures
 from tests.analysis.tiny import setting

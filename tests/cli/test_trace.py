@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from hfsae import SAE, Graph, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig, collect_features
+from hfsae.circuits.trace_saved import beside
 from hfsae.cli import main
 from hfsae.dashboard import write_labels
+from hfsae.identity import Identity
 from tests.analysis.tiny import setting, texts
 from tests.circuits.test_graph_page import content_of
+from tests.hub.samples import dashboard_of
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             collected = collect_features(sae, model, tokenizer, texts(), disable_tqdm=True)
             collected.save(place / "set" / "mlp_in.0")
             names = {feature: f"name of {feature}" for feature in range(40)}
-            write_labels(place / "set" / "mlp_in.0" / "labels.json", names, collected.about.weights_sha256)
-            (place / "set" / "mlp_in.0" / "dashboard.html").write_text("a page")
+            write_labels(place / "set" / "mlp_in.0" / "labels.json", names, *Identity.of(sae))
+            (place / "set" / "mlp_in.0" / "dashboard.html").write_text(dashboard_of(sae))
     return place
 
 
@@ -51,11 +54,25 @@ def test_a_prompt_becomes_a_page_json_and_a_graph(run: Path, tmp_path: Path, cap
     first = next(node for node in content["nodes"] if node["source"] == "mlp_in.0" and node["kind"] == "feature")
     assert first["label"] == f"name of {first['feature']}"
     assert f"mlp_in.0/{first['feature']}" in content["features"]
-    assert (tmp_path / "out" / content["dashboards"]["mlp_in.0"]).read_text() == "a page"
+    assert (tmp_path / "out" / content["dashboards"]["mlp_in.0"]).resolve() == run / "set/mlp_in.0/dashboard.html"
     graph = Graph.load(tmp_path / "g.st")
     assert graph.prompt == "w1 w2 w3 w4" and int(graph.is_kind("feature").sum()) == 20
     written = json.loads((tmp_path / "graph.json").read_text())
     assert written["metadata"]["slug"] == "graph" and len(written["links"]) > 0
+
+
+def test_what_lies_beside_with_another_k_is_left_out(run: Path, caplog: pytest.LogCaptureFixture):
+    sae = SAE.from_pretrained(run / "set" / "mlp_in.0")
+    found = beside(run / "set", {"mlp_in.0": sae})
+    assert all("mlp_in.0" in kind for kind in found)
+    with pytest.raises(ValueError, match="labels of other settings"):
+        beside(run / "set", {"mlp_in.0": sae.with_k(2)})
+    labels = run / "set" / "mlp_in.0" / "labels.json"
+    labels.rename(labels.with_name("away"))
+    with caplog.at_level("INFO", "hfsae"):
+        assert not any(beside(run / "set", {"mlp_in.0": sae.with_k(2)}))
+    labels.with_name("away").rename(labels)
+    assert "of other settings than these (k was 4 and is 2): the page shows no examples" in caplog.text
 
 
 def test_a_cross_layer_transcoder_brings_labels_and_examples_of_all_its_layers(run: Path, tmp_path: Path):

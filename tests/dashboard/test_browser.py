@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from hfsae.analysis import feature_map
+from hfsae.analysis import FeatureCollection, feature_map
 from hfsae.dashboard import read_labels, read_prompts, write_dashboard
 from hfsae.dashboard.page_contents import Compared, Comparison, InSource, Matches, MeasuredFigure
+from hfsae.identity import Identity, settings_of
 from hfsae.label_file import Label, Score, read_label_records
 from tests.dashboard.tiny import ATTACK, HOSTILE, collection, hostile, tokenizer
 
@@ -248,7 +250,8 @@ def test_labels_are_edited_kept_and_saved(page, tmp_path):
     with page.expect_download() as download:
         page.click("#save")
     download.value.save_as(tmp_path / download.value.suggested_filename)
-    labels = read_labels(tmp_path / "labels.json", collection().about.weights_sha256)
+    labels = read_labels(tmp_path / "labels.json", *Identity.of(hostile().sae))
+    assert json.loads((tmp_path / "labels.json").read_text())["settings"] == settings_of(hostile().sae.config)
     assert labels == {3: ATTACK, 5: "zebra", 6: "zulu", 7: "ends a sentence </script>"}
     expect(page.locator("#unsaved")).to_have_text("")
 
@@ -304,6 +307,25 @@ def test_labels_are_written_to_a_file_where_the_browser_may(browser, served, tmp
     written = page.evaluate(f"async () => (await (await {file}).getFile()).text()")
     (tmp_path / "labels.json").write_text(written)
     assert read_labels(tmp_path / "labels.json", collection().about.weights_sha256)[9] == "a name"
+    context.close()
+
+
+def test_drafts_of_another_k_are_not_shown(browser, served, pages):
+    """Of one place on the web two pages of the same weights, and one of an earlier version."""
+    about = collection().about
+    for name, settings in (("two", {**(about.settings or {}), "k": 2}), ("older", None)):
+        other = FeatureCollection.from_tensors(replace(about, settings=settings), collection().tensors())
+        write_dashboard(other, tokenizer(), pages / "folder" / f"{name}.html")
+    context = browser.new_context()
+    page = context.new_page()
+    for name, shown in (("two", "Feature 9"), ("older", "Feature 9"), ("two", "two"), ("index", "older")):
+        page.goto(f"{served.replace('index', name)}#feature/9")
+        expect(page.locator("h1")).to_have_text(shown)
+        if shown == "Feature 9":
+            page.keyboard.press("e")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            expect(page.locator("h1")).to_have_text(name)
     context.close()
 
 

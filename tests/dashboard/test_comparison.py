@@ -12,7 +12,7 @@ from hfsae.cli import main
 from hfsae.dashboard.comparison import diff_saved
 from hfsae.dashboard.page_contents import unpack
 from hfsae.diffing import ModelDiff, diff
-from hfsae.hub.card import card_of
+from hfsae.hub.card import card_of, difference
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import text, trainer
 
@@ -48,6 +48,17 @@ def test_it_writes_the_figures_the_picture_a_page_and_a_section_of_the_card(run,
     row = next(line for line in card.splitlines() if line.startswith("| shared |"))
     assert row.split("|")[3].strip() == str(found.counts()["shared"])
     assert "![Relative decoder norms" in card and str(card_of(run)) == card
+
+
+def test_a_comparison_with_another_k_is_not_on_the_card(run):
+    diff_saved(run, max_tokens=1000, n_features=1, disable_tqdm=True)
+    sae = SAE.from_pretrained(run)
+    assert difference(run, sae) is not None and ModelDiff.load(run).about["settings"]["k"] == sae.config.k
+    assert difference(run, SAE.from_pretrained(run, k=sae.config.k + 1)) is None
+    said = json.loads((run / "diff.json").read_text())
+    del said["about"]["settings"]  # as an earlier version wrote it
+    (run / "diff.json").write_text(json.dumps(said))
+    assert difference(run, SAE.from_pretrained(run, k=sae.config.k + 1)) is not None
 
 
 def test_the_figures_are_those_of_the_models_on_that_text(run, tmp_path):

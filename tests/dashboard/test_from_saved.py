@@ -1,5 +1,7 @@
 """From a saved folder to its dashboard, with what lies in the folder already."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection
 from hfsae.cli import main
 from hfsae.dashboard import ensure_dashboard, gather, make_dashboard, read_labels, write_labels, write_space
-from hfsae.evaluation.protocol import settings_of, weights_sha256
+from hfsae.identity import Identity, settings_of, weights_sha256
 from tests.analysis.tiny import setting
 from tests.dashboard.tiny import index_of, saved_sae
 
@@ -104,6 +106,38 @@ def test_features_of_other_weights_are_collected_anew(place, caplog):
         gather(place / "sae")
     assert "of other weights" in caplog.text
     assert gather(place / "sae", **options).collection.about.weights_sha256 == weights_sha256(sae)
+
+
+@pytest.mark.parametrize("fields", [{"k": 2}, {"hook_point": "transformer.h.0.output"}])
+def test_what_was_kept_with_other_settings_is_not_taken(place, caplog, fields):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    write_labels(place / "sae" / "labels.json", {3: "x"}, *Identity.of(SAE.from_pretrained(place / "sae")))
+    page = make_dashboard(place / "sae", **options)
+    assert ensure_dashboard(place / "sae") == page and FeatureCollection.load(place / "sae").about.settings["k"] == 4
+    before = FeatureCollection.load(place / "sae").statistics.tokens_firing
+    config = json.loads((place / "sae" / "config.json").read_text())
+    config["metrics"] = {"protocol": {"dataset": str(place / "text.jsonl"), "split": "train"}}
+    (place / "sae" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match="labels of other settings than these"):
+        ensure_dashboard(place / "sae")  # the page is of other settings too
+    (place / "sae" / "labels.json").unlink()
+    with caplog.at_level("INFO", "hfsae"):
+        about = index_of(ensure_dashboard(place / "sae"))["about"]
+    assert "of other settings" in caplog.text and about["settings"].items() >= fields.items()
+    assert not torch.equal(FeatureCollection.load(place / "sae").statistics.tokens_firing, before)
+
+
+def test_what_an_earlier_version_kept_counts_for_any_settings(place):
+    options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
+    page = make_dashboard(place / "sae", **options)
+    said = json.loads((place / "sae" / "features.json").read_text())
+    del said["settings"]
+    (place / "sae" / "features.json").write_text(json.dumps(said))
+    make_dashboard(place / "sae")
+    assert index_of(page)["about"]["settings"] is None
+    config = json.loads((place / "sae" / "config.json").read_text()) | {"k": 2}
+    (place / "sae" / "config.json").write_text(json.dumps(config))
+    assert gather(place / "sae").collection.about.settings is None and ensure_dashboard(place / "sae") == page
 
 
 def test_a_dashboard_of_these_weights_is_kept_and_one_of_others_written_anew(place):

@@ -1,11 +1,14 @@
 """An SAE's config as training and evaluation leave it, its figures made up, and what tests look for in its card."""
 
+import json
 import re
 from typing import Any
 
 from huggingface_hub import ModelCard
 
 from hfsae import TopKSAEConfig
+from hfsae.autoencoder import SparseAutoencoder
+from hfsae.identity import Identity
 
 SHA = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 LOG = [
@@ -88,3 +91,9 @@ def snippet(text: str) -> str:
     match = re.search(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert match is not None
     return match[1]
+
+
+def dashboard_of(sae: SparseAutoencoder, *names: str) -> str:
+    """Of a dashboard's page what says which SAE it shows; of that only what is named, if anything is."""
+    about = {name: value for name, value in Identity.of(sae).record().items() if not names or name in names}
+    return f'<script type="application/json" id="index">{json.dumps({"about": about})}</script>'

@@ -16,12 +16,12 @@ from transformers import GPT2Config
 from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig, capture
 from hfsae.architectures import architectures
 from hfsae.evaluation import weights_sha256
-from hfsae.evaluation.protocol import settings_of
 from hfsae.hub import render_card, write_card
 from hfsae.hub.card import BEGIN, END
 from hfsae.hub.sae_entries import sae_entry
+from hfsae.identity import settings_of
 from tests.architectures.variants import sources
-from tests.hub.samples import LOG, config, metrics, reread, snippet
+from tests.hub.samples import LOG, config, dashboard_of, metrics, reread, snippet
 
 
 def table(text: str, first_cell: str) -> list[str]:
@@ -286,11 +286,24 @@ def test_a_histogram_of_an_earlier_evaluation_is_not_shown(pictured: Path):
 
 def test_a_dashboard_is_linked_while_it_shows_these_weights(folder: Path):
     sae = SAE.from_pretrained(folder)
-    (folder / "dashboard.html").write_text(weights_sha256(sae))
+    (folder / "dashboard.html").write_text(dashboard_of(sae))
     assert "](dashboard.html)" in write_card(folder).read_text(encoding="utf-8")
     with torch.no_grad():
         sae.b_dec += 1
     assert "](dashboard.html)" not in write_card(folder, sae).read_text(encoding="utf-8")
+
+
+def test_a_dashboard_is_linked_while_it_shows_these_settings(folder: Path):
+    page = folder / "dashboard.html"
+    page.write_text(dashboard_of(SAE.from_pretrained(folder)))
+    for fields in ({"k": 2}, {"hook_point": "resid_post.0"}, {"exclude_positions": []}):
+        assert "](dashboard.html)" not in write_card(folder, SAE.from_pretrained(folder, **fields)).read_text("utf-8")
+    # A page of an earlier version knows no settings, and one of somebody else's nothing.
+    page.write_text(dashboard_of(SAE.from_pretrained(folder), "weights_sha256"))
+    assert "](dashboard.html)" in write_card(folder, SAE.from_pretrained(folder, k=2)).read_text("utf-8")
+    for content in ("", "<h1>mine</h1>", page.read_text()[:60], page.read_text().replace('"about"', '"more"')):
+        page.write_text(content)
+        assert "](dashboard.html)" not in write_card(folder).read_text("utf-8")
 
 
 def test_writing_twice_gives_the_same_bytes(pictured: Path):

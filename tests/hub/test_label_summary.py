@@ -1,5 +1,5 @@
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.card import render_card
+from hfsae.identity import weights_sha256
 from hfsae.label_file import Label, Score, write_labels
 from tests.analysis.tiny import setting
 

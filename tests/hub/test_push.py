@@ -10,7 +10,7 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.evaluation import weights_sha256
 from hfsae.hub import PushError
 from tests.architectures.variants import ARCHITECTURES, VARIANTS, activations
-from tests.hub.samples import LOG, config, metrics, training
+from tests.hub.samples import LOG, config, dashboard_of, metrics, training
 from tests.hub_server import HubServer
 
 REPO = "tester/small"
@@ -55,7 +55,7 @@ def test_what_training_left_in_the_folder_goes_along(hub, tmp_path):
 
 def test_the_dashboard_of_the_weights_and_labels_go_along_and_stay(hub, sae, tmp_path):
     sae.save_pretrained(tmp_path)
-    (tmp_path / "dashboard.html").write_text(f"<!doctype html>{weights_sha256(sae)}")
+    (tmp_path / "dashboard.html").write_text(dashboard_of(sae))
     (tmp_path / "labels.json").write_text("{}")
     (tmp_path / "scores.json").write_text("{}")
     sae.push_to_hub(REPO, folder=tmp_path)
@@ -66,13 +66,14 @@ def test_the_dashboard_of_the_weights_and_labels_go_along_and_stay(hub, sae, tmp
 
 
 def test_a_dashboard_of_other_weights_neither_goes_along_nor_stays(hub, sae, other, tmp_path, caplog):
-    (tmp_path / "dashboard.html").write_text(f"<!doctype html>{weights_sha256(sae)}")
+    (tmp_path / "dashboard.html").write_text(dashboard_of(sae))
     sae.push_to_hub(REPO, folder=tmp_path)
     assert "dashboard.html" in hub.repo(REPO).files()
     other.push_to_hub(REPO, folder=tmp_path)
     files = hub.repo(REPO).files()
     assert "dashboard.html" not in files and "](dashboard.html)" not in files["README.md"].decode()
-    assert "dashboard.html shows other weights and is not pushed; `hfsae dashboard` makes it again" in caplog.text
+    told = "dashboard.html shows other weights or settings and is not pushed; `hfsae dashboard` makes it again"
+    assert told in caplog.text
 
 
 def test_an_sae_from_the_hub_keeps_its_curve_when_it_is_pushed_again_and_one_of_another_training_does_not(

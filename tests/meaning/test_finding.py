@@ -34,8 +34,10 @@ def test_what_cannot_be_compared_is_refused():
         passage_features(sae, model, tokenizer, collection(), "w1")
     with pytest.raises(ValueError, match="prior is 0"):
         passage_features(sae, model, tokenizer, collection(), "w1 w2", prior=0)
-    with pytest.raises(ValueError, match="of another SAE"):
+    with pytest.raises(ValueError, match="collected of other weights .*: run collect_features on this SAE"):
         passage_features(TopKSAE(sae.config), model, tokenizer, collection(), "w1 w2")
+    with pytest.raises(ValueError, match="collected of other settings than these \\(k was 4 and is 2\\)"):
+        passage_features(sae.with_k(2), model, tokenizer, collection(), "w1 w2")
 
 
 def test_labels_are_found_by_their_words():

@@ -11,7 +11,7 @@ import pytest
 
 from hfsae.cli import main
 from hfsae.dashboard import make_dashboard
-from hfsae.evaluation.protocol import weights_sha256
+from hfsae.identity import weights_sha256
 from hfsae.label_file import Label, read_label_records, write_labels
 from hfsae.saved.kept_features import SavedFeatures
 from tests.analysis.tiny import setting

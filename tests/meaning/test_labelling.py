@@ -123,9 +123,9 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(options, message):
 def test_features_of_another_sae_and_those_that_never_fire_are_refused():
     sae, model, tokenizer = setting()
     chat = EndpointChat("http://127.0.0.1:9/v1", "m")
-    other = TopKSAE(sae.config)
-    with pytest.raises(ValueError, match="collected of another SAE"):
-        label_features(other, model, tokenizer, texts(60), chat, collection=collection())
+    for other, what in ((TopKSAE(sae.config), "weights"), (sae.with_k(2), "settings")):
+        with pytest.raises(ValueError, match=f"collected of other {what}"):
+            label_features(other, model, tokenizer, texts(60), chat, collection=collection())
     silent = collection().features[collection().statistics.tokens_firing[collection().features] == 0]
     if len(silent):
         with pytest.raises(ValueError, match="never fire"):

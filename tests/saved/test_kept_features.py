@@ -16,7 +16,7 @@ def test_a_set_is_opened_with_one_language_model(trained_set):
     assert list(opened) == ["mlp_in.2", "mlp_in.3"]
     first, second = opened.values()
     assert first.model is second.model and first.tokenizer is second.tokenizer
-    assert first.digest != second.digest
+    assert first.identity.weights_sha256 != second.identity.weights_sha256
     assert list(saved_features(trained_set, subfolder="mlp_in.3")) == ["mlp_in.3"]
 
 

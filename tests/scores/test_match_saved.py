@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hfsae.cli import main
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.score_summary import write_scores
+from hfsae.identity import Identity, weights_sha256
 from hfsae.scores import match_features
 from tests.scores.test_matching import an_sae
 
@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> Path:
 def test_stability_stands_on_the_card_beside_the_scores_that_were_there(runs, capsys):
     a, b = an_sae(0), an_sae(1)
     headline = {"absorption of concepts": {"value": 0.25, "low": 0.125, "high": 0.5}}
-    write_scores(runs / "run0", headline, {"text": "x"}, weights_sha256(a))
+    write_scores(runs / "run0", headline, {"text": "x"}, Identity.of(a))
     assert main(["match", str(runs / "run0"), str(runs / "run1"), "--write"]) == 0
     assert f"wrote {runs / 'run0' / 'scores.json'} and the card beside it" in capsys.readouterr().out
     found = json.loads((runs / "run0" / "scores.json").read_text())
@@ -36,9 +36,9 @@ def test_stability_stands_on_the_card_beside_the_scores_that_were_there(runs, ca
     )
     assert not (runs / "run1" / "scores.json").exists()
     # Scores that are measured again leave it there.
-    write_scores(runs / "run0", {}, {}, weights_sha256(a))
+    write_scores(runs / "run0", {}, {}, Identity.of(a))
     assert json.loads((runs / "run0" / "scores.json").read_text())["stability"] == found["stability"]
-    write_scores(runs / "run0", {}, {}, "of other weights")
+    write_scores(runs / "run0", {}, {}, Identity("of other weights"))
     assert "stability" not in json.loads((runs / "run0" / "scores.json").read_text())
 
 

@@ -185,6 +185,27 @@ def test_a_table_that_is_there_is_not_made_again_and_another_is_not_lost(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t"])
+def test_a_table_of_other_settings_is_not_taken_for_this_one(tmp_path: Path, name: str):
+    sae, model, tokenizer = setting()
+    options = {"disable_tqdm": True, "documents_per_shard": 7}
+    table_of(tmp_path / name)
+    with pytest.raises(FileExistsError, match=r"settings\.k was 4 and is 2"):
+        featurize(sae.with_k(2), model, tokenizer, texts(), tmp_path / name, **options)
+
+
+def test_a_table_that_an_earlier_version_began_goes_on(tmp_path: Path):
+    table = table_of(tmp_path / "t")
+    files = sorted((tmp_path / "t").iterdir())
+    for file in files[:2]:
+        older = {ABOUT: json.dumps({n: v for n, v in read_about(file).items() if n != "settings"}).encode()}
+        parquet.write_table(parquet.read_table(file).replace_schema_metadata(older), file)
+    files[2].unlink()
+    again = table_of(tmp_path / "t")
+    assert again.about == {name: value for name, value in table.about.items() if name != "settings"}
+    pandas.testing.assert_frame_equal(again.to_pandas(), table_of(tmp_path / "one").to_pandas())
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t"])
 def test_other_documents_are_no_part_of_a_table_that_is_there(tmp_path: Path, name: str):
     rows = [*texts()]
     table_of(tmp_path / name, rows)

@@ -10,8 +10,8 @@ from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.data.encoding import as_ranges, special_token_ids
 from hfsae.evaluation.calibration import read_rows
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.hub.sections import display_name
+from hfsae.identity import weights_sha256
 from hfsae.inputs import streams
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import BATCH, At, sparse_rows, text, trainer

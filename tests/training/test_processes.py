@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from hfsae import SAE, load_saes
-from hfsae.evaluation.protocol import weights_sha256
 from hfsae.evaluation.saved_set import SET_FILE
+from hfsae.identity import weights_sha256
 from hfsae.training.checkpoint import last_checkpoint
 from tests.data.tiny import language_model
 from tests.processes import free_port

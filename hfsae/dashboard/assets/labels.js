@@ -3,13 +3,16 @@
 const given = new Map(Object.entries(index.labels).map(([feature, label]) => [Number(feature), label]));
 /** What a language model says of the labels that it wrote: which one it is, and how well they foretell. */
 const explained = new Map(Object.entries(index.explained).map(([feature, record]) => [Number(feature), record]));
-const store = `hfsae labels ${about.weights_sha256}`;
+const weights = `hfsae labels ${about.weights_sha256}`;
+/** With other settings, such as k, the same weights have other features. */
+const store = about.settings ? `${weights} ${JSON.stringify(about.settings)}` : weights;
 const drafts = readDrafts();
 
 function readDrafts() {
   let kept = {};
   try {
-    kept = JSON.parse(localStorage.getItem(store)) ?? {};
+    // Pages of an earlier version kept drafts by the weights alone.
+    kept = JSON.parse(localStorage.getItem(store) ?? localStorage.getItem(weights)) ?? {};
   } catch {
     // No storage here, or not ours: there are no drafts.
   }
@@ -61,7 +64,9 @@ function showDrafts() {
 /** The content of labels.json. */
 function labelFile() {
   const named = [...new Map([...given, ...drafts.edits])].filter(([, label]) => label).sort(([a], [b]) => a - b);
-  const content = { format: 1, weights_sha256: about.weights_sha256, labels: Object.fromEntries(named) };
+  const content = { format: 1, weights_sha256: about.weights_sha256 };
+  if (about.settings) content.settings = about.settings;
+  content.labels = Object.fromEntries(named);
   const told = named.map(([feature]) => [feature, explanationOf(feature)]).filter(([, record]) => record);
   if (told.length) content.explained = Object.fromEntries(told);
   return `${JSON.stringify(content, null, 2)}\n`;
