@@ -17,6 +17,7 @@ from hfsae.data import TokenBatch
 from hfsae.data.prompts import tokenize
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
+from hfsae.functional.gradients import gradients_on, refuse_inference_weights
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
@@ -87,6 +88,7 @@ def feature_effects(
     Raises:
         ValueError: If the prompt is too short to have a loss, or a token is none of the model's. Likewise if the SAE
             does not fit the model, or the model does not predict the next token (BERT, ESM-2).
+            Likewise if weights were made inside of `torch.inference_mode`, which torch does not differentiate.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -94,6 +96,8 @@ def feature_effects(
         >>> effects.features[0]  # doctest: +SKIP
         FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
     """
+    for module in (model, sae):
+        refuse_inference_weights(module)
     ids = tokenize(text, tokenizer, prepend_bos=sae.config.prepend_bos)["input_ids"]
     wanted = _target_id(tokenizer, target)
     for asked in (ids, torch.tensor([] if wanted is None else [wanted])):
@@ -150,13 +154,17 @@ def _attribute(
         leaves.append(SparseFeatures(features.pattern, values, features.leading_shape))
         return leaves[-1]
 
-    with torch.enable_grad(), attach(model, sae, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer):
+    with (
+        gradients_on(),
+        attach(model, sae, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer),
+    ):
+        ids = ids.clone()  # ids that were made in inference mode cannot be differentiated past
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
         loss = _loss(logits, ids[0], wanted)
-    (leaf,) = leaves
-    (gradient,) = torch.autograd.grad(loss, leaf.entry_values)
+        (leaf,) = leaves
+        (gradient,) = torch.autograd.grad(loss, leaf.entry_values)
     change = SparseFeatures(leaf.pattern, -gradient * leaf.entry_values.detach(), leaf.leading_shape)
-    attributions = torch.zeros(leaf.n_features)
+    attributions = torch.zeros(leaf.n_features, dtype=torch.float32)
     attributions.index_add_(0, change.indices.flatten().cpu(), change.values.flatten().float().cpu())
     return logits.detach(), float(loss.detach()), attributions
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hfsae.circuits.attention import Scores
 from hfsae.circuits.edges import AllFeatures, Backward
 from hfsae.circuits.nodes import source_nodes
+from hfsae.functional.gradients import gradients_on
 
 if TYPE_CHECKING:
     from hfsae.circuits.graph import Graph
@@ -150,6 +151,7 @@ def _token(circuit: "LocalReplacement", position: int) -> int:
     return position % n
 
 
+@gradients_on()
 def _made(
     circuit: "LocalReplacement", features: AllFeatures, module: nn.Module, query: tuple[int, int], key: tuple[int, int]
 ) -> tuple[list[Tensor], list[Tensor]]:

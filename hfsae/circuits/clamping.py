@@ -1,5 +1,6 @@
 """Interventions: what a graph predicts of a change, beside what the model does."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 FEWEST = 3
 """Features without which a correlation says nothing."""
+
+# How far, as a share, values of another machine may be from those of a graph. A rule that takes the largest may choose
+# another feature there, so a few may be missing.
+_MAY_DIFFER = 0.02
 
 
 @dataclass(frozen=True)
@@ -108,21 +113,27 @@ class Validation:
         return asdict(self)
 
 
-def intervene(graph: "Graph", factors: Mapping[int, float]) -> Intervention:
-    """What `Graph.intervene` does, for rows of the graph.
+def intervene(graph: "Graph", by_node: Mapping[Node | str | int, float]) -> Intervention:
+    """What `Graph.intervene` does.
 
     Raises:
-        ValueError: If a node is no feature, if there are none, or the graph has no model.
+        ValueError: If a node is no feature or is named twice, if there are none, or the graph has no model. Likewise
+            if a factor is not finite.
     """
     circuit = _circuit(graph)
+    factors = {graph.index(node): factor for node, factor in by_node.items()}
+    if len(factors) < len(by_node):
+        raise ValueError("a node has two factors, by its name and by its row: give each node one.")
     for row in factors:
         if graph.nodes[row].kind != "feature":
             raise ValueError(f"{graph.nodes[row].name!r} is no feature: only features can be multiplied.")
+        if not math.isfinite(factors[row]):
+            raise ValueError(f"the factor of {graph.nodes[row].name!r} is {factors[row]}: expected a finite number.")
     if not factors:
         raise ValueError("there is no factor: name a feature node and what it is multiplied by.")
     changes = _changes(graph, [factors])
     logits = graph.is_kind("logit")
-    direct = (graph.edges[logits] @ changes.T)[:, 0]
+    direct = (graph.edges[logits] @ changes.nan_to_num(nan=0.0).T)[:, 0]
     total = predicted(graph, changes)[0]
     readers = _readers(graph, circuit)
     constrained = _constrained(graph, circuit, factors, readers)
@@ -137,6 +148,8 @@ def intervene(graph: "Graph", factors: Mapping[int, float]) -> Intervention:
 def validate(graph: "Graph", n: int, *, batch_size: int) -> Validation:
     """What `Graph.validate` does."""
     circuit = _circuit(graph)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
     features = graph.is_kind("feature").nonzero()[:, 0]
     if len(features) < 2 * FEWEST or n < FEWEST:
         raise ValueError(
@@ -156,7 +169,8 @@ def validate(graph: "Graph", n: int, *, batch_size: int) -> Validation:
 def _ablations(graph: "Graph", circuit: LocalReplacement, rows: list[int], batch_size: int) -> Ablations:
     clamps = [{row: 0.0} for row in rows]
     changes = _changes(graph, clamps)
-    expected, direct = predicted(graph, changes), changes @ graph.edges[graph.is_kind("logit")].T
+    expected = predicted(graph, changes)
+    direct = changes.nan_to_num(nan=0.0) @ graph.edges[graph.is_kind("logit")].T
     readers = _readers(graph, circuit)
     parts = [clamps[start : start + batch_size] for start in range(0, len(clamps), batch_size)]
     found = torch.cat([measured_changes(graph, circuit, part, readers) for part in parts])
@@ -178,8 +192,8 @@ def _correlation(one: Tensor, other: Tensor) -> float:
 
 # -- what the graph predicts ------------------------------------------------------------------------------------------
 def _changes(graph: "Graph", clamps: Sequence[Mapping[int, float]]) -> Tensor:
-    """(batch, n): by what share of its value each clamped node changes."""
-    changes = graph.edges.new_zeros(len(clamps), len(graph.nodes))
+    """(batch, n): by what share of its value each clamped node changes; NaN where nothing is clamped."""
+    changes = graph.edges.new_full((len(clamps), len(graph.nodes)), torch.nan)
     for number, factors in enumerate(clamps):
         for row, factor in factors.items():
             changes[number, row] = factor - 1
@@ -194,15 +208,16 @@ def predicted(graph: "Graph", changes: Tensor) -> Tensor:
 
     Args:
         graph: The graph with its model, whose features stand in the order of a forward pass.
-        changes: (batch, n), shares by which clamped nodes change; 0 where nothing is clamped.
+        changes: (batch, n), shares by which clamped nodes change, 0 where they are to stay; NaN where nothing is
+            clamped.
 
     Returns:
         (batch, logit nodes).
     """
     circuit = _circuit(graph)
     signed = {source.owner for source in circuit.sources.values() if source.sae.signed}
-    shares = changes.clone()
-    clamped = changes != 0
+    clamped = ~changes.isnan()
+    shares = changes.nan_to_num(nan=0.0)
     for row in graph.is_kind("feature").nonzero()[:, 0].tolist():
         node = graph.nodes[row]
         moved = (shares @ graph.edges[row]) / node.value
@@ -223,9 +238,47 @@ def _readers(graph: "Graph", circuit: LocalReplacement) -> Targets:
 
 
 def _row_in_source(circuit: LocalReplacement, node: Node) -> int:
+    found = _rows_in_source(circuit, node)
+    if not len(found):
+        raise ValueError(f"{node.name!r} does not fire in this model on this machine: trace the prompt here again.")
+    return int(found[0])
+
+
+def _rows_in_source(circuit: LocalReplacement, node: Node) -> Tensor:
+    """Where a feature node is among those that fire: one row, or none."""
     active = circuit.active[circuit.source_of(node)]
-    here = (active.positions == node.position) & (active.features == node.feature)
-    return int(here.nonzero()[0, 0])
+    return ((active.positions == node.position) & (active.features == node.feature)).nonzero()[:, 0]
+
+
+def circuit_of(graph: "Graph", circuit: LocalReplacement) -> LocalReplacement:
+    """The model of a graph that was traced before; one in which the graph's nodes have other values is refused.
+
+    Args:
+        graph: The graph.
+        circuit: A model with SAEs at its prompt.
+
+    Raises:
+        ValueError: If these are not what the graph was traced with.
+    """
+    there = {(source.owner, circuit.layers[source.reads]) for source in circuit.sources.values()}
+    features = [node for node in graph.nodes if node.kind == "feature"]
+    if missing := {(node.source, node.layer) for node in features} - there:
+        name, layer = sorted(missing, key=str)[0]
+        raise ValueError(f"the graph has features of the SAE {name!r} at layer {layer}, which is not among these.")
+    now = []
+    for node in features:
+        rows = _rows_in_source(circuit, node)
+        now.append(float(circuit.active[circuit.source_of(node)].values[rows[0]]) if len(rows) else 0.0)
+    readers = _readers(graph, circuit)
+    logits = (readers.vectors @ circuit.hidden + readers.constants).tolist()
+    for nodes, values in ((features, now), ([node for node in graph.nodes if node.kind == "logit"], logits)):
+        apart = sum(abs(node.value - value) for node, value in zip(nodes, values, strict=True))
+        if not apart <= _MAY_DIFFER * sum(abs(node.value) for node in nodes):
+            raise ValueError(
+                f"this model with these SAEs gives the graph's {nodes[0].kind}s other values: pass those that it was "
+                "traced with, or trace the prompt again."
+            )
+    return circuit
 
 
 @torch.no_grad()

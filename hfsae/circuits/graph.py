@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from hfsae.circuits import influence
-from hfsae.circuits.nodes import Node
+from hfsae.circuits.nodes import Kind, Node
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.storage import open_tensors, write_tensors
 
@@ -94,6 +94,8 @@ class Graph:
     # -- nodes --------------------------------------------------------------------------------------------------------
     def is_kind(self, *kinds: str) -> Tensor:
         """(n,) bool: nodes of these kinds."""
+        if unknown := set(kinds) - set(get_args(Kind)):
+            raise ValueError(f"there are no nodes of kind {sorted(unknown)[0]!r}, but {', '.join(get_args(Kind))}.")
         return torch.tensor([node.kind in kinds for node in self.nodes])
 
     @cached_property
@@ -207,14 +209,8 @@ class Graph:
         for name, share in (("node_share", node_share), ("edge_share", edge_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}.")
-        nodes, kept = influence.kept_by_pruning(
-            self.edges,
-            self.weights,
-            self.is_kind("embedding", "logit") | self.is_picked,
-            self.is_kind("feature"),
-            node_share,
-            edge_share,
-        )
+        fixed, features = self.is_kind("embedding", "logit") | self.is_picked, self.is_kind("feature")
+        nodes, kept = influence.kept_by_pruning(self.edges, self.weights, fixed, features, node_share, edge_share)
         rows = nodes.nonzero()[:, 0]
         edges = torch.where(kept, self.edges, 0.0)
         gone = (self.edges - edges).sum(1)
@@ -233,9 +229,15 @@ class Graph:
         saes: "Mapping[str, SparseAutoencoder]",
         tokenizer: "PreTrainedTokenizerBase | None" = None,
     ) -> "Graph":
-        """The same graph with its model, which a graph from a disk needs for `intervene` and `validate`."""
+        """The same graph with its model, which a graph from a disk needs for `intervene` and `validate`.
+
+        Raises:
+            ValueError: As `trace`, and if its nodes have other values in this model with these SAEs.
+        """
+        from hfsae.circuits.clamping import circuit_of
+
         circuit = LocalReplacement(model, saes, torch.tensor(self.token_ids), tokenizer)
-        return replace(self, circuit=circuit)
+        return replace(self, circuit=circuit_of(self, circuit))
 
     def intervene(self, factors: Mapping[Node | str | int, float]) -> "Intervention":
         """Multiplies features and compares what the graph predicts with what the model does.
@@ -244,11 +246,11 @@ class Graph:
             factors: Factor by feature node: 0 takes it away, 1 leaves it, 2 doubles it.
 
         Raises:
-            ValueError: If a node is no feature, or the graph has no model (`use`).
+            ValueError: If a node is no feature or has two factors, one is not finite, or it has no model (`use`).
         """
         from hfsae.circuits.clamping import intervene
 
-        return intervene(self, {self.index(node): factor for node, factor in factors.items()})
+        return intervene(self, factors)
 
     def validate(self, n: int = 20, *, batch_size: int = 16) -> "Validation":
         """Takes the n strongest features away one by one, and as many others of like activation.

@@ -29,6 +29,7 @@ from hfsae.circuits.layer_sources import LayerSource
 from hfsae.circuits.nodes import Node
 from hfsae.circuits.norms import FrozenNorms
 from hfsae.data.left_out import LeftOut
+from hfsae.functional.gradients import gradients_on, refuse_inference_weights
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.devices import input_device
@@ -81,6 +82,7 @@ class LocalReplacement:
         HookPointError: If the model lacks a place.
     """
 
+    @gradients_on()
     def __init__(
         self,
         model: nn.Module,
@@ -90,7 +92,9 @@ class LocalReplacement:
     ):
         self.notes: list[str] = []
         self.model = self._usable(model)
-        self.ids = ids.to(input_device(self.model))
+        for each in (self.model, *saes.values()):
+            refuse_inference_weights(each)
+        self.ids = ids.to(input_device(self.model)).clone()
         self._refuse_text(tokenizer)
         parts = standing(saes)
         pairs = places_of(parts, self.model, splice=True)
@@ -210,6 +214,8 @@ class LocalReplacement:
 
     def _call(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the LM head reads and the logits at the last token, (batch, d) and (batch, vocabulary)."""
+        if torch.is_autocast_enabled(self.ids.device.type):
+            raise ValueError("torch.autocast rounds what a circuit adds up exactly: call it outside of that block.")
         head, read = self.model.get_output_embeddings(), []
         assert isinstance(head, nn.Linear)
         handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, -1]))

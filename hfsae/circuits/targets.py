@@ -73,6 +73,8 @@ def choose_targets(
     if targets is not None and contrast is not None:
         raise ValueError("targets and contrast both say what is explained: give one of them.")
     if contrast is not None:
+        if isinstance(contrast, str) or len(contrast) != 2:
+            raise ValueError(f"contrast is {contrast!r}: expected two tokens, of which the second is subtracted.")
         one, other = (_token_id(token, tokenizer, len(probabilities)) for token in contrast)
         if one == other:
             raise ValueError(f"contrast names the same token twice, {contrast[0]!r}: there is no difference.")
@@ -139,6 +141,6 @@ def _token_id(token: str | int, tokenizer: "PreTrainedTokenizerBase | None", voc
         if len(ids) != 1:
             raise ValueError(f"the target {token!r} is {len(ids)} tokens: a logit belongs to one. Name one token.")
         return ids[0]
-    if not 0 <= token < vocabulary:
+    if isinstance(token, bool) or not 0 <= token < vocabulary:
         raise ValueError(f"the target {token} is no token: there are 0 to {vocabulary - 1}.")
     return token

@@ -71,15 +71,20 @@ def trace_saved(
 
     Raises:
         ValueError: As `trace`; if the page's name does not end in `.html`, or the model lacks a head of `attention`.
+            Likewise if two files are one, or `validate` is 1, 2 or negative.
             Likewise if `supernodes` holds something else or nodes that the graph lacks.
         FileExistsError: If a folder has the name of a file to be written.
         OSError: If the SAEs or the language model are not there.
     """
     if Path(output).suffix != ".html":
         raise ValueError(f"the page of a graph is one file: its name ends in .html, got {output}.")
-    for place in (output, json_output, graph_output):
-        if place is not None:
-            can_be_file(place)
+    places = [Path(place) for place in (output, json_output, graph_output) if place is not None]
+    for place in places:
+        can_be_file(place)
+    if len({place.resolve() for place in places}) < len(places):
+        raise ValueError(f"{' and '.join(map(str, places))} are not all different files: give each its own name.")
+    if validate < 0 or 0 < validate < FEWEST:
+        raise ValueError(f"validate is {validate}: expected 0, or {FEWEST} features or more to take away.")
     picked = None if supernodes is None else _picked(Path(supernodes))
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
     saes = {name or ALONE: sae for name, sae in load_saes(source, **hub).items()}

@@ -19,6 +19,7 @@ from hfsae.circuits.nodes import Node, source_nodes
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, choose_targets, logit_factor
 from hfsae.data.prompts import tokenize
+from hfsae.functional.gradients import gradients_on
 from hfsae.hub.hub_ids import without_folders
 from hfsae.identity import weights_sha256
 from hfsae.progress import bar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@gradients_on()
 def trace(
     model: nn.Module,
     saes: Mapping[str, SparseAutoencoder],
@@ -71,7 +73,8 @@ def trace(
 
     Raises:
         ValueError: If the model cannot be made linear, with the reason. Likewise if an SAE does not fit it, the prompt
-            is longer than its context, or a target is no token. All before anything is traced.
+            is longer than its context, or a target is no token. Likewise inside of `torch.autocast`, and for weights
+            that were made inside of `torch.inference_mode`. All before anything is traced.
         HookPointError: If the model lacks the place of an SAE.
 
     Example:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig
+from hfsae.functional.gradients import gradients_on
 from hfsae.host_memory import freed_memory_kept
 from hfsae.in_use import in_use, new_folder
 from hfsae.interruption import Interruption
@@ -172,7 +173,7 @@ class SAETrainer:
         """
         if self._is_taken:
             self._reset()
-        with ExitStack() as held:
+        with gradients_on(), ExitStack() as held:
             held.enter_context(new_folder(self._output_dir))
             accelerator = self._start()
             held.enter_context(ProcessWatch(accelerator, lambda: resume_hint(self._output_dir)))

@@ -79,6 +79,15 @@ def test_only_the_few_that_matter_are_measured():
     assert min(abs(effect.attribution) for effect in measured) >= max(others)
 
 
+def test_effects_are_the_same_where_gradients_are_off():
+    outside = feature_effects(*setting(), PROMPT, n_exact=2)
+    with torch.inference_mode():
+        assert feature_effects(*setting(), PROMPT, n_exact=2) == outside
+        sae = copy.deepcopy(setting().sae)
+    with pytest.raises(ValueError, match="weights of the TopKSAE were made inside of torch.inference_mode"):
+        feature_effects(sae, *setting()[1:], PROMPT)
+
+
 def test_a_prompt_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="too few for a loss"):
         feature_effects(*setting(), "w1")

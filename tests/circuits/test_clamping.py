@@ -1,5 +1,7 @@
 """Interventions: predictions against paths that are counted out, and the model against plain hooks on it."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ def test_a_prediction_goes_along_all_paths_and_a_feature_falls_to_0_and_no_furth
         type(node)(**{**vars(node), "value": value})
         for node, value in zip(graph.nodes[:3], (2.0, 1.0, 4.0), strict=True)
     ]
-    changes = torch.zeros(3, len(graph.nodes), dtype=edges.dtype)
+    changes = torch.full((3, len(graph.nodes)), torch.nan, dtype=edges.dtype)
     changes[0, 0], changes[1, 0], changes[2, 0] = -1.0, 1.0, -4.0
     changes[2, 1] = 1.0
     assert predicted(graph, changes)[:, 0].tolist() == [
@@ -197,3 +199,64 @@ def test_what_cannot_be_changed_is_refused():
         graph.intervene({})
     with pytest.raises(ValueError, match="3 features and as many others"):
         graph.validate(3)
+
+
+def test_a_feature_that_is_held_at_its_value_passes_nothing_on():
+    """A factor of 1 clamps as any other does: what an earlier feature makes of it does not go on."""
+    graph = graph_of("llama")
+    early, late = _one_after_another(graph)
+    logits = graph.is_kind("logit")
+    moved = {factor: graph.intervene({early: 0.0, late: factor}).effects for factor in (1.0, 1 + 1e-6)}
+    for held, nearly in zip(moved[1.0], moved[1 + 1e-6], strict=True):
+        assert held.total == pytest.approx(nearly.total, abs=1e-4)
+        assert held.open == pytest.approx(nearly.open, abs=1e-4)
+    let_go = graph.intervene({early: 0.0}).effects
+    through = -graph.edges[late, early] / graph.nodes[late].value * graph.edges[logits][:, late]
+    apart = torch.tensor([one.total - other.total for one, other in zip(let_go, moved[1.0], strict=True)])
+    assert through.abs().max() > 1e-3 and apart.abs().max() > 1e-3
+
+
+def _one_after_another(graph: Graph) -> tuple[int, int]:
+    """Rows of two features of which the first makes much of the second, and that one of a logit."""
+    rows = graph.is_kind("feature").nonzero()[:, 0]
+    into_logits = graph.edges[graph.is_kind("logit")][:, rows].abs().amax(0)
+    strength = graph.edges[rows][:, rows].abs() * into_logits[:, None]
+    late, early = divmod(int(strength.argmax()), len(rows))
+    return int(rows[early]), int(rows[late])
+
+
+def test_a_graph_is_not_held_against_another_model_or_other_saes(tmp_path):
+    saes, model = transcoders("llama", skip=True), model_of("llama")
+    loaded = Graph.load(graph_of("llama").save(tmp_path / "graph.safetensors"))
+    with pytest.raises(ValueError, match="other values"):
+        loaded.use(model, _shuffled(saes))
+    with pytest.raises(ValueError, match=r"'mlp.1' at layer 1, which is not among these"):
+        loaded.use(model, {"mlp.0": saes["mlp.0"]})
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(1.5)  # features are as they were
+    with pytest.raises(ValueError, match="logits other values"):
+        loaded.use(other, saes)
+
+
+def _shuffled(saes: dict) -> dict:
+    """The same SAEs with features in another order."""
+    found = copy.deepcopy(saes)
+    for sae in found.values():
+        with torch.no_grad():
+            for weights in (sae.encoder.weight, sae.encoder.bias, sae.W_dec):
+                weights.copy_(weights.flip(0).clone())
+    return found
+
+
+def test_factors_that_mean_nothing_are_refused():
+    graph = graph_of("llama")
+    node = graph.strongest(1)[0]
+    with pytest.raises(ValueError, match="is nan: expected a finite number"):
+        graph.intervene({node: float("nan")})
+    with pytest.raises(ValueError, match="two factors"):
+        graph.intervene({node: 0.0, node.name: 2.0})
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        graph.validate(3, batch_size=0)
+    with pytest.raises(ValueError, match="no nodes of kind 'features', but feature, error"):
+        graph.strongest(1, kind="features")

@@ -134,7 +134,7 @@ def test_only_a_feature_that_may_be_negative_goes_beyond_0(saes):
     edges[1, 0], edges[-1, 1] = 2 * value, 3.0
     graph.edges = edges
     graph.nodes[1] = type(graph.nodes[1])(**{**vars(graph.nodes[1]), "value": value})
-    changes = torch.zeros(1, len(graph.nodes), dtype=edges.dtype)
+    changes = torch.full((1, len(graph.nodes)), torch.nan, dtype=edges.dtype)
     changes[0, 0] = -1.0
     assert float(predicted(graph, changes)) == (-6.0 if saes is signed else -3.0)
 

@@ -345,12 +345,40 @@ def test_bad_input_is_refused():
         traced("llama", {"embed": sae_at("llama", "embed")})
     with pytest.raises(ValueError, match="write at"):
         traced("llama", saes | {"twice": sae_at("llama", "mlp_in.0", "mlp_out.0", seed=5)})
+    with pytest.raises(ValueError, match="expected two tokens"):
+        traced("llama", saes, contrast=(5, 6, 7))
+    with pytest.raises(ValueError, match="the target True is no token"):
+        traced("llama", saes, targets=[True])
     with pytest.raises(ValueError, match="the same token twice"):
         traced("llama", saes, contrast=(5, 5))
     with pytest.raises(ValueError, match="targets and contrast"):
         traced("llama", saes, contrast=(5, 6), targets=[7])
     with pytest.raises(ValueError, match="1 or more"):
         traced("llama", saes, max_features=0)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_graph_is_the_same_where_gradients_are_off(around):
+    saes = transcoders("llama")
+    outside = traced("llama", saes)
+    with around():
+        ids = IDS.clone()  # in inference mode a tensor that cannot be differentiated past
+        inside = trace(model_of("llama"), saes, ids, disable_tqdm=True)
+        explained = inside.explain_attention(1, 0)
+        effects = inside.intervene({inside.strongest(1)[0]: 0.0}).effects
+    assert torch.equal(inside.edges, outside.edges)
+    assert explained == outside.explain_attention(1, 0)
+    assert effects == outside.intervene({outside.strongest(1)[0]: 0.0}).effects
+
+
+def test_what_would_round_or_cannot_be_differentiated_is_refused():
+    saes = transcoders("llama")
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="torch.autocast rounds"):
+        traced("llama", saes)
+    with torch.inference_mode():
+        made_inside = copy.deepcopy(model_of("llama"))
+    with pytest.raises(ValueError, match="weights of the LlamaForCausalLM were made inside of torch.inference_mode"):
+        trace(made_inside, saes, IDS, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -168,3 +168,17 @@ def test_pins_and_groups_of_a_page_are_put_back(run: Path, tmp_path: Path, capsy
         kept.write_text(wrong)
         assert main([*options, "--supernodes", str(kept)]) == 1
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("second", ["--json", "--graph"])
+def test_two_results_do_not_go_into_one_file(run: Path, tmp_path: Path, capsys, second: str):
+    page = tmp_path / "graph.html"
+    command = ["trace", str(run / "set"), "--prompt", "w1 w2 w3", "--output", str(page)]
+    assert main([*command, second, str(tmp_path / "." / "graph.html")]) == 1
+    assert "give each its own name" in capsys.readouterr().err and not page.exists()
+
+
+@pytest.mark.parametrize("number", ["-1", "2"])
+def test_too_few_features_to_hold_a_graph_against_the_model_are_refused_at_once(run: Path, capsys, number: str):
+    assert main(["trace", str(run / "set"), "--prompt", "w1 w2 w3", "--validate", number]) == 1
+    assert "or 3 features or more to take away" in capsys.readouterr().err

@@ -181,6 +181,22 @@ def test_activations_can_be_brought(tmp_path, kind):
     assert torch.equal(output.sae.W_dec, expected.sae.W_dec)
 
 
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("source", ["rows", "model"])
+def test_a_run_is_the_same_where_gradients_are_off(tmp_path, around, source):
+    model = language_model()
+
+    def trained(name: str) -> SAE:
+        # Rows that are made inside cannot be differentiated past.
+        inputs = {"activations": sparse_rows(1000).view(1000, 16)} if source == "rows" else {"model": model}
+        return trainer(tmp_path / name, inputs=inputs, callbacks=[stop_at(5)]).train().sae
+
+    outside = trained("outside")
+    with around():
+        inside = trained("inside")
+    assert torch.equal(inside.W_dec, outside.W_dec) and torch.equal(inside.encoder.weight, outside.encoder.weight)
+
+
 def test_activations_of_several_places_train_an_sae_for_each_or_those_asked_for(tmp_path):
     brought = {"a": sparse_rows(500), "b": sparse_rows(500, 8)}
     output = trainer(tmp_path / "all", inputs={"activations": brought}, callbacks=[stop_at(1)]).train()
