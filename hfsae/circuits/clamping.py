@@ -275,7 +275,7 @@ def circuit_of(graph: "Graph", circuit: LocalReplacement) -> LocalReplacement:
         apart = sum(abs(node.value - value) for node, value in zip(nodes, values, strict=True))
         if not apart <= _MAY_DIFFER * sum(abs(node.value) for node in nodes):
             raise ValueError(
-                f"this model with these SAEs gives the graph's {nodes[0].kind}s other values: pass those that it was "
+                f"this model with these SAEs gives the graph's {nodes[0].kind}s other values: pass what it was "
                 "traced with, or trace the prompt again."
             )
     return circuit
