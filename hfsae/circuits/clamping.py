@@ -245,7 +245,7 @@ def _row_in_source(circuit: LocalReplacement, node: Node) -> int:
 
 
 def _rows_in_source(circuit: LocalReplacement, node: Node) -> Tensor:
-    """Where a feature node is among those that fire: one row, or none."""
+    """The row of a feature node in its source: one, or none where it does not fire."""
     active = circuit.active[circuit.source_of(node)]
     return ((active.positions == node.position) & (active.features == node.feature)).nonzero()[:, 0]
 
