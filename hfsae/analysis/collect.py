@@ -15,7 +15,7 @@ from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader,
 from hfsae.analysis.feature_reader import FeatureReader, Firings
 from hfsae.analysis.feature_types import About, Example, Examples, Statistics
 from hfsae.analysis.histogram import Histograms
-from hfsae.analysis.top_examples import Fields, rank
+from hfsae.analysis.top_examples import Fields, rank, rows_of
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.identity import settings_of, weights_sha256
@@ -222,24 +222,26 @@ class _ExampleKeeper:
             return
         contexts = context_numbers(pieces, self._before).index_select(0, firings.tokens)
         rows = row_of.index_select(0, firings.features)
-        chosen = rows >= 0
+        chosen, some_row = rows >= 0, rows.clamp(min=0)
+        partners = strongest(firings, torch.arange(pieces.tokens.input_ids.numel()), self._n_partners)
         for leaders, scores in (
             (self.top, firings.values.double()),
             (self.sample, random_numbers(contexts, firings.features, self._seed)),
         ):
-            entering = (chosen & leaders.may_enter(rows, scores)).nonzero().squeeze(1)
-            entries = self._places(pieces, firings, entering) | {
-                "score": scores[entering],
-                "context": contexts[entering],
-            }
+            entering = (chosen & leaders.may_enter(some_row, scores)).nonzero().squeeze(1)
+            entries = self._places(pieces, firings, entering) | rows_of(
+                {"score": scores, "context": contexts}, entering
+            )
             if leaders is self.top:
                 best = _best_of_each_piece(rows[entering], entries, pieces, firings.tokens[entering])
-                entering, entries = entering[best], {name: column[best] for name, column in entries.items()}
+                entering, entries = entering[best], rows_of(entries, best)
             # Windows are made for those alone that could stay.
-            best = rank(rows[entering], entries, leaders.size).rows
-            entering = entering[best]
-            entries = {name: column[best] for name, column in entries.items()}
-            leaders.place(rows[entering], entries | self._surroundings(pieces, firings, entering))
+            best = rank(rows[entering], entries, leaders.size)
+            entering, entries = entering[best], rows_of(entries, best)
+            tokens, features = firings.tokens[entering], firings.features[entering]
+            window, activations = windows(pieces, firings, tokens, features, self._before, self._after)
+            entries |= {"tokens": window, "activations": activations, "partners": partners.index_select(0, tokens)}
+            leaders.place(rows[entering], entries)
 
     def _places(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
         length = pieces.tokens.input_ids.shape[1]
@@ -247,19 +249,13 @@ class _ExampleKeeper:
         piece = tokens // length
         return {"document": pieces.documents[piece], "position": pieces.starts[piece] + tokens % length}
 
-    def _surroundings(self, pieces: DocumentSequences, firings: Firings, entering: Tensor) -> Fields:
-        tokens, features = firings.tokens[entering], firings.features[entering]
-        window, activations = windows(pieces, firings, tokens, features, self._before, self._after)
-        partners = strongest(firings, tokens, self._n_partners)
-        return {"tokens": window, "activations": activations, "partners": partners}
-
 
 def _best_of_each_piece(rows: Tensor, entries: Fields, pieces: DocumentSequences, tokens: Tensor) -> Tensor:
     """The strongest entry of each feature in each piece, the earlier of equal ones."""
     piece = tokens // pieces.tokens.input_ids.shape[1]
     feature_in_piece = rows * len(pieces.documents) + piece
     # Within a feature and a piece all contexts count as one.
-    return rank(feature_in_piece, entries | {"context": torch.zeros_like(piece)}, 1).rows
+    return rank(feature_in_piece, entries | {"context": torch.zeros_like(piece)}, 1)
 
 
 def _of_all_processes(collection: FeatureCollection) -> FeatureCollection:

@@ -1,6 +1,7 @@
 """What stands around a token: its window, and a number that is the same for equal contexts."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae.analysis.document_sequences import DocumentSequences
@@ -51,9 +52,9 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     there = torch.where(pieces.tokens.attention_mask.bool(), ids, NO_TOKEN).int().flatten()
     length = ids.shape[1]
     start = tokens - tokens % length
-    around = tokens[:, None] + torch.arange(-before, after + 1)
-    inside = (around >= start[:, None]) & (around < start[:, None] + length)
-    window = torch.where(inside, there[around.clamp_(0, len(there) - 1)], NO_TOKEN)
+    column = (tokens - start)[:, None] + torch.arange(-before, after + 1)
+    place = (start[:, None] + column.clamp(0, length - 1)).view(-1)
+    window = there.index_select(0, place).view_as(column).masked_fill_((column < 0) | (column >= length), NO_TOKEN)
 
     # In a list sorted by feature and token, a feature's firings in a window stand side by side.
     numbers, order = firings.by_feature
@@ -61,11 +62,12 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     first = torch.searchsorted(numbers, mine + torch.maximum(tokens - before, start))
     behind = torch.searchsorted(numbers, mine + torch.minimum(tokens + after, start + length - 1), right=True)
     counts = behind - first
-    row = torch.repeat_interleave(torch.arange(len(tokens)), counts)
-    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    entry = order[first[row] + place]
+    row = torch.repeat_interleave(counts)
+    place = torch.arange(len(row)) + (first - (counts.cumsum(0) - counts)).index_select(0, row)
+    entry = order.index_select(0, place)
+    column = firings.tokens.index_select(0, entry) - (tokens - before).index_select(0, row)
     activations = torch.zeros(window.shape)
-    activations[row, firings.tokens[entry] - tokens[row] + before] = firings.values[entry]
+    activations.view(-1).scatter_(0, row * window.shape[1] + column, firings.values.index_select(0, entry))
     return window, activations
 
 
@@ -79,15 +81,15 @@ def strongest(firings: Firings, tokens: Tensor, size: int) -> Tensor:
         tokens: int64 (n,), row · T + column.
         size: How many features of each.
     """
-    wanted, row_of = tokens.unique(return_inverse=True)
-    first = torch.searchsorted(firings.tokens, wanted)
-    counts = torch.searchsorted(firings.tokens, wanted, right=True) - first
-    columns = torch.arange(max(size, int(counts.max()) if len(counts) else 0))
-    there = columns < counts[:, None]
-    entries = torch.where(there, first[:, None] + columns, 0)
-    order = torch.where(there, firings.values[entries], -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    features = torch.where(there, firings.features[entries], -1).gather(1, order[:, :size])
-    return features.int()[row_of]
+    # Whole numbers are sorted faster than rows of floats. Those of positive floats' bits are ordered like the floats.
+    weakness = torch.iinfo(torch.int32).max - firings.values.view(torch.int32)
+    order = ((firings.tokens << 32) + weakness).sort(stable=True).indices
+    first = torch.searchsorted(firings.tokens, tokens)
+    counts = torch.searchsorted(firings.tokens, tokens, right=True) - first
+    columns = torch.arange(size)
+    place = torch.where(columns < counts[:, None], first[:, None] + columns, len(firings))
+    features = F.pad(firings.features.int().index_select(0, order), (0, 1), value=-1)
+    return features.index_select(0, place.view(-1)).view_as(place)
 
 
 def _mixed(number: Tensor) -> Tensor:
