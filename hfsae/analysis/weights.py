@@ -18,6 +18,8 @@ from hfsae.in_model import hook_points_of
 
 _FEATURES_AT_ONCE = 256
 _BINS = 50
+# Columns of one group, of which the maximum is looked at first.
+_GROUP = 32
 
 # Roles whose activation is, or is added to, the residual stream; and roles whose activation a matrix brings there.
 _IN_THE_STREAM = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
@@ -191,14 +193,16 @@ def _nearest(blocks: list[tuple[int, Tensor]], chosen: Tensor, k: int) -> tuple[
     for some in chosen.split(_FEATURES_AT_ONCE):
         cosines = _cosines(unit, some, n_features)
         cosines[torch.arange(len(some)), some] = -torch.inf  # itself
-        best = cosines.topk(k)
-        found.append((best.indices.int(), best.values))
+        best, ids = _largest(cosines, k)
+        found.append((ids.int(), best))
     ids, cosines = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     return ids, cosines
 
 
 def _cosines(unit: list[tuple[int, Tensor]], some: Tensor, n_features: int) -> Tensor:
     """(n, n_features) products of some features' rows with those of all, on the columns that both have."""
+    if len(unit) == 1:
+        return unit[0][1][some] @ unit[0][1].T
     made, start = unit[0][1].new_empty(len(some), n_features), 0
     for first, rows in unit:
         here = ((some >= start) & (some < start + len(rows))).nonzero()[:, 0]
@@ -211,6 +215,24 @@ def _cosines(unit: list[tuple[int, Tensor]], some: Tensor, n_features: int) -> T
         made[here] = torch.cat(parts, 1)
         start += len(rows)
     return made
+
+
+def _largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns (n, k) of each row's largest, as `topk` finds them, a large one first.
+
+    They are in the k groups of columns whose maxima are largest, so the other groups are seen once.
+    """
+    n_groups = rows.shape[1] // _GROUP
+    if n_groups <= k:
+        best = rows.topk(k)
+        return best.values, best.indices
+    grouped = n_groups * _GROUP
+    groups = rows[:, :grouped].unflatten(1, (_GROUP, n_groups)).amax(1).topk(k, sorted=False).indices
+    members = groups[:, None] + n_groups * torch.arange(_GROUP, device=rows.device)[:, None]
+    rest = torch.arange(grouped, rows.shape[1], device=rows.device).expand(len(rows), -1)
+    columns = torch.cat([members.flatten(1), rest], 1)
+    best = rows.gather(1, columns).topk(k)
+    return best.values, columns.gather(1, best.indices)
 
 
 def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None) -> Tensor:

@@ -11,9 +11,9 @@ from tests.hooks.families import build
 from tests.hooks.witness import count_hooks
 
 
-def sae_at(hook_point: str, d_in: int = 16) -> SAE:
+def sae_at(hook_point: str, d_in: int = 16, n_features: int = 30) -> SAE:
     torch.manual_seed(0)
-    sae = SAE.from_config(TopKSAEConfig(d_in=d_in, n_features=30, k=4, hook_point=hook_point)).eval()
+    sae = SAE.from_config(TopKSAEConfig(d_in=d_in, n_features=n_features, k=4, hook_point=hook_point)).eval()
     sae.input_scale.fill_(3.0)
     return sae
 
@@ -108,9 +108,10 @@ def test_features_that_the_sae_does_not_have_are_refused():
             neighbours(sae_at("resid_post.0"), features)
 
 
+@pytest.mark.parametrize("n_features", [30, 707])
 @torch.no_grad()
-def test_neighbours_are_those_of_largest_cosine_without_the_feature_itself():
-    sae = sae_at("resid_post.0")
+def test_neighbours_are_those_of_largest_cosine_without_the_feature_itself(n_features):
+    sae = sae_at("resid_post.0", n_features=n_features)
     sae.encoder.weight.normal_()
     found = neighbours(sae, [4, 9], k=3)
     for ids, cosines, rows in (
