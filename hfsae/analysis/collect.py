@@ -196,9 +196,9 @@ class _Sums:
     def add(self, pieces: DocumentSequences, firings: Firings) -> None:
         self.n_tokens += int(pieces.tokens.keep.sum())
         self._tokens_firing += torch.bincount(firings.features, minlength=len(self._tokens_firing))
-        rows = self.row_of[firings.features]
-        mine = rows >= 0
-        rows, values = rows[mine], firings.values[mine]
+        rows = self.row_of.index_select(0, firings.features)
+        mine = (rows >= 0).nonzero()[:, 0]
+        rows, values = rows.index_select(0, mine), firings.values.index_select(0, mine)
         self._totals.index_add_(0, rows, values.double())
         self._maxima.scatter_reduce_(0, rows, values, "amax")
         self._histograms.add(rows, values)

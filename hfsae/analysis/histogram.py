@@ -35,10 +35,11 @@ class Histograms:
         needed = torch.frexp(values).exponent.long()  # value = mantissa · 2^exponent with a mantissa below 1
         reached = self.exponents.clone().scatter_reduce_(0, features, needed, "amax")
         self._widen(reached)
-        n_features, n_bins = self.counts.shape
-        share = torch.ldexp(values.double(), -self.exponents[features])
-        bins = (share * n_bins).long()
-        self.counts += torch.bincount(features * n_bins + bins, minlength=n_features * n_bins).view_as(self.counts)
+        n_bins = self.counts.shape[1]
+        bins_per_unit = torch.ldexp(torch.full((len(self.counts),), n_bins, dtype=torch.float64), -self.exponents)
+        bins = (values.double() * bins_per_unit.index_select(0, features)).long()
+        ones = torch.ones((), dtype=torch.int64).expand(len(bins))
+        self.counts.view(-1).index_add_(0, features * n_bins + bins, ones)
 
     def merge(self, counts: Tensor, exponents: Tensor) -> None:
         """Adds the counts of other histograms of the same features."""
