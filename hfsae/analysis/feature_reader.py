@@ -111,6 +111,8 @@ class FeatureReader:
 def _firings(features: SparseFeatures, kept: Tensor) -> Firings:
     pattern = features.pattern
     assert isinstance(pattern, SparsePattern), "encode_sparse gives entries"
-    active = features.entry_values > 0
-    tokens, indices = pattern.tokens[active].cpu(), pattern.features[active].cpu()
-    return Firings(kept[tokens], indices, features.entry_values[active].float().cpu(), pattern.n_features)
+    active = (features.entry_values > 0).nonzero()[:, 0]
+    tokens, indices, values = (
+        column.index_select(0, active).cpu() for column in (pattern.tokens, pattern.features, features.entry_values)
+    )
+    return Firings(kept.index_select(0, tokens), indices, values.float(), pattern.n_features)

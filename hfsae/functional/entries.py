@@ -193,7 +193,7 @@ class Grouped:
             return None
         if (size := maxima.shape[1] // max(groups, k)) > 1:
             maxima = maxima[:, : maxima.shape[1] // size * size].unflatten(1, (size, -1)).amax(1)
-        return maxima.view(self._type).float().topk(k, sorted=False).values.amin(1)
+        return maxima.topk(k, sorted=False).values.amin(1).view(self._type).float()
 
     def reaching(self, cut: Tensor) -> Tensor:
         """(tokens, groups) bool: which groups hold a number that reaches the token's cut.
@@ -211,7 +211,7 @@ class Grouped:
             cut: (tokens,) as for `reaching`.
             most: Where there are more groups, None.
         """
-        tokens, group = groups.nonzero(as_tuple=True)
+        tokens, group = few_nonzero(groups)
         if len(tokens) > most:
             return None
         n, n_groups = self._bits.shape[1], self._maxima.shape[1]
