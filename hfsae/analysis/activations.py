@@ -150,6 +150,10 @@ def feature_activations(
         "token": [text for piece in pieces for text in piece.texts],
         "kept": [kept for piece in pieces for kept in piece.kept],
     }
-    values = torch.cat([piece.activations for piece in pieces]) if pieces else torch.zeros(0, len(features))
+    values = (
+        torch.cat([piece.activations for piece in pieces])
+        if pieces
+        else torch.zeros(0, len(features), dtype=torch.float32)
+    )
     columns |= {f"feature_{feature}": values[:, i].tolist() for i, feature in enumerate(features)}
     return Dataset.from_dict(columns)

@@ -98,7 +98,7 @@ def collect_features(
 
     Raises:
         ValueError, HookPointError: If the SAE does not fit the model, or an option is impossible (before anything
-            runs); ValueError also if no token counts.
+            runs); ValueError also if no token counts, or a feature is named twice.
         TypeError: If `documents` is of another type.
 
     Example:
@@ -111,7 +111,7 @@ def collect_features(
         raise ValueError("max_tokens, n_top, n_sample, n_partners and n_bins must be positive, before and after >= 0.")
     if all_processes and has_group():
         rank, world_size = process()
-    chosen = chosen_features(sae, features)
+    chosen = chosen_features(sae, features, once=True)
     reader = FeatureReader(sae, model, bf16=bf16)
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)
     sums = _Sums(sae.config.n_features, chosen, n_bins)
@@ -190,7 +190,7 @@ class _Sums:
         self.row_of[chosen] = torch.arange(len(chosen))
         self._tokens_firing = torch.zeros(n_features, dtype=torch.int64)
         self._totals = torch.zeros(len(chosen), dtype=torch.float64)
-        self._maxima = torch.zeros(len(chosen))
+        self._maxima = torch.zeros(len(chosen), dtype=torch.float32)
         self._histograms = Histograms(len(chosen), n_bins)
 
     def add(self, pieces: DocumentSequences, firings: Firings) -> None:

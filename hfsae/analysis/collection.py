@@ -273,7 +273,7 @@ def new_leaders(n_features: int, size: int, window: int, partners: int) -> TopEx
         size,
         {
             "tokens": torch.full((1, window), NO_TOKEN, dtype=torch.int32),
-            "activations": torch.zeros(1, window),
+            "activations": torch.zeros(1, window, dtype=torch.float32),
             "partners": torch.full((1, partners), -1, dtype=torch.int32),
         },
     )

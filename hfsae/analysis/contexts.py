@@ -66,7 +66,7 @@ def windows(pieces: DocumentSequences, firings: Firings, tokens: Tensor, feature
     place = torch.arange(len(row)) + (first - (counts.cumsum(0) - counts)).index_select(0, row)
     entry = order.index_select(0, place)
     column = firings.tokens.index_select(0, entry) - (tokens - before).index_select(0, row)
-    activations = torch.zeros(window.shape)
+    activations = torch.zeros(window.shape, dtype=torch.float32)
     activations.view(-1).scatter_(0, row * window.shape[1] + column, firings.values.index_select(0, entry))
     return window, activations
 

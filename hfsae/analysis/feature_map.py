@@ -111,7 +111,7 @@ def _umap() -> type:
 def _unit_rows(sae: SparseAutoencoder, features: Tensor) -> Tensor:
     """(features, columns) float32; rows that lie in blocks of columns are zero elsewhere."""
     width = max(first + block.shape[1] for first, block in sae.decoder_blocks)
-    rows = torch.zeros(len(features), width)
+    rows = torch.zeros(len(features), width, dtype=torch.float32)
     start = done = 0
     for first, block in sae.decoder_blocks:
         own = features[(features >= start) & (features < start + len(block))] - start

@@ -61,8 +61,9 @@ def steer(
         The run; its `features` are those before the change.
 
     Raises:
-        ValueError: For no features or unknown ones, an unknown mode or position, a feature without a maximum, or an
-            SAE that does not fit the model.
+        ValueError: For no features, unknown ones, or one that is named twice. Likewise for an unknown mode or
+            position, a strength that is not finite, a feature without a maximum, or an SAE that does not fit the
+            model.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -71,8 +72,12 @@ def steer(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, get_args(Mode)))}.")
-    features = chosen_features(sae, list(strengths))
-    values = torch.tensor([strength * activation_units(feature, maxima) for feature, strength in strengths.items()])
+    features = chosen_features(sae, list(strengths), once=True)
+    values = torch.tensor(
+        [strength * activation_units(feature, maxima) for feature, strength in strengths.items()], dtype=torch.float64
+    )
+    if not values.isfinite().all():
+        raise ValueError(f"strengths are {list(strengths.values())}: expected finite numbers.")
 
     def change(current: Tensor) -> Tensor:
         wanted = values.to(current)
@@ -115,7 +120,7 @@ def ablate(
         >>> with torch.no_grad(), ablate(model, sae, [17]):  # doctest: +SKIP
         ...     logits = model(**sae.tokenize("def main(")).logits
     """
-    chosen = chosen_features(sae, features)
+    chosen = chosen_features(sae, features, once=True)
     with _edited(model, sae, chosen, torch.zeros_like, positions, tokenizer, prompt_length, keep_error) as run:
         yield run
 
@@ -151,8 +156,6 @@ def _edited(
     """Lets `change` make new values (batch, seq, m) of those of m features, at some positions."""
     if positions not in get_args(Positions):
         raise ValueError(f"positions are {positions!r}, expected one of {', '.join(map(repr, get_args(Positions)))}.")
-    if len(features.unique()) < len(features):
-        raise ValueError(f"features {features.tolist()}: each may be named once.")
     attached: list[AttachedSAE] = []
 
     def edit(found: SparseFeatures) -> SparseFeatures:

@@ -111,7 +111,7 @@ def _seeds(rows: Tensor) -> Tensor:
     any direction, so each is compared with the next few along some random ones, in the coordinates of these.
     """
     generator = torch.Generator().manual_seed(0)
-    axes = torch.randn(rows.shape[1], _DIRECTIONS, generator=generator).to(rows.device)
+    axes = torch.randn(rows.shape[1], _DIRECTIONS, generator=generator, dtype=torch.float32).to(rows.device)
     places = torch.cat([some.float() @ axes for some in _parts(rows)])
     nearest = places.new_full((len(places),), torch.inf)
     for column in places.T:

@@ -47,21 +47,26 @@ def shaded_features(
         Strings to print.
 
     Raises:
-        ValueError: If the text has no token, or a feature is unknown.
+        ValueError: If the text has no token, a feature is unknown, or `top` is below 1.
     """
+    if top < 1:
+        raise ValueError(f"top is {top}: expected 1 or more features.")
     if features is not None:
         features = chosen_features(sae, features).tolist()
     pieces = sorted(read_sequences(sae, model, tokenizer, [text]), key=lambda piece: piece.positions[0])
     if not pieces:
         raise ValueError("the text has no token: there is nothing to read.")
     texts = [part for piece in pieces for part in piece.texts]
-    maxima = torch.zeros(sae.config.n_features)
+    maxima = torch.zeros(sae.config.n_features, dtype=torch.float32)
     for piece in pieces:
         maxima.scatter_reduce_(0, piece.features.indices.flatten(), piece.features.values.flatten(), "amax")
     if features is None:
         features = [index for index in maxima.topk(min(top, len(maxima))).indices.tolist() if maxima[index] > 0]
     if not features:
-        yield "no feature fires on this text"
+        counts = any(kept for piece in pieces for kept in piece.kept)
+        yield (
+            "no feature fires on this text" if counts else "no token of this text counts for this SAE: write some more"
+        )
         return
     promoted, note = _promoted(sae, model, tokenizer, features)
     for feature, tokens in zip(features, promoted, strict=True):

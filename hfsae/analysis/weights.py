@@ -235,11 +235,17 @@ def _largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best.values, columns.gather(1, best.indices)
 
 
-def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None) -> Tensor:
+def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None, *, once: bool = False) -> Tensor:
     """int64 indices of features, from indices or from a mask of all features.
 
+    Args:
+        sae: The SAE.
+        features: Indices, a mask, or None for all.
+        once: Whether a feature that is named twice is refused, where each has one row or one change.
+
     Raises:
-        ValueError: If there is none, or one that the SAE does not have, or a mask of another length.
+        ValueError: If there is none, or one that the SAE does not have, or a mask of another length. Likewise for a
+            feature that is named twice.
     """
     n_features = sae.config.n_features
     if features is None:
@@ -254,4 +260,8 @@ def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | N
     chosen = chosen.long()
     if not len(chosen) or chosen.min() < 0 or chosen.max() >= n_features:
         raise ValueError(f"features {chosen.tolist()[:9]}: expected indices from 0 to {n_features - 1}, at least one.")
+    if once and len(chosen.unique()) < len(chosen):
+        numbers = chosen.tolist()
+        twice = next(feature for feature in numbers if numbers.count(feature) > 1)
+        raise ValueError(f"feature {twice} is named twice: name each feature once.")
     return chosen

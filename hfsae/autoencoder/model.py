@@ -264,7 +264,7 @@ class SparseAutoencoder(Parameters):
         firing = pattern.tokens_firing(values)
         statistics = StepStatistics(
             tokens_firing=firing,
-            l0=firing.sum() / max(pattern.n_tokens, 1),
+            l0=firing.sum().float() / max(pattern.n_tokens, 1),
             variance=step.variance,
             kl_nats=None if state.downstream is None else state.downstream.kl,
             **self.training_statistics(step),

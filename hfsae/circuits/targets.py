@@ -114,7 +114,7 @@ def target_vectors(replacement: LocalReplacement, tokens: list[int], against: li
         subtracted, subtracted_bias = head.weight[list(against)], bias[list(against)]
     vectors, constants = factor * (head.weight[tokens] - subtracted), factor * (bias[tokens] - subtracted_bias)
     probabilities = replacement.logits.float().softmax(-1)[tokens].cpu()
-    weights = probabilities if against[0] is None else torch.ones(len(tokens))
+    weights = probabilities if against[0] is None else torch.ones(len(tokens), dtype=torch.float32)
     return Targets(tokens, against, vectors.detach(), constants.detach(), weights)
 
 

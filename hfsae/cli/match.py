@@ -31,6 +31,8 @@ def run(
     from hfsae.scores.match_saved import can_stand_on_card, put_on_card
     from hfsae.scores.matching import SAME, match_features, starts_are_known
 
+    if top < 0:
+        raise ValueError(f"--top {top}: expected 0 pairs or more.")
     if json_file:
         can_be_file(json_file)
     saes = [SAE.from_pretrained(path) for path in (first, second)]

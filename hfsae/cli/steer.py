@@ -58,6 +58,10 @@ def run(
 
     if report == (text is not None):
         raise ValueError('say what to do: --text "..." to continue a text, or --report to measure many strengths.')
+    if output is not None and not report:
+        raise ValueError("--output is the page of --report: a continuation is printed.")
+    if new_tokens < 1:
+        raise ValueError(f"--new_tokens {new_tokens}: expected 1 or more.")
     if report and len(feature) != 1:
         raise ValueError("a report is of one feature: call it once for each.")
     strengths = {} if report else strengths_of(feature, strength or [1.0])

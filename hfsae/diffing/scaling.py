@@ -78,7 +78,7 @@ class DiffSums:
             return torch.zeros(*shape, dtype=torch.float64)
 
         self._errors, self._reconstructions = zeros(n, sources), zeros(n, sources)
-        self._squares, self._totals, self._maxima = zeros(n), zeros(n), torch.zeros(n)
+        self._squares, self._totals, self._maxima = zeros(n), zeros(n), torch.zeros(n, dtype=torch.float32)
         self._firing = torch.zeros(n, dtype=torch.int64)
         self._squared_error, self._squared = zeros(sources), zeros(sources)
         self._sum: list[Tensor] = [zeros(width) for width in self._sae.config.source_widths]

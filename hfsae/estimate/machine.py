@@ -90,7 +90,7 @@ def measured_flops_per_second(device: torch.device, dtype: torch.dtype, seconds:
 
 def measured_bytes_per_second(device: torch.device, seconds: float = 0.1) -> float:
     """What copying numbers moves through a device's memory, read and written."""
-    numbers = torch.zeros(_PROBE_NUMBERS, device=device)
+    numbers = torch.zeros(_PROBE_NUMBERS, dtype=torch.float32, device=device)
     copy = torch.empty_like(numbers)
     return _times_a_second(lambda: copy.copy_(numbers)[0].item(), seconds) * 2 * numbers.nbytes
 

@@ -25,7 +25,7 @@ class MassiveTokens:
     """
 
     def __init__(self, d_in: int, n_layers: int = 1, *, device: torch.device | str = "cpu"):
-        self.directions = torch.zeros(n_layers, _MOST, d_in // n_layers, device=device)
+        self.directions = torch.zeros(n_layers, _MOST, d_in // n_layers, dtype=torch.float32, device=device)
         """(n_layers, 8, d_in / n_layers), orthonormal in each layer; 0 where none is found yet."""
 
     def see(self, rows: Tensor) -> Tensor:

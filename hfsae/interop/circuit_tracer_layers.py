@@ -78,7 +78,7 @@ def layers_draft(
                 f"the decoder of layer {layer} of {source.path} has shape {shape}, expected "
                 f"({len(tensors['W_enc'])}, {later}, d): its features, then the layers from it to the last."
             )
-        threshold = tensors.get("threshold", torch.zeros(()))
+        threshold = tensors.get("threshold", torch.zeros((), dtype=torch.float32))
         if (threshold < 0).any():
             raise ValueError(
                 f"{source.path} has negative thresholds: negative features pass them, which has no counterpart here."

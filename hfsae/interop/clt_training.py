@@ -146,7 +146,7 @@ def _layer(source: Source, hook: str, config: Settings, how: str) -> _Layer:
             f"{hook} of {source.path} passes what it reads on to later layers, which has no counterpart here: its "
             "W_skips after the first are not 0."
         )
-    ones = torch.ones(len(w["encoder.bias"]))
+    ones = torch.ones(len(w["encoder.bias"]), dtype=torch.float32)
     return _Layer(
         decoders=[w[name] for name in names if name.startswith("W_dec.")],
         scales=[w.get(f"scale.{i}", ones) for i in at],
@@ -182,8 +182,8 @@ def _decoders(layers: list[_Layer], how: str, config: Settings, source: Source) 
         for target in range(layer, n_layers):
             writing, at = _writing_at(layers, target), target - layer
             if layer not in writing:
-                rows.append(torch.zeros(n, d))
-                scales.append(torch.zeros(n))
+                rows.append(torch.zeros(n, d, dtype=torch.float32))
+                scales.append(torch.zeros(n, dtype=torch.float32))
                 continue
             if how == _OF_ITSELF:
                 decoder = own.decoders[0 if tied else at]

@@ -42,7 +42,7 @@ class ConvertedSAE:
             del self.fields["input_transform"]
         self.fields |= {key: value for key, value in facts.items() if self.fields.get(key) is None}
         if input_scale is not None:
-            self.tensors.setdefault("input_scale", torch.tensor(input_scale))
+            self.tensors.setdefault("input_scale", torch.tensor(input_scale, dtype=torch.float32))
 
     def config(self, source: str, given: Mapping[str, Any]) -> SAEConfig:
         """The config.
@@ -147,5 +147,13 @@ def _dtype(name: str | None, source: str) -> torch.dtype | None:
 
 def _defaults(expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a source may leave out: scales of 1 and biases of 0."""
-    scales = {name: torch.ones(expected[name].shape) for name in ("input_scale", "output_scale") if name in expected}
-    return scales | {name: torch.zeros(expected[name].shape) for name in ("encoder.bias", "b_dec") if name in expected}
+    scales = {
+        name: torch.ones(expected[name].shape, dtype=torch.float32)
+        for name in ("input_scale", "output_scale")
+        if name in expected
+    }
+    return scales | {
+        name: torch.zeros(expected[name].shape, dtype=torch.float32)
+        for name in ("encoder.bias", "b_dec")
+        if name in expected
+    }

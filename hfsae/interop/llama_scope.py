@@ -33,7 +33,9 @@ def read(source: Source) -> ConvertedSAE:
     config = source.json(CONFIG).having("jump_relu_threshold")
     base_model = "meta-llama/Llama-3.1-8B" if "Llama3_1" in source.path else None
     tensors = renamed(source.tensors(WEIGHTS), LINEAR, source)
-    threshold = torch.full((len(tensors["encoder.bias"]),), config.number("jump_relu_threshold") or 0.0)
+    threshold = torch.full(
+        (len(tensors["encoder.bias"]),), config.number("jump_relu_threshold") or 0.0, dtype=torch.float32
+    )
     fields = {
         **where(config, base_model),
         # Context and BOS as SAELens' loader for these SAEs has them (sae-lens 6.54.12).

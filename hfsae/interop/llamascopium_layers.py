@@ -180,7 +180,7 @@ def threshold_given(source: Source) -> Tensor:
             f"Pass threshold=..., a number from 0 on, got {threshold!r}. With threshold=0, sae.calibrate(...) then "
             "sets it on activations."
         )
-    return torch.tensor(float(threshold))
+    return torch.tensor(float(threshold), dtype=torch.float32)
 
 
 def refuse_unequal_norms(norms: Tensor, source: Source) -> None:

@@ -216,7 +216,7 @@ class KLFinish:
             saes: The SAEs by name, as they are before the step.
             states: The step as each of them sees it.
         """
-        errors = {name: torch.zeros((), device=sae.device) for name, sae in saes.items()}
+        errors = {name: torch.zeros((), dtype=torch.float32, device=sae.device) for name, sae in saes.items()}
         found: dict[str, list[_Moved]] = {name: [] for name in saes}
         pulls: dict[str, list[Tensor]] = {name: [] for name in saes}
         for batch in self._read:
@@ -333,7 +333,13 @@ class KLFinish:
         else:
             n_rows = len(next(iter(batch.rows.values())))
             device = self._model.device
-            self._of_each(batch, {name: torch.zeros(n_rows, width, device=device) for name, width in nothing.items()})
+            self._of_each(
+                batch,
+                {
+                    name: torch.zeros(n_rows, width, dtype=torch.float32, device=device)
+                    for name, width in nothing.items()
+                },
+            )
 
 
 def reads_and_writes_at(name: str, points: SAEHookPoints) -> tuple[HookPoint, HookPoint]:

@@ -254,7 +254,7 @@ def _of_the_search(peaks: Peaks, firing: Tensor, labels: Tensor, folds: Tensor) 
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         best: tuple[float, float] = (-1.0, -1.0)
-        column = torch.zeros(len(labels))
+        column = torch.zeros(len(labels), dtype=torch.float32)
         for part in firing.split(_AT_ONCE):
             values = peaks.dense(part)
             inside, yes = values[~out], labels[~out]

@@ -2,6 +2,7 @@
 the words.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,8 +83,7 @@ def passage_features(
         NothingCountsError: If no token of the passage counts, as of a single word at position 0.
         ValueError: If the collection is of another SAE, or a number is impossible.
     """
-    if prior <= 0 or top < 1:
-        raise ValueError(f"prior is {prior} and top is {top}; expected more than 0, and 1 or more.")
+    refuse_bad_numbers(prior, top)
     if (unlike := Identity.of(sae).unlike(vars(collection.about))) is not None:
         raise ValueError(f"these features were collected of {unlike}: run collect_features on this SAE.")
     reader, pieces = FeatureReader(sae, model), DocumentSequenceReader(sae.config, model, tokenizer)
@@ -115,6 +115,16 @@ def passage_features(
         for row in order.tolist()
         if log_odds[row] > 0
     ]
+
+
+def refuse_bad_numbers(prior: float, top: int) -> None:
+    """Refuses a prior or a number of features by which nothing can be found.
+
+    Raises:
+        ValueError: If one of them is impossible.
+    """
+    if not 0 < prior < math.inf or top < 1:
+        raise ValueError(f"prior is {prior} and top is {top}; expected a finite number above 0, and 1 or more.")
 
 
 def labelled_features(labels: Mapping[int, str], words: str) -> list[int]:

@@ -59,7 +59,7 @@ class Embedder:
         found = [
             self._embed(texts[start : start + self._batch_size]) for start in range(0, len(texts), self._batch_size)
         ]
-        return torch.cat(found) if found else torch.zeros(0, self._model.config.hidden_size)
+        return torch.cat(found) if found else torch.zeros(0, self._model.config.hidden_size, dtype=torch.float32)
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         rows = [self._tokenizer(text, verbose=False)["input_ids"][: self._longest] for text in texts]

@@ -62,6 +62,8 @@ def label_saved(
     """
     numbers = ("n_shown", "n_scored", "shown_at_once", "n_simulated")
     refuse_impossible(**{name: options[name] for name in numbers if name in options})
+    if max_features is not None and max_features < 1:
+        raise ValueError(f"max_features is {max_features}: expected 1 or more.")
     path = Path(output) if output is not None else (opened.folder or Path()) / LABELS_FILE
     can_be_file(path)
     known = read_label_records(path, *opened.identity) if path.is_file() else {}

@@ -310,7 +310,8 @@ def label_features(
         The labels with their scores, and what there are none of.
 
     Raises:
-        ValueError: If the collection is of another SAE, a feature was not collected, or a number is impossible.
+        ValueError: If the collection is of another SAE, a feature was not collected or is named twice, or a number is
+            impossible.
         OSError: If the model cannot be reached. What was answered is in the journal.
 
     Example:
@@ -384,7 +385,7 @@ def _chosen(sae: SAE, collection: FeatureCollection, features: Sequence[int] | T
     """Features of the collection: those asked for, or all that fire."""
     if features is None:
         return collection.features[collection.statistics.tokens_firing[collection.features] > 0].tolist()
-    asked = chosen_features(sae, features)
+    asked = chosen_features(sae, features, once=True)
     if missing := sorted(set(asked.tolist()) - set(collection.features.tolist())):
         raise ValueError(f"feature {missing[0]} was not collected; the collection has {len(collection):,} features.")
     never = collection.statistics.tokens_firing[asked] == 0

@@ -51,7 +51,7 @@ class Peaks(NamedTuple):
         """
         place = torch.searchsorted(features, self.features).clamp(max=len(features) - 1)
         mine = features[place] == self.features
-        table = torch.zeros(len(self.n_tokens), len(features))
+        table = torch.zeros(len(self.n_tokens), len(features), dtype=torch.float32)
         table[self.texts[mine], place[mine]] = self.values[mine]
         return table
 
@@ -82,7 +82,7 @@ def read_peaks(
     reader = FeatureReader(sae, model)
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, batch_size=batch_size)
     width = sae.config.n_features
-    numbers, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    numbers, values = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float32)
     n_tokens = torch.zeros(n_texts, dtype=torch.int64)
     for batch in pieces.batches(texts):
         firings = reader.read(batch.tokens)
@@ -91,7 +91,7 @@ def read_peaks(
         numbers = torch.cat([numbers, part.flatten()[firings.tokens] * width + firings.features])
         values = torch.cat([values, firings.values])
         numbers, place = numbers.unique(return_inverse=True)
-        values = torch.zeros(len(numbers)).scatter_reduce_(0, place, values, "amax")
+        values = torch.zeros(len(numbers), dtype=torch.float32).scatter_reduce_(0, place, values, "amax")
     return Peaks(numbers // width, numbers % width, values, n_tokens)
 
 

@@ -7,7 +7,13 @@ from hfsae.analysis import TokenTexts
 from hfsae.analysis.shading import printable
 from hfsae.data import find_document_column, load_text
 from hfsae.meaning.contrast import contrast
-from hfsae.meaning.finding import NothingCountsError, labelled_features, passage_features, promoting_features
+from hfsae.meaning.finding import (
+    NothingCountsError,
+    labelled_features,
+    passage_features,
+    promoting_features,
+    refuse_bad_numbers,
+)
 from hfsae.meaning.label_embeddings import Embedder, nearest_labels
 from hfsae.saved.kept_features import SavedFeatures
 
@@ -25,9 +31,10 @@ def word_lines(
         embed: Finds labels by what they mean too; None: by their words alone.
 
     Raises:
-        ValueError: If there is an encoder, and no feature has a label. Likewise if no token of the text counts for the
-            SAE, and its words find nothing.
+        ValueError: If a number is impossible, or there is an encoder and no feature has a label. Likewise if no token
+            of the text counts for the SAE, and its words find nothing.
     """
+    refuse_bad_numbers(prior, top)  # before anything is printed
     collection, texts = opened.collection, TokenTexts(opened.tokenizer)
     names = {feature: label.text for feature, label in opened.labels.items()}
     if labelled := labelled_features(names, text)[:top]:

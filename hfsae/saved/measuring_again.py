@@ -150,7 +150,7 @@ def measure_again(
         called: What error messages call it.
     """
     text = text_to_measure(sae.config, called, dataset, dataset_config, split)
-    max_tokens = max_tokens or text.max_tokens or _DEFAULT_TOKENS
+    max_tokens = (text.max_tokens or _DEFAULT_TOKENS) if max_tokens is None else max_tokens
     if model is not None:
         rename_base_model(sae.config, model)
     lm = sae.load_base_model()

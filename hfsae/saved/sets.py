@@ -166,7 +166,7 @@ def measure_set_again(
     config = copy.copy(first.config)
     config.metrics = dict(record)
     text = text_to_measure(config, called, dataset, dataset_config, split)
-    tokens = max_tokens or text.max_tokens or _DEFAULT_TOKENS
+    tokens = (text.max_tokens or _DEFAULT_TOKENS) if max_tokens is None else max_tokens
     if model is not None:
         rename_base_model(first.config, model)
     lm = first.load_base_model()

@@ -91,7 +91,9 @@ class PlantedDictionary:
         rates = (rates * active / rates.sum()).clamp(max=0.5)
         # Where its parent fires a child does so every third time; that keeps it rarer than the parent.
         rates[parents >= 0] = 1 / 3
-        lacking = active / (rates * torch.where(parents >= 0, rates[parents], torch.ones(()))).sum()
+        lacking = (
+            active / (rates * torch.where(parents >= 0, rates[parents], torch.ones((), dtype=torch.float64))).sum()
+        )
         rates[parents < 0] = (rates[parents < 0] * lacking).clamp(max=0.5)
         groups = torch.arange(n_features) // group_size
         return cls(directions, rates.float(), parents, groups, correlation, noise)
@@ -107,14 +109,14 @@ class PlantedDictionary:
             Activations (n, d), and the values (n, features) that made them, 0 where a feature does not fire.
         """
         n_features = len(self.directions)
-        shared = torch.randn(n, int(self.groups.max()) + 1, generator=generator)[:, self.groups]
-        alone = torch.randn(n, n_features, generator=generator)
+        shared = torch.randn(n, int(self.groups.max()) + 1, generator=generator, dtype=torch.float32)[:, self.groups]
+        alone = torch.randn(n, n_features, generator=generator, dtype=torch.float32)
         normal = self.correlation**0.5 * shared + (1 - self.correlation) ** 0.5 * alone
         fires = normal > torch.special.ndtri(1 - self.rates.double()).float()
         has_parent = self.parents >= 0
         fires[:, has_parent] &= fires[:, self.parents[has_parent]]
-        values = fires * (1 + 0.25 * torch.randn(n, n_features, generator=generator)).abs()
-        noise = self.noise * torch.randn(n, self.directions.shape[1], generator=generator)
+        values = fires * (1 + 0.25 * torch.randn(n, n_features, generator=generator, dtype=torch.float32)).abs()
+        noise = self.noise * torch.randn(n, self.directions.shape[1], generator=generator, dtype=torch.float32)
         return values @ self.directions + noise, values
 
 

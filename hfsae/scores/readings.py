@@ -213,7 +213,7 @@ class LabelledReader:
         means = DocumentMeans(len(labels))
         bases = [basis for basis in SPARSE if basis in (FEATURES, *beside)]
         for numbers, read in kept:
-            means.add(numbers, self._values_of(read.to(self._sae.device), torch.zeros(0), bases))
+            means.add(numbers, self._values_of(read.to(self._sae.device), torch.zeros(0, dtype=torch.float32), bases))
         found = means.rows(labels, sources)
         return replace(found, values=found.values | rows.values)
 
@@ -276,7 +276,7 @@ class LabelledReader:
         read = torch.cat([rows(place) for place in sources], 1)
         if not read.isfinite().all():
             raise ValueError(f"activations at {sources[0]} are not all finite: load the language model in float32.")
-        return read, torch.cat([rows(place) for place in neurons], 1) if neurons else torch.zeros(0)
+        return read, torch.cat([rows(place) for place in neurons], 1) if neurons else read[:, :0]
 
 
 def _neurons(model: PreTrainedModel, place: HookPoint) -> list[HookPoint]:

@@ -177,7 +177,9 @@ def _like_the_activation(model: PreTrainedModel, point: HookPoint) -> Tensor:
     with on_the_side(model), capture(model, str(point)) as taken:
         model(input_ids=_probe(model), use_cache=False)
         size = taken[str(point)].float().norm(dim=-1).median()
-    random = torch.randn(width(model, point), generator=torch.Generator().manual_seed(1)).to(size.device)
+    random = torch.randn(width(model, point), generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(
+        size.device
+    )
     return size.clamp(min=1e-3) * random / random.norm()
 
 

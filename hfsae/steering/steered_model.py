@@ -194,7 +194,7 @@ def steering_vector(
     features = chosen_features(sae, list(strengths))
     _refuse_scales_by_token(sae)
     units = {feature: strength * activation_units(feature, maxima) for feature, strength in strengths.items()}
-    values = torch.tensor([units[feature] for feature in strengths])
+    values = torch.tensor([units[feature] for feature in strengths], dtype=torch.float32)
     if not values.isfinite().all():
         raise ValueError(f"strengths are {list(strengths.values())}: expected finite numbers.")
     directions = sae.feature_directions.detach()[features.to(sae.device)].float().cpu()

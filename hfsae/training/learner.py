@@ -194,7 +194,7 @@ class Learner:
         """The statistics of the batches of a step, over all processes."""
         merged = statistics[-1]
         merged.tokens_firing = self._placement.reduce(reduce(torch.add, [s.tokens_firing for s in statistics]), "sum")
-        merged.l0 = merged.tokens_firing.sum() / self.plan.tokens_per_step
+        merged.l0 = merged.tokens_firing.sum().float() / self.plan.tokens_per_step
         kept = [s.smallest_kept for s in statistics if s.smallest_kept is not None]
         if kept:
             merged.smallest_kept = self._placement.reduce(torch.stack(kept).mean(0), "mean")

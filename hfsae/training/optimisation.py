@@ -20,7 +20,7 @@ def build_optimiser(sae: SAE, *, lr: float, betas: tuple[float, float], eps: flo
     if sae.device.type != "cuda":
         return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
     # A learning rate that lies on the device may change between the replays of a recorded step.
-    rate = torch.tensor(lr, device=sae.device)
+    rate = torch.tensor(lr, dtype=torch.float32, device=sae.device)
     return torch.optim.Adam(groups, lr=rate, betas=betas, eps=eps, fused=True, capturable=True)
 
 

@@ -195,6 +195,9 @@ def test_what_cannot_be_collected_is_refused_before_the_model_runs():
         collect_features(*setting(), texts(), n_top=0)
     with pytest.raises(ValueError, match="expected indices"):
         collect_features(*setting(), texts(), features=[N_FEATURES])
+    # One of its rows would say that it never fires.
+    with pytest.raises(ValueError, match="feature 3 is named twice"):
+        collect_features(*setting(), texts(), features=[3, 5, 3])
     with pytest.raises(ValueError, match="no token that counts"):
         collect_features(*setting(), [""], disable_tqdm=True)
 

@@ -273,7 +273,9 @@ def test_no_hook_stays_behind_even_after_an_error(model):
         (lambda model, sae: steer(model, sae, {3: 1.0}, mode="set"), "expected one of 'add', 'clamp'"),
         (lambda model, sae: steer(model, sae, {3: 1.0}, positions="first"), "'all', 'last', 'generated'"),
         (lambda model, sae: steer(model, sae, {3: 1.0}, maxima={3: 0.0}), "means nothing"),
-        (lambda model, sae: ablate(model, sae, [3, 3]), "each may be named once"),
+        (lambda model, sae: steer(model, sae, {3: float("nan")}), "expected finite numbers"),
+        (lambda model, sae: steer(model, sae, {3: 1.0, 4: float("inf")}, mode="clamp"), "expected finite numbers"),
+        (lambda model, sae: ablate(model, sae, [3, 3]), "feature 3 is named twice"),
     ],
 )
 def test_mistakes_are_refused_on_entering(model, call, message):

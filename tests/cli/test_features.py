@@ -36,9 +36,16 @@ def test_features_reads_standard_input(folder, capsys, monkeypatch, tmp_path):
     ("options", "message"),
     [
         (["--text", ""], "the text has no token"),
+        (["--text", "w1 w2", "--top", "0"], "top is 0: expected 1 or more"),
+        (["--text", "w1 w2", "--top", "-1"], "top is -1: expected 1 or more"),
         (["--text", "w1 w2", "--features", "40"], "expected indices from 0 to 39"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_1(folder, capsys, options, message):
     assert main(["features", str(folder / "sae"), *options, "--model", str(folder / "lm")]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_text_whose_tokens_are_left_out_is_not_one_on_which_nothing_fires(folder, capsys):
+    assert main(["features", str(folder / "sae"), "--text", "w1", "--model", str(folder / "lm")]) == 0
+    assert capsys.readouterr().out.startswith("no token of this text counts for this SAE")

@@ -72,6 +72,7 @@ def test_marks_say_where_it_stands(place, capsys):
         (["w1", "--positive", "with.jsonl", "--negative", "without.txt"], "say what to look for"),
         (["w1", "--marked"], "--marked is for"),
         (["w1", "--embeddings", "nowhere"], "nowhere"),
+        (["w1 w2", "--prior", "nan"], "prior is nan"),
         (["--positive", "with.jsonl", "--negative", "without.txt", "--embeddings", "x"], "--embeddings is for words"),
         (["--positive", "with.jsonl", "--negative", "without.txt", "--marked"], "nothing is marked"),
         (["--positive", "with.jsonl"], "belong together"),
@@ -84,3 +85,10 @@ def test_a_mistake_is_one_line(place, capsys, monkeypatch, options, message):
     monkeypatch.chdir(place)
     assert main(["search", "sae", *options]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [["--top", "-1"], ["--top", "0"], ["--prior", "0"]])
+def test_a_number_by_which_nothing_is_found_is_refused_before_a_line_is_printed(place, capsys, number):
+    assert main(["search", str(place / "sae"), "w1 w2", *number]) == 1
+    told = capsys.readouterr()
+    assert "expected a finite number above 0, and 1 or more" in told.err and told.out == ""

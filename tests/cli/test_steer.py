@@ -34,6 +34,9 @@ def test_a_report_is_a_table_and_a_page(place, tmp_path, capsys):
         (["--feature", "5"], "say what to do"),
         (["--feature", "5", "--report", "--text", "w1"], "say what to do"),
         (["--feature", "5", "6", "--report"], "of one feature"),
+        (["--feature", "5", "--text", "w1 w2", "--output", "page.html"], "--output is the page of --report"),
+        (["--feature", "5", "--text", "w1 w2", "--new_tokens", "0"], "--new_tokens 0: expected 1 or more"),
+        (["--feature", "5", "--text", "w1 w2", "--strength", "nan"], "expected finite numbers"),
     ],
 )
 def test_a_mistake_is_one_line(place, capsys, options, message):

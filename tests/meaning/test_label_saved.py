@@ -128,6 +128,9 @@ def test_what_is_labelled_is_not_asked_again_unless_that_is_meant(place, capsys)
         (["--features", "40"], "feature 40|expected indices"),
         (["--model_kwargs", "{}", "--dtype", "bfloat16"], "for a model that runs here"),
         (["--prompts", "nowhere"], "there is no prompt in nowhere"),
+        (["--features", "5", "5"], "feature 5 is named twice"),
+        (["--max_features", "0"], "max_features is 0: expected 1 or more"),
+        (["--max_features", "-1"], "max_features is -1: expected 1 or more"),
     ],
 )
 def test_a_mistake_is_one_line(place, capsys, more, message):

@@ -127,6 +127,13 @@ def test_fewer_tokens_than_were_recorded_replace_nothing_either(folder):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("command", ["eval", "verify"])
+def test_no_tokens_are_not_taken_for_as_many_as_were_recorded(folder, capsys, command):
+    before = contents(folder)
+    assert main([command, str(folder), "--max_tokens", "0"]) == 1
+    assert "max_tokens must be positive, got 0" in capsys.readouterr().err and contents(folder) == before
+
+
 def test_without_a_number_of_tokens_what_was_recorded_is_measured_and_written(folder, capsys):
     recorded = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").unlink()

@@ -88,3 +88,8 @@ def test_a_folder_in_which_nothing_can_be_written_is_refused_before_the_work(run
     told = capsys.readouterr()
     assert f"nothing can be written in {runs / 'run0'} (Permission denied): make it writable" in told.err
     assert "pairs of features" not in told.out
+
+
+def test_a_negative_number_of_pairs_is_refused(runs, capsys):
+    assert main(["match", str(runs / "run0"), str(runs / "run1"), "--top", "-1"]) == 1
+    assert "--top -1: expected 0 pairs or more" in capsys.readouterr().err
