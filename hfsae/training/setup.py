@@ -308,9 +308,8 @@ def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
     with torch.random.fork_rng(devices=[]):
         # Every SAE draws its weights from the same seed, alone or in company.
         torch.manual_seed(args.seed)
-        return SAE.from_config(
-            copy.deepcopy(item), dtype=torch.float32
-        )  # what training writes into a config is not the user's
+        # A copy: what training writes into a config is not the user's.
+        return SAE.from_config(copy.deepcopy(item), dtype=torch.float32)
 
 
 def _record_origin(args: SAETrainingArguments, opened: RunInputs, config: SAEConfig, name: str) -> None:
