@@ -98,7 +98,7 @@ def collect_features(
 
     Raises:
         ValueError, HookPointError: If the SAE does not fit the model, or an option is impossible (before anything
-            runs); ValueError also if no token counts, or a feature is named twice.
+            runs). ValueError also if no token counts, or a feature is named twice.
         TypeError: If `documents` is of another type.
 
     Example:
