@@ -62,8 +62,7 @@ def steer(
 
     Raises:
         ValueError: For no features, unknown ones, or one that is named twice. Likewise for an unknown mode or
-            position, a strength that is not finite, a feature without a maximum, or an SAE that does not fit the
-            model.
+            position, a strength that is not finite, or a feature without a maximum. If the SAE does not fit the model.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
