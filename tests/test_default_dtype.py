@@ -58,7 +58,8 @@ def contrasted() -> object:
 def read() -> object:
     sae, model, tokenizer = setting()
     found = feature_activations(sae, model, tokenizer, ["w1 w2 w3 w4", ""], [1, 2, 3])
-    return [found, shaded_features(sae, model, tokenizer, "w1 w2 w3 w4", features=None, top=2, color=False, labels={})]
+    lines = shaded_features(sae, model, tokenizer, "w1 w2 w3 w4", top=2, color=False)
+    return [found.to_dict(), *lines]
 
 
 def steered() -> Tensor:

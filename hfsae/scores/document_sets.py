@@ -153,7 +153,8 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: i
 
     Of equal documents of one label the first counts, so that none is on both sides. Equal documents of several labels
     are left out, since no probe can tell them. A document is on one side, by a hash of its name. Where a class has
-    fewer than ten documents these are cut: the first seven tenths of its passages are to fit on.
+    fewer than ten documents these are cut: the first seven tenths of its passages are to fit on. A passage that
+    documents of both sides have, such as a licence, is only to fit on.
 
     Args:
         name: What the labels tell.
@@ -174,6 +175,7 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: i
     documents: list[LabelledDocument] = []
     for label in sorted(largest):
         documents += _dealt(label, by_class[label])
+    documents = _on_one_side(name, documents)
     whole = {label for label in largest if len({one.is_train for one in documents if one.label == label}) == 2}
     if len(whole) < 2:
         raise ValueError(f"{name}: too little text to fit on some of a class and to measure on the rest of it.")
@@ -203,6 +205,16 @@ def _once(name: str, labelled: Iterable[tuple[str, str, str]]) -> Iterator[tuple
             "%s: left out: %d documents that are as another one of their label, and %d whose text has several labels.",
             *(name, again, several),
         )
+
+
+def _on_one_side(name: str, documents: list[LabelledDocument]) -> list[LabelledDocument]:
+    """Passages without those to measure on that are to fit on, too: different documents begin with one licence."""
+    fitted_on = {one.text.strip() for one in documents if one.is_train}
+    kept = [one for one in documents if one.is_train or one.text.strip() not in fitted_on]
+    if len(kept) < len(documents):
+        again = len(documents) - len(kept)
+        logger.warning("%s: left out: %d passages to measure on that probes are fitted on, too.", name, again)
+    return kept
 
 
 def _dealt(label: str, sources: list[tuple[str, list[str]]]) -> list[LabelledDocument]:

@@ -32,6 +32,19 @@ def test_equal_documents_count_once_and_of_several_labels_not_at_all(caplog):
     assert "left out: 80 documents that are as another one of their label, and 2 whose text has several" in caplog.text
 
 
+def test_a_passage_that_many_documents_have_is_not_measured_on_where_it_is_fitted_on(caplog):
+    """Half of the documents of a begin with one licence, which is a passage of its own."""
+    licence = "a permission that is granted free of charge to any person\n" * 11
+    alone = [*sources("a", 40), *sources("b", 40)]
+    licensed = [
+        (name, label, (licence if i % 2 and i < 40 else "") + text) for i, (name, label, text) in enumerate(alone)
+    ]
+    found = make_set("kind", licensed)
+    train, held_out = ([one.text for one in found.documents if one.is_train == side] for side in (True, False))
+    assert licence in train and not set(train) & set(held_out) and len(held_out) > 20
+    assert "passages to measure on that probes are fitted on, too" in caplog.text
+
+
 def test_few_long_documents_are_cut_and_share_no_text():
     found = make_set("book", [*sources("a", 1, lines=400), *sources("b", 2, lines=400)])
     assert found.classes == ["a", "b"]
