@@ -107,9 +107,17 @@ class SparseAutoencoder(Parameters):
     def _encoder_center(self) -> Tensor | None:
         return self.b_dec if self.config.subtract_b_dec else None
 
-    def encoder_input(self, scaled: Tensor) -> Tensor:
-        """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted."""
-        return scaled if self._encoder_center is None else scaled - self._encoder_center
+    def encoder_input(self, scaled: Tensor, b_dec: Tensor | None = None) -> Tensor:
+        """What the encoder multiplies: scaled activations, less `b_dec` where it is subtracted.
+
+        Args:
+            scaled: (..., d_in).
+            b_dec: The parameter as a plain tensor, of an SAE that is cut into DTensors; None takes its own.
+        """
+        center = self._encoder_center
+        if center is None:
+            return scaled
+        return scaled - (center if b_dec is None else b_dec)
 
     def encode(self, activations: Tensor, features: Sequence[int] | Tensor | None = None) -> Tensor:
         """Dense feature activations, by the inference rule.

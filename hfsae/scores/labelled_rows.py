@@ -91,13 +91,16 @@ class DocumentMeans:
                 zeros = np.zeros((n_documents, of_basis.shape[1]), np.float32)
                 self._sums.setdefault(basis, zeros)[here] += found
 
-    def rows(self, labels: NDArray[np.bool_], sources: NDArray[np.int64]) -> LabelledRows:
-        """The documents that have a token."""
-        counted = self._n_tokens > 0
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """(documents,) which have a token."""
+        return self._n_tokens > 0
+
+    def values(self) -> dict[str, Any]:
+        """By basis the means of the documents that have a token, as `LabelledRows` has them."""
         one_over = needed("scipy.sparse").diags_array((1 / np.maximum(self._n_tokens, 1)).astype(np.float32))
-        values = {basis: (one_over @ summed)[counted] for basis, summed in self._sums.items()}
-        values = {basis: found.tocsc() if basis in SPARSE else np.asarray(found) for basis, found in values.items()}
-        return LabelledRows(labels[counted], sources[counted], values)
+        means = {basis: (one_over @ summed)[self.counted] for basis, summed in self._sums.items()}
+        return {basis: found.tocsc() if basis in SPARSE else np.asarray(found) for basis, found in means.items()}
 
 
 class KeptReads:

@@ -191,31 +191,21 @@ class LabelledReader:
             means.add(of_tokens, self._values_of(read, neurons, bases))
             if kept is not None:
                 kept.add(of_tokens, read)
-        return means.rows(labels, sources)
+        return LabelledRows(labels[means.counted], sources[means.counted], means.values())
 
-    def documents_before(
-        self,
-        rows: LabelledRows,
-        kept: KeptReads,
-        labels: NDArray[np.bool_],
-        sources: NDArray[np.int64],
-        beside: Collection[str] = BESIDE,
-    ) -> LabelledRows:
+    def documents_before(self, rows: LabelledRows, kept: KeptReads, beside: Collection[str] = BESIDE) -> LabelledRows:
         """Documents that were read for another SAE, with what this one makes of their tokens.
 
         Args:
             rows: What `documents` gave.
             kept: What it kept.
-            labels: As it was given.
-            sources: As it was given.
             beside: The bases that are wanted; those of `SPARSE` are added, of the others there is what there is.
         """
-        means = DocumentMeans(len(labels))
+        means = DocumentMeans(1 + max((int(numbers.max(initial=0)) for numbers, _ in kept), default=0))
         bases = [basis for basis in SPARSE if basis in (FEATURES, *beside)]
         for numbers, read in kept:
             means.add(numbers, self._values_of(read.to(self._sae.device), torch.zeros(0, dtype=torch.float32), bases))
-        found = means.rows(labels, sources)
-        return replace(found, values=found.values | rows.values)
+        return replace(rows, values=means.values() | rows.values)
 
     def _some(self, documents: "Dataset") -> Iterator[DocumentSequences]:
         """The first piece of each document, and of a long one some further pieces."""

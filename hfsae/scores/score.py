@@ -298,11 +298,11 @@ def _read_documents(
     """One side of a set, or what was read before with what this SAE makes of it."""
     from datasets import Dataset
 
+    if (before := shared.documents(key)) is not None:
+        return reader.documents_before(*before, beside)
     chosen = [one for one in given.documents if one.is_train == is_train]
     labels = np.array([[one.label == label for label in given.classes] for one in chosen])
     sources = np.unique([one.source for one in chosen], return_inverse=True)[1]
-    if (before := shared.documents(key)) is not None:
-        return reader.documents_before(*before, labels, sources, beside)
     texts, kept = Dataset.from_dict({"text": [one.text for one in chosen]}), shared.room_for_documents()
     rows = reader.documents(texts, labels, sources, beside, kept)
     shared.keep_documents(key, rows, kept)

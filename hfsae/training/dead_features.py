@@ -244,9 +244,7 @@ def repoint(
         ordinary = ~massive.see(scaled)
         scaled, x, target = _among(ordinary, scaled, x, target)
     every = max(2, len(x) // _LEVEL_TOKENS)
-    some, mean = scaled[::every], scaled.mean(0)
-    if sae.config.subtract_b_dec:
-        some = some - own_part(sae.b_dec)
+    some, mean = sae.encoder_input(scaled[::every], own_part(sae.b_dec)), scaled.mean(0)
     others = torch.arange(len(x), device=x.device) % every > 0
     if len(x) > 1:
         scaled, x, target = _among(others, scaled, x, target)
