@@ -71,7 +71,7 @@ def test_thresholds_are_not_negative_after_a_step():
     assert sae.threshold[:3].tolist() == [0.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize(("l0", "sinks"), [(4.0, True), (7.8, False), (8.0, False), (90.0, False)])
+@pytest.mark.parametrize(("l0", "sinks"), [(4.0, True), (7.6, True), (7.9, False), (8.0, False), (90.0, False)])
 def test_thresholds_sink_while_too_few_features_are_active(l0: float, sinks: bool):
     sae = make()
     with torch.no_grad():
