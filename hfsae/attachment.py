@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data.left_out import LeftOut
 from hfsae.functional import SparseFeatures
+from hfsae.functional.features import refuse_other_features
 from hfsae.hooks import HookPoint, HookPointError, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.calls import Call, CallRecord
@@ -365,6 +366,10 @@ class _Attachment(Listener):
         reconstruction = torch.where(keep, seen.reconstruction.to(x.device), x)
         edited = reconstruction
         if self._edit is not None:
-            written = self._sae.decode(self._edit(seen.features), seen.activations.to(self._sae.device))
+            features = self._edit(seen.features)
+            if features is None:
+                raise TypeError("an edit must return the features to be spliced in; got None.")
+            refuse_other_features(features, tuple(seen.features.shape))
+            written = self._sae.decode(features, seen.activations.to(self._sae.device))
             edited = torch.where(keep, written.to(x.device), x)
         return (reconstruction, edited) if self._keep_error else edited

@@ -243,6 +243,22 @@ def test_an_edit_may_return_sparse_features(sae, model):
     torch.testing.assert_close(unchanged, spliced_logits(sae, model, input_ids=ids))
 
 
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda features: None, TypeError, "an edit must return the features"),
+        (lambda features: 1.0, TypeError, "must be a tensor or what encode_sparse returned, got float"),
+        (lambda features: features.to_dense()[0], ValueError, r"must have the shape \(..., 2, "),
+        (lambda features: features.to_dense()[..., :24], ValueError, r"must have the shape \(..., 2, "),
+        (lambda features: torch.cat([features.to_dense()] * 2, -1), ValueError, r"must have the shape \(..., 2, "),
+    ],
+)
+def test_an_edit_that_returns_something_else_is_refused(sae, model, edit, error, message):
+    """Features of one row of a batch would else be those of all rows."""
+    with attach(model, sae, splice=True, edit=edit), pytest.raises(error, match=message):
+        model(input_ids(2, 5))
+
+
 def test_a_transcoder_reads_at_one_place_and_writes_at_another(model):
     sae = sae_at(
         "model.layers.1.mlp.input", target_hook_point="model.layers.1.mlp.output", subtract_b_dec=False,

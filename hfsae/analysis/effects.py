@@ -86,9 +86,9 @@ def feature_effects(
         k: Tokens on each side whose logits are given.
 
     Raises:
-        ValueError: If the prompt is too short to have a loss, or a token is none of the model's. Likewise if the SAE
-            does not fit the model, or the model does not predict the next token (BERT, ESM-2).
-            Likewise if weights were made inside of `torch.inference_mode`, which torch does not differentiate.
+        ValueError: If the prompt is too short to have a loss, a token is none of the model's, or a number is negative.
+            Likewise if the SAE does not fit the model, or the model does not predict the next token (BERT, ESM-2).
+            Also if weights were made inside of `torch.inference_mode`, which torch does not differentiate.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -96,6 +96,8 @@ def feature_effects(
         >>> effects.features[0]  # doctest: +SKIP
         FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
     """
+    if n_exact < 0 or k < 0:
+        raise ValueError(f"n_exact is {n_exact} and k {k}: expected 0 or more.")
     for module in (model, sae):
         refuse_inference_weights(module)
     ids = tokenize(text, tokenizer, prepend_bos=sae.config.prepend_bos)["input_ids"]

@@ -86,13 +86,15 @@ def logit_effects(
         k: Tokens on each side.
 
     Raises:
-        ValueError: If the SAE's output does not go into the residual stream by itself.
+        ValueError: If the SAE's output does not go into the residual stream by itself, or `k` is negative.
 
     Example:
         >>> effects = logit_effects(sae, model, [17])  # doctest: +SKIP
         >>> tokenizer.batch_decode(effects.promoted[0, :, None])  # doctest: +SKIP
         [' self', ' cls', ' other', ...]
     """
+    if k < 0:
+        raise ValueError(f"k is {k}: expected 0 tokens or more.")
     chosen = chosen_features(sae, features)
     left_out = untrained_tokens(model)
     found: list[list[Tensor]] = []

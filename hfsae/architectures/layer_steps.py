@@ -15,6 +15,7 @@ from hfsae.architectures.layers import training_of_layer
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
 from hfsae.functional import SparseFeatures, at_least_float32
+from hfsae.functional.features import refuse_other_features
 
 
 def by_layer(sae: CrossLayer) -> "dict[str, LayerStep]":
@@ -82,6 +83,7 @@ class LayerStep:
 
     def decode(self, features: Tensor | SparseFeatures, activations: Tensor) -> Tensor:
         """The output here (..., d_out) with these features of the layer; later layers go on with them, too."""
+        refuse_other_features(features, (*activations.shape[:-1], self.config.n_features))
         if not isinstance(features, SparseFeatures):
             features = SparseFeatures.from_dense(features)
         self._shared.edited[self.layer] = features

@@ -28,6 +28,7 @@ from hfsae.functional import (
     encode,
 )
 from hfsae.functional.encode import Path, goes_sparse
+from hfsae.functional.features import refuse_other_features
 from hfsae.functional.sparse_rows import rows_at
 
 
@@ -204,9 +205,11 @@ class SparseAutoencoder(Parameters):
                 `"center"` they bring the mean back.
 
         Raises:
-            ValueError: If they are needed and missing.
+            ValueError: If they are needed and missing. Likewise if features or activations have another shape.
+            TypeError: If features are no tensor.
         """
         config = self.config
+        refuse_other_features(features, (config.n_features,))
         if activations is None and (config.skip or config.input_transform in ("layer_norm", "constant_norm")):
             why = "skip=True" if config.skip else f"input_transform={config.input_transform!r}"
             raise ValueError(f"with {why}, decode needs the activations too: sae.decode(features, activations).")
@@ -215,6 +218,11 @@ class SparseAutoencoder(Parameters):
         else:
             values, leading = features.reshape(-1, config.n_features), features.shape[:-1]
             pattern = DensePattern(values, torch.Tensor.bool)
+        if activations is not None and self._check(activations).shape[:-1] != leading:
+            raise ValueError(
+                f"features of {tuple(leading)} tokens, but activations of {tuple(activations.shape[:-1])}: give "
+                "those of the same tokens."
+            )
         written = self.written(pattern, values.to(self.encoder.weight.dtype)).reshape(*leading, config.d_out)
         offset = self.offset(self.scaled(cast(Tensor, activations))) if config.skip else self.b_dec
         return self._unscaled(written + offset, activations)

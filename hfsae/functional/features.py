@@ -260,3 +260,22 @@ class SparseFeatures:
             caption=repr(self),
             note=f"… and {left:,} more tokens" if left > 0 else "",
         )
+
+
+def refuse_other_features(features: object, shape: tuple[int, ...]) -> None:
+    """Refuses what is not the features that are meant, before it is taken for them.
+
+    Args:
+        features: Dense or sparse features.
+        shape: The shape that they must have, or the end of it.
+
+    Raises:
+        TypeError: If they are no features.
+        ValueError: If their shape is another one.
+    """
+    if not isinstance(features, Tensor | SparseFeatures):
+        raise TypeError(f"features must be a tensor or what encode_sparse returned, got {type(features).__name__}.")
+    if tuple(features.shape[-len(shape) :]) != shape:
+        raise ValueError(
+            f"features must have the shape (..., {', '.join(map(str, shape))}), got {tuple(features.shape)}."
+        )

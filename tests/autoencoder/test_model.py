@@ -378,3 +378,19 @@ def test_tensors_are_found_by_their_stored_names(name: str):
     sae = VARIANTS[name].make()
     for stored, tensor in sae.state_dict().items():
         assert sae.get_tensor(stored).data_ptr() == tensor.data_ptr()
+
+
+@torch.no_grad()
+def test_features_that_are_not_of_this_sae_are_not_decoded():
+    sae, wider = (SAE.from_config(TopKSAEConfig(d_in=8, n_features=n, k=4)) for n in (32, 64))
+    x = torch.randn(2, 3, 8)
+    with pytest.raises(ValueError, match=r"must have the shape \(..., 32\), got \(2, 3, 64\)"):
+        sae.decode(wider.encode(x))  # 2 x 3 x 64 numbers are 12 rows of 32, too
+    with pytest.raises(ValueError, match=r"must have the shape \(..., 64\), got \(2, 3, 32\)"):
+        wider.decode(sae.encode_sparse(x))
+    with pytest.raises(ValueError, match=r"must have the shape \(..., 32\), got \(2, 16, 2\)"):
+        sae.decode(sae.encode(torch.randn(2, 16, 8), [0, 1]))  # two features alone
+    with pytest.raises(TypeError, match="got list"):
+        sae.decode([0.0] * 32)
+    with pytest.raises(ValueError, match="the same tokens"):
+        sae.decode(sae.encode(x), x[:1])

@@ -180,6 +180,31 @@ def test_contexts_act_in_the_thread_that_entered_them_and_in_no_other(model):
     assert all(torch.equal(found[index], expected[index]) for index in range(4))
 
 
+def test_a_context_is_left_in_the_middle_of_another_threads_pass(model):
+    """torch has listed the hooks of a module by then, and calls one that was taken off without keyword arguments."""
+    with replaced(model, "model.layers.0.mlp.input", lambda x: x + VECTOR):
+        expected = logits(model)
+    entered, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with splice(model, "mlp_in.0", lambda x: x * 0):
+            entered.set()
+            leave.wait(60)
+        left.set()
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        leave.set()
+        assert left.wait(60)
+        return x + VECTOR
+
+    other = threading.Thread(target=work)
+    with splice(model, "mlp_in.0", edit):
+        other.start()
+        assert entered.wait(60)
+        assert torch.equal(logits(model), expected)
+    other.join()
+
+
 def test_generate_in_a_thread_without_the_context_says_so(model):
     sae, caught = sae_at("resid_post.0"), []
 
