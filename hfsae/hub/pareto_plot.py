@@ -1,14 +1,17 @@
 """The picture of a sweep: active features against what is kept, one line an architecture and width."""
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from hfsae.evaluation.pareto import FRONT_METRICS, pareto_front
 from hfsae.hub.plots import dress, elided, save
@@ -21,6 +24,7 @@ _RING = "on the front"
 _MOST_TICKS, _MOST_NAMED_LINES = 12, 3
 _SHORT, _LONGEST = 8, 28  # characters of a label
 _NEAR = 1.3  # values whose ratio is less share a tick
+_MARKER = 4  # half of a point's mark, in pixels
 _TITLES = {"loss_recovered": "loss recovered", "explained_variance": "explained variance"}
 
 
@@ -28,8 +32,9 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws L0 against loss recovered and against explained variance, a row of panels for each hook point.
 
     Rows that differ in the seed alone are one point of the line, their mean; each is shown as a small dot. A point is
-    labelled with what its name says beside the legend; among many lines those on the front alone are. Rings mark the
-    front. L0 is on a logarithmic axis, which has its ticks where points are.
+    labelled with what its name says beside the legend; among many lines those on the front alone are. A label that
+    finds no room beside its point is left out, the front's last. Rings mark the front. L0 is on a logarithmic axis,
+    which has its ticks where points are.
 
     Args:
         rows: With `name`, `hook_point`, `architecture`, `n_features`, `setting` (equal where the seed alone differs),
@@ -59,6 +64,9 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ring = entries.pop(_RING)  # comes last
         entries[_RING] = ring
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=min(5, len(entries)), frameon=False)
+    figure.draw_without_rendering()  # how large a label is, and where it lies, is known from then on
+    for axes in panels.flat:
+        _keep_apart(axes)
     return figure
 
 
@@ -87,7 +95,8 @@ def _panel(
                 if point.setting in named:
                     legend = {architecture, str(width), f"{line[0].get('expansion_factor', 0):g}x"}
                     late = point.l0**2 > min(row["l0"] for row in drawn) * max(row["l0"] for row in drawn)
-                    _label(axes, point, told | legend, colour, above=(i + j) % 2 == 0, late=late)
+                    first = any(row["name"] in front for row in line if row["setting"] == point.setting)
+                    _label(axes, point, told | legend, colour, above=(i + j) % 2 == 0, late=late, first=first)
             if len(points) < len(line):
                 axes.scatter([row["l0"] for row in line], [row[metric] for row in line], s=8, color=colour, alpha=0.5)
     ringed = [row for row in drawn if row["name"] in front]
@@ -131,17 +140,46 @@ def _means(line: Sequence[Mapping[str, Any]], metric: str) -> list[_Point]:
     )
 
 
-def _label(axes: Axes, point: _Point, told: Collection[str], colour: str, *, above: bool, late: bool) -> None:
+def _label(
+    axes: Axes, point: _Point, told: Collection[str], colour: str, *, above: bool, late: bool, first: bool
+) -> None:
     """Writes what a setting says beside the legend and beside what all settings of the panel say.
 
-    A long one stands towards the middle of the panel. It takes no room from the axes.
+    A long one stands towards the middle of the panel. It takes no room from the axes. One that is `first` keeps its
+    place before others.
     """
     text = elided("-".join(part for part in point.setting.split("-") if part not in told), _LONGEST)
     left = late if len(text) > _SHORT else above
-    sides: dict[str, Any] = {"ha": "right" if left else "left", "va": "bottom" if above else "top"}
-    offset = (-6 if left else 6, 5 if above else -5)
-    where = {"textcoords": "offset points", "color": colour, "fontsize": 8, **sides}
-    axes.annotate(text, (point.l0, point.value), offset, **where).set_in_layout(False)
+    where: dict[str, Any] = {"textcoords": "offset points", "color": colour, "fontsize": 8}
+    label = axes.annotate(text, (point.l0, point.value), (0, 0), zorder=4 if first else 3, **where)
+    label.set_in_layout(False)
+    label.set_path_effects([withStroke(linewidth=2, foreground="white")])  # lines run behind it
+    _put(label, left, above)
+
+
+def _put(label: Annotation, left: bool, above: bool) -> None:
+    """Puts a label on one side of its point."""
+    label.set(ha="right" if left else "left", va="bottom" if above else "top")
+    label.set_position((-6 if left else 6, 5 if above else -5))
+
+
+def _keep_apart(axes: Axes) -> None:
+    """Moves a label that lies on another, or on a point, to another side of its own; leaves out what has no room."""
+    panel = axes.get_window_extent()
+    points = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
+    taken = [Bbox.from_bounds(x, y, 0, 0).padded(_MARKER) for of_line in points for x, y in of_line]
+    labels = [label for label in axes.texts if isinstance(label, Annotation)]
+    for label in sorted(labels, key=lambda label: -label.get_zorder()):
+        own = label.get_horizontalalignment() == "right", label.get_verticalalignment() == "bottom"
+        for flipped in product((False, True), repeat=2):
+            _put(label, own[0] ^ flipped[0], own[1] ^ flipped[1])
+            box = label.get_window_extent()
+            is_inside = panel.x0 <= box.x0 and box.x1 <= panel.x1
+            if is_inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            label.remove()
 
 
 def _ticks(values: Sequence[float]) -> list[float]:

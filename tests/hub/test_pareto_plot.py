@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from hfsae.hub.pareto_plot import pareto_figure, pareto_plot
@@ -103,3 +104,20 @@ def test_axes_keep_their_size_beside_long_names(n):
         for label in axes.texts:
             box = label.get_window_extent().transformed(axes.transAxes.inverted())
             assert box.x0 > -0.1 and box.x1 < 1.1
+
+
+def test_labels_lie_on_no_other_one_and_those_of_the_front_have_room_first():
+    """Three lines whose points lie so close together at their ends that not all labels find room."""
+    close = [
+        row(rule, l0, 0.7 + l0 / 200 + i / 900, setting=f"{rule}-mean-{rule[0]}_{l0}", name=f"{rule}-{l0}")
+        for i, rule in enumerate(("topk", "gated", "jumprelu"))  # jumprelu keeps most everywhere
+        for l0 in (8, 9, 10, 11, 30, 30.1, 30.2, 30.3)
+    ]
+    axes, _ = pareto_figure(close).axes
+    assert isinstance(axes.figure, Figure)
+    FigureCanvasAgg(axes.figure).draw()
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    shown = [label.get_text() for label in axes.texts]
+    assert 8 < len(shown) < len(close)
+    assert sum(text.startswith("j") for text in shown) > sum(text.startswith("t") for text in shown)
