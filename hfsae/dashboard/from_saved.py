@@ -14,6 +14,7 @@ from hfsae.configuration import SAEConfig
 from hfsae.dashboard.matches import load_others, matches_with
 from hfsae.dashboard.page_contents import Matches, MeasuredFigure
 from hfsae.dashboard.write import can_be_page, write_dashboard
+from hfsae.data.text_source import refuse_parts_alone
 from hfsae.evaluation.protocol import has_stale_figures
 from hfsae.hub.card import CARD_FILE, DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.html_report import REPORT_FILE
@@ -151,6 +152,7 @@ def gather(
     can_be_laid_out(map_method)
     folder = local_folder(source, subfolder)
     hub = {"revision": revision} if revision else {}
+    refuse_parts_alone(dataset, dataset_config, split)
     sae = SAE.from_pretrained(source, subfolder=subfolder, allow_pickle=allow_pickle, **hub)
     identity = Identity.of(sae)
     named = _labels(folder, labels, identity)

@@ -187,6 +187,17 @@ FIELD_TITLES = {f.name: f.metadata["title"] for f in fields(TextSource)}
 DEFAULTS = {f.name: f.default for f in fields(TextSource)}
 
 
+def refuse_parts_alone(dataset: str | None, dataset_config: str | None, split: str | None) -> None:
+    """Refuses a configuration or a split of a dataset that is not named, which nothing would read.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    if dataset is None and (dataset_config is not None or split is not None):
+        part = f"configuration {dataset_config!r}" if dataset_config is not None else f"split {split!r}"
+        raise ValueError(f"the {part} is of a dataset, and none is named: name it too (dataset=..., --dataset_name).")
+
+
 def _path_in_full(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis import FeatureCollection, collect_features
 from hfsae.data import TextSource
+from hfsae.data.text_source import refuse_parts_alone
 from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, Label, read_label_records
 from hfsae.language_model import rename_base_model
@@ -79,6 +80,7 @@ class SavedFeatures:
 
     Raises:
         OSError: If the SAE is not there.
+        ValueError: If a configuration or a split is named without its dataset.
     """
 
     source: str | Path
@@ -96,6 +98,7 @@ class SavedFeatures:
     folder: Path | None = field(init=False)
 
     def __post_init__(self) -> None:
+        refuse_parts_alone(self.dataset, self.dataset_config, self.split)
         hub = {"revision": self.revision} if self.revision else {}
         self.sae = SAE.from_pretrained(self.source, subfolder=self.subfolder, allow_pickle=self.allow_pickle, **hub)
         self.identity = Identity.of(self.sae)

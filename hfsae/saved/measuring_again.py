@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBlocks, find_document_column
 from hfsae.data.document_column import column_names
+from hfsae.data.text_source import refuse_parts_alone
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.output_places import output_places
@@ -222,9 +223,10 @@ def text_to_measure(
         split: Split of that dataset; None: the only one, or `"test"`.
 
     Raises:
-        ValueError: If no text is named and none was recorded.
+        ValueError: If no text is named and none was recorded, or a part of a dataset is named alone.
         FileNotFoundError: If there is no text of that name.
     """
+    refuse_parts_alone(dataset, dataset_config, split)
     arguments = (config.training or {}).get("arguments", {})
     if dataset is not None:
         reading = TextSource.of_arguments(arguments).reading

@@ -9,6 +9,7 @@ from typing import Any
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.data import find_document_column, load_text, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset
+from hfsae.data.text_source import refuse_parts_alone
 from hfsae.folders import can_be_file, can_be_written_in
 from hfsae.hub.card import write_card
 from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
@@ -80,7 +81,7 @@ def score_saved(
 
     Raises:
         ValueError: As `score`; also if there are several SAEs of one name, or `write` names no folder,
-            or `labelled` is given where no documents are scored.
+            or `labelled` is given where no documents are scored. Likewise if a part of a dataset is named without it.
         OSError: If an SAE, its language model or a text is not there, or `write` names a folder in which nothing can
             be written.
     """
@@ -99,6 +100,9 @@ def score_saved(
             "labelled documents are read for the scores of documents, which are not asked for: leave labelled out, or "
             "ask for documents too."
         )
+    refuse_parts_alone(dataset, dataset_config, split)
+    if labelled is None and (labelled_config is not None or labelled_split is not None or label_column != "label"):
+        raise ValueError("labelled_config, labelled_split and label_column are of labelled documents: name them too.")
     if json_file is not None:
         can_be_file(json_file)
     hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}

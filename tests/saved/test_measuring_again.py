@@ -127,6 +127,16 @@ def test_fewer_tokens_than_were_recorded_replace_nothing_either(folder):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("part", [["--dataset_config", "en"], ["--dataset_split", "test"]])
+@pytest.mark.parametrize(
+    "command", [["eval"], ["verify"], ["dashboard"], ["search", "w1 w2"], ["score", "--only", "tokens"]], ids=" ".join
+)
+def test_a_part_of_a_dataset_that_is_not_named_is_refused(folder, capsys, command, part):
+    before = contents(folder)
+    assert main([command[0], str(folder), *command[1:], *part]) == 1
+    assert "is of a dataset, and none is named" in capsys.readouterr().err and contents(folder) == before
+
+
 @pytest.mark.parametrize("command", ["eval", "verify"])
 def test_no_tokens_are_not_taken_for_as_many_as_were_recorded(folder, capsys, command):
     before = contents(folder)
