@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.analysis.collection import FeatureCollection
+from hfsae.analysis.feature_types import Feature
 from hfsae.analysis.weights import chosen_features
 from hfsae.attachment import AttachedSAE, attach
 from hfsae.autoencoder import SparseAutoencoder
@@ -20,6 +21,9 @@ from hfsae.hooks.calls import Call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Within so much the cosine of two rows is the same, in bfloat16 too.
+_SAME_COSINE = 0.02
 
 Positions = Literal["all", "last", "generated"]
 Mode = Literal["add", "clamp"]
@@ -73,7 +77,8 @@ def steer(
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, get_args(Mode)))}.")
     features = chosen_features(sae, list(strengths), once=True)
     values = torch.tensor(
-        [strength * activation_units(feature, maxima) for feature, strength in strengths.items()], dtype=torch.float64
+        [strength * activation_units(sae, feature, maxima) for feature, strength in strengths.items()],
+        dtype=torch.float64,
     )
     if not values.isfinite().all():
         raise ValueError(f"strengths are {list(strengths.values())}: expected finite numbers.")
@@ -124,21 +129,46 @@ def ablate(
         yield run
 
 
-def activation_units(feature: int, maxima: FeatureCollection | Mapping[int, float] | None) -> float:
+def activation_units(
+    sae: SparseAutoencoder, feature: int, maxima: FeatureCollection | Mapping[int, float] | None
+) -> float:
     """What a strength of 1 is in units of a feature's activation: its maximum where maxima are given, else 1.
 
     Raises:
-        ValueError: If its maximum is not known, or is 0.
+        ValueError: If its maximum is not known, or is 0, or the collection is of another SAE.
     """
     if maxima is None:
         return 1.0
     try:
-        maximum = maxima.of(feature).maximum if isinstance(maxima, FeatureCollection) else maxima[feature]
+        if isinstance(maxima, FeatureCollection):
+            _refuse_another_sae(sae, maxima.of(feature))
+            maximum = maxima.of(feature).maximum
+        else:
+            maximum = maxima[feature]
     except KeyError as error:
         raise ValueError(f"maxima does not know feature {feature}.") from error
     if not maximum > 0:
         raise ValueError(f"feature {feature} has the maximum {maximum}: a strength relative to it means nothing.")
     return maximum
+
+
+def _refuse_another_sae(sae: SparseAutoencoder, feature: Feature) -> None:
+    """Refuses a feature that was collected of another SAE: how near it lies to its neighbour tells that soon enough.
+
+    A digest of all weights would take long, and would tell an SAE in another precision for another one.
+    """
+    if len(sae.config.input_widths) > 1 or not feature.decoder_neighbours:
+        return
+    near = feature.decoder_neighbours[0]
+    rows = sae.feature_directions.detach()
+    if max(feature.index, near.feature) < len(rows):
+        pair = rows[[feature.index, near.feature]].float()
+        if abs(float(torch.cosine_similarity(pair[0], pair[1], dim=0)) - near.cosine) < _SAME_COSINE:
+            return
+    raise ValueError(
+        f"feature {feature.index} of these maxima is of another SAE: pass the collection of this one "
+        "(collect_features)."
+    )
 
 
 @contextmanager

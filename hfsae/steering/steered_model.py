@@ -131,7 +131,7 @@ def steer_model(
         "sae": sae_name,
         "weights_sha256": weights_sha256(sae),
         "left_out": in_words(sae.config.exclude_special_tokens, sae.config.exclude_positions),
-        "features": [_said(feature, units[feature], maxima, (labels or {}).get(feature)) for feature in units],
+        "features": [_said(sae, feature, units[feature], maxima, (labels or {}).get(feature)) for feature in units],
         "license": license,
         "effect": effect,
     }
@@ -193,7 +193,7 @@ def steering_vector(
     """
     features = chosen_features(sae, list(strengths))
     _refuse_scales_by_token(sae)
-    units = {feature: strength * activation_units(feature, maxima) for feature, strength in strengths.items()}
+    units = {feature: strength * activation_units(sae, feature, maxima) for feature, strength in strengths.items()}
     values = torch.tensor([units[feature] for feature in strengths], dtype=torch.float32)
     if not values.isfinite().all():
         raise ValueError(f"strengths are {list(strengths.values())}: expected finite numbers.")
@@ -240,9 +240,13 @@ def _chosen_form(form: Form, place: BiasPlace, model: PreTrainedModel) -> Form:
 
 
 def _said(
-    feature: int, unit: float, maxima: FeatureCollection | Mapping[int, float] | None, label: Label | None
+    sae: SparseAutoencoder,
+    feature: int,
+    unit: float,
+    maxima: FeatureCollection | Mapping[int, float] | None,
+    label: Label | None,
 ) -> dict[str, Any]:
-    relative = None if maxima is None else unit / activation_units(feature, maxima)
+    relative = None if maxima is None else unit / activation_units(sae, feature, maxima)
     return {
         "feature": feature,
         "strength": unit,

@@ -186,7 +186,7 @@ def steering_report(
     grid = sorted({*map(float, strengths), 0.0})
     if not torch.tensor(grid).isfinite().all():
         raise ValueError(f"strengths are {list(strengths)}: expected finite numbers.")
-    unit = activation_units(feature, maxima)
+    unit = activation_units(sae, feature, maxima)
     if token_ids is None:
         token_ids = logit_effects(sae, inner_model(model), [feature]).promoted[0].tolist()
     vocabulary = inner_model(model).config.get_text_config().vocab_size

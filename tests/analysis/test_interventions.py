@@ -1,5 +1,7 @@
 """Steering and ablation against plain hooks that add vectors written out longhand."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -283,3 +285,19 @@ def test_mistakes_are_refused_on_entering(model, call, message):
     with pytest.raises(ValueError, match=message), call(model, sae_at()):
         pass
     assert count_hooks(model) == before
+
+
+def test_maxima_of_another_sae_are_refused_and_those_of_this_one_in_another_precision_are_not():
+    given = setting()
+    collection = collect_features(*given, texts(), disable_tqdm=True)
+    feature = int(collection.features[collection.statistics.maxima.argmax()])
+    torch.manual_seed(9)
+    other = SAE.from_config(given.sae.config)
+    with (
+        pytest.raises(ValueError, match="is of another SAE"),
+        steer(given.model, other, {feature: 1.0}, maxima=collection),
+    ):
+        pass
+    half = copy.deepcopy(given.sae).bfloat16()
+    with steer(given.model, half, {feature: 1.0}, maxima=collection):
+        pass
