@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,14 @@ def write_labels(
         labels: Labels by feature; empty ones are left out.
         weights_sha256: The digest of the SAE's weights (`collection.about.weights_sha256`).
         settings: The SAE's settings (`collection.about.settings`), so that labels are refused where they have changed.
+
+    Raises:
+        ValueError: If a feature or a label is none, which `read_labels` would refuse; the file is then as it was.
     """
+    for feature, label in labels.items():
+        text = label.text if isinstance(label, Label) else label
+        if isinstance(feature, bool) or not isinstance(feature, Integral) or feature < 0 or not isinstance(text, str):
+            raise ValueError(f"feature {feature!r} has the label {text!r}: expected a number from 0 on, and a text.")
     records = {
         feature: label if isinstance(label, Label) else Label(label) for feature, label in sorted(labels.items())
     }

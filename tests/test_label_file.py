@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from hfsae.label_file import Label, Score, labels_beside, read_label_records, read_labels, write_labels
@@ -87,3 +88,13 @@ def test_what_a_model_wrote_comes_back_with_its_scores(tmp_path):
     assert str(labels[3].scores["detection_random"]) == "0.75 (0.50 to 0.90)"
     # A person changed one: the page keeps the text and drops what was said of the other.
     assert read_labels(tmp_path / "labels.json") == {2: "x", 3: "y"}
+
+
+@pytest.mark.parametrize("labels", [{-1: "x"}, {3: None}, {"3": "x"}, {True: "x"}, {3: Label(None)}])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, labels):
+    write_labels(tmp_path / "labels.json", {3: "kept"}, "abc")
+    with pytest.raises(ValueError, match="expected a number from 0 on, and a text"):
+        write_labels(tmp_path / "labels.json", labels, "abc")
+    assert read_labels(tmp_path / "labels.json") == {3: "kept"}
+    write_labels(tmp_path / "labels.json", {np.int64(4): "of numpy"}, "abc")
+    assert read_labels(tmp_path / "labels.json") == {4: "of numpy"}
