@@ -301,3 +301,14 @@ def test_maxima_of_another_sae_are_refused_and_those_of_this_one_in_another_prec
     half = copy.deepcopy(given.sae).bfloat16()
     with steer(given.model, half, {feature: 1.0}, maxima=collection):
         pass
+
+
+def test_maxima_of_an_sae_whose_dimensions_have_scales_of_their_own_are_taken():
+    sae, model, tokenizer = setting()
+    scaled = copy.deepcopy(sae)
+    with torch.no_grad():
+        scaled.input_scale.data = torch.linspace(0.2, 5.0, 16)
+    collection = collect_features(scaled, model, tokenizer, texts(), disable_tqdm=True)
+    feature = int(collection.features[collection.statistics.maxima.argmax()])
+    with steer(model, scaled, {feature: 1.0}, maxima=collection):
+        pass
