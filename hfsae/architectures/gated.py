@@ -8,12 +8,12 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hfsae.architectures.steered_biases import SteeredBiases
 from hfsae.autoencoder.objective import TrainingStep, squared_error
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection, gated_magnitude
-from hfsae.modeling import SAE
 
 
 @strict
@@ -41,7 +41,7 @@ class GatedSAEConfig(SAEConfig):
 
 @register
 @shardable
-class GatedSAE(SAE):
+class GatedSAE(SteeredBiases):
     """`z = 1[π + b_gate > 0] · ReLU(exp(r) π + b_mag)` with π = W_e x̃; `encoder.bias` is b_gate.
 
     Loss: squared error + λ · mean Σ ReLU(π + b_gate) ‖W_dec[i]‖ + the squared error of the gate's own reconstruction
@@ -69,12 +69,6 @@ class GatedSAE(SAE):
 
     def selection(self) -> Selection:
         return Above(0.0)
-
-    @torch.no_grad()
-    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
-        """Lowers the biases until so many features a token are active; of random rows half of all are."""
-        if active is not None:
-            self.shift_pre_activations(-self.level_of(scaled, active).clamp(min=0).to(self.dtype))
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
         parameters = self.encoder_bias, self.magnitude_log_scale.exp(), self.magnitude_bias

@@ -23,10 +23,6 @@ from hfsae.modeling import SAE
 
 # Active features a token at the start, where nothing says how many are wanted.
 _INITIAL_L0 = 256
-# Thresholds sink by this share of how much log L0 is too low, a step, once that is more than a fiftieth; and by no
-# more than at seven tenths of what is wanted. With 0.03, from a twentieth on, crosscoders were 10 % short of 16 after
-# 100 steps, and transcoders 13 % short of 32; now they are 4 and 5 % short (embedded language model, seed 0).
-_SINKING, _ENOUGH_MISSING, _MOST_MISSING = 0.2, 0.02, 0.7
 
 
 @strict
@@ -170,14 +166,13 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def after_step(self, statistics: StepStatistics, state: StepState) -> None:
-        """Keeps thresholds at 0 or more, and lets them sink where too few features are active.
+        """Keeps thresholds at 0 or more, and moves all of them where L0 is off what is wanted at this step.
 
-        A λ of nearly nothing lets go of features but brings none back.
+        They answer to λ late: in a short run L0 would end above the target, or fall past it. And a λ of nearly nothing
+        lets go of features but brings none back.
         """
-        if state.target_l0 is not None:
-            missing = (statistics.l0 / state.target_l0).clamp(min=_MOST_MISSING).log() + _ENOUGH_MISSING
-            is_known = (statistics.l0 > 0) | (statistics.variance > 0)  # of no tokens nothing is
-            self.threshold.mul_(torch.exp(_SINKING * missing.clamp(max=0) * is_known))
+        if state.steering is not None:
+            self.threshold.mul_((-state.steering.pull(statistics)).exp())
         self.threshold.clamp_(min=0)
 
 

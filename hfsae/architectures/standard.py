@@ -7,12 +7,12 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from hfsae.architectures.steered_biases import SteeredBiases
 from hfsae.autoencoder.objective import TrainingStep
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, Pattern, Selection
-from hfsae.modeling import SAE
 
 # Where rows are free to grow they start short (Anthropic, April 2024 update).
 _FREE_ROW_NORM = 0.1
@@ -39,7 +39,7 @@ class StandardSAEConfig(SAEConfig):
 
 @register
 @shardable
-class StandardSAE(SAE):
+class StandardSAE(SteeredBiases):
     """`z = ReLU(h)`. Loss: squared error + λ · mean over tokens of Σ z_i ‖W_dec[i]‖."""
 
     config_class = StandardSAEConfig
@@ -57,12 +57,6 @@ class StandardSAE(SAE):
 
     def selection(self) -> Selection:
         return Above(0.0)
-
-    @torch.no_grad()
-    def start_from(self, scaled: Tensor, active: int | None = None) -> None:
-        """Lowers the biases until so many features a token are active; of random rows half of all are."""
-        if active is not None:
-            self.shift_pre_activations(-self.level_of(scaled, active).clamp(min=0).to(self.dtype))
 
     def activation(self, pattern: Pattern, pre: Tensor) -> Tensor:
         # Nothing to keep apart: what is not active is 0 after the ReLU.

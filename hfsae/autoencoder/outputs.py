@@ -1,14 +1,21 @@
 """What goes into a training step of an SAE besides activations, and what comes out of any forward."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 from transformers.utils.generic import ModelOutput
 
 from hfsae.autoencoder.strategies import WHOLE, Partition
 from hfsae.functional import Picked, SparseFeatures
 from hfsae.functional.encode import Path
+
+# What is left to λ of how far log L0 is off what is wanted; beyond that no L0 counts as above e times, or below half.
+_LEFT_TO_COEFFICIENT, _FURTHEST_OFF = 0.03, (-1.0, math.log(2))
 
 
 @dataclass
@@ -26,52 +33,6 @@ class Downstream:
     gradient: Tensor
     kl: Tensor
     activations: Tensor | None = None
-
-
-@dataclass
-class StepState:
-    """What the trainer tells an SAE about the step it is in; never stored on the module.
-
-    Args:
-        step: Number of optimiser steps taken before this one.
-        progress: The share of the run's steps that were taken before this one, from 0 to below 1.
-        sparsity_coefficient: λ now, a number or a () tensor, after warm-up and the `target_l0` controller.
-        dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
-        n_dead: Number of True in `dead`, or somewhat more: so many features are worked on. 0 while none is dead.
-        auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
-        target_l0: The number of active features aimed at, where one was given.
-        world_size: Number of processes whose batches make up this step.
-        partition: Where the features lie.
-        path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
-        downstream: A term of the loss that lies behind the SAE, in the language model; None for none.
-        picked: The entries of the batch where they were found before the step; None: the step finds them.
-    """
-
-    step: int = 0
-    progress: float = 0.0
-    sparsity_coefficient: float | Tensor = 0.0
-    dead: Tensor | None = None
-    n_dead: int = 0
-    auxk_alpha: float = 0.0
-    target_l0: float | None = None
-    world_size: int = 1
-    partition: Partition = WHOLE
-    path: Path = "auto"
-    downstream: Downstream | None = None
-    picked: Picked | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What differs from step to step in one that is replayed: dead features, and entries."""
-        dead = [self.dead] if self.dead is not None and self.n_dead else []
-        return dead if self.picked is None else [*dead, self.picked.features, self.picked.per_token, self.picked.pre]
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> "StepState":
-        """The same step with the next ones in place of `tensors`, as many and in their order."""
-        dead = next(tensors) if self.dead is not None and self.n_dead else self.dead
-        if (picked := self.picked) is not None:
-            picked = Picked(next(tensors), next(tensors), next(tensors), picked.most)
-        return replace(self, dead=dead, picked=picked)
 
 
 @dataclass
@@ -95,6 +56,72 @@ class StepStatistics:
     smallest_kept: Tensor | None = None
     squared_error: Tensor | None = None
     kl_nats: Tensor | None = None
+
+
+class Steering(NamedTuple):
+    """The number of active features that is wanted at a step.
+
+    Args:
+        l0: () on average over tokens; NaN while it is unknown.
+        share: Which part of the way there, in log, an SAE takes at once that can move L0 by itself.
+    """
+
+    l0: Tensor
+    share: float
+
+    def pull(self, statistics: StepStatistics) -> Tensor:
+        """() how far log L0 is to move at once, above 0 where too few features are active."""
+        off = (self.l0 / statistics.l0).log().clamp(*_FURTHEST_OFF)
+        is_known = ~off.isnan() & ((statistics.l0 > 0) | (statistics.variance > 0))  # of no tokens nothing is
+        return torch.where(is_known, self.share * softshrink(off, _LEFT_TO_COEFFICIENT), 0.0)
+
+
+@dataclass
+class StepState:
+    """What the trainer tells an SAE about the step it is in; never stored on the module.
+
+    Args:
+        step: Number of optimiser steps taken before this one.
+        progress: The share of the run's steps that were taken before this one, from 0 to below 1.
+        sparsity_coefficient: λ now, a number or a () tensor, after warm-up and the `target_l0` controller.
+        dead: (n_features,) bool, features that have not fired for the dead-feature window; None while none is.
+        n_dead: Number of True in `dead`, or somewhat more: so many features are worked on. 0 while none is dead.
+        auxk_alpha: Weight α of the loss by which dead features reconstruct the residual; 0 leaves it out.
+        target_l0: The number of active features aimed at, where one was given.
+        steering: The number aimed at in this step, on the way to `target_l0`; None where none was given.
+        world_size: Number of processes whose batches make up this step.
+        partition: Where the features lie.
+        path: Which arithmetic to use; `"auto"` lets `hfsae.functional.encode` choose.
+        downstream: A term of the loss that lies behind the SAE, in the language model; None for none.
+        picked: The entries of the batch where they were found before the step; None: the step finds them.
+    """
+
+    step: int = 0
+    progress: float = 0.0
+    sparsity_coefficient: float | Tensor = 0.0
+    dead: Tensor | None = None
+    n_dead: int = 0
+    auxk_alpha: float = 0.0
+    target_l0: float | None = None
+    steering: Steering | None = None
+    world_size: int = 1
+    partition: Partition = WHOLE
+    path: Path = "auto"
+    downstream: Downstream | None = None
+    picked: Picked | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What differs from step to step in one that is replayed: dead features, and entries."""
+        dead = [self.dead] if self.dead is not None and self.n_dead else []
+        return dead if self.picked is None else [*dead, self.picked.features, self.picked.per_token, self.picked.pre]
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> "StepState":
+        """The same step with the next ones in place of `tensors`, as many and in their order."""
+        dead = next(tensors) if self.dead is not None and self.n_dead else self.dead
+        if (picked := self.picked) is not None:
+            picked = Picked(next(tensors), next(tensors), next(tensors), picked.most)
+        return replace(self, dead=dead, picked=picked)
 
 
 @dataclass

@@ -126,6 +126,7 @@ class Learner:
             n_dead=self._n_dead,
             auxk_alpha=self.args.auxk_alpha if self.plan.has_auxk else 0.0,
             target_l0=self.plan.target_l0,
+            steering=self.coefficient.steering_at(step),
             world_size=self._placement.averaged,
         )
 
@@ -330,11 +331,8 @@ class Learner:
             prefix = f"optimiser.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if moments:
-                self.optimiser.state[parameter] = {
-                    # Adam's step count stays where fused Adam wants it: on the parameter's device, in float32.
-                    k: placed_like(v, parameter).clone()
-                    for k, v in moments.items()
-                }
+                # Adam's step count stays where fused Adam wants it: on the parameter's device, in float32.
+                self.optimiser.state[parameter] = {k: placed_like(v, parameter).clone() for k, v in moments.items()}
 
 
 class _StepResult(NamedTuple):

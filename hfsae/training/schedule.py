@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfsae.arguments.sae_settings import revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.autoencoder.outputs import Steering
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import Placement
 
@@ -236,6 +237,9 @@ _FAR_ABOVE, _FASTER_FAR_ABOVE = math.log(1.5), 1.5
 # Over a run λ can move by this many e-folds for each e-fold that L0 is off; bounded for very short and very long runs.
 _REACH = 64.0
 _GAIN_RANGE = (0.008, 0.1)
+# What L0 is off the path, an SAE that has thresholds takes back by itself besides, so many times over a run and no
+# faster than the second. Steered as fast in 900 steps, jumprelu lost 0.006 of the variance (embedded model, L0 8).
+_STEERING, _MOST_STEERING = 6.0, 0.06
 # Over the last part of a run λ holds still while L0 stands this close (in log) to the target, now and so many steps
 # ahead, so that the final weights are trained against the λ they end with.
 _FROZEN_WITHIN = 0.05
@@ -303,12 +307,21 @@ class SparsityCoefficient:
         self._most_above = _within(_RISE / total_steps, _MOST_ABOVE)
         self._most_below = _within(_FALL / total_steps, _MOST_BELOW)
         self._path_steps = min(_PATH_FRACTION * total_steps, _LONGEST_PATH_STEPS)
+        self._steering = min(_STEERING / total_steps, _MOST_STEERING)
         self._frozen_from = total_steps - round(_FROZEN_FRACTION * total_steps)
         self._log_coefficient = torch.tensor(math.log(max(initial, 1e-30)), dtype=torch.float64, device=device)
         # log L0 of the first step, and averages: of log L0, and of how far it is off the path.
         self._first = torch.full((), math.nan, dtype=torch.float64, device=device)
         self._l0, self._quick, self._slow = (self._first.clone() for _ in range(3))
         self._zero = initial == 0
+
+    def steering_at(self, step: int) -> Steering | None:
+        """The L0 of the path at a step, unknown before the first `observe`; None without a target."""
+        if self.target_l0 is None:
+            return None
+        target = math.log(self.target_l0)
+        left = max(0.0, 1 - step / self._path_steps) ** 2
+        return Steering((target + left * (self._first - target).clamp(min=0)).exp(), self._steering)
 
     def at(self, step: int) -> Tensor | float:
         """λ of a step."""
@@ -324,14 +337,12 @@ class SparsityCoefficient:
             step: The step it belongs to.
             rate: Its learning rate, as a share of the highest one.
         """
-        if self.target_l0 is None:
-            return
         now = l0.double().clamp(min=1e-3).log()
         self._first = torch.where(self._first.isnan(), now, self._first)
+        if (wanted := self.steering_at(step)) is None:
+            return
         self._l0 = _followed(self._l0, now, _QUICK)
-        target = math.log(self.target_l0)
-        left = max(0.0, 1 - step / self._path_steps) ** 2
-        off = now - target - left * (self._first - target).clamp(min=0)
+        off = now - wanted.l0.log()
         self._quick, self._slow = _followed(self._quick, off, _QUICK), _followed(self._slow, off, _SLOW)
         slope = (self._quick - self._slow) / (_SLOW / (1 - _SLOW) - _QUICK / (1 - _QUICK))
         push = self._quick + self._look_ahead * slope

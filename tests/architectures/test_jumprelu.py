@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import multiprocessing
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hfsae import SAE, JumpReLUSAEConfig
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.autoencoder.outputs import StepState, StepStatistics
+from hfsae.autoencoder.outputs import Steering, StepState, StepStatistics
 from tests.architectures.variants import BANDWIDTH, D_IN, N_FEATURES, TARGET_L0, VARIANTS, activations, state
 
 NOTHING = StepStatistics(torch.zeros(N_FEATURES), torch.tensor(0.0), torch.tensor(1.0))
@@ -67,22 +68,41 @@ def test_thresholds_are_not_negative_after_a_step():
     sae = make()
     with torch.no_grad():
         sae.threshold[:3] = torch.tensor([-0.5, 0.0, 0.5])
-    sae.after_step(NOTHING, state(target_l0=None))
+    sae.after_step(NOTHING, state())
     assert sae.threshold[:3].tolist() == [0.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize(("l0", "sinks"), [(4.0, True), (7.6, True), (7.9, False), (8.0, False), (90.0, False)])
-def test_thresholds_sink_while_too_few_features_are_active(l0: float, sinks: bool):
+@pytest.mark.parametrize(
+    ("l0", "wanted", "factor"),
+    [
+        (4.0, 8.0, math.exp(-0.04 * (math.log(2) - 0.03))),
+        (0.0, 8.0, math.exp(-0.04 * (math.log(2) - 0.03))),  # no further off counts than half
+        (7.8, 8.0, 1.0),  # the last 3 % are λ's
+        (8.2, 8.0, 1.0),
+        (16.0, 8.0, math.exp(0.04 * (math.log(2) - 0.03))),
+        (800.0, 8.0, math.exp(0.04 * 0.97)),
+        (16.0, 16.0, 1.0),  # on the way to 8
+        (16.0, math.nan, 1.0),  # before the first step is over, nobody knows the way
+        (16.0, None, 1.0),  # where λ is fixed, nobody says what is too few
+    ],
+)
+def test_thresholds_move_while_l0_is_off_what_is_wanted(l0: float, wanted: float | None, factor: float):
     sae = make()
     with torch.no_grad():
-        sae.threshold.fill_(1.0)
-    few = dataclasses.replace(NOTHING, l0=torch.tensor(l0))
-    sae.after_step(few, state(target_l0=8.0))
-    assert bool((sae.threshold < 1).all()) == sinks and (sae.threshold > 0.9).all() and (sae.threshold <= 1).all()
-    with torch.no_grad():
-        sae.threshold.fill_(1.0)
-    sae.after_step(few, state(target_l0=None))
-    assert (sae.threshold == 1).all()  # where λ is fixed, nobody says what is too few
+        sae.threshold.copy_(torch.linspace(0.5, 2.0, len(sae.threshold)))
+    before = sae.threshold.detach().clone()
+    found = dataclasses.replace(NOTHING, l0=torch.tensor(l0), variance=torch.tensor(1.0))
+    steering = None if wanted is None else Steering(torch.tensor(wanted, dtype=torch.float64), 0.04)
+    sae.after_step(found, state(steering=steering))
+    torch.testing.assert_close(sae.threshold.detach(), before * factor)
+
+
+def test_thresholds_stay_where_a_step_had_no_tokens():
+    sae = make()
+    before = sae.threshold.detach().clone()
+    nothing = dataclasses.replace(NOTHING, l0=torch.tensor(0.0), variance=torch.tensor(0.0))
+    sae.after_step(nothing, state(steering=Steering(torch.tensor(8.0, dtype=torch.float64), 0.04)))
+    assert torch.equal(sae.threshold, before)
 
 
 # -- the start --------------------------------------------------------------------------------------------------------

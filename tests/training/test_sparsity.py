@@ -90,6 +90,26 @@ def test_lambda_rises_the_faster_the_further_above_the_path_l0_is(total_steps):
         assert rises(times, total_steps)[-1] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_path_leads_from_the_first_l0_to_the_target():
+    coefficient = SparsityCoefficient(1.0, total_steps=100, warmup_steps=0, target_l0=TARGET)
+    assert coefficient.steering_at(0).l0.isnan()  # the first step has not been seen
+    coefficient.observe(torch.tensor(4 * TARGET), 0)
+    coefficient.observe(torch.tensor(TARGET), 1)
+    path = [coefficient.steering_at(step).l0.item() for step in (0, 15, 30, 75, 99)]
+    # In log from 4 times the target to it, by the square of what is left of three quarters of the run.
+    assert path == pytest.approx([TARGET * 4 ** (left**2) for left in (1, 0.8, 0.6, 0, 0)])
+    below = SparsityCoefficient(1.0, total_steps=100, warmup_steps=0, target_l0=TARGET)
+    below.observe(torch.tensor(TARGET / 4), 0)
+    assert below.steering_at(1).l0.item() == pytest.approx(TARGET)
+    assert SparsityCoefficient(1.0, total_steps=100, warmup_steps=0).steering_at(5) is None
+
+
+@pytest.mark.parametrize(("total_steps", "share"), [(8, 0.06), (100, 0.06), (400, 0.015), (40_000, 1.5e-4)])
+def test_in_a_long_run_l0_is_left_to_lambda(total_steps, share):
+    coefficient = SparsityCoefficient(1.0, total_steps=total_steps, warmup_steps=0, target_l0=TARGET)
+    assert coefficient.steering_at(0).share == pytest.approx(share)
+
+
 def test_at_the_target_the_coefficient_holds_still_for_the_last_fifth():
     lambdas, _ = steer(Plant(), 1000, initial=4.0)
     assert len(set(lambdas[-200:])) == 1 < len(set(lambdas[-400:-200]))
