@@ -88,7 +88,7 @@ class Identity(NamedTuple):
         digest = kept.get("weights_sha256")
         if digest != self.weights_sha256:
             return f"other weights (SHA-256 {str(digest)[:12]}) than these ({self.weights_sha256[:12]})"
-        now, before = self.settings or {}, kept.get("settings")
+        now, before = self.settings or {}, kept.get("settings") or {}
         if names := changed(now, before):
             return f"other settings than these ({'; '.join(differences(before, now, names))})"
         return None

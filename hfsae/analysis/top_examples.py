@@ -134,7 +134,8 @@ def _compare(kept: Fields, new: Fields) -> tuple[Tensor, Tensor, Tensor]:
     is_earlier = (document[0] < document[1]) | ((document[0] == document[1]) & (position[0] <= position[1]))
     is_better = (score[0] > score[1]) | ((score[0] == score[1]) & is_earlier)
     is_same = (context[0] == context[1]) & (score[0] > _EMPTY)
-    return is_better.sum(1), *is_same.nonzero().unbind(1)
+    entry, rank = is_same.nonzero(as_tuple=True)
+    return is_better.sum(1), entry, rank
 
 
 def _places_in(is_free: Tensor, row: Tensor) -> Tensor:
