@@ -88,10 +88,17 @@ class ModelDiff:
         return classes_by_scaling(self.scaling, self.sources, self.firing.tokens_firing > 0, self.thresholds)
 
     def _found(self, how: How) -> list[str]:
-        return {"norms": self.by_norms, "scaling": self.by_scaling, "both": self.classes}[how]
+        found = {"norms": self.by_norms, "scaling": self.by_scaling, "both": self.classes}
+        if how not in found:
+            raise ValueError(f"classes are told by {how!r}: expected one of {', '.join(found)}.")
+        return found[how]
 
     def counts(self, how: How = "both") -> dict[str, int]:
-        """How many features each class has: by `"norms"` alone, by latent `"scaling"` alone, or by both."""
+        """How many features each class has: by `"norms"` alone, by latent `"scaling"` alone, or by both.
+
+        Raises:
+            ValueError: If they are to be told by anything else.
+        """
         found = Counter(self._found(how))
         return {kind: found[kind] for kind in self.kinds}
 
@@ -103,7 +110,7 @@ class ModelDiff:
             how: By `"norms"` alone, by latent `"scaling"` alone, or by both.
 
         Raises:
-            ValueError: If there is no such class.
+            ValueError: If there is no such class, or it is to be told by anything else.
         """
         if kind not in self.kinds:
             raise ValueError(f"there is no class {kind!r}, but {', '.join(self.kinds)}.")

@@ -26,6 +26,9 @@ def test_counts_and_members_are_what_was_planted(found):
     assert set(found.of("tuned-only", "norms")) == {planted.TUNED_ONLY, planted.SHRUNK, planted.DECOUPLED}
     with pytest.raises(ValueError, match="no class 'tuned only', but shared, base-only"):
         found.of("tuned only")
+    for tell in (lambda: found.counts("norm"), lambda: found.of("shared", "norm")):
+        with pytest.raises(ValueError, match="told by 'norm': expected one of norms, scaling, both"):
+            tell()
 
 
 def test_features_that_do_most_come_first(found):
