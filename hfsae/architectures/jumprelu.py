@@ -23,6 +23,8 @@ from hfsae.modeling import SAE
 
 # Active features a token at the start, where nothing says how many are wanted.
 _INITIAL_L0 = 256
+# Where too few features are active, thresholds sink so many times faster than they rise where too many are.
+_SINKING = 3.0
 
 
 @strict
@@ -172,7 +174,8 @@ class JumpReLUSAE(SAE):
         lets go of features but brings none back.
         """
         if state.steering is not None:
-            self.threshold.mul_((-state.steering.pull(statistics)).exp())
+            pull = state.steering.pull(statistics)
+            self.threshold.mul_(torch.where(pull > 0, -_SINKING * pull, -pull).exp())
         self.threshold.clamp_(min=0)
 
 

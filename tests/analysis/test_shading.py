@@ -43,4 +43,12 @@ def test_the_strongest_features_come_first_or_those_that_were_asked_for():
 def test_a_text_without_tokens_is_refused_and_one_without_features_said():
     with pytest.raises(ValueError, match="no token"):
         list(shaded_features(*setting(), ""))
-    assert list(shaded_features(*setting(), "w1")) == ["no feature fires on this text"]
+    sae, *rest = setting()
+    with torch.no_grad():
+        sae.encoder.bias.fill_(-1e6)
+    assert list(shaded_features(sae, *rest, "w1 w2")) == ["no feature fires on this text"]
+
+
+def test_a_text_of_which_no_token_counts_says_so():
+    # The first token alone, which the SAE leaves out.
+    assert list(shaded_features(*setting(), "w1")) == ["no token of this text counts for this SAE: write some more"]

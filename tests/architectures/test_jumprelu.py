@@ -75,8 +75,8 @@ def test_thresholds_are_not_negative_after_a_step():
 @pytest.mark.parametrize(
     ("l0", "wanted", "factor"),
     [
-        (4.0, 8.0, math.exp(-0.04 * (math.log(2) - 0.03))),
-        (0.0, 8.0, math.exp(-0.04 * (math.log(2) - 0.03))),  # no further off counts than half
+        (4.0, 8.0, math.exp(-3 * 0.04 * (math.log(2) - 0.03))),
+        (0.0, 8.0, math.exp(-3 * 0.04 * (math.log(2) - 0.03))),  # no further off counts than half
         (7.8, 8.0, 1.0),  # the last 3 % are λ's
         (8.2, 8.0, 1.0),
         (16.0, 8.0, math.exp(0.04 * (math.log(2) - 0.03))),

@@ -11,14 +11,14 @@ from tests.architectures.variants import N_FEATURES, VARIANTS, activations, stat
 @pytest.mark.parametrize(
     ("l0", "wanted", "progress", "rise"),
     [
-        (4.0, 8.0, 0.0, 6 * 0.06 * (math.log(2) - 0.03)),
-        (4.0, 8.0, 0.9, 6 * 0.06 * (math.log(2) - 0.03)),
-        (0.0, 8.0, 0.0, 6 * 0.06 * (math.log(2) - 0.03)),  # no further off counts than half
-        (7.0, 8.0, 0.0, 6 * 0.06 * (math.log(8 / 7) - 0.03)),
-        (7.8, 8.0, 0.0, 0.0),  # the last 3 % are λ's
-        (16.0, 8.0, 0.79, 0.0),  # and so is what is too many
-        (16.0, 8.0, 0.8, -6 * 0.06 * (math.log(2) - 0.03)),
-        (80.0, 8.0, 0.8, -6 * 0.06 * (1 - 0.03)),  # no further off counts than e times
+        (4.0, 8.0, 0.8, 12 * 0.06 * (math.log(2) - 0.03)),
+        (0.0, 8.0, 0.8, 12 * 0.06 * (math.log(2) - 0.03)),  # no further off counts than half
+        (7.0, 8.0, 0.9, 12 * 0.06 * (math.log(8 / 7) - 0.03)),
+        (16.0, 8.0, 0.9, -12 * 0.06 * (math.log(2) - 0.03)),
+        (80.0, 8.0, 0.9, -12 * 0.06 * (1 - 0.03)),  # no further off counts than e times
+        (7.8, 8.0, 0.9, 0.0),  # the last 3 % are λ's
+        (4.0, 8.0, 0.79, 0.0),  # and so is what comes before
+        (16.0, 8.0, 0.79, 0.0),
         (4.0, math.nan, 0.9, 0.0),  # before the first step is over, nobody knows the way
         (4.0, None, 0.9, 0.0),
     ],
