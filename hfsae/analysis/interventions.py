@@ -160,9 +160,9 @@ def _refuse_another_sae(sae: SparseAutoencoder, feature: Feature) -> None:
     if len(sae.config.input_widths) > 1 or not feature.decoder_neighbours:
         return
     near = feature.decoder_neighbours[0]
-    rows = sae.decoder_rows.detach()  # in scaled space, where neighbours were found
+    (_, rows), *_ = sae.decoder_blocks  # where neighbours were found
     if max(feature.index, near.feature) < len(rows):
-        pair = rows[[feature.index, near.feature]].float()
+        pair = rows[[feature.index, near.feature]].detach().float()
         if abs(float(torch.cosine_similarity(pair[0], pair[1], dim=0)) - near.cosine) < _SAME_COSINE:
             return
     raise ValueError(
