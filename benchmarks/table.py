@@ -13,14 +13,14 @@ penalty's coefficient, a peer is trained again until it is within 2 % of what is
 Each SAE is saved in hfsae's format, those of peers by way of their own project's files. So all are calibrated,
 measured and scored by the same code, on text that no SAE was trained on. Each adds a line to `figures/table.jsonl`,
 which is committed, and is not trained again: stop the command, and call it again, on another machine too.
-`--table` prints what is there and trains nothing.
+`--table` prints what is there and trains nothing. Behind a mean stands the standard deviation of one seed.
 """
 
 import argparse
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,9 @@ from hfsae import SAE, SAETrainer, SAETrainingArguments, evaluate_sae
 from hfsae.configuration import SAEConfig
 from hfsae.data import LMActivations, TokenBlocks, load_text, split_documents
 from hfsae.language_model import load_base_model, load_tokenizer
-from hfsae.scores import LabelledText, PatternLabels, SharedReadings, match_features, score
+from hfsae.scores import LabelledText, PatternLabels, SharedReadings, match_features, ranking, score
 from hfsae.scores.labelled_rows import FEATURES, NEURONS
+from hfsae.scores.noise import ReseedNoise
 from hfsae.scores.score_saved import labelled_text
 
 ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "standard", "jumprelu", "gated")
@@ -388,8 +389,8 @@ def stability(cells: Sequence[Cell], args: argparse.Namespace) -> float | None:
     return None if found is None else found["shared"]["value"]
 
 
-def row(cells: Sequence[Cell], title: str, args: argparse.Namespace) -> str | None:
-    """A row of the table, in Markdown: means over seeds of what is there, or is made now; None where nothing is."""
+def row(cells: Sequence[Cell], title: str, args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]] | None:
+    """A row of the table, in Markdown, and its figures, seed by seed; None where nothing is there or made now."""
     found, there = [], []
     for cell in cells:
         told = figures_of(cell, "figures", args, partial(figures, cell, args))
@@ -401,23 +402,46 @@ def row(cells: Sequence[Cell], title: str, args: argparse.Namespace) -> str | No
     shared = stability(there, args)
     numbers = [
         _mean(found, "l0", ".1f"),
-        _mean(found, "explained_variance", ".4f"),
-        _mean(found, "loss_recovered", ".4f"),
-        _mean(found, "kl", ".4f"),
-        _mean(found, "never_fired", ".1%"),
-        _mean([one.get("probing") or {} for one in found], "value", ".3f"),
-        f"{_mean(found, 'above_neurons', '.0f')} of {found[0]['concepts']}" if "above_neurons" in found[0] else "",
-        _mean([one.get("absorption") or {} for one in found], "value", ".3f"),
+        _with_noise(found, "explained_variance", ".4f"),
+        _with_noise(found, "loss_recovered", ".4f"),
+        _with_noise(found, "kl", ".4f"),
+        _with_noise(found, "never_fired", ".1%"),
+        _with_noise(found, "probing", ".3f"),
+        f"{_with_noise(found, 'above_neurons', '.0f')} of {found[0]['concepts']}"
+        if "above_neurons" in found[0]
+        else "",
+        _with_noise(found, "absorption", ".3f"),
         "" if shared is None else f"{shared:.3f}",
         _mean(found, "processor_seconds", ".0f"),
     ]
     one = cells[0]
-    return f"| {one.architecture} | {one.who} | {title} | {len(found)} | {' | '.join(numbers)} |"
+    return f"| {one.architecture} | {one.who} | {title} | {len(found)} | {' | '.join(numbers)} |", found
+
+
+def _values(found: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """One figure of each seed that has it; of scores with an interval the value."""
+    told = [one[name] for one in found if one.get(name) is not None]
+    return [one["value"] if isinstance(one, dict) else one for one in told]
 
 
 def _mean(found: Sequence[dict[str, Any]], name: str, form: str) -> str:
-    values = [one[name] for one in found if one.get(name) is not None]
+    values = _values(found, name)
     return format(fmean(values), form) if values else ""
+
+
+def _with_noise(found: Sequence[dict[str, Any]], name: str, form: str) -> str:
+    """The mean over seeds; behind it, where there are several, the standard deviation of one."""
+    noise = ReseedNoise.of(_values(found, name))
+    return _mean(found, name, form) + ("" if noise is None else f" ± {format(noise.deviation, form)}")
+
+
+def orders(ours: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[str]:
+    """Of each score of features the order of our architectures, or that seeds leave none to be seen."""
+    for name, higher_is_better in (("probing", True), ("above_neurons", True), ("absorption", False)):
+        scores = {architecture: values for architecture, found in ours.items() if (values := _values(found, name))}
+        if len(scores) > 1:
+            order = ranking(scores, higher_is_better=higher_is_better)
+            yield f"* {name.replace('_', ' ')}: {order}"
 
 
 def has(who: str, architecture: str, l0: int) -> bool:
@@ -451,6 +475,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         for l0 in args.l0:
             print(f"\n{place.name}, {place.hook_point}, L0 {l0}, {args.tokens:,} tokens\n")
             print(f"| {' | '.join(COLUMNS)} |\n|" + "---|" * len(COLUMNS))
+            ours = {}
             for architecture in args.architectures:
                 for who in args.who:
                     if not has(who, architecture, l0):
@@ -460,7 +485,11 @@ def main(command_line: Sequence[str] | None = None) -> None:
                     if args.rates and (rate := best_rate(cells[0], args)) is not None:
                         searched = [Cell(place, l0, who, architecture, seed, rate) for seed in args.seeds]
                         rows.append(row(searched, f"{rate:g}, searched", args))
-                    print("\n".join(line for line in rows if line), flush=True)
+                    for line, _ in filter(None, rows):
+                        print(line, flush=True)
+                    if who == "hfsae" and rows[0]:
+                        ours[architecture] = rows[0][1]
+            print("\n".join(["", *orders(ours)]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,23 @@ def test_a_line_is_made_once_and_belongs_to_all_that_it_is_of(tmp_path):
     assert found_line(file, {"place": "books"}) is None
 
 
+def test_behind_a_mean_stands_the_noise_of_a_seed_and_an_order_only_where_seeds_leave_one():
+    def seeds(*scores: float) -> list[dict[str, object]]:
+        return [{"probing": {"value": score, "low": 0.0, "high": 1.0}, "absorption": score} for score in scores]
+
+    assert table._with_noise(seeds(0.5, 0.6), "probing", ".3f") == "0.550 ± 0.071"
+    assert table._with_noise(seeds(0.5), "probing", ".3f") == "0.500"
+    assert table._with_noise(seeds(), "probing", ".3f") == ""
+    far = {"topk": seeds(0.5, 0.52), "gated": seeds(0.3, 0.32)}
+    assert list(table.orders(far)) == [
+        "* probing: topk 0.510 > gated 0.310 (seeds differ by 0.014, architectures by 0.141)",
+        "* absorption: gated 0.310 > topk 0.510 (seeds differ by 0.014, architectures by 0.141)",
+    ]
+    near = {"topk": seeds(0.5, 0.6), "gated": seeds(0.55, 0.57)}
+    assert all("no ranking" in line for line in table.orders(near))
+    assert list(table.orders({"topk": seeds(0.5, 0.6)})) == []
+
+
 @pytest.mark.slow
 def test_the_table_is_printed_from_its_figures_where_no_sae_is(tmp_path, capsys):
     figures = str(tmp_path / "figures.jsonl")
