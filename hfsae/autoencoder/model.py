@@ -189,6 +189,9 @@ class SparseAutoencoder(Parameters):
         rows = rows.reshape(rows.shape[:-1].numel(), len(features))
         tokens, column = (selection.at(features).mask(rows.detach()) | rows.detach().isnan()).nonzero(as_tuple=True)
         per_token = torch.bincount(tokens, minlength=len(rows))
+        if rows.dtype != self.encoder.weight.dtype:  # autocast decides which are active, and leaves values wide
+            with torch.autocast(rows.device.type, enabled=False):
+                rows = self.pre_activations(activations, features).reshape(rows.shape)
         pattern = SparsePattern(features[column], per_token, self.config.n_features)
         return pattern, column, self.activation(pattern, rows[tokens, column])
 

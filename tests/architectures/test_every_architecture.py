@@ -224,6 +224,18 @@ def test_under_autocast_the_active_features_values_are_float32_ones(name: str):
     assert both.sum() > 0.9 * (exact != 0).sum()
 
 
+@every_variant
+def test_under_autocast_some_features_are_what_they_are_among_all(name: str):
+    sae, x = VARIANTS[name].make(dtype=torch.float32), activations(64, dtype=torch.float32)
+    some = [5, 0, -1, 7]
+    with torch.autocast("cpu", torch.bfloat16):
+        among_all, alone = sae.encode(x)[..., some], sae.encode(x, some)
+        sparse = sae.encode_sparse(x, some).to_dense()[..., some]
+    assert alone.dtype == sparse.dtype == torch.float32 and alone.any()
+    torch.testing.assert_close(alone, among_all, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sparse, among_all, rtol=1e-5, atol=1e-5)
+
+
 # -- the same afterwards ----------------------------------------------------------------------------------------------
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
