@@ -18,6 +18,7 @@ from hfsae.analysis.histogram import Histograms
 from hfsae.analysis.top_examples import Fields, rank, rows_of
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.functional.precision import own_precision
 from hfsae.identity import settings_of, weights_sha256
 from hfsae.processes import has_group, process
 from hfsae.progress import token_bar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@own_precision()
 def collect_features(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -18,6 +18,7 @@ from hfsae.data.prompts import tokenize
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
 from hfsae.functional.gradients import gradients_on, refuse_inference_weights
+from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
@@ -60,6 +61,7 @@ class FeatureEffects:
     features: list[FeatureEffect]
 
 
+@own_precision()
 def feature_effects(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfsae.analysis.never_trained import all_but, untrained_tokens
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
@@ -67,6 +68,7 @@ class Neighbours(NamedTuple):
 
 
 @torch.no_grad()
+@own_precision()
 def logit_effects(
     sae: SparseAutoencoder, model: PreTrainedModel, features: Sequence[int] | Tensor | None = None, *, k: int = 10
 ) -> LogitEffects:
@@ -174,6 +176,7 @@ def _logits(model: PreTrainedModel, directions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@own_precision()
 def neighbours(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None = None, *, k: int = 10) -> Neighbours:
     """The features that are nearest to features: by what they write, and by what they read.
 

@@ -13,6 +13,7 @@ from hfsae.diffing.model_diff import ModelDiff
 from hfsae.diffing.scaling import DiffSums
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import Text, counted, read_batches
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@own_precision()
 def diff(
     sae: SparseAutoencoder,
     model: PreTrainedModel | None = None,

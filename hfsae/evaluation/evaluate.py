@@ -23,6 +23,7 @@ from hfsae.evaluation.protocol import protocol_of
 from hfsae.evaluation.sums import Sums, reduce_sums
 from hfsae.evaluation.text_batches import Text, count, tokens_digest
 from hfsae.evaluation.together import evaluate_together
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
@@ -94,6 +95,7 @@ def evaluate_sae(
     )["sae"]
 
 
+@own_precision()
 def evaluate_saes(
     saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,

@@ -13,6 +13,7 @@ from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
 from hfsae.evaluation.output_places import output_places
 from hfsae.evaluation.protocol import changed_settings, measured_digest
 from hfsae.evaluation.text_batches import Text, count
+from hfsae.functional.precision import own_precision
 from hfsae.hooks.quiet import evaluating
 from hfsae.identity import weights_sha256
 from hfsae.language_model import load_tokenizer
@@ -61,6 +62,7 @@ class SelfCheck:
 
 
 @torch.no_grad()
+@own_precision()
 def self_check(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -22,6 +22,7 @@ from hfsae.evaluation.protocol import versions
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.sums import Sums, add, reduce_sums
 from hfsae.evaluation.text_batches import Text, counted, rows, tokens_digest
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import HookPoint, HookPointError
 from hfsae.hooks.access import visiting
 from hfsae.hooks.quiet import evaluating
@@ -47,6 +48,7 @@ Rewrite = Callable[[str, Tensor], Tensor]
 
 
 @torch.no_grad()
+@own_precision()
 def evaluate_together(
     saes: Mapping[str, SparseAutoencoder],
     model: PreTrainedModel,

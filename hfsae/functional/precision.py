@@ -1,5 +1,8 @@
 """Where narrow floats are too narrow (sums over many tokens, losses, scales), and where autocast wants them."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor
 
@@ -15,3 +18,23 @@ def narrowed(tensor: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device))
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Makes products inside in the types of their tensors, whatever `torch.autocast` stands around.
+
+    What is measured goes into files that say its precision: a caller's autocast would make them say a wrong one.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), own_precision():
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    devices = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    with ExitStack() as without:
+        for device in devices:
+            if torch.is_autocast_enabled(device):
+                without.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -21,6 +21,7 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import CachedActivations, CacheDescription, Writers, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.differences import differences
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import SideBySide
 from hfsae.in_model import names_of
 from hfsae.in_use import new_folder
@@ -52,6 +53,7 @@ _LATER = {*ARGUMENTS.values(), "compare_model_name_or_path"}
 _OF_A_COPY = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
+@own_precision()
 def cache_activations(
     args: SAETrainingArguments,
     model: PreTrainedModel | str | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.functional.precision import own_precision
 from hfsae.meaning.marks import parts_of_texts, read_marks
 from hfsae.meaning.peaks import Peaks, read_peaks
 
@@ -70,6 +71,7 @@ class Contrast(NamedTuple):
     n_negative: int
 
 
+@own_precision()
 def contrast(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -15,6 +15,7 @@ from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.analysis.document_sequences import DocumentSequenceReader
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class NothingCountsError(ValueError):
     """A passage has no token that counts for an SAE."""
 
 
+@own_precision()
 def passage_features(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -16,6 +16,7 @@ from torch import Tensor
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.configuration import SAEConfig
+from hfsae.functional.precision import own_precision
 from hfsae.hub.metadata import recorded_portable_name
 from hfsae.identity import weights_sha256
 from hfsae.scores.needed import needed
@@ -85,6 +86,7 @@ class Matching:
         return {**figures, "n_pairs": len(self.first), "chance": self.chance, **reasons}
 
 
+@own_precision()
 def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int = 1000, seed: int = 0) -> Matching:
     """Pairs the features of two SAEs, so that the sum of the cosines of their decoder rows is largest (Kuhn 1955).
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.signed import refuse_signed
+from hfsae.functional.precision import own_precision
 from hfsae.scores.matching import assigned
 from hfsae.scores.noise import ConfidenceInterval, bootstrap, interval
 
@@ -142,6 +143,7 @@ class Found:
 
 
 @torch.no_grad()
+@own_precision()
 def find_planted(
     sae: SparseAutoencoder, planted: PlantedDictionary, *, n_tokens: int = 16_384, n_draws: int = 1000, seed: int = 1
 ) -> Found:

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.functional.precision import own_precision
 from hfsae.scores.absorption import LEAST_F1, Absorption, absorption, refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels
 from hfsae.scores.document_sets import DocumentSet
@@ -98,6 +99,7 @@ class _Together:
         return np.concatenate([labels(tokens) for labels in self._labellers], 1)
 
 
+@own_precision()
 def score(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -15,6 +15,7 @@ from hfsae.analysis.interventions import activation_units
 from hfsae.analysis.weights import chosen_features
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.text_batches import Text, read_batches
+from hfsae.functional.precision import own_precision
 from hfsae.hooks import inner_model
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.quiet import evaluating
@@ -133,6 +134,7 @@ class SteeringReport:
 
 
 @torch.no_grad()
+@own_precision()
 def steering_report(
     model: PreTrainedModel,
     sae: SparseAutoencoder,

@@ -19,6 +19,7 @@ from hfsae.data import TokenBatch
 from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import Text, read_batches
+from hfsae.functional.precision import own_precision
 from hfsae.hooks.quiet import evaluating
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class TextEffect:
 
 
 @torch.no_grad()
+@own_precision()
 def text_effects(
     model: PreTrainedModel,
     sae: SparseAutoencoder,

@@ -21,6 +21,7 @@ from hfsae.data.document_column import column_names
 from hfsae.data.tokenizer_identity import tokenizer_sha256
 from hfsae.differences import differences
 from hfsae.folders import can_be_file, can_be_folder
+from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
@@ -48,6 +49,7 @@ class _Shard(NamedTuple):
     is_last: bool
 
 
+@own_precision()
 def featurize(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

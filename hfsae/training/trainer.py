@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig
 from hfsae.functional.gradients import gradients_on
+from hfsae.functional.precision import own_precision
 from hfsae.host_memory import freed_memory_kept
 from hfsae.in_use import in_use, new_folder
 from hfsae.interruption import Interruption
@@ -173,7 +174,7 @@ class SAETrainer:
         """
         if self._is_taken:
             self._reset()
-        with gradients_on(), ExitStack() as held:
+        with gradients_on(), own_precision(), ExitStack() as held:
             held.enter_context(new_folder(self._output_dir))
             accelerator = self._start()
             held.enter_context(ProcessWatch(accelerator, lambda: resume_hint(self._output_dir)))
@@ -239,8 +240,7 @@ class SAETrainer:
         run = self._prepared()
         if self.state.global_step >= self.state.max_steps:
             raise ValueError(f"all {self.state.max_steps} steps of the run are taken: raise training_tokens.")
-        begun = time.perf_counter()
-        step = self.state.global_step
+        begun, step = time.perf_counter(), self.state.global_step
         batches = run.next_batches(step) if batch is None else run.batches_of(batch, step)
         losses = {name: loss.item() for name, loss in self._step(run, batches).items()}
         self._seconds += time.perf_counter() - begun
