@@ -184,7 +184,12 @@ def neighbours(sae: SparseAutoencoder, features: Sequence[int] | Tensor | None =
         sae: The SAE.
         features: The features wanted; None for all.
         k: Neighbours of each.
+
+    Raises:
+        ValueError: If there is no such feature, or `k` is negative.
     """
+    if k < 0:
+        raise ValueError(f"k is {k}: expected 0 neighbours or more.")
     chosen = chosen_features(sae, features).to(sae.device)
     return Neighbours(*_nearest(sae.decoder_blocks, chosen, k), *_nearest(sae.encoder_blocks, chosen, k))
 

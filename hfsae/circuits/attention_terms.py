@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hfsae.circuits.attention import Scores
 from hfsae.circuits.edges import AllFeatures, Backward
-from hfsae.circuits.nodes import source_nodes
+from hfsae.circuits.nodes import how_many, source_nodes
 from hfsae.functional.gradients import gradients_on
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Look(NamedTuple):
 
 def looks(circuit: "LocalReplacement", query: int, n: int) -> list[Look]:
     """What `Graph.looks` gives."""
-    query = _token(circuit, query)
+    query, n = _token(circuit, query), how_many(n)
     found = []
     for layer in range(circuit.n_layers):
         scores = circuit.scores_of(layer)
@@ -116,6 +116,7 @@ def attention_terms(
     graph: "Graph", circuit: "LocalReplacement", layer: int, head: int, query: int, key: int | None, n: int
 ) -> AttentionTerms:
     """What `Graph.explain_attention` gives."""
+    how_many(n)
     if not 0 <= layer < circuit.n_layers:
         raise ValueError(f"there is no layer {layer}: there are 0 to {circuit.n_layers - 1}.")
     scores = circuit.scores_of(layer)

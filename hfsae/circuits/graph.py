@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfsae.circuits import influence
-from hfsae.circuits.nodes import Kind, Node
+from hfsae.circuits.nodes import Kind, Node, how_many
 from hfsae.circuits.replacement import LocalReplacement
 from hfsae.storage import open_tensors, write_tensors
 
@@ -179,7 +179,7 @@ class Graph:
     def strongest(self, n: int = 10, *, kind: str = "feature") -> list[Node]:
         """The nodes of a kind with most influence, the first the strongest."""
         scores = torch.where(self.is_kind(kind), self.influence, -torch.inf)
-        order = scores.argsort(descending=True, stable=True)[: min(n, int(self.is_kind(kind).sum()))]
+        order = scores.argsort(descending=True, stable=True)[: min(how_many(n), int(self.is_kind(kind).sum()))]
         return [self.nodes[row] for row in order.tolist()]
 
     def inputs(self, node: Node | str | int, n: int = 10) -> list[tuple[Node, float]]:
@@ -191,7 +191,7 @@ class Graph:
         return self._largest(self.edges[:, self.index(node)], n)
 
     def _largest(self, values: Tensor, n: int) -> list[tuple[Node, float]]:
-        order = values.abs().argsort(descending=True, stable=True)[:n]
+        order = values.abs().argsort(descending=True, stable=True)[: how_many(n)]
         return [(self.nodes[row], float(values[row])) for row in order.tolist() if values[row] != 0]
 
     # -- parts of it --------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class Graph:
             n: How many heads.
 
         Raises:
-            ValueError: If there is no such token, or the graph has no model (`use`).
+            ValueError: If there is no such token, n is negative, or the graph has no model (`use`).
         """
         from hfsae.circuits.attention_terms import looks
 
@@ -300,8 +300,8 @@ class Graph:
             n: How many terms are listed, the largest.
 
         Raises:
-            ValueError: If there is no such layer, head or token, or the key is masked. Likewise if scores are more
-                than queries times keys, or the graph has no model (`use`).
+            ValueError: If there is no such layer, head or token, n is negative, or the key is masked. Likewise if
+                scores are more than queries times keys, or the graph has no model (`use`).
         """
         from hfsae.circuits.attention_terms import attention_terms
 

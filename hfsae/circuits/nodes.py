@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 Kind = Literal["feature", "error", "embedding", "logit"]
 
 
+def how_many(n: int) -> int:
+    """A number of things to list; a negative one is refused, which would leave the last things out.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    if n < 0:
+        raise ValueError(f"n is {n}: expected 0 or more.")
+    return n
+
+
 @dataclass(frozen=True)
 class Node:
     """One node.

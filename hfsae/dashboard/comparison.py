@@ -80,9 +80,11 @@ def diff_saved(
 
     Raises:
         ValueError: If the folder holds no crosscoder, it names no language model, or no text is named and none was
-            recorded.
+            recorded. Likewise if `n_features` is less than 1.
         OSError: If a language model or the text is not there.
     """
+    if n_features < 1:
+        raise ValueError(f"{n_features} features of each class: expected 1 or more.")
     sae, place = SAE.from_pretrained(folder), Path(output or folder)
     can_be_folder(place)
     if not sae.config.is_crosscoder:

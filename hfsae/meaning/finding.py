@@ -125,8 +125,19 @@ def refuse_bad_numbers(prior: float, top: int) -> None:
     Raises:
         ValueError: If one of them is impossible.
     """
-    if not 0 < prior < math.inf or top < 1:
-        raise ValueError(f"prior is {prior} and top is {top}; expected a finite number above 0, and 1 or more.")
+    if not 0 < prior < math.inf:
+        raise ValueError(f"prior is {prior}; expected a finite number above 0.")
+    refuse_no_features(top)
+
+
+def refuse_no_features(top: int) -> None:
+    """Refuses a number of features that is less than 1.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}; expected 1 or more.")
 
 
 def labelled_features(labels: Mapping[int, str], words: str) -> list[int]:
@@ -153,7 +164,11 @@ def promoting_features(
 
     Returns:
         Features with the token and the effect on its logit, the strongest first; none where features have no effects.
+
+    Raises:
+        ValueError: If `top` is less than 1.
     """
+    refuse_no_features(top)
     if collection.logits is None or not (wanted := {word.casefold() for word in words.split()}):
         return []
     promoted, effects = collection.logits[:2]

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from hfsae.hooks.limits import context_length_of
+from hfsae.meaning.finding import refuse_no_features
 
 _MODES = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -101,7 +102,11 @@ def nearest_labels(
         words: What is looked for.
         embed: The encoder.
         top: How many features.
+
+    Raises:
+        ValueError: If `top` is less than 1.
     """
+    refuse_no_features(top)
     if not labels:
         return []
     features = list(labels)

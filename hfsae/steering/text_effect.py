@@ -69,7 +69,17 @@ class TextEffect:
         return float(self.probabilities[ids].sum()), float(self.changed_probabilities[ids].sum())
 
     def most_moved(self, k: int, *, raised: bool) -> list[int]:
-        """The tokens whose mean probability rises most, or falls most; the strongest first."""
+        """The tokens whose mean probability rises most, or falls most; the strongest first.
+
+        Args:
+            k: How many tokens.
+            raised: Whether it rises.
+
+        Raises:
+            ValueError: If k is negative.
+        """
+        if k < 0:
+            raise ValueError(f"k is {k}: expected 0 tokens or more.")
         shift = self.changed_probabilities - self.probabilities
         best = shift.topk(min(k, len(shift)), largest=raised)
         return best.indices[best.values > 0 if raised else best.values < 0].tolist()

@@ -33,6 +33,21 @@ def test_nodes_are_found_by_name_and_by_influence(graph: Graph):
         graph.index(1000)
 
 
+def test_numbers_of_things_to_list_are_counts(graph: Graph):
+    """A negative one gave all but the weakest."""
+    node = graph.strongest(1)[0]
+    for listed in (
+        lambda n: graph.strongest(n),
+        lambda n: graph.inputs(node, n),
+        lambda n: graph.outputs(node, n),
+        lambda n: graph.looks(n=n),
+        lambda n: graph.explain_attention(0, 0, n=n).terms,
+    ):
+        with pytest.raises(ValueError, match="n is -1: expected 0 or more"):
+            listed(-1)
+        assert not listed(0)
+
+
 def test_scores_and_sizes_are_said(graph: Graph):
     assert 0 < graph.replacement_score < 1 and 0 < graph.completeness_score < 1
     assert f"{graph.n_active} features" in repr(graph) and "replacement" in repr(graph)

@@ -91,4 +91,5 @@ def test_a_mistake_is_one_line(place, capsys, monkeypatch, options, message):
 def test_a_number_by_which_nothing_is_found_is_refused_before_a_line_is_printed(place, capsys, number):
     assert main(["search", str(place / "sae"), "w1 w2", *number]) == 1
     told = capsys.readouterr()
-    assert "expected a finite number above 0, and 1 or more" in told.err and told.out == ""
+    expected = "expected a finite number above 0" if number[0] == "--prior" else "expected 1 or more"
+    assert expected in told.err and told.out == ""

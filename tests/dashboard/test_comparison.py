@@ -120,3 +120,7 @@ def test_what_has_nothing_to_compare_is_refused(tmp_path, run, capsys):
     assert "trained on activations. Hand them over" in capsys.readouterr().err
     assert main(["diff", str(run), "--absent", "0.9"]) == 1
     assert "absent=0.9 must not be above shared=0.8" in capsys.readouterr().err
+    for top in ("0", "-1"):  # which compared first, and then failed, or showed all but the last of each class
+        assert main(["diff", str(run), "--top", top, "--output", str(tmp_path / "none")]) == 1
+        assert f"{top} features of each class: expected 1 or more" in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()

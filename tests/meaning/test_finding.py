@@ -57,3 +57,5 @@ def test_promoting_features_are_those_whose_logit_lists_have_the_token():
     assert sorted(feature for feature, *_ in found) == collection().features[torch.tensor(rows)].tolist()
     assert found[0][2] == max(effect for *_, effect in found) and found[0][1].strip() == word
     assert promoting_features(collection(), parts, "") == []
+    with pytest.raises(ValueError, match="top is -1; expected 1 or more"):
+        promoting_features(collection(), parts, word, top=-1)

@@ -78,3 +78,5 @@ def test_the_nearest_labels_are_those_of_the_largest_cosine(longhand):
     assert [feature for feature, _ in found] == sorted(cosines, key=lambda feature: -cosines[feature])[:2]
     assert [value for _, value in found] == pytest.approx([cosines[feature] for feature, _ in found], abs=1e-5)
     assert nearest_labels({}, "import", Embedder(str(TINY_LM))) == []
+    with pytest.raises(ValueError, match="top is -1; expected 1 or more"):
+        nearest_labels(labels, "import", Embedder(str(TINY_LM)), top=-1)

@@ -72,6 +72,8 @@ def test_every_figure_is_that_of_a_plain_loop():
     shift = after - before
     assert effect.most_moved(3, raised=True) == shift.argsort(descending=True)[:3].tolist()
     assert effect.most_moved(3, raised=False) == shift.argsort()[:3].tolist()
+    with pytest.raises(ValueError, match="k is -1: expected 0 tokens or more"):
+        effect.most_moved(-1, raised=True)
     assert effect.of_tokens([2, 5]) == pytest.approx((float(before[[2, 5]].sum()), float(after[[2, 5]].sum())))
 
 
