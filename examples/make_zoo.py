@@ -37,7 +37,7 @@ def members() -> dict[str, dict[str, object]]:
             "hook_point": f"resid_post.{layer}",
             "architecture": name,
             "k": k,
-            "target_l0": k,
+            **({} if sae_class.default_sparsity_coefficient is None else {"target_l0": k}),
         }
         for layer in LAYERS
         for name, sae_class in architectures().items()

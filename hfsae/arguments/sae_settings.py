@@ -1,7 +1,7 @@
 """What training arguments mean for one SAE: its config, and how its dead features come back."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -9,7 +9,7 @@ from torch import nn
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.autoencoder.registry import config_class_of
+from hfsae.autoencoder.registry import class_of, config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.in_model import SAEHookPoints, hook_points_named
 
@@ -30,6 +30,42 @@ def is_cross_layer(architecture: str) -> bool:
         ValueError: If there is no such architecture.
     """
     return "tied_decoder" in {field.name for field in dataclasses.fields(config_class_of(architecture))}
+
+
+def has_penalty(args: SAETrainingArguments) -> bool:
+    """Whether the architecture has a sparsity penalty, which λ weighs and `target_l0` steers.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    return class_of(args.architecture).default_sparsity_coefficient is not None
+
+
+_OF_A_PENALTY = "steers a sparsity penalty, which {} has not: its k says how many features are active"
+# Which SAEs read an argument, and what is wrong where none does.
+_READ_BY: dict[str, tuple[Callable[[SAETrainingArguments], bool], str]] = {
+    **dict.fromkeys(("target_l0", "sparsity_coefficient", "sparsity_warmup_fraction"), (has_penalty, _OF_A_PENALTY)),
+    "lr_end": (
+        lambda args: args.lr_scheduler_type != "constant",
+        "is where a cosine or linear schedule ends, and the rate of {} is constant: give lr_scheduler_type too",
+    ),
+}
+
+
+def refuse_unread(given: Iterable[str], saes: Sequence[SAETrainingArguments]) -> None:
+    """Refuses an argument that was given for SAEs of which none reads it.
+
+    Args:
+        given: Names of arguments.
+        saes: The arguments of each SAE that they were given for.
+
+    Raises:
+        ValueError: If one is such; says why.
+    """
+    for name, (reads, why) in _READ_BY.items():
+        if name in given and not any(map(reads, saes)):
+            named = ", ".join(dict.fromkeys(own.architecture for own in saes))
+            raise ValueError(f"{name} {why.format(named)}.")
 
 
 def hook_points_from_arguments(args: SAETrainingArguments, model: nn.Module) -> list[SAEHookPoints]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, revival_of
+from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, refuse_unread, revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.narrow import NarrowWeights
 from hfsae.estimate.kl_needs import kl_needs
@@ -249,6 +249,7 @@ def estimate(
     placement = planned_placement(args.sae_placement, processes)
     skeleton = planned_model(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
+    refuse_unread(args.given(), list(arguments.values()))
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
     widths = {
         name: width(skeleton, name) for name in names_of(points for of_sae in found.values() for points in of_sae)
@@ -275,8 +276,7 @@ def estimate(
     }
     if args.activation_cache is not None:
         return Estimate(0, 0, 0, 0.0, reading=rows, **common)
-    itemsize = skeleton.dtype.itemsize
-    config = skeleton.config.get_text_config()
+    itemsize, config = skeleton.dtype.itemsize, skeleton.config.get_text_config()
     tokens = args.lm_batch_sequences * args.context_length
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     read = tokens * sum(widths.values())

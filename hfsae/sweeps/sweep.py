@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 
 from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_unknown
-from hfsae.arguments.sae_settings import hook_points_from_arguments
+from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_unread
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import config_class_of
 from hfsae.estimate.run_needs import estimate, free_memory, planned_model
@@ -101,7 +101,8 @@ class Sweep:
             if name in saes and saes[name] != own:
                 raise ValueError(f"{where}: two SAEs are called {name!r}; give each a `name` of its own.")
             saes[name] = own
-            args.of_sae(own)  # what does not fit shall not cost the loading of a language model
+        # What does not fit shall not cost the loading of a language model.
+        refuse_unread({*args.given(), *lists}, [args.of_sae(own) for own in saes.values()])
         return cls(args, saes)
 
     def at_each_place(self, model: Any = None) -> "Sweep":
@@ -170,6 +171,7 @@ def _combinations(
         sae = _relevant(dict(zip(choices, values, strict=True)), args)
         if sae not in found:
             found.append(sae)
+    refuse_unread(own, [args.of_sae(sae) for sae in found])
     if "name" in entry and len(found) > 1:
         raise ValueError(f"{where}: saes: the name {entry['name']!r} is given to {len(found)} SAEs.")
     for sae in found:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.initialisation import initialise
-from hfsae.autoencoder.registry import config_class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
 from hfsae.hooks import inner_model
@@ -221,9 +220,7 @@ def prepare_run(
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
     """
-    for name in inputs.by_name or [""]:
-        # A misspelt name shall not cost the loading of a language model.
-        config_class_of(inputs.arguments_of(name, args).architecture)
+    inputs.refuse_unread(args)  # a mistake shall not cost the loading of a language model
     placement = placement_of(args.sae_placement, accelerator)
     if inputs.by_name:
         placement.refuse_too_few(len(inputs.by_name))

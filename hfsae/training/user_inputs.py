@@ -15,8 +15,10 @@ from hfsae.arguments.sae_settings import (
     hook_points_from_arguments,
     is_cross_layer,
     is_crosscoder,
+    refuse_unread,
 )
 from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.autoencoder.registry import architecture_name, config_class_of
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
 from hfsae.hooks import HookPointError, inner_model
@@ -78,6 +80,26 @@ class UserInputs:
             return args.of_sae(own)
         except ValueError as error:
             raise ValueError(f"SAE {name!r}: {error}") from error
+
+    def refuse_unread(self, args: SAETrainingArguments) -> None:
+        """Refuses an unknown architecture, and arguments that no SAE of the run reads.
+
+        Raises:
+            ValueError: Names the architecture or the argument.
+        """
+        each = []
+        for name in self.by_name or [""]:
+            item, own = self.by_name.get(name), self.arguments_of(name, args)
+            if isinstance(item, SAE | SAEConfig):
+                own = replace(own, architecture=architecture_name(config_of(item)))
+            config_class_of(own.architecture)
+            if isinstance(item, Mapping):
+                try:
+                    refuse_unread(item, [own])
+                except ValueError as error:
+                    raise ValueError(f"SAE {name!r}: {error}") from error
+            each.append(own)
+        refuse_unread(args.given(), each)
 
 
 def with_published(inputs: UserInputs, args: SAETrainingArguments) -> UserInputs:

@@ -30,6 +30,11 @@ def test_parameters_and_state_are_those_of_a_real_learner(architecture):
     assert found.state_bytes == 4 * parameters * 2 + sum(t.numel() * t.element_size() for t in moments)
 
 
+def test_what_a_run_refuses_is_refused_here():
+    with pytest.raises(ValueError, match="sparsity_coefficient steers a sparsity penalty, which batch_topk has not"):
+        needs_of(architecture="batch_topk", sparsity_coefficient=2.0)
+
+
 def test_a_comparison_of_decoder_rows_takes_its_operations():
     """4,096 rows of 16 numbers, in groups of 512: eight products of 512 × 16 × 512."""
     sizes = {"architecture": "matryoshka", "n_features": 4096}

@@ -41,6 +41,12 @@ def test_each_sae_keeps_what_its_architecture_reads():
     assert sweep.saes["gated-l0-32"] == {"architecture": "gated", "target_l0": 32.0}
 
 
+def test_what_one_of_the_saes_reads_may_be_given_for_all():
+    content = {"architecture": ["topk", "gated"], "target_l0": 16, "lr_end": 1e-5}
+    sweep = Sweep.of({**content, "lr_scheduler_type": ["constant", "linear"]})
+    assert len(sweep.saes) == 4 and sweep.args.target_l0 == 16
+
+
 def test_an_explicit_list_stands_beside_the_shared_lists_and_may_hold_lists_and_names():
     sweep = Sweep.of(
         {
@@ -82,6 +88,13 @@ def test_the_command_line_wins_and_may_give_lists(tmp_path):
             {"target_l0": [8], "saes": [{"sparsity_coefficient": 1, "target_l0": 2, "architecture": "gated"}]},
             "not both",
         ),
+        ({"architecture": ["topk", "batch_topk"], "target_l0": [8, 16]}, "target_l0 steers a sparsity penalty, which"),
+        ({"architecture": "topk", "sparsity_coefficient": 2}, "sparsity_coefficient steers a .* which topk has not"),
+        (
+            {"saes": [{"architecture": "gated"}, {"architecture": "topk", "target_l0": 8}]},
+            "target_l0 steers a .* which topk has not",
+        ),
+        ({"lr_end": 1e-5}, "lr_end is where a cosine .* the rate of topk is constant"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error_that_names_it(content, message):

@@ -250,6 +250,23 @@ def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
             {"architecture": "topkk", "inputs": {"model": "not/loaded"}},
             "unknown architecture 'topkk'; there are abs_topk, .*crosscoder, gated, jumprelu",
         ),
+        (
+            {"target_l0": 8, "inputs": {"model": "not/loaded"}},
+            "target_l0 steers a sparsity penalty, which topk has not: its k says how many",
+        ),
+        (
+            {
+                "architecture": "gated",
+                "target_l0": 8,
+                "inputs": {"model": "not/loaded", "saes": BatchTopKSAEConfig(d_in=8, n_features=16, k=2)},
+            },
+            "target_l0 steers a sparsity penalty, which batch_topk has not",
+        ),
+        (
+            {"inputs": {"model": "x/y", "saes": {"a": {"architecture": "gated"}, "b": {"sparsity_coefficient": 2}}}},
+            "SAE 'b': sparsity_coefficient steers a sparsity penalty, which topk has not",
+        ),
+        ({"lr_end": 1e-5, "inputs": {"model": "x/y"}}, "the rate of topk is constant: give lr_scheduler_type too"),
         ({"architecture_options": {"multi_topkk": True}}, "no field 'multi_topkk'. Did you mean 'multi_topk'"),
         ({"architecture_options": {"multi_topk": "yes"}}, "no topk SAE: .*'multi_topk' expected bool"),
         ({"context_length": 65}, "context_length is 65, but the language model's context is 64"),

@@ -44,6 +44,8 @@ SEVERAL = {"topk": 96, "jumprelu": 64, "batch_topk": 32}
 
 def train_alike(folder: Path, saes: SAE | dict[str, SAE] | None, processes: int, **more: Any) -> TrainOutput:
     """A run that does the same work in any number of processes: fixed rows, in order, in full precision."""
+    given = saes.values() if isinstance(saes, dict) else [saes]
+    penalised = any(getattr(sae, "default_sparsity_coefficient", None) is not None for sae in given)
     options = {
         "steps": STEPS,
         "train_batch_tokens": ROWS // processes,
@@ -53,7 +55,7 @@ def train_alike(folder: Path, saes: SAE | dict[str, SAE] | None, processes: int,
         "learning_rate": 0.003,
         "adam_epsilon": 1e-4,  # where a gradient is next to nothing, Adam would turn its rounding into a whole step
         "revival": "none",
-        "sparsity_coefficient": 0.3,
+        **({"sparsity_coefficient": 0.3} if penalised else {}),
         "use_cpu": ON_GPUS not in os.environ,
         **more,
     }
