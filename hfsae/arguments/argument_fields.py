@@ -1,9 +1,14 @@
 """What is known of one training argument: metadata of its field, which help, checks, sweeps and resumption read."""
 
 import json
-from collections.abc import Callable
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Union
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,65 @@ OPTIMISATION = Group("Optimisation")
 DEAD_FEATURES = Group("Dead features", per_sae=True)
 SAVING = Group("Saving and logging", free_on_resume=True)
 PUBLISHING = Group("Publishing", free_on_resume=True, on_card=False)
+
+
+def members_of(annotation: Any) -> tuple[Any, ...]:
+    """The types of which a value may have one: of `int | None` both."""
+    is_union = typing.get_origin(annotation) in (Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def plain(option: Field, value: Any) -> Any:
+    """The value of an argument as files hold it: a path as its text, a number of numpy's or 1e6 as Python's own.
+
+    Choices, and names with values, have checks of their own.
+
+    Raises:
+        ValueError: If the value has another type, or is no finite number; names the argument.
+    """
+    members = members_of(option.type)
+    if value is None and type(None) in members:
+        return None
+    kinds = [_KINDS[one] for one in members if one in _KINDS]
+    for _, read in kinds:
+        if (found := read(value)) is not None:
+            return found
+    if len(kinds) < len([one for one in members if one is not type(None)]):
+        return value
+    raise ValueError(f"{option.name} must be {kinds[0][0]}, got {value!r}.")
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return value if type(value) in (int, float) else float(value)
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _text(value: Any) -> str | None:
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+
+
+def _whole_numbers(value: Any) -> list[int] | None:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None
+    found = [_whole_number(one) for one in value]
+    return None if None in found else found  # type: ignore[return-value]
+
+
+_KINDS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+    bool: ("true or false", lambda value: value if isinstance(value, bool) else None),
+    int: ("a whole number", _whole_number),
+    float: ("a finite number", _number),
+    str: ("a text", _text),
+    list[int]: ("a list of whole numbers", _whole_numbers),
+}
 
 
 def names_where(options: tuple[Field, ...], told: str) -> set[str]:

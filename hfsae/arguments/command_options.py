@@ -2,17 +2,16 @@
 
 import json
 import re
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from functools import wraps
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.main import get_command
 
-from hfsae.arguments.argument_fields import default_of
+from hfsae.arguments.argument_fields import default_of, members_of
 from hfsae.arguments.training_arguments import OPTIONS, SAETrainingArguments
 from hfsae.command_line import BOOLEAN, CHECKPOINT, Command, with_options
 
@@ -96,8 +95,7 @@ def parse_training_arguments(command_line: Sequence[str] | None = None, **defaul
 
 def _members(annotation: Any) -> list[Any]:
     """The kinds of value that an argument may have, null aside."""
-    union = typing.get_origin(annotation) in (Union, types.UnionType)
-    return [one for one in (typing.get_args(annotation) if union else (annotation,)) if one is not type(None)]
+    return [one for one in members_of(annotation) if one is not type(None)]
 
 
 def _kind(option: Field) -> str:

@@ -1,17 +1,17 @@
 """Training arguments from a YAML file and command-line overrides, checked by name and type."""
 
-import types
 import typing
 from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from hfsae.arguments.argument_fields import members_of
 from hfsae.arguments.training_arguments import OPTIONS, SAETrainingArguments
 from hfsae.suggestions import did_you_mean
 
@@ -136,13 +136,9 @@ def read_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}: this is not YAML: {' '.join(str(error).split())}.") from error
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
 def _spell(annotation: Any) -> str:
     names = []
-    for member in _members(annotation):
+    for member in members_of(annotation):
         if typing.get_origin(member) is Literal:
             names.append("one of " + ", ".join(map(repr, typing.get_args(member))))
         elif member is type(None):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hfsae
@@ -50,11 +51,35 @@ def test_every_argument_is_read_somewhere_and_explained(name):
         ("lr_scheduler_type", "cosin"), ("revival", "auxkk"), ("decoder_center", "median"), ("model_dtype", "int8"),
         ("activation_dtype", "float16"), ("architecture_options", "[1]"), ("architecture_options", "{"),
         ("kl_tokens", "a"), ("training_tokens", "many"), ("save_minutes", [1]),
+        ("seed", 1.5), ("train_batch_tokens", 100.5), ("k", "4"), ("k", True), ("save_steps", 2.5), ("n_features", []),
+        ("adam_epsilon", float("inf")), ("warmup_steps", float("inf")), ("expansion_factor", float("nan")),
+        ("bf16", "false"), ("streaming", None), ("use_cpu", 1), ("output_dir", 3), ("dataset_name", ["a", "b"]),
+        ("exclude_positions", 0), ("exclude_positions", "0"), ("exclude_positions", [0.5]),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"^{name} "):
         SAETrainingArguments(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("training_tokens", 1e9, 1_000_000_000),
+        ("train_batch_tokens", np.int64(64), 64),
+        ("auxk_alpha", np.float32(0.5), 0.5),
+        ("learning_rate", np.float64(0.25), 0.25),
+        ("output_dir", Path("runs") / "x", "runs/x"),
+        ("model_name_or_path", Path("models"), "models"),
+        ("dataset_name", Path("data.jsonl"), "data.jsonl"),
+        ("exclude_positions", range(2), [0, 1]),
+        ("exclude_positions", np.array([0, 3]), [0, 3]),
+    ],
+)
+def test_what_python_calls_otherwise_is_taken_as_files_hold_it(name, value, plain):
+    args = SAETrainingArguments(**{name: value})
+    assert getattr(args, name) == plain and type(getattr(args, name)) is type(plain)
+    assert SAETrainingArguments(**json.loads(json.dumps(args.stored()))).stored() == args.stored()
 
 
 @pytest.mark.parametrize(
