@@ -98,7 +98,12 @@ def loss_recovered_mean(sums: Sums) -> float:
 
 
 def _recovered(clean: float, spliced: float, ablated: float, ablation: str) -> float:
-    if abs(ablated - clean) < _LEAST_DAMAGE:
+    if ablated - clean <= -_LEAST_DAMAGE:
+        raise Undefined(
+            f"replacing the activations by {ablation} changes the cross-entropy by {ablated - clean:+.4f} nats: the "
+            "model predicts better without them, so there is no loss to recover"
+        )
+    if ablated - clean < _LEAST_DAMAGE:
         raise Undefined(
             f"replacing the activations by {ablation} changes the cross-entropy by {ablated - clean:+.4f} nats, less "
             f"than {_LEAST_DAMAGE}: the model hardly uses them here, and a share of that would be noise"

@@ -41,9 +41,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+def recovered(ce: dict[str, float], ablated: str) -> float | None:
+    """None where an ablation does no harm that could be made good."""
+    harm = ce[ablated] - ce["clean"]
+    return (ce[ablated] - ce["spliced"]) / harm if harm >= 0.05 else None
+
+
 def predictions(
     logits: dict[str, np.ndarray], ids: np.ndarray, mask: np.ndarray, keep: np.ndarray
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """What needs a language model: from the logits (B, T, V) of the runs clean, spliced, zero and mean."""
     nats: dict[str, list[float]] = {run: [] for run in logits}
     divergences = []
@@ -59,8 +65,8 @@ def predictions(
     ce = {run: float(np.mean(values)) for run, values in nats.items()}
     return {
         **{f"ce_{run}": value for run, value in ce.items()},
-        "loss_recovered": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["clean"]),
-        "loss_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["clean"]),
+        "loss_recovered": recovered(ce, "zero"),
+        "loss_recovered_mean": recovered(ce, "mean"),
         "ce_increase": ce["spliced"] - ce["clean"],
         "kl": float(np.mean(divergences)),
     }
