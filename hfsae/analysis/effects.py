@@ -20,7 +20,7 @@ from hfsae.functional import SparseFeatures
 from hfsae.functional.gradients import gradients_on, refuse_inference_weights
 from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
-from hfsae.hooks.limits import refuse_unknown_ids
+from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def feature_effects(
         k: Tokens on each side whose logits are given.
 
     Raises:
-        ValueError: If the prompt is too short to have a loss, a token is none of the model's, or a number is negative.
-            Likewise if the SAE does not fit the model, or the model does not predict the next token (BERT, ESM-2).
-            Also if weights were made inside of `torch.inference_mode`, which torch does not differentiate.
+        ValueError: If the prompt is too short to have a loss or too long for the model, a token is none of the
+            model's, or a number is negative. Likewise if the SAE does not fit the model, or the model does not predict
+            the next token (BERT, ESM-2). Also if weights were made inside of `torch.inference_mode`, which torch does
+            not differentiate.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -106,6 +107,7 @@ def feature_effects(
     wanted = _target_id(tokenizer, target)
     for asked in (ids, torch.tensor([] if wanted is None else [wanted])):
         refuse_unknown_ids(asked, model, tokenizer)
+    refuse_too_long(ids.shape[1], model)
     ids = ids.to(input_device(model))
     if ids.shape[1] < (2 if wanted is None else 1):
         raise ValueError(f"the prompt {text!r} has {ids.shape[1]} tokens: too few for a loss.")

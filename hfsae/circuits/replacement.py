@@ -34,7 +34,7 @@ from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.access import visiting
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.inner import learns_a_prompt
-from hfsae.hooks.limits import context_length_of, refuse_unknown_ids
+from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
@@ -136,9 +136,7 @@ class LocalReplacement:
 
     def _refuse_text(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         refuse_unknown_ids(self.ids, self.model, tokenizer)
-        longest = context_length_of(self.model)
-        if longest is not None and len(self.ids) > longest:
-            raise ValueError(f"the prompt has {len(self.ids)} tokens, but the model reads {longest}: shorten it.")
+        refuse_too_long(len(self.ids), self.model)
         if len(self.ids) < 2:
             raise ValueError(f"the prompt has {len(self.ids) or 'no'} token: a circuit needs two or more.")
 

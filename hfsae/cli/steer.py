@@ -85,10 +85,12 @@ def _continue(
     new_tokens: int,
 ) -> int:
     from hfsae.analysis import steer
+    from hfsae.hooks.limits import refuse_too_long
 
     model: Any = opened.model
     tokenizer = opened.tokenizer
     inputs = opened.sae.tokenize(text, tokenizer).to(model.device)
+    refuse_too_long(inputs["input_ids"].shape[1], model, new_tokens)
     options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
     plain = model.generate(**inputs, **options)
     with steer(model, opened.sae, strengths, maxima=maxima, tokenizer=tokenizer):

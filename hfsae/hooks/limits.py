@@ -60,6 +60,29 @@ def context_length_of(model: nn.Module) -> int | None:
     return min(longest, positions.num_embeddings - positions.padding_idx - 1)
 
 
+def refuse_too_long(tokens: int, model: nn.Module, new_tokens: int = 0) -> None:
+    """Raises where a prompt and its continuation are longer than a model's context.
+
+    Args:
+        tokens: Of the prompt.
+        model: The language model that shall read them.
+        new_tokens: Of the continuation, whose last token is read no more.
+
+    Raises:
+        ValueError: Names the lengths.
+    """
+    longest = context_length_of(model)
+    if longest is None:
+        return
+    if tokens > longest:
+        raise ValueError(f"the prompt has {tokens} tokens, but the model reads {longest}: shorten it.")
+    if tokens + new_tokens - 1 > longest:
+        raise ValueError(
+            f"a prompt of {tokens} tokens and {new_tokens} new ones are more than the {longest} that the model reads: "
+            f"ask for at most {longest - tokens + 1}, or shorten the prompt."
+        )
+
+
 def refuse_unknown_ids(ids: torch.Tensor, model: nn.Module, tokenizer: Any = None) -> None:
     """Raises where a token id is none of the model's.
 

@@ -20,6 +20,7 @@ from hfsae.circuits import trace
 from hfsae.circuits.replacement import is_copied
 from hfsae.circuits.tracing import why_untraceable
 from hfsae.hooks.devices import input_device
+from hfsae.hooks.limits import refuse_too_long
 from hfsae.host_memory import give_freed_memory_back
 from hfsae.modeling import SAE
 
@@ -166,7 +167,7 @@ class Playground:
             raise ValueError("new_tokens is no whole number.")
         if not 1 <= new_tokens <= self.limits.new_tokens:
             raise ValueError(f"new_tokens is {new_tokens}: expected 1 to {self.limits.new_tokens}.")
-        inputs = self._prompt(text, self.limits.prompt_tokens)
+        inputs = self._prompt(text, self.limits.prompt_tokens, new_tokens)
         model: Any = self.model
         options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": self.tokenizer.eos_token_id or 0}
         with self._alone(), torch.no_grad():
@@ -251,9 +252,11 @@ class Playground:
             raise ValueError(f"there is no SAE {str(sae)[:40]!r} here: expected one of {', '.join(self.saes)}.")
         return sae
 
-    def _prompt(self, text: Any, most: int) -> Any:
+    def _prompt(self, text: Any, most: int, new_tokens: int = 0) -> Any:
         if not isinstance(text, str) or not text.strip():
             raise ValueError("the text is empty: type something first.")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("the text holds half of a letter (a lone surrogate), which no tokenizer reads.")
         # So many letters have more tokens than are allowed, in any tokenizer; making tokens of them would take long.
         if len(text) > 100 * most:
             raise ValueError(f"the text is too long: {most} tokens are allowed.")
@@ -261,6 +264,7 @@ class Playground:
         inputs = first.tokenize(text, self.tokenizer)
         if (length := inputs["input_ids"].shape[1]) > most:
             raise ValueError(f"the text has {length} tokens: {most} are allowed.")
+        refuse_too_long(length, self.model, new_tokens)
         return inputs.to(input_device(self.model))
 
     def _strengths(self, given: Any) -> dict[str, dict[int, float]]:

@@ -18,6 +18,7 @@ from hfsae.evaluation.text_batches import Text, read_batches
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import inner_model
 from hfsae.hooks.devices import input_device
+from hfsae.hooks.limits import refuse_too_long
 from hfsae.hooks.quiet import evaluating
 from hfsae.steering.text_effect import TextEffect, text_effects
 
@@ -174,7 +175,8 @@ def steering_report(
 
     Raises:
         ValueError: For a feature that is not there, strengths that are no finite numbers, or a text too short for a
-            prompt. Likewise for a feature that writes nothing into the residual stream where no tokens are given.
+            prompt. Likewise if prompt and continuation are longer than the model's context. Also for a feature that
+            writes nothing into the residual stream where no tokens are given.
 
     Example:
         >>> report = steering_report(model, sae, 17, texts, tokenizer=tokenizer, maxima=collection)  # doctest: +SKIP
@@ -185,6 +187,7 @@ def steering_report(
     for name, count in (("n_prompts", n_prompts), ("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
         if count < 1:
             raise ValueError(f"{name} must be positive, got {count}.")
+    refuse_too_long(prompt_tokens, inner_model(model), new_tokens)
     grid = sorted({*map(float, strengths), 0.0})
     if not torch.tensor(grid).isfinite().all():
         raise ValueError(f"strengths are {list(strengths)}: expected finite numbers.")

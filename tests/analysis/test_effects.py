@@ -93,6 +93,8 @@ def test_a_prompt_without_a_loss_is_refused():
         feature_effects(*setting(), "w1")
     with pytest.raises(ValueError, match="has no token"):
         feature_effects(*setting(), "w1 w2", target="")
+    with pytest.raises(ValueError, match="the prompt has 65 tokens, but the model reads 64: shorten it"):
+        feature_effects(*setting(), "w1 " * 65)
     with pytest.raises(ValueError, match="n_exact is -1 and k 5: expected 0 or more"):
         feature_effects(*setting(), "w1 w2", n_exact=-1)
 

@@ -36,6 +36,7 @@ def test_a_report_is_a_table_and_a_page(place, tmp_path, capsys):
         (["--feature", "5", "6", "--report"], "of one feature"),
         (["--feature", "5", "--text", "w1 w2", "--output", "page.html"], "--output is the page of --report"),
         (["--feature", "5", "--text", "w1 w2", "--new_tokens", "0"], "--new_tokens 0: expected 1 or more"),
+        (["--feature", "5", "--text", "w1 w2", "--new_tokens", "100"], "more than the 64 that the model reads"),
         (["--feature", "5", "--text", "w1 w2", "--strength", "nan"], "expected finite numbers"),
     ],
 )

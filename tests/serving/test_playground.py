@@ -115,6 +115,22 @@ def test_questions_have_limits(text, strengths, new_tokens, message):
         playground().generate(text, strengths, new_tokens)
 
 
+def test_a_text_that_the_model_cannot_read_is_refused():
+    """Beyond the context, or half of a letter, which JSON can hold: both were answered by "the terminal says why"."""
+    sae, model, tokenizer = setting()
+    longest = model.config.max_position_embeddings
+    limits = Limits(prompt_tokens=1000, new_tokens=1000)
+    asked = Playground({"sae": ServedSAE(sae, collection())}, model, tokenizer, limits=limits)
+    with pytest.raises(ValueError, match=f"the prompt has {longest + 1} tokens, but the model reads {longest}"):
+        asked.read("w1 " * (longest + 1))
+    with pytest.raises(ValueError, match=f"3 new ones are more than the {longest} .*: ask for at most 2"):
+        asked.generate("w1 " * (longest - 1), {}, 3)
+    assert len(asked.generate("w1 " * (longest - 1), {}, 2)["plain"].split()) == 2
+    for question in (asked.read, lambda text: asked.generate(text, {}, 3), asked.trace):
+        with pytest.raises(ValueError, match="half of a letter"):
+            question("w1 \ud800")
+
+
 def test_each_sae_of_a_set_is_read_and_several_are_steered_at_once():
     _, model, tokenizer = setting()
     saes, asked = transcoders(), playground_of_a_set()

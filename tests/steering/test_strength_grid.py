@@ -121,7 +121,8 @@ def test_repetition_counts_ngrams():
     ("options", "message"),
     [
         ({"strengths": [float("inf")]}, "finite"),
-        ({"prompt_tokens": 50}, "has 50 tokens"),
+        ({"prompt_tokens": 50, "new_tokens": 5}, "has 50 tokens"),
+        ({"new_tokens": 500}, "16 tokens and 500 new ones are more than the 64 that the model reads"),
         ({"maxima": {1: 2.0}}, "does not know feature 5"),
         ({"feature": 99}, "from 0 to 39"),
     ],
