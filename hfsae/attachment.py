@@ -224,6 +224,10 @@ def attach_all(
         raise ValueError(f"edits names {', '.join(sorted(unknown))}, but the SAEs are {', '.join(saes)}.")
     sites = Sites.at(inner, [point for pair in places.values() for point in (pair if splice else pair[:1])])
     sites.check()
+    passes_of_layers: dict[int, Any] = {}  # of what stands at several places and remembers a pass
+    saes = {
+        name: sae.of_a_context(passes_of_layers) if hasattr(sae, "of_a_context") else sae for name, sae in saes.items()
+    }
     with sites.passes(wrapper=model) as passes, ExitStack() as stack:
         record = CallRecord(inner, passes, prompt_length, wrapper=model)
         attached = {}

@@ -19,7 +19,9 @@ from hfsae.functional.features import refuse_other_features
 
 
 def by_layer(sae: CrossLayer) -> "dict[str, LayerStep]":
-    """The layers of a cross-layer transcoder by name, in their order, for one run of a model at a time.
+    """The layers of a cross-layer transcoder by name, in their order.
+
+    Called by hand they are for one pass at a time. Each context of `attach_all` has a pass of its own.
 
     Example:
         >>> with attach_all(model, by_layer(sae), splice=True) as runs:  # doctest: +SKIP
@@ -65,6 +67,16 @@ class LayerStep:
         options |= {"hook_point": whole.source_places[layer], "target_hook_point": whole.target_places[layer]}
         options["training"] = training_of_layer(whole, layer)
         self.config = SAEConfig(**options)
+
+    def of_a_context(self, passes: "dict[int, _Pass]") -> "LayerStep":
+        """The same step with another pass, so that contexts of several threads or models do not mix theirs.
+
+        Args:
+            passes: The passes of the context, by what they take the place of.
+        """
+        step = copy.copy(self)
+        step._shared = passes.setdefault(id(self._shared), _Pass())
+        return step
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,8 @@
 """A cross-layer transcoder that stands in a model, against plain hooks on the MLPs and the formula by hand."""
 
+import copy
 import re
+from threading import Thread
 
 import pytest
 import torch
@@ -149,6 +151,32 @@ def test_every_layer_has_figures_of_its_own_from_what_the_model_itself_reads():
         assert found["dead_fraction"] == pytest.approx((~fired[layer]).float().mean().item())
     dead = [metrics["sources"][name]["dead_fraction"] for name in NAMES]
     assert dead[0] < dead[1] < dead[2] and metrics["dead_fraction"] == pytest.approx(sum(dead) / 3)
+
+
+@torch.no_grad()
+def test_threads_that_share_the_steps_do_not_mix_their_passes():
+    sae, batch = transcoder(), batches()[0]
+    steps, others = sae.by_layer(), torch.roll(batch.input_ids, 1, 0)
+    model, other = language_model(), copy.deepcopy(language_model())
+    with attach_all(model, steps, splice=True):
+        expected = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    alone: list[Tensor] = []
+
+    def another_thread(*_) -> None:
+        with torch.no_grad(), attach_all(other, steps, splice=True):
+            alone.append(other(others, attention_mask=batch.attention_mask).logits)
+
+    def run_another(*_) -> None:
+        thread = Thread(target=another_thread)
+        thread.start()
+        thread.join()
+
+    with attach_all(model, steps, splice=True):
+        handle = model.transformer.h[1].register_forward_pre_hook(run_another)  # in the middle of the pass
+        found = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+        handle.remove()
+    assert len(alone) == 1 and not torch.equal(alone[0], expected)
+    assert torch.equal(found, expected)
 
 
 def test_what_cannot_stand_says_what_can():
