@@ -88,10 +88,10 @@ def feature_effects(
         k: Tokens on each side whose logits are given.
 
     Raises:
-        ValueError: If the prompt is too short to have a loss or too long for the model, a token is none of the
-            model's, or a number is negative. Likewise if the SAE does not fit the model, or the model does not predict
-            the next token (BERT, ESM-2). Also if weights were made inside of `torch.inference_mode`, which torch does
-            not differentiate.
+        ValueError: If the prompt is too short to have a loss, or too long for the model. Likewise if a token is none
+            of the model's, or a number is negative. Likewise if the SAE does not fit the model, or the model does not
+            predict the next token (BERT, ESM-2). Also if weights were made inside of `torch.inference_mode`, which
+            torch does not differentiate.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
