@@ -4,6 +4,7 @@ import ast
 import hashlib
 import logging
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _OF_A_CLASS = 240  # passages of a class at most
 _CLASSES = 12  # classes at most, the largest
 _SOURCES = 10  # documents from which a class is dealt whole
 _TRAIN = 0.7
+# A passage of which half the runs of eight words stand in another one is a copy of it.
+_RUN, _COPIED = 8, 0.5
 _LABELS = ("string", "large_string", "int", "uint", "bool")  # what the types of labels begin with
 
 
@@ -153,8 +156,9 @@ def make_set(name: str, labelled: Iterable[tuple[str, str, str]], *, shortest: i
 
     Of equal documents of one label the first counts, so that none is on both sides. Equal documents of several labels
     are left out, since no probe can tell them. A document is on one side, by a hash of its name. Where a class has
-    fewer than ten documents these are cut: the first seven tenths of its passages are to fit on. A passage that
-    documents of both sides have, such as a licence, is only to fit on.
+    fewer than ten documents these are cut: the first seven tenths of its passages are to fit on. A passage to measure
+    on is left out where it is nearly one that is fitted on, such as a licence. That is so where half of its runs of
+    eight words stand there.
 
     Args:
         name: What the labels tell.
@@ -208,13 +212,31 @@ def _once(name: str, labelled: Iterable[tuple[str, str, str]]) -> Iterator[tuple
 
 
 def _on_one_side(name: str, documents: list[LabelledDocument]) -> list[LabelledDocument]:
-    """Passages without those to measure on that are to fit on, too: different documents begin with one licence."""
-    fitted_on = {one.text.strip() for one in documents if one.is_train}
-    kept = [one for one in documents if one.is_train or one.text.strip() not in fitted_on]
+    """Passages without those to measure on that are copies of one to fit on, or nearly.
+
+    Different documents begin with one licence, or are generated from one template with other names in it.
+    """
+    fitted_on: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, one in enumerate(documents):
+        for run in _runs(one.text) if one.is_train else ():
+            fitted_on[run].append(number)
+
+    def is_copied(text: str) -> bool:
+        runs = _runs(text)
+        shared = Counter(number for run in runs for number in fitted_on.get(run, ()))
+        return max(shared.values(), default=0) >= _COPIED * len(runs)
+
+    kept = [one for one in documents if one.is_train or not is_copied(one.text)]
     if len(kept) < len(documents):
         again = len(documents) - len(kept)
-        logger.warning("%s: left out: %d passages to measure on that probes are fitted on, too.", name, again)
+        logger.warning("%s: left out: %d passages to measure on that are near copies of fitted ones.", name, again)
     return kept
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Every run of some words one after another; of a text with fewer all of them."""
+    words = re.findall(r"\w+", text) or [text.strip()]
+    return {tuple(words[start : start + _RUN]) for start in range(max(1, len(words) - _RUN + 1))}
 
 
 def _dealt(label: str, sources: list[tuple[str, list[str]]]) -> list[LabelledDocument]:

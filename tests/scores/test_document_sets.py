@@ -42,7 +42,22 @@ def test_a_passage_that_many_documents_have_is_not_measured_on_where_it_is_fitte
     found = make_set("kind", licensed)
     train, held_out = ([one.text for one in found.documents if one.is_train == side] for side in (True, False))
     assert licence in train and not set(train) & set(held_out) and len(held_out) > 20
-    assert "passages to measure on that probes are fitted on, too" in caplog.text
+    assert "passages to measure on that are near copies of fitted ones" in caplog.text
+
+
+def test_passages_of_one_template_are_not_measured_on():
+    """Names differ in every document: no two passages are equal, and half of the runs of eight words are."""
+    alone = [*sources("a", 40), *sources("b", 40)]
+    lines = "the template says the same of every operator that it is made for, and so"
+    made = [
+        (name, label, f"{lines} {name}{i}\n" * 7 if label == "a" and i % 2 else text)
+        for i, (name, label, text) in enumerate(alone)
+    ]
+    found = make_set("kind", made)
+    templated = [one for one in found.documents if one.text.startswith(lines)]
+    assert len(templated) > 5 and all(one.is_train for one in templated)
+    assert len({one.text for one in templated}) == len(templated)
+    assert sum(not one.is_train for one in found.documents) > 20
 
 
 def test_few_long_documents_are_cut_and_share_no_text():
