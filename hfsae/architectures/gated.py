@@ -50,6 +50,8 @@ class GatedSAE(SteeredBiases):
 
     config_class = GatedSAEConfig
     config: GatedSAEConfig
+    # In short runs `resample` left more features silent, which cost variance and held L0 above its target.
+    default_revival = "repoint"
     default_sparsity_coefficient = 1.5
     _in_scaled_space = ("encoder.bias", "magnitude_bias")
 

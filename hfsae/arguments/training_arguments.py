@@ -223,7 +223,7 @@ class SAETrainingArguments:
 
     revival: Literal["auto", "auxk", "resample", "repoint", "none"] = DEAD_FEATURES(
         "auto",
-        "'auto': auxk for abs_topk and matching_pursuit, resample for standard and gated autoencoders, repoint else.",
+        "'auto': auxk for abs_topk and matching_pursuit, resample for standard autoencoders, repoint else.",
     )
     dead_feature_window: int = DEAD_FEATURES(
         10_000_000, "Tokens without firing after which a feature is dead; shorter in a run of under 640 M.", POSITIVE

@@ -188,7 +188,7 @@ def test_l0_is_steered_to_k_unless_told_otherwise(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_features_are_revived_in_the_way_of_the_architecture_unless_told_otherwise(architecture):
     plan = make_learner(make_sae(architecture), steps=100).plan
-    others = {"standard": "resample", "gated": "resample", "abs_topk": "auxk", "matching_pursuit": "auxk"}
+    others = {"standard": "resample", "abs_topk": "auxk", "matching_pursuit": "auxk"}
     assert plan.revival == others.get(architecture, "repoint")
     assert bool(plan.resample_steps) == (plan.revival == "resample")
     assert make_learner(make_sae(architecture), revival="none").plan.revival == "none"
@@ -205,7 +205,7 @@ def test_resampling_ends_by_half_time():
     ("steps", "window", "why"),
     [
         (20, 4 * BATCH, "four steps of a short run"),
-        (100, 10 * BATCH, "a tenth of a run in which features fire seldom"),
+        (100, 5 * BATCH, "a twentieth of a run in which features fire seldom"),
         (2000, 256 * 48 // 4, "256 firings of the average feature"),
         (100_000, 100_000 * BATCH // 64, "1/64 of a long run"),
     ],

@@ -374,10 +374,9 @@ def test_it_is_what_auto_means_for_transcoders_of_one_layer(architecture):
 
 @pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, CROSSCODER])
 def test_what_auto_means_for_autoencoders(architecture):
-    expected = {name: "repoint" for name in ("topk", "batch_topk", "matryoshka", "jumprelu", CROSSCODER)}
-    expected |= {"standard": "resample", "gated": "resample", "abs_topk": "auxk", "matching_pursuit": "auxk"}
+    others = {"standard": "resample", "abs_topk": "auxk", "matching_pursuit": "auxk"}
     sae = make_sae(architecture, **(SOURCES if architecture == CROSSCODER else {}))
-    assert revival_of(sae, "auto") == expected[architecture]
+    assert revival_of(sae, "auto") == others.get(architecture, "repoint")
 
 
 def test_features_that_may_be_negative_are_revived_by_auxk():
