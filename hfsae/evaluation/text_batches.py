@@ -58,7 +58,8 @@ def read_batches(
 
     Raises:
         ValueError: If there is no token that counts, or the SAEs want the text cut in different ways. Likewise if
-            tokens count that an SAE leaves out, or the model cannot read the tokens.
+            tokens count that an SAE leaves out, or the model cannot read the tokens. Likewise if a batch is not as
+            `TokenBatch` says, such as padded on the left.
         TypeError: If `data` is of another type, or text comes without a tokenizer.
     """
     if max_tokens < 1:
@@ -202,7 +203,32 @@ def _batch(item: Any) -> TokenBatch:
             f"data gives {type(item).__name__} objects; expected TokenBatch(input_ids, attention_mask, keep), or "
             "texts (a list of strings, a datasets.Dataset) with a tokenizer."
         )
-    return TokenBatch(*item)
+    batch = TokenBatch(*item)
+    _refuse_unfit(batch)
+    return batch
+
+
+def _refuse_unfit(batch: TokenBatch) -> None:
+    """Refuses a batch that is not as `TokenBatch` says: it would be read as another text, without an error.
+
+    Raises:
+        ValueError: Says what is wrong.
+    """
+    ids, mask, keep = batch
+    shapes = [tuple(part.shape) for part in batch]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        told = ", ".join(map(str, shapes))
+        raise ValueError(f"a batch has parts of the shapes {told}: expected one shape (sequences, tokens) of all.")
+    if ids.is_floating_point() or keep.dtype != torch.bool:
+        raise ValueError(f"a batch has ids in {ids.dtype} and keep in {keep.dtype}: expected int64 and bool.")
+    real = mask.bool()
+    if bool((real[:, 1:] & ~real[:, :-1]).any()):
+        raise ValueError(
+            "a batch has padding before tokens, which gives them other positions: pad sequences on the right "
+            "(tokenizer.padding_side = 'right')."
+        )
+    if bool((keep & ~real).any()):
+        raise ValueError("a batch counts tokens (keep) that are padding (attention_mask 0): count none of those.")
 
 
 def _shared_policy(configs: Mapping[str, SAEConfig], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:

@@ -117,6 +117,31 @@ def test_what_is_no_text_is_refused(data, error, message):
         read(data)
 
 
+def unfit(**parts: torch.Tensor) -> TokenBatch:
+    """Two sequences of six tokens, the second with two of padding, and a part that is otherwise."""
+    mask = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
+    return TokenBatch(torch.arange(4, 16).view(2, 6), mask, (mask == 1) & (torch.arange(6) > 0))._replace(**parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (dict(zip(TokenBatch._fields, (part.flip(1) for part in unfit()), strict=True)), "padding before tokens"),
+        ({"attention_mask": torch.tensor([[1, 1, 0, 1, 1, 1]] * 2)}, "padding before tokens"),
+        ({"keep": torch.ones(2, 6, dtype=torch.bool)}, "counts tokens .* that are padding"),
+        ({"keep": torch.ones(2, 6, dtype=torch.int64)}, "keep in torch.int64: expected int64 and bool"),
+        ({"input_ids": torch.ones(2, 6)}, "ids in torch.float32"),
+        ({"attention_mask": torch.ones(2, 5)}, r"shapes \(2, 6\), \(2, 5\), \(2, 6\): expected one shape"),
+        (dict(zip(TokenBatch._fields, (part[0] for part in unfit()), strict=True)), r"shapes \(6,\)"),
+    ],
+)
+def test_a_batch_that_is_not_as_its_class_says_is_refused(parts, message):
+    """On the left, padding moves the tokens to other positions: GPT-2's figures are then those of another text."""
+    assert count(read([unfit()], saes={"sae": make_sae()})) == 8
+    with pytest.raises(ValueError, match=message):
+        read([unfit(**parts)], saes={"sae": make_sae()})
+
+
 def test_no_tokens_to_measure_on_is_an_error():
     with pytest.raises(ValueError, match="max_tokens must be positive, got 0"):
         read(batches(), max_tokens=0)
