@@ -260,6 +260,8 @@ def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | N
     n_features = sae.config.n_features
     if features is None:
         return torch.arange(n_features)
+    if not isinstance(features, Tensor) and any(isinstance(one, str) for one in features):
+        raise ValueError(f"features {list(features)[:9]} are texts: expected indices.")
     chosen = torch.as_tensor(features).flatten().cpu()
     if chosen.dtype == torch.bool:
         if len(chosen) != n_features:

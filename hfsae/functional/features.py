@@ -136,8 +136,12 @@ class SparseFeatures:
 
         Raises:
             IndexError: If there is no such feature.
+            TypeError: If they are no whole numbers, such as a mask.
         """
-        wanted = torch.as_tensor(features, device=self.device).long()
+        wanted = torch.as_tensor(features, device=self.device)
+        if wanted.numel() and (wanted.is_floating_point() or wanted.dtype == torch.bool):
+            raise TypeError(f"features are {wanted.dtype}, expected whole numbers: of a mask, mask.nonzero()[:, 0].")
+        wanted = wanted.long()
         if wanted.numel() and not -self.n_features <= int(wanted.min()) <= int(wanted.max()) < self.n_features:
             raise IndexError(f"there are features 0 to {self.n_features - 1}, got {wanted.tolist()}.")
         rows = [self._of_one(int(feature)) for feature in wanted.remainder(self.n_features).reshape(-1)]

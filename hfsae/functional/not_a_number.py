@@ -1,9 +1,9 @@
 """NaN in, NaN out, on the sparse path.
 
-A rule asks which pre-activations exceed something, and NaN exceeds nothing. So a token that holds NaN would have no
-feature, and its reconstruction would be the offset, a finite one. Such a token has one entry, the first feature, whose
-value is NaN. So all that is computed from its entries is NaN, as on the dense path. The kernels have that rule
-themselves; here it is for all other devices, whatever the rule of selection.
+A rule asks which pre-activations exceed something, and NaN exceeds nothing. So a token that holds NaN, or several
+infinities, would have no feature, and its reconstruction would be the offset, a finite one. Such a token has one
+entry, the first feature, whose value is NaN. So all that is computed from its entries is NaN, as on the dense path.
+The kernels have that rule themselves; here it is for all other devices, whatever the rule of selection.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ from hfsae.functional.patterns import SparsePattern
 def apart_from_nan(
     x: Tensor, select: Callable[[Tensor], tuple[SparsePattern, Tensor]]
 ) -> tuple[SparsePattern, Tensor]:
-    """What `select` finds for tokens (N, d) without NaN, and an entry that is NaN for each of the others.
+    """What `select` finds for tokens (N, d) of finite numbers, and an entry that is NaN for each of the others.
 
     The others are no part of what `select` sees: they take no feature of a batch's budget away from it.
     """
-    # A sum is NaN where one of its terms is: of x itself, so n_features times less is looked at than of its product.
-    if serves(x) or not (lost := x.sum(1).isnan()).any():
+    # A sum is not finite where one of its terms is not: of x itself, so n_features times less is looked at than of its
+    # product, in which infinities of both signs meet. Finite numbers in half precision add up to no infinity here.
+    if serves(x) or not (lost := ~x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()).any():
         return select(x)
     whole = ~lost
     found, found_pre = select(x[whole])

@@ -118,6 +118,9 @@ class CallRecord(Listener):
         prompt_length: How many tokens the prompt has, for a model that is called by hand. Without it the prompt is
             what `generate` was given, or what the first call of a sequence holds.
         wrapper: What is around the model; its `generate` may call the model in a way of its own.
+
+    Raises:
+        ValueError: If the prompt's length is negative.
     """
 
     def __init__(
@@ -130,6 +133,8 @@ class CallRecord(Listener):
         self._model = model
         self._around = [model] if wrapper is None or wrapper is model else [model, wrapper]
         self._passes = passes
+        if prompt_length is not None and prompt_length < 0:
+            raise ValueError(f"prompt_length is {prompt_length}: expected how many tokens the prompt has, 0 or more.")
         self._prompt_length = prompt_length
         self._prompts: list[Prompt] = []
         self._sequences = Sequences()

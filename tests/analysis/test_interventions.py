@@ -278,6 +278,8 @@ def test_no_hook_stays_behind_even_after_an_error(model):
         (lambda model, sae: steer(model, sae, {3: float("nan")}), "expected finite numbers"),
         (lambda model, sae: steer(model, sae, {3: 1.0, 4: float("inf")}, mode="clamp"), "expected finite numbers"),
         (lambda model, sae: ablate(model, sae, [3, 3]), "feature 3 is named twice"),
+        (lambda model, sae: steer(model, sae, {"3": 1.0}), r"features \['3'\] are texts"),
+        (lambda model, sae: steer(model, sae, {3: 1.0}, prompt_length=-2), "prompt_length is -2: expected how many"),
     ],
 )
 def test_mistakes_are_refused_on_entering(model, call, message):

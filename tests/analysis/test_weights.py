@@ -106,6 +106,8 @@ def test_features_that_the_sae_does_not_have_are_refused():
     for features in ([30], [-1], []):
         with pytest.raises(ValueError, match="expected indices from 0 to 29"):
             neighbours(sae_at("resid_post.0"), features)
+    with pytest.raises(ValueError, match=r"features \['5'\] are texts: expected indices"):
+        neighbours(sae_at("resid_post.0"), ["5"])
     with pytest.raises(ValueError, match="k is -1: expected 0 neighbours or more"):
         neighbours(sae_at("resid_post.0"), k=-1)
 

@@ -153,6 +153,9 @@ def test_the_values_of_features_are_columns_of_the_dense_form():
         for none in (6, -7, [0, 6]):
             with pytest.raises(IndexError, match="features 0 to 5"):
                 features.of(none)
+        for no_index in (2.5, [0.0, 1.0], True, torch.ones(6, dtype=torch.bool)):  # a mask gave features 0 and 1
+            with pytest.raises(TypeError, match="expected whole numbers"):
+                features.of(no_index)
 
 
 @pytest.mark.parametrize("k", [1, 3, 6, 9])

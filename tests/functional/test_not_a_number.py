@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfsae.functional import Above, BatchTopK, GroupMax, Selection, TopK, encode
+from hfsae.functional import Above, BatchTopK, GroupMax, Selection, SparsePattern, TopK, encode
+from hfsae.functional.not_a_number import apart_from_nan
 
 RULES = {
     "above": Above(0.0),
@@ -46,6 +47,24 @@ def test_a_token_that_holds_nan_writes_nan_and_the_others_are_as_without_it(spoi
         torch.testing.assert_close(features[whole], alone)
     torch.testing.assert_close(written[whole].isfinite(), torch.ones_like(alone_written, dtype=torch.bool))
     assert (features[whole] > 0).any(1).sum() >= (alone > 0).any(1).sum()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_token_of_infinities_writes_no_finite_numbers(rule, value):
+    """Infinities of both signs meet in every pre-activation, which is NaN: such a token had the offset alone."""
+    x, *others = leaves(torch.float32, [])
+    x[2] = value
+    features, written = dense(x, rule, "sparse", *others)
+    assert written[2].isnan().all() and features[2].isnan().any()
+    assert written[[0, 1, 3, 4, 5]].isfinite().all()
+
+
+def test_finite_numbers_whose_sum_half_precision_cannot_hold_are_no_infinities():
+    large = torch.full((3, 8), 30000, dtype=torch.float16)
+    assert large.sum(1).isinf().all()
+    pattern = SparsePattern(torch.arange(3), torch.ones(3, dtype=torch.int64), 4)
+    assert apart_from_nan(large, lambda x: (pattern, x[:, 0]))[0] is pattern  # all of it was asked about at once
 
 
 def test_a_batch_of_nothing_but_nan_has_one_entry_a_token():
