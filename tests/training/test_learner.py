@@ -214,6 +214,11 @@ def test_the_dead_feature_window_fits_the_run(steps: int, window: int, why: str)
     assert make_learner(make_sae("topk"), steps=steps).plan.dead_window == window, why
 
 
+@pytest.mark.parametrize(("revival", "part"), [("repoint", 20), ("auxk", 10), ("resample", 10)])
+def test_features_that_are_repointed_are_dead_sooner(revival: str, part: int):
+    assert make_learner(make_sae("topk"), steps=100, revival=revival).plan.dead_window == 100 * BATCH // part
+
+
 # -- dead features ----------------------------------------------------------------------------------------------------
 def test_auxk_is_paid_only_while_something_is_dead():
     learner = make_learner(make_sae("topk"), steps=100, dead_feature_window=2 * BATCH, revival="auxk")
