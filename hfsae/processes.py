@@ -16,6 +16,19 @@ def process() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if has_group() else (0, 1)
 
 
+def refuse_no_process(rank: int, world_size: int) -> None:
+    """Refuses numbers that are no process of so many.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"rank is {rank} of world_size={world_size}: expected a world_size of at least 1, and a rank from 0 to "
+            "world_size - 1."
+        )
+
+
 @contextmanager
 def all_or_none(together: bool = True) -> Iterator[None]:
     """Where one process fails, all of them do: none waits for ever for what the other will not send.

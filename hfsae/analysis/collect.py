@@ -20,7 +20,7 @@ from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_eff
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import settings_of, weights_sha256
-from hfsae.processes import has_group, process
+from hfsae.processes import has_group, process, refuse_no_process
 from hfsae.progress import token_bar
 
 if TYPE_CHECKING:
@@ -111,8 +111,13 @@ def collect_features(
     """
     if min(max_tokens, n_top, n_sample, before + 1, after + 1, n_partners, n_bins) < 1:
         raise ValueError("max_tokens, n_top, n_sample, n_partners and n_bins must be positive, before and after >= 0.")
+    if min(n_tokens_promoted, n_neighbours) < 0:
+        raise ValueError(
+            f"n_tokens_promoted is {n_tokens_promoted} and n_neighbours is {n_neighbours}: expected 0 or more of each."
+        )
     if all_processes and has_group():
         rank, world_size = process()
+    refuse_no_process(rank, world_size)
     chosen = chosen_features(sae, features, once=True)
     reader = FeatureReader(sae, model, bf16=bf16)
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)

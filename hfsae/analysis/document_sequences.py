@@ -18,6 +18,7 @@ from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id,
 from hfsae.data.left_out import LeftOut
 from hfsae.evaluation.text_batches import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
+from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -118,8 +119,15 @@ class DocumentSequenceReader:
 
         Raises:
             TypeError: If `documents` is of another type.
-            ValueError: If the column cannot be told, or a token id is not in the model's vocabulary.
+            ValueError: If `rank` is no process of `world_size`. While reading also if the column cannot be told, or a
+                token id is not in the model's vocabulary.
         """
+        refuse_no_process(rank, world_size)
+        return self._batches(documents, text_column, rank, world_size)
+
+    def _batches(
+        self, documents: Documents, text_column: str | None, rank: int, world_size: int
+    ) -> Iterator[DocumentSequences]:
         waiting: list[_Piece] = []
         for number, bos, tokens in self._encoded(documents, text_column, rank, world_size):
             waiting += self._cut(number, bos, tokens)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfsae.data.activation_sources import check_finite
+from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,10 +31,9 @@ class StoredRows:
     """
 
     def __init__(self, rows: int, chunk_rows: int, rank: int, world_size: int, repeat: bool) -> None:
-        if chunk_rows < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"chunk_rows {chunk_rows}, rank {rank} of {world_size}: expected at least 1 and 0 <= rank < world_size"
-            )
+        if chunk_rows < 1:
+            raise ValueError(f"chunk_rows is {chunk_rows}: expected at least 1 row.")
+        refuse_no_process(rank, world_size)
         self._share = self._share_of(rows, rank, world_size)
         if not self._share:
             raise ValueError(f"{rows} rows of activations leave none for rank {rank} of {world_size}")

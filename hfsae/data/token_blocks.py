@@ -20,6 +20,7 @@ from hfsae.data.encoding import (
 )
 from hfsae.data.left_out import LeftOut
 from hfsae.data.packing import Packer
+from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -309,8 +310,7 @@ def _check_sizes(
 ) -> None:
     if context_length < 2 or batch_size < 1:
         raise ValueError(f"context_length {context_length} and batch_size {batch_size}: expected at least 2 and 1")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}: expected 0 <= rank < world_size")
+    refuse_no_process(rank, world_size)
     if min(exclude_positions, default=0) < 0 or set(exclude_positions) >= set(range(context_length)):
         raise ValueError(
             f"exclude_positions {list(exclude_positions)}: expected positions from 0, "

@@ -24,6 +24,7 @@ from hfsae.folders import can_be_file, can_be_folder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
 from hfsae.in_use import in_use
+from hfsae.processes import refuse_no_process
 from hfsae.progress import token_bar
 from hfsae.storage import appearing_whole, in_bytes
 from hfsae.tables.choices import Level, Reduce
@@ -179,8 +180,7 @@ def _check(level: str, reduce: str, output: Path, is_file: bool, documents_per_s
 
 
 def _check_processes(rank: int, world_size: int, output: Path, is_file: bool) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of world_size={world_size}: expected one from 0 to world_size - 1.")
+    refuse_no_process(rank, world_size)
     if is_file and world_size > 1:
         raise ValueError(f"several processes write a folder of files: name one in place of the file {output}.")
 

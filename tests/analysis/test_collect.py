@@ -202,6 +202,28 @@ def test_what_cannot_be_collected_is_refused_before_the_model_runs():
         collect_features(*setting(), [""], disable_tqdm=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_neighbours": -1}, "n_neighbours is -1: expected 0 or more"),
+        ({"n_tokens_promoted": -1}, "n_tokens_promoted is -1"),
+        ({"world_size": 0}, "rank is 0 of world_size=0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2 of world_size=2"),
+        ({"rank": -1, "world_size": 2}, "rank is -1 of world_size=2"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_the_model_runs(options: dict, message: str):
+    runs = []
+    model = setting().model
+    seen = model.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with pytest.raises(ValueError, match=message):
+            collect_features(*setting(), texts(), disable_tqdm=True, **options)
+    finally:
+        seen.remove()
+    assert not runs
+
+
 def test_windows_are_padded_on_both_sides(collection):
     inside = collection.top.tokens != NO_TOKEN
     filled = collection.top.document >= 0

@@ -71,6 +71,13 @@ def said(*words):
     return [{"role": "user", "content": "w1"}, {"role": "assistant", "content": " ".join(words)}]
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 0), (2, 2), (-1, 2)])
+def test_a_process_that_is_none_is_refused_before_a_document_is_read(rank: int, world_size: int):
+    reader = DocumentSequenceReader(config(), language_model(), pythia_like())
+    with pytest.raises(ValueError, match=f"rank is {rank} of world_size={world_size}"):
+        reader.batches(documents(7, 0, 3), rank=rank, world_size=world_size)
+
+
 def test_token_ids_under_any_name_and_with_a_bos_of_their_own_get_no_second_one():
     assert read(Dataset.from_dict({"tokens": [[5, 6, 7]]})) == {(0, 0): [5, 6, 7]}
     given = config(prepend_bos=True)

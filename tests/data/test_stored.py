@@ -129,9 +129,9 @@ def test_tensors_of_another_kind_are_errors_at_once(activations, message):
 
 
 def test_other_mistakes_are_errors_at_once():
-    with pytest.raises(ValueError, match="chunk_rows 0"):
+    with pytest.raises(ValueError, match="chunk_rows is 0"):
         TensorActivations(numbered(3), chunk_rows=0)
-    with pytest.raises(ValueError, match="rank 2 of 2"):
+    with pytest.raises(ValueError, match="rank is 2 of world_size=2"):
         TensorActivations(numbered(3), rank=2, world_size=2)
     with pytest.raises(ValueError, match="expected some of"):
         DatasetActivations(Dataset.from_dict({"a": [[1.0]]}), ["a", "b"])

@@ -387,7 +387,7 @@ def test_a_state_of_other_options_is_refused():
     [
         ({"context_length": 1}, "context_length 1"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
+        ({"rank": 2, "world_size": 2}, "rank is 2 of world_size=2"),
         ({"exclude_positions": range(8)}, "not all"),
         ({"exclude_positions": [-1]}, "positions from 0"),
         ({"prepend_bos": True, "tokenizer": make_tokenizer(eos_token="<eos>")}, "BOS"),
