@@ -4,7 +4,7 @@ In training the budget is shared by the batch. In use every token stands alone, 
 the threshold, and its end calibrates it so that the mean number of active features is k.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, BatchTopK, Pattern, Selection
+from hfsae.functional import Above, BatchTopK, Pattern, Selection, refuse_non_finite
 from hfsae.modeling import SAE
 
 # How slowly the threshold follows the smallest activation kept: the last few hundred steps count.
@@ -111,8 +111,17 @@ class BatchTopKSAE(SAE):
 
         Args:
             batches: Gives the activations (..., d_in), batch by batch; neither trained nor evaluated on.
+
+        Raises:
+            ValueError: If they hold NaN or infinity; θ stays as it was.
         """
-        self._fit_threshold(self.scaled(x).reshape(-1, self.config.d_in) for x in batches())
+
+        def scaled() -> Iterator[Tensor]:
+            for x in batches():
+                refuse_non_finite(x, "the activations to calibrate on")
+                yield self.scaled(x).reshape(-1, self.config.d_in)
+
+        self._fit_threshold(scaled())
 
     @torch.no_grad()
     def start_from(self, scaled: Tensor, active: int | None = None) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.data import TokenBatch
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import counted
+from hfsae.functional import refuse_non_finite
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
 from hfsae.processes import all_or_none
 
@@ -29,7 +30,7 @@ def given_rows(
         places: The hook points that are needed, with the size of the activations there.
 
     Raises:
-        ValueError: If there are none for a place, or they do not fit.
+        ValueError: If there are none for a place, they do not fit, or they hold NaN or infinity.
     """
     given = {resolve_hook_point(model, name): rows for name, rows in calibration.items()}
     for place, size in places.items():
@@ -38,6 +39,7 @@ def given_rows(
         shape = tuple(given[place].shape)
         if len(shape) != 2 or shape[1] != size or shape[0] < 1:
             raise ValueError(f"the calibration activations of {place} have shape {shape}; expected (N, {size}).")
+        refuse_non_finite(given[place], f"the calibration activations of {place}")
     return {place: given[place] for place in places}
 
 
@@ -52,6 +54,9 @@ def read_rows(
         batches: Text that is not evaluated.
         places: Where to read.
         of_first_process: Whether all processes get what the first one read, so that they measure the same things.
+
+    Raises:
+        ValueError: If the model gives NaN or infinity.
     """
     parts: dict[HookPoint, list[Tensor]] = {place: [] for place in places}
     with all_or_none(of_first_process), capture(model, list(parts)) as activations:
@@ -59,7 +64,9 @@ def read_rows(
             activations.run(**model_inputs(model, batch))
             for place, read in parts.items():
                 read.append(counted(activations[place], batch, place).float())
-    rows = {place: torch.cat(read) for place, read in parts.items()}
+        rows = {place: torch.cat(read) for place, read in parts.items()}
+        for place, read in rows.items():
+            refuse_non_finite(read, f"the language model's activations at {place}")
     return {place: _broadcast(read) for place, read in rows.items()} if of_first_process else rows
 
 

@@ -58,8 +58,26 @@ def prediction_losses(
             nats[run] = nats[run] + _nats(log, expected)
             if run in divergences:
                 # In place: a fresh table for every intermediate result takes as long as computing it.
-                divergences[run] = divergences[run] - log.sub_(reference).mul_(probability).sum(dtype=torch.float64)
+                change = without_impossible(log.sub_(reference), reference)
+                divergences[run] = divergences[run] - change.mul_(probability).sum(dtype=torch.float64)
     return nats, divergences
+
+
+def without_impossible(change: Tensor, reference: Tensor) -> Tensor:
+    """Puts 0 where p is 0, in place: what p rules out adds nothing to KL(p ‖ q), and there log p − log q is no number.
+
+    Models rule tokens out with logits of −inf.
+
+    Args:
+        change: (n, vocabulary), the difference of log p and log q.
+        reference: (n, vocabulary), log p.
+
+    Returns:
+        `change`.
+    """
+    if bool(reference.amin() == -torch.inf):
+        change.masked_fill_(reference == -torch.inf, 0)
+    return change
 
 
 def _nats(log_probabilities: Tensor, expected: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hfsae.data import TokenBatch
-from hfsae.evaluation.spliced_model import model_inputs
+from hfsae.evaluation.spliced_model import agree, model_inputs, rounding_of
 from hfsae.hooks.tokens import of_tokens
 
 NEXT_TOKEN = "next-token cross-entropy"
@@ -101,9 +101,8 @@ def predictions_of(model: PreTrainedModel, batch: TokenBatch, mask_token_id: int
     if len(logits) != len(ids) or logits.shape[1] < ids.shape[1]:
         return Predictions(None, why=f"{name} gives no prediction for each token")
     logits = of_tokens(logits, ids.shape, "its logits")
-    before = logits[:, :last].float()
-    tolerance = max(4 * torch.finfo(logits.dtype).eps, _LEAST_TOLERANCE) * logits.float().abs().max()
-    if not before.numel() or bool(((before[0] - before[1]).abs() <= tolerance).all()):
+    before = logits[:, :last]
+    if not before.numel() or agree(before[0], before[1], rounding_of(logits, _LEAST_TOLERANCE)):
         return Predictions("next")
     if not set(_masked_models()) & {base.__name__ for base in type(model).__mro__}:
         return Predictions(None, why=f"{name} looks at what follows a token too, and is no masked language model")

@@ -11,7 +11,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
 from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
-from hfsae.evaluation.text_batches import Text, count, read_batches, say_shortfall, split, take
+from hfsae.evaluation.text_batches import Text, count, read_batches, refuse_no_tokens, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
 from hfsae.processes import all_or_none, process
@@ -71,13 +71,14 @@ def prepare(
         HookPointError, ValueError, TypeError: As `evaluate_saes`; before anything is run.
     """
     refuse_unnamed(saes)
+    refuse_no_tokens(max_tokens)
     of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.has_sides}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: output_places(sae, model) for name, sae in saes.items()}
     targets = widths_of(sides)
     known = None if calibration is None else given_rows(calibration, model, targets)
     rank, processes = process() if all_processes else (0, 1)
-    tokens = max_tokens if max_tokens < 1 else max(1, max_tokens // processes)
+    tokens = max(1, max_tokens // processes)
     aside = 0 if known is not None else min(_CALIBRATION_TOKENS, max(1, round(tokens * _CALIBRATION_SHARE)))
     with all_or_none(all_processes):
         batches = read_batches(

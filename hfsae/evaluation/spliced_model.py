@@ -186,6 +186,22 @@ def _blocks_below(place: HookPoint, layout: DecoderLayout) -> list[nn.Module]:
     return list(layout.blocks[: layer + 1 if is_block_output else layer])
 
 
+def rounding_of(logits: Tensor, least: float) -> Tensor:
+    """() float32, how far rounding moves logits: a share of the largest finite one.
+
+    Args:
+        logits: Of any shape.
+        least: The smallest share.
+    """
+    share = max(4 * torch.finfo(logits.dtype).eps, least)
+    return share * logits.float().abs().masked_fill(logits.isinf(), 0).max()
+
+
+def agree(logits: Tensor, others: Tensor, tolerance: Tensor) -> bool:
+    """Whether logits of one shape are as good as equal; −inf, which rules a token out, equals itself."""
+    return bool(((logits == others) | ((logits.float() - others.float()).abs() <= tolerance)).all())
+
+
 @contextmanager
 def _answering(modules: Iterable[nn.Module], answer: Callable[[], Any]) -> Iterator[None]:
     """Lets modules return an answer instead of computing one; their hooks run as ever."""
@@ -212,5 +228,4 @@ def _first_half(rows: Tensor) -> Tensor:
 
 def _equal(logits: Tensor, known: Tensor) -> bool:
     """Equal but for the order of additions in the head's product, which is another one where it has more rows."""
-    tolerance = max(4 * torch.finfo(known.dtype).eps, _LEAST_TOLERANCE) * known.abs().max()
-    return logits.shape == known.shape and bool(((logits - known).abs() <= tolerance).all())
+    return logits.shape == known.shape and agree(logits, known, rounding_of(known, _LEAST_TOLERANCE))

@@ -62,8 +62,7 @@ def read_batches(
             `TokenBatch` says, such as padded on the left.
         TypeError: If `data` is of another type, or text comes without a tokenizer.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be positive, got {max_tokens}.")
+    refuse_no_tokens(max_tokens)
     if isinstance(data, TokenBlocks):
         place = data.state_dict()
         try:
@@ -77,6 +76,16 @@ def read_batches(
     _check_model(batches, model)
     _check_policy(batches, configs)
     return batches
+
+
+def refuse_no_tokens(max_tokens: int) -> None:
+    """Refuses a number of tokens to read that leaves nothing to read.
+
+    Raises:
+        ValueError: Says which number that is.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be positive, got {max_tokens}.")
 
 
 def take(batches: Iterable[TokenBatch], max_tokens: int) -> Iterator[TokenBatch]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.data import TokenBatch
+from hfsae.evaluation.losses import without_impossible
 from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.text_batches import counted
 from hfsae.evaluation.together import Replaced
@@ -172,7 +173,8 @@ def kl_and_gradient(
             reference = F.log_softmax(at_least_float32(logits(known)), dim=-1)
             log = F.log_softmax(at_least_float32(made), dim=-1)
             probability = reference.exp()
-            nats += (probability * (reference - log)).sum(dtype=torch.float64)
+            change = without_impossible(reference - log, reference)
+            nats += change.mul_(probability).sum(dtype=torch.float64)
             by_logit = (log.exp_() - probability).to(made.dtype)
         gradients += torch.autograd.grad(made, leaf, by_logit)
     return nats, torch.cat(gradients)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
+from hfsae.evaluation.losses import without_impossible
 from hfsae.evaluation.predictions import Predictions, predictions_of
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import Text, read_batches
@@ -155,7 +156,7 @@ class _Sums:
             before, after = some.double().log_softmax(-1), other.double().log_softmax(-1)
             probability = before.exp()
             self.n += len(some)
-            self.kl += float((probability * (before - after)).sum())
+            self.kl += float((probability * without_impossible(before - after, before)).sum())
             self.moved += float((before.argmax(-1) != after.argmax(-1)).sum())
             self.loss -= float(before.gather(1, right[:, None]).sum())
             self.changed_loss -= float(after.gather(1, right[:, None]).sum())

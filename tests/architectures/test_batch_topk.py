@@ -58,6 +58,16 @@ def test_calibration_without_activations_changes_nothing():
     assert torch.equal(sae.threshold, before)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_no_finite_numbers_are_refused_and_leave_the_threshold(value: float):
+    sae, x = make(), activations(64)
+    before = sae.threshold.clone()
+    x[5, 2] = value
+    with pytest.raises(ValueError, match="the activations to calibrate on hold NaN or infinity in 1 of 64 rows"):
+        sae.calibrate(lambda: iter([activations(64), x]))
+    assert torch.equal(sae.threshold, before)
+
+
 def test_in_use_a_token_is_encoded_alike_whatever_stands_beside_it():
     sae, x = make(), activations(20)
     torch.testing.assert_close(sae.encode(x)[7], sae.encode(x[7]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from hfsae import SAE, JumpReLUSAEConfig, MatryoshkaSAEConfig, StandardSAEConfig, TopKSAEConfig
 from hfsae.data import TokenBatch, TokenBlocks
 from hfsae.evaluation import MEASURED, evaluate_sae, evaluate_saes, report
+from hfsae.evaluation.spliced_model import SplicedModel
 from hfsae.hooks import HookPointError, capture
 from tests.data.tiny import language_model as language_model_of_words
 from tests.data.tiny import pythia_like, text_dataset
@@ -263,6 +264,46 @@ def test_too_little_text_for_a_mean_of_its_own_is_an_error():
         evaluate(make_sae(), [TokenBatch(*(part[:1] for part in batches(1)[0]))], calibration=None)
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_a_model_that_rules_tokens_out_is_measured_as_one_that_finds_them_impossible(monkeypatch, shortcuts: bool):
+    """Logits of −inf against logits so low that their probability is 0, in a vocabulary longer than the text's."""
+    found = []
+    for lowest in (-torch.inf, -1e5):
+        model = copy.deepcopy(language_model())
+        model.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+        model.lm_head.register_forward_hook(
+            lambda head, _, logits, lowest=lowest: logits.index_fill(-1, torch.arange(VOCABULARY, 53), lowest)
+        )
+        if not shortcuts:
+            monkeypatch.setattr(SplicedModel, "_check", lambda *_: None)
+        found.append(evaluate_sae(make_sae(), model, batches(), calibration=CALIBRATION, disable_tqdm=True))
+    for name in ("ce_clean", "ce_spliced", "ce_mean", "loss_recovered", "kl"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-6), name
+    assert found[0]["kl"] > 0.1 and found[0]["notes"] == found[1]["notes"]
+
+
+def with_one(value: float) -> Tensor:
+    """The calibration, one of whose numbers is another."""
+    changed = CALIBRATION.clone()
+    changed[3, 2] = value
+    return changed
+
+
+def test_calibration_that_the_model_itself_gives_as_nan_is_refused():
+    model = copy.deepcopy(language_model())
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.bias[2] = torch.nan
+    with pytest.raises(ValueError, match=r"activations at transformer\.h\.1\.output hold NaN or infinity"):
+        evaluate_sae(make_sae(), model, batches(), disable_tqdm=True)
+
+
+@pytest.mark.parametrize("max_tokens", [0, -5])
+@pytest.mark.parametrize("calibration", [None, CALIBRATION], ids=["without calibration", "with calibration"])
+def test_no_tokens_to_measure_on_are_refused_as_such(max_tokens: int, calibration: Tensor | None):
+    with pytest.raises(ValueError, match=f"max_tokens must be positive, got {max_tokens}"):
+        evaluate(make_sae(), calibration=calibration, max_tokens=max_tokens)
+
+
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
@@ -270,6 +311,8 @@ def test_too_little_text_for_a_mean_of_its_own_is_an_error():
         ({"resid_post.1": CALIBRATION[0]}, r"shape \(16,\); expected \(N, 16\)"),
         (CALIBRATION[:, :5], r"shape \(50, 5\); expected \(N, 16\)"),
         (CALIBRATION[:0], r"shape \(0, 16\)"),
+        (with_one(torch.nan), r"activations of transformer\.h\.1\.output hold NaN or infinity in 1 of 50 rows"),
+        (with_one(-torch.inf), "hold NaN or infinity in 1 of 50 rows"),
     ],
 )
 def test_calibration_that_does_not_fit_is_refused(calibration, message):

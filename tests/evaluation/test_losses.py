@@ -44,6 +44,28 @@ def test_sums_over_pieces_are_those_of_the_whole_tables(finals, targets, monkeyp
     assert sorted(set(seen)) == [22, 64], "no piece is larger than the least number of rows"
 
 
+def test_tokens_that_are_ruled_out_add_nothing_and_the_others_what_they_add_alone(finals, targets):
+    allowed = torch.arange(VOCABULARY) % 7 != 3
+    some = targets[allowed[targets]]
+    masked = {run: values[: len(some)].masked_fill(~allowed, -torch.inf) for run, values in finals.items()}
+    nats, divergences = prediction_losses(
+        masked, some, lambda rows: rows, VOCABULARY, clean="clean", diverging=["spliced", "zero"]
+    )
+    log = {run: log_softmax(values[:, allowed].double().numpy()) for run, values in masked.items()}
+    for run in ("spliced", "zero"):
+        expected = (np.exp(log["clean"]) * (log["clean"] - log[run])).sum()
+        assert divergences[run].item() == pytest.approx(expected, rel=1e-5)
+    place = allowed.cumsum(0)[some].numpy() - 1
+    assert nats["zero"].item() == pytest.approx(-log["zero"][np.arange(len(some)), place].sum(), rel=1e-6)
+
+
+def test_a_run_that_rules_out_what_the_clean_one_expects_diverges_without_end(finals, targets):
+    ruled_out = {"clean": finals["clean"], "other": finals["clean"].clone()}
+    ruled_out["other"][3, 5] = -torch.inf
+    of_other = prediction_losses(ruled_out, targets, lambda rows: rows, VOCABULARY, clean="clean", diverging=["other"])
+    assert of_other[1]["other"] == torch.inf
+
+
 def test_an_equal_run_does_not_diverge_at_all(finals, targets):
     equal = {"clean": finals["clean"], "same": finals["clean"].clone()}
     nats, divergences = prediction_losses(

@@ -1,5 +1,6 @@
 """What a language model predicts, and masked models measured against passes written out by hand."""
 
+import copy
 import hashlib
 
 import pytest
@@ -187,6 +188,12 @@ def test_a_model_without_such_a_loss_is_measured_without_and_report_and_card_say
     sae.config.metrics = metrics
     assert "- No figure for loss recovered, CE increase, CE clean, CE spliced, CE zero" in str(render_card(sae))
     assert why in str(render_card(sae))
+
+
+def test_a_causal_model_that_rules_tokens_out_predicts_the_next_token():
+    model = copy.deepcopy(language_model())
+    model.lm_head.register_forward_hook(lambda *given: given[2].index_fill(-1, torch.tensor([5, 9]), -torch.inf))
+    assert predictions_of(model, batches(1)[0]).of == "next"
 
 
 def test_a_causal_model_predicts_the_next_token():

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
+from hfsae.evaluation.spliced_model import SplicedModel, agree, model_inputs, rounding_of
 from hfsae.hooks import resolve_hook_point
 from hfsae.hooks.gelu import fused_gelu
 from tests.evaluation.tiny import batches, language_model
@@ -34,6 +34,24 @@ FAMILIES_RUN = [
 
 def inputs_of(ids: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def test_a_model_that_rules_tokens_out_stands_shortcuts():
+    model = copy.deepcopy(language_model())
+    point = resolve_hook_point(model, "resid_post.1")
+    model.lm_head.register_forward_hook(lambda *given: given[2].index_fill(-1, torch.tensor([5]), -torch.inf))
+    assert SplicedModel(model, [point], [point], inputs_of(input_ids(3, 6))).shortcuts
+
+
+def test_what_is_ruled_out_equals_itself_alone():
+    logits = torch.tensor([[1.0, -torch.inf, 1000.0]])
+    assert rounding_of(logits, 1e-5) == pytest.approx(1e-2) and rounding_of(logits.half(), 1e-5) == pytest.approx(
+        3.9, rel=0.01
+    )
+    assert agree(logits, logits + 1e-3, torch.tensor(1e-2))
+    for other in (logits + 0.1, logits.nan_to_num(neginf=-1e30), logits * torch.nan, -logits):
+        assert not agree(logits, other, torch.tensor(1e-2))
 
 
 @pytest.mark.parametrize("family", FAMILIES_RUN)

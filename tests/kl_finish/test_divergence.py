@@ -26,6 +26,20 @@ def test_nats_and_gradient_are_those_of_the_formula(monkeypatch, piece):
     assert torch.allclose(gradient, torch.autograd.grad(expected, leaf)[0], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("rule_out", [lambda made, mask: made.masked_fill(mask == 0, -torch.inf), torch.add])
+def test_tokens_that_are_ruled_out_leave_nats_and_gradient_of_the_others(rule_out):
+    generator = torch.Generator().manual_seed(0)
+    clean, spliced, head = (torch.randn(*size, generator=generator).double() for size in ((10, 4), (10, 4), (7, 4)))
+    allowed = torch.tensor([True, True, False, True, False, True, True])
+    mask = allowed.double() if rule_out is not torch.add else torch.zeros(7).double().masked_fill(~allowed, -torch.inf)
+    nats, gradient = kl_and_gradient(clean, spliced, lambda rows: rule_out(rows @ head.T, mask), 7)
+    some = head[allowed]
+    leaf = spliced.clone().requires_grad_()
+    expected = F.kl_div(F.log_softmax(leaf @ some.T, -1), F.softmax(clean @ some.T, -1), reduction="sum")
+    assert nats.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(gradient, torch.autograd.grad(expected, leaf)[0], rtol=1e-10, atol=1e-14)
+
+
 def test_nothing_to_predict_is_no_divergence():
     nats, gradient = kl_and_gradient(torch.zeros(0, 4), torch.zeros(0, 4), lambda rows: rows, 4)
     assert nats == 0 and gradient.shape == (0, 4)

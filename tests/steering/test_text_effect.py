@@ -85,6 +85,20 @@ def test_what_changes_nothing_has_no_effect():
     assert not same.most_moved(3, raised=True) and effects["other"].kl > 0
 
 
+def test_tokens_that_the_model_rules_out_leave_the_divergence_a_number():
+    sae, model, _ = setting()
+    found = []
+    for lowest in (-torch.inf, -1e5):
+        handle = model.lm_head.register_forward_hook(
+            lambda *given, lowest=lowest: given[2].index_fill(-1, torch.tensor([20, 30]), lowest)
+        )
+        try:
+            found.append(text_effects(model, sae, batches(), {"a": change})["a"].kl)
+        finally:
+            handle.remove()
+    assert found[0] == pytest.approx(found[1], rel=1e-9) and found[0] > 0
+
+
 def test_texts_are_cut_as_the_sae_wants_them():
     sae, model, tokenizer = setting()
     effects = text_effects(model, sae, texts(), {"a": change}, tokenizer=tokenizer, max_tokens=100)
