@@ -11,7 +11,7 @@ The config holds all that is needed to use an SAE without asking its author:
 Architectures add their own fields in `hfsae/architectures/`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import MISSING, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -267,6 +267,11 @@ class SAEConfig(PreTrainedConfig):
     @property
     def is_cross_layer(self) -> bool:
         """Whether what is read are the layers of a model, and features of each write at it and at all later ones."""
+        return False
+
+    @classmethod
+    def needs_target_l0(cls, options: Mapping[str, Any]) -> bool:
+        """Whether the loss of SAEs with such fields, by name, needs a number of active features to aim at."""
         return False
 
     @property

@@ -5,6 +5,7 @@ and freezes small thresholds. It gets its gradient from a rectangle kernel aroun
 `hfsae.functional.straight_through`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,10 @@ class JumpReLUSAEConfig(SAEConfig):
     tanh_scale: float | int = 4.0
     frequency_scale: float | int | None = None
     pre_act_coefficient: float | int = 0.0
+
+    @classmethod
+    def needs_target_l0(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("sparsity", cls.sparsity) == "l0_quadratic"
 
     def validate_threshold(self):
         if self.bandwidth <= 0:

@@ -68,6 +68,42 @@ def refuse_unread(given: Iterable[str], saes: Sequence[SAETrainingArguments]) ->
             raise ValueError(f"{name} {why.format(named)}.")
 
 
+def refuse_fixed_penalty(args: SAETrainingArguments, config: SAEConfig | None = None) -> None:
+    """Refuses a fixed λ where the loss needs a number of active features to aim at.
+
+    Args:
+        args: The arguments of one SAE.
+        config: Its config, where it has one; else the arguments describe it.
+
+    Raises:
+        ValueError: If they do not go together.
+    """
+    assert isinstance(args.architecture_options, dict)
+    of = config_class_of(args.architecture) if config is None else type(config)
+    options = args.architecture_options if config is None else vars(config)
+    if args.sparsity_coefficient is not None and of.needs_target_l0(options):
+        raise ValueError(
+            f"sparsity={options.get('sparsity')!r} is the distance to a number of active features, which "
+            "sparsity_coefficient leaves open: give target_l0 in its place."
+        )
+
+
+def refuse_fixed_penalties(arguments: Mapping[str, SAETrainingArguments]) -> None:
+    """`refuse_fixed_penalty` of several SAEs.
+
+    Args:
+        arguments: The arguments of each SAE by name.
+
+    Raises:
+        ValueError: Names the SAE.
+    """
+    for name, own in arguments.items():
+        try:
+            refuse_fixed_penalty(own)
+        except ValueError as error:
+            raise ValueError(f"SAE {name!r}: {error}" if name else str(error)) from error
+
+
 def hook_points_from_arguments(args: SAETrainingArguments, model: nn.Module) -> list[SAEHookPoints]:
     """Where the SAEs that the arguments describe read and write in a language model.
 

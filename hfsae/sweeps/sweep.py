@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 
 from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_unknown
-from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_unread
+from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_fixed_penalties, refuse_unread
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import config_class_of
 from hfsae.estimate.run_needs import estimate, free_memory, planned_model
@@ -102,7 +102,9 @@ class Sweep:
                 raise ValueError(f"{where}: two SAEs are called {name!r}; give each a `name` of its own.")
             saes[name] = own
         # What does not fit shall not cost the loading of a language model.
-        refuse_unread({*args.given(), *lists}, [args.of_sae(own) for own in saes.values()])
+        arguments = {name: args.of_sae(own) for name, own in saes.items()}
+        refuse_unread({*args.given(), *lists}, list(arguments.values()))
+        refuse_fixed_penalties(arguments)
         return cls(args, saes)
 
     def at_each_place(self, model: Any = None) -> "Sweep":

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hfsae.arguments.sae_settings import revival_of
+from hfsae.arguments.sae_settings import refuse_fixed_penalty, revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.outputs import Steering
 from hfsae.modeling import SAE
@@ -98,11 +98,12 @@ def _sparsity(args: SAETrainingArguments, sae: SAE) -> tuple[float, float | None
     """λ at the start, and the L0 to steer to; architectures without a penalty have neither.
 
     Raises:
-        ValueError: If more features are to be active than there are.
+        ValueError: If more features are to be active than there are, or λ is fixed where the loss needs their number.
     """
     default = sae.default_sparsity_coefficient
     if default is None:
         return 0.0, None
+    refuse_fixed_penalty(args, sae.config)
     if args.sparsity_coefficient is not None:
         return args.sparsity_coefficient, None
     target = args.target_l0 if args.target_l0 is not None else float(args.k * sae.n_groups)

@@ -15,6 +15,7 @@ from hfsae.arguments.sae_settings import (
     hook_points_from_arguments,
     is_cross_layer,
     is_crosscoder,
+    refuse_fixed_penalty,
     refuse_unread,
 )
 from hfsae.arguments.training_arguments import SAETrainingArguments
@@ -82,7 +83,7 @@ class UserInputs:
             raise ValueError(f"SAE {name!r}: {error}") from error
 
     def refuse_unread(self, args: SAETrainingArguments) -> None:
-        """Refuses an unknown architecture, and arguments that no SAE of the run reads.
+        """Refuses an unknown architecture, arguments that no SAE of the run reads, and a λ that an SAE cannot have.
 
         Raises:
             ValueError: Names the architecture or the argument.
@@ -93,11 +94,12 @@ class UserInputs:
             if isinstance(item, SAE | SAEConfig):
                 own = replace(own, architecture=architecture_name(config_of(item)))
             config_class_of(own.architecture)
-            if isinstance(item, Mapping):
-                try:
+            try:
+                if isinstance(item, Mapping):
                     refuse_unread(item, [own])
-                except ValueError as error:
-                    raise ValueError(f"SAE {name!r}: {error}") from error
+                refuse_fixed_penalty(own, config_of(item) if isinstance(item, SAE | SAEConfig) else None)
+            except ValueError as error:
+                raise ValueError(f"SAE {name!r}: {error}" if name else str(error)) from error
             each.append(own)
         refuse_unread(args.given(), each)
 

@@ -33,6 +33,9 @@ def test_parameters_and_state_are_those_of_a_real_learner(architecture):
 def test_what_a_run_refuses_is_refused_here():
     with pytest.raises(ValueError, match="sparsity_coefficient steers a sparsity penalty, which batch_topk has not"):
         needs_of(architecture="batch_topk", sparsity_coefficient=2.0)
+    quadratic = {"architecture": "jumprelu", "architecture_options": {"sparsity": "l0_quadratic"}}
+    with pytest.raises(ValueError, match="'l0_quadratic' is the distance to a number .* give target_l0"):
+        needs_of(**quadratic, sparsity_coefficient=2.0)
 
 
 def test_a_comparison_of_decoder_rows_takes_its_operations():

@@ -95,6 +95,14 @@ def test_the_command_line_wins_and_may_give_lists(tmp_path):
             "target_l0 steers a .* which topk has not",
         ),
         ({"lr_end": 1e-5}, "lr_end is where a cosine .* the rate of topk is constant"),
+        (
+            {
+                "architecture": ["gated", "jumprelu"],
+                "sparsity_coefficient": 2,
+                "saes": [{"architecture": "jumprelu", "architecture_options": {"sparsity": "l0_quadratic"}}],
+            },
+            "SAE '.*jumprelu.*': sparsity='l0_quadratic' is the distance to a number",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_an_error_that_names_it(content, message):

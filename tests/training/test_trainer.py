@@ -239,6 +239,13 @@ def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
         SAETrainer(*given)
 
 
+QUADRATIC = {
+    "architecture": "jumprelu",
+    "architecture_options": {"sparsity": "l0_quadratic"},
+    "sparsity_coefficient": 1.0,
+}
+
+
 # -- what does not fit ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -265,6 +272,21 @@ def test_a_first_argument_of_the_wrong_kind_says_what_is_wrong(given, message):
         (
             {"inputs": {"model": "x/y", "saes": {"a": {"architecture": "gated"}, "b": {"sparsity_coefficient": 2}}}},
             "SAE 'b': sparsity_coefficient steers a sparsity penalty, which topk has not",
+        ),
+        (
+            {**QUADRATIC, "inputs": {"model": "not/loaded"}},
+            "'l0_quadratic' is the distance to a number of active features, which sparsity_coefficient leaves open",
+        ),
+        (
+            {
+                "sparsity_coefficient": 1.0,
+                "inputs": {"model": "x/y", "saes": JumpReLUSAEConfig(d_in=8, n_features=16, sparsity="l0_quadratic")},
+            },
+            "sparsity='l0_quadratic' is the distance .* give target_l0",
+        ),
+        (
+            {"inputs": {"model": "x/y", "saes": {"a": {"architecture": "gated"}, "b": QUADRATIC}}},
+            "SAE 'b': sparsity='l0_quadratic' is the distance",
         ),
         ({"lr_end": 1e-5, "inputs": {"model": "x/y"}}, "the rate of topk is constant: give lr_scheduler_type too"),
         ({"architecture_options": {"multi_topkk": True}}, "no field 'multi_topkk'. Did you mean 'multi_topk'"),
