@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import LeftOut
 from hfsae.functional import SparseFeatures
 from hfsae.functional.features import refuse_other_features
@@ -213,11 +214,11 @@ def attach_all(
         >>> runs["mlp_in.0"].features  # doctest: +SKIP
     """
     edits = edits or {}
+    if isinstance(model, SparseAutoencoder):
+        raise TypeError("the language model comes first: attach(model, sae).")
     refuse_unnamed(saes)
     if (keep_error or edits) and not splice:
         raise ValueError("keep_error and edit are about what is spliced in: pass splice=True too.")
-    if isinstance(model, SparseAutoencoder):
-        raise TypeError("the language model comes first: attach(model, sae).")
     inner = inner_model(model)
     places = places_of(saes, inner, splice=splice)
     if unknown := edits.keys() - saes.keys():
@@ -311,6 +312,9 @@ def refuse_unnamed(saes: object) -> None:
         raise TypeError(
             f"SAEs are given by name, such as {{'mine': sae}} or load_saes(folder); got {type(saes).__name__}."
         )
+    for name, sae in saes.items():
+        if not isinstance(getattr(sae, "config", None), SAEConfig):
+            raise TypeError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE.")
 
 
 def _unchanged(features: SparseFeatures) -> SparseFeatures:

@@ -20,6 +20,7 @@ from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_eff
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import settings_of, weights_sha256
+from hfsae.in_model import refuse_swapped
 from hfsae.processes import has_group, process, refuse_no_process
 from hfsae.progress import token_bar
 
@@ -109,6 +110,7 @@ def collect_features(
         12.3
         >>> collection.save("runs/tiny")  # doctest: +SKIP
     """
+    refuse_swapped(sae, model)
     if min(max_tokens, n_top, n_sample, before + 1, after + 1, n_partners, n_bins) < 1:
         raise ValueError("max_tokens, n_top, n_sample, n_partners and n_bins must be positive, before and after >= 0.")
     if min(n_tokens_promoted, n_neighbours) < 0:

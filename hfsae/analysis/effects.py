@@ -22,6 +22,7 @@ from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
+from hfsae.in_model import refuse_swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,6 +100,7 @@ def feature_effects(
         >>> effects.features[0]  # doctest: +SKIP
         FeatureEffect(feature=1203, attribution=2.1, loss_change=2.6, ...)
     """
+    refuse_swapped(sae, model)
     if n_exact < 0 or k < 0:
         raise ValueError(f"n_exact is {n_exact} and k {k}: expected 0 or more.")
     for module in (model, sae):

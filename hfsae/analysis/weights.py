@@ -15,7 +15,7 @@ from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import hook_points_of
+from hfsae.in_model import hook_points_of, refuse_swapped
 
 _FEATURES_AT_ONCE = 256
 _BINS = 50
@@ -95,6 +95,7 @@ def logit_effects(
         >>> tokenizer.batch_decode(effects.promoted[0, :, None])  # doctest: +SKIP
         [' self', ' cls', ' other', ...]
     """
+    refuse_swapped(sae, model)
     if k < 0:
         raise ValueError(f"k is {k}: expected 0 tokens or more.")
     chosen = chosen_features(sae, features)

@@ -26,7 +26,7 @@ from hfsae.evaluation.together import evaluate_together
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import hook_points_of
+from hfsae.in_model import hook_points_of, refuse_swapped
 from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def evaluate_sae(
         >>> metrics["l0"], metrics["explained_variance"], metrics["loss_recovered"]  # doctest: +SKIP
         (32.0, 0.912, 0.981)
     """
+    refuse_swapped(sae, model)
     if isinstance(calibration, Tensor):
         calibration = {str(hook_points_of(sae.config, model)[1]): calibration}
     return evaluate_saes(

@@ -14,6 +14,7 @@ from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
 from hfsae.evaluation.text_batches import Text, count, read_batches, refuse_no_tokens, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
+from hfsae.in_model import refuse_swapped
 from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def prepare(
     """
     refuse_unnamed(saes)
     refuse_no_tokens(max_tokens)
+    for sae in saes.values():
+        refuse_swapped(sae, model)
     of_one_place = {name: sae for name, sae in saes.items() if together or not sae.config.has_sides}
     places = places_of(of_one_place, model, splice=together) if of_one_place or together else {}
     sides = {name: output_places(sae, model) for name, sae in saes.items()}

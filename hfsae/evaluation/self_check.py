@@ -16,6 +16,7 @@ from hfsae.evaluation.text_batches import Text, count
 from hfsae.functional.precision import own_precision
 from hfsae.hooks.quiet import evaluating
 from hfsae.identity import weights_sha256
+from hfsae.in_model import refuse_swapped
 from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def self_check(
         ValueError: If the SAE does not fit the model in size, or there is no token that counts.
         TypeError: If `texts` is of another type.
     """
+    refuse_swapped(sae, model)
     sides = output_places(sae, model)
     places = {place for side in sides for place in (*side.reads, side.target)}
     if isinstance(texts, list) and texts and isinstance(texts[0], str):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
+from hfsae.in_model import refuse_swapped
 from hfsae.meaning.marks import parts_of_texts, read_marks
 from hfsae.meaning.peaks import Peaks, read_peaks
 
@@ -115,6 +116,7 @@ def contrast(
         >>> found.features[0].feature, found.features[0].precision  # doctest: +SKIP
         (1890, 0.9)
     """
+    refuse_swapped(sae, model)
     if top < 1 or n_permutations < 1:
         raise ValueError(f"top is {top} and n_permutations {n_permutations}; expected 1 or more.")
     positive, negative = _different(positive, "positive"), _different(negative, "negative")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
+from hfsae.in_model import refuse_swapped
 from hfsae.scores.absorption import LEAST_F1, Absorption, absorption, refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels
 from hfsae.scores.document_sets import DocumentSet
@@ -141,6 +142,7 @@ def score(
             of another model, tokenizer or text.
         ImportError: If scikit-learn is not installed.
     """
+    refuse_swapped(sae, model)
     check_kinds(kinds)
     if unknown := set(beside) - set(BESIDE):
         raise ValueError(f"beside features are {', '.join(BESIDE)}, and not {', '.join(map(repr, sorted(unknown)))}.")

@@ -23,6 +23,7 @@ from hfsae.differences import differences
 from hfsae.folders import can_be_file, can_be_folder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
+from hfsae.in_model import refuse_swapped
 from hfsae.in_use import in_use
 from hfsae.processes import refuse_no_process
 from hfsae.progress import token_bar
@@ -112,6 +113,7 @@ def featurize(
         >>> table.to_csr().shape  # doctest: +SKIP
         (1000, 12288)
     """
+    refuse_swapped(sae, model)
     output = Path(output)
     is_file = output.suffix == ".parquet" and not output.is_dir()
     _check(level, reduce, output, is_file, documents_per_shard)
