@@ -317,6 +317,18 @@ def refuse_unnamed(saes: object) -> None:
             raise TypeError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE.")
 
 
+def refuse_swapped(sae: object, model: object) -> None:
+    """Refuses what is no SAE where one is expected, and an SAE where its language model is expected.
+
+    Raises:
+        TypeError: With what was given.
+    """
+    is_sae, is_other = (isinstance(getattr(given, "config", None), SAEConfig) for given in (sae, model))
+    if not is_sae or is_other:
+        given = f"a {type(sae).__name__} as SAE and a {type(model).__name__} as language model"
+        raise TypeError(f"got {given}: expected an SAE and its language model, each in its own place.")
+
+
 def _unchanged(features: SparseFeatures) -> SparseFeatures:
     return features
 

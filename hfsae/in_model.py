@@ -97,24 +97,6 @@ class SAEHookPoints:
         return _own_name(model, self.reads)
 
 
-def refuse_swapped(sae: object, model: object) -> None:
-    """Refuses what is no SAE where one is expected, and an SAE where its language model is expected.
-
-    Raises:
-        TypeError: With what was given, and in which order it is expected.
-    """
-    is_sae, is_other = (isinstance(getattr(given, "config", None), SAEConfig) for given in (sae, model))
-    if not is_sae or is_other:
-        raise TypeError(
-            f"the SAE is {_called(sae)} and the language model is {_called(model)}: expected an SAE and its language "
-            "model, each in its own place."
-        )
-
-
-def _called(given: object) -> str:
-    return f"a {type(given).__name__}"
-
-
 def names_of(hook_points: Iterable[SAEHookPoints]) -> list[str]:
     """The hook points that several SAEs read or write, each once, in the order of their first mention."""
     joined = (place for points in hook_points for place in (points.reads, points.writes) if place is not None)

@@ -8,9 +8,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAEConfig
-from hfsae.attachment import attach, attach_all
+from hfsae.analysis import collect_features, feature_effects, logit_effects
+from hfsae.attachment import attach, attach_all, refuse_swapped
+from hfsae.evaluation import evaluate_sae, evaluate_saes, evaluate_together
+from hfsae.evaluation.self_check import self_check
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPointError
+from hfsae.meaning import contrast
+from hfsae.tables.written import featurize
+from tests.analysis import tiny
 from tests.data.tiny import llama_like
 from tests.hooks.families import FAMILIES, build, input_ids
 from tests.hooks.witness import count_hooks, recorded
@@ -459,3 +465,32 @@ def test_what_cannot_be_attached_together_is_refused_by_name(transcoders, model)
         attach_all(model, transcoders, splice=True, edits={"mlp_in.7": lambda features: features}).__enter__()
     with pytest.raises(ValueError, match="pass splice=True too"):
         attach_all(model, transcoders, keep_error=True).__enter__()
+
+
+def test_what_stands_in_the_place_of_the_other_is_refused():
+    sae, model, _ = tiny.setting()
+    refuse_swapped(sae, model)
+    for given in ((model, sae), (model, model), (sae, sae), (None, model)):
+        with pytest.raises(TypeError, match=f"got a {type(given[0]).__name__} as SAE and a "):
+            refuse_swapped(*given)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b, tokenizer, _: evaluate_sae(a, b, ["w1 w2"], tokenizer),
+        lambda a, b, tokenizer, _: evaluate_saes({"mine": a}, b, ["w1 w2"], tokenizer),
+        lambda a, b, tokenizer, _: evaluate_together({"mine": a}, b, ["w1 w2"], tokenizer),
+        lambda a, b, tokenizer, _: self_check(a, b, ["w1 w2"], tokenizer),
+        lambda a, b, tokenizer, _: collect_features(a, b, tokenizer, ["w1 w2"]),
+        lambda a, b, tokenizer, _: feature_effects(a, b, tokenizer, "w1 w2"),
+        lambda a, b, *_: logit_effects(a, b),
+        lambda a, b, tokenizer, folder: featurize(a, b, tokenizer, ["w1 w2"], folder / "features.parquet"),
+        lambda a, b, tokenizer, _: contrast(a, b, tokenizer, ["w1", "w2", "w3"], ["w4", "w5", "w6"]),
+    ],
+)
+def test_an_sae_and_a_model_in_the_wrong_order_are_refused_in_a_sentence(call, tmp_path):
+    sae, model, tokenizer = tiny.setting()
+    with pytest.raises(TypeError, match="expected an SAE"):
+        call(model, sae, tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())

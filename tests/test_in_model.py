@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from hfsae.analysis import collect_features, feature_effects, logit_effects
-from hfsae.evaluation import evaluate_sae, evaluate_saes, evaluate_together
-from hfsae.evaluation.self_check import self_check
 from hfsae.hooks import HookPointError
-from hfsae.in_model import SAEHookPoints, activations_at, hook_points_named, names_of, refuse_swapped
-from hfsae.meaning import contrast
-from hfsae.tables.written import featurize
-from tests.analysis.tiny import setting
+from hfsae.in_model import SAEHookPoints, activations_at, hook_points_named, names_of
 from tests.data.tiny import language_model
 from tests.hooks.families import build
 
@@ -96,32 +90,3 @@ def test_names_that_do_not_find_the_same_layers_are_refused():
 def test_a_model_that_has_no_such_places_is_refused():
     with pytest.raises(HookPointError, match="mlp_in"):
         hook_points_named(build("mamba"), "mlp_in.*", "mlp_out.*")
-
-
-def test_what_stands_in_the_place_of_the_other_is_refused():
-    sae, model, _ = setting()
-    refuse_swapped(sae, model)
-    for given in ((model, sae), (model, model), (sae, sae), (None, model)):
-        with pytest.raises(TypeError, match=f"the SAE is a {type(given[0]).__name__} and the language model is a "):
-            refuse_swapped(*given)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda a, b, tokenizer, _: evaluate_sae(a, b, ["w1 w2"], tokenizer),
-        lambda a, b, tokenizer, _: evaluate_saes({"mine": a}, b, ["w1 w2"], tokenizer),
-        lambda a, b, tokenizer, _: evaluate_together({"mine": a}, b, ["w1 w2"], tokenizer),
-        lambda a, b, tokenizer, _: self_check(a, b, ["w1 w2"], tokenizer),
-        lambda a, b, tokenizer, _: collect_features(a, b, tokenizer, ["w1 w2"]),
-        lambda a, b, tokenizer, _: feature_effects(a, b, tokenizer, "w1 w2"),
-        lambda a, b, *_: logit_effects(a, b),
-        lambda a, b, tokenizer, folder: featurize(a, b, tokenizer, ["w1 w2"], folder / "features.parquet"),
-        lambda a, b, tokenizer, _: contrast(a, b, tokenizer, ["w1", "w2", "w3"], ["w4", "w5", "w6"]),
-    ],
-)
-def test_an_sae_and_a_model_in_the_wrong_order_are_refused_in_a_sentence(call, tmp_path):
-    sae, model, tokenizer = setting()
-    with pytest.raises(TypeError, match="expected an SAE"):
-        call(model, sae, tokenizer, tmp_path)
-    assert not list(tmp_path.iterdir())

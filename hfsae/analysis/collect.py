@@ -17,10 +17,10 @@ from hfsae.analysis.feature_types import About, Example, Examples, Statistics
 from hfsae.analysis.histogram import Histograms
 from hfsae.analysis.top_examples import Fields, rank, rows_of
 from hfsae.analysis.weights import chosen_features, has_logit_effects, logit_effects, neighbours
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import settings_of, weights_sha256
-from hfsae.in_model import refuse_swapped
 from hfsae.processes import has_group, process, refuse_no_process
 from hfsae.progress import token_bar
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.interventions import ablate
-from hfsae.analysis.never_trained import all_but, untrained_tokens
-from hfsae.attachment import attach
+from hfsae.analysis.never_trained import all_but, ruled_out, untrained_tokens
+from hfsae.attachment import attach, refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.data.prompts import tokenize
@@ -22,7 +22,6 @@ from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import refuse_swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +115,8 @@ def feature_effects(
     with evaluating(model):
         _refuse_other_losses(model, ids)
         logits, loss, attributions = _attribute(sae, model, tokenizer, ids, wanted)
-        tokens = all_but(logits.shape[1], untrained_tokens(model)).to(logits.device)
+        unnamed = torch.cat([untrained_tokens(model), ruled_out(logits[-1:])])
+        tokens = all_but(logits.shape[1], unnamed).to(logits.device)
         order = attributions.abs().argsort(descending=True)
         order = order[attributions[order] != 0].tolist()
         measured = []

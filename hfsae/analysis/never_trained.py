@@ -68,6 +68,11 @@ def all_but(n_tokens: int, left_out: Tensor) -> Tensor:
     return kept.nonzero()[:, 0]
 
 
+def ruled_out(logits: Tensor) -> Tensor:
+    """int64, on the CPU: the tokens with a logit of −inf in some row (n, vocabulary), where a change has no number."""
+    return (logits == -torch.inf).any(0).nonzero()[:, 0].cpu()
+
+
 def left_out_note(left_out: Tensor | None) -> str:
     """What pages and the terminal say beside lists that some tokens are left out of; nothing where none is."""
     n = 0 if left_out is None else len(left_out)

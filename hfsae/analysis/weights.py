@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfsae.analysis.never_trained import all_but, untrained_tokens
+from hfsae.analysis.never_trained import all_but, ruled_out, untrained_tokens
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import hook_points_of, refuse_swapped
+from hfsae.in_model import hook_points_of
 
 _FEATURES_AT_ONCE = 256
 _BINS = 50
@@ -78,7 +79,8 @@ def logit_effects(
     model's own final norm and unembedding. The logits of a residual stream of zeros are taken off. Lengths do not
     matter, so features can be compared; how much one adds depends on its activation and on the rest of the stream.
 
-    Tokens that the model was never trained on are left out: nothing taught their logits to mean anything.
+    Tokens that the model was never trained on are left out: nothing taught their logits to mean anything. Tokens that
+    the model rules out, with logits of −inf, are in no list either.
 
     Args:
         sae: An SAE that writes into the residual stream, or to the input of the matrix that ends attention or MLP.
@@ -104,7 +106,7 @@ def logit_effects(
     with evaluating(model):
         directions = stream_directions(sae, model, chosen)
         nothing = _logits(model, torch.zeros_like(directions[:1]))
-        tokens = all_but(nothing.shape[1], left_out).to(nothing.device)
+        tokens = all_but(nothing.shape[1], torch.cat([left_out, ruled_out(nothing)])).to(nothing.device)
         k = min(k, len(tokens))
         for some in directions.split(_FEATURES_AT_ONCE):
             effects = (_logits(model, some) - nothing).index_select(1, tokens)

@@ -129,7 +129,7 @@ def config_from_arguments(
         source_names: What the sources of a crosscoder are called; as the hook points that it reads, where left out.
 
     Raises:
-        ValueError: If they describe none.
+        ValueError: If they describe none, or its loss cannot have their λ.
     """
     config_class = config_class_of(args.architecture)
     fields = {field.name for field in dataclasses.fields(config_class)}
@@ -156,9 +156,11 @@ def config_from_arguments(
         options |= {"d_out": hook_points.output_width(widths), "subtract_b_dec": False}
     assert isinstance(args.architecture_options, dict)
     try:
-        return config_class(**{**options, **args.architecture_options})
+        config = config_class(**{**options, **args.architecture_options})
     except StrictDataclassError as error:
         raise ValueError(f"these options make no {args.architecture} SAE: {error.__cause__ or error}") from error
+    refuse_fixed_penalty(args, config)
+    return config
 
 
 def revival_of(sae: SparseAutoencoder, wanted: str) -> str:

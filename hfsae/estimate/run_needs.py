@@ -17,13 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfsae.arguments.sae_settings import (
-    config_from_arguments,
-    hook_points_from_arguments,
-    refuse_fixed_penalties,
-    refuse_unread,
-    revival_of,
-)
+from hfsae.arguments.sae_settings import config_from_arguments, hook_points_from_arguments, refuse_unread, revival_of
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data.narrow import NarrowWeights
 from hfsae.estimate.kl_needs import kl_needs
@@ -256,7 +250,6 @@ def estimate(
     skeleton = planned_model(args, model)
     arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
     refuse_unread(args.given(), list(arguments.values()))
-    refuse_fixed_penalties(arguments)
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
     widths = {
         name: width(skeleton, name) for name in names_of(points for of_sae in found.values() for points in of_sae)

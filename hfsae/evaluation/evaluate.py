@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.outputs import SAEOutput
 from hfsae.configuration import SAEConfig
@@ -26,7 +27,7 @@ from hfsae.evaluation.together import evaluate_together
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import hook_points_of, refuse_swapped
+from hfsae.in_model import hook_points_of
 from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attachment import places_of, refuse_unnamed
+from hfsae.attachment import places_of, refuse_swapped, refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows
@@ -14,7 +14,6 @@ from hfsae.evaluation.output_places import OutputPlace, output_places, widths_of
 from hfsae.evaluation.text_batches import Text, count, read_batches, refuse_no_tokens, say_shortfall, split, take
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quiet import evaluating
-from hfsae.in_model import refuse_swapped
 from hfsae.processes import all_or_none, process
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.diagnosis import CheckSetup, Figures, undone_mistakes
@@ -16,7 +17,6 @@ from hfsae.evaluation.text_batches import Text, count
 from hfsae.functional.precision import own_precision
 from hfsae.hooks.quiet import evaluating
 from hfsae.identity import weights_sha256
-from hfsae.in_model import refuse_swapped
 from hfsae.language_model import load_tokenizer
 
 if TYPE_CHECKING:

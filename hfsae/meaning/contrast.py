@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
-from hfsae.in_model import refuse_swapped
 from hfsae.meaning.marks import parts_of_texts, read_marks
 from hfsae.meaning.peaks import Peaks, read_peaks
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
-from hfsae.in_model import refuse_swapped
 from hfsae.scores.absorption import LEAST_F1, Absorption, absorption, refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, FirstLetters, PatternLabels, TokenLabels
 from hfsae.scores.document_sets import DocumentSet

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader, as_dataset
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.weights import chosen_features
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.document_column import column_names
 from hfsae.data.tokenizer_identity import tokenizer_sha256
@@ -23,7 +24,6 @@ from hfsae.differences import differences
 from hfsae.folders import can_be_file, can_be_folder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
-from hfsae.in_model import refuse_swapped
 from hfsae.in_use import in_use
 from hfsae.processes import refuse_no_process
 from hfsae.progress import token_bar

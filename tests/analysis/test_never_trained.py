@@ -1,6 +1,7 @@
 """Tokens that never occurred in training are found by the weights; which ones these are the training text tells."""
 
 import copy
+import math
 from collections import Counter
 
 import pytest
@@ -55,6 +56,29 @@ def test_no_list_of_effects_holds_one_and_all_say_how_many_there_are(real, sae, 
     assert lines[-1] == f"of the promoted tokens {note}"
     measured = feature_effects(sae, model, tokenizer, "def main(", n_exact=3, k=4096)
     assert all({token for token, _ in one.raised} == set(kept) for one in measured.features[:3])
+
+
+def test_tokens_that_the_model_rules_out_are_in_no_list(real, sae):
+    """Their logits are −inf with and without a feature: the difference is NaN, which `topk` takes for the largest."""
+    model, tokenizer, never, _ = real
+    out = [next(token for token in range(start, 4096) if token not in never) for start in (100, 700)]
+    plain = logit_effects(sae, model, k=4096)
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda *given: given[2].index_fill(-1, torch.tensor(out), -torch.inf)
+    )
+    try:
+        effects = logit_effects(sae, model, k=4096)
+        measured = feature_effects(sae, model, tokenizer, "def main(", n_exact=3, k=4096)
+    finally:
+        handle.remove()
+    for row, known in zip(effects.promoted.tolist(), plain.promoted.tolist(), strict=True):
+        assert row[:50] == [token for token in known if token not in out][:50]
+        assert set(row) == set(known) - set(out)
+    assert effects.promoted_by.isfinite().all() and effects.counts is not None
+    assert set(effects.counts.sum(1).tolist()) == {4096 - len(never) - 2}
+    for one in measured.features[:3]:
+        assert not {token for token, _ in one.raised} & set(out)
+        assert all(math.isfinite(change) for _, change in one.raised)
 
 
 def test_of_older_collections_nothing_is_said(real, sae):
