@@ -12,7 +12,7 @@ from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
 from hfsae.data.narrow import LowPrecision
 from hfsae.evaluation.spliced_model import model_inputs
-from hfsae.functional import SparseFeatures
+from hfsae.functional import SparseFeatures, refuse_non_finite
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating
@@ -92,7 +92,11 @@ class FeatureReader:
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> Firings:
-        """The features of the tokens that count; the others have none."""
+        """The features of the tokens that count; the others have none.
+
+        Raises:
+            ValueError: If the language model gives NaN or infinity at tokens that count.
+        """
         with (
             evaluating(self._model),
             capture(self._model, self._sites) as activations,
@@ -105,6 +109,8 @@ class FeatureReader:
             rows = of_tokens(activations[place], batch.input_ids.shape, place).flatten(0, 1)
             parts.append(rows[kept.to(rows.device)].to(self._sae.device))
         counted = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        # NaN is not above 0: features would be said not to fire.
+        refuse_non_finite(counted, f"the language model's activations at {' and '.join(map(str, self._sources))}")
         return _firings(self._sae.encode_sparse(counted, self._features), kept)
 
 

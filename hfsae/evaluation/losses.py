@@ -64,9 +64,9 @@ def prediction_losses(
 
 
 def without_impossible(change: Tensor, reference: Tensor) -> Tensor:
-    """Puts 0 where p is 0, in place: what p rules out adds nothing to KL(p ‖ q), and there log p − log q is no number.
+    """Puts 0 where p is 0, in place: what p rules out adds nothing to KL(p ‖ q).
 
-    Models rule tokens out with logits of −inf.
+    Models rule tokens out with logits of −inf, and −inf less −inf is no number.
 
     Args:
         change: (n, vocabulary), the difference of log p and log q.

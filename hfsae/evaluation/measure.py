@@ -16,6 +16,7 @@ from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.spliced_models import SplicedModels
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text_batches import counted, rows
+from hfsae.functional import refuse_non_finite
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens
@@ -109,7 +110,10 @@ def _reconstruct(
 ) -> Tensor:
     """Adds to a measurement's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
     target = counted(activations[measurement.target], batch, measurement.target).to(measurement.device)
-    output = measurement.reconstruct(_read(measurement, activations, batch))
+    read = _read(measurement, activations, batch)
+    for rows_there, places in ((target, (measurement.target,)), (read, measurement.sources)):
+        refuse_non_finite(rows_there, f"the language model's activations at {' and '.join(map(str, places))}")
+    output = measurement.reconstruct(read)
     assert output.reconstruction is not None and output.features is not None
     sums = reconstruction_sums(target, output.reconstruction, output.features, means[measurement.target])
     sums["n_sequences"] = torch.tensor(len(batch.input_ids), dtype=torch.float64)

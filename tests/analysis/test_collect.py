@@ -202,6 +202,16 @@ def test_what_cannot_be_collected_is_refused_before_the_model_runs():
         collect_features(*setting(), [""], disable_tqdm=True)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_that_gives_no_finite_numbers_is_refused(value: float):
+    sae, model, tokenizer = setting()
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.bias[2] = value
+    with pytest.raises(ValueError, match=r"activations at transformer\.h\.1\.output hold NaN or infinity in"):
+        collect_features(sae, model, tokenizer, texts(), disable_tqdm=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

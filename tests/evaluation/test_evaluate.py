@@ -289,12 +289,13 @@ def with_one(value: float) -> Tensor:
     return changed
 
 
-def test_calibration_that_the_model_itself_gives_as_nan_is_refused():
+@pytest.mark.parametrize("calibration", [None, CALIBRATION], ids=["without calibration", "with calibration"])
+def test_activations_that_the_model_itself_gives_as_nan_are_refused(calibration: Tensor | None):
     model = copy.deepcopy(language_model())
     with torch.no_grad():
         model.transformer.h[1].mlp.c_proj.bias[2] = torch.nan
     with pytest.raises(ValueError, match=r"activations at transformer\.h\.1\.output hold NaN or infinity"):
-        evaluate_sae(make_sae(), model, batches(), disable_tqdm=True)
+        evaluate_sae(make_sae(), model, batches(), calibration=calibration, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -5])
