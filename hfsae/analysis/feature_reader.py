@@ -12,7 +12,8 @@ from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import TokenBatch
 from hfsae.data.narrow import LowPrecision
 from hfsae.evaluation.spliced_model import model_inputs
-from hfsae.functional import SparseFeatures, refuse_non_finite
+from hfsae.functional import SparseFeatures
+from hfsae.functional.finite import refuse_non_finite
 from hfsae.functional.patterns import SparsePattern
 from hfsae.hooks import capture
 from hfsae.hooks.quiet import evaluating

@@ -17,7 +17,8 @@ from hfsae.autoencoder.outputs import StepState, StepStatistics
 from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
-from hfsae.functional import Above, BatchTopK, Pattern, Selection, refuse_non_finite
+from hfsae.functional import Above, BatchTopK, Pattern, Selection
+from hfsae.functional.finite import refuse_non_finite
 from hfsae.modeling import SAE
 
 # How slowly the threshold follows the smallest activation kept: the last few hundred steps count.

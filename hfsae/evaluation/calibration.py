@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.data import TokenBatch
 from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.text_batches import counted
-from hfsae.functional import refuse_non_finite
+from hfsae.functional.finite import refuse_non_finite
 from hfsae.hooks import HookPoint, capture, resolve_hook_point
 from hfsae.processes import all_or_none
 

@@ -16,7 +16,7 @@ from hfsae.evaluation.spliced_model import model_inputs
 from hfsae.evaluation.spliced_models import SplicedModels
 from hfsae.evaluation.sums import Sums, add, reconstruction_sums
 from hfsae.evaluation.text_batches import counted, rows
-from hfsae.functional import refuse_non_finite
+from hfsae.functional.finite import refuse_non_finite
 from hfsae.hooks import HookPoint, capture
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.tokens import of_tokens

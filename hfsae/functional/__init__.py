@@ -6,7 +6,6 @@ formulas that both are tested against.
 
 from hfsae.functional.encode import encode
 from hfsae.functional.features import SparseFeatures, TopFeatures
-from hfsae.functional.finite import refuse_non_finite
 from hfsae.functional.gate import gated_magnitude
 from hfsae.functional.patterns import DensePattern, Pattern, SparsePattern
 from hfsae.functional.precision import at_least_float32
@@ -33,5 +32,4 @@ __all__ = [
     "gated_magnitude",
     "is_active",
     "jump_relu",
-    "refuse_non_finite",
 ]

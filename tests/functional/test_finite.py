@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfsae.functional import refuse_non_finite
+from hfsae.functional.finite import refuse_non_finite
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
