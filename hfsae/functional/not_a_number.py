@@ -22,9 +22,7 @@ def apart_from_nan(
 
     The others are no part of what `select` sees: they take no feature of a batch's budget away from it.
     """
-    # A sum is not finite where one of its terms is not: of x itself, so n_features times less is looked at than of its
-    # product, in which infinities of both signs meet. Finite numbers in half precision add up to no infinity here.
-    if serves(x) or not (lost := ~x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()).any():
+    if serves(x) or not (lost := _not_finite(x)).any():
         return select(x)
     whole = ~lost
     found, found_pre = select(x[whole])
@@ -36,3 +34,12 @@ def apart_from_nan(
     pre = found_pre.new_full((len(from_whole),), torch.nan)
     pre[from_whole] = found_pre
     return SparsePattern(features, per_token, found.n_features), pre
+
+
+def _not_finite(x: Tensor) -> Tensor:
+    """(N,) bool, the tokens that hold NaN or an infinity: in a pre-activation infinities of both signs may meet."""
+    # A sum is not finite where one of its terms is not, and asking it is cheap. Large finite terms may add up to one.
+    lost = ~x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
+    if lost.any():
+        lost[lost.clone()] = ~x[lost].isfinite().all(1)
+    return lost
