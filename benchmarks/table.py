@@ -436,12 +436,13 @@ def _with_noise(found: Sequence[dict[str, Any]], name: str, form: str) -> str:
 
 
 def orders(ours: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[str]:
-    """Of each score of features the order of our architectures, or that seeds leave none to be seen."""
+    """Of each score of features the order of our architectures, or that seeds leave none; nothing of single seeds."""
     for name, higher_is_better in (("probing", True), ("above_neurons", True), ("absorption", False)):
         scores = {architecture: values for architecture, found in ours.items() if (values := _values(found, name))}
         if len(scores) > 1:
             order = ranking(scores, higher_is_better=higher_is_better)
-            yield f"* {name.replace('_', ' ')}: {order}"
+            if order.within is not None:
+                yield f"* {name.replace('_', ' ')}: {order}"
 
 
 def has(who: str, architecture: str, l0: int) -> bool:

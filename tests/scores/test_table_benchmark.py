@@ -36,6 +36,7 @@ def test_behind_a_mean_stands_the_noise_of_a_seed_and_an_order_only_where_seeds_
     near = {"topk": seeds(0.5, 0.6), "gated": seeds(0.55, 0.57)}
     assert all("no ranking" in line for line in table.orders(near))
     assert list(table.orders({"topk": seeds(0.5, 0.6)})) == []
+    assert list(table.orders({"topk": seeds(0.5), "gated": seeds(0.4)})) == []
 
 
 @pytest.mark.slow
