@@ -14,7 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hfsae.serving.playground import BusyError, Playground
+from hfsae.serving.playground import Playground
+from hfsae.serving.questions import BusyError
 from hfsae.webpage import as_data, asset, render_html
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,13 @@
 """What the page asks a model: a text's features, its continuation with some of them turned up or down, its graph."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -23,9 +22,13 @@ from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long
 from hfsae.host_memory import give_freed_memory_back
 from hfsae.modeling import SAE
+from hfsae.serving.questions import Questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,6 @@ class Limits:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more.")
 
 
-class BusyError(RuntimeError):
-    """The model is still at work for others."""
-
-
 @dataclass(frozen=True)
 class ServedSAE:
     """An SAE, and what is known of its features.
@@ -78,6 +77,19 @@ class ServedSAE:
     sae: SAE
     collection: FeatureCollection
     labels: Mapping[int, str] = field(default_factory=dict)
+
+
+def _question(
+    answer: "Callable[Concatenate[Playground, P], T]",
+) -> "Callable[Concatenate[Playground, P], T]":
+    """A method that `finish` waits for."""
+
+    @wraps(answer)
+    def answered(playground: "Playground", *args: P.args, **kwargs: P.kwargs) -> T:
+        with playground._questions.asked():
+            return answer(playground, *args, **kwargs)
+
+    return answered
 
 
 @dataclass
@@ -104,7 +116,7 @@ class Playground:
     def __post_init__(self) -> None:
         if not self.saes:
             raise ValueError("there is no SAE to serve.")
-        self._lock = Lock()
+        self._questions = Questions(self.limits.seconds)
         self._texts = TokenTexts(self.tokenizer)
         self._graphs: dict[int, bytes] = {}
         self._n_graphs = 0
@@ -131,6 +143,7 @@ class Playground:
         no_trace = None if is_copied(self.model) else self.no_trace
         return {"name": self.name, "saes": saes, "limits": limits, "no_trace": no_trace}
 
+    @_question
     def read(self, text: Any, sae: Any = None) -> dict[str, Any]:
         """The features of a text's tokens, as `read_prompts` has them, and what is known of each feature.
 
@@ -145,11 +158,12 @@ class Playground:
         name = self._named(next(iter(self.saes)) if sae is None else sae)
         served = self.saes[name]
         self._prompt(text, self.limits.prompt_tokens)
-        with self._alone():
+        with self._questions.turn():
             (prompt,) = read_prompts(served.sae, self.model, self.tokenizer, [text])
         fired = sorted({feature for features in prompt["features"] for feature in features})
         return {**prompt, "sae": name, "known": {str(feature): self._known(served, feature) for feature in fired}}
 
+    @_question
     def generate(self, text: Any, strengths: Any, new_tokens: Any) -> dict[str, Any]:
         """The continuation of a text that the model takes for likeliest, without and with features turned up.
 
@@ -170,7 +184,7 @@ class Playground:
         inputs = self._prompt(text, self.limits.prompt_tokens, new_tokens)
         model: Any = self.model
         options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": self.tokenizer.eos_token_id or 0}
-        with self._alone(), torch.no_grad():
+        with self._questions.turn(), torch.no_grad():
             plain = model.generate(**inputs, **options)
             steered = plain
             if chosen:
@@ -184,6 +198,7 @@ class Playground:
         texts = ["".join(self._texts(ids[0, start:].tolist())) for ids in (plain, steered)]
         return {"plain": texts[0], "steered": texts[1]}
 
+    @_question
     def trace(self, text: Any) -> dict[str, Any]:
         """The attribution graph of a text, kept as a page that `graph` gives.
 
@@ -199,7 +214,7 @@ class Playground:
             BusyError: If the model is still at work.
         """
         self._prompt(text, self.limits.traced_tokens)
-        with self._alone():
+        with self._questions.turn():
             if self.no_trace is not None:
                 raise ValueError(self.no_trace)
             graph = trace(
@@ -241,11 +256,8 @@ class Playground:
         return self._n_graphs
 
     def finish(self) -> None:
-        """Waits for the question that is being answered; there is no answer after it.
-
-        A process that ends while torch works in another thread is aborted.
-        """
-        self._lock.acquire()
+        """Waits for the questions that are being answered; there is no answer after them."""
+        self._questions.finish()
 
     def _named(self, sae: Any) -> str:
         if not isinstance(sae, str) or sae not in self.saes:
@@ -298,25 +310,8 @@ class Playground:
         promoted = [self._texts([effect.token_id])[0] for effect in known.promoted[:5]]
         return {"label": label, "maximum": significant(known.maximum), "promoted": promoted}
 
-    def _alone(self) -> "_Turn":
-        return _Turn(self._lock, self.limits.seconds)
-
 
 def _feature(name: str, n_features: int) -> int:
     if not name.isascii() or not name.isdigit() or len(name) > 12 or int(name) >= n_features:
         raise ValueError(f"there is no feature {name[:20]!r}: expected 0 to {n_features - 1}.")
     return int(name)
-
-
-class _Turn:
-    """The model for one question; those behind it wait, but not for ever."""
-
-    def __init__(self, lock: Lock, seconds: float):
-        self._lock, self._seconds = lock, seconds
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._seconds):
-            raise BusyError("the model is still at work for another question: try again.")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()

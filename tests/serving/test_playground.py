@@ -3,7 +3,6 @@
 import copy
 import re
 from functools import cache
-from threading import Thread
 from unittest.mock import patch
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from hfsae import SAE, TopKSAEConfig, collect_features, steer, trace
 from hfsae.host_memory import give_freed_memory_back
 from hfsae.serving import Limits, Playground, ServedSAE
-from hfsae.serving.playground import BusyError
+from hfsae.serving.questions import BusyError
 from tests.analysis.tiny import CONTEXT, setting, texts
 from tests.meaning.tiny import collection
 
@@ -245,26 +244,8 @@ def test_limits_and_an_empty_set_are_refused():
         Playground({}, model, tokenizer)
 
 
-def test_the_end_waits_for_the_question_that_is_being_answered():
-    ending, order = playground(), []
-
-    def finish():
-        ending.finish()
-        order.append("finished")
-
-    thread = Thread(target=finish)
-    with ending._alone():
-        thread.start()
-        thread.join(0.2)
-        order.append("answered")
-    thread.join(10)
-    assert order == ["answered", "finished"]
-    with pytest.raises(BusyError):
-        ending.read("w1 w2")
-
-
 def test_one_question_at_a_time():
     busy = playground()
-    with busy._alone(), pytest.raises(BusyError, match="still at work"):
+    with busy._questions.turn(), pytest.raises(BusyError, match="still at work"):
         busy.read("w1 w2")
     assert busy.read("w1 w2")["tokens"]
