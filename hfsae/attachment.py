@@ -314,7 +314,7 @@ def refuse_unnamed(saes: object) -> None:
         )
     for name, sae in saes.items():
         if not isinstance(getattr(sae, "config", None), SAEConfig):
-            raise TypeError(f"SAE {name!r} is a {type(sae).__name__}, expected an SAE.")
+            raise TypeError(f"{name!r} is a {type(sae).__name__}, no SAE.")
 
 
 def refuse_swapped(sae: object, model: object) -> None:

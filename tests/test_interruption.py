@@ -11,15 +11,15 @@ from hfsae.interruption import Interruption
 def test_the_first_signal_only_asks_to_stop(number, caplog):
     with Interruption() as interruption:
         assert not interruption.requested
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # in this thread: another may be late
         assert interruption.requested
     assert f"{number.name}: stopping after this step" in caplog.text
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), Interruption():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_the_handlers_of_before_come_back_even_after_an_error():

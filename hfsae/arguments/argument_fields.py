@@ -110,7 +110,7 @@ def members_of(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def plain(option: Field, value: Any) -> Any:
+def plain_value(option: Field, value: Any) -> Any:
     """The value of an argument as files hold it: a path as its text, a number of numpy's or 1e6 as Python's own.
 
     Choices, and names with values, have checks of their own.

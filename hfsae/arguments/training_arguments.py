@@ -25,7 +25,7 @@ from hfsae.arguments.argument_fields import (
     default_of,
     names_where,
     parse_options,
-    plain,
+    plain_value,
 )
 from hfsae.arguments.local_paths import PLACES, same_place, with_places_in_full
 from hfsae.differences import differences
@@ -274,7 +274,7 @@ class SAETrainingArguments:
 
     def _check_each(self) -> None:
         for option in fields(self):
-            setattr(self, option.name, value := plain(option, getattr(self, option.name)))
+            setattr(self, option.name, value := plain_value(option, getattr(self, option.name)))
             if get_origin(option.type) is Literal and value not in (choices := get_args(option.type)):
                 raise ValueError(f"{option.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
             if (range := option.metadata["range"]) is not None:

@@ -10,7 +10,7 @@ class BusyError(RuntimeError):
 
 
 class Questions:
-    """Those that are being answered.
+    """The questions on their way.
 
     A process that ends while torch works in another thread is aborted. Torch works before a question has its turn
     (its text becomes tensors) and after it, so the end waits for whole questions.

@@ -24,9 +24,9 @@ from hfsae.parallel.placement import Placement
 # and 1/68 of the run left 8.5, 1.1 and 0.15 % that never fired on 65,536 held-out tokens (topk, k = 32), and explained
 # 0.924, 0.924 and 0.925 of the variance. Too short a one takes rare features for dead ones: of 1.4 M tokens with 2,048
 # features at k = 8, windows of 1/10, 1/23 and 1/64 left 12, 5 and 24 % (matryoshka), 3.9, 1.1 and 3.1 % (topk).
-# In short runs most features that never fire have died too late to come back. Where they are repointed, a twentieth
-# leaves fewer than a tenth (docs/training.md, k = 8). To `resample` rare features costs more: a standard SAE of
-# books-4l-256 explained 0.48 of the variance with a twentieth, and 0.61 with a tenth.
+# In short runs most features that never fire have died too late to come back. Where repointing is an architecture's
+# own way, a twentieth leaves fewer than a tenth (docs/training.md, k = 8). Rare features of `standard` must not be
+# taken for dead: of books-4l-256 it explained 0.61 with a tenth, 0.48 with a twentieth; by `repoint` 0.614 and 0.606.
 _DEAD_WINDOW_PART, _LONGEST_DEAD_WINDOW_PART, _LONGEST_WHERE_REPOINTED = 64, 10, 20
 _DEAD_WINDOW_FIRINGS = 256
 _DEAD_WINDOW_STEPS = 4
@@ -73,6 +73,7 @@ class Plan:
         coefficient, target = _sparsity(args, sae)
         density = (target or getattr(sae.config, "k", args.k) * sae.n_groups) / sae.config.n_features
         revival = revival_of(sae, args.revival)
+        repointed = revival == sae.default_revival == "repoint"
         return cls(
             total_steps=total,
             tokens_per_step=tokens_per_step,
@@ -81,7 +82,9 @@ class Plan:
             decay_steps=round(args.lr_decay_fraction * total),
             lr_end=lr_end,
             revival=revival,
-            dead_window=min(args.dead_feature_window, _longest_dead_window(total, tokens_per_step, density, revival)),
+            dead_window=min(
+                args.dead_feature_window, _longest_dead_window(total, tokens_per_step, density, repointed)
+            ),
             resample_steps=_resample_steps(args, total, tokens_per_step) if revival == "resample" else frozenset(),
             sparsity_coefficient=coefficient,
             sparsity_warmup_steps=round(args.sparsity_warmup_fraction * total),
@@ -121,11 +124,11 @@ def active_at_start(args: SAETrainingArguments, sae: SAE) -> int | None:
     return None if target is None else math.ceil(_START_OVER_TARGET * target / sae.n_groups)
 
 
-def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float, revival: str) -> int:
+def _longest_dead_window(total_steps: int, tokens_per_step: int, density: float, repointed: bool) -> int:
     """Tokens without firing that are too many in this run, where the average feature fires on such a share of them."""
     run = total_steps * tokens_per_step
     enough = max(run // _DEAD_WINDOW_PART, round(_DEAD_WINDOW_FIRINGS / density))
-    longest = run // (_LONGEST_WHERE_REPOINTED if revival == "repoint" else _LONGEST_DEAD_WINDOW_PART)
+    longest = run // (_LONGEST_WHERE_REPOINTED if repointed else _LONGEST_DEAD_WINDOW_PART)
     return max(min(enough, longest), _DEAD_WINDOW_STEPS * tokens_per_step)
 
 

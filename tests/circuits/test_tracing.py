@@ -398,7 +398,7 @@ def test_a_reason_is_that_of_trace(monkeypatch):
         trace(model_of("llama"), twice, IDS)
     assert why == str(refused.value)
     assert why_untraceable(model_of("llama"), {"guest": object()}, pythia_like()) == (  # type: ignore[dict-item]
-        "'guest' is a object, no SAE. A cross-layer transcoder is given whole, not by layer."
+        "'guest' is a object, no SAE."
     )
 
     def no_memory(*_: object) -> None:

@@ -214,9 +214,13 @@ def test_the_dead_feature_window_fits_the_run(steps: int, window: int, why: str)
     assert make_learner(make_sae("topk"), steps=steps).plan.dead_window == window, why
 
 
-@pytest.mark.parametrize(("revival", "part"), [("repoint", 20), ("auxk", 10), ("resample", 10)])
-def test_features_that_are_repointed_are_dead_sooner(revival: str, part: int):
-    assert make_learner(make_sae("topk"), steps=100, revival=revival).plan.dead_window == 100 * BATCH // part
+@pytest.mark.parametrize(
+    ("architecture", "revival", "part"),
+    [("topk", "repoint", 20), ("topk", "auxk", 10), ("topk", "resample", 10), ("standard", "repoint", 10)],
+)
+def test_features_that_are_repointed_are_dead_sooner(architecture: str, revival: str, part: int):
+    plan = make_learner(make_sae(architecture), steps=100, revival=revival, k=4).plan
+    assert plan.dead_window == 100 * BATCH // part
 
 
 # -- dead features ----------------------------------------------------------------------------------------------------
