@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +227,8 @@ def attach_all(
     sites.check()
     passes_of_layers: dict[int, Any] = {}  # of what stands at several places and remembers a pass
     saes = {
-        name: sae.of_a_context(passes_of_layers) if hasattr(sae, "of_a_context") else sae for name, sae in saes.items()
+        name: cast(Any, sae).of_a_context(passes_of_layers) if hasattr(sae, "of_a_context") else sae
+        for name, sae in saes.items()
     }
     with sites.passes(wrapper=model) as passes, ExitStack() as stack:
         record = CallRecord(inner, passes, prompt_length, wrapper=model)

@@ -1,14 +1,23 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from hfsae.interruption import Interruption
 
 
+@pytest.fixture
+def heard(number) -> Iterator[None]:
+    """Under nohup a test's process ignores SIGHUP."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_only_asks_to_stop(number, caplog):
+def test_the_first_signal_only_asks_to_stop(number, heard, caplog):
     with Interruption() as interruption:
         assert not interruption.requested
         signal.raise_signal(number)  # in this thread: another may be late

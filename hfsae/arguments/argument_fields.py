@@ -133,7 +133,8 @@ def plain_value(option: Field, value: Any) -> Any:
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return None
-    return value if type(value) in (int, float) else float(value)
+    # An int stays one, however large.
+    return value if isinstance(value, int) else float(value)
 
 
 def _whole_number(value: Any) -> int | None:
