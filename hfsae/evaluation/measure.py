@@ -111,7 +111,9 @@ def _reconstruct(
     """Adds to a measurement's sums what needs no prediction; its reconstructions (N, d) of the tokens that count."""
     target = counted(activations[measurement.target], batch, measurement.target).to(measurement.device)
     read = _read(measurement, activations, batch)
-    for rows_there, places in ((target, (measurement.target,)), (read, measurement.sources)):
+    # What an autoencoder reads is its target: such rows are asked about once.
+    rows_by_places = {tuple(measurement.sources): read, (measurement.target,): target}
+    for places, rows_there in rows_by_places.items():
         refuse_non_finite(rows_there, f"the language model's activations at {' and '.join(map(str, places))}")
     output = measurement.reconstruct(read)
     assert output.reconstruction is not None and output.features is not None
