@@ -112,7 +112,7 @@ def _reconstruct(
     target = counted(activations[measurement.target], batch, measurement.target).to(measurement.device)
     read = _read(measurement, activations, batch)
     # What an autoencoder reads is its target: such rows are asked about once.
-    rows_by_places = {tuple(measurement.sources): read, (measurement.target,): target}
+    rows_by_places = {measurement.sources: read, (measurement.target,): target}
     for places, rows_there in rows_by_places.items():
         refuse_non_finite(rows_there, f"the language model's activations at {' and '.join(map(str, places))}")
     output = measurement.reconstruct(read)
