@@ -26,6 +26,7 @@ PLAIN = {
     "connection",
     "differences",
     "failures",
+    "finite_numbers",
     "guests",
     "host_memory",
     "in_use",
@@ -48,7 +49,7 @@ RUN = {"arguments", "parallel", "inputs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(PLAIN | {"versions", "model_cards", "model_classes", "command_line", "hooks", "webpage"}, set()),
     "model_kwargs": {"suggestions"},
-    "functional": {"notebook"},
+    "functional": {"finite_numbers", "notebook"},
     "configuration": {"notebook", "suggestions"},
     "data": {"hooks", *PLAIN},
     "autoencoder": COMPUTING - {"autoencoder"},

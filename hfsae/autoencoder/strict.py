@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from hfsae.configuration import SAEConfig
+from hfsae.finite_numbers import all_finite
 
 
 def refuse_other_models(config: Any, source: str | os.PathLike) -> None:
@@ -69,9 +70,8 @@ def refuse_unusable(source: str | os.PathLike, sae: PreTrainedModel) -> None:
     for name, tensor in [*sae.named_parameters(), *sae.named_buffers()]:
         if tensor.is_meta or not tensor.is_floating_point():
             continue
-        # One reduction, which is finite where all its terms are unless it overflows.
-        if not tensor.detach().sum(dtype=torch.float32).isfinite() and not (finite := tensor.isfinite()).all():
-            bad = int(torch.count_nonzero(~finite))
+        if not all_finite(tensor):
+            bad = int(torch.count_nonzero(~tensor.isfinite()))
             raise ValueError(
                 f"{name} of {source} holds NaN or infinity, in {bad:,} of {tensor.numel():,} places: these weights "
                 "are broken. Take them from a copy or an earlier checkpoint."

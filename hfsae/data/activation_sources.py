@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfsae.data.narrow import LowPrecision
 from hfsae.data.prefetch import Prefetcher
 from hfsae.data.token_blocks import TokenBatch, TokenBlocks
+from hfsae.finite_numbers import all_finite, count_non_finite
 from hfsae.hooks import capture, width
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.gelu import fused_gelu
@@ -184,27 +185,27 @@ class _LateCheck:
     _CHUNKS = 16
 
     def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}
         self._chunks = 0
 
     def add(self, chunk: Mapping[str, Tensor]) -> None:
-        """Adds a chunk's sums to those before, and looks at them every 16 chunks."""
+        """Asks the device about a chunk, and looks at the answers every 16 chunks."""
         for name, rows in chunk.items():
-            total = rows.sum(dtype=torch.float32)
-            self._totals[name] = self._totals[name] + total if name in self._totals else total
+            finite = all_finite(rows)
+            self._finite[name] = self._finite[name] & finite if name in self._finite else finite
         self._chunks += 1
         if self._chunks < self._CHUNKS:
             return
-        for name, total in self._totals.items():
-            if not torch.isfinite(total):
+        for name, finite in self._finite.items():
+            if not finite:
                 raise NonFiniteActivationsError(
                     f"NaN or infinity at {name}, in one of the last {self._CHUNKS} batches of text: {_ADVICE}"
                 )
-        self._totals, self._chunks = {}, 0
+        self._finite, self._chunks = {}, 0
 
 
 def check_finite(chunk: Mapping[str, Tensor]) -> None:
-    """Checks a chunk with one reduction a hook point: a sum is finite exactly if all its terms are.
+    """Refuses a chunk that holds NaN or infinity, asked with one reduction a hook point.
 
     Args:
         chunk: For each hook point a tensor (rows, d).
@@ -212,10 +213,9 @@ def check_finite(chunk: Mapping[str, Tensor]) -> None:
     Raises:
         NonFiniteActivationsError: If there is NaN or infinity, naming the hook point.
     """
-    sums = {name: rows.sum(dtype=torch.float32) for name, rows in chunk.items()}
-    for name, total in sums.items():
-        if not torch.isfinite(total):
-            bad = int((~torch.isfinite(chunk[name])).any(dim=1).sum())
+    for name, rows in chunk.items():
+        if not all_finite(rows):
+            bad = count_non_finite(rows)
             raise NonFiniteActivationsError(
-                f"NaN or infinity at {name}, in {bad} of {len(chunk[name])} rows of {chunk[name].dtype}: {_ADVICE}"
+                f"NaN or infinity at {name}, in {bad} of {len(rows)} rows of {rows.dtype}: {_ADVICE}"
             )

@@ -1,6 +1,8 @@
 """Refusing NaN and infinity where they would become a figure or a threshold without an error."""
 
-from torch import Tensor, float32
+from torch import Tensor
+
+from hfsae.finite_numbers import all_finite, count_non_finite
 
 
 def refuse_non_finite(rows: Tensor, called: str) -> None:
@@ -13,7 +15,6 @@ def refuse_non_finite(rows: Tensor, called: str) -> None:
     Raises:
         ValueError: With how many rows are such.
     """
-    # One reduction, which is finite where all its terms are unless it overflows.
-    if not rows.sum(dtype=float32).isfinite() and (bad := int((~rows.isfinite()).any(-1).sum())):
-        n_rows = rows[..., 0].numel()
+    if not all_finite(rows):
+        bad, n_rows = count_non_finite(rows), rows[..., 0].numel()
         raise ValueError(f"{called} hold NaN or infinity in {bad} of {n_rows} rows: expected finite numbers alone.")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hfsae.data import LMActivations, NonFiniteActivationsError, TokenBlocks
-from hfsae.data.activation_sources import _LateCheck
+from hfsae.data.activation_sources import _LateCheck, check_finite
 from tests.data.tiny import language_model, llama_like, pythia_like, text_dataset
 
 HOOK_POINTS = ["resid_post.0", "resid_post.1", "mlp_out.1"]
@@ -136,6 +136,21 @@ def test_tokens_of_another_models_tokenizer_are_an_error():
 def test_an_unknown_hook_point_is_an_error_at_once(model):
     with pytest.raises(ValueError, match=r"resid_post\.9"):
         make_source(model, ["resid_post.9"])
+
+
+def test_finite_rows_pass_even_where_their_sum_overflows():
+    largest = torch.full((4, 3), torch.finfo(torch.float32).max)
+    check_finite({"a": largest, "b": -largest})
+    check = _LateCheck()
+    for _ in range(32):
+        check.add({"a": largest, "b": -largest})
+
+
+def test_rows_that_are_not_finite_are_counted_beside_large_ones():
+    rows = torch.full((4, 3), torch.finfo(torch.float32).max)
+    rows[1, :2] = float("-inf")
+    with pytest.raises(NonFiniteActivationsError, match="at b, in 1 of 4 rows of torch.float32"):
+        check_finite({"a": -rows[2:], "b": rows})
 
 
 def test_off_the_cpu_nan_is_found_within_sixteen_chunks():
