@@ -53,14 +53,16 @@ def _example(example: Example, texts: TokenTexts, words: Words) -> dict[str, Any
     }
 
 
-def significant(value: float) -> float:
-    """A value in four significant digits; JSON writes it as short as that."""
-    if value == 0 or not math.isfinite(value):
+def significant(value: float | None) -> float | None:
+    """A value in four significant digits; JSON writes it as short as that. None where it is no finite number."""
+    if value is None or not math.isfinite(value):
+        return None
+    if value == 0:
         return 0
     rounded = round(value, _DIGITS - 1 - math.floor(math.log10(abs(value))))
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def rounded(values: Sequence[float]) -> list[float]:
+def rounded(values: Sequence[float]) -> list[float | None]:
     """Values in four significant digits."""
     return [significant(value) for value in values]

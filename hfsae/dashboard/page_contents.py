@@ -18,6 +18,7 @@ from hfsae.analysis import Feature, FeatureCollection, FeatureMap, TokenTexts
 from hfsae.analysis.feature_types import TokenEffect
 from hfsae.analysis.plain_values import Words, feature_content, rounded, significant
 from hfsae.hub.hub_ids import without_folders
+from hfsae.webpage import as_json
 
 GROUP_SIZE = 64
 
@@ -165,7 +166,7 @@ class PageContents:
 
 def pack(content: Any) -> str:
     """JSON, compressed (zlib) and in base64: text that means nothing to HTML and JavaScript."""
-    return base64.b64encode(zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 6)).decode()
+    return base64.b64encode(zlib.compress(as_json(content).encode(), 6)).decode()
 
 
 def unpack(packed: str) -> Any:
@@ -193,8 +194,8 @@ def _compared(compared: Compared | None, texts: TokenTexts) -> dict[str, Any]:
         {
             "name": source.name,
             "norm": significant(source.norm),
-            "error": None if source.error is None else significant(source.error),
-            "reconstruction": None if source.reconstruction is None else significant(source.reconstruction),
+            "error": significant(source.error),
+            "reconstruction": significant(source.reconstruction),
             "promoted": [texts([token])[0] for token, _ in source.promoted],
         }
         for source in compared.sources

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from hfsae.serving.playground import Playground
 from hfsae.serving.questions import BusyError
-from hfsae.webpage import as_data, asset, render_html
+from hfsae.webpage import as_data, as_json, asset, render_html
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.playground.trace(asked.get("text"))
         else:
             raise _Refused(HTTPStatus.NOT_FOUND, "questions go to /read, /generate and /trace")
-        return json.dumps(answer).encode(), _JSON
+        return as_json(answer).encode(), _JSON
 
     def _question(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")

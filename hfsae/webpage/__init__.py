@@ -8,6 +8,8 @@ digests, and fetch nothing. `assets/` holds the style, and the scripts that buil
 import base64
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -15,9 +17,25 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 
+def as_json(content: Any) -> str:
+    """JSON that browsers read, in ASCII. It has no word for NaN and infinity: they are null, and pages say "not known"."""
+    try:
+        return json.dumps(content, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(content), separators=(",", ":"), allow_nan=False)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def as_data(content: Any) -> str:
-    """JSON that may stand in a script element: it holds no `<`, and nothing that is not ASCII."""
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON that may stand in a script element: as `as_json`, and it holds no `<`."""
+    return as_json(content).replace("<", "\\u003c")
 
 
 def render_html(

@@ -90,6 +90,17 @@ def test_examples_come_from_a_collection(tmp_path: Path):
         graph().write_page(tmp_path / "graph.htm")
 
 
+def unknown() -> Graph:
+    """A graph of which two figures are no numbers."""
+    return replace(graph(), exactness=replace(graph().exactness, features=float("nan"), logits=float("inf")))
+
+
+def test_a_figure_that_is_no_number_is_no_zero(tmp_path: Path):
+    figures = content_of(unknown().write_page(tmp_path / "graph.html"))["figures"]
+    assert figures["error_features"] is None and figures["error_logits"] is None
+    assert figures["replacement"] == pytest.approx(graph().replacement_score, rel=1e-3)
+
+
 def test_nothing_of_the_data_can_become_markup(tmp_path: Path):
     page = written(tmp_path).read_text("utf-8")
     assert page.count("</script>") == 2 and "window.hacked=1</script>" not in page
@@ -160,6 +171,17 @@ def test_a_node_that_is_chosen_shows_what_makes_it_and_what_it_goes_into(page):
 
 def content_nodes(page) -> list[dict[str, Any]]:
     return json.loads(page.text_content("#content"))["nodes"]
+
+
+@pytest.mark.slow
+def test_a_figure_that_is_no_number_is_said_to_be_unknown(browser, tmp_path: Path):
+    opened, errors = browser.new_page(), []
+    opened.on("pageerror", lambda error: errors.append(error))
+    opened.goto(unknown().write_page(tmp_path / "graph.html").as_uri())
+    opened.wait_for_selector("#panel h2")
+    facts = opened.eval_on_selector_all("#panel dl > div", "pairs => pairs.map(pair => pair.textContent)")
+    assert {"relative error of sumsnot known", "logits differ bynot known"} <= set(facts) and errors == []
+    opened.close()
 
 
 @pytest.mark.slow

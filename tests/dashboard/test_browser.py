@@ -56,7 +56,8 @@ def pages(tmp_path_factory) -> Path:
     layout = feature_map(hostile().sae, collection().features[collection().densities > 0])
     shown: dict[str, Any] = {"title": ATTACK, "labels": {3: ATTACK, **WRITTEN}, "prompts": prompts, "layout": layout}
     (place / "report.html").write_text("<h1>the report</h1>")
-    shown |= {"measured": [MeasuredFigure("L0", 32.0, "10 – 100")], "links": {ATTACK: place / "report.html"}}
+    measured = [MeasuredFigure("L0", 32.0, "10 – 100"), MeasuredFigure("Loss recovered", float("nan"))]
+    shown |= {"measured": measured, "links": {ATTACK: place / "report.html"}}
     pairs = {feature: (39 - feature, 0.5) for feature in range(1, 40)}
     shown["matches"] = [Matches(ATTACK, place / "other.html", pairs, 0.2), Matches("alone", None, {0: (4, 0.9)}, 0.2)]
     write_dashboard(collection(), tokenizer(), place / "other.html")
@@ -119,7 +120,7 @@ def test_the_overview_counts_measures_and_leads_to_what_lies_beside(page):
     never = int((collection().densities == 0).sum())
     facts = page.text_content(".facts-row >> nth=0")
     assert f"Living{40 - never}" in facts and f"Never fire{never}" in facts
-    assert page.text_content(".facts-row >> nth=1") == "L032healthy 10 – 100"
+    assert page.text_content(".facts-row >> nth=1") == "L032healthy 10 – 100Loss recoverednot known"
     link = page.locator(".beside a")
     assert link.text_content() == ATTACK
     link.click()

@@ -65,6 +65,16 @@ def test_data_cannot_end_its_script_and_is_not_changed(content):
     assert "<" not in written and written.isascii() and json.loads(written) == content
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_finite_number_is_null_as_json_has_no_word_for_it(value):
+    def unknown(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    content = {"a": [1.5, {"b": value}], "c": (value, "NaN", None, True, 3)}
+    told = json.loads(as_data(content), parse_constant=unknown)
+    assert told == {"a": [1.5, {"b": None}], "c": [None, "NaN", None, True, 3]}
+
+
 @pytest.mark.parametrize("files_beside", [False, True])
 def test_the_policy_allows_our_script_and_style_alone(files_beside):
     page = Elements(render_page("x", {}, [], files_beside))

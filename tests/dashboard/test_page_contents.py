@@ -74,3 +74,9 @@ def test_packing_keeps_everything(content):
 def test_four_digits_are_kept(value):
     assert significant(value) == pytest.approx(value, rel=5e-4, abs=1e-300)
     assert len(f"{significant(value):.15g}".replace("-", "").replace(".", "").split("e")[0].strip("0")) <= 4
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_known_is_no_zero(value):
+    assert significant(value) is None
+    assert unpack(pack({"effects": [["w", value]]})) == {"effects": [["w", None]]}

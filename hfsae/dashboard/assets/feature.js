@@ -119,14 +119,13 @@ function statistics(entry, data) {
 /** Of a crosscoder: what each of its sources has of the feature. */
 function sourcesSection(data) {
   if (!data.sources) return null;
-  const known = (value) => (value === null ? "–" : figure(value));
   const head = ["", "Decoder norm", "In its error (β)", "In its reconstruction (β)", "Makes likelier"];
   const row = (source) =>
     element(
       "tr",
       {},
       element("th", { scope: "row" }, source.name),
-      [figure(source.norm), known(source.error), known(source.reconstruction)].map((value) => element("td", {}, value)),
+      [source.norm, source.error, source.reconstruction].map((value) => element("td", {}, figure(value))),
       element("td", { class: "tokens" }, source.promoted.length ? source.promoted.map(tokenSign) : "–"),
     );
   const names = element("tr", {}, head.map((name) => element("th", { scope: "col" }, name)));

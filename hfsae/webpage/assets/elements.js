@@ -29,8 +29,12 @@ function say(text) {
 
 const count = (value) => value.toLocaleString("en");
 
+// What stands in the place of a figure that is none.
+const NOT_KNOWN = "not known";
+
 /** Three significant digits. */
 function figure(value) {
+  if (value === null) return NOT_KNOWN;
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1000) return Math.round(value).toLocaleString("en");
@@ -40,6 +44,7 @@ function figure(value) {
 
 /** A share as a percentage. */
 function percent(share) {
+  if (share === null) return NOT_KNOWN;
   const value = share * 100;
   if (value === 0) return "0%";
   const rounded = Number(value.toPrecision(value >= 10 ? 3 : 2));
