@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 
 def as_json(content: Any) -> str:
-    """JSON that browsers read, in ASCII. It has no word for NaN and infinity: they are null, and pages say "not known"."""
+    """JSON that browsers read, in ASCII. NaN and infinity have no word in it: they are null, shown as "not known"."""
     try:
         return json.dumps(content, separators=(",", ":"), allow_nan=False)
     except ValueError:
