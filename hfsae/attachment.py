@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -314,20 +315,40 @@ def refuse_unnamed(saes: object) -> None:
             f"SAEs are given by name, such as {{'mine': sae}} or load_saes(folder); got {type(saes).__name__}."
         )
     for name, sae in saes.items():
-        if not isinstance(getattr(sae, "config", None), SAEConfig):
-            raise TypeError(f"{name!r} is a {type(sae).__name__}, no SAE.")
+        refuse_no_sae(sae, repr(name) if name != _ALONE else "what is given as SAE")
 
 
-def refuse_swapped(sae: object, model: object) -> None:
-    """Refuses what is no SAE where one is expected, and an SAE where its language model is expected.
+def refuse_no_sae(sae: object, called: str = "what is given as SAE") -> None:
+    """Refuses what is no SAE where one is expected, such as its name.
+
+    Args:
+        sae: What is given.
+        called: What the message calls it.
 
     Raises:
         TypeError: With what was given.
+    """
+    if not isinstance(getattr(sae, "config", None), SAEConfig):
+        known = ": load it with SAE.from_pretrained" if isinstance(sae, str | PathLike) else ""
+        raise TypeError(f"{called} is a {type(sae).__name__}, no SAE{known}.")
+
+
+def refuse_swapped(sae: object, model: object) -> None:
+    """Refuses what is no SAE where one is expected, and what is no language model where one is expected.
+
+    Args:
+        sae: What is given as SAE.
+        model: What is given as its language model; a wrapper around one is one.
+
+    Raises:
+        TypeError: With what was given.
+        ValueError: For a wrapper that hooks do not reach, as `inner_model`.
     """
     is_sae, is_other = (isinstance(getattr(given, "config", None), SAEConfig) for given in (sae, model))
     if not is_sae or is_other:
         given = f"a {type(sae).__name__} as SAE and a {type(model).__name__} as language model"
         raise TypeError(f"got {given}: expected an SAE and its language model, each in its own place.")
+    inner_model(model)  # or says what is wrong
 
 
 def _unchanged(features: SparseFeatures) -> SparseFeatures:

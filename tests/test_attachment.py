@@ -7,14 +7,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae import SAE, TopKSAEConfig
-from hfsae.analysis import collect_features, feature_effects, logit_effects
+from hfsae import SAE, TopKSAEConfig, diff, steering_report, trace
+from hfsae.analysis import (
+    ablate,
+    collect_features,
+    export_delphi,
+    feature_activations,
+    feature_effects,
+    find_max_activating_examples,
+    logit_effects,
+    read_sequences,
+    steer,
+)
 from hfsae.attachment import attach, attach_all, refuse_swapped
+from hfsae.dashboard import read_prompts
 from hfsae.evaluation import evaluate_sae, evaluate_saes, evaluate_together
 from hfsae.evaluation.self_check import self_check
 from hfsae.functional import SparseFeatures
 from hfsae.hooks import HookPointError
-from hfsae.meaning import contrast
+from hfsae.meaning import contrast, passage_features
+from hfsae.serving import Playground
+from hfsae.serving.playground import ServedSAE
+from hfsae.steering import steer_model, text_effects
 from hfsae.tables.written import featurize
 from tests.analysis import tiny
 from tests.data.tiny import llama_like
@@ -487,10 +501,32 @@ def test_what_stands_in_the_place_of_the_other_is_refused():
         lambda a, b, *_: logit_effects(a, b),
         lambda a, b, tokenizer, folder: featurize(a, b, tokenizer, ["w1 w2"], folder / "features.parquet"),
         lambda a, b, tokenizer, _: contrast(a, b, tokenizer, ["w1", "w2", "w3"], ["w4", "w5", "w6"]),
+        lambda a, b, *_: attach(b, a).__enter__(),
+        lambda a, b, *_: steer(b, a, {1: 1.0}).__enter__(),
+        lambda a, b, *_: ablate(b, a, [1]).__enter__(),
+        lambda a, b, tokenizer, folder: steer_model(b, a, {1: 1.0}, folder / "steered", tokenizer=tokenizer),
+        lambda a, b, tokenizer, _: steering_report(b, a, 1, ["w1 w2"], tokenizer=tokenizer),
+        lambda a, b, tokenizer, _: text_effects(b, a, ["w1 w2"], {}, tokenizer=tokenizer),
+        lambda a, b, tokenizer, _: next(read_sequences(a, b, tokenizer, ["w1 w2"])),
+        lambda a, b, tokenizer, _: feature_activations(a, b, tokenizer, ["w1 w2"], [1]),
+        lambda a, b, tokenizer, _: find_max_activating_examples(a, b, tokenizer, ["w1 w2"], 1),
+        lambda a, b, tokenizer, _: read_prompts(a, b, tokenizer, ["w1 w2"]),
+        lambda a, b, tokenizer, _: passage_features(a, b, tokenizer, None, "w1 w2"),  # type: ignore[arg-type]
+        lambda a, b, tokenizer, folder: export_delphi(a, b, tokenizer, ["w1 w2"], folder / "delphi"),
+        lambda a, b, tokenizer, _: diff(a, b, ["w1 w2"], tokenizer),
+        lambda a, b, tokenizer, _: Playground({"mine": ServedSAE(a, None)}, b, tokenizer),  # type: ignore[arg-type]
+        lambda a, b, tokenizer, _: trace(b, {"mine": a}, "w1 w2", tokenizer=tokenizer),
     ],
 )
 def test_an_sae_and_a_model_in_the_wrong_order_are_refused_in_a_sentence(call, tmp_path):
     sae, model, tokenizer = tiny.setting()
-    with pytest.raises(TypeError, match="no SAE|expected an SAE"):
+    with pytest.raises(TypeError, match="no SAE|expected an SAE|language model comes first"):
         call(model, sae, tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
+    for given in (sae.config, "runs/tiny", tokenizer):
+        with pytest.raises(TypeError, match="no SAE|expected an SAE"):
+            call(given, model, tokenizer, tmp_path)
+    for given in ("gpt2", tokenizer, model.config):
+        with pytest.raises(TypeError, match="expected a Hugging Face language model"):
+            call(sae, given, tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from hfsae.analysis.document_sequences import Documents, DocumentSequenceReader
 from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.analysis.token_text import TokenTexts
 from hfsae.analysis.weights import chosen_features
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
 
@@ -75,6 +76,7 @@ def read_sequences(
     Raises:
         ValueError, TypeError, HookPointError: As `collect_features`.
     """
+    refuse_swapped(sae, model)
     chosen = chosen_features(sae, features)
     reader, texts = FeatureReader(sae, model, None if features is None else chosen), TokenTexts(tokenizer)
     pieces = DocumentSequenceReader(sae.config, model, tokenizer, context_length=context_length, batch_size=batch_size)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hfsae.analysis.document_sequences import Documents, as_dataset
 from hfsae.analysis.feature_reader import FeatureReader
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBlocks
 from hfsae.evaluation.text_batches import reading_of
@@ -76,6 +77,7 @@ def export_delphi(
     Raises:
         ValueError: If there is not one whole row of text, `n_splits` is impossible, or the SAE does not fit the model.
     """
+    refuse_swapped(sae, model)
     n_features = sae.config.n_features
     if not 1 <= n_splits <= n_features:
         raise ValueError(f"n_splits is {n_splits}, expected 1 to {n_features}.")

@@ -16,6 +16,7 @@ from hfsae.data import TokenBatch, find_document_column
 from hfsae.data.document_column import DocumentColumn
 from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
 from hfsae.data.left_out import LeftOut
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 from hfsae.processes import refuse_no_process
@@ -75,6 +76,7 @@ class DocumentSequenceReader:
         batch_size: int = 32,
     ):
         refuse_without_ids(model)
+        refuse_no_tokenizer(tokenizer)
         for name, given in (("context_length", context_length), ("batch_size", batch_size)):
             if given is not None and given < 1:
                 raise ValueError(f"{name} must be positive, got {given}.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hfsae.analysis.collection import FeatureCollection
 from hfsae.analysis.feature_types import Feature
 from hfsae.analysis.weights import chosen_features
-from hfsae.attachment import AttachedSAE, attach
+from hfsae.attachment import AttachedSAE, attach, refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
 from hfsae.hooks.calls import Call
@@ -75,6 +75,7 @@ def steer(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(map(repr, get_args(Mode)))}.")
+    refuse_swapped(sae, model)
     features = chosen_features(sae, list(strengths), once=True)
     values = torch.tensor(
         [strength * activation_units(sae, feature, maxima) for feature, strength in strengths.items()],
@@ -124,6 +125,7 @@ def ablate(
         >>> with torch.no_grad(), ablate(model, sae, [17]):  # doctest: +SKIP
         ...     logits = model(**sae.tokenize("def main(")).logits
     """
+    refuse_swapped(sae, model)
     chosen = chosen_features(sae, features, once=True)
     with _edited(model, sae, chosen, torch.zeros_like, positions, tokenizer, prompt_length, keep_error) as run:
         yield run

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +32,7 @@ class TokenTexts:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        refuse_no_tokenizer(tokenizer)
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
         ids: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # type: ignore[assignment]

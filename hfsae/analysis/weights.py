@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfsae.analysis.never_trained import all_but, ruled_out, untrained_tokens
-from hfsae.attachment import refuse_swapped
+from hfsae.attachment import refuse_no_sae, refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import splice
@@ -260,6 +260,7 @@ def chosen_features(sae: SparseAutoencoder, features: Sequence[int] | Tensor | N
         ValueError: If there is none, or one that the SAE does not have, or a mask of another length. Likewise for a
             feature that is named twice.
     """
+    refuse_no_sae(sae)
     n_features = sae.config.n_features
     if features is None:
         return torch.arange(n_features)

@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from hfsae.data.document_column import MESSAGE_KEYS, DocumentColumn
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,11 +105,13 @@ class DocumentEncoder:
 
 def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer's chat template marks what the assistant says (`{% generation %}`)."""
+    refuse_no_tokenizer(tokenizer)
     return tokenizer.chat_template is not None and bool(_GENERATION_TAG.search(tokenizer.get_chat_template()))
 
 
 def text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
     """Encodes strings, without any special tokens around them."""
+    refuse_no_tokenizer(tokenizer)
     # A copy of our own: a fast tokenizer that two threads use at once fails with "Already borrowed".
     tokenizer = copy.deepcopy(tokenizer)
 

@@ -20,6 +20,7 @@ from hfsae.data.encoding import (
 )
 from hfsae.data.left_out import LeftOut
 from hfsae.data.packing import Packer
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class TokenBlocks:
                 "a tokenizer is needed to tokenise text and to know special tokens; without one, "
                 "give token ids and pass exclude_special_tokens=False and no prepend_bos"
             )
+        if tokenizer is not None:
+            refuse_no_tokenizer(tokenizer)
         if prepend_bos and bos_token_id(tokenizer) is None:
             raise ValueError("prepend_bos=True needs a tokenizer with a BOS or CLS token; this one has none")
         self.context_length = context_length

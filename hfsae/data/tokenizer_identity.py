@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 _OF_THE_LAST_CALL = ("padding", "truncation")
 
 
+def refuse_no_tokenizer(tokenizer: object) -> None:
+    """Refuses what is no tokenizer where one is needed, such as its name, a language model or a processor.
+
+    Raises:
+        TypeError: With what was given.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inside = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+        found = "its own, tokenizer" if inside else "AutoTokenizer.from_pretrained(name)"
+        raise TypeError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}: pass {found}.")
+
+
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A digest of a tokenizer's rules, vocabulary, special tokens and chat template.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_no_sae, refuse_swapped
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.diffing.classes import Thresholds
 from hfsae.diffing.model_diff import ModelDiff
@@ -65,6 +66,10 @@ def diff(
         >>> found.counts()["tuned-only"], found.of("tuned-only")[:3]  # doctest: +SKIP
         (12, [401, 17, 230])
     """
+    if model is None:
+        refuse_no_sae(sae)
+    else:
+        refuse_swapped(sae, model)
     config: Any = sae.config
     if not config.is_crosscoder or len(config.source_names) < 2:
         raise ValueError("only a crosscoder of several sources is compared: train one with architecture='crosscoder'.")

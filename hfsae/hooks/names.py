@@ -112,6 +112,8 @@ def expand_hook_points(
     Raises:
         HookPointError: As for `resolve_hook_point`, and if `names` is empty.
     """
+    if not callable(getattr(model, "get_submodule", None)):
+        raise TypeError(f"hook points are places in a model, got a {type(model).__name__}: load the model first.")
     asked = [names] if isinstance(names, str | HookPoint) else list(names)
     if not asked:
         raise HookPointError("no hook point was named")

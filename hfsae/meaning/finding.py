@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis import FeatureCollection, TokenTexts
 from hfsae.analysis.document_sequences import DocumentSequenceReader
 from hfsae.analysis.feature_reader import FeatureReader
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional.precision import own_precision
 from hfsae.identity import Identity
@@ -85,6 +86,7 @@ def passage_features(
         NothingCountsError: If no token of the passage counts, as of a single word at position 0.
         ValueError: If the collection is of another SAE, or a number is impossible.
     """
+    refuse_swapped(sae, model)
     refuse_bad_numbers(prior, top)
     if (unlike := Identity.of(sae).unlike(vars(collection.about))) is not None:
         raise ValueError(f"these features were collected of {unlike}: run collect_features on this SAE.")

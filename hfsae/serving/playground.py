@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from hfsae.analysis import FeatureCollection, TokenTexts, steer
 from hfsae.analysis.plain_values import significant
 from hfsae.analysis.prompt_page import read_prompts
+from hfsae.attachment import refuse_swapped
 from hfsae.circuits import trace
 from hfsae.circuits.replacement import is_copied
 from hfsae.circuits.tracing import why_untraceable
@@ -116,6 +117,10 @@ class Playground:
     def __post_init__(self) -> None:
         if not self.saes:
             raise ValueError("there is no SAE to serve.")
+        for name, one in self.saes.items():
+            if not isinstance(one, ServedSAE):
+                raise TypeError(f"{name!r} is a {type(one).__name__}: expected a ServedSAE(sae, collection).")
+            refuse_swapped(one.sae, self.model)
         self._questions = Questions(self.limits.seconds)
         self._texts = TokenTexts(self.tokenizer)
         self._graphs: dict[int, bytes] = {}

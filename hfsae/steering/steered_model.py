@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from hfsae.analysis import FeatureCollection, TokenTexts, steer
 from hfsae.analysis.interventions import activation_units
 from hfsae.analysis.weights import chosen_features
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.left_out import in_words
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import Text
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.identity import weights_sha256
@@ -110,6 +112,8 @@ def steer_model(
         >>> steer_model(model, sae, {17: 2.0}, "steered", tokenizer=tokenizer, maxima=collection)  # doctest: +SKIP
         >>> AutoModelForCausalLM.from_pretrained("steered")  # doctest: +SKIP
     """
+    if tokenizer is not None:
+        refuse_no_tokenizer(tokenizer)
     place_to_write = Path(output)
     point, place, form = found_place(model, sae, list(strengths), place_to_write, form)
     vector, units = steering_vector(sae, strengths, maxima)
@@ -165,6 +169,7 @@ def found_place(
         ValueError: For unknown features, a wrapper, an adapter, or an impossible form.
         FileExistsError: If the folder holds something.
     """
+    refuse_swapped(sae, model)
     _refuse_what_is_there(output)
     if form not in get_args(Form):
         raise ValueError(f"form is {form!r}, expected one of {', '.join(map(repr, get_args(Form)))}.")

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from hfsae.analysis import FeatureCollection, TokenTexts, logit_effects, steer
 from hfsae.analysis.interventions import activation_units
 from hfsae.analysis.weights import chosen_features
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.evaluation.text_batches import Text, read_batches
 from hfsae.functional.precision import own_precision
@@ -183,6 +184,7 @@ def steering_report(
         >>> report.usable_range()  # doctest: +SKIP
         (1.0, 3.0)
     """
+    refuse_swapped(sae, model)
     chosen_features(sae, [feature])
     for name, count in (("n_prompts", n_prompts), ("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
         if count < 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.losses import without_impossible
@@ -114,6 +115,7 @@ def text_effects(
     Raises:
         ValueError: If the text holds no token that counts, or the model does not predict the next token.
     """
+    refuse_swapped(sae, model)
     batches = read_batches(data, tokenizer, model, {"": sae.config}, max_tokens=max_tokens, batch_size=batch_size)
     with evaluating(model):
         predictions = predictions_of(model, batches[0])

@@ -22,6 +22,7 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name, config_class_of
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data import RowSource
+from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.hooks import HookPointError, inner_model
 from hfsae.hooks.limits import refuse_without_ids
 from hfsae.in_model import SAEHookPoints, names_of
@@ -58,6 +59,8 @@ class UserInputs:
         for model in self.model.values() if isinstance(self.model, Mapping) else [self.model]:
             if model is not None and not isinstance(model, str):
                 inner_model(model)  # or says what is wrong
+        if self.tokenizer is not None:
+            refuse_no_tokenizer(self.tokenizer)
         if self.activations is not None and (self.model is not None or self.train_dataset is not None):
             raise ValueError(TWO_SOURCES)
 

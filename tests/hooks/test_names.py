@@ -16,6 +16,7 @@ from hfsae.hooks import (
     transformer_lens_name,
 )
 from hfsae.hooks.decoder_blocks import transformer_lens_places
+from hfsae.hooks.width import width
 from tests.hooks.families import FAMILIES, SMALL, build
 from tests.hooks.model_types import text_ids, tiny_model
 from tests.older import OLDER_TRANSFORMERS, skipping_unknown_models
@@ -249,3 +250,9 @@ def test_a_selection_that_makes_no_sense_says_why(name, message):
 def test_one_place_cannot_be_asked_for_by_a_name_for_many(name):
     with pytest.raises(HookPointError, match="resolve_hook_points"):
         resolve_hook_point(build("gpt2"), name)
+
+
+def test_the_name_of_a_model_has_no_places():
+    for found in (resolve_hook_point, resolve_hook_points, width):
+        with pytest.raises(TypeError, match="hook points are places in a model, got a str: load the model first"):
+            found("gpt2", "resid_post.1")  # type: ignore[arg-type]
