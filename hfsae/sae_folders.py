@@ -46,6 +46,18 @@ def sae_folders(source: str | os.PathLike, revision: str | None = None, token: s
     return folders_among(HfApi(token=token).list_repo_files(str(source), revision=revision))
 
 
+def weights_alone(root: Path) -> list[str]:
+    """The folders of a directory that hold weights and no config: an SAE of which a part is gone; `"."` for the root.
+
+    Example:
+        >>> weights_alone(Path("runs/gpt2"))  # doctest: +SKIP
+        ['resid_post.8']
+    """
+    folders = {path.parent for path in root.rglob("model*.safetensors")}
+    names = {folder.relative_to(root).as_posix() for folder in folders if not (folder / CONFIG_FILE).is_file()}
+    return sorted((name for name in names if not is_unfinished(name)), key=natural_order)
+
+
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names that a shell pattern fits, in which `*` also stands for what is in folders below."""
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]

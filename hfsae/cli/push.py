@@ -1,5 +1,6 @@
 """`hfsae push`: publishes a saved SAE, a folder of many, or a steered model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +38,10 @@ def run(
 ) -> int:
     """Pushes, and prints where to."""
     from hfsae.hub import push_saes
-    from hfsae.sae_folders import sae_folders
+    from hfsae.sae_folders import CONFIG_FILE, sae_folders, weights_alone
     from hfsae.saved.sets import find_set
     from hfsae.steering.steered_card import is_steered
+    from hfsae.sweeps.sweep_results import RESULTS_JSON, lost_of_sweep
 
     place = Path(folder)
     if not place.is_dir():
@@ -57,11 +59,18 @@ def run(
             raise ValueError(f"{place} is a steered model: --subfolder, --dashboard and --collection are of SAEs.")
         return _push_steered(place, repo, license, where)
     names = sae_folders(place)
+    if half := weights_alone(place):
+        raise ValueError(
+            f"{place} has weights without their {CONFIG_FILE} in {', '.join(half)}: write or download these SAEs "
+            "again, or take their folders away."
+        )
     if not names:
         raise ValueError(f"{place} holds no SAE (no config.json): save one there with sae.save_pretrained.")
     whole = None if subfolder else find_set(place)
     if whole is not None:
         whole.refuse_missing()
+    if gone := lost_of_sweep(place, names):
+        print(f"not here, and so not pushed: {', '.join(gone)}, of which {RESULTS_JSON} tells", file=sys.stderr)
     if dashboard:
         from hfsae.dashboard import ensure_dashboard
 

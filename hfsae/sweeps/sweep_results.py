@@ -11,6 +11,7 @@ from hfsae.evaluation.metrics import names_by
 from hfsae.evaluation.pareto import FRONT_METRICS, fronts
 from hfsae.failures import warn_on_failure
 from hfsae.saving import files_at_once, write_json
+from hfsae.storage import read_json
 from hfsae.training.output import TrainOutput
 
 RESULTS_JSON, RESULTS_CSV, PARETO_PLOT = "results.json", "results.csv", "pareto.png"
@@ -92,6 +93,25 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         mark = [" *"] if row["name"] in front else []
         lines.append(" ".join([f"{row['name']:<{wide}}", *(f"{figure:>10}" for figure in figures), *mark]))
     return "\n".join(lines)
+
+
+def lost_of_sweep(folder: Path, names: Sequence[str]) -> list[str]:
+    """The SAEs that a sweep's results tell of and a folder lacks; none where it holds no results.
+
+    Args:
+        folder: What a sweep wrote.
+        names: The SAEs that it holds, each by its folder; a sweep in groups has those of a group in one.
+
+    Raises:
+        DamagedFileError: If the results cannot be read.
+    """
+    if not (folder / RESULTS_JSON).is_file():
+        return []
+    rows = read_json(folder / RESULTS_JSON).get("saes")
+    told = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    whole = [str(row.get("name")) for row in told if row.get("part_of") is None]
+    there = {name.rpartition("/")[2] for name in names}
+    return [name for name in whole if name not in there]
 
 
 def write_results(rows: list[dict[str, Any]], folder: Path) -> None:

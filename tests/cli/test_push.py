@@ -1,9 +1,15 @@
 """`hfsae push`, from the command line's own entry."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from hfsae import SAE, list_saes
 from hfsae.cli import main
+from hfsae.saving import write_json
 from tests.hub.conftest import make
 
 
@@ -47,3 +53,31 @@ def test_mistakes_are_one_line_and_name_no_token(hub, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["push", str(tmp_path / "empty"), "tester/small"]) == 1
     assert "holds no SAE" in capsys.readouterr().err
+
+
+def sweep_of_three(folder: Path) -> Path:
+    """What a sweep leaves, one SAE with a smaller one inside of it; the third lies in a group's folder."""
+    for seed, name in enumerate(("one", "two", "group-2/three")):
+        make(seed).save_pretrained(folder / name)
+    rows = [{"name": name, "part_of": None} for name in ("one", "two", "three")]
+    write_json(folder / "results.json", {"saes": [*rows, {"name": "one, first 8", "part_of": "one"}]})
+    return folder
+
+
+def test_an_sae_of_a_sweep_that_is_gone_is_told(hub, tmp_path, capsys):
+    folder = sweep_of_three(tmp_path / "sweep")
+    assert main(["push", str(folder), "tester/sweep"]) == 0 and not capsys.readouterr().err
+    shutil.rmtree(folder / "two")
+    assert main(["push", str(folder), "tester/rest"]) == 0
+    assert capsys.readouterr().err == "not here, and so not pushed: two, of which results.json tells\n"
+    assert [entry.name for entry in list_saes("tester/rest")] == ["group-2/three", "one"]
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_half_an_sae_is_refused_before_anything_is_pushed(hub, tmp_path, capsys, lost):
+    folder = sweep_of_three(tmp_path / "sweep")
+    (folder / "two" / lost).unlink()
+    assert main(["push", str(folder), "tester/sweep"]) == 1
+    assert "two" in capsys.readouterr().err
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi().model_info("tester/sweep")
