@@ -30,6 +30,7 @@ from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
 from hfsae.inputs.compared_models import compares, models_of
+from hfsae.inputs.starts import as_started
 from hfsae.kl_finish.finish import refuse_kl_finish
 from hfsae.language_model import Origin, origin_config
 from hfsae.model_classes import without_weights
@@ -248,7 +249,7 @@ def estimate(
     refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
     skeleton = planned_model(args, model)
-    arguments = {name: args.of_sae(own) for name, own in (saes or {"": {}}).items()}
+    arguments = {name: as_started(args.of_sae(own)) for name, own in (saes or {"": {}}).items()}
     refuse_unread(args.given(), list(arguments.values()))
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
     widths = {

@@ -27,12 +27,13 @@ from accelerate import PartialState
 from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_unknown
 from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_fixed_penalties, refuse_unread
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
-from hfsae.autoencoder.registry import config_class_of
+from hfsae.autoencoder.registry import architecture_name, config_class_of
 from hfsae.estimate.run_needs import estimate, free_memory, planned_model
 from hfsae.failures import warn_on_failure
 from hfsae.hooks import inner_model
 from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
+from hfsae.inputs.starts import as_started, config_at
 from hfsae.parallel.launching import launched
 from hfsae.sweeps.sweep_results import result_rows, write_results
 from hfsae.training.checkpoint import last_checkpoint
@@ -102,7 +103,7 @@ class Sweep:
                 raise ValueError(f"{where}: two SAEs are called {name!r}; give each a `name` of its own.")
             saes[name] = own
         # What does not fit shall not cost the loading of a language model.
-        arguments = {name: args.of_sae(own) for name, own in saes.items()}
+        arguments = {name: as_started(args.of_sae(own)) for name, own in saes.items()}
         refuse_unread({*args.given(), *lists}, list(arguments.values()))
         refuse_fixed_penalties(arguments)
         return cls(args, saes)
@@ -173,7 +174,7 @@ def _combinations(
         sae = _relevant(dict(zip(choices, values, strict=True)), args)
         if sae not in found:
             found.append(sae)
-    refuse_unread(own, [args.of_sae(sae) for sae in found])
+    refuse_unread(own, [as_started(args.of_sae(sae)) for sae in found])
     if "name" in entry and len(found) > 1:
         raise ValueError(f"{where}: saes: the name {entry['name']!r} is given to {len(found)} SAEs.")
     for sae in found:
@@ -182,7 +183,7 @@ def _combinations(
 
 def _relevant(own: dict[str, Any], args: SAETrainingArguments) -> dict[str, Any]:
     """Without what has no effect: λ where there is a k, k where λ has another aim, a factor beside a width."""
-    config_fields = config_class_of(own.get("architecture", args.architecture)).__dataclass_fields__
+    config_fields = config_class_of(_architecture(own, args)).__dataclass_fields__
     if "k" in config_fields:
         unused = {"target_l0", "sparsity_coefficient"}
     else:
@@ -192,12 +193,17 @@ def _relevant(own: dict[str, Any], args: SAETrainingArguments) -> dict[str, Any]
     return {name: value for name, value in own.items() if name not in unused}
 
 
+def _architecture(own: Mapping[str, Any], args: SAETrainingArguments) -> str:
+    start = own.get("init_from", args.init_from)
+    return own.get("architecture", args.architecture) if start is None else architecture_name(config_at(start))
+
+
 def _name(own: Mapping[str, Any], args: SAETrainingArguments, varying: set[str]) -> str:
     """`"topk-resid_post.1-16x-k32"`: the architecture, and what else differs between the SAEs."""
     named = (varying & own.keys()) - {"architecture"}
     order = [name for name in _SPELLED if name in named] + sorted(named - _SPELLED.keys())
     order.sort(key=lambda name: name == "seed")  # last, so that names without it are those of a setting
-    parts = [own.get("architecture", args.architecture)]
+    parts = [_architecture(own, args)]
     parts += [_SPELLED.get(name, f"{name}-{{}}").format(own[name]) for name in order]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 

@@ -220,11 +220,11 @@ def prepare_run(
     Raises:
         ValueError: If anything does not fit anything else; says what and why.
     """
-    inputs.refuse_unread(args)  # a mistake shall not cost the loading of a language model
+    loaded = with_published(inputs, args)
+    inputs.refuse_unread(args, loaded.by_name)  # a mistake shall not cost the loading of a language model
     placement = placement_of(args.sae_placement, accelerator)
     if inputs.by_name:
         placement.refuse_too_few(len(inputs.by_name))
-    loaded = with_published(inputs, args)
     refuse_kl_finish(args, accelerator.num_processes, own_activations=inputs.activations is not None)
     text_seed = args.seed if text_seed is None else text_seed
     opened = open_inputs(replace(args, seed=text_seed), loaded, accelerator)

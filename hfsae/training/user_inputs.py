@@ -30,6 +30,7 @@ from hfsae.inputs import streams
 from hfsae.inputs.activation_cache import Cache
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.fingerprints import activations_digest, text_digest, weights_digest
+from hfsae.inputs.starts import place_of
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import cached_commit
 from hfsae.modeling import SAE
@@ -85,8 +86,12 @@ class UserInputs:
         except ValueError as error:
             raise ValueError(f"SAE {name!r}: {error}") from error
 
-    def refuse_unread(self, args: SAETrainingArguments) -> None:
+    def refuse_unread(self, args: SAETrainingArguments, starts: Mapping[str, SAEInput]) -> None:
         """Refuses an unknown architecture, arguments that no SAE of the run reads, and a λ that an SAE cannot have.
+
+        Args:
+            args: The run's arguments.
+            starts: What the SAEs are made of where `with_published` has loaded what some start from, by name.
 
         Raises:
             ValueError: Names the architecture or the argument.
@@ -94,13 +99,14 @@ class UserInputs:
         each = []
         for name in self.by_name or [""]:
             item, own = self.by_name.get(name), self.arguments_of(name, args)
-            if isinstance(item, SAE | SAEConfig):
-                own = replace(own, architecture=architecture_name(config_of(item)))
+            config = config_of(start) if _is_object(start := starts.get(name)) else None  # type: ignore[arg-type]
+            if config is not None:
+                own = replace(own, architecture=architecture_name(config))
             config_class_of(own.architecture)
             try:
                 if isinstance(item, Mapping):
                     refuse_unread(item, [own])
-                refuse_fixed_penalty(own, config_of(item) if isinstance(item, SAE | SAEConfig) else None)
+                refuse_fixed_penalty(own, config)
             except ValueError as error:
                 raise ValueError(f"SAE {name!r}: {error}" if name else str(error)) from error
             each.append(own)
@@ -129,12 +135,8 @@ def _is_object(item: SAEInput | None) -> bool:
 def _published(args: SAETrainingArguments) -> SAE:
     """The SAE that `init_from` names, as the start of a new training."""
     assert args.init_from is not None
-    place, _, revision = args.init_from.partition("@")
-    subfolder = ""
-    if not os.path.isdir(place):
-        owner, repository, *rest = [*place.split("/"), ""]
-        place, subfolder = f"{owner}/{repository}", "/".join(rest).strip("/")
-    sae = SAE.from_pretrained(place, subfolder=subfolder, revision=revision or None)
+    place, where = place_of(args.init_from)
+    sae = SAE.from_pretrained(place, **where)
     config, given = sae.config, args.given()
     asked = {
         "architecture": args.architecture,
@@ -145,6 +147,13 @@ def _published(args: SAETrainingArguments) -> SAE:
         found = config.architecture if name == "architecture" else getattr(config, name)
         if name in given and value != found:
             raise ValueError(f"{name} is {value!r}, but {args.init_from} has {found!r}: leave it out, or start again.")
+    assert isinstance(args.architecture_options, dict)
+    for name, value in args.architecture_options.items():
+        if (found := getattr(config, name, None)) != value:
+            raise ValueError(
+                f"architecture_options ask for {name}={value!r}, but {args.init_from} has {found!r}: leave it out, or "
+                "load that SAE, change its config, and pass it as SAETrainer(saes=...)."
+            )
     if "k" in given and hasattr(config, "k"):
         config.k = args.k  # type: ignore[attr-defined]
     if "hook_point" in given or config.hook_point is None:
@@ -152,7 +161,7 @@ def _published(args: SAETrainingArguments) -> SAE:
     if "target_hook_point" in given:
         config.target_hook_point = args.target_hook_point
     config.metrics = config.training = None  # they are of the weights that it starts from
-    config._commit_hash = cached_commit(place, subfolder, revision)
+    config._commit_hash = cached_commit(place, where["subfolder"], where["revision"] or "")
     return sae
 
 

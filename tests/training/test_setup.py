@@ -15,7 +15,7 @@ from hfsae.training.checkpoint import claim_output_dir
 from hfsae.training.setup import prepare_run
 from hfsae.training.user_inputs import UserInputs
 from tests.data.tiny import language_model, pythia_like
-from tests.training.tiny import ARCHITECTURES, BATCH, arguments, text, trainer
+from tests.training.tiny import ARCHITECTURES, BATCH, arguments, stop_at, text, trainer
 
 
 def prepare(folder, *, resuming=False, saes=None, model=None, **options):
@@ -152,12 +152,52 @@ def test_saes_of_a_sweep_can_start_from_one_each(tmp_path, published):
     assert not torch.allclose(output.saes["anew"].W_dec, before, atol=1e-2)
 
 
+@pytest.fixture(scope="module")
+def quadratic(tmp_path_factory):
+    """A folder with a JumpReLU SAE that was trained as those of Gemma Scope 2."""
+    folder = tmp_path_factory.mktemp("quadratic")
+    options = {"architecture": "jumprelu", "architecture_options": {"sparsity": "l0_quadratic"}, "target_l0": 6.0}
+    trainer(folder, steps=60, **options).train()
+    return folder
+
+
+def test_a_penalty_is_that_of_the_sae_it_starts_from(tmp_path, quadratic):
+    """No architecture needs to be named, and λ may not be fixed where that SAE's loss cannot have it."""
+    start = {"init_from": str(quadratic)}
+    fixed = "sparsity='l0_quadratic' is the distance to a number .* give target_l0 in its place"
+    with pytest.raises(ValueError, match=fixed):
+        trainer(tmp_path, steps=2, sparsity_coefficient=1.0, **start).train()
+    with pytest.raises(ValueError, match=f"SAE 'a': {fixed}"):
+        trainer(tmp_path, steps=2, inputs={"saes": {"a": {"sparsity_coefficient": 1.0, **start}}}).train()
+    with pytest.raises(ValueError, match="ask for sparsity='l0', but .* has 'l0_quadratic': leave it out"):
+        trainer(tmp_path, steps=2, target_l0=6.0, architecture_options={"sparsity": "l0"}, **start).train()
+    assert not list(tmp_path.iterdir())
+    again = {"architecture_options": {"sparsity": "l0_quadratic"}, "target_l0": 6.0, "logging_steps": 1}
+    output = trainer(tmp_path, steps=2, learning_rate=1e-9, **again, **start).train()
+    torch.testing.assert_close(output.sae.threshold, SAE.from_pretrained(quadratic).threshold, atol=1e-6, rtol=0)
+    first = output.log_history[0]
+    # λ (mean L0 / target − 1)², whose λ rises over the first step.
+    expected = first["sparsity_coefficient"] * (first["l0"] / 6 - 1) ** 2
+    assert output.sae.config.sparsity == "l0_quadratic" and first["sparsity"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_run_from_such_an_sae_is_resumed_bit_for_bit(tmp_path, quadratic):
+    options = {"init_from": str(quadratic), "target_l0": 6.0, "steps": 12}
+    whole = trainer(tmp_path / "whole", **options).train()
+    trainer(tmp_path / "parts", callbacks=[stop_at(5)], save_steps=5, **options).train()
+    parts = trainer(tmp_path / "parts", resume_from_checkpoint="last", **options).train()
+    for name, tensor in whole.sae.state_dict().items():
+        assert torch.equal(tensor, parts.sae.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"architecture": "gated"}, "architecture is 'gated', but .* has 'batch_topk'"),
         ({"n_features": 64}, "n_features is 64, but .* has 48"),
         ({"hook_point": "mlp_act.1"}, "have 64 dimensions"),
+        ({"architecture_options": {"dense": 1}}, "ask for dense=1, but .* has None: leave it out"),
+        ({"target_l0": 5.0}, "target_l0 steers a sparsity penalty, which batch_topk has not"),
     ],
 )
 def test_what_is_asked_for_must_be_what_was_published(tmp_path, published, options, message):

@@ -1,0 +1,63 @@
+"""What is known of the SAE that training starts from (`init_from`) before its weights are read."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from hfsae.arguments.training_arguments import SAETrainingArguments
+from hfsae.autoencoder.registry import architecture_name
+from hfsae.configuration import SAEConfig
+from hfsae.loading import load_config
+
+
+def place_of(init_from: str) -> tuple[str, dict[str, Any]]:
+    """The folder or repository that `init_from` names, and where in it.
+
+    Returns:
+        The source, and `subfolder` and `revision` as `SAE.from_pretrained` takes them.
+
+    Example:
+        >>> from hfsae.inputs.starts import place_of
+        >>> place_of("org/zoo/resid_post.8/topk@v2")
+        ('org/zoo', {'subfolder': 'resid_post.8/topk', 'revision': 'v2'})
+    """
+    place, _, revision = init_from.partition("@")
+    subfolder = ""
+    if not os.path.isdir(place):
+        owner, repository, *rest = [*place.split("/"), ""]
+        place, subfolder = f"{owner}/{repository}", "/".join(rest).strip("/")
+    return place, {"subfolder": subfolder, "revision": revision or None}
+
+
+def config_at(init_from: str) -> SAEConfig:
+    """The config of the SAE that `init_from` names; of another project's SAE the weights are read too.
+
+    Raises:
+        ValueError: If it is no SAE.
+        OSError: If there is nothing.
+    """
+    place, where = place_of(init_from)
+    return load_config(place, fetch_weights=True, **where)
+
+
+def as_started(args: SAETrainingArguments) -> SAETrainingArguments:
+    """The arguments of one SAE with what the SAE that it starts from keeps: architecture, width, k and place.
+
+    Args:
+        args: The arguments; given back as they are where training starts from nothing.
+
+    Returns:
+        Arguments without `init_from`: those of such an SAE that starts from nothing.
+
+    Raises:
+        ValueError, OSError: As `config_at`.
+    """
+    if args.init_from is None:
+        return args
+    config = config_at(args.init_from)
+    kept: dict[str, Any] = {"architecture": architecture_name(config), "n_features": config.n_features}
+    given = args.given()
+    for name in ("k", "hook_point", "target_hook_point"):
+        if name not in given and getattr(config, name, None) is not None:
+            kept[name] = getattr(config, name)
+    return replace(args, init_from=None, **kept)
