@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfsae.autoencoder.given import ALONE, refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import LeftOut
@@ -27,9 +27,6 @@ from hfsae.in_model import hook_points_of, left_out_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# The name of an SAE that is attached by itself; messages leave it out.
-_ALONE = ""
 
 FeatureEdit = Callable[[SparseFeatures], SparseFeatures | Tensor]
 
@@ -168,9 +165,9 @@ def attach(
         ...     model.generate(**sae.tokenize("def main("), max_new_tokens=20)
     """
     told: dict[str, Any] = {"splice": splice, "keep_error": keep_error, "tokenizer": tokenizer}
-    edits = None if edit is None else {_ALONE: edit}
-    with attach_all(model, {_ALONE: sae}, edits=edits, prompt_length=prompt_length, **told) as runs:
-        yield runs[_ALONE]
+    edits = None if edit is None else {ALONE: edit}
+    with attach_all(model, {ALONE: sae}, edits=edits, prompt_length=prompt_length, **told) as runs:
+        yield runs[ALONE]
 
 
 @contextmanager
@@ -278,7 +275,7 @@ def places_of(
         try:
             places[name] = hook_points_of(sae.config, model, layout)
         except ValueError as error:
-            raise error if name == _ALONE else type(error)(f"SAE {name!r}: {error}") from error
+            raise error if name == ALONE else type(error)(f"SAE {name!r}: {error}") from error
     written = Counter(target for _, target in places.values())
     for target, writers in written.items() if splice else ():
         if writers > 1:
@@ -299,38 +296,9 @@ def standing(saes: Mapping[str, SparseAutoencoder]) -> dict[str, Any]:
     refuse_unnamed(saes)
     found: dict[str, Any] = {}
     for name, sae in saes.items():
-        layers: dict[str, Any] = sae.by_layer() if sae.config.is_cross_layer else {_ALONE: sae}  # type: ignore[operator]
+        layers: dict[str, Any] = sae.by_layer() if sae.config.is_cross_layer else {ALONE: sae}  # type: ignore[operator]
         found |= {"/".join(part for part in (name, layer) if part): one for layer, one in layers.items()}
     return found
-
-
-def refuse_unnamed(saes: object) -> None:
-    """Refuses what is no mapping from names to SAEs.
-
-    Raises:
-        TypeError: With how SAEs are given.
-    """
-    if not isinstance(saes, Mapping):
-        raise TypeError(
-            f"SAEs are given by name, such as {{'mine': sae}} or load_saes(folder); got {type(saes).__name__}."
-        )
-    for name, sae in saes.items():
-        refuse_no_sae(sae, repr(name) if name != _ALONE else "what is given as SAE")
-
-
-def refuse_no_sae(sae: object, called: str = "what is given as SAE") -> None:
-    """Refuses what is no SAE where one is expected, such as its name.
-
-    Args:
-        sae: What is given.
-        called: What the message calls it.
-
-    Raises:
-        TypeError: With what was given.
-    """
-    if not isinstance(getattr(sae, "config", None), SAEConfig):
-        known = ": load it with SAE.from_pretrained" if isinstance(sae, str | PathLike) else ""
-        raise TypeError(f"{called} is a {type(sae).__name__}, no SAE{known}.")
 
 
 def refuse_swapped(sae: object, model: object) -> None:

@@ -145,7 +145,7 @@ class SAE(SparseAutoencoder):
 
         Raises:
             ValueError: If the architecture has no k, or k lies outside of 1 to `n_features`. Likewise if activations
-                are needed and missing, or given and not needed.
+                are needed and missing, given and not needed, empty, or not finite.
 
         Example:
             >>> from hfsae import SAE, TopKSAEConfig

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfsae.analysis.never_trained import all_but, ruled_out, untrained_tokens
-from hfsae.attachment import refuse_no_sae, refuse_swapped
+from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.given import refuse_no_sae
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import splice
 from hfsae.hooks.devices import input_device

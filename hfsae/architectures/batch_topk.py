@@ -115,11 +115,12 @@ class BatchTopKSAE(SAE):
 
         Raises:
             ValueError: If they hold NaN or infinity; θ stays as it was.
+            TypeError: If they are no tensors of floating point numbers.
         """
 
         def scaled() -> Iterator[Tensor]:
             for x in batches():
-                refuse_non_finite(x, "the activations to calibrate on")
+                refuse_non_finite(self._check(x), "the activations to calibrate on")
                 yield self.scaled(x).reshape(-1, self.config.d_in)
 
         self._fit_threshold(scaled())

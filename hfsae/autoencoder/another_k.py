@@ -25,6 +25,8 @@ def with_k(sae: SomeSAE, k: int, activations: Tensor | None = None) -> SomeSAE:
             if activations is None
             else f"{config.architecture} has no threshold to find: use sae.with_k({k}), without activations."
         )
+    if isinstance(activations, Tensor) and not activations.numel():
+        raise ValueError(f"there is no activation among those given, to find the threshold of k={k} from.")
     other = _sharing_weights(sae)
     other.config.k, other.config.metrics = k, None  # type: ignore[attr-defined]
     if activations is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.analysis.token_text import TokenTexts
-from hfsae.attachment import refuse_unnamed
+from hfsae.autoencoder.given import refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.circuits.edges import AllFeatures, EdgeRows, trace_rows
 from hfsae.circuits.graph import Exactness, Graph

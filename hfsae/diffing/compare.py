@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attachment import refuse_no_sae, refuse_swapped
+from hfsae.attachment import refuse_swapped
+from hfsae.autoencoder.given import refuse_no_sae
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.diffing.classes import Thresholds
 from hfsae.diffing.model_diff import ModelDiff

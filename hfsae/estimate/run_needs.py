@@ -238,7 +238,7 @@ def estimate(
 
     Raises:
         ValueError: If the arguments do not fit each other or the model.
-        OSError: If the model's config is not there.
+        OSError: If a config is not there, of the model or of an SAE to start from.
 
     Example:
         >>> from hfsae import SAETrainingArguments
@@ -249,16 +249,15 @@ def estimate(
     refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
     skeleton = planned_model(args, model)
-    arguments = {name: as_started(args.of_sae(own)) for name, own in (saes or {"": {}}).items()}
-    refuse_unread(args.given(), list(arguments.values()))
-    found = {name: hook_points_from_arguments(own, skeleton) for name, own in arguments.items()}
-    widths = {
-        name: width(skeleton, name) for name in names_of(points for of_sae in found.values() for points in of_sae)
-    }
+    each = {name: as_started(args.of_sae(own)) for name, own in (saes or {"": {}}).items()}
+    refuse_unread(args.given(), list(each.values()))
+    found = {name: hook_points_from_arguments(own, skeleton) for name, own in each.items()}
+    places = names_of(points for of_sae in found.values() for points in of_sae)
+    widths = {place: width(skeleton, place) for place in places}
     read_at = [HookPoint.parse(name) for name in widths]
     needs = {
         name if len(of_sae) == 1 else f"{name} {points.reads}".strip(): _needs(
-            arguments[name], points, widths, device_type, placement
+            each[name], points, widths, device_type, placement
         )
         for name, of_sae in found.items()
         for points in of_sae

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfsae.attachment import places_of, refuse_swapped, refuse_unnamed
+from hfsae.attachment import places_of, refuse_swapped
+from hfsae.autoencoder.given import refuse_unnamed
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.data import TokenBatch
 from hfsae.evaluation.calibration import Calibration, given_rows, means_of, read_rows

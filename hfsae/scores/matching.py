@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hfsae.autoencoder import SparseAutoencoder
+from hfsae.autoencoder.given import refuse_no_sae
 from hfsae.autoencoder.signed import refuse_signed
 from hfsae.configuration import SAEConfig
 from hfsae.functional.precision import own_precision
@@ -102,6 +103,7 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
     Raises:
         ValueError: If the SAEs are of different widths of activations, too wide to be matched, or not finite. Also
             for cross-layer transcoders, for features that may be negative, and for no draws.
+        TypeError: If one is no SAE.
         ImportError: If scipy is not installed.
 
     Example:
@@ -111,6 +113,8 @@ def match_features(a: SparseAutoencoder, b: SparseAutoencoder, *, n_draws: int =
         >>> match_features(a, a).mean_cosine.value > match_features(a, b).mean_cosine.value
         True
     """
+    for sae in (a, b):
+        refuse_no_sae(sae)
     _refuse_unlike(a.config, b.config)
     for sae in (a, b):
         refuse_signed(sae, "matching features")

@@ -53,6 +53,10 @@ def test_what_has_no_other_k_and_what_needs_no_activations_refuse():
         VARIANTS["topk"].make(k=4, activation="groupmax").with_k(2)
     with pytest.raises(ValueError, match=r"topk has no threshold to find: use sae.with_k\(2\), without"):
         VARIANTS["topk"].make().with_k(2, activations(5))
+    with pytest.raises(ValueError, match="there is no activation among those given, to find the threshold of k=2"):
+        VARIANTS["batch_topk"].make().with_k(2, activations(0))
+    with pytest.raises(TypeError, match="activations must be a floating point tensor, got list"):
+        VARIANTS["batch_topk"].make().with_k(2, activations(5).tolist())
 
 
 def test_each_layer_of_a_cross_layer_transcoder_has_k_features():

@@ -198,3 +198,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys):
     assert (tmp_path / "m.json").read_text().count('"one_start": null') == 1
     assert main(["match", str(tmp_path / "0"), str(tmp_path / "0")]) == 0
     assert "does not count as stability: their weights are the same" in capsys.readouterr().out
+
+
+def test_what_is_no_sae_is_refused():
+    sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=16, k=2))
+    with pytest.raises(TypeError, match="is a str, no SAE: load it with SAE.from_pretrained"):
+        match_features(sae, "runs/tiny")  # type: ignore[arg-type]
