@@ -215,6 +215,7 @@ class TokenBlocks:
                     self._say_repeated()
                 self._documents.start_epoch(self._documents.epoch + 1)
             elif self._repeat:
+                self._refuse_no_document()
                 raise DatasetTooSmallError(
                     f"{self._documents.position} documents for this process fill {len(self._packer.blocks)} of the "
                     f"{self.batch_size} blocks of {self.context_length} tokens in a batch: "
@@ -225,9 +226,19 @@ class TokenBlocks:
                 self._packer.flush()
                 break
         if not self._packer.blocks and not self._has_started:
+            self._refuse_no_document()
             raise DatasetTooSmallError(f"{self._documents.position} documents for this process hold no token")
         if self._mixed_tokens:
             self._mix()
+
+    def _refuse_no_document(self) -> None:
+        """Says of text without a document for each process what helps: it may be long enough."""
+        processes, nothing = self._settings["world_size"], not (self._documents.epoch or self._documents.position)
+        if processes > 1 and nothing:
+            raise DatasetTooSmallError(
+                f"the text has no document for each of {processes} processes, which share out whole documents: part "
+                "it into more documents, or use fewer processes"
+            )
 
     def _mix(self) -> None:
         """Puts the blocks of whole batches in an order that follows from the seed and the place in the text."""

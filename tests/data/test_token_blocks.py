@@ -375,6 +375,18 @@ def test_a_stream_that_cannot_be_read_again_is_an_error_at_its_end():
         list(islice(blocks, 20))
 
 
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_process_without_a_document_is_told_so_however_long_the_text_is(repeat: bool, streaming: bool):
+    """Its text may be long enough: more of it would not help."""
+    dataset = Dataset.from_dict({"text": [" ".join(f"w{i % 9}" for i in range(500))]})
+    options = {"context_length": 8, "batch_size": 2, "repeat": repeat, "world_size": 2}
+    data = dataset.to_iterable_dataset() if streaming else dataset
+    assert next(TokenBlocks(data, llama_like(), rank=0, **options)).input_ids.shape == (2, 8)
+    with pytest.raises(DatasetTooSmallError, match="no document for each of 2 processes, .* or use fewer processes"):
+        TokenBlocks(data, llama_like(), rank=1, **options)
+
+
 def test_a_state_of_other_options_is_refused():
     state = TokenBlocks(text_dataset(30), PYTHIA, context_length=8, batch_size=2).state_dict()
     blocks = TokenBlocks(text_dataset(30), PYTHIA, context_length=4, batch_size=2)
