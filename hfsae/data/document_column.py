@@ -62,7 +62,9 @@ def find_document_column(
     Raises:
         ValueError: If `text_column` is no column of documents, if the choice is not clear, or if conversations are
             wanted and there are none; names the columns.
+        TypeError: If it is no dataset.
     """
+    refuse_no_dataset(dataset)
     kinds = _kinds(dataset)
     if not kinds:
         raise ValueError("the dataset is empty: it has neither rows nor columns.")
@@ -115,6 +117,29 @@ def _described(kinds: Mapping[str, str]) -> str:
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
     """The dataset's columns, read from its first row where a stream does not know them."""
     return list(dataset.column_names or next(iter(dataset.take(1)), {}))
+
+
+def refuse_no_dataset(dataset: object, called: str = "the text") -> None:
+    """Refuses what is no dataset, such as a list, a file's name, or all splits of a dataset at once.
+
+    Args:
+        dataset: What is given.
+        called: What the message calls it.
+
+    Raises:
+        TypeError: With what was given, and how a dataset is made of it.
+    """
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(dataset, Dataset | IterableDataset):
+        return
+    splits = ", ".join(map(repr, dataset)) if isinstance(dataset, Mapping) else ""
+    how = (
+        f"choose one of its splits ({splits})"
+        if splits
+        else "make a dataset of a list with Dataset.from_dict({'text': texts})"
+    )
+    raise TypeError(f"{called} is a {type(dataset).__name__}: expected a Dataset or an IterableDataset; {how}.")
 
 
 def _kinds(dataset: "Dataset | IterableDataset") -> dict[str, str]:

@@ -336,8 +336,6 @@ def _contents(
     dataset: "Dataset | IterableDataset | torch.Tensor", text_column: str | None, chat: bool | None
 ) -> DocumentColumn:
     """What the documents are, and the columns that hold them."""
-    from datasets import Dataset, IterableDataset
-
     if isinstance(dataset, torch.Tensor):
         if dataset.ndim != 2 or dataset.is_floating_point() or chat:
             raise ValueError(
@@ -345,11 +343,6 @@ def _contents(
                 "of an integer type, without chat"
             )
         return DocumentColumn("ids", TensorRows.COLUMN)
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise TypeError(
-            f"a dataset of type {type(dataset).__name__}: expected a Dataset, an IterableDataset or a tensor of token "
-            "ids (choose a split of a DatasetDict; make a dataset of a list with Dataset.from_dict({'text': texts}))"
-        )
     return find_document_column(dataset, text_column, chat=chat)
 
 

@@ -164,7 +164,7 @@ def _batches(
 ) -> Iterable[TokenBatch]:
     from datasets import Dataset, IterableDataset
 
-    if isinstance(data, str | bytes | Mapping):
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable | torch.Tensor):
         raise TypeError(f"data is a {type(data).__name__}; expected texts in a list, a dataset or TokenBlocks.")
     if isinstance(data, list | tuple) and data and isinstance(data[0], str):
         data = Dataset.from_dict({"text": list(data)})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import TextSource, stdlib_digest
+from hfsae.data.document_column import refuse_no_dataset
 
 _STDLIB = "python-stdlib"
 
@@ -67,12 +68,8 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
         eval_dataset = measured.load()
     if isinstance(train_dataset, Tensor):
         train, calibration, evaluation = _deal_tensor(train_dataset, trained.shares)
-    elif not hasattr(train_dataset, "select_columns"):
-        raise TypeError(
-            f"train_dataset is a {type(train_dataset).__name__}: expected a Dataset, an IterableDataset or a tensor "
-            "of token ids; make a dataset of a list with Dataset.from_dict({'text': texts})."
-        )
     else:
+        refuse_no_dataset(train_dataset, "train_dataset")
         train = trained.named("train").documents(train_dataset)
         wanted = args.tokens_for_calibration
         calibration = trained.named("calibration").documents(train_dataset) if wanted else None

@@ -1,9 +1,13 @@
 """What documents are is told by the type of their column, whatever its name."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from hfsae.data import DocumentColumn, find_document_column
+from hfsae import SAETrainingArguments, evaluate_sae
+from hfsae.data import DocumentColumn, TokenBlocks, find_document_column, split_documents
+from hfsae.inputs.text_splits import load_texts
+from tests.analysis.tiny import setting
+from tests.data.tiny import pythia_like
 
 SAID = [[{"role": "user", "content": "a"}]]
 SHAREGPT = [[{"from": "human", "value": "a"}]]
@@ -63,3 +67,34 @@ def test_what_is_not_clear_is_refused_with_the_columns_there_are(columns, option
     for dataset in forms(columns):
         with pytest.raises(ValueError, match=said):
             find_document_column(dataset, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            DatasetDict(train=Dataset.from_dict({"text": ["a"]})),
+            "is a DatasetDict: .* one of its splits \\('train'\\)",
+        ),
+        (["a", "b"], "is a list: expected a Dataset or an IterableDataset; make a dataset of a list with Dataset"),
+        ("a.jsonl", "is a str: expected a Dataset"),
+        (None, "is a NoneType: expected a Dataset"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_wherever_text_is_read(given, message):
+    for read in (find_document_column, lambda data: split_documents(data, "train"), blocks_of, trained_on):
+        if given is None and read is trained_on:
+            continue  # the arguments may name a text
+        with pytest.raises(TypeError, match=message):
+            read(given)
+    if not isinstance(given, list):
+        with pytest.raises(TypeError, match=f"data is a {type(given).__name__}; expected texts in a list"):
+            evaluate_sae(*setting()[:2], given, setting()[2])
+
+
+def blocks_of(data):
+    return TokenBlocks(data, pythia_like(), context_length=8, batch_size=1)
+
+
+def trained_on(data):
+    return load_texts(SAETrainingArguments(model_name_or_path="x/y"), data, None)
