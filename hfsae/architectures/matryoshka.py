@@ -27,6 +27,8 @@ from hfsae.modeling import SAE
 
 # Where no widths are given: the whole width, and so many times half of it.
 _HALVINGS = 4
+# The whole SAE explains more than with equal weights, and its features tell concepts better (docs/training.md).
+_BALANCE = 0.75
 
 
 @strict
@@ -37,8 +39,8 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
         k: Active features per token over the whole width, on average over a batch.
         prefix_sizes: Widths of the nested SAEs, rising, the last one `n_features`; None: n/16, n/8, n/4, n/2 and n.
         prefix_weights: Weight of each prefix's error in the loss, divided by their sum; None: `prefix_balance` says.
-        prefix_balance: How much a prefix weighs, as a share of the next wider one's weight. 1: all alike; 0.75 is what
-            arXiv:2505.11756 proposes.
+        prefix_balance: How much a prefix weighs, as a share of the next wider one's weight, where none are given. 0.75
+            is what arXiv:2505.11756 proposes; 1: all alike.
         orthogonality: γ of the term `γ · V · mean of squared cosines`, of each decoder row with the closest other one
             of some hundred, V the batch's variance. 0 switches it off.
 
@@ -57,7 +59,7 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
 
     prefix_sizes: list[int] | None = None
     prefix_weights: list[float | int] | None = None
-    prefix_balance: float | int = 1.0
+    prefix_balance: float | int = _BALANCE
     orthogonality: float | int = 0.0
 
     @property
@@ -77,7 +79,7 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
     def validate_recipe(self):
         if self.prefix_balance <= 0:
             raise ValueError(f"prefix_balance must be above 0, got {self.prefix_balance}.")
-        if self.prefix_weights is not None and self.prefix_balance != 1:
+        if self.prefix_weights is not None and self.prefix_balance not in (_BALANCE, 1):
             raise ValueError("prefix_weights and prefix_balance say the same thing twice: give one of the two.")
         if self.orthogonality < 0:
             raise ValueError(f"orthogonality must be 0 or more, got {self.orthogonality}.")

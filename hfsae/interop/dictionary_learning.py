@@ -65,7 +65,7 @@ def read(source: Source) -> ConvertedSAE:
     if architecture in known:
         fields["k"] = _k(stored, trainer, source)
     if architecture == "matryoshka" and "group_sizes" in stored:
-        fields["prefix_sizes"] = torch.as_tensor(stored["group_sizes"]).cumsum(0).tolist()
+        fields |= {"prefix_sizes": torch.as_tensor(stored["group_sizes"]).cumsum(0).tolist(), "prefix_balance": 1.0}
     sizes = {"d_in": trainer.whole("activation_dim"), "n_features": trainer.whole("dict_size")}
     return ConvertedSAE(architecture, tensors, fields, sizes=sizes)
 

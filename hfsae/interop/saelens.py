@@ -98,7 +98,7 @@ def read(source: Source) -> ConvertedSAE:
         rescale = config.flag("rescale_acts_by_decoder_norm")
         fields |= {"k": _k(config, architecture), "rescale_by_decoder_norm": rescale}
     if architecture == "matryoshka":
-        fields["prefix_sizes"] = config.wholes("matryoshka_widths")
+        fields |= {"prefix_sizes": config.wholes("matryoshka_widths"), "prefix_balance": 1.0}
     if architecture == "matching_pursuit":
         fields |= _pursuit(config, tensors)
     sizes = {"d_in": config.whole("d_in"), "n_features": config.whole("d_sae"), "d_out": config.whole("d_out")}

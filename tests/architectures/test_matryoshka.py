@@ -47,7 +47,8 @@ def test_there_is_a_weight_for_each_width(weights: list):
 
 def test_a_balance_weighs_each_prefix_as_a_share_of_the_next_wider_one():
     given = {"prefix_sizes": [6, 12, 24]}
-    assert config(**given).prefix_shares == pytest.approx([1 / 3] * 3)
+    assert config(**given).prefix_shares == pytest.approx([9 / 37, 12 / 37, 16 / 37])
+    assert config(**given, prefix_balance=1).prefix_shares == pytest.approx([1 / 3] * 3)
     assert config(**given, prefix_balance=0.5).prefix_shares == pytest.approx([1 / 7, 2 / 7, 4 / 7])
     assert config(**given, prefix_weights=[0, 3, 1]).prefix_shares == [0, 0.75, 0.25]
 
