@@ -164,7 +164,7 @@ def _nodes(graph: "Graph", rows: Tensor, labels: Mapping[str, Mapping[int, str]]
     return nodes
 
 
-def _edges(edges: Tensor, most: int) -> list[list[float]]:
+def _edges(edges: Tensor, most: int) -> list[list[float | None]]:
     """The largest edges into every node, and out of every node, as (target, source, weight)."""
     kept = torch.zeros_like(edges, dtype=torch.bool)
     for axis in (0, 1):
