@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from hfsae import SAE, StandardSAEConfig, TopKSAEConfig, export_sae
 from tests.architectures.variants import VARIANTS
+from tests.hooks.model_types import tiny_model
 
 
 # -- what is shown of it ----------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_old_methods_do_what_the_functions_do_and_say_what_to_call(tmp_path: Pat
     written = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (old, new)]
     assert len(written[0]) == 2 and written[0] == written[1]
     with pytest.warns(FutureWarning, match="self_check"), pytest.raises(ValueError, match="names no hook point"):
-        sae.self_check(nn.Linear(1, 1), ["text"])
+        sae.self_check(tiny_model("gpt2"), ["text"])
     with pytest.warns(FutureWarning, match="export_sae.*sparsify"), pytest.raises(ValueError):
         sae.to_sparsify(tmp_path / "sparsify")
     with pytest.warns(FutureWarning, match="SAEBenchView"), pytest.raises(ValueError, match="hook_point"):
