@@ -20,7 +20,10 @@ def refuse_unnamed(saes: object) -> None:
             f"SAEs are given by name, such as {{'mine': sae}} or load_saes(folder); got {type(saes).__name__}."
         )
     for name, sae in saes.items():
-        refuse_no_sae(sae, repr(name) if name != ALONE else "what is given as SAE")
+        if name == ALONE:
+            refuse_no_sae(sae)
+        else:
+            refuse_no_sae(sae, repr(name))
 
 
 def refuse_no_sae(sae: object, called: str = "what is given as SAE") -> None:

@@ -30,7 +30,7 @@ from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
 from hfsae.inputs.compared_models import compares, models_of
-from hfsae.inputs.starts import as_started
+from hfsae.inputs.starts import Starts
 from hfsae.kl_finish.finish import refuse_kl_finish
 from hfsae.language_model import Origin, origin_config
 from hfsae.model_classes import without_weights
@@ -249,7 +249,7 @@ def estimate(
     refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
     skeleton = planned_model(args, model)
-    each = {name: as_started(args.of_sae(own)) for name, own in (saes or {"": {}}).items()}
+    each = Starts().of_run(args, saes or {"": {}})
     refuse_unread(args.given(), list(each.values()))
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in each.items()}
     places = names_of(points for of_sae in found.values() for points in of_sae)

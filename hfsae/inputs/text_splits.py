@@ -54,6 +54,7 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
 
     Raises:
         ValueError: If no dataset is given or named.
+        TypeError: If what is given is neither a dataset nor token ids.
     """
     trained, digest = TextSource.of_arguments(vars(args)), None
     if train_dataset is None:
@@ -66,10 +67,12 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
     if eval_dataset is None and args.eval_dataset_name is not None:
         measured = measured.resolved()
         eval_dataset = measured.load()
+    if eval_dataset is not None:
+        refuse_no_text(eval_dataset, "eval_dataset")
+    refuse_no_text(train_dataset, "train_dataset")
     if isinstance(train_dataset, Tensor):
         train, calibration, evaluation = _deal_tensor(train_dataset, trained.shares)
     else:
-        refuse_no_dataset(train_dataset, "train_dataset")
         train = trained.named("train").documents(train_dataset)
         wanted = args.tokens_for_calibration
         calibration = trained.named("calibration").documents(train_dataset) if wanted else None
@@ -78,6 +81,20 @@ def load_texts(args: SAETrainingArguments, train_dataset: Any, eval_dataset: Any
     evaluation = evaluation if eval_dataset is None else eval_dataset
     calibration = calibration if args.tokens_for_calibration else None
     return Texts(train, calibration, evaluation, trained, measured, digest)
+
+
+def refuse_no_text(text: object, called: str) -> None:
+    """Refuses what is neither a dataset nor a tensor of token ids (rows, length).
+
+    Args:
+        text: What is given.
+        called: What the message calls it.
+
+    Raises:
+        TypeError: As `refuse_no_dataset`.
+    """
+    if not isinstance(text, Tensor):
+        refuse_no_dataset(text, called)
 
 
 def _measured(args: SAETrainingArguments, trained: TextSource, *, given: bool) -> TextSource:

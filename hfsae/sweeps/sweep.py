@@ -33,7 +33,7 @@ from hfsae.failures import warn_on_failure
 from hfsae.hooks import inner_model
 from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
-from hfsae.inputs.starts import as_started, config_at
+from hfsae.inputs.starts import Starts
 from hfsae.parallel.launching import launched
 from hfsae.sweeps.sweep_results import result_rows, write_results
 from hfsae.training.checkpoint import last_checkpoint
@@ -94,16 +94,17 @@ class Sweep:
         shared = _choices({name: value for name, value in content.items() if name != "saes"}, where)
         args = SAETrainingArguments(**{name: values[0] for name, values in shared.items() if len(values) == 1})
         lists = {name: values for name, values in shared.items() if len(values) > 1}
-        wanted = [dict(own) for entry in entries for own in _combinations(entry, lists, args, where)]
+        starts = Starts()
+        wanted = [dict(own) for entry in entries for own in _combinations(entry, lists, args, starts, where)]
         varying = {name for own in wanted for name in own if len({str(other.get(name)) for other in wanted}) > 1}
         saes: dict[str, dict[str, Any]] = {}
         for own in wanted:
-            name = own.pop("name", None) or _name(own, args, varying)
+            name = own.pop("name", None) or _name(own, args, starts, varying)
             if name in saes and saes[name] != own:
                 raise ValueError(f"{where}: two SAEs are called {name!r}; give each a `name` of its own.")
             saes[name] = own
         # What does not fit shall not cost the loading of a language model.
-        arguments = {name: as_started(args.of_sae(own)) for name, own in saes.items()}
+        arguments = starts.of_run(args, saes)
         refuse_unread({*args.given(), *lists}, list(arguments.values()))
         refuse_fixed_penalties(arguments)
         return cls(args, saes)
@@ -162,7 +163,11 @@ def _choices(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
 
 
 def _combinations(
-    entry: Mapping[str, Any], lists: Mapping[str, list[Any]], args: SAETrainingArguments, where: str
+    entry: Mapping[str, Any],
+    lists: Mapping[str, list[Any]],
+    args: SAETrainingArguments,
+    starts: Starts,
+    where: str,
 ) -> Iterator[dict[str, Any]]:
     """The SAEs that one entry of `saes` stands for, each once: the arguments that its kind reads."""
     for name in entry.keys() - {"name"}:
@@ -171,19 +176,19 @@ def _combinations(
     choices = {**lists, **own}
     found: list[dict[str, Any]] = []
     for values in itertools.product(*choices.values()):
-        sae = _relevant(dict(zip(choices, values, strict=True)), args)
+        sae = _relevant(dict(zip(choices, values, strict=True)), args, starts)
         if sae not in found:
             found.append(sae)
-    refuse_unread(own, [as_started(args.of_sae(sae)) for sae in found])
+    refuse_unread(own, [starts.started(args.of_sae(sae)) for sae in found])
     if "name" in entry and len(found) > 1:
         raise ValueError(f"{where}: saes: the name {entry['name']!r} is given to {len(found)} SAEs.")
     for sae in found:
         yield {**sae, "name": entry["name"]} if "name" in entry else sae
 
 
-def _relevant(own: dict[str, Any], args: SAETrainingArguments) -> dict[str, Any]:
+def _relevant(own: dict[str, Any], args: SAETrainingArguments, starts: Starts) -> dict[str, Any]:
     """Without what has no effect: λ where there is a k, k where λ has another aim, a factor beside a width."""
-    config_fields = config_class_of(_architecture(own, args)).__dataclass_fields__
+    config_fields = config_class_of(_architecture(own, args, starts)).__dataclass_fields__
     if "k" in config_fields:
         unused = {"target_l0", "sparsity_coefficient"}
     else:
@@ -193,17 +198,17 @@ def _relevant(own: dict[str, Any], args: SAETrainingArguments) -> dict[str, Any]
     return {name: value for name, value in own.items() if name not in unused}
 
 
-def _architecture(own: Mapping[str, Any], args: SAETrainingArguments) -> str:
+def _architecture(own: Mapping[str, Any], args: SAETrainingArguments, starts: Starts) -> str:
     start = own.get("init_from", args.init_from)
-    return own.get("architecture", args.architecture) if start is None else architecture_name(config_at(start))
+    return own.get("architecture", args.architecture) if start is None else architecture_name(starts.config(start))
 
 
-def _name(own: Mapping[str, Any], args: SAETrainingArguments, varying: set[str]) -> str:
+def _name(own: Mapping[str, Any], args: SAETrainingArguments, starts: Starts, varying: set[str]) -> str:
     """`"topk-resid_post.1-16x-k32"`: the architecture, and what else differs between the SAEs."""
     named = (varying & own.keys()) - {"architecture"}
     order = [name for name in _SPELLED if name in named] + sorted(named - _SPELLED.keys())
     order.sort(key=lambda name: name == "seed")  # last, so that names without it are those of a setting
-    parts = [_architecture(own, args)]
+    parts = [_architecture(own, args, starts)]
     parts += [_SPELLED.get(name, f"{name}-{{}}").format(own[name]) for name in order]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 

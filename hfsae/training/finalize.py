@@ -30,7 +30,7 @@ from hfsae.hub.listing import entry_from, write_listing_beside
 from hfsae.in_model import names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, move_base_model
-from hfsae.inputs.text_splits import Texts
+from hfsae.inputs.text_splits import Texts, refuse_no_text
 from hfsae.modeling import SAE
 from hfsae.progress import quietly
 from hfsae.saving import files_at_once, write_config, write_json
@@ -162,6 +162,7 @@ def evaluate_now(run: TrainingRun, eval_dataset: Any = None) -> dict[str, dict[s
 
     Raises:
         ValueError: If evaluation is off, or there is no language model.
+        TypeError: If `eval_dataset` is neither a dataset nor token ids.
         RuntimeError: If an SAE lies in several processes.
     """
     if not run.args.eval_tokens or run.base is None or run.texts is None:
@@ -173,6 +174,7 @@ def evaluate_now(run: TrainingRun, eval_dataset: Any = None) -> dict[str, dict[s
             "or a checkpoint with hfsae eval."
         )
     if eval_dataset is not None:
+        refuse_no_text(eval_dataset, "eval_dataset")
         texts = replace(run.texts, evaluation=eval_dataset, measured=TextSource(**run.texts.trained.reading))
         run = replace(run, texts=texts)
     saes = {name: sae.eval() for name, sae in run.saes.items()}

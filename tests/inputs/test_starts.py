@@ -4,7 +4,8 @@ import pytest
 
 from hfsae import SAE, JumpReLUSAEConfig, SAETrainingArguments, TopKSAEConfig
 from hfsae.estimate.run_needs import estimate
-from hfsae.inputs.starts import as_started, place_of
+from hfsae.inputs import starts
+from hfsae.inputs.starts import Starts, place_of
 from hfsae.sweeps.sweep import Sweep
 from tests.models_on_disk import TINY_LM
 
@@ -26,15 +27,15 @@ def test_a_place_is_a_folder_or_lies_in_a_repository(tmp_path):
 
 
 def test_architecture_width_and_k_are_those_of_the_start(start, tmp_path):
-    told = as_started(SAETrainingArguments(init_from=start, learning_rate=1e-4, target_l0=5.0))
+    told = Starts().started(SAETrainingArguments(init_from=start, learning_rate=1e-4, target_l0=5.0))
     assert (told.architecture, told.n_features, told.init_from) == ("jumprelu", 96, None)
     assert (told.learning_rate, told.target_l0) == (1e-4, 5.0)
     assert (told.hook_point, told.target_hook_point) == ("mlp_in.1", "mlp_out.2")
-    assert as_started(SAETrainingArguments(init_from=start, hook_point="mlp_in.3")).hook_point == "mlp_in.3"
+    assert Starts().started(SAETrainingArguments(init_from=start, hook_point="mlp_in.3")).hook_point == "mlp_in.3"
     SAE.from_config(TopKSAEConfig(d_in=8, n_features=16, k=3)).save_pretrained(tmp_path / "topk")
-    assert as_started(SAETrainingArguments(init_from=str(tmp_path / "topk"))).k == 3
-    assert as_started(SAETrainingArguments(init_from=str(tmp_path / "topk"), k=2)).k == 2
-    assert as_started(SAETrainingArguments(k=2)).architecture == "topk"
+    assert Starts().started(SAETrainingArguments(init_from=str(tmp_path / "topk"))).k == 3
+    assert Starts().started(SAETrainingArguments(init_from=str(tmp_path / "topk"), k=2)).k == 2
+    assert Starts().started(SAETrainingArguments(k=2)).architecture == "topk"
 
 
 def test_an_estimate_is_of_the_sae_it_starts_from(start):
@@ -46,3 +47,12 @@ def test_an_estimate_is_of_the_sae_it_starts_from(start):
 def test_a_sweep_from_one_start_keeps_what_its_architecture_reads(start):
     content = {"init_from": start, "target_l0": [4.0, 6.0], "hook_point": "resid_post.1"}
     assert list(Sweep.of(content).saes) == ["jumprelu-l0-4", "jumprelu-l0-6"]
+
+
+def test_a_sweep_reads_its_start_once(start, monkeypatch):
+    """Of another project's SAE the weights are read for its config."""
+    read = []
+    load = starts.load_config
+    monkeypatch.setattr(starts, "load_config", lambda *place, **where: read.append(place) or load(*place, **where))
+    sweep = Sweep.of({"init_from": start, "target_l0": [4.0, 6.0, 8.0], "hook_point": "resid_post.1"})
+    assert len(sweep.saes) == 3 and read == [(start,)]

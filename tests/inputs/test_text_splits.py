@@ -1,6 +1,6 @@
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from hfsae.data import TokenBlocks
 from hfsae.inputs.text_splits import load_texts
@@ -66,6 +66,9 @@ def test_text_that_is_none_or_a_list_is_refused():
         texts(None)
     with pytest.raises(TypeError, match="train_dataset is a list.*Dataset.from_dict"):
         texts(["w1 w2"])
+    splits = DatasetDict(test=Dataset.from_dict({"text": ["w1 w2"]}))
+    with pytest.raises(TypeError, match=r"eval_dataset is a DatasetDict.*one of its splits \('test'\)"):
+        texts(text(), eval_dataset=splits)
 
 
 def test_the_shares_are_those_of_the_arguments():
