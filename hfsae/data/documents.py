@@ -103,6 +103,9 @@ class IndexedDocuments:
 class StreamedDocuments:
     """Reads a streaming dataset: whole shards for each process where they divide evenly, else every n-th document.
 
+    Of a stream with `skip(n)` or `take(n)` it is every n-th document always. `datasets` would share the count out
+    among the shards, so that processes together skip or take other documents than one process does.
+
     Args:
         dataset: A streaming dataset, read in the same order in every epoch. One with a shuffle buffer loses the
             buffer's documents when it is resumed.
@@ -114,6 +117,8 @@ class StreamedDocuments:
         self._dataset = dataset
         self._rank = rank
         self._world_size = world_size
+        even = dataset.num_shards % world_size == 0  # else it is every n-th document already
+        self._by_document = world_size > 1 and even and _counts_documents(dataset)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -125,12 +130,17 @@ class StreamedDocuments:
         self.epoch, self.position = epoch, position
         # A stream keeps its own state, so each opening gets a stream of its own. The epoch is not told to it: it would
         # hand other shards to other processes then, which may leave one of them with nothing.
-        self._stream = split_dataset_by_node(self._dataset, rank=self._rank, world_size=self._world_size)
+        rank, world_size = (0, 1) if self._by_document else (self._rank, self._world_size)
+        self._stream = split_dataset_by_node(self._dataset, rank=rank, world_size=world_size)
         if stream_state is not None:
             self._stream.load_state_dict(stream_state)
         self._opened_at = stream_state
         self._has_read = False
         self._documents: Iterator[dict[str, Any]] = iter(self._stream)
+        if self._by_document:
+            # A state is that of the last document which this process read.
+            first = self._rank if stream_state is None else self._world_size - 1
+            self._documents = islice(self._documents, first, None, self._world_size)
 
     def read(self) -> dict[str, Any] | None:
         documents: list[dict[str, Any]] = []
@@ -151,3 +161,14 @@ class StreamedDocuments:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._open(state["epoch"], state["position"], state["stream"])
+
+
+def _counts_documents(dataset: "IterableDataset") -> bool:
+    """Whether `skip(n)` or `take(n)` is among the steps of a stream, with a count that shards would share."""
+    steps: list[Any] = [dataset._ex_iterable]
+    while steps:
+        step = steps.pop()
+        if getattr(step, "split_when_sharding", False):
+            return True
+        steps += [step.ex_iterable] if hasattr(step, "ex_iterable") else getattr(step, "ex_iterables", [])
+    return False

@@ -1,0 +1,65 @@
+"""What each process reads of a stream; `findings/` has what `datasets` does by itself."""
+
+import pytest
+from datasets import IterableDataset, interleave_datasets
+
+from hfsae.data.documents import StreamedDocuments
+
+
+def numbers(starts):
+    for start in starts:
+        yield from ({"n": start + i} for i in range(10))
+
+
+def a_stream(shards: int = 4) -> IterableDataset:
+    """Shards of ten documents, which hold their numbers."""
+    return IterableDataset.from_generator(numbers, gen_kwargs={"starts": [10 * shard for shard in range(shards)]})
+
+
+def all_of(reader: StreamedDocuments) -> list[int]:
+    return [number for group in iter(reader.read, None) for number in group["n"]]
+
+
+STEPS = {
+    "skip": lambda stream: stream.skip(10),
+    "take": lambda stream: stream.take(17),
+    "both": lambda stream: stream.skip(3).take(21),
+    "skip, then a filter": lambda stream: stream.skip(10).filter(lambda row: row["n"] % 3 > 0),
+    "skip, then a map": lambda stream: stream.skip(10).map(lambda row: {"n": row["n"] + 100}),
+    "one of two": lambda stream: interleave_datasets([stream.skip(10), stream.map(lambda row: {"n": row["n"] + 100})]),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_together_skip_and_take_the_documents_that_one_process_does(steps, world_size):
+    """datasets 4.0.0 and 5.2.0 share n out where shards divide evenly: held-out documents are trained on then."""
+    stream = STEPS[steps](a_stream())
+    shares = [all_of(StreamedDocuments(stream, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert sorted(sum(shares, [])) == sorted(row["n"] for row in stream)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_goes_on_where_it_was_in_a_stream_with_skip(rank):
+    stream = a_stream().skip(3)
+    reader = StreamedDocuments(stream, rank=rank, world_size=2)
+    start = reader.state_dict()
+    group = reader.read()
+    assert group is not None
+    first = group["n"]
+    assert first == list(range(3 + rank, 40, 2))[:16]
+    state = reader.state_dict()
+    rest = all_of(reader)
+    resumed = StreamedDocuments(stream, rank=rank, world_size=2)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert all_of(resumed) == rest == list(range(3 + rank, 40, 2))[16:]
+    resumed.load_state_dict(start)
+    assert all_of(resumed) == first + rest
+
+
+def test_a_process_reads_whole_shards_where_nothing_is_counted():
+    stream = a_stream().filter(lambda row: row["n"] % 2 == 0)
+    shares = [all_of(StreamedDocuments(stream, rank=rank, world_size=4)) for rank in range(4)]
+    assert shares == [list(range(start, start + 10, 2)) for start in (0, 10, 20, 30)]
