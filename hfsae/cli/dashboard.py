@@ -14,7 +14,8 @@ Write = Annotated[
     bool,
     option(
         "--write",
-        "Let what is shown of another text or model, and other labels, replace what lies beside the weights.",
+        "Let what is shown of another text or model, and other labels, replace what lies beside the weights. With "
+        "--max_tokens or --bf16, collect features again.",
     ),
 ]
 

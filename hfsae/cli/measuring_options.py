@@ -127,7 +127,9 @@ class Measuring(ModelAndText):
 class Reading(Measuring):
     """The language model and the text in which features are looked at."""
 
-    max_tokens: Annotated[int, tokens("Tokens to read.")] = 1_000_000
+    max_tokens: Annotated[int | None, tokens("Tokens to read where features are collected; by default 1,000,000.")] = (
+        None
+    )
     bf16: InBfloat16 = False
 
 

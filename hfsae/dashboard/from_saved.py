@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TOKENS = 1_000_000
+
 
 class Material(NamedTuple):
     """What a dashboard is written from; the arguments of `write_dashboard`, its output aside."""
@@ -112,7 +114,7 @@ def gather(
     dataset: str | None = None,
     dataset_config: str | None = None,
     split: str | None = None,
-    max_tokens: int = 1_000_000,
+    max_tokens: int | None = None,
     batch_size: int = 16,
     bf16: bool = False,
     write: bool = False,
@@ -137,10 +139,11 @@ def gather(
             the SAE's recorded metrics were measured on.
         dataset_config: Configuration of that dataset.
         split: Split of that dataset; None: the only one, or `"test"`.
-        max_tokens: Tokens of it to read.
+        max_tokens: Tokens to read where features are collected; None: 1,000,000.
         batch_size: Sequences per run of the language model.
         bf16: Whether features are collected with the language model in bfloat16, as `collect_features` takes it.
         write: Whether features of a text or a model that is named here, and labels, replace those beside the weights.
+            With `max_tokens` or `bf16` features are collected again.
         disable_tqdm: Whether to show no progress bar.
 
     Raises:
@@ -163,12 +166,14 @@ def gather(
     named_here = dataset is not None or model is not None
     another = folder is not None and _is_another(folder, {"dataset": dataset, "model": model, "write": write})
     collection = None if named_here else kept_features(folder, identity)
+    if collection is not None and (max_tokens is not None or bf16):
+        collection = _kept(collection, folder, write)
     lm = sae.load_base_model() if texts or collection is None else None
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
         assert lm is not None
         text = text_to_measure(sae.config, source, dataset, dataset_config, split).source
-        read = {"max_tokens": max_tokens, "batch_size": batch_size, "bf16": bf16}
+        read = {"max_tokens": _TOKENS if max_tokens is None else max_tokens, "batch_size": batch_size, "bf16": bf16}
         collection = collect_on(sae, lm, tokenizer, text, **read, disable_tqdm=disable_tqdm)
         if folder is not None and not another:
             collection.save(folder)
@@ -179,6 +184,19 @@ def gather(
         logger.warning("the map has no groups: they need scikit-learn (pip install 'hfsae[scores]')")
     title, measured = display_name(sae.config, None, None), _measured(sae.config, identity.weights_sha256)
     return Material(collection, tokenizer, title, named, prompts, layout, measured, _links(folder), matches)
+
+
+def _kept(collection: FeatureCollection, folder: Path | None, write: bool) -> FeatureCollection | None:
+    """The features of earlier, where somebody says how features are to be collected; None collects them again."""
+    if write:
+        return None
+    logger.warning(
+        "%s holds features of %s tokens, which are shown: max_tokens and bf16 only say how features are collected. "
+        "write=True, or --write, collects them again",
+        folder,
+        f"{collection.about.n_tokens:,}",
+    )
+    return collection
 
 
 def _measured(config: SAEConfig, digest: str) -> list[MeasuredFigure]:

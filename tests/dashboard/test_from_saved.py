@@ -39,6 +39,19 @@ def test_the_command_collects_in_bfloat16_and_the_page_says_so(place):
         assert FeatureCollection.load(place / "sae").about.model_precision == precision
 
 
+def test_how_many_tokens_to_read_is_not_ignored_where_features_were_kept(place, caplog):
+    sae = SAE.from_pretrained(place / "sae")
+    sae.config.training = {"evaluation": {"dataset": str(place / "text.jsonl"), "split": "train"}}
+    sae.save_pretrained(place / "sae")
+    few = gather(place / "sae", max_tokens=40, disable_tqdm=True).collection.about.n_tokens
+    gather(place / "sae")
+    assert not caplog.messages
+    assert gather(place / "sae", max_tokens=10_000).collection.about.n_tokens == few
+    assert f"holds features of {few:,} tokens, which are shown" in caplog.text and "--write" in caplog.text
+    assert main(["dashboard", str(place / "sae"), "--max_tokens", "10000", "--write"]) == 0
+    assert FeatureCollection.load(place / "sae").about.n_tokens > few
+
+
 def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(place):
     options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
     sae = SAE.from_pretrained(place / "sae")
