@@ -1,6 +1,7 @@
 """What the weights alone tell of a feature: the tokens it promotes and suppresses, and the features it is close to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.autoencoder.given import refuse_no_sae
 from hfsae.functional.precision import own_precision
-from hfsae.hooks import splice
+from hfsae.hooks import HookPoint, splice
+from hfsae.hooks.access import never_passed
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.probe import seen_at
 from hfsae.hooks.quiet import evaluating
 from hfsae.in_model import hook_points_of
 
@@ -159,8 +162,8 @@ def _into_stream(sae: SparseAutoencoder, model: PreTrainedModel) -> Callable[[Te
         return None  # a crosscoder writes at several places; that of one source is told by sae.source(name)
     point = hook_points_of(sae.config, model)[1]
     layout = DecoderLayout.find(model)
-    if layout is None:
-        return None
+    if layout is None or layout.streams is not None:
+        return None  # several streams mix from block to block, so none of them reaches the end as it is
     roles, module = layout.roles(point), model.get_submodule(point.path)
     if roles & _IN_THE_STREAM or (isinstance(module, nn.Embedding) and point.side == "output"):
         return lambda directions: directions
@@ -175,8 +178,21 @@ def _logits(model: PreTrainedModel, directions: Tensor) -> Tensor:
     size = directions.float().square().mean(1, keepdim=True).sqrt()
     unit = (directions / size.clamp(min=torch.finfo(torch.float32).tiny)).to(directions.dtype)
     ids = torch.zeros(len(unit), 1, dtype=torch.long, device=input_device(model))
-    with splice(model, "resid_post.-1", lambda x: unit[:, None]):
+    with splice(model, _last_output(model), lambda x: unit[:, None].expand_as(x)):
         return model(input_ids=ids, use_cache=False).logits[:, -1].float()
+
+
+def _last_output(model: PreTrainedModel) -> HookPoint:
+    """Where the stream leaves the blocks: the last block that text alone comes to, the last time that it does."""
+    layout = DecoderLayout(model)
+    for layer in reversed(range(len(layout.blocks))):
+        point = layout.places(layer)["resid_post"]
+        seen = seen_at(model, [point], layout)[point]
+        if seen is None or seen.visits == 1:
+            return point
+        if seen.visits:
+            return replace(point, visit=seen.visits - 1)
+    raise never_passed(type(model).__name__, [layout.places(0)["resid_post"]])
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from hfsae import SAE, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig
-from hfsae.analysis import logit_effects, neighbours
+from hfsae.analysis import collect_features, logit_effects, neighbours
 from hfsae.analysis.weights import _histograms, has_logit_effects
+from tests.data.tiny import pythia_like
 from tests.hooks.families import build
+from tests.hooks.model_types import tiny_model
 from tests.hooks.witness import count_hooks
 
 
@@ -95,6 +97,36 @@ def test_an_adapter_around_the_model_has_effects_too(place):
     merged = logit_effects(sae, copy.deepcopy(adapted).merge_and_unload(), k=3)
     torch.testing.assert_close(effects.promoted_by, merged.promoted_by, rtol=1e-4, atol=1e-5)
     assert torch.equal(effects.promoted, plain.promoted) == (place == "resid_post.0")
+
+
+@torch.no_grad()
+def test_the_last_block_that_text_comes_to_is_where_the_stream_leaves():
+    """The last block of this model attends to images alone, and text passes it by."""
+    model = tiny_model("mllama")
+    sae = sae_at("resid_post.0", d_in=model.config.hidden_size)
+    expected = through_norm_and_head(model, sae.W_dec / 3.0)
+    torch.testing.assert_close(logit_effects(sae, model).promoted_by, expected.topk(10).values, rtol=1e-4, atol=1e-5)
+
+
+def test_virtual_tokens_of_an_adapter_change_no_effects():
+    peft = pytest.importorskip("peft")
+    sae, plain = sae_at("resid_post.0"), build("llama")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    adapted = peft.get_peft_model(copy.deepcopy(plain), config)
+    for found, expected in zip(logit_effects(sae, adapted), logit_effects(sae, plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "deepseek_v4"])
+def test_one_of_several_streams_reaches_no_logits_by_itself(model_type):
+    """The blocks mix the streams, so that nothing passes them as it is; a collection goes without effects."""
+    model = tiny_model(model_type)
+    sae = sae_at("resid_post.1[0]", d_in=model.config.hidden_size)
+    assert not has_logit_effects(sae, model)
+    with pytest.raises(ValueError, match="no direct effect on logits"):
+        logit_effects(sae, model)
+    found = collect_features(sae, model, pythia_like(), ["w1 w2 w3 w4", "w5 w6 w7"], disable_tqdm=True)
+    assert found.densities.sum() > 0 and not found.of(int(found.densities.argmax())).promoted
 
 
 def test_what_does_not_go_into_the_stream_is_refused():
