@@ -145,7 +145,8 @@ class DocumentSequenceReader:
         dataset = as_dataset(documents)
         contents = self.contents(dataset, text_column)
         bos = self._bos(contents.kind)
-        encode = DocumentEncoder(contents, self._tokenizer, assistant_only=self._reading["assistant_only"])
+        only = self._reading["assistant_only"]
+        encode = DocumentEncoder(contents, self._tokenizer, assistant_only=only, features=dataset.features)
         row = 0
         table = dataset.select_columns(contents.columns).with_format(None)
         for rows in cast(Iterable[dict[str, Any]], table.iter(batch_size=_DOCUMENTS_AT_ONCE)):

@@ -21,6 +21,9 @@ _CALLED: dict[DocumentKind, str] = {"text": "texts", "chat": "conversations", "i
 _BESIDE_IDS = {"attention_mask", "token_type_ids", "special_tokens_mask", "position_ids", "labels"}
 # The first of these columns is meant where several could be, if it holds documents of the kind.
 _USUAL: dict[str, DocumentKind] = {"input_ids": "ids", "text": "text", "messages": "chat"}
+# What chat templates call the tools that an assistant has, and so do datasets of their calls.
+_TOOLS = "tools"
+_OF_OTHER_THINGS = "lists of other things"
 # Rows that are looked at where a dataset does not know the types of its columns.
 _FIRST_ROWS = 16
 
@@ -32,16 +35,23 @@ class DocumentColumn(NamedTuple):
         kind: Texts, conversations or token ids.
         column: The column's name.
         mask: The column that marks padding of token ids; None where there is none.
+        tools: The column of the tools that the assistant of a conversation has; None where there is none.
     """
 
     kind: DocumentKind
     column: str
     mask: str | None = None
+    tools: str | None = None
+
+    @property
+    def beside(self) -> str | None:
+        """The column that belongs to the documents, if there is one."""
+        return self.mask if self.kind == "ids" else self.tools
 
     @property
     def columns(self) -> list[str]:
         """All that is read of a row."""
-        return [self.column] if self.mask is None else [self.column, self.mask]
+        return [self.column] if self.beside is None else [self.column, self.beside]
 
 
 def find_document_column(
@@ -87,7 +97,9 @@ def find_document_column(
             "lists of messages with role and content, or from and value."
         )
     mask = "attention_mask" if kind == "ids" and "attention_mask" in kinds else None
-    return DocumentColumn(kind, column, mask)  # type: ignore[arg-type]
+    # Types that other things have, such as the names of tools alone, are nothing that a chat template reads.
+    tools = _TOOLS if kind == "chat" and kinds.get(_TOOLS) in ("text", _OF_OTHER_THINGS) else None
+    return DocumentColumn(kind, column, mask, tools)  # type: ignore[arg-type]
 
 
 def _found(kinds: Mapping[str, str], chat: bool | None) -> str:
@@ -165,7 +177,7 @@ def _kind_of_feature(feature: Any) -> str | None:
             return None
         return "text" if "string" in dtype else dtype
     if isinstance(inner, Mapping):
-        return "chat" if any(set(keys) <= inner.keys() for keys in MESSAGE_KEYS) else "lists of other things"
+        return "chat" if any(set(keys) <= inner.keys() for keys in MESSAGE_KEYS) else _OF_OTHER_THINGS
     dtype = getattr(inner, "dtype", None)
     if dtype in ("null", None) or type(inner).__name__ == "Json":
         return None if getattr(inner, "feature", None) is None else "lists of lists"
@@ -186,5 +198,5 @@ def _kind_of_value(value: Any) -> str | None:
     if isinstance(first, Integral) and not isinstance(first, bool):
         return "ids"
     if isinstance(first, Mapping):
-        return "chat" if any(set(keys) <= first.keys() for keys in MESSAGE_KEYS) else "lists of other things"
+        return "chat" if any(set(keys) <= first.keys() for keys in MESSAGE_KEYS) else _OF_OTHER_THINGS
     return f"lists of {type(first).__name__}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jinja2 import TemplateError
 
-from hfsae.data.document_column import MESSAGE_KEYS, DocumentColumn
+from hfsae.data.chat_messages import message_of, tools_of
+from hfsae.data.document_column import DocumentColumn
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 
 if TYPE_CHECKING:
@@ -22,16 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Tokens: TypeAlias = np.ndarray
-# Encodes documents that are there, and the padding masks of rows of token ids.
+# Encodes documents that are there, and what stands beside them: padding masks of token ids, tools of conversations.
 Encoder: TypeAlias = Callable[[list[Any], list[Any] | None], list[Tokens]]
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Who speaks in ShareGPT's messages, as chat templates call them.
-_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-    "bard": "assistant", "model": "assistant", "assistant": "assistant", "system": "system", "tool": "tool",
-    "function_response": "tool", "observation": "tool",
-}  # fmt: skip
 
 
 class DocumentEncoder:
@@ -43,6 +38,7 @@ class DocumentEncoder:
         contents: What the documents are, and where.
         tokenizer: The language model's tokenizer; token ids need none.
         assistant_only: Of conversations, only what the assistant says may be trained on; the chat template marks it.
+        features: The types of the dataset's columns, where they are known.
 
     Attributes:
         missing: Rows without a document so far.
@@ -57,6 +53,7 @@ class DocumentEncoder:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
         assistant_only: bool = True,
+        features: Mapping[str, Any] | None = None,
     ) -> None:
         self._contents = contents
         self.missing = 0
@@ -64,7 +61,7 @@ class DocumentEncoder:
         if contents.kind == "text" and tokenizer is not None:
             self._encode = text_encoder(tokenizer)
         elif contents.kind == "chat" and tokenizer is not None:
-            self._encode = _chat_encoder(tokenizer, assistant_only)
+            self._encode = _chat_encoder(tokenizer, assistant_only, contents, features or {})
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> list[Tokens]:
         """The tokens of a group of rows, a dict of columns.
@@ -72,7 +69,7 @@ class DocumentEncoder:
         Raises:
             ValueError: If a document is of another kind; shows it.
         """
-        column, mask = self._contents.column, self._contents.mask
+        column, beside = self._contents.column, self._contents.beside
         documents = list(rows[column])
         there = [i for i, document in enumerate(documents) if document is not None]
         if len(there) < len(documents):
@@ -83,8 +80,8 @@ class DocumentEncoder:
         if there:
             for document in (documents[i] for i in there):
                 self._refuse_other(document)
-            masks = None if mask is None else [rows[mask][i] for i in there]
-            for i, tokens in zip(there, self._encode([documents[i] for i in there], masks), strict=True):
+            others = None if beside is None else [rows[beside][i] for i in there]
+            for i, tokens in zip(there, self._encode([documents[i] for i in there], others), strict=True):
                 encoded[i] = tokens
         return encoded
 
@@ -123,8 +120,10 @@ def text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
     return encode
 
 
-def _chat_encoder(tokenizer: "PreTrainedTokenizerBase", assistant_only: bool) -> Encoder:
-    """Encodes conversations with the tokenizer's chat template.
+def _chat_encoder(
+    tokenizer: "PreTrainedTokenizerBase", assistant_only: bool, contents: DocumentColumn, features: Mapping[str, Any]
+) -> Encoder:
+    """Encodes conversations, and the tools that their assistant has, with the tokenizer's chat template.
 
     Raises:
         ValueError: If there is no chat template, or if it does not mark what the assistant says.
@@ -139,12 +138,14 @@ def _chat_encoder(tokenizer: "PreTrainedTokenizerBase", assistant_only: bool) ->
             "set a template that does, or pass assistant_only=False to train on whole conversations"
         )
     tokenizer = copy.deepcopy(tokenizer)
+    of_messages = getattr(features.get(contents.column), "feature", None)
+    of_tools = features.get(contents.tools or "")
 
-    def encode(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:
-        conversations: Any = [[_message(message) for message in conversation] for conversation in documents]
+    def render(conversations: Any, tools: list[Any] | None) -> list[Tokens]:
         try:
             encoded: Any = tokenizer.apply_chat_template(
                 conversations,
+                tools=tools,
                 tokenize=True,
                 return_dict=True,
                 return_assistant_tokens_mask=assistant_only,
@@ -156,26 +157,14 @@ def _chat_encoder(tokenizer: "PreTrainedTokenizerBase", assistant_only: bool) ->
             return [_tokens(ids) for ids in encoded["input_ids"]]
         return [_tokens(*row) for row in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)]
 
+    def encode(documents: list[Any], tools: list[Any] | None) -> list[Tokens]:
+        conversations = [[message_of(message, of_messages) for message in document] for document in documents]
+        if tools is None:
+            return render(conversations, None)
+        pairs = zip(conversations, tools, strict=True)
+        return [render([conversation], tools_of(its_own, of_tools))[0] for conversation, its_own in pairs]
+
     return encode
-
-
-def _message(message: Any) -> Mapping[str, Any]:
-    """A message as chat templates read it.
-
-    Raises:
-        ValueError: If it is made of other things, or nobody known speaks.
-    """
-    usual, sharegpt = MESSAGE_KEYS
-    if isinstance(message, Mapping) and set(usual) <= message.keys():
-        return message
-    if not isinstance(message, Mapping) or not set(sharegpt) <= message.keys():
-        raise ValueError(
-            f"a message is {reprlib.repr(message)}: expected one with role and content, or with from and value."
-        )
-    role = _ROLES.get(message["from"])
-    if role is None:
-        raise ValueError(f"a message is from {message['from']!r}: expected one of {', '.join(_ROLES)}.")
-    return {"role": role, "content": message["value"]}
 
 
 def _encode_ids(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:

@@ -146,7 +146,9 @@ class TokenBlocks:
         self.special_token_ids = special_token_ids(tokenizer) if exclude_special_tokens else []
         self._left_out = LeftOut(tuple(self.special_token_ids), tuple(exclude_positions))
         self._repeat = repeat
-        self._encode = DocumentEncoder(contents, tokenizer, assistant_only=assistant_only)
+        self._encode = DocumentEncoder(
+            contents, tokenizer, assistant_only=assistant_only, features=getattr(dataset, "features", None)
+        )
         self._documents = _reader(dataset, contents.columns, rank, world_size, shuffle, seed)
         bos = bos_token_id(tokenizer) if self.prepend_bos else None
         # Conversations and token ids bring the special tokens that end them.
