@@ -100,7 +100,8 @@ class ShardedSAE(nn.Module):
             dead = _cut(dead.unflatten(0, (self._groups, -1)), self._mesh, _OF_GROUPS).to_local().flatten()
         state = replace(state, dead=dead, partition=self._partition)
         output: SAEOutput = functional_call(self._part, self._tensors(), (activations, target), {"state": state})
-        assert (statistics := output.statistics) is not None
+        statistics = output.statistics
+        assert statistics is not None
         own = statistics.tokens_firing.unflatten(0, (self._groups, -1))
         firing = DTensor.from_local(own, self._mesh, [_OF_GROUPS]).full_tensor().flatten()
         statistics.tokens_firing, statistics.l0 = firing, firing.sum() / len(activations)

@@ -385,7 +385,7 @@ class SAETrainer:
 
     def _call(self, event: str, **kwargs: Any) -> None:
         """Tells the callbacks; what they ask for stands in `self.control` afterwards."""
-        assert (run := self._run) is not None
+        run: Any = self._run
         self.callback_handler(event, self.args, self.state, self.control, model=run.saes, run=run, **kwargs)
 
     def _end(self, run: TrainingRun) -> TrainOutput:
