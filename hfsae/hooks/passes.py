@@ -56,6 +56,8 @@ class Passes:
         around = [wrapper] if isinstance(wrapper, nn.Module) and wrapper is not model else []
         self._levels = [*around, *_models_on_the_way(model, paths)]
         self._model = self._levels[0]
+        self._config = getattr(model, "config", None)
+        self._n_layers = self._layers_to_run()
         self.model_name = type(model).__name__
         self._recomputed = recomputed
         self._listeners: list[Listener] = []
@@ -83,6 +85,7 @@ class Passes:
         """Hangs the hooks on the model; leaving takes them off."""
         self._thread = threading.get_ident()
         self._depth = depth_of_questions()
+        self._n_layers = self._layers_to_run()
         with ExitStack() as stack:
             stack.enter_context(running_as_written(self._levels))
             for level, module in enumerate(self._levels):
@@ -127,6 +130,19 @@ class Passes:
         if self._reentrant_around:
             return True
         return self._with_gradients and (checkpoints_gradients(self._model) or is_reentrant())
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the model now runs fewer of its blocks than when the context began.
+
+        So `generate` drafts with `assistant_early_exit`; whole passes then check every token.
+        """
+        return self._layers_to_run() < self._n_layers
+
+    def _layers_to_run(self) -> int:
+        """How many blocks the config says; 0 where it says nothing."""
+        said = getattr(self._config, "num_hidden_layers", None)
+        return said if isinstance(said, int) else 0
 
     @property
     def runs_again(self) -> bool:

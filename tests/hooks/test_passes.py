@@ -35,6 +35,21 @@ def logits(model, ids=None) -> torch.Tensor:
     return model(input_ids() if ids is None else ids, use_cache=False).logits
 
 
+# -- early ------------------------------------------------------------------------------------------------------------
+def test_drafts_of_an_early_exit_need_not_come_to_the_place():
+    """Whole passes check what a draft proposes, so that the tokens are those of the edited model."""
+    model, place = tiny_model("llama"), "model.layers.3.output"
+    ids, vector, n_layers = text_ids(model)[:1], torch.linspace(-3, 3, 32), model.config.num_hidden_layers
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    plain = model.generate(ids, **options)
+    with replaced(model, place, add_vector(vector)):
+        expected = model.generate(ids, **options)
+    assert not torch.equal(expected, plain)
+    with splice(model, place, add_vector(vector)):
+        drafted = model.generate(ids, assistant_early_exit=2, **options)
+    assert torch.equal(drafted, expected) and model.config.num_hidden_layers == n_layers
+
+
 # -- never ------------------------------------------------------------------------------------------------------------
 class _Skipping(nn.Module):
     """A block that a flag takes out of the model, as text alone does with Llama 3.2 Vision's cross-attention."""
