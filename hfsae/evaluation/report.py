@@ -28,7 +28,8 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
         <BLANKLINE>
         measured on 4,096 tokens
     """
-    baselines = {name: figures for name, figures in (metrics.get("baselines") or {}).items() if name in _BASELINES}
+    known = metrics.get("baselines") or {}
+    baselines = {name: known[name] for name in _BASELINES if name in known}
     shown = [metric for metric in METRICS if metric.name in metrics]
     lines = [_row("metric", "measured", "", "healthy", [_heading(name, baselines[name]) for name in baselines])]
     for metric in shown:
@@ -43,6 +44,11 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     if few := too_few_to_tell(metrics):
         lines.append(f"- dead features: {few}")
     lines += [f"- {', '.join(names)}: {reason}" for reason, names in by_reason(metrics).items()]
+    lines += [
+        f"- {_heading(name, figures)}: of the record, on {figures['n_tokens']:,} tokens"
+        for name, figures in baselines.items()
+        if figures.get("n_tokens", metrics.get("n_tokens")) != metrics.get("n_tokens")
+    ]
     lines.append(_text(metrics))
     return "\n".join(([title] if title else []) + lines)
 

@@ -242,11 +242,12 @@ def other_loss(protocol: Mapping[str, Any]) -> str | None:
 
 
 def baseline_titles(metrics: Mapping[str, Any]) -> list[str]:
-    """What the baselines' columns are called."""
+    """What the baselines' columns are called, with the number of their tokens where that is another one."""
     return [
         f"{_BASELINES.get(name, (name,))[0]}{f', {components} components' if components else ''}"
+        f"{f', on {tokens:,.0f} tokens' if tokens and tokens != metrics.get('n_tokens') else ''}"
         for name, figures in _baselines(metrics).items()
-        for components in [figures.get("components")]
+        for components, tokens in [(figures.get("components"), number(figures.get("n_tokens")))]
     ]
 
 

@@ -175,9 +175,17 @@ def measure_again(
             called,
             text.source,
         )
-    if not baselines and dataset is None and not changed and "baselines" in recorded:
-        metrics["baselines"] = recorded["baselines"]
+    if not baselines and dataset is None and model is None and not changed and "baselines" in recorded:
+        metrics["baselines"] = _of_the_record(recorded, metrics["n_tokens"])
     return MeasuredAgain(metrics, lm, blocks, changed)
+
+
+def _of_the_record(recorded: Mapping[str, Any], n_tokens: int) -> dict[str, Any]:
+    """The baselines of a record; they say on how many tokens where figures beside them are of another number."""
+    if recorded.get("n_tokens") in (None, n_tokens):
+        return recorded["baselines"]
+    of_these = {"n_tokens": recorded["n_tokens"]}
+    return {name: of_these | dict(figures) for name, figures in recorded["baselines"].items()}
 
 
 def _tokens_differ(recorded: Any, now: Mapping[str, Any]) -> bool:

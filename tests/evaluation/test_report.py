@@ -37,6 +37,13 @@ def test_warnings_reasons_and_the_text_follow_in_words():
     assert lines[-1] == "measured on 12,345 tokens of org/text, test, left out: padding"
 
 
+def test_baselines_of_another_number_of_tokens_are_told_and_stand_in_one_order():
+    tokens = {"pca": {"l0": 32.0, "components": 32, "n_tokens": 12345}, "untrained": {"l0": 32.0, "n_tokens": 54321}}
+    text = report(METRICS | {"baselines": tokens})
+    assert text.splitlines()[0].split() == ["metric", "measured", "healthy", "untrained", "PCA-32"]
+    assert "- untrained: of the record, on 54,321 tokens" in text and "- PCA-32: of" not in text
+
+
 def test_a_value_that_rounds_to_the_end_of_a_range_has_more_digits():
     lines = report({"explained_variance": 0.79996, "dead_fraction": 0.05001}).splitlines()
     assert lines[1].split()[2:] == ["0.79996", "!", ">", "0.95"] and "0.79996 is below 0.8" in lines[-2]

@@ -154,6 +154,19 @@ def test_without_a_number_of_tokens_what_was_recorded_is_measured_and_written(fo
     assert "wrote" in capsys.readouterr().out
 
 
+def test_recorded_baselines_say_on_how_many_tokens_and_are_not_those_of_another_model(folder, capsys):
+    """They stood beside figures of other tokens, and of another model, as if they were measured together."""
+    recorded = json.loads((folder / "metrics.json").read_text())
+    assert main(["eval", str(folder), "--max_tokens", "500", "--write"]) == 0
+    assert f"- untrained: of the record, on {recorded['n_tokens']:,} tokens" in capsys.readouterr().out
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["n_tokens"] < 1000
+    assert {figures["n_tokens"] for figures in again["baselines"].values()} == {recorded["n_tokens"]}
+    assert f"untrained SAE, on {recorded['n_tokens']:,} tokens" in (folder / "README.md").read_text()
+    named = SAE.from_pretrained(folder).config.base_model
+    assert "baselines" not in evaluate_saved(folder, model=named, write=False)
+
+
 @pytest.mark.parametrize(
     "named, replaces",
     [
