@@ -134,7 +134,9 @@ def contrast(
     if bool(empty[: len(texts)].any()):
         first = int(empty.nonzero()[0])
         where = "what is marked in " if first < len(marks) else ""
-        raise ValueError(f"{where}the text {texts[first]!r} has no token that counts for this SAE.")
+        raise ValueError(
+            f"{where}the text {texts[first]!r} has no token that counts for this SAE: give more text, or leave it out."
+        )
     peaks = peaks.of(~empty)  # all of a text may be marked, so that nothing is left
     labels = torch.arange(len(peaks.n_tokens)) < len(positive)
     firing = peaks.firing()
