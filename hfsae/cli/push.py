@@ -73,7 +73,9 @@ def run(
         print(f"not here, and so not pushed: {', '.join(gone)}, of which {RESULTS_JSON} tells", file=sys.stderr)
     if dashboard:
         from hfsae.dashboard import ensure_dashboard
+        from hfsae.hub.repository import Destination, refuse_stranger
 
+        refuse_stranger(Destination(repo, **where))
         for name in names:
             ensure_dashboard(place / name)
     inside = {"/".join(part for part in (subfolder.strip("/"), name) if part): place / name for name in names}

@@ -8,6 +8,7 @@ from huggingface_hub.errors import (
     BadRequestError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -50,6 +51,8 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
             what = _remedy(error, raised, repo_id, revision)
         elif isinstance(error, OfflineModeIsEnabled):
             what = "HF_HUB_OFFLINE is set; unset it and push again."
+        elif isinstance(error, LocalTokenNotFoundError):
+            what = "there is no token; log in with `hf auth login`."
         elif isinstance(error, json.JSONDecodeError):
             what = "what answers is not the Hub, or is out of order; check HF_ENDPOINT and push again later."
         elif isinstance(error, TransportError | LocalEntryNotFoundError):

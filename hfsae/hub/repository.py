@@ -60,6 +60,17 @@ class Destination:
         return replace(self, commit_message=commit_message)
 
 
+def refuse_stranger(destination: Destination) -> None:
+    """Refuses a push for which there is no network or no known token, before work for it begins; makes nothing.
+
+    Raises:
+        PushError: If the Hub does not answer, or does not know who asks.
+    """
+    api = HfApi(token=usable_token(destination.token), library_name=LIBRARY)
+    with explained(destination.repo_id):
+        Backoff(destination.retries)(api.whoami)
+
+
 class Repository:
     """A repository at the commit at which it was opened.
 

@@ -81,3 +81,15 @@ def test_half_an_sae_is_refused_before_anything_is_pushed(hub, tmp_path, capsys,
     assert "two" in capsys.readouterr().err
     with pytest.raises(RepositoryNotFoundError):
         HfApi().model_info("tester/sweep")
+
+
+@pytest.mark.parametrize(("token", "message"), [("hf_wrong", "does not know the token"), (None, "there is no token")])
+def test_who_is_no_member_of_the_hub_hears_so_before_a_dashboard_is_made(
+    hub, tmp_path, capsys, monkeypatch, token, message
+):
+    make().save_pretrained(tmp_path)
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(tmp_path), "tester/small", "--dashboard", *(["--token", token] if token else [])]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "dashboard.html").exists()
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi(token=hub.user.write_token).model_info("tester/small")
