@@ -187,7 +187,7 @@ def gather(
 
 
 def _kept(collection: FeatureCollection, folder: Path | None, write: bool) -> FeatureCollection | None:
-    """The features of earlier, where somebody says how features are to be collected; None collects them again."""
+    """The features that lie there, where somebody says how to collect them; None to collect them again."""
     if write:
         return None
     logger.warning(

@@ -157,9 +157,15 @@ class StreamedDocuments:
     def state_dict(self) -> dict[str, Any]:
         # Before its first document a stream does not know where it was told to begin.
         stream_state = self._stream.state_dict() if self._has_read else self._opened_at
-        return {"epoch": self.epoch, "position": self.position, "stream": stream_state}
+        place = {"epoch": self.epoch, "position": self.position, "stream": stream_state}
+        return {**place, "by_document": True} if self._by_document else place
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._by_document and state["stream"] is not None and not state.get("by_document"):
+            raise ValueError(
+                "this place in a stream with skip or take was saved by an older hfsae, whose processes read other "
+                "documents: begin the run again."
+            )
         self._open(state["epoch"], state["position"], state["stream"])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from datasets import IterableDataset, interleave_datasets
+from datasets.distributed import split_dataset_by_node
 
 from hfsae.data.documents import StreamedDocuments
 
@@ -57,6 +58,14 @@ def test_a_process_goes_on_where_it_was_in_a_stream_with_skip(rank):
     assert all_of(resumed) == rest == list(range(3 + rank, 40, 2))[16:]
     resumed.load_state_dict(start)
     assert all_of(resumed) == first + rest
+
+
+def test_a_place_that_an_older_version_saved_in_a_stream_with_skip_is_refused():
+    stream = split_dataset_by_node(a_stream().skip(3), rank=0, world_size=2)
+    next(iter(stream))
+    old = {"epoch": 0, "position": 1, "stream": stream.state_dict()}
+    with pytest.raises(ValueError, match="saved by an older hfsae.*begin the run again"):
+        StreamedDocuments(a_stream().skip(3), rank=0, world_size=2).load_state_dict(old)
 
 
 def test_a_process_reads_whole_shards_where_nothing_is_counted():
