@@ -7,6 +7,7 @@ with the arguments of every other tool, and a template writes them down as null.
 import json
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from hfsae.data.document_column import MESSAGE_KEYS
@@ -55,10 +56,8 @@ def tools_of(tools: Any, feature: Any = None) -> list[Any] | None:
     """
     found = without_absent(tools, feature)
     if isinstance(tools, str) and tools.strip():
-        try:
+        with suppress(ValueError):  # what is no JSON stays the string that it is, and is refused below
             found = json.loads(tools)
-        except ValueError:
-            pass  # then it is no list
     if not found:
         return None
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
