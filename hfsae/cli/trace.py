@@ -83,8 +83,6 @@ def run(
         f"{found.replacement_score:.3f}, completeness score {found.completeness_score:.3f}; sums are exact to "
         f"{max(found.exactness.features, found.exactness.targets):.1e}"
     )
-    for note in found.notes:
-        print(note)
     for explained in found.attention:
         print(explained)
     if found.validation is not None:

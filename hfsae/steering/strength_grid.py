@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +205,8 @@ def steering_report(
     prompts = prompts.to(input_device(model))
 
     def steered(strength: float) -> Any:
+        if not strength:
+            return nullcontext  # an edit of 0 is no other model, but it rounds otherwise
         return lambda: steer(model, sae, {feature: strength * unit}, tokenizer=tokenizer)
 
     changes = {strength: steered(strength) for strength in grid}

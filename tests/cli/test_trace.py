@@ -113,6 +113,13 @@ def test_tokens_are_chosen_and_compared(run: Path, tmp_path: Path, capsys):
     assert [label.strip() for label in labels] == ["w5", "w7"]
 
 
+def test_what_a_reader_has_to_know_is_said_once(run: Path, tmp_path: Path, capsys, caplog: pytest.LogCaptureFixture):
+    options = ["--prompt", "w1 w2 w3", "--output", str(tmp_path / "graph.html"), "--validate", "0"]
+    assert main(["trace", str(run / "set" / "mlp_in.0"), *options]) == 0
+    (note,) = content_of(tmp_path / "graph.html")["notes"]
+    assert note.startswith("No SAE writes") and (caplog.text + capsys.readouterr().out).count(note) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

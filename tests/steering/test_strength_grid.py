@@ -88,6 +88,11 @@ def test_every_number_is_that_of_a_plain_loop(report, strength):
     assert (report.unit, report.n_predictions, report.n_prompts) == (MAXIMUM, 32, 4)
 
 
+def test_without_strength_the_model_is_the_plain_one_to_the_last_bit(report):
+    (plain,) = [one for one in report.effects if one.strength == 0]
+    assert plain.kl == 0
+
+
 def made(report, **figures):
     """The report with other figures: strength to token probability, perplexity and repetition."""
     from dataclasses import replace
