@@ -23,6 +23,9 @@ OLD_NAMES = {
 }
 """Options by their names, and what they were called once, or are called for short where it is clear what is meant."""
 
+ALSO_CALLED = {"base_model": ("model_name_or_path", "model"), "model_name_or_path": ("base_model",)}
+"""What the language model of an SAE is called in other commands: each takes all of these names."""
+
 BOOLEAN = "<bool>"
 CHECKPOINT = "last|FOLDER"
 NUMBERS = "NUMBERS"
@@ -165,8 +168,8 @@ def _declared(given: str, declared: Mapping[str, tuple[str, Any]]) -> tuple[str,
     key = _key(given)
     if key in declared:
         return declared[key]
-    for name, old in OLD_NAMES.items():
-        if key in old and name in declared:
+    for name, others in (*OLD_NAMES.items(), *ALSO_CALLED.items()):
+        if key in others and name in declared:
             return declared[name]
     begun = [name for name in declared if key and name.startswith(key)]
     return declared[begun[0]] if len(begun) == 1 else ("", None)

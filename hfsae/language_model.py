@@ -155,8 +155,9 @@ def origin_of(config: SAEConfig, source: str | None = None) -> Origin:
     said = config.language_model_of(source)
     if (name := said["base_model"]) is None:
         raise ValueError(
-            "this SAE's config names no base model (base_model is None: the model is not on the Hub). Load the "
-            "language model yourself, with AutoModelForCausalLM.from_pretrained(...), and run sae.attach(model)."
+            "this SAE's config names no base model (base_model is None: the model is not on the Hub). Name one with "
+            "--base_model on the command line; in Python load it with AutoModelForCausalLM.from_pretrained(...), and "
+            "run sae.attach(model)."
         )
     kwargs = trusted(said["base_model_kwargs"] or {})
     revision, adapter = said["base_model_revision"], said["base_model_adapter"]

@@ -9,7 +9,16 @@ import typer
 from typer.main import get_command
 
 import hfsae.cli
-from hfsae.command_line import BOOLEAN, NUMBERS, Command, option, whole_number, with_groups, with_options
+from hfsae.command_line import (
+    BOOLEAN,
+    NUMBERS,
+    Command,
+    _spelled_alike,
+    option,
+    whole_number,
+    with_groups,
+    with_options,
+)
 
 
 def parse(*words: str) -> dict:
@@ -58,6 +67,18 @@ def test_a_name_is_spelled_with_hyphens_or_underscores_or_begun(name):
 def test_an_old_name_stays(name):
     assert parse(name, "2e5")["max_tokens"] == 200_000
     assert parse("--model", "gpt2")["given"] == {"model_name_or_path": "gpt2"}
+
+
+MODEL_NAMES = ["--base_model", "--model_name_or_path", "--model", "--base-model"]
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("command", [name for commands in hfsae.cli.COMMANDS.values() for name in commands])
+def test_every_command_that_takes_a_language_model_knows_all_of_its_names(command, name):
+    options = get_command(hfsae.cli._application([])).commands[command].params
+    declared = {one.opts[0] for one in options} & {"--base_model", "--model_name_or_path"}
+    if declared and not (command == "label" and name == "--model"):  # there it is the model that is asked
+        assert _spelled_alike([name, "gpt2"], options) == [*declared, "gpt2"]
 
 
 @pytest.mark.parametrize(

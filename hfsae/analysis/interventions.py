@@ -150,7 +150,10 @@ def activation_units(
     except KeyError as error:
         raise ValueError(f"maxima does not know feature {feature}.") from error
     if not maximum > 0:
-        raise ValueError(f"feature {feature} has the maximum {maximum}: a strength relative to it means nothing.")
+        raise ValueError(
+            f"feature {feature} has the maximum {maximum}, and a strength is a multiple of it: name a feature that "
+            "fires, or give strengths in units of activation (without maxima; --unit activation on the command line)."
+        )
     return maximum
 
 

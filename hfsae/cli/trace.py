@@ -8,6 +8,9 @@ from hfsae.command_line import option
 # Logits that are printed; the page has all.
 _SHOWN = 3
 
+# What `Validation` holds, in its order.
+_TAKEN_AWAY = ("the strongest features", "others of like activation")
+
 
 def run(
     path: SAESource,
@@ -85,10 +88,12 @@ def run(
     )
     for explained in found.attention:
         print(explained)
+        query, key = (f"@{at} is {found.tokens[at]!r}" for at in (explained.query, explained.key))
+        print(f"{'':9}  {query}, {key}")
     if found.validation is not None:
-        for name, part in found.validation.items():
+        for name, part in zip(_TAKEN_AWAY, found.validation.values(), strict=True):
             print(
-                f"{name} features taken away: predicted and measured changes correlate by {part['correlation']:.3f}, "
+                f"{name} taken away: predicted and measured changes correlate by {part['correlation']:.3f}, "
                 f"direct edges alone by {part['direct_correlation']:.3f}"
             )
     print(f"wrote {output}")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hfsae.analysis import TokenTexts
 from hfsae.hub.markdown import figure as in_digits
@@ -30,6 +32,10 @@ def steering_plot(report: SteeringReport, path: Path | io.BytesIO) -> None:
         report: What was measured.
         path: The PNG file.
     """
+    save(_drawn(report), path)  # type: ignore[arg-type]
+
+
+def _drawn(report: SteeringReport) -> Figure:
     figure = Figure(figsize=(7, 6), layout="constrained", facecolor="white")
     rows = figure.subplots(3, 1, sharex=True)
     plain, limits = report.plain, report.limits
@@ -42,10 +48,19 @@ def steering_plot(report: SteeringReport, path: Path | io.BytesIO) -> None:
     rows[2].axhline(limits.repetition + plain.repetition, color="black", linewidth=0.7, linestyle=":")
     for axes in rows[:2]:
         axes.set_yscale("log")
+        _label(axes.yaxis, *axes.get_ylim())
     rows[2].set_ylim(bottom=0)
     rows[2].set_xlabel(f"strength (1 is an activation of {report.unit:.4g}); coloured: usable")
     figure.align_ylabels(list(rows))
-    save(figure, path)  # type: ignore[arg-type]
+    return figure
+
+
+def _label(axis: Axis, low: float, high: float) -> None:
+    """Labels of a logarithmic axis; over little more than a decade matplotlib's own stand on one another."""
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(4))
+        axis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
 
 
 def write_steering_page(

@@ -92,6 +92,8 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         figures = ["–" if row[name] is None else f"{row[name]:.{digits}f}" for name, digits in columns.values()]
         mark = [" *"] if row["name"] in front else []
         lines.append(" ".join([f"{row['name']:<{wide}}", *(f"{figure:>10}" for figure in figures), *mark]))
+    if front:
+        lines.append("* on the front: none at its place with as few active features recovers more of the loss")
     return "\n".join(lines)
 
 

@@ -193,6 +193,9 @@ def test_strengths_may_be_relative_to_the_largest_activation():
     with pytest.raises(ValueError, match="maxima does not know feature 1"):
         with steer(model, sae, {1: 2}, maxima={}):
             pass
+    with pytest.raises(ValueError, match=r"maximum 0\.0.* name a feature that fires, or .* units of activation"):
+        with steer(model, sae, {1: 2}, maxima={1: 0.0}):
+            pass
 
 
 # -- generate ---------------------------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ def test_no_hook_stays_behind_even_after_an_error(model):
         (lambda model, sae: steer(model, sae, {48: 1.0}), "indices from 0 to 47"),
         (lambda model, sae: steer(model, sae, {3: 1.0}, mode="set"), "expected one of 'add', 'clamp'"),
         (lambda model, sae: steer(model, sae, {3: 1.0}, positions="first"), "'all', 'last', 'generated'"),
-        (lambda model, sae: steer(model, sae, {3: 1.0}, maxima={3: 0.0}), "means nothing"),
+        (lambda model, sae: steer(model, sae, {3: 1.0}, maxima={3: 0.0}), "units of activation"),
         (lambda model, sae: steer(model, sae, {3: float("nan")}), "expected finite numbers"),
         (lambda model, sae: steer(model, sae, {3: 1.0, 4: float("inf")}, mode="clamp"), "expected finite numbers"),
         (lambda model, sae: ablate(model, sae, [3, 3]), "feature 3 is named twice"),

@@ -49,7 +49,12 @@ def test_a_prompt_becomes_a_page_json_and_a_graph(run: Path, tmp_path: Path, cap
     options = ["--prompt", "w1 w2 w3 w4", "--max_features", "20", "--validate", "3", *map(str, files)]
     assert main(["trace", str(run / "set"), *options]) == 0
     said = capsys.readouterr().out
-    assert "20 of" in said and "replacement score" in said and "correlate" in said and "probability" in said
+    assert (
+        "20 of" in said
+        and "replacement score" in said
+        and "others of like activation taken away: predicted and" in said
+        and "probability" in said
+    )
     content = content_of(tmp_path / "out" / "graph.html")
     first = next(node for node in content["nodes"] if node["source"] == "mlp_in.0" and node["kind"] == "feature")
     assert first["label"] == f"name of {first['feature']}"
@@ -143,6 +148,7 @@ def test_attention_of_heads_is_explained(run: Path, tmp_path: Path, capsys):
     assert main([*options, "--attention", "1.0", "--attention", "0.1", "--validate", "0"]) == 0
     said = capsys.readouterr().out
     assert "layer 1, head 0: 3 looks at" in said and "layer 0, head 1: 3 looks at" in said
+    assert "@3 is 'w4', @" in said.replace(" w4'", "w4'")
     shown = content_of(tmp_path / "graph.html")["attention"]
     assert [(found["layer"], found["head"]) for found in shown] == [(1, 0), (0, 1)]
     assert main([*options, "--attention", "three"]) == 1

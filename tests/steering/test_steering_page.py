@@ -1,6 +1,9 @@
 """The page of a steering report: it says what the report says, and hostile text stays text."""
 
+import itertools
 from dataclasses import replace
+
+import pytest
 
 from hfsae.steering import (
     SteeringReport,
@@ -10,6 +13,7 @@ from hfsae.steering import (
     usable_words,
     write_steering_page,
 )
+from hfsae.steering.steering_page import _drawn
 from tests.dashboard.tiny import ATTACK, tokenizer
 
 EFFECTS = [
@@ -39,6 +43,18 @@ def test_the_same_figures_are_the_same_picture_and_others_are_another(tmp_path):
         steering_plot(report, tmp_path / name)
     first, same, changed = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == same != changed and first.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("largest", [10.4, 12.0, 30.0, 90.0, 1e3, 1e6, 1e30])
+def test_labels_of_the_axes_do_not_stand_on_one_another(largest):
+    figure = _drawn(replace(REPORT, effects=[*EFFECTS[:3], replace(EFFECTS[3], perplexity=largest)]))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_window_extent().y0, axes.get_window_extent().y1
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels(which="both") if label.get_text()]
+        boxes = sorted((box for box in boxes if low - 1 <= (box.y0 + box.y1) / 2 <= high + 1), key=lambda box: box.y0)
+        assert len(boxes) > 1
+        assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
 
 
 def test_words_for_ranges():

@@ -157,8 +157,12 @@ def test_the_front_is_named_for_each_place_and_metric(swept):
     sparsest = min((n for n in output.saes if "matryoshka" not in n), key=lambda name: output.metrics[name]["l0"])
     assert on_it[0] == sparsest and len(on_it) >= 1
     rows = json.loads((folder / "results.json").read_text())["saes"]
-    starred = [line.split()[0] for line in results_table(rows).splitlines() if line.endswith("*")]
+    table = results_table(rows).splitlines()
+    starred = [line.split()[0] for line in table if line.endswith("*")]
     assert {*starred} == {name for of_place in front.values() for name in of_place["loss_recovered"]}
+    assert table[-1].startswith("* on the front") == bool(starred)
+    known = [{**row, "loss_recovered": 0.5} for row in rows]
+    assert results_table(known).splitlines()[-1].startswith("* on the front")
 
 
 def test_an_sae_of_a_sweep_ends_as_it_ends_alone(tmp_path, swept):
