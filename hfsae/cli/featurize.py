@@ -53,6 +53,10 @@ def run(
     text_column: Annotated[
         str | None, option("--text_column", "The column of documents; by default it is found.", rich_help_panel=_TEXT)
     ] = None,
+    max_documents: Annotated[
+        int | None,
+        option("--max_documents", "The first documents alone; by default all.", rich_help_panel=_TEXT),
+    ] = None,
     context_length: Annotated[
         int | None, option("--context_length", "Tokens the model sees at once; by default as in training.")
     ] = None,
@@ -72,17 +76,22 @@ def run(
     from hfsae.parallel.launching import launched
     from hfsae.tables.written import featurize
 
+    if max_documents is not None and max_documents < 1:
+        raise ValueError(f"--max_documents {max_documents}: expected 1 document or more.")
     source = TextSource(
         dataset=dataset_name, dataset_config=dataset_config, split=dataset_split, streaming=streaming
     ).resolved()
     sae = SAE.from_pretrained(path, **on_hub.keywords())
     if model_name_or_path is not None:
         rename_base_model(sae.config, model_name_or_path)
+    documents = source.load()
+    if max_documents is not None:
+        documents = documents.take(max_documents if streaming else min(max_documents, len(documents)))
     table = featurize(
         sae,
         sae.load_base_model(),
         sae.load_tokenizer(),
-        source.load(),
+        documents,
         output,
         level=level,
         reduce=reduce,

@@ -293,8 +293,9 @@ def _figures_of_sources(
     metrics: dict[str, Any] = with_means(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if sae.config.is_cross_layer:  # a layer has features of its own, though all write to it
         for layer, (source, pooled) in enumerate(sums.items()):
-            own = {**pooled, "tokens_firing": pooled["tokens_firing"].chunk(sae.n_groups)[layer]}
-            metrics["sources"][source]["dead_fraction"] = finalise(own, no_predictions)["dead_fraction"]
+            firing = pooled["tokens_firing"].chunk(sae.n_groups)[layer]
+            own = finalise({**pooled, "tokens_firing": firing, "active": firing.sum()}, no_predictions)
+            metrics["sources"][source] |= {name: own[name] for name in ("l0", "dead_fraction")}
     if baselines:
         metrics["baselines"] = {}
         metrics["notes"]["baselines"] = "an SAE of several places has none: they reconstruct one place"

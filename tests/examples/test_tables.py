@@ -37,6 +37,21 @@ def test_the_command_writes_what_the_function_writes(tables, trained_folder):
     assert table.to_dataset()["kind"] == load_text(tables / "held_out.jsonl")["kind"]
 
 
+@pytest.mark.parametrize(("number", "rows"), [("3", 3), ("99", 13)])
+@pytest.mark.parametrize("more", [[], ["--streaming"]])
+def test_the_first_documents_alone_are_written(tables, trained_folder, tmp_path, number, rows, more):
+    words = ["--dataset", str(tables / "held_out.jsonl"), "--output", str(tmp_path / "few.parquet"), *more]
+    assert main(["featurize", str(trained_folder), *words, "--max_documents", number, "--columns", "name"]) == 0
+    names = load_text(tables / "held_out.jsonl")["name"][:rows]
+    assert list(FeatureTable(tmp_path / "few.parquet").to_dataset()["name"]) == list(names)
+
+
+def test_no_document_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    words = ["--dataset", "none", "--output", str(tmp_path / "few.parquet"), "--max_documents", "0"]
+    assert main(["featurize", str(tmp_path / "none"), *words]) == 1
+    assert "expected 1 document or more" in capsys.readouterr().err
+
+
 def test_a_probe_tells_code_from_prose(tables, capsys):
     probe.main(
         [str(tables / "train.parquet"), str(tables / "held_out.parquet"), "--column", "kind", "--pattern", "code"]
