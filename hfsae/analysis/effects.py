@@ -21,6 +21,7 @@ from hfsae.functional.gradients import gradients_on, refuse_inference_weights
 from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
+from hfsae.hooks.quantised import gradients_reach_through
 from hfsae.hooks.quiet import evaluating
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def feature_effects(
         ValueError: If the prompt is too short to have a loss, or too long for the model. Likewise if a token is none
             of the model's, or a number is negative. Likewise if the SAE does not fit the model, or the model does not
             predict the next token (BERT, ESM-2). Also if weights were made inside of `torch.inference_mode`, which
-            torch does not differentiate.
+            torch does not differentiate, or if quantised layers let no gradients through.
         HookPointError: If the model lacks the SAE's hook point.
 
     Example:
@@ -164,6 +165,7 @@ def _attribute(
 
     with (
         gradients_on(),
+        gradients_reach_through(model),
         attach(model, sae, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer),
     ):
         ids = ids.clone()  # ids that were made in inference mode cannot be differentiated past

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae.hooks.inner import inner_model
+from hfsae.hooks.quantised import plain_weight
 
 # Fewer rows close together may be tokens that mean the same.
 _FEWEST = 4
@@ -50,10 +51,8 @@ def untrained_tokens(model: PreTrainedModel) -> Tensor:
         ['À', 'Á', 'rame', 'ecimal', ...]
     """
     head = inner_model(model).get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if not isinstance(head, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
-        return torch.empty(0, dtype=torch.int64)
-    if not weight.is_floating_point() or weight.is_meta:
+    weight = plain_weight(head)
+    if not isinstance(head, nn.Module) or weight is None or weight.ndim != 2 or weight.is_meta:
         return torch.empty(0, dtype=torch.int64)
     version = (weight.data_ptr(), weight._version)
     if head not in _known or _known[head][0] != version:

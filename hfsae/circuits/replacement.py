@@ -35,6 +35,7 @@ from hfsae.hooks.access import visiting
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.inner import learns_a_prompt
 from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
+from hfsae.hooks.quantised import holds_quantised_weights
 from hfsae.hooks.quiet import evaluating
 from hfsae.hooks.sites import Sites
 from hfsae.hooks.splice import splicing
@@ -122,13 +123,13 @@ class LocalReplacement:
         inner = inner_model(model)
         if learns_a_prompt(model):
             raise ValueError("a model with a learnt prompt enters more than the text: merge or leave it out to trace.")
+        if holds_quantised_weights(inner):
+            raise ValueError("a quantised model is not exact enough to be traced: load it without quantization.")
         if not isinstance(inner.get_output_embeddings(), nn.Linear):
             raise ValueError(
                 f"{type(inner).__name__} has no LM head (a matrix from its last state to logits): circuits are traced "
                 "in causal language models."
             )
-        if getattr(inner, "is_quantized", False):
-            raise ValueError("a quantised model is not exact enough to be traced: load it without quantization.")
         if not is_copied(inner):
             return inner
         self.notes.append(f"The model is in {str(inner.dtype).removeprefix('torch.')}; a copy in float32 was traced.")

@@ -30,14 +30,13 @@ def run(
 
     from hfsae.estimate.machine import Machine
     from hfsae.estimate.run_needs import estimate, free_memory
+    from hfsae.functional.precision import accelerator_here
     from hfsae.sweeps.sweep import Sweep
 
     if config is None:
         raise ValueError("an estimate needs a YAML file.")
     sweep = Sweep.read(config, given)
-    here = (
-        torch.device("cpu") if sweep.args.use_cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
-    )
+    here = torch.device("cpu") if sweep.args.use_cpu else accelerator_here() or torch.device("cpu")
     elsewhere = tflops is not None or memory_gb is not None
     found = estimate(
         sweep.args,

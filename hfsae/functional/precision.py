@@ -20,6 +20,14 @@ def narrowed(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
+def accelerator_here() -> torch.device | None:
+    """The kind of accelerator that this machine has; None where it has none.
+
+    torch 2.6 built for CUDA raises where it is asked for one that is not there; later releases name it.
+    """
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
 @contextmanager
 def own_precision() -> Iterator[None]:
     """Makes products inside in the types of their tensors, whatever `torch.autocast` stands around.
@@ -31,7 +39,7 @@ def own_precision() -> Iterator[None]:
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.float32
     """
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = accelerator_here()
     devices = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
     with ExitStack() as without:
         for device in devices:

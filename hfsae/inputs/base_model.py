@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.hooks import SideBySide
 from hfsae.hooks.inner import inner_model, model_to_call
+from hfsae.hooks.quantised import quantised_in_place
 from hfsae.inputs.compared_models import compares, models_of, refuse_unequal_tokenizers
 from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of, tokenizer_of_all
 from hfsae.model_kwargs import checked
@@ -127,6 +128,12 @@ def named_origin(args: SAETrainingArguments, name: str | None = None) -> Origin:
 def _origin_of_object(args: SAETrainingArguments, model: Any) -> Origin | None:
     """Where a model comes from that was given as an object: its arguments' name, or its own; None without one."""
     origin = _named(args, inner_model(model))
+    if quantised_in_place(inner_model(model)):
+        logger.warning(
+            "the language model was quantised after it was loaded, and nothing says how: the SAEs will name no "
+            "language model. Load it with from_pretrained(..., quantization_config=...) to have it named."
+        )
+        return None
     if not getattr(model, "peft_config", None) or (origin is not None and origin.adapter is not None):
         return origin
     logger.warning(

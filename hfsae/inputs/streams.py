@@ -30,6 +30,7 @@ from hfsae.evaluation.calibration import read_rows
 from hfsae.evaluation.text_batches import say_shortfall, take
 from hfsae.functional.screening import has_bfloat16_units
 from hfsae.hooks import HookPoint
+from hfsae.hooks.quantised import holds_quantised_weights
 from hfsae.inputs.base_model import BaseModel
 from hfsae.inputs.text_splits import Texts
 from hfsae.processes import all_or_none, process
@@ -107,8 +108,7 @@ def runs_in_bfloat16(args: SAETrainingArguments, model: PreTrainedModel, device:
     activations were asked for in more. Quantised products choose their own precision.
     """
     left_open = args.model_dtype == "auto" and args.activation_dtype == "bfloat16" and model.dtype == torch.float32
-    is_quantised = getattr(model.config, "quantization_config", None) is not None
-    return args.bf16 or (left_open and not is_quantised and _has_units(device))
+    return args.bf16 or (left_open and not holds_quantised_weights(model) and _has_units(device))
 
 
 def _has_units(device: torch.device) -> bool:

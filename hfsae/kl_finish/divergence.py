@@ -1,7 +1,7 @@
 """How far a language model's predictions move where SAEs stand in it, with the gradient for what they write."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from hfsae.evaluation.text_batches import counted
 from hfsae.evaluation.together import Replaced
 from hfsae.functional import at_least_float32
 from hfsae.hooks import HookPoint
+from hfsae.hooks.quantised import gradients_reach_through
 from hfsae.hooks.tokens import of_tokens
 
 # Logits are made and used up in pieces of this many numbers, but of no fewer rows than keep the product efficient.
@@ -89,7 +90,8 @@ class DivergenceMeter:
     @contextmanager
     def _entered(self, *, gradients: bool) -> Iterator[None]:
         with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast):
-            with torch.set_grad_enabled(gradients):
+            through = gradients_reach_through(self._model) if gradients else nullcontext()
+            with torch.set_grad_enabled(gradients), through:
                 yield
 
     def pieces(self, batch: TokenBatch) -> list[TokenBatch]:

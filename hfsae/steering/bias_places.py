@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from hfsae.hooks import HookPoint, capture, splice
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.layout import DecoderLayout
+from hfsae.hooks.quantised import holds_quantised_weights
 from hfsae.hooks.quiet import on_the_side
 from hfsae.hooks.splice import add_vector
 from hfsae.hooks.width import width
@@ -154,7 +155,7 @@ def _candidates(model: PreTrainedModel, scope: str, size: int) -> Iterator[BiasP
         for bias, parameter in module.named_parameters(recurse=False):
             # One row for each expert; their weights add up to 1 where this is exact.
             if bias.endswith("_bias") and parameter.dim() == 2 and parameter.shape[1] == size:
-                yield BiasPlace(path, bias, has_bias=not _is_quantised(model), takes_adapter=False)
+                yield BiasPlace(path, bias, has_bias=not holds_quantised_weights(model), takes_adapter=False)
 
 
 def _output_size(module: nn.Module) -> int | None:
@@ -213,15 +214,11 @@ def as_if_biased(model: PreTrainedModel, place: BiasPlace, vector: Tensor) -> It
 
 # -- how it gets a bias -----------------------------------------------------------------------------------------------
 def _described(model: PreTrainedModel, path: str) -> BiasPlace:
-    module, is_quantised = model.get_submodule(path), _is_quantised(model)
+    module, is_quantised = model.get_submodule(path), holds_quantised_weights(model)
     has_bias = isinstance(module.bias, nn.Parameter) and not is_quantised
     fields = {} if has_bias or is_quantised else _fields_for(model, f"{path}.bias")
     takes_adapter = not isinstance(module, nn.LayerNorm)
     return BiasPlace(path, has_bias=has_bias, config_fields=fields, takes_adapter=takes_adapter)
-
-
-def _is_quantised(model: PreTrainedModel) -> bool:
-    return getattr(model, "hf_quantizer", None) is not None
 
 
 def _fields_for(model: PreTrainedModel, tensor: str) -> dict[str, bool]:

@@ -23,6 +23,7 @@ from hfsae.data.left_out import in_words
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import Text
 from hfsae.hooks import HookPoint, inner_model
+from hfsae.hooks.quantised import holds_quantised_weights, quantised_in_place
 from hfsae.identity import weights_sha256
 from hfsae.in_model import hook_points_of
 from hfsae.label_file import Label
@@ -231,13 +232,18 @@ def _refuse_wrapped(model: nn.Module) -> None:
         )
     if getattr(inner, "peft_config", None):
         raise ValueError("the language model has a PEFT adapter: merge it into the weights first, then steer.")
+    if quantised_in_place(inner):
+        raise ValueError(
+            f"the {type(inner).__name__} was quantised after it was loaded, which nobody who loads a steered model "
+            "knows: load it with from_pretrained(..., quantization_config=...), or steer with hfsae.steer."
+        )
 
 
 def _chosen_form(form: Form, place: BiasPlace, model: PreTrainedModel) -> Form:
     if form == "auto":
         form = "model" if place.fits_weights else "adapter"
     if form == "model" and not place.fits_weights:
-        why = "its weights are quantised" if getattr(model, "hf_quantizer", None) is not None else "its class has none"
+        why = "its weights are quantised" if holds_quantised_weights(model) else "its class has none"
         raise NoBiasError(f"{place.tensor} of {type(model).__name__} cannot be: {why}. form='adapter' is exact there.")
     if form == "adapter" and not place.takes_adapter:
         raise NoBiasError(f"{place.module} is no matrix, and only those take a LoRA adapter: form='model' is exact.")
@@ -318,7 +324,12 @@ def _save_adapter(
     config = LoraConfig(r=1, lora_alpha=1, lora_bias=True, target_modules=[place.module], task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that such an adapter cannot be merged
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:  # PEFT has a layer of its own for each kind of quantisation
+            raise NoBiasError(
+                f"PEFT gives {place.module} no adapter with a bias: {error}. Steer with hfsae.steer there."
+            ) from error
     try:
         module: Any = model.get_submodule(place.module)
         with torch.no_grad():

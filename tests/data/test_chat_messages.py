@@ -21,7 +21,10 @@ TEMPLATE = (
 
 
 def row(question: str, tool: str, arguments: dict[str, str], answer: str) -> dict:
-    """Each tool has parameters of its own; a message that calls one says nothing beside."""
+    """Each tool has parameters of its own; a message that calls one says nothing beside.
+
+    Older releases of datasets bring keys into alphabetical order; these are in it.
+    """
     return {
         "messages": [
             {"role": "user", "content": question},
@@ -32,9 +35,9 @@ def row(question: str, tool: str, arguments: dict[str, str], answer: str) -> dic
     }
 
 
-ROWS = [row("w1", "w2", {"w3": "w4"}, "w5"), row("w6", "w7", {"w8": "w9", "w10": "w11"}, "w12")]
-ALL = [["w2", "w3", "w1", "w2", "w3", "w4", "w5"], ["w7", "w8", "w10", "w6", "w7", "w8", "w9", "w10", "w11", "w12"]]
-CALLS = [["w2", "w3", "w4"], ["w7", "w8", "w9", "w10", "w11"]]
+ROWS = [row("w1", "w2", {"w3": "w4"}, "w5"), row("w6", "w7", {"w10": "w9", "w8": "w11"}, "w12")]
+ALL = [["w2", "w3", "w1", "w2", "w3", "w4", "w5"], ["w7", "w10", "w8", "w6", "w7", "w10", "w9", "w8", "w11", "w12"]]
+CALLS = [["w2", "w3", "w4"], ["w7", "w10", "w9", "w8", "w11"]]
 
 
 def as_table(folder):

@@ -120,6 +120,17 @@ def test_what_from_pretrained_is_given_is_recorded(llama_folder):
     assert loaded.model.config._attn_implementation == "eager"
 
 
+def test_a_model_that_was_quantised_after_loading_is_not_named(llama_folder, caplog):
+    tools = pytest.importorskip("optimum.quanto")
+    model = hf.AutoModelForCausalLM.from_pretrained(llama_folder)
+    tools.quantize(model, weights=tools.qint8)
+    tools.freeze(model)
+    with caplog.at_level("WARNING"):
+        loaded = opened(model)
+    assert loaded.origin is None and "was quantised after it was loaded" in caplog.text
+    assert loaded.tokenizer is not None
+
+
 def test_the_quantisation_of_a_model_object_is_recorded(llama_folder):
     config = QuantoConfig(weights="int8")
     model = hf.AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config)
