@@ -19,7 +19,7 @@ _TORCH_QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic.qu
 def holds_quantised_weights(model: nn.Module) -> bool:
     """Whether some of a model's matrices are stored in fewer bits, whoever made them so.
 
-    transformers marks the models that it loads so. Those that were changed after loading (torchao's `quantize_`,
+    transformers marks the models that it loads so. Those that were changed after loading (`quantize_` of torchao,
     optimum-quanto, `quantize_dynamic`) bear no mark: their layers and tensors tell.
 
     Args:
