@@ -102,8 +102,10 @@ class SAE(SparseAutoencoder):
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
-        if (config := Path(save_directory) / "config.json").is_symlink() and kwargs.get("is_main_process", True):
-            config.unlink()  # it would be written through the link, into a file that the Hub's cache shares
+        if kwargs.get("is_main_process", True):
+            for file in (Path(save_directory) / "config.json", *Path(save_directory).glob("model*.safetensors")):
+                if file.is_symlink():  # it would be written through, into a file that the Hub's cache shares
+                    file.unlink()
         with quietly():
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):

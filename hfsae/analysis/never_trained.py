@@ -54,7 +54,8 @@ def untrained_tokens(model: PreTrainedModel) -> Tensor:
     weight = plain_weight(head)
     if not isinstance(head, nn.Module) or weight is None or weight.ndim != 2 or weight.is_meta:
         return torch.empty(0, dtype=torch.int64)
-    version = (weight.data_ptr(), weight._version)
+    held = head.weight  # what is quantised or offloaded is read into another tensor each time
+    version = (held.data_ptr(), held._version) if isinstance(held, Tensor) else (0, 0)
     if head not in _known or _known[head][0] != version:
         _known[head] = version, _untrained_rows(weight).cpu()
     return _known[head][1].clone()

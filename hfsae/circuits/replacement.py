@@ -125,10 +125,16 @@ class LocalReplacement:
             raise ValueError("a model with a learnt prompt enters more than the text: merge or leave it out to trace.")
         if holds_quantised_weights(inner):
             raise ValueError("a quantised model is not exact enough to be traced: load it without quantization.")
-        if not isinstance(inner.get_output_embeddings(), nn.Linear):
+        head = inner.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
             raise ValueError(
                 f"{type(inner).__name__} has no LM head (a matrix from its last state to logits): circuits are traced "
                 "in causal language models."
+            )
+        if any(parameter.is_meta for parameter in (inner if is_copied(inner) else head).parameters()):
+            raise ValueError(
+                "weights that are needed here lie on the disk or in the host's memory (device_map): load the LM head "
+                "on a device, and the model in float32."
             )
         if not is_copied(inner):
             return inner

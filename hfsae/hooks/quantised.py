@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 
 from hfsae.hooks.inner import inner_model
@@ -19,8 +20,8 @@ _TORCH_QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic.qu
 def holds_quantised_weights(model: nn.Module) -> bool:
     """Whether some of a model's matrices are stored in fewer bits, whoever made them so.
 
-    transformers marks the models that it loads so. Those that were changed after loading (`quantize_` of torchao,
-    optimum-quanto, `quantize_dynamic`) bear no mark: their layers and tensors tell.
+    transformers marks the models that it loads so. What was changed after loading (by `quantize_` of torchao,
+    optimum-quanto, `quantize_dynamic`) bears no mark: its layers and tensors tell.
 
     Args:
         model: A language model, or a wrapper around one.
@@ -43,10 +44,15 @@ def quantised_in_place(model: nn.Module) -> bool:
 def plain_weight(module: Any) -> Tensor | None:
     """A module's matrix in floating point, a quantised one as what it stands for; None where there is no such one.
 
+    One that accelerate offloaded is read from where it lies.
+
     Args:
         module: The module.
     """
     weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_meta and has_offloaded_params(module):
+        with align_module_device(module, torch.device("cpu")):
+            weight = module.weight.detach().clone()
     if isinstance(module, nn.Module) and not isinstance(weight, Tensor) and _is_of_integers(module):
         weight = weight()  # type: ignore[misc]
     if not isinstance(weight, Tensor):

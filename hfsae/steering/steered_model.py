@@ -232,6 +232,11 @@ def _refuse_wrapped(model: nn.Module) -> None:
         )
     if getattr(inner, "peft_config", None):
         raise ValueError("the language model has a PEFT adapter: merge it into the weights first, then steer.")
+    if any(parameter.is_meta for parameter in inner.parameters()):
+        raise ValueError(
+            f"weights of the {type(inner).__name__} are offloaded, where no bias can be changed: load the language "
+            "model without a device map that names 'cpu' beside other devices, or 'disk'."
+        )
     if quantised_in_place(inner):
         raise ValueError(
             f"the {type(inner).__name__} was quantised after it was loaded, which nobody who loads a steered model "

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from hfsae import SAE, TopKCrosscoderSAEConfig, trace
 from hfsae.circuits import Graph, Node, edges, influence, tracing
@@ -313,6 +314,24 @@ def test_tied_embeddings_are_explained_as_any_others(family: str):
     compare_with_jacobian(graph, ByHand(family, model, list(saes.values()), IDS))
     half = trace(copy.deepcopy(model).bfloat16(), saes, IDS, disable_tqdm=True)
     assert half.exactness.targets < 1e-3 and half.exactness.logits < 0.05 and "bfloat16" in half.notes[0]
+
+
+@pytest.mark.parametrize(("place", "dtype"), [("lm_head", torch.float32), ("model.layers.1", torch.bfloat16)])
+def test_offloaded_weights_are_used_or_refused(tmp_path, place, dtype):
+    """Blocks come from the disk when they run; the LM head is read apart, and a copy in float32 has no disk."""
+    model_of("llama").save_pretrained(tmp_path / "model")
+    parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.0", "model.layers.1"]
+
+    def graph(away: str, dtype: torch.dtype) -> Graph:
+        places = {part: "disk" if part == away else "cpu" for part in parts}
+        told = {"device_map": places, "offload_folder": str(tmp_path / away)}
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype, **told).eval()
+        return trace(model, transcoders("llama"), IDS, disable_tqdm=True)
+
+    with pytest.raises(ValueError, match="lie on the disk"):
+        graph(place, dtype)
+    expected = graph("", torch.float32)
+    torch.testing.assert_close(graph("model.layers.1", torch.float32).edges, expected.edges)
 
 
 def test_bad_input_is_refused():

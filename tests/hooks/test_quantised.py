@@ -109,3 +109,14 @@ def test_a_steered_model_says_all_that_was_done_to_its_weights(tmp_path):
     with pytest.raises(ValueError, match="quantised after it was loaded"):
         steer_model(quanto(build("llama")), sae, {3: 1.0}, tmp_path / "steered")
     assert not (tmp_path / "steered").exists()
+
+
+def test_an_offloaded_matrix_is_read_from_where_it_lies(tmp_path):
+    model = build("llama")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+    places |= {f"model.layers.{layer}": "cpu" for layer in range(model.config.num_hidden_layers)}
+    told = {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
+    loaded = AutoModelForCausalLM.from_pretrained(_saved(model, tmp_path), **told)
+    assert loaded.lm_head.weight.is_meta
+    assert torch.equal(plain_weight(loaded.lm_head), model.lm_head.weight) and loaded.lm_head.weight.is_meta
+    assert untrained_tokens(loaded).tolist() == untrained_tokens(model).tolist()

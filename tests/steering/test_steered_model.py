@@ -184,6 +184,18 @@ def test_forms_that_cannot_be_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_offloaded_model_is_refused(tmp_path):
+    """Its bias was changed on the meta device, so that the folder held the model as it was."""
+    folder = folder_of(build("gpt2"), tmp_path)
+    places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    places |= {"transformer.h.0": "cpu", "transformer.h.1": "disk"}
+    told = {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
+    model = AutoModelForCausalLM.from_pretrained(folder, **told).eval()
+    with pytest.raises(ValueError, match="are offloaded"):
+        steer_model(model, sae_at("resid_post.1"), STRENGTHS, tmp_path / "steered")
+    assert not (tmp_path / "steered").exists()
+
+
 def test_a_model_with_an_adapter_is_refused(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(folder_of(build("llama"), tmp_path))
     adapted = get_peft_model(loaded, LoraConfig(r=1, target_modules=["q_proj"]))
