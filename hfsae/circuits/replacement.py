@@ -8,7 +8,6 @@ revealing computational graphs in language models".
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -44,8 +43,6 @@ from hfsae.in_model import left_out_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 # How far the linear model may be from the model itself, as a share of the largest entry. Parts of transformers' models
 # compute in float32, whatever their dtype.
@@ -115,8 +112,6 @@ class LocalReplacement:
         self._patterns, self._norms = AttentionPatterns(), FrozenNorms(self.model)
         self._note_the_prompt(cuts)
         self._refuse_what_is_not_linear()
-        for note in self.notes:
-            logger.info(note)
 
     # -- what can be traced at all ------------------------------------------------------------------------------------
     def _usable(self, model: nn.Module) -> PreTrainedModel:

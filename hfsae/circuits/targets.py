@@ -1,6 +1,5 @@
 """What a graph explains: logits at the last token, or the difference of two."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +11,6 @@ from hfsae.circuits.replacement import LocalReplacement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 # How far logits may be from a multiple of what the LM head gives before they count as capped.
 _TOLERANCE = 1e-4
@@ -133,7 +130,6 @@ def logit_factor(replacement: LocalReplacement) -> float:
     note = "The model caps its logits after the LM head: the graph is of logits before that."
     if note not in replacement.notes:
         replacement.notes.append(note)
-        logger.info(note)
     return 1.0
 
 

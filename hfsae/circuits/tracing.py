@@ -1,5 +1,6 @@
 """`trace`: the attribution graph of a prompt."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from hfsae.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @gradients_on()
@@ -98,6 +101,8 @@ def trace(
         contrast=contrast,
         tokenizer=tokenizer,
     )
+    for note in replacement.notes:
+        logger.info(note)
     features = AllFeatures.of(replacement)
     total = min(max_features, len(features))
     texts = TokenTexts(tokenizer)(ids.tolist()) if tokenizer is not None else [str(token) for token in ids.tolist()]

@@ -28,6 +28,7 @@ from hfsae.identity import weights_sha256
 from hfsae.in_model import hook_points_of
 from hfsae.label_file import Label
 from hfsae.language_model import origin_of
+from hfsae.progress import quietly
 from hfsae.saving import folder_at_once
 from hfsae.steering.bias_places import BiasPlace, NoBiasError, as_if_biased, biased, find_bias_place
 from hfsae.steering.steered_card import CARD_FILE, RECORD_FILE, render_steered_card
@@ -140,7 +141,7 @@ def steer_model(
         "license": license,
         "effect": effect,
     }
-    with folder_at_once(place_to_write) as beside:
+    with folder_at_once(place_to_write) as beside, quietly():
         if form == "model":
             with biased(model, place, vector):
                 model.save_pretrained(beside)

@@ -32,7 +32,8 @@ def command(place, output, *more):
 
 def test_the_command_writes_a_model_and_says_what_it_does(place, tmp_path, capsys):
     assert main(command(place, tmp_path / "steered")) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "Writing model shards" not in err
     assert "added to transformer.h.1.mlp.c_proj.bias" in out and "perplexity" in out and "raised" in out
     collection = SavedFeatures(place / "sae").collection
     sae, model, _ = setting()

@@ -57,6 +57,14 @@ def test_the_mean_predictor_explains_nothing_and_the_truth_everything():
     assert truth["cosine"] == pytest.approx(1) and truth["l2_ratio"] == 1
 
 
+def test_a_reconstruction_that_is_off_by_a_vector_is_not_the_truth():
+    # dictionary-learning 0.1.0 says 1 - var(x - x_hat) / var(x) in evaluation.py, which is 1.0 here.
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).double()
+    off = reconstruction_sums(x, x + 3, SparseFeatures.from_dense(torch.zeros(500, 3)), torch.zeros(4))
+    by_hand = 1 - 500 * 4 * 3**2 / float((x - x.mean(0)).square().sum())
+    assert finalise(off)["explained_variance"] == pytest.approx(by_hand) and by_hand < -7
+
+
 def test_what_an_ablation_that_hardly_hurts_recovers_is_undefined():
     metrics = finalise(sums(**NATS | {"zero_nats": 20.4}))
     assert metrics["loss_recovered"] is None and metrics["loss_recovered_mean"] is not None

@@ -231,6 +231,15 @@ def test_a_model_in_half_precision_is_copied_when_a_trace_is_asked_for_and_no_ea
         twice.trace("w1 w2 w3")
 
 
+def test_nothing_is_said_of_graphs_before_one_is_asked_for(caplog):
+    caplog.set_level("INFO", "hfsae")
+    asked = playground()
+    asked.about()
+    assert asked.no_trace is None and not caplog.messages
+    asked.trace("w1 w2 w3")
+    assert "all of it is error" in caplog.text
+
+
 def test_an_sae_of_the_stream_is_traced_alone():
     told = playground().trace("w1 w2 w3")
     assert playground().no_trace is None and told["notes"] and "all of it is error" in told["notes"][0]
