@@ -1,4 +1,4 @@
-"""What is measured and trained does not depend on torch's default dtype, which other code of a process may set."""
+"""What is measured and trained does not depend on torch's default dtype and device, which other code may set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +84,15 @@ DONE = [collected, effects, logits, contrasted, read, steered, measured, planted
 def test_what_is_measured_is_what_it_is_with_float32(done: Callable[[], object], dtype: torch.dtype):
     expected = repr(done())
     with default_dtype(dtype):
+        found = done()
+    assert repr(found) == expected
+
+
+@pytest.mark.parametrize("done", [collected, effects, logits, contrasted, measured], ids=lambda one: one.__name__)
+def test_a_default_device_changes_nothing(done: Callable[[], object]):
+    """Any device but the one of the tensors shows what names none; this one is on every machine."""
+    expected = repr(done())
+    with torch.device("meta"):
         found = done()
     assert repr(found) == expected
 

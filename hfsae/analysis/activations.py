@@ -14,6 +14,7 @@ from hfsae.analysis.weights import chosen_features
 from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.functional import SparseFeatures
+from hfsae.functional.precision import own_default_device
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,6 +98,7 @@ def read_sequences(
             )
 
 
+@own_default_device()
 def feature_activations(
     sae: SparseAutoencoder,
     model: PreTrainedModel,

@@ -24,6 +24,7 @@ from hfsae.analysis.histogram import Histograms
 from hfsae.analysis.never_trained import left_out_note
 from hfsae.analysis.top_examples import TopExamples
 from hfsae.analysis.weights import LogitEffects, Neighbours
+from hfsae.functional.precision import own_default_device
 from hfsae.notebook import html_table
 from hfsae.saving import files_at_once, write_json
 from hfsae.storage import read_json, read_tensors, write_tensors
@@ -119,6 +120,7 @@ class FeatureCollection(Sequence[Feature]):
     def __iter__(self) -> Iterator[Feature]:
         return (self[row] for row in range(len(self)))
 
+    @own_default_device()
     def __getitem__(self, row: int) -> Feature:  # type: ignore[override]
         index, sums = int(self.features[row]), self.statistics
         firing = int(sums.tokens_firing[index])

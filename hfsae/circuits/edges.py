@@ -128,14 +128,15 @@ class Backward:
         leaves = list(self._leaves)
         found: dict[HookPoint | None, Tensor | None] = dict.fromkeys(leaves)
         if tied := [(output, by) for output, by in zip(outputs, gradients, strict=True) if output.requires_grad]:
-            made = torch.autograd.grad(
-                [output for output, _ in tied],
-                [self._leaves[leaf] for leaf in leaves],
-                [by for _, by in tied],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
+            with torch.autograd.set_detect_anomaly(False):  # which cannot look into a batch of gradients
+                made = torch.autograd.grad(
+                    [output for output, _ in tied],
+                    [self._leaves[leaf] for leaf in leaves],
+                    [by for _, by in tied],
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
             found = {
                 leaf: None if gradient is None else gradient[:, 0] for leaf, gradient in zip(leaves, made, strict=True)
             }

@@ -96,12 +96,14 @@ class Graph:
         """(n,) bool: nodes of these kinds."""
         if unknown := set(kinds) - set(get_args(Kind)):
             raise ValueError(f"there are no nodes of kind {sorted(unknown)[0]!r}, but {', '.join(get_args(Kind))}.")
-        return torch.tensor([node.kind in kinds for node in self.nodes])
+        return torch.tensor([node.kind in kinds for node in self.nodes], device=self.edges.device)
 
     @cached_property
     def weights(self) -> Tensor:
         """(n,), the probabilities of logits, 0 elsewhere."""
-        return torch.tensor([node.probability for node in self.nodes], dtype=self.edges.dtype)
+        return torch.tensor(
+            [node.probability for node in self.nodes], dtype=self.edges.dtype, device=self.edges.device
+        )
 
     def index(self, node: Node | str | int) -> int:
         """The row of a node.
@@ -158,7 +160,7 @@ class Graph:
     def is_picked(self) -> Tensor:
         """(n,) bool: nodes that are pinned, or in a group."""
         picked = {*self.pinned, *(name for members in self.supernodes.values() for name in members)}
-        return torch.tensor([node.name in picked for node in self.nodes])
+        return torch.tensor([node.name in picked for node in self.nodes], device=self.edges.device)
 
     # -- figures ------------------------------------------------------------------------------------------------------
     @cached_property

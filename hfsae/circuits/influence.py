@@ -81,7 +81,7 @@ def threshold_of(scores: Tensor, share: float) -> Tensor:
     """The score of the last one that is needed, largest first, for their sum to be a share of the whole."""
     ordered = scores.flatten().sort(descending=True).values
     cumulative = ordered.cumsum(0) / ordered.sum()
-    reached = torch.searchsorted(cumulative, torch.tensor(share, dtype=cumulative.dtype))
+    reached = torch.searchsorted(cumulative, torch.tensor(share, dtype=cumulative.dtype, device=cumulative.device))
     return ordered[min(int(reached), len(ordered) - 1)]
 
 

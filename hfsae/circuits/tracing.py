@@ -21,6 +21,7 @@ from hfsae.circuits.replacement import LocalReplacement
 from hfsae.circuits.targets import Targets, choose_targets, logit_factor
 from hfsae.data.prompts import tokenize
 from hfsae.functional.gradients import gradients_on
+from hfsae.functional.precision import own_default_device
 from hfsae.hub.hub_ids import without_folders
 from hfsae.identity import weights_sha256
 from hfsae.progress import bar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@own_default_device()
 @gradients_on()
 def trace(
     model: nn.Module,

@@ -1,7 +1,7 @@
 """Where narrow floats are too narrow (sums over many tokens, losses, scales), and where autocast wants them."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -29,10 +29,24 @@ def accelerator_here() -> torch.device | None:
 
 
 @contextmanager
+def own_default_device() -> Iterator[None]:
+    """Makes new tensors inside on the CPU where no place is named, whatever `torch.set_default_device` says.
+
+    Example:
+        >>> with torch.device("meta"), own_default_device():
+        ...     torch.ones(1).device
+        device(type='cpu')
+    """
+    with torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
+        yield
+
+
+@contextmanager
 def own_precision() -> Iterator[None]:
     """Makes products inside in the types of their tensors, whatever `torch.autocast` stands around.
 
-    What is measured goes into files that say its precision: a caller's autocast would make them say a wrong one.
+    What is measured goes into files that say its precision: a caller's autocast would make them say a wrong one. A
+    caller's default device is set aside too.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), own_precision():
@@ -41,7 +55,7 @@ def own_precision() -> Iterator[None]:
     """
     accelerator = accelerator_here()
     devices = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-    with ExitStack() as without:
+    with own_default_device(), ExitStack() as without:
         for device in devices:
             if torch.is_autocast_enabled(device):
                 without.enter_context(torch.autocast(device, enabled=False))

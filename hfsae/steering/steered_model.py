@@ -22,6 +22,7 @@ from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data.left_out import in_words
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import Text
+from hfsae.functional.precision import own_default_device
 from hfsae.hooks import HookPoint, inner_model
 from hfsae.hooks.quantised import holds_quantised_weights, quantised_in_place
 from hfsae.identity import weights_sha256
@@ -59,6 +60,7 @@ class SteeredModel:
     record: dict[str, Any]
 
 
+@own_default_device()
 def steer_model(
     model: PreTrainedModel,
     sae: SparseAutoencoder,

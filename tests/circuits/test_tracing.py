@@ -334,6 +334,17 @@ def test_offloaded_weights_are_used_or_refused(tmp_path, place, dtype):
     torch.testing.assert_close(graph("model.layers.1", torch.float32).edges, expected.edges)
 
 
+@pytest.mark.parametrize("around", [lambda: torch.device("meta"), torch.autograd.detect_anomaly])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_what_torch_is_told_elsewhere_changes_no_graph(around):
+    saes = transcoders("llama")
+    expected = traced("llama", saes)
+    with around():
+        found = traced("llama", saes)
+        said = repr(found)
+    assert said == repr(expected) and torch.equal(found.edges, expected.edges)
+
+
 def test_bad_input_is_refused():
     saes = transcoders("llama")
     with pytest.raises(ValueError, match="no SAE"):
