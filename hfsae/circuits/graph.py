@@ -101,9 +101,8 @@ class Graph:
     @cached_property
     def weights(self) -> Tensor:
         """(n,), the probabilities of logits, 0 elsewhere."""
-        return torch.tensor(
-            [node.probability for node in self.nodes], dtype=self.edges.dtype, device=self.edges.device
-        )
+        probabilities = [node.probability for node in self.nodes]
+        return torch.tensor(probabilities, dtype=self.edges.dtype, device=self.edges.device)
 
     def index(self, node: Node | str | int) -> int:
         """The row of a node.
