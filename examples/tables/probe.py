@@ -1,9 +1,10 @@
 """Which features tell a label: a linear probe on the table of a dataset's documents, beside the commonest answer.
 
     make train
-    hfsae featurize runs/tiny --dataset python-stdlib --split train --columns path --output runs/train.parquet
+    hfsae featurize runs/tiny --dataset python-stdlib --split train --columns path --max_documents 250 \\
+        --output runs/train.parquet
     hfsae featurize runs/tiny --dataset python-stdlib --split held_out --columns path --output runs/held_out.parquet
-    python examples/tables/probe.py runs/train.parquet runs/held_out.parquet --column path --pattern '^lib2to3/'
+    python examples/tables/probe.py runs/train.parquet runs/held_out.parquet --column path --pattern '^asyncio/'
 
 Needs scikit-learn. The matrix stays sparse from the disk to the probe.
 """
