@@ -19,7 +19,7 @@ from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.loading import load_sae
 from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.progress import quietly
-from hfsae.storage import seal
+from hfsae.storage import remove_other_forms, seal, told_as_system_error
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -97,19 +97,26 @@ class SAE(SparseAutoencoder):
 
         `SHA256SUMS` beside them says what the weights are; loading holds them against it.
 
+        What was there before stays whole until the new files are.
+
         Raises:
+            OSError: If the disk is full.
             ValueError: With `push_to_hub=True`, which would write over the card: use `push_to_hub(repo_id)`.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
-        if kwargs.get("is_main_process", True):
-            for file in (Path(save_directory) / "config.json", *Path(save_directory).glob("model*.safetensors")):
-                if file.is_symlink():  # it would be written through, into a file that the Hub's cache shares
-                    file.unlink()
-        with quietly():
+        if not kwargs.get("is_main_process", True):
             super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            seal(save_directory)
+            return
+        from hfsae.saving import files_at_once
+
+        folder = Path(save_directory)
+        with files_at_once(folder) as beside:  # links into the Hub's cache are replaced, not written through
+            with quietly(), told_as_system_error(folder):
+                super().save_pretrained(beside, **kwargs)
+            written = {path.name for path in beside.iterdir()}
+        remove_other_forms(folder, written)
+        seal(folder)
 
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
         """Of several processes, each writes the SAEs that it is asked to; transformers would leave it to the first."""

@@ -7,6 +7,7 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,9 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 SUMS = "SHA256SUMS"
+# Weights in one file, or in shards, as transformers calls them.
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # A header that says it is longer is none: the limit of the format itself.
 _LONGEST_HEADER = 100_000_000
 # Deeper JSON is nobody's config; Python's own parser ends in a RecursionError a little later.
@@ -61,8 +65,25 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dic
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata)
+    with told_as_system_error(path):
+        save_file(dict(tensors), path, metadata)
     path.chmod(mode)
+
+
+@contextmanager
+def told_as_system_error(path: str | os.PathLike) -> Iterator[None]:
+    """Where safetensors writes: its own exception, of a disk that is full, becomes one as Python has it.
+
+    Args:
+        path: What is written.
+
+    Raises:
+        OSError: In place of it.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}. Make room there, or choose another folder.") from error
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -206,20 +227,24 @@ def check_sums(folder: Path) -> None:
 def seal(folder: str | os.PathLike) -> None:
     """Writes `SHA256SUMS` for the weights of a saved SAE, and lets whoever may read its config read them too."""
     folder = Path(folder)
-    _remove_earlier_form(folder / "model.safetensors", folder / "model.safetensors.index.json")
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
     for name in names:
         shutil.copymode(folder / "config.json", folder / name)
     sum_up(folder, names)
 
 
-def _remove_earlier_form(single: Path, index: Path) -> None:
-    """Of weights in one file and in shards removes the older ones: whoever loads takes the one file."""
-    if not (single.is_file() and index.is_file()):
-        return
-    shards = set(read_json(index)["weight_map"].values())
-    # transformers removes shards when it writes one file, and leaves the rest of either form.
-    (single if all((index.parent / shard).is_file() for shard in shards) else index).unlink()
+def remove_other_forms(folder: Path, written: set[str]) -> None:
+    """Removes what is left of weights in one file or in shards where they were written over in another form.
+
+    Args:
+        folder: The folder.
+        written: The names of the files that are meant.
+    """
+    if written.isdisjoint({_WHOLE, _INDEX}):
+        return  # a variant, which stands beside
+    for path in folder.iterdir():
+        if path.name not in written and (path.name in (_WHOLE, _INDEX) or _SHARD.fullmatch(path.name)):
+            path.unlink()
 
 
 def read_header(path: Path) -> list[str]:

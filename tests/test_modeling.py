@@ -5,6 +5,7 @@ import torch
 
 from hfsae import SAE, StandardSAEConfig, TopKSAEConfig, export_sae
 from tests.architectures.variants import VARIANTS
+from tests.full_disk import room_for
 from tests.hooks.model_types import tiny_model
 
 
@@ -71,6 +72,18 @@ def test_a_save_over_an_earlier_one_is_what_is_loaded_whatever_the_form_of_eithe
         assert (tmp_path / "model.safetensors").is_file() == (size == "5GB")
         assert (tmp_path / "model.safetensors.index.json").is_file() == (size != "5GB")
         torch.testing.assert_close(SAE.from_pretrained(tmp_path).state_dict(), sae.state_dict(), rtol=0, atol=0)
+
+
+def test_a_save_that_fails_leaves_the_earlier_one_as_it_was(tmp_path: Path):
+    """On a disk that was full the new config stood beside the old weights, which fitted it and were loaded."""
+    old, new = (SAE.from_config(TopKSAEConfig(d_in=64, n_features=256, k=k)) for k in (4, 2))
+    old.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with room_for(50_000), pytest.raises(OSError, match="could not be written"):
+        new.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    new.save_pretrained(tmp_path)
+    assert SAE.from_pretrained(tmp_path).config.k == 2
 
 
 def test_a_save_into_a_folder_of_links_leaves_the_files_behind_them_alone(tmp_path: Path):

@@ -34,6 +34,7 @@ from hfsae.saving import folder_at_once
 from hfsae.steering.bias_places import BiasPlace, NoBiasError, as_if_biased, biased, find_bias_place
 from hfsae.steering.steered_card import CARD_FILE, RECORD_FILE, render_steered_card
 from hfsae.steering.text_effect import TextEffect, text_effects
+from hfsae.storage import told_as_system_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,7 +146,7 @@ def steer_model(
     }
     with folder_at_once(place_to_write) as beside, quietly():
         if form == "model":
-            with biased(model, place, vector):
+            with biased(model, place, vector), told_as_system_error(place_to_write):
                 model.save_pretrained(beside)
         else:
             _save_adapter(model, sae, place, vector, beside)

@@ -1,6 +1,4 @@
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +7,7 @@ from transformers import PreTrainedModel
 
 from hfsae import SAE, TopKSAE
 from hfsae.training.checkpoint import find_checkpoint, last_checkpoint, load_learner, save_checkpoint
+from tests.full_disk import room_for
 from tests.training.tiny import ARCHITECTURES, BATCH, contents, make_learner, make_sae, sparse_rows
 
 
@@ -28,17 +27,6 @@ def save(folder, step, learners=None, keep=None):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def room_for(size):
-    """No file can grow beyond `size` bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_checkpoint_holds_everything_by_name_and_nothing_pickled(tmp_path):
