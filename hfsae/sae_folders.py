@@ -12,7 +12,7 @@ CONFIG_FILE = "config.json"
 
 # Where training keeps what a run is resumed from: SAEs in the middle of their training.
 LAST_CHECKPOINT = "last-checkpoint"
-_UNFINISHED = ("checkpoint-*", LAST_CHECKPOINT)
+_UNFINISHED = ("checkpoint-*", LAST_CHECKPOINT, ".saving-*", ".*.part")  # the last two: saves under way, or killed
 
 
 def must_be_local(name: str) -> bool:
@@ -69,5 +69,5 @@ def natural_order(name: str) -> list[tuple[str, int]]:
 
 
 def is_unfinished(folder: str | PurePosixPath) -> bool:
-    """Whether a folder lies among the checkpoints of a run."""
+    """Whether a folder lies among the checkpoints of a run, or in a save that has not ended."""
     return any(fnmatch.fnmatchcase(part, pattern) for part in PurePosixPath(folder).parts for pattern in _UNFINISHED)

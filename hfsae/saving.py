@@ -34,6 +34,9 @@ def write_json(path: Path, content: Any) -> None:
 def files_at_once(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder` whose files replace those of the same name when the context ends well."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{BESIDE}*"):
+        if _age(left) > _LONG_AGO:  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=BESIDE) as beside:
         yield Path(beside)
         for path in sorted(Path(beside).iterdir()):

@@ -75,7 +75,7 @@ def told_as_system_error(path: str | os.PathLike) -> Iterator[None]:
     """Where safetensors writes: its own exception, of a disk that is full, becomes one as Python has it.
 
     Args:
-        path: What is written.
+        path: The file, or the folder of it.
 
     Raises:
         OSError: In place of it.

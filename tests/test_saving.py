@@ -9,7 +9,8 @@ import time
 import pytest
 
 from hfsae import TopKSAEConfig
-from hfsae.saving import files_at_once, folder_at_once, write_config, write_json
+from hfsae.sae_folders import sae_folders
+from hfsae.saving import BESIDE, files_at_once, folder_at_once, write_config, write_json
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -58,6 +59,19 @@ def test_what_a_killed_process_left_beside_a_folder_goes_and_that_of_a_living_on
     with folder_at_once(tmp_path / "new") as mine:
         (mine / "weights").write_text("mine")
     assert set(tmp_path.iterdir()) == {*others, tmp_path / "new"}
+
+
+def test_files_that_a_killed_process_left_are_no_saes_and_go_after_a_day(tmp_path):
+    old, new = (tmp_path / f"{BESIDE}{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    for path in (old, old / "config.json"):
+        os.utime(path, (0, 0))
+    with files_at_once(tmp_path) as beside:
+        (beside / "config.json").write_text("{}")
+        assert sae_folders(tmp_path) == []
+    assert sae_folders(tmp_path) == [""] and new.is_dir() and not old.exists()
 
 
 def test_what_an_earlier_version_left_without_a_machine_goes_after_a_day(tmp_path):
