@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.functional.alignment import align
+from hfsae.functional.massive_tokens import directions_apart
 
 # What the features of a fresh transcoder write together, as a share of the target's spread. After 600,000 tokens
 # (embedded language model, mlp_in.1 to mlp_out.1, 16x, k = 32) shares of 1, 0.3, 0.1, 0.03 and 0.01 left 77, 51, 22,
@@ -44,13 +45,15 @@ def initialise(
     * `b_dec` = centre of the scaled activations
     * thresholds
     * one factor on `W_e` that makes the least-squares gain ⟨x̂ − b_dec, x̃⟩ / ‖x̂ − b_dec‖² equal 1
+    * a feature for each direction of massive tokens (`massive_tokens.directions_apart`), which others leave out
 
     Without that factor tied unit rows at 16x give x̂ ≈ 8 x̃, an initial error of many times the variance. Rows that are
     to be aligned take no factor: there all biases are lowered until the gain is 1.
 
     Of a transcoder `output_scale` and `b_dec` are those of its target. Its random rows say nothing of how to get there
     from what it reads, so features start next to 0. Together they write 0.03 of the target's spread. Where it does not
-    subtract `b_dec`, its biases put the centre of what it reads at 0.
+    subtract `b_dec`, its biases put the centre of what it reads at 0. Massive tokens get no feature there, nor where
+    features may be negative or have no bias.
 
     Args:
         sae: A freshly initialised SAE.
@@ -82,6 +85,7 @@ def initialise(
     sae.b_dec.copy_(torch.cat([find_center(part) for part in goal.split(sae.config.output_widths, dim=1)]))
     if sae.config.is_transcoder and not sae.config.subtract_b_dec:
         sae.shift_pre_activations(-sae.pre_activations_of_scaled(find_center(scaled)))
+    massive = _leave_out_massive_tokens(sae, scaled)
     if sae.config.aligned:
         align(sae.encoder.weight, sae.W_dec)
     sae.start_from(scaled, active)
@@ -91,8 +95,42 @@ def initialise(
         gain = _gain(sae, scaled, goal)
         for name in (*sae._encoder_matrices, *sae._in_scaled_space):
             sae.get_tensor(name).mul_(gain)
+    _stand_for_massive_tokens(sae, *massive)
     sae.start_from(scaled, active)
     return sae
+
+
+def _leave_out_massive_tokens(sae: SparseAutoencoder, scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes directions of massive tokens from all rows, and the first features, which are to stand for them.
+
+    Else the strongest features of a massive token are whichever lie a little along it. All learn to write it, none
+    alone, and each is strongest there.
+
+    Returns:
+        (m, d_in) directions, and (m,) how far out on each an ordinary token is at most.
+    """
+    if sae.config.is_transcoder or sae.signed or not sae._encoder_matrices:
+        return scaled.new_zeros(0, scaled.shape[1]), scaled.new_zeros(0)
+    apart, ordinary = directions_apart(scaled)
+    directions = apart[: sae.config.n_features // 2].to(scaled.dtype)
+    if not len(directions):
+        return directions, scaled.new_zeros(0)
+    lengths = sae.W_dec.norm(dim=1, keepdim=True)
+    for matrix in (sae.encoder.weight, sae.W_dec):
+        matrix -= (matrix @ directions.T) @ directions
+        matrix[: len(directions)] = 0
+    sae.W_dec.mul_(lengths / sae.W_dec.norm(dim=1, keepdim=True).clamp(min=torch.finfo(scaled.dtype).tiny))
+    return directions, (sae.encoder_input(scaled[ordinary], sae.b_dec) @ directions.T).amax(0)
+
+
+def _stand_for_massive_tokens(sae: SparseAutoencoder, directions: Tensor, levels: Tensor) -> None:
+    """Lets the first features read and write a direction each, on tokens that are farther out than these levels."""
+    if not len(directions):
+        return
+    first, shift = slice(0, len(directions)), torch.zeros_like(sae.encoder.bias)
+    sae.encoder.weight[first] = sae.W_dec[first] = directions
+    shift[first] = -levels - sae.encoder.bias[first]
+    sae.shift_pre_activations(shift)
 
 
 def _lower_biases(sae: SparseAutoencoder, scaled: Tensor, active: int | None) -> None:

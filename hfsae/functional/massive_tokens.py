@@ -58,3 +58,28 @@ class MassiveTokens:
         """Rows (N, width of the layer) less their part in its directions; the same bit for bit where it has none."""
         directions = self.directions[layer]
         return rows - (rows @ directions.T) @ directions
+
+
+def directions_apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions in which massive tokens are so long that no other token comes near.
+
+    One alone makes a token massive, and the longest token lies more than twice as far out on it as any ordinary one.
+
+    Args:
+        rows: (N, d).
+
+    Returns:
+        (m, d), m at most 8, orthonormal, in float32: the longest token is ahead on each, not behind. And (N,) bool,
+        which tokens are ordinary.
+    """
+    seen = MassiveTokens(rows.shape[1], device=rows.device)
+    massive = seen.see(rows)
+    found = seen.directions[0][(seen.directions[0] != 0).any(1)]
+    if not len(found):
+        return found, ~massive
+    rows = rows.float()
+    usual = rows.norm(dim=1).quantile(_USUAL)
+    along = (rows - rows[~massive].mean(0)) @ found.T
+    longest = along[massive].gather(0, along[massive].abs().argmax(0, keepdim=True))[0]
+    apart = longest.abs() > _TIMES_THE_USUAL * torch.maximum(along[~massive].abs().amax(0), usual)
+    return (found * longest.sign().unsqueeze(1))[apart], ~massive

@@ -1,7 +1,7 @@
-"""Dead features: `FiringCounter` counts them, `resample` and `repoint` give them a new start.
+"""Dead features get a new start from `resample` or `repoint`; `firing.FiringCounter` tells which are dead.
 
-A feature is dead when it has not fired for a window of tokens, counted over all processes. Resampling points its rows
-at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity, "Neuron resampling").
+Resampling points their rows at tokens that are reconstructed badly (Bricken et al. 2023, Towards Monosemanticity,
+"Neuron resampling").
 
 Features that stay dead are pointed at what is missed (`repoint`). A transcoder does not subtract a centre from what it
 reads, so its biases move with the mean of the activations. Then many features drift below 0 on nearly all tokens.
@@ -12,7 +12,7 @@ runs features fall out of the k strongest and stay out, since `auxk` takes long 
 
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,65 +29,6 @@ from hfsae.processes import process
 
 # A revived encoder row is this much of a living one's mean norm, so that it fires now and then but does not shout.
 _ENCODER_SHARE = 0.2
-
-
-class FiringCounter:
-    """Tokens since each feature last fired, and how often it fired lately.
-
-    Args:
-        n_features: Width of the SAE.
-        window: Tokens without firing after which a feature is dead.
-        sampling_steps: Steps over which densities are counted before the count starts again.
-        device: Where the counters live.
-    """
-
-    def __init__(self, n_features: int, *, window: int, sampling_steps: int, device: torch.device | str = "cpu"):
-        self._window = window
-        self._sampling_steps = sampling_steps
-        self.tokens_since_fired = torch.zeros(n_features, dtype=torch.int64, device=device)
-        self._fired = torch.zeros(n_features, dtype=torch.int64, device=device)
-        self._tokens = 0
-        self._steps = 0
-
-    def count(self, tokens_firing: Tensor, n_tokens: int) -> None:
-        """Takes in a step: on how many of its tokens, over all processes, each feature fired."""
-        if self._steps == self._sampling_steps:
-            self._fired.zero_()
-            self._tokens = self._steps = 0
-        self.tokens_since_fired += n_tokens
-        self.tokens_since_fired.masked_fill_(tokens_firing > 0, 0)
-        self._fired += tokens_firing
-        self._tokens += n_tokens
-        self._steps += 1
-
-    @property
-    def dead(self) -> Tensor:
-        """(n_features,) bool."""
-        return self.tokens_since_fired >= self._window
-
-    @property
-    def density(self) -> Tensor:
-        """(n_features,) share of tokens on which each feature fired in the current sampling window."""
-        return self._fired / max(self._tokens, 1)
-
-    def revive(self, features: Tensor) -> None:
-        """Restarts the clock of revived features."""
-        self.tokens_since_fired[features] = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters: tensors, and whole numbers."""
-        return {
-            "tokens_since_fired": self.tokens_since_fired,
-            "fired": self._fired,
-            "tokens": self._tokens,
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
-        self.tokens_since_fired.copy_(state["tokens_since_fired"])
-        self._fired.copy_(state["fired"])
-        self._tokens, self._steps = int(state["tokens"]), int(state["steps"])
 
 
 @torch.no_grad()
@@ -186,6 +127,35 @@ _LEVEL_TOKENS = 512
 _WEAKER_IN_TRANSCODER, _WEAKER_IN_AUTOENCODER = 0.5, 0.3
 # So many living features are asked.
 _LIVING = 1024
+# An encoder row of this cosine with the direction of massive tokens reads little else. A direction within ten random
+# ones has a cosine of 0.3 with each.
+_STANDS_FOR = 0.7
+
+
+@torch.no_grad()
+def stand_for_massive_tokens(sae: SAE, features: Tensor, massive: MassiveTokens) -> Tensor:
+    """Which of some features are silent because no massive token has come: they read nothing else, and are not dead.
+
+    Args:
+        sae: The SAE; may be cut along its features, when every process must call this.
+        features: (n_features,) bool, the same on every process.
+        massive: The massive tokens of the run so far.
+
+    Returns:
+        (n_features,) bool, some of `features`; none of a transcoder.
+    """
+    found = torch.zeros_like(features)
+    if sae.config.is_transcoder or not massive.directions.any():
+        return found
+    asked = features.nonzero()[:, 0]
+    mine, rows = rows_of_own(sae.encoder.weight, asked)
+    cosines = F.normalize(own_part(sae.encoder.weight)[rows].float(), dim=1) @ massive.directions[0].T
+    reads_it = torch.zeros(len(asked), device=features.device)
+    reads_it[mine] = (cosines.abs().amax(1) > _STANDS_FOR).float()
+    if isinstance(sae.encoder.weight, DTensor):
+        dist.all_reduce(reads_it)
+    found[asked] = reads_it > 0
+    return found
 
 
 @torch.no_grad()
@@ -212,7 +182,8 @@ def repoint(
     tenths of them lie below it. It is above the feature's threshold where there is one. Adam's moments of all go to 0.
 
     Encoder rows leave out the directions of massive tokens, and no feature is pointed at such a token. Else hundreds
-    would fire there. Where each token has k features they do not, and massive tokens are like others.
+    would fire there, or features that are needed would not be among the k. In a transcoder that has k features a token
+    massive tokens are like others.
 
     Without second moments a feature that fires rarely is thrown far off by each of its gradients. Most die of it, and
     some land where they are needed. `settled` features stay where they were pointed: their second moments are those of
@@ -240,7 +211,7 @@ def repoint(
     """
     scaled = sae.scaled(x.to(sae.dtype))
     massive = massive or MassiveTokens(sae.config.d_in, sae.n_groups, device=x.device)
-    if not isinstance(sae.training_selection(), TopK):  # of which no more fire on a massive token than on another
+    if not (sae.config.is_transcoder and isinstance(sae.training_selection(), TopK)):
         ordinary = ~massive.see(scaled)
         scaled, x, target = _among(ordinary, scaled, x, target)
     every = max(2, len(x) // _LEVEL_TOKENS)

@@ -20,11 +20,12 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.outputs import Downstream, SAEOutput, StepState, StepStatistics
 from hfsae.autoencoder.strategies import is_replayable
 from hfsae.functional.cuda_graph import RecordedStep
+from hfsae.functional.firing import FiringCounter, worked_on
 from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import placement_of
 from hfsae.parallel.sharded_sae import ShardedSAE, load_whole, placed_like, shape_of_whole, stored, whole
-from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, FiringCounter, repoint, resample
+from hfsae.training.dead_features import REPOINTED_UNTIL, SETTLED_FROM, repoint, resample, stand_for_massive_tokens
 from hfsae.training.optimisation import build_optimiser, clip, constrain_gradients, restore_rows, set_learning_rate
 from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at, warmup_factor
 
@@ -32,20 +33,8 @@ from hfsae.training.schedule import Plan, SparsityCoefficient, learning_rate_at,
 _REWARM_STEPS = 50
 # A feature that fires on a smaller share of the tokens of a sampling window is logged as rare.
 _RARE = 1e-5
-# Dead features are worked on in multiples of so many: products run at full speed where a row is a multiple of 64 bytes
-# (4096 × 768 times 768 × 1229 float32 numbers take a CPU 57 ms, times 768 × 1232 40 ms).
-_EVEN_WIDTH = 16
-# On a GPU by powers of two from this on: for each number of them a step is recorded once.
-_LEAST_RECORDED = 64
 # Off the CPU, the list of dead features is read back only so often: reading it waits for the device.
 _DEAD_REFRESH_STEPS = 16
-
-
-def _rounded_up(n_dead: int, device: torch.device, n_features: int) -> int:
-    """On how many features a step works where so many are dead."""
-    if device.type == "cpu":
-        return min(n_dead + -n_dead % _EVEN_WIDTH, n_features)
-    return min(max(_LEAST_RECORDED, 1 << (n_dead - 1).bit_length()) if n_dead else 0, n_features)
 
 
 class Learner:
@@ -56,9 +45,17 @@ class Learner:
         sae: The SAE, initialised, on its device.
         args: The run's arguments.
         accelerator: The run's accelerator.
+        massive: The massive tokens that it was started from; None where these are not known.
     """
 
-    def __init__(self, name: str, sae: SAE, args: SAETrainingArguments, accelerator: Accelerator):
+    def __init__(
+        self,
+        name: str,
+        sae: SAE,
+        args: SAETrainingArguments,
+        accelerator: Accelerator,
+        massive: MassiveTokens | None = None,
+    ):
         self.name = name
         self.args = args
         self.sae = sae
@@ -79,7 +76,7 @@ class Learner:
         )
         window, kept = self.plan.dead_window, args.feature_sampling_window
         self.firing = FiringCounter(sae.config.n_features, window=window, sampling_steps=kept, device=device)
-        self.massive = MassiveTokens(sae.config.d_in, sae.n_groups, device=device)
+        self.massive = massive or MassiveTokens(sae.config.d_in, sae.n_groups, device=device)
         self.starts = {
             parameter: whole(tensor).float().mean().item()
             for parameter, tensor in sae.named_parameters()
@@ -221,7 +218,7 @@ class Learner:
             return
         if self._dead is None or self._accelerator.device.type == "cpu" or step % _DEAD_REFRESH_STEPS == 0:
             self._dead = self.firing.dead
-            self._n_dead = _rounded_up(int(torch.count_nonzero(self._dead)), self._device, len(self._dead))
+            self._n_dead = worked_on(int(torch.count_nonzero(self._dead)), self._device, len(self._dead))
 
     def _repoint(self, rows: list[Tensor], step: int) -> None:
         """Repoints features that have been dead for a window, and again after each further window."""
@@ -230,6 +227,7 @@ class Learner:
             return
         dead, since = self.firing.dead, self.firing.tokens_since_fired
         stuck = dead & (since % self.plan.dead_window < every * self.plan.tokens_per_step)
+        stuck &= ~stand_for_massive_tokens(self.sae, stuck, self.massive)
         if stuck.any():
             x = self._placement.rows_of_step(rows[0])
             writes = self.sae.config.is_transcoder
@@ -245,6 +243,7 @@ class Learner:
 
     def _resample(self, activations: Tensor, step: int) -> None:
         dead = self.firing.dead
+        dead = dead & ~stand_for_massive_tokens(self.sae, dead, self.massive)
         if not dead.any():
             return
         revived = resample(
@@ -301,7 +300,7 @@ class Learner:
     def state_dict(self, keep: bool = True) -> dict[str, Any]:
         """Everything but the weights: tensors, and plain values under `"values"`; `keep` as for `weights`."""
         tensors = {f"firing.{k}": v for k, v in self.firing.state_dict().items() if isinstance(v, Tensor)}
-        if self.plan.revival == "repoint":
+        if self.plan.revival in ("repoint", "resample"):
             tensors["massive"] = self.massive.directions
         names = {id(p): name for name, p in self.sae.named_parameters()}
         for parameter, moments in self.optimiser.state.items():

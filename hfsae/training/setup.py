@@ -17,7 +17,7 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.initialisation import initialise
 from hfsae.configuration import SAEConfig
 from hfsae.data import NonFiniteActivationsError
-from hfsae.hooks import inner_model
+from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.in_model import SAEHookPoints, activations_at, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel
@@ -26,7 +26,6 @@ from hfsae.inputs.fingerprints import refuse_other_inputs
 from hfsae.inputs.text_splits import Texts
 from hfsae.kl_finish.finish import KLFinish, refuse_kl_finish
 from hfsae.kl_finish.run_stream import RunStream
-from hfsae.language_model import record, record_sources
 from hfsae.modeling import SAE
 from hfsae.parallel.exchange import from_all
 from hfsae.parallel.placement import Placement, placement_of
@@ -34,7 +33,15 @@ from hfsae.storage import read_json
 from hfsae.training.checkpoint import load_learner, read_run, refuse_full_disk, resume_hint
 from hfsae.training.learner import Learner
 from hfsae.training.schedule import active_at_start
-from hfsae.training.user_inputs import RunInputs, UserInputs, config_of, fitting_sae, open_inputs, with_published
+from hfsae.training.user_inputs import (
+    RunInputs,
+    UserInputs,
+    config_of,
+    fitting_sae,
+    open_inputs,
+    record_origin,
+    with_published,
+)
 
 T = TypeVar("T")
 
@@ -245,11 +252,12 @@ def prepare_run(
     saes = {name: _make_sae(arguments[name], given[name]) for name in here}
     devices = placement.devices({name: parameters[name] for name in here})
     for name, sae in saes.items():
-        _record_origin(args, opened, sae.config, name)
+        record_origin(args, opened, sae.config, name)
         sae.to(devices[name], torch.float32)  # type: ignore[arg-type]
+    massive: dict[str, MassiveTokens] = {}
     if not resuming:
         fresh = {name: sae for name, sae in saes.items() if not isinstance(loaded.by_name.get(name), SAE)}
-        _initialise(fresh, arguments, opened, stream, placement)
+        massive = _initialise(fresh, arguments, opened, stream, placement)
     if args.eval_tokens and opened.base is not None and opened.texts is not None:
         rank, processes = placement.share_of_text
         told = {"held_out": opened.held_out, "device": accelerator.device, "rank": rank, "processes": processes}
@@ -267,7 +275,9 @@ def prepare_run(
         hook_points=opened.hook_points,
         arguments=arguments,
         owners=owners,
-        learners={name: Learner(name, sae, arguments[name], accelerator) for name, sae in saes.items()},
+        learners={
+            name: Learner(name, sae, arguments[name], accelerator, massive.get(name)) for name, sae in saes.items()
+        },
     )
 
 
@@ -309,33 +319,20 @@ def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:
         return SAE.from_config(copy.deepcopy(item), dtype=torch.float32)
 
 
-def _record_origin(args: SAETrainingArguments, opened: RunInputs, config: SAEConfig, name: str) -> None:
-    """Writes into the config what its user will have to know."""
-    if opened.base is None:
-        return
-    hook_points = opened.hook_points[name]
-    config.hook_point = hook_points.own_name(inner_model(opened.base.model))
-    config.target_hook_point = hook_points.writes
-    if opened.base.others:
-        record_sources([opened.base.origin, *opened.base.others], config)
-    else:
-        record(opened.base.origin, config)
-    config.context_length = args.context_length
-    config.prepend_bos = opened.prepend_bos
-    config.exclude_special_tokens = args.exclude_special_tokens
-    config.exclude_positions = list(args.exclude_positions)
-
-
 def _initialise(
     saes: dict[str, SAE],
     arguments: Mapping[str, SAETrainingArguments],
     opened: RunInputs,
     stream: RunStream,
     placement: Placement,
-) -> None:
-    """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too."""
+) -> dict[str, MassiveTokens]:
+    """Starts SAEs from the first tokens of the stream, the same on every process; those are trained on too.
+
+    Returns the massive tokens among these, of autoencoders, by name.
+    """
+    found: dict[str, MassiveTokens] = {}
     if not placement.gather(dict.fromkeys(saes, True), opened.hook_points):
-        return
+        return found
     tokens = max(1, opened.args.init_tokens // placement.processes)
     batches = stream.peek(-(-tokens // opened.args.train_batch_tokens))
     if not batches:
@@ -353,6 +350,10 @@ def _initialise(
             if opened.hook_points[name] == points:
                 own = arguments[name]
                 initialise(sae, rows, own.decoder_center, *target, active=active_at_start(own, sae))
+                if not sae.config.is_transcoder:
+                    found[name] = MassiveTokens(sae.config.d_in, device=sae.device)
+                    found[name].see(sae.scaled(rows.to(sae.device)))
+    return found
 
 
 def resume(run: TrainingRun, checkpoint: Path) -> dict[str, Any]:

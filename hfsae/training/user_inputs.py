@@ -32,7 +32,7 @@ from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.fingerprints import activations_digest, text_digest, weights_digest
 from hfsae.inputs.starts import place_of
 from hfsae.inputs.text_splits import Texts, load_texts
-from hfsae.language_model import cached_commit
+from hfsae.language_model import cached_commit, record, record_sources
 from hfsae.modeling import SAE
 from hfsae.parallel.dealing import own_devices
 
@@ -361,3 +361,20 @@ def _refuse_other_models(config: SAEConfig, model: nn.Module, label: str) -> Non
     names, given = list(getattr(config, "source_names", [])), list(getattr(model, "models", {}))
     if names != given:
         raise ValueError(f"{label} has the sources {', '.join(names)}, but the models are {', '.join(given)}.")
+
+
+def record_origin(args: SAETrainingArguments, opened: RunInputs, config: SAEConfig, name: str) -> None:
+    """Writes into the config what its user will have to know."""
+    if opened.base is None:
+        return
+    hook_points = opened.hook_points[name]
+    config.hook_point = hook_points.own_name(inner_model(opened.base.model))
+    config.target_hook_point = hook_points.writes
+    if opened.base.others:
+        record_sources([opened.base.origin, *opened.base.others], config)
+    else:
+        record(opened.base.origin, config)
+    config.context_length = args.context_length
+    config.prepend_bos = opened.prepend_bos
+    config.exclude_special_tokens = args.exclude_special_tokens
+    config.exclude_positions = list(args.exclude_positions)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hfsae import SAE, BatchTopKSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
@@ -121,6 +122,56 @@ def test_an_aligned_one_starts_with_products_of_1_and_no_more_error_than_varianc
     torch.testing.assert_close(products, torch.ones(384), rtol=0, atol=1e-5)
     out = sae(x, state=StepState(target_l0=24.0))
     assert out.losses["mse"] <= sae.scaled(x).var(0, correction=0).sum() and out.statistics.l0 > 0
+
+
+# -- massive tokens ---------------------------------------------------------------------------------------------------
+STAND_FOR_MASSIVE_TOKENS = [name for name in ARCHITECTURES if name not in ("abs_topk", *TIED)]
+
+
+def with_massive_tokens(share: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Activations of which some are 40 times as long, all in one direction; and which these are."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(2048, D_IN, generator=draw)
+    massive = torch.rand(2048, generator=draw) < share
+    direction = F.normalize(torch.randn(D_IN, generator=draw), dim=0)
+    return x + massive.float().unsqueeze(1) * 160 * direction, massive
+
+
+@pytest.mark.parametrize("name", STAND_FOR_MASSIVE_TOKENS)
+def test_one_feature_stands_for_massive_tokens_and_fires_on_no_other(name: str):
+    x, massive = with_massive_tokens()
+    sae = initialise(fresh(name), x, active=8)
+    scaled = sae.scaled(x)
+    features = sae.encode(x)
+    assert features[~massive, 0].max() <= 1e-4
+    assert (features[massive, 1:].amax(1) < 0.25 * features[massive, 0]).all()
+    error = (sae.scaled_reconstruction(scaled) - scaled)[massive].norm(dim=1)
+    assert (error < 0.15 * scaled[massive].norm(dim=1)).all()  # about what an ordinary token is long
+
+
+@pytest.mark.parametrize("name", STAND_FOR_MASSIVE_TOKENS)
+def test_ordinary_tokens_start_as_they_would_without_massive_ones(name: str):
+    x, massive = with_massive_tokens()
+    alone, beside = initialise(fresh(name), x[~massive], active=8), initialise(fresh(name), x, active=8)
+
+    def unexplained(sae: SAE) -> Tensor:
+        scaled = sae.scaled(x[~massive])
+        return (sae.scaled_reconstruction(scaled) - scaled).square().sum() / (scaled - scaled.mean(0)).square().sum()
+
+    assert unexplained(beside) < unexplained(alone) + 0.08  # one of 16 dimensions is left out
+    assert not (fresh(name).W_dec == initialise(fresh(name), x[~massive]).W_dec).all(1).logical_not().any()
+
+
+def test_a_transcoder_starts_without_features_of_massive_tokens():
+    """What is to be written there says nothing of what is read."""
+    x, _ = with_massive_tokens()
+    config = TopKSAEConfig(
+        d_in=D_IN, d_out=4, n_features=N_FEATURES, k=8, target_hook_point="mlp_out.0", subtract_b_dec=False
+    )
+    sae = SAE.from_config(config)
+    rows = F.normalize(sae.encoder.weight, dim=1)
+    initialise(sae, x, target=x[:, :4])
+    torch.testing.assert_close(F.normalize(sae.encoder.weight, dim=1), rows)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

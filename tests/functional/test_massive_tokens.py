@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfsae.functional.massive_tokens import MassiveTokens
+from hfsae.functional.massive_tokens import MassiveTokens, directions_apart
 
 WIDTH = 32
 
@@ -58,3 +58,32 @@ def test_each_layer_has_directions_of_its_own():
     assert seen.see(torch.cat([first, second], 1)).nonzero()[:, 0].tolist() == [3, 8]
     of_each = F.cosine_similarity(seen.directions[:, 0].unsqueeze(1), directions().unsqueeze(0), dim=2)
     assert (of_each.abs().diagonal() > 0.95).all() and (of_each.abs() > 0.95).sum() == 2
+
+
+def test_directions_in_which_massive_tokens_alone_are_long_point_to_them():
+    x, _ = rows(500, {3: 0, 7: 1, 100: 0}, 1)
+    found, ordinary = directions_apart(x)
+    assert (~ordinary).nonzero()[:, 0].tolist() == [3, 7, 100]
+    assert torch.allclose(found @ found.T, torch.eye(2), atol=1e-5)
+    along = (x - x[ordinary].mean(0)) @ found.T
+    assert (along[[3, 7, 100]].amax(0) > 10).all() and along[ordinary].amax() < 4
+    mirrored, _ = directions_apart(-x)
+    assert torch.allclose(mirrored, -found, atol=1e-5)
+
+
+def test_a_direction_is_no_massive_token_s_own_where_others_are_nearly_as_long_on_it():
+    draw = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(1000, WIDTH, generator=draw), dim=1)
+    x[:50] = 1.5 * directions()[0]
+    x[7] = 2.8 * directions()[0]
+    assert MassiveTokens(WIDTH).see(x).nonzero()[:, 0].tolist() == [7]
+    assert not len(directions_apart(x)[0])
+    x[:50] *= 0.5
+    assert len(directions_apart(x)[0]) == 0  # 1.4 is no massive token any more
+    x[7] *= 2
+    assert len(directions_apart(x)[0]) == 1
+
+
+def test_without_massive_tokens_no_direction_is_apart():
+    found, ordinary = directions_apart(rows(500, {}, 1)[0])
+    assert found.shape == (0, WIDTH) and ordinary.all()

@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 
 from hfsae.functional import DensePattern, SparsePattern, cuda_graph
 from hfsae.functional.encode import CPU_BREAK_EVEN
-from hfsae.training.learner import Learner, _rounded_up
+from hfsae.training.learner import Learner
 from tests.training.tiny import ARCHITECTURES, BATCH, D_IN, make_learner, make_sae, sparse_rows
 
 TRAINED_WITH_COEFFICIENT = ("standard", "jumprelu", "gated")
@@ -38,14 +38,6 @@ def assert_equal(learner, other):
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
     # As JSON, where an average that has seen nothing yet equals another one.
     assert json.dumps(learner.state_dict()["values"]) == json.dumps(other.state_dict()["values"])
-
-
-@pytest.mark.parametrize(
-    ("n_dead", "on_cpu", "on_gpu"), [(0, 0, 0), (1, 16, 64), (16, 16, 64), (65, 80, 128), (995, 1000, 1000)]
-)
-def test_dead_features_are_worked_on_in_even_numbers_and_on_a_gpu_in_few_different_ones(n_dead, on_cpu, on_gpu):
-    assert _rounded_up(n_dead, torch.device("cpu"), 1000) == on_cpu
-    assert _rounded_up(n_dead, torch.device("cuda"), 1000) == on_gpu
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------

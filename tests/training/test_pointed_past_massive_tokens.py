@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hfsae import SAE
 from hfsae.architectures import config_class_of
@@ -11,7 +12,7 @@ from hfsae.autoencoder.initialisation import initialise
 from hfsae.functional.massive_tokens import MassiveTokens
 from hfsae.training.dead_features import repoint
 from hfsae.training.optimisation import build_optimiser
-from tests.functional.test_massive_tokens import WIDTH, rows
+from tests.functional.test_massive_tokens import WIDTH, directions, rows
 from tests.quick import mostly_slow
 from tests.training.tiny import contents, stop_at, trainer
 
@@ -58,7 +59,7 @@ def test_no_feature_is_pointed_at_a_massive_token():
     assert (F.cosine_similarity(sae.W_dec[DEAD].unsqueeze(1), error[[5, 300]].unsqueeze(0), dim=2) < 0.9999).all()
 
 
-def test_with_k_features_a_token_massive_ones_are_like_others():
+def test_in_a_transcoder_with_k_features_a_token_massive_ones_are_like_others():
     """No more than k fire there, and less would be read of ordinary tokens."""
     sae, seen, (x, y) = transcoder("topk"), MassiveTokens(WIDTH), rows(600, {5: 0, 300: 1}, 0)
     y[[5, 300]] *= 1000
@@ -88,6 +89,33 @@ def test_massive_tokens_do_not_outweigh_what_is_explained_of_all_others(tmp_path
     of_others = 1 - error[~massive].sum() / variance[~massive].sum()
     assert of_others > 0.9
     assert 1 - error.sum() / variance.sum() > of_others - 0.03
+
+
+def far_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ordinary tokens, of which every two thousandth is far out in one direction; and which these are."""
+    x, massive = rows(count, {}, seed)[0], torch.arange(count) % 2000 == 1999
+    x[massive] += 100 * directions()[0]
+    return x, massive
+
+
+@pytest.mark.parametrize("revival", mostly_slow(["repoint", "resample"], quick=["repoint"]))
+@pytest.mark.parametrize("architecture", mostly_slow(["topk", "batch_topk", "jumprelu"], quick=["topk"]))
+def test_one_feature_of_an_autoencoder_stands_for_rare_massive_tokens_and_is_not_taken_for_dead(
+    tmp_path, architecture, revival
+):
+    """Else many features share them, or one is pointed elsewhere in the midst: a window is half of their distance."""
+    size = {"steps": 150, "train_batch_tokens": 256, "n_features": 512, "dead_feature_window": 1024}
+    options = {"hook_point": "before", "shuffle_window_tokens": 0, "init_tokens": 8192, "learning_rate": 1e-3}
+    sparsity = {"target_l0": 8} if architecture == "jumprelu" else {"k": 8}
+    revived = {"revival": revival, **({"resample_every": 10_000} if revival == "resample" else {})}
+    given = {"activations": {"before": far_out(40_000, 0)[0]}}
+    run = trainer(tmp_path, inputs=given, architecture=architecture, **size, **options, **sparsity, **revived)
+    sae = run.train().sae.eval()
+    x, massive = far_out(8000, 99)
+    with torch.no_grad():
+        error, features = (sae(x).reconstruction - x).square().sum(1), sae.encode(x)[massive]
+    assert (features[:, 0] > 5 * features[:, 1:].amax(1)).all()
+    assert error[massive].mean() < 20 * error[~massive].mean()  # 2,000 times the variance of ordinary ones is there
 
 
 def test_a_run_with_massive_tokens_goes_on_bit_for_bit(tmp_path):
