@@ -145,9 +145,9 @@ def stand_for_massive_tokens(sae: SAE, features: Tensor, massive: MassiveTokens)
         (n_features,) bool, some of `features`; none of a transcoder.
     """
     found = torch.zeros_like(features)
-    if sae.config.is_transcoder or not massive.directions.any():
-        return found
     asked = features.nonzero()[:, 0]
+    if sae.config.is_transcoder or not len(asked) or not massive.directions.any():
+        return found
     mine, rows = rows_of_own(sae.encoder.weight, asked)
     cosines = F.normalize(own_part(sae.encoder.weight)[rows].float(), dim=1) @ massive.directions[0].T
     reads_it = torch.zeros(len(asked), device=features.device)
