@@ -25,8 +25,8 @@ from tests.training.tiny import text, trainer
 
 STEPS = 400
 RANDOM_KILLS = 30
-RENAMES = 7
-"""Of one checkpoint: its stream, the digest of the weights, the learner's values, the run, the digests of all, the
+RENAMES = 9
+"""Of one checkpoint: its stream, config, weights, their digest, the learner's values, the run, the digests of all, the
 folder itself, the oldest folder's removal."""
 LAST_RENAMES = 5
 """Of the end of the run: config, weights, log, picture, card."""

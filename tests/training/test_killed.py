@@ -45,7 +45,7 @@ def test_a_kill_at_a_rename_loses_the_step_in_the_making_and_no_other(outcome):
     before = 0
     for kill in kills[: 2 * RENAMES]:
         newest = max(kill["steps"], default=0)
-        published = kill["how"] in ("after rename 6", "before rename 7", "after rename 7")
+        published = kill["how"] in ("after rename 8", "before rename 9", "after rename 9")
         assert newest - before == published, kill
         before = newest
 
