@@ -28,8 +28,8 @@ RANDOM_KILLS = 30
 RENAMES = 9
 """Of one checkpoint: its stream, config, weights, their digest, the learner's values, the run, the digests of all, the
 folder itself, the oldest folder's removal."""
-LAST_RENAMES = 5
-"""Of the end of the run: config, weights, log, picture, card."""
+LAST_RENAMES = 7
+"""Of the end of the run: config and weights, first beside their place, then log, picture, card."""
 
 
 def train(folder: Path, resume: bool) -> None:
