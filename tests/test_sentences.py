@@ -84,6 +84,8 @@ def test_no_sentence_of_a_public_docstring_is_longer_than_25_words(path: Path):
 
 
 def test_docstrings_comments_messages_and_pages_are_in_plain_words():
+    """All but dashboards of cards, which show words of a language model."""
     inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in WRITTEN]
+    inside = [path for path in inside if path.name != "dashboard.html"]
     found = {path.relative_to(ROOT).as_posix(): not_plain(path.read_text()) for path in [*inside, *ROOT.glob("*.md")]}
     assert len(found) > 300 and {name: words for name, words in found.items() if words} == {}
