@@ -30,6 +30,7 @@ from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name, config_class_of
 from hfsae.estimate.run_needs import estimate, free_memory, planned_model
 from hfsae.failures import warn_on_failure
+from hfsae.functional.precision import accelerator_here
 from hfsae.hooks import inner_model
 from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
@@ -250,9 +251,7 @@ def _groups(sweep: Sweep, memory_bytes: int | None, inputs: Mapping[str, Any]) -
     """The SAEs that are trained together: all of them, where they fit."""
     if inputs.get("activations") is not None:
         return [list(sweep.saes)]
-    device = torch.device("cpu")
-    if not sweep.args.use_cpu and torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator() or device
+    device = torch.device("cpu") if sweep.args.use_cpu else accelerator_here() or torch.device("cpu")
     model = inputs.get("model")
     args = replace(sweep.args, model_name_or_path=model) if isinstance(model, str) else sweep.args
     given = None if isinstance(model, str) else model
