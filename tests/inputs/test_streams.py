@@ -1,5 +1,4 @@
 from itertools import islice
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,12 +38,11 @@ def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_
 ):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(streams, "has_bfloat16_units", lambda: device == "cpu")
-    config = SimpleNamespace(quantization_config=None)
     place = torch.device(device.split()[0])  # none is needed to ask
-    model = SimpleNamespace(dtype=torch.float32, device=place, config=config)
-    assert streams.runs_in_bfloat16(arguments("unused", **options), model, model.device) is expected
-    config.quantization_config = {"quant_method": "quanto"}
-    assert streams.runs_in_bfloat16(arguments("unused", **options), model, model.device) is bool(options.get("bf16"))
+    model = language_model()
+    assert streams.runs_in_bfloat16(arguments("unused", **options), model, place) is expected
+    model.is_quantized = True  # as transformers marks a model that it loads in fewer bits
+    assert streams.runs_in_bfloat16(arguments("unused", **options), model, place) is bool(options.get("bf16"))
 
 
 def test_what_training_text_is_read_in_is_known_and_said_where_it_is_not_the_models_own(monkeypatch, caplog):
