@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig, join_places, places_in
 from hfsae.data.encoding import special_token_ids
-from hfsae.data.left_out import LeftOut
+from hfsae.data.left_out import LeftOut, placeholder_ids
 from hfsae.hooks import HookPoint, SideBySide, inner_model, portable_name, resolve_hook_point, resolve_hook_points
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.side_by_side import below
@@ -362,9 +362,11 @@ def _of_source(name: str, config: SAEConfig, models: SideBySide) -> HookPoint:
 
 
 def left_out_of(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:
-    """Which tokens an SAE's config leaves out of this model's text."""
-    special = _special_token_ids(config, model, tokenizer) if config.exclude_special_tokens else []
-    return LeftOut(tuple(special), tuple(config.exclude_positions))
+    """Which tokens an SAE's config leaves out of this model's text; with special tokens the places of images go."""
+    special: set[int] = set()
+    if config.exclude_special_tokens:
+        special = {*_special_token_ids(config, model, tokenizer), *placeholder_ids(model.config)}
+    return LeftOut(tuple(sorted(special)), tuple(config.exclude_positions))
 
 
 def _special_token_ids(

@@ -30,6 +30,7 @@ from hfsae.serving import Playground
 from hfsae.serving.playground import ServedSAE
 from hfsae.steering import steer_model, text_effects
 from hfsae.tables.written import featurize
+from tests import models_on_disk
 from tests.analysis import tiny
 from tests.data.tiny import llama_like
 from tests.hooks.families import FAMILIES, build, input_ids
@@ -175,6 +176,28 @@ def test_without_a_tokenizer_special_tokens_are_those_of_the_training(model, rec
     with torch.no_grad(), attach(model, sae) as run:
         model(ids)
     assert set(ids[~run.keep].tolist()) == left_out
+
+
+def test_an_sae_of_text_leaves_the_places_of_images_as_they_are():
+    model, image = models_on_disk.llava(), 4095
+    sae = SAE.from_config(TopKSAEConfig(d_in=models_on_disk.WIDTH, n_features=64, k=4, hook_point="resid_post.0"))
+    inputs = {"input_ids": torch.tensor([[5, *4 * [image], 6, 7]]), "pixel_values": torch.randn(1, 3, 8, 8)}
+    is_word = torch.tensor([[False, *4 * [False], True, True]])  # the first position is left out as ever
+
+    def by_hand(module, args, output):
+        return torch.where(is_word[..., None], sae(output).reconstruction, output)
+
+    with torch.no_grad():
+        with model.model.language_model.layers[0].register_forward_hook(by_hand):
+            expected = model(**inputs).logits
+        for tokenizer in (None, models_on_disk.tokenizer()):
+            with attach(model, sae, splice=True, tokenizer=tokenizer) as run:
+                assert torch.equal(model(**inputs).logits, expected)
+            assert torch.equal(run.keep, is_word)
+        sae.config.exclude_special_tokens = False
+        with attach(model, sae) as run:
+            model(**inputs)
+        assert run.keep.tolist() == [[False, *6 * [True]]]
 
 
 def test_embeddings_in_place_of_ids_leave_positions_out(sae, model):

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch, find_document_column
 from hfsae.data.document_column import DocumentColumn
-from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token, special_token_ids
-from hfsae.data.left_out import LeftOut
+from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
+from hfsae.in_model import left_out_of
 from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ class DocumentSequenceReader:
         self._batch_size = batch_size
         self._prepend_bos = config.prepend_bos
         self._reading = reading_of(config, tokenizer)
-        special = special_token_ids(tokenizer) if config.exclude_special_tokens else []
-        self._left_out = LeftOut(tuple(special), tuple(config.exclude_positions))
+        self._left_out = left_out_of(config, model, tokenizer)
 
     @property
     def cuts(self) -> tuple[Hashable, ...]:

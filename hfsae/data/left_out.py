@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+# By these names the configs of multimodal models tell which ids hold the place of what is no text.
+_PLACEHOLDERS = tuple(f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
 # So many comparisons take less time than one look-up, in the small calls of `generate`.
 _FEW = 8
 
@@ -36,6 +39,18 @@ class LeftOut:
     def counted_in_blocks(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The same where the first column is the first position."""
         return self.counted(tokens, ids, torch.arange(ids.shape[-1], device=ids.device))
+
+
+def placeholder_ids(config: Any) -> list[int]:
+    """The ids in whose place a multimodal model reads images, videos or sound; none of a model of text alone.
+
+    An SAE learned from text. What stands there is no word, and no tokenizer of the text part needs to know it.
+
+    Args:
+        config: The language model's.
+    """
+    ids = {getattr(config, name, None) for name in _PLACEHOLDERS}
+    return sorted(number for number in ids if type(number) is int and number >= 0)
 
 
 def in_words(exclude_special_tokens: bool, exclude_positions: Sequence[int]) -> list[str]:

@@ -54,6 +54,13 @@ def test_left_out_tokens_are_those_of_the_config():
         assert torch.equal(pieces.documents, torch.tensor([0, 1]))
 
 
+def test_the_places_of_images_in_the_texts_of_a_multimodal_model_are_left_out():
+    ids, model = Dataset.from_dict({"input_ids": [[4, 8, 5, 6]]}), language_model()
+    model.config.image_token_id = 8
+    (pieces,) = DocumentSequenceReader(config(exclude_positions=[]), model, pythia_like()).batches(ids)
+    assert pieces.tokens.keep.tolist() == [[True, False, True, True]]
+
+
 @pytest.mark.parametrize("data", ["one text", {"text": ["a"]}, [1, 2], 3])
 def test_what_is_no_list_of_texts_is_refused(data):
     with pytest.raises(TypeError, match="expected a (list of )?text"):

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfsae.data.left_out import LeftOut, in_words
+from hfsae.data.left_out import LeftOut, in_words, placeholder_ids
 
 numbers = st.lists(st.integers(0, 30), max_size=20).map(tuple)
 
@@ -41,3 +42,20 @@ def test_positions_may_be_given_row_by_row_and_ids_may_be_unknown():
 )
 def test_what_is_left_out_in_words(special: bool, positions: list[int], words: list[str]):
     assert in_words(special, positions) == words
+
+
+@pytest.mark.parametrize(
+    ("config", "ids"),
+    [
+        (hf.Idefics3Config(image_token_id=7), [7]),
+        (hf.LlavaConfig(image_token_index=8), [8]),
+        (hf.Gemma3Config(image_token_index=9, boi_token_index=10, eoi_token_index=11), [9]),
+        (hf.Qwen2_5_VLConfig(image_token_id=12, video_token_id=13, vision_start_token_id=14), [12, 13]),
+        (hf.Qwen2AudioConfig(audio_token_index=15), [15]),
+        (hf.LlamaConfig(), []),
+        (hf.LlamaConfig(image_token_id=-200), []),  # no id of the vocabulary, as in Llava's first releases
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_the_config_of_a_multimodal_model_tells_where_images_videos_and_sound_stand(config, ids: list[int]):
+    assert placeholder_ids(config) == ids
