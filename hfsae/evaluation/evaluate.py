@@ -292,6 +292,7 @@ def _figures_of_sources(
     of_each = {source: finalise(pooled, no_predictions) for source, pooled in sums.items()}
     metrics: dict[str, Any] = with_means(of_each) | {"n_tokens": int(next(iter(sums.values()))["n_tokens"])}
     if sae.config.is_cross_layer:  # a layer has features of its own, though all write to it
+        metrics["n_layers"] = len(sums)
         for layer, (source, pooled) in enumerate(sums.items()):
             firing = pooled["tokens_firing"].chunk(sae.n_groups)[layer]
             own = finalise({**pooled, "tokens_firing": firing, "active": firing.sum()}, no_predictions)

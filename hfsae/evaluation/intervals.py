@@ -14,6 +14,10 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
+    def times(self, factor: float) -> "Interval":
+        """The interval with its ends so many times as far from 0."""
+        return Interval(*(None if end is None else factor * end for end in (self.low, self.high)))
+
     def __str__(self) -> str:
         if self.low is None:
             return f"< {self.high:g}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hfsae.evaluation import formulas
@@ -273,6 +273,16 @@ METRICS = (
 )
 
 
+def metrics_for(metrics: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """`METRICS`, with ranges for what was measured: L0 adds up over the layers of a cross-layer transcoder."""
+    n = metrics.get("n_layers")
+    if type(n) is not int or n < 2:
+        return METRICS
+    l0, *others = METRICS
+    assert l0.healthy is not None
+    return replace(l0, healthy=l0.healthy.times(n), tolerated=l0.tolerated.times(n)), *others
+
+
 def names_by(place: str) -> tuple[str, ...]:
     """The metrics that have a place, in its order.
 
@@ -354,7 +364,7 @@ def warnings_for(metrics: Mapping[str, Any]) -> list[str]:
         sparsity coefficient.']
     """
     warnings = []
-    for metric in (*METRICS, *TRAINING_METRICS):
+    for metric in (*metrics_for(metrics), *TRAINING_METRICS):
         value = metrics.get(metric.name)
         if value is None or math.isnan(value) or (concern := metric.concern(value, metrics)) is None:
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfsae.evaluation.metrics import METRICS, Metric, too_few_to_tell, warnings_for
+from hfsae.evaluation.metrics import METRICS, Metric, metrics_for, too_few_to_tell, warnings_for
 
 _MARKS = {"warning": "!", "outside": "~", "healthy": "", None: ""}
 _BASELINES = {"untrained": "untrained", "pca": "PCA"}
@@ -30,7 +30,7 @@ def report(metrics: Mapping[str, Any], title: str | None = None) -> str:
     """
     known = metrics.get("baselines") or {}
     baselines = {name: known[name] for name in _BASELINES if name in known}
-    shown = [metric for metric in METRICS if metric.name in metrics]
+    shown = [metric for metric in metrics_for(metrics) if metric.name in metrics]
     lines = [_row("metric", "measured", "", "healthy", [_heading(name, baselines[name]) for name in baselines])]
     for metric in shown:
         value = metrics[metric.name]

@@ -10,7 +10,7 @@ from hfsae.autoencoder.registry import architecture_name, class_of
 from hfsae.configuration import SAEConfig
 from hfsae.data.left_out import in_words
 from hfsae.data.text_source import DEFAULTS, FIELD_TITLES
-from hfsae.evaluation.metrics import METRICS, too_few_to_tell
+from hfsae.evaluation.metrics import metrics_for, too_few_to_tell
 from hfsae.evaluation.predictions import NEXT_TOKEN
 from hfsae.hub.hub_ids import hub_id, without_folders
 from hfsae.hub.kinds import mapping, number, string
@@ -213,7 +213,7 @@ def measured(metrics: Mapping[str, Any], headline: bool) -> list[dict[str, Any]]
             "verdict": None if value is None else metric.verdict(value, metrics),
             "baselines": [number(figures.get(metric.name)) for figures in baselines.values()],
         }
-        for metric in METRICS
+        for metric in metrics_for(metrics)
         if metric.headline is headline and metric.name in metrics
         for value in [number(metrics[metric.name])]
     ]

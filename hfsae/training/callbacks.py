@@ -113,8 +113,10 @@ class HealthWarnings(TrainerCallback):
         if state.global_step < _SETTLED_FRACTION * state.max_steps or not state.is_world_process_zero:
             return
         for name, log in kwargs["saes_log"].items():
+            config = kwargs["run"].learners[name].sae.config
+            layers = {"n_layers": config.n_layers} if config.is_cross_layer else {}
             for metric in ("l0", "explained_variance", "dormant_fraction"):
-                for text in warnings_for({metric: log[metric]}):
+                for text in warnings_for({metric: log[metric], **layers}):
                     if (name, metric) not in self._said:
                         self._said.add((name, metric))
                         logger.warning("step %d, %s: %s", state.global_step, name or "SAE", text)

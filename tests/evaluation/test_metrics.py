@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.evaluation.metrics import MEASURED, METRICS, names_by, too_few_to_tell, warnings_for
+from hfsae.evaluation.metrics import MEASURED, METRICS, metrics_for, names_by, too_few_to_tell, warnings_for
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -54,6 +54,18 @@ def test_expectations_are_short():
     assert expected["l0"] == "10 – 100" and expected["explained_variance"] == "> 0.95"
     assert expected["dead_fraction"] == "< 0.05" and expected["l2_ratio"] == "near 1"
     assert "mse" not in expected
+
+
+@pytest.mark.parametrize(
+    ("l0", "verdict"),
+    [(19, "warning"), (20, "outside"), (40, "healthy"), (126.8, "healthy"), (400, "healthy"), (401, "outside")],
+)
+def test_the_features_of_a_cross_layer_transcoder_add_up_over_its_layers(l0: float, verdict: str):
+    figures = {"l0": l0, "n_layers": 4}
+    metric = metrics_for(figures)[0]
+    assert metric.expected == "40 – 400" and metric.verdict(l0, figures) == verdict
+    assert bool(warnings_for(figures)) == (verdict == "warning")
+    assert metrics_for(figures)[1:] == METRICS[1:] and metrics_for({"l0": l0}) == METRICS
 
 
 def measured_on(n_tokens: int, l0: float = 32.0, never: int = 1400) -> dict:

@@ -29,6 +29,9 @@ def test_of_a_language_model_it_knows_all_places_and_is_measured_at_each_and_at_
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == output.metrics[""] and list(metrics["sources"]) == names
     assert min(of["explained_variance"] for of in metrics["sources"].values()) > 0.2
+    assert metrics["n_layers"] == LAYERS and metrics["l0"] == pytest.approx(
+        sum(of["l0"] for of in metrics["sources"].values())
+    )
     together = metrics["together"]
     assert together["ce_with_errors"] == pytest.approx(together["ce_clean"], rel=1e-4)
     assert together["ce_spliced"] != together["ce_clean"] and together["kl"] > 0
@@ -39,6 +42,7 @@ def test_of_a_language_model_it_knows_all_places_and_is_measured_at_each_and_at_
     card = (tmp_path / "README.md").read_text()
     assert "A cross-layer transcoder" in card and "With the activations of all layers replaced at once" in card
     assert all(f"| `{name}` |" in card for name in names)
+    assert f"| {10 * LAYERS} – {100 * LAYERS} | features active on a token" in card
     if architecture == "cross_layer_transcoder":
         assert sae.threshold.shape == (LAYERS,) and (sae.threshold > 0).all()
 
