@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 import typer
+from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
 import hfsae.cli
@@ -182,3 +183,14 @@ def test_no_help_has_a_bracket_before_a_letter_which_rich_takes_for_markup_and_l
     assert len(calls) > 50
     texts = [one.value for call in calls for one in ast.walk(call) if isinstance(one, ast.Constant)]
     assert [text for text in texts if isinstance(text, str) and re.search(r"\[[a-z]", text)] == []
+
+
+@pytest.mark.parametrize("command", ["train", "cache", "sweep", "estimate"])
+def test_help_says_what_a_command_writes_and_what_may_be_a_list(command):
+    commands = get_command(hfsae.cli._application([]))
+    assert isinstance(commands, TyperGroup)
+    params = commands.commands[command].params
+    said = {str(param.name): str(param.help) for param in params if isinstance(param, TyperOption)}
+    assert ("trained SAE" in said["output_dir"]) == (command in ("train", "estimate"))  # a cache has no SAE
+    for name, in_a_sweep in (("k", True), ("architecture", True), ("seed", True), ("training_tokens", False)):
+        assert ("May be a list." in said[name]) == (in_a_sweep and command in ("sweep", "estimate"))

@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from hfsae.arguments.argument_fields import default_of, members_of
-from hfsae.arguments.training_arguments import OPTIONS, SAETrainingArguments
+from hfsae.arguments.training_arguments import OPTIONS, PER_SAE, SAETrainingArguments
 from hfsae.command_line import BOOLEAN, CHECKPOINT, Command, with_options
 
 Config = Annotated[
@@ -24,17 +24,23 @@ Config = Annotated[
 _SPELLED = {int: "<int>", float: "<float>", str: "<str>", bool: BOOLEAN, dict: "<json>", list: "<list>"}
 
 
-def with_training_options(command: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
+def with_training_options(
+    command: Callable[..., Any], *, folder: str | None = None, lists: bool = False, **defaults: Any
+) -> Callable[..., Any]:
     """A command that takes every training argument, and gets the texts of the given ones as `given`.
 
     Args:
         command: The function of the command.
+        folder: What `output_dir` is here, where it is not a run's.
+        lists: Whether what is of each SAE may be a list.
         **defaults: Defaults that it has of its own.
     """
+    own = {} if folder is None else {"output_dir": folder}
     options = {
         name: typer.Option(
             f"--{name}",
-            help=_explained(option, defaults.get(name, default_of(option))),
+            help=_explained(option, defaults.get(name, default_of(option)), own.get(name))
+            + (" May be a list." if lists and name in PER_SAE else ""),
             metavar=_kind(option),
             show_default=False,
             rich_help_panel=option.metadata["group"],
@@ -107,9 +113,9 @@ def _kind(option: Field) -> str:
     return "<json>" if "<json>" in kinds else kinds[0] if kinds else "<choice>"
 
 
-def _explained(option: Field, default: Any) -> str:
-    """The help of an argument, what can be chosen, and its default, as YAML has them."""
-    text = re.sub(r"\bNone\b", "null", option.metadata["help"])
+def _explained(option: Field, default: Any, instead: str | None = None) -> str:
+    """The help of an argument or what stands instead, what can be chosen, and its default, as YAML has them."""
+    text = re.sub(r"\bNone\b", "null", instead or option.metadata["help"])
     literals = [typing.get_args(one) for one in _members(option.type) if typing.get_origin(one) is Literal]
     if len(words := [word for literal in literals for word in literal]) > 1:
         text += f" Choices: {', '.join(words)}."

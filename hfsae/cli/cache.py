@@ -7,7 +7,7 @@ from hfsae.arguments.command_options import Config, with_training_options
 _OUTPUT_DIR = "activations"
 
 
-@partial(with_training_options, output_dir=_OUTPUT_DIR)
+@partial(with_training_options, folder="Folder of the cache.", output_dir=_OUTPUT_DIR)
 def run(config: Config = None, *, given: dict[str, str]) -> int:
     """Writes the cache, or goes on with it."""
     from accelerate import PartialState

@@ -14,7 +14,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="WORDS", help="Words of the name, repository, model, format or place."),
     ] = None,
-    base_model: Annotated[str | None, option("--base_model", "Hub id of the language model.")] = None,
+    base_model: Annotated[str | None, option("--base_model", "Hub id of the language model, or its name.")] = None,
     format: Annotated[str | None, option("--format", "Name of the format, such as 'Gemma Scope'.")] = None,
     architecture: Annotated[str | None, option("--architecture", "topk, jumprelu, ...")] = None,
     as_json: Annotated[bool, option("--json", "Print everything that is known, as JSON.")] = False,

@@ -1,5 +1,6 @@
 """`hfsae estimate`: what a run or a sweep will need, before anything is loaded."""
 
+from functools import partial
 from typing import Annotated
 
 from hfsae.arguments.command_options import Config, with_training_options
@@ -8,7 +9,7 @@ from hfsae.command_line import option
 _DEVICE = "Device: by default the one at hand, which is measured for a moment"
 
 
-@with_training_options
+@partial(with_training_options, lists=True)
 def run(
     config: Config = None,
     memory_gb: Annotated[

@@ -1,12 +1,13 @@
 """`hfsae sweep`: many SAEs on one stream, measured side by side."""
 
+from functools import partial
 from typing import Annotated
 
 from hfsae.arguments.command_options import Config, with_training_options
 from hfsae.command_line import option
 
 
-@with_training_options
+@partial(with_training_options, folder="Folder for all SAEs, a folder each, and what compares them.", lists=True)
 def run(
     config: Config = None,
     list_only: Annotated[bool, option("--list", "Name the SAEs and train nothing.")] = False,

@@ -98,7 +98,8 @@ def search(text: str = "", **wanted: Any) -> list[Release]:
 
     Args:
         text: Words, in any case.
-        **wanted: Fields that have to be equal: `base_model`, `format`, `architecture`.
+        **wanted: Fields that have to be equal, in any case: `base_model` (its owner may be left out),
+            `format`, `architecture`.
 
     Example:
         >>> from hfsae.interop.catalogue import search
@@ -110,10 +111,16 @@ def search(text: str = "", **wanted: Any) -> list[Release]:
         told = " ".join(
             [release.name, str(release.repo), str(release.base_model), release.format, *release.places]
         ).lower()
-        fits = all(getattr(release, key) == value for key, value in wanted.items() if value is not None)
+        fits = all(_says(getattr(release, key), value) for key, value in wanted.items() if value is not None)
         if fits and all(word in told for word in text.lower().split()):
             found.append(release)
     return found
+
+
+def _says(value: str | None, wanted: str) -> bool:
+    """Whether a field of a release is what was asked for: `gpt2` is `openai-community/gpt2`."""
+    told = str(value).lower()
+    return wanted.lower() in (told, told.rpartition("/")[2])
 
 
 def resolve(name: str, sae_id: str) -> tuple[str, str] | None:

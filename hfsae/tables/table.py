@@ -75,7 +75,8 @@ class FeatureTable:
     def __repr__(self) -> str:
         about = self.about
         of = about["level"] if about["level"] == "token" else f"document, {about['reduce']}"
-        return f"FeatureTable({len(self):,} rows of {about['n_features']:,} features, one a {of}; {self.path})"
+        chosen = "" if about["features"] is None else f"{len(about['features']):,} of "
+        return f"FeatureTable({len(self):,} rows of {chosen}{about['n_features']:,} features, one a {of}; {self.path})"
 
     def batches(self) -> Iterator["pyarrow.RecordBatch"]:
         """The rows in order, some at a time: memory for a table of any length."""

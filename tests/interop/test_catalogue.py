@@ -152,5 +152,9 @@ def test_the_command_lists_and_filters(capsys: pytest.CaptureFixture[str]):
     assert "gemma" not in said
     assert main(["catalogue", "--format", "Goodfire", "--json"]) == 0
     assert {entry["format"] for entry in json.loads(capsys.readouterr().out)} == {"Goodfire"}
+    for asked in (["--format", "gemma scope"], ["--base_model", "gpt2"], ["--base_model", "OpenAI-Community/GPT2"]):
+        assert main(["catalogue", *asked, "--json"]) == 0  # as the words, in any case
+        entries = json.loads(capsys.readouterr().out)
+        assert {entry[asked[0][2:]] for entry in entries} <= {"Gemma Scope", "openai-community/gpt2"} and entries
     assert main(["catalogue", "no", "such"]) == 0
     assert capsys.readouterr().out == "no release fits.\n"

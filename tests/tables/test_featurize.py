@@ -85,6 +85,7 @@ def test_shards_and_batches_change_nothing(tmp_path_factory, seed: int, per_shar
 
 def test_some_features_alone_keep_their_numbers(tmp_path: Path):
     table = table_of(tmp_path / "t.parquet", features=[7, 3, 7])
+    assert f" rows of 2 of {N_FEATURES} features, one a document" in repr(table)
     expected = of_documents("max")
     expected[:, [i for i in range(N_FEATURES) if i not in (3, 7)]] = 0
     np.testing.assert_allclose(table.to_csr().toarray(), expected, atol=1e-4)
