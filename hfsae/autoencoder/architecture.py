@@ -24,6 +24,9 @@ class Architecture:
     default_revival: Literal["auxk", "resample", "repoint"] = "resample"
     default_sparsity_coefficient: float | None = None
 
+    # So large a share of living features is weaker on its own than a feature that an autoencoder repoints.
+    weaker_than_repointed: float = 0.3
+
     # What brings features to scale at the start, beside what lives in the units of pre-activations.
     _encoder_matrices: tuple[str, ...] = ("encoder.weight",)
 

@@ -120,11 +120,11 @@ SETTLED_FROM = 0.5
 # A revived feature is on its strongest of about so many tokens as strong as a living one on its own. The token that it
 # is pointed at is another: among them it would be the strongest, and the feature silent elsewhere.
 _LEVEL_TOKENS = 512
-# So large a share of living features is weaker on its own. In an autoencoder a stronger one would write more than is
-# missed, in the place of features that are needed. With 0.1, 0.3 and 0.5, matryoshka at k = 8 explained 0.777, 0.778
-# and 0.777, and 8.0, 3.9 and 3.5 % never fired. With 0.2, 0.3 and 0.5, topk at k = 32 explained 0.905, 0.904 and
+# So large a share of living features is weaker on its own than a repointed one of a transcoder. In an autoencoder so
+# strong a one would write more than is missed, in the place of features that are needed: its architecture says how
+# large a share there (`weaker_than_repointed`). With 0.2, 0.3 and 0.5, topk at k = 32 explained 0.905, 0.904 and
 # 0.902, and 0.5, 0.3 and 0.5 % never fired (embedded language model, 16x, 400,000 tokens, seed 0).
-_WEAKER_IN_TRANSCODER, _WEAKER_IN_AUTOENCODER = 0.5, 0.3
+_WEAKER_IN_TRANSCODER = 0.5
 # So many living features are asked.
 _LIVING = 1024
 # An encoder row of this cosine with the direction of massive tokens reads little else. A direction within ten random
@@ -178,8 +178,9 @@ def repoint(
     there are enough. They have the mean norm of living rows where rows are free. Encoder rows of an autoencoder become
     the same error, those of a transcoder the centred activation there. They have the mean norm of living rows; in an
     aligned SAE the product 1 with their decoder row. Biases bring the feature, on its strongest of some hundred other
-    tokens, to where a living feature is on its own. In a transcoder that is the median one, in an autoencoder three
-    tenths of them lie below it. It is above the feature's threshold where there is one. Adam's moments of all go to 0.
+    tokens, to where a living feature is on its own. In a transcoder that is the median one. In an autoencoder three
+    tenths of them lie below it, four of matryoshka's. It is above the feature's threshold where there is one. Adam's
+    moments of all go to 0.
 
     Encoder rows leave out the directions of massive tokens, and no feature is pointed at such a token. Else hundreds
     would fire there, or features that are needed would not be among the k. In a transcoder that has k features a token
@@ -249,7 +250,7 @@ def repoint(
         if end.scale is not None:
             own_part(end.scale)[rows] = torch.eye(1, end.scale.shape[1], device=x.device).to(sae.dtype)
         level_now = _highest(sae, some[:, end.reads], end.first + rows)
-        weaker = _WEAKER_IN_AUTOENCODER if target is None else _WEAKER_IN_TRANSCODER
+        weaker = sae.weaker_than_repointed if target is None else _WEAKER_IN_TRANSCODER
         own_part(shift)[end.first + rows] = level.kthvalue(1 + int(weaker * (len(level) - 1))).values - level_now
         _forget(sae, optimiser, end, features, living if settled else None)
         count += len(features)
