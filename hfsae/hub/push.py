@@ -113,9 +113,7 @@ def publish(
             gone += [path for path in repository.files if _is_old_checkpoint(path, place)]
         only = next(iter(saes.values())).sae
         what = type(only).__name__ if len(saes) == 1 else f"{len(saes)} SAEs"
-        info = repository.commit(place, f"Upload {what}", gone)
-    logger.info("pushed to %s", info.pr_url or info.repo_url)
-    return info
+        return repository.commit(place, f"Upload {what}", gone)
 
 
 def _check_name(name: str) -> None:

@@ -68,12 +68,14 @@ def _refuse_unlike(sae: SparseAutoencoder) -> None:
     config: SAEConfig = sae.config
     name = architecture_name(config)
     places = config.source_places if config.is_crosscoder else []  # type: ignore[attr-defined]
+    held = _OF_SEVERAL if len(config.input_widths) > 1 else _RULES
+    named = None not in (config.base_model, config.hook_point)
     wrong = {
-        "its features have thresholds": name not in (*_RULES, *_OF_SEVERAL),
+        f"its features have thresholds: train one of {', '.join(held)}": name not in (*_RULES, *_OF_SEVERAL),
         f"it has no {config.input_transform} of what is read": config.input_transform != "none",
         "its places have one width": config.is_crosscoder and len({*config.input_widths}) > 1,
         "its crosscoders read several places of one model": len({*places}) < len(places),
-        "its config names a model and a place, this one none": None in (config.base_model, config.hook_point),
+        "its config names a model and a place: set base_model and hook_point": not named,
     }
     if (reason := next((reason for reason, holds in wrong.items() if holds), None)) is not None:
         raise ValueError(f"Gemma Scope 2 holds nothing that computes what this {type(sae).__name__} does: {reason}.")

@@ -123,7 +123,7 @@ def _activation(sae: SparseAutoencoder, as_batchtopk: bool) -> str:
         "its crosscoders choose the k largest at each place by itself": name == "topk_crosscoder",
         "a batchtopk is written of batch_topk at one place, or of a cross-layer one": as_batchtopk
         and name not in ("batch_topk", "cross_layer_transcoder"),
-        "it has no such rule": name not in table,
+        f"it has no such rule: train one of {', '.join(table)}": name not in table,
     }
     if (reason := next((reason for reason, holds in wrong.items() if holds), None)) is not None:
         raise ValueError(f"llamascopium has nothing that computes what this {type(sae).__name__} does: {reason}.")

@@ -301,11 +301,12 @@ def _train_in_groups(sweep: Sweep, groups: Sequence[list[str]], inputs: Mapping[
             f"hfsae push {quote(str(folder / f'group-{n}'))} {repo_id}" for n in range(1, len(groups) + 1)
         )
         with warn_on_failure("not pushed", f"push by hand: {commands}"):
-            push_saes(
+            info = push_saes(
                 folders,
                 repo_id,
                 revision=args.hub_revision,
                 private=args.hub_private_repo,
                 token=args.hub_token,
             )
+            logger.info("pushed to %s", info.pr_url or info.repo_url)
     return whole

@@ -269,14 +269,16 @@ class PushToHub(TrainerCallback):
             self._thread.submit(self._push, lambda: self._publish_trained(kwargs["run"].hook_points), "")
         self._thread.shutdown(wait=True)
 
-    def _publish_trained(self, names: Iterable[str]) -> None:
+    def _publish_trained(self, names: Iterable[str]) -> CommitInfo:
         checkpoint = last_checkpoint(self._folder) if self._strategy == "checkpoint" else None
-        publish_trained(self._folder, names, self._to.titled("End of training"), checkpoint)
+        return publish_trained(self._folder, names, self._to.titled("End of training"), checkpoint)
 
     def _push(self, push: Callable[[], Any], when: str) -> None:
         by_hand = f"push by hand: hfsae push {quote(str(self._folder))} {self._to.repo_id}"
         with warn_on_failure(f"not pushed{when}", by_hand):
-            push()
+            info = push()
+            if isinstance(info, CommitInfo):
+                logger.info("pushed%s to %s", when, info.pr_url or info.repo_url)
 
 
 def destination_of(args: SAETrainingArguments) -> Destination:

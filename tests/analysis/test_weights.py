@@ -28,13 +28,16 @@ def through_norm_and_head(model, directions: torch.Tensor) -> torch.Tensor:
         normed = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * model.transformer.ln_f.weight
     else:
         normed = unit / (1 + model.config.rms_norm_eps) ** 0.5 * model.model.norm.weight
-    return normed @ model.lm_head.weight.T
+    # Granite divides its logits; direct_logit_attribution of transformer-lens 4.3.0 does not (findings/).
+    return normed @ model.lm_head.weight.T / getattr(model.config, "logits_scaling", 1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "granite"])
 @torch.no_grad()
 def test_effects_are_the_directions_through_the_final_norm_and_the_unembedding(family):
     model = build(family)
+    if family == "granite":
+        model.config.logits_scaling = 8.0
     before = count_hooks(model)
     sae = sae_at("resid_post.0")
     effects = logit_effects(sae, model, k=5)

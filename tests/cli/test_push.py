@@ -13,11 +13,12 @@ from hfsae.saving import write_json
 from tests.hub.conftest import make
 
 
-def test_a_folder_is_pushed_as_it_was_saved(hub, tmp_path, capsys):
+def test_a_folder_is_pushed_as_it_was_saved(hub, tmp_path, capsys, caplog):
     make().save_pretrained(tmp_path)
     options = ["--subfolder", "a/b", "--tag", "v1", "--license", "mit", "--message", "Mine", "--private"]
     assert main(["push", str(tmp_path), "tester/small", *options]) == 0
-    assert "pushed to http" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("pushed to http") == 1
+    assert "pushed to" not in caplog.text  # said once
     repo = hub.repo("tester/small")
     assert repo.private and repo.resolve("v1").title == "Mine"
     assert SAE.from_pretrained("tester/small", subfolder="a/b", revision="v1").config.k == 4

@@ -101,11 +101,11 @@ SOURCES = {
 @pytest.mark.parametrize(
     "sae, reason",
     [
-        (lambda: make("topk"), "its features have thresholds"),
+        (lambda: make("topk"), "thresholds: train one of standard, jumprelu, batch_topk, matryoshka."),
         (lambda: make("gated"), "its features have thresholds"),
-        (lambda: make_layers("topk"), "its features have thresholds"),
+        (lambda: make_layers("topk"), "thresholds: train one of .*, cross_layer_transcoder."),
         (lambda: make("jumprelu", input_transform="layer_norm"), "it has no layer_norm"),
-        (lambda: make("jumprelu", base_model=None), "names a model and a place"),
+        (lambda: make("jumprelu", base_model=None), "names a model and a place: set base_model and hook_point"),
         (lambda: make("crosscoder", **{**SOURCES, "source_widths": [2, 4]}), "one width"),
         (lambda: make("crosscoder", **{**SOURCES, "hook_point": "gpt_neox.layers.1.output"}), "places of one model"),
         (lambda: make("crosscoder", **SOURCES), "24 of 24 features of this one read several"),

@@ -198,7 +198,7 @@ def test_a_cross_layer_transcoder(rule: str, form: str, tmp_path: Path):
 @pytest.mark.parametrize(
     "sae, reason",
     [
-        (lambda: make("gated"), "it has no such rule"),
+        (lambda: make("gated"), "it has no such rule: train one of standard, topk, jumprelu, batch_topk, matryoshka."),
         (lambda: make("topk", activation="groupmax"), "it has no groupmax"),
         (lambda: make("topk", input_transform="layer_norm"), "it has no layer_norm of what is read"),
         (lambda: make("standard", skip=True, **MLP), "it has no skip connection"),

@@ -22,9 +22,10 @@ def titles(hub, revision="main"):
     return [commit.title for commit in repo.history(repo.resolve(revision))][-2::-1]
 
 
-def test_at_the_end_the_trained_sae_is_pushed_with_its_card_and_figures(hub, tmp_path):
+def test_at_the_end_the_trained_sae_is_pushed_with_its_card_and_figures(hub, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hfsae")
     output = trainer(tmp_path, steps=3, eval_tokens=100, logging_steps=1, **PUSH).train()
-    assert titles(hub) == ["End of training"]
+    assert titles(hub) == ["End of training"] and caplog.text.count(f"pushed to {hub.endpoint}/{REPO}") == 1
     loaded = SAE.from_pretrained(REPO)
     assert torch.equal(loaded.W_dec, output.sae.W_dec)
     assert loaded.config.metrics["l0"] == output.metrics[""]["l0"]
