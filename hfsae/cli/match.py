@@ -1,13 +1,19 @@
 """`hfsae match`: which features of two SAEs are the same, and how many a second run finds again."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hfsae.command_line import option
 
-First = Annotated[str, typer.Argument(metavar="A", help="Folder of an SAE, or Hub repository.")]
+if TYPE_CHECKING:
+    from hfsae.modeling import SAE
+
+First = Annotated[
+    str, typer.Argument(metavar="A", help="Folder of an SAE, or Hub repository (org/name/subfolder@revision).")
+]
 Second = Annotated[str, typer.Argument(metavar="B", help="Another one of the same place.")]
 
 
@@ -26,7 +32,6 @@ def run(
 ) -> int:
     """Prints how alike the features are, and the closest pairs."""
     from hfsae.folders import can_be_file
-    from hfsae.modeling import SAE
     from hfsae.saving import write_json
     from hfsae.scores.match_saved import can_stand_on_card, put_on_card
     from hfsae.scores.matching import SAME, match_features, starts_are_known
@@ -35,7 +40,7 @@ def run(
         raise ValueError(f"--top {top}: expected 0 pairs or more.")
     if json_file:
         can_be_file(json_file)
-    saes = [SAE.from_pretrained(path) for path in (first, second)]
+    saes = [_loaded(source) for source in (first, second)]
     if write:
         can_stand_on_card(first, *saes)
     found = match_features(*saes, n_draws=draws, seed=seed)
@@ -58,3 +63,15 @@ def run(
         write_json(Path(json_file), {**found.recorded(), "pairs": [list(pair) for pair in pairs]})
         print(f"wrote {json_file}")
     return 0
+
+
+def _loaded(source: str) -> "SAE":
+    from hfsae.inputs.starts import place_of
+    from hfsae.modeling import SAE
+
+    # What begins with a folder that is here is a folder, even one that is missing.
+    inside = source.count("/") > 1 and not os.path.isdir(source.split("/")[0] or "/")
+    if os.path.isdir(source) or not (inside or "@" in source):
+        return SAE.from_pretrained(source)
+    place, where = place_of(source)
+    return SAE.from_pretrained(place, **where)

@@ -327,6 +327,8 @@ def _rows(values: Mapping[str, Any], titles: Mapping[str, str]) -> Rows:
 def _shown(name: str, value: Any) -> str:
     if name == "seconds" and (seconds := number(value)) is not None:
         return duration(seconds)
+    if name == "final_l0" and (reached := number(value)) is not None:
+        return figure(reached)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if name == "seed" else f"{value:,}"
     if isinstance(value, list | tuple):

@@ -21,7 +21,7 @@ from hfsae.hub.card import BEGIN, END
 from hfsae.hub.sae_entries import sae_entry
 from hfsae.identity import settings_of
 from tests.architectures.variants import sources
-from tests.hub.samples import LOG, config, dashboard_of, metrics, reread, snippet
+from tests.hub.samples import LOG, config, dashboard_of, metrics, reread, snippet, training
 
 
 def table(text: str, first_cell: str) -> list[str]:
@@ -71,6 +71,11 @@ def test_a_figure_out_of_range_and_one_that_a_baseline_reaches_are_remarked_on()
         "> 0.95", "&gt; 0.95"
     )
     assert "⚠ explained variance: 0.9625 is no better than the 0.97 of a baseline" in text
+
+
+def test_the_l0_that_training_ended_at_is_told_in_four_digits_like_other_figures():
+    card = str(render_card(config(training=training(target_l0=32.0, final_l0=75.78224769920415))))
+    assert "| L0 at the end | 75.78 |" in card and "75.782" not in card
 
 
 def test_a_metric_without_a_value_says_why():

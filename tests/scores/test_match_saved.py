@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfsae import push_saes
 from hfsae.cli import main
 from hfsae.hub.score_summary import write_scores
 from hfsae.identity import Identity, weights_sha256
@@ -40,6 +41,18 @@ def test_stability_stands_on_the_card_beside_the_scores_that_were_there(runs, ca
     assert json.loads((runs / "run0" / "scores.json").read_text())["stability"] == found["stability"]
     write_scores(runs / "run0", {}, {}, Identity("of other weights"))
     assert "stability" not in json.loads((runs / "run0" / "scores.json").read_text())
+
+
+def test_saes_of_one_repository_are_matched_and_a_missing_folder_is_no_repository(hub, runs, capsys, monkeypatch):
+    push_saes({f"at/{seed}": an_sae(seed) for seed in (0, 1)}, "tester/seeds", tag="v1")
+    assert main(["match", "tester/seeds/at/0", "tester/seeds/at/1@v1", "--top", "1"]) == 0
+    there = capsys.readouterr().out
+    assert main(["match", str(runs / "run0"), str(runs / "run1"), "--top", "1"]) == 0
+    assert there.splitlines()[:4] == capsys.readouterr().out.splitlines()[:4]
+    monkeypatch.chdir(runs)
+    (runs / "deep").mkdir()
+    assert main(["match", "deep/a/b", "run0"]) == 1
+    assert "there is no folder deep/a/b" in capsys.readouterr().err
 
 
 def test_what_does_not_tell_of_stability_is_not_written(runs, capsys, monkeypatch):
