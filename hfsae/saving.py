@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from hfsae.configuration import SAEConfig
-from hfsae.storage import appearing_whole
+from hfsae.storage import appearing_whole, naming_a_full_disk
 
 # What a folder is called while its files are being written.
 BESIDE = ".saving-"
@@ -37,7 +37,7 @@ def files_at_once(folder: Path) -> Iterator[Path]:
     for left in folder.glob(f"{BESIDE}*"):
         if _age(left) > _LONG_AGO:  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=BESIDE) as beside:
+    with naming_a_full_disk(folder), tempfile.TemporaryDirectory(dir=folder, prefix=BESIDE) as beside:
         yield Path(beside)
         for path in sorted(Path(beside).iterdir()):
             os.replace(path, folder / path.name)
@@ -53,10 +53,11 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
     shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had the same id
     beside.mkdir()
     try:
-        yield beside
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(beside, folder)
+        with naming_a_full_disk(folder):
+            yield beside
+            if folder.is_dir():
+                folder.rmdir()
+            os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -4,6 +4,7 @@
 """
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -131,16 +132,40 @@ def damaged(path: Path, error: Exception | str) -> DamagedFileError:
     return DamagedFileError(f"{path} {found}: {cure}.")
 
 
+class NoRoomError(OSError):
+    """A disk is full, or what a user may write on it: names the place, and what helps."""
+
+
+@contextmanager
+def naming_a_full_disk(place: str | os.PathLike) -> Iterator[None]:
+    """Says where there is no room left, which the system's own error does not.
+
+    Args:
+        place: The file or folder that is written.
+
+    Raises:
+        NoRoomError: In place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        why = os.strerror(error.errno)
+        raise NoRoomError(f"{place} could not be written: {why}. Make room there, or choose another folder.") from error
+
+
 # -- files that appear whole ------------------------------------------------------------------------------------------
 @contextmanager
 def appearing_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which becomes `path` when its bytes are on the disk."""
     beside = path.with_name(f".{path.name}.part")
     try:
-        yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, path)
+        with naming_a_full_disk(path):
+            yield beside
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 

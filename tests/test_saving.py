@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import pytest
 from hfsae import TopKSAEConfig
 from hfsae.sae_folders import sae_folders
 from hfsae.saving import BESIDE, files_at_once, folder_at_once, write_config, write_json
+from hfsae.storage import NoRoomError
+from tests.full_disk import room_for
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -32,6 +35,19 @@ def test_files_replace_those_of_the_same_name_together_or_not_at_all(tmp_path):
         (beside / "kept").write_text("new")
         (beside / "more").write_text("more")
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"kept": "new", "more": "more"}
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    told = r" could not be written: File too large\. Make room there, or choose another folder\."
+    with pytest.raises(NoRoomError, match=re.escape(str(tmp_path / "a.json")) + told), room_for(10):
+        write_json(tmp_path / "a.json", {"x": "y" * 100})
+    with pytest.raises(NoRoomError, match=re.escape(str(tmp_path)) + told), room_for(10):
+        with files_at_once(tmp_path) as beside:
+            (beside / "b").write_text("b" * 100)
+    with pytest.raises(NoRoomError, match=re.escape(str(tmp_path / "c")) + told), room_for(10):
+        with folder_at_once(tmp_path / "c") as beside:
+            (beside / "d").write_text("d" * 100)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_config_is_written_where_transformers_reads_it(tmp_path):

@@ -8,6 +8,8 @@ from hfsae.cli.steering_options import Features, Unit, strengths_of
 from hfsae.command_line import option, whole_number
 
 if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
     from hfsae.analysis import FeatureCollection
     from hfsae.saved.kept_features import SavedFeatures
 
@@ -54,6 +56,8 @@ def run(
     """Prints continuations, or what the report says."""
     from hfsae.analysis.weights import chosen_features
     from hfsae.folders import can_be_file
+    from hfsae.hooks.limits import refuse_too_long
+    from hfsae.in_model import hook_points_of
     from hfsae.saved.kept_features import SavedFeatures
 
     if report == (text is not None):
@@ -67,12 +71,17 @@ def run(
     strengths = {} if report else strengths_of(feature, strength or [1.0])
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
     page = Path(output) if output else (opened.folder or Path()) / f"steering-{feature[0]}.html"
-    if report:  # before features are collected
+    # What follows is said before features are collected, which takes long.
+    if report:
         can_be_file(page)
     chosen_features(opened.sae, feature)
+    hook_points_of(opened.sae.config, opened.model)
+    if text is not None:
+        inputs = opened.sae.tokenize(text, opened.tokenizer)
+        refuse_too_long(inputs["input_ids"].shape[1], opened.model, new_tokens)
     maxima = opened.collection if unit == "maximum" else None
     if text is not None:
-        return _continue(opened, strengths, maxima, text, new_tokens)
+        return _continue(opened, strengths, maxima, inputs, new_tokens)
     told = {"max_tokens": tokens_to_measure, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     return _report(opened, feature[0], page, strengths=strength, maxima=maxima, **told)
 
@@ -81,16 +90,13 @@ def _continue(
     opened: "SavedFeatures",
     strengths: dict[int, float],
     maxima: "FeatureCollection | None",
-    text: str,
+    inputs: "BatchEncoding",
     new_tokens: int,
 ) -> int:
     from hfsae.analysis import steer
-    from hfsae.hooks.limits import refuse_too_long
 
     model: Any = opened.model
-    tokenizer = opened.tokenizer
-    inputs = opened.sae.tokenize(text, tokenizer).to(model.device)
-    refuse_too_long(inputs["input_ids"].shape[1], model, new_tokens)
+    tokenizer, inputs = opened.tokenizer, inputs.to(opened.model.device)
     options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
     plain = model.generate(**inputs, **options)
     with steer(model, opened.sae, strengths, maxima=maxima, tokenizer=tokenizer):

@@ -28,6 +28,7 @@ from hfsae.in_use import in_use
 from hfsae.progress import token_bar
 from hfsae.storage import (
     SUMS,
+    NoRoomError,
     appearing_whole,
     check_sum,
     in_bytes,
@@ -103,7 +104,7 @@ def write_cache(
     Raises:
         FileExistsError: If the folder holds another cache; says in what they differ. Or if another process is writing
             one into it (`hfsae.in_use.FolderInUseError`).
-        OSError: If the disk has too little space; before anything is computed.
+        OSError: If the disk has too little space; before anything is computed. If it is full later, what is there stays.
         ValueError: If the source ends early.
     """
     folder = Path(folder)
@@ -179,7 +180,13 @@ def _write_shards(
             reader.skip(index * size - at)
             tensors = _gather(reader, description, shards[name], bar)
             content = tensors_as_bytes(tensors, {_NEXT: json.dumps(reader.state_dict())})
-            _write_file(folder, name, content, writers.sums)
+            try:
+                _write_file(folder, name, content, writers.sums)
+            except NoRoomError as error:
+                there = len(shards) - len(description.unfinished(folder))
+                raise NoRoomError(
+                    f"{error} {there} of {len(shards)} shards are there whole: the same command goes on after them."
+                ) from error
             at = index * size + shards[name]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsae.autoencoder.registry import architecture_name
+from hfsae.autoencoder.signed import refuse_signed
 from hfsae.data import find_document_column, load_text, split_documents
 from hfsae.data.stdlib_text import stdlib_dataset
 from hfsae.data.text_source import refuse_parts_alone
@@ -17,6 +18,7 @@ from hfsae.identity import Identity
 from hfsae.language_model import origin_of, rename_base_model
 from hfsae.modeling import SAE
 from hfsae.saving import write_json
+from hfsae.scores.absorption import refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
 from hfsae.scores.document_sets import BUILT_IN, DocumentSet, labelled_dataset
 from hfsae.scores.matching import Matching, match_features, run_name
@@ -108,6 +110,10 @@ def score_saved(
     hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
     hub |= {"revision": revision} if revision else {}
     saes = {name: SAE.from_pretrained(name, **hub) for name in names}
+    for sae in saes.values():  # before any of them is scored
+        refuse_signed(sae, "scoring")
+        if set(wanted) == {"absorption"}:
+            refuse_two_places(sae)
     text = labelled_text(dataset, dataset_config, split, concepts, text_column)
     sets = (
         document_sets(labelled, label_column, text_column, labelled_config, labelled_split)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hfsae.data import CachedActivations, LMActivations, TensorActivations, TokenBlocks, Writers, write_cache
 from hfsae.data.stream import ChunkRows
 from hfsae.in_use import FolderInUseError, in_use
+from hfsae.storage import NoRoomError
 from tests.data.tiny import language_model, pythia_like, text_dataset
+from tests.full_disk import room_for
 
 
 class Counting(TensorActivations):
@@ -124,6 +126,18 @@ def test_what_its_writers_have_not_put_together_is_not_whole(tmp_path):
 def test_a_folder_that_another_holds_is_refused(tmp_path):
     with in_use(tmp_path), pytest.raises(FolderInUseError):
         together(tmp_path, 20, 4, 3, 1)
+
+
+def test_a_full_disk_is_told_with_what_is_there_and_the_same_call_goes_on(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    together(whole, 20, 4, 3, 1)
+    together(cut, 20, 4, 3, 1, dies_after=2)
+    assert len(list(cut.glob("rows-*.safetensors"))) == 2
+    told = r"cut/\S+ could not be written: File too large\. Make room .* 2 of 5 shards are there whole: the same command"
+    with pytest.raises(NoRoomError, match=told), room_for(100):
+        together(cut, 20, 4, 3, 1)
+    together(cut, 20, 4, 3, 1)
+    assert contents(cut) == contents(whole)
 
 
 # -- passing over -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfsae import SAE, TopKSAEConfig
+from hfsae import SAE, AbsTopKSAEConfig, TopKSAEConfig
 from hfsae.cli import main
 from hfsae.scores.score_saved import score_saved
 from tests.data.tiny import language_model, pythia_like
@@ -176,7 +176,17 @@ def test_a_transcoder_is_probed_and_its_absorption_is_not_told(place, tmp_path, 
     assert "not scored: absorption is told of SAEs that write where they read, and this is a transcoder" in (
         capsys.readouterr().out
     )
-    assert main(["score", str(tmp_path), *options(place, *chosen[2:])]) == 1
+    assert main(["score", str(place / "sae0"), str(tmp_path), *options(place, *chosen[2:])]) == 1
+    out, err = capsys.readouterr()
+    assert "this is a transcoder" in err and not out  # nor has the first of them been scored
+
+
+def test_features_that_may_be_negative_are_refused_before_any_sae_is_scored(place, tmp_path, capsys):
+    config = AbsTopKSAEConfig(d_in=16, n_features=32, k=4, hook_point="resid_post.1", base_model=str(place / "lm"))
+    SAE.from_config(config).save_pretrained(tmp_path)
+    assert main(["score", str(place / "sae0"), str(tmp_path), *options(place)]) == 1
+    out, err = capsys.readouterr()
+    assert "scoring takes features for positive" in err and not out
 
 
 @pytest.mark.slow
