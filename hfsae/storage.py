@@ -151,8 +151,8 @@ def naming_a_full_disk(place: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        why = os.strerror(error.errno)
-        raise NoRoomError(f"{place} could not be written: {why}. Make room there, or choose another folder.") from error
+        told = f"{place} could not be written: {os.strerror(error.errno)}."
+        raise NoRoomError(f"{told} Make room there, or choose another folder.") from error
 
 
 # -- files that appear whole ------------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def write_cache(
     Raises:
         FileExistsError: If the folder holds another cache; says in what they differ. Or if another process is writing
             one into it (`hfsae.in_use.FolderInUseError`).
-        OSError: If the disk has too little space; before anything is computed. If it is full later, what is there stays.
+        OSError: If the disk has too little space; before anything is computed. If it is full later, what
+            is there stays.
         ValueError: If the source ends early.
     """
     folder = Path(folder)
