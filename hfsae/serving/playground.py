@@ -19,9 +19,11 @@ from hfsae.attachment import refuse_swapped
 from hfsae.circuits import trace
 from hfsae.circuits.replacement import is_copied
 from hfsae.circuits.tracing import why_untraceable
+from hfsae.hooks import SideBySide, inner_model
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long
 from hfsae.host_memory import give_freed_memory_back
+from hfsae.in_model import hook_points_of
 from hfsae.modeling import SAE
 from hfsae.serving.questions import Questions
 
@@ -131,6 +133,20 @@ class Playground:
         """Why these SAEs and this model give no graph; None where they do. A model in half precision is copied."""
         return why_untraceable(self.model, {name: one.sae for name, one in self.saes.items()}, self.tokenizer)
 
+    @cached_property
+    def no_steering(self) -> dict[str, str | None]:
+        """Why the features of an SAE cannot be turned up in this model, by the SAE's name; None where they can."""
+        return {name: self._why_not_steered(served.sae) for name, served in self.saes.items()}
+
+    def _why_not_steered(self, sae: SAE) -> str | None:
+        if isinstance(self.model, SideBySide):
+            return "models that stand side by side continue no text: serve an SAE of one of them."
+        try:
+            hook_points_of(sae.config, inner_model(self.model))
+        except ValueError as error:
+            return str(error)
+        return None
+
     def about(self) -> dict[str, Any]:
         """What the page shows before anything was asked."""
         told = ("prompt_tokens", "new_tokens", "features", "strength", "traced_tokens", "traced_features", "graphs")
@@ -140,6 +156,7 @@ class Playground:
                 "hook_point": served.sae.config.hook_point,
                 "n_features": served.sae.config.n_features,
                 "left_out_note": served.collection.left_out_note,
+                "no_steering": self.no_steering[name],
             }
             for name, served in self.saes.items()
         ]
@@ -178,10 +195,14 @@ class Playground:
             new_tokens: Tokens of the continuation.
 
         Raises:
-            ValueError: If one of them is of another kind, or asks for more than the limits.
+            ValueError: If one of them is of another kind, or asks for more than the limits, or if features of an SAE
+                cannot be turned up.
             BusyError: If the model is still at work.
         """
         chosen = self._strengths(strengths)
+        for name in self.saes if isinstance(self.model, SideBySide) else chosen:
+            if (why := self.no_steering[name]) is not None:
+                raise ValueError(why)
         if isinstance(new_tokens, bool) or not isinstance(new_tokens, int):
             raise ValueError("new_tokens is no whole number.")
         if not 1 <= new_tokens <= self.limits.new_tokens:

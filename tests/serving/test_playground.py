@@ -8,7 +8,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from hfsae import SAE, TopKSAEConfig, collect_features, steer, trace
+from hfsae import SAE, CrosscoderSAEConfig, TopKSAEConfig, collect_features, steer, trace
+from hfsae.hooks import SideBySide
 from hfsae.host_memory import give_freed_memory_back
 from hfsae.serving import Limits, Playground, ServedSAE
 from hfsae.serving.questions import BusyError
@@ -205,6 +206,34 @@ def test_where_there_can_be_no_graph_it_is_said_why():
     with pytest.raises(ValueError, match=re.escape(twice.no_trace)):
         twice.trace("w1 w2 w3")
     assert twice.read("w1 w2 w3", "b")["features"]
+
+
+def test_where_there_can_be_no_steering_it_is_said_why_before_the_model_runs():
+    _, model, tokenizer = setting()
+    names = {"source_names": ["a", "b"], "source_widths": [16, 16], "hook_point": "resid_post.0+resid_post.1"}
+    config = CrosscoderSAEConfig(n_features=24, k=4, context_length=CONTEXT, **names)
+    crosscoder = SAE.from_config(config).eval()
+    found = collect_features(crosscoder, model, tokenizer, texts(20), n_top=2, n_sample=2, disable_tqdm=True)
+    saes = {"both": ServedSAE(crosscoder, found), **transcoders()}
+    one = Playground(saes, model, tokenizer, limits=LIMITS)
+    told = {name: said["no_steering"] for said in one.about()["saes"] for name in [said["name"]]}
+    assert told["mlp.0"] is told["mlp.1"] is None and "a crosscoder reads several sources" in str(told["both"])
+    assert one.read("w1 w2 w3", "both")["features"] and one.generate("w1 w2 w3", {"mlp.0": {"3": 5}}, 2)
+    with patch.object(type(model), "generate", side_effect=AssertionError), pytest.raises(ValueError, match="sources"):
+        one.generate("w1 w2 w3", {"both": {"3": 5}}, 2)
+
+
+def test_models_side_by_side_continue_no_text():
+    _, model, tokenizer = setting()
+    names = {"source_names": ["base", "tuned"], "source_widths": [16, 16], "hook_point": "resid_post.1"}
+    crosscoder = SAE.from_config(CrosscoderSAEConfig(n_features=24, k=4, context_length=CONTEXT, **names)).eval()
+    models = SideBySide({"base": model, "tuned": copy.deepcopy(model)}).eval()
+    found = collect_features(crosscoder, models, tokenizer, texts(20), n_top=2, n_sample=2, disable_tqdm=True)
+    one = Playground({"diff": ServedSAE(crosscoder, found)}, models, tokenizer, limits=LIMITS)
+    assert one.read("w1 w2 w3")["features"]
+    for strengths in ({}, {"diff": {"3": 5}}):
+        with pytest.raises(ValueError, match="models that stand side by side continue no text"):
+            one.generate("w1 w2 w3", strengths, 2)
 
 
 def test_a_model_in_half_precision_is_copied_when_a_trace_is_asked_for_and_no_earlier(monkeypatch):

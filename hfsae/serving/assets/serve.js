@@ -8,6 +8,7 @@ let found = null;
 byId("sae").replaceChildren(...about.saes.map(({ name }) => element("option", { value: name }, name)));
 byId("which").hidden = about.saes.length < 2;
 byId("new_tokens").max = about.limits.new_tokens;
+byId("generate").hidden = about.saes.every(({ no_steering }) => no_steering !== null);
 byId("trace").hidden = about.no_trace !== null;
 byId("no-trace").hidden = about.no_trace === null;
 byId("no-trace").textContent = about.no_trace && `There is no graph here: ${about.no_trace}`;
@@ -16,9 +17,12 @@ byId("no-trace").textContent = about.no_trace && `There is no graph here: ${abou
 const chosen = () => about.saes.find(({ name }) => name === byId("sae").value);
 
 function showChosen() {
-  const { n_features, hook_point, left_out_note } = chosen();
+  const { n_features, hook_point, left_out_note, no_steering } = chosen();
   byId("about").textContent = `${count(n_features)} features of ${hook_point}; at most ${about.limits.prompt_tokens} tokens`;
   byId("number").max = n_features - 1;
+  byId("add").hidden = no_steering !== null;
+  byId("no-steering").hidden = no_steering === null;
+  byId("no-steering").textContent = no_steering && `There is no steering here: ${no_steering}`;
   byId("left-out").textContent = left_out_note && `Of the tokens that features promote ${left_out_note}`;
 }
 
@@ -73,7 +77,7 @@ function showFeatures() {
       element("span", { class: "value" }, figure(value)),
       element("span", {}, known.label),
       known.promoted.map(tokenSign),
-      element("button", { type: "button", class: "steer", onclick: () => steerWith(found.sae, feature) }, "Steer"),
+      chosen().no_steering ? [] : element("button", { type: "button", class: "steer", onclick: () => steerWith(found.sae, feature) }, "Steer"),
     );
   });
   byId("features").replaceChildren(...rows);
