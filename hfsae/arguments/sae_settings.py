@@ -68,6 +68,23 @@ def refuse_unread(given: Iterable[str], saes: Sequence[SAETrainingArguments]) ->
             raise ValueError(f"{name} {why.format(named)}.")
 
 
+def refuse_large_k(args: SAETrainingArguments) -> None:
+    """Refuses more active features than there are, as the config does once the language model's widths are known.
+
+    Args:
+        args: The arguments of one SAE.
+
+    Raises:
+        ValueError: If they ask for that.
+    """
+    assert isinstance(args.architecture_options, dict)
+    k, n = (args.architecture_options.get(name, getattr(args, name)) for name in ("k", "n_features"))
+    if n is not None and k > n and hasattr(config_class_of(args.architecture), "validate_k"):
+        raise ValueError(
+            f"these options make no {args.architecture} SAE: k must be between 1 and n_features={n}, got {k}."
+        )
+
+
 def refuse_fixed_penalty(args: SAETrainingArguments, config: SAEConfig | None = None) -> None:
     """Refuses a fixed λ where the loss needs a number of active features to aim at.
 
@@ -88,8 +105,8 @@ def refuse_fixed_penalty(args: SAETrainingArguments, config: SAEConfig | None = 
         )
 
 
-def refuse_fixed_penalties(arguments: Mapping[str, SAETrainingArguments]) -> None:
-    """`refuse_fixed_penalty` of several SAEs.
+def refuse_impossible(arguments: Mapping[str, SAETrainingArguments]) -> None:
+    """`refuse_fixed_penalty` and `refuse_large_k` of several SAEs.
 
     Args:
         arguments: The arguments of each SAE by name.
@@ -100,6 +117,7 @@ def refuse_fixed_penalties(arguments: Mapping[str, SAETrainingArguments]) -> Non
     for name, own in arguments.items():
         try:
             refuse_fixed_penalty(own)
+            refuse_large_k(own)
         except ValueError as error:
             raise ValueError(f"SAE {name!r}: {error}" if name else str(error)) from error
 

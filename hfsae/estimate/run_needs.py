@@ -1,9 +1,9 @@
-"""What a run needs before anything is loaded: memory, exactly where tensors are known, and a guess of its hours.
+"""What a run needs before anything is loaded: memory, exactly where tensors are known, and a guess of its time.
 
 The language model and the SAEs are built without weights. Memory counts what training holds at its fullest moment: the
 language model, the shuffled window, and weights, gradients and Adam's moments of every SAE. The workspace is that of
-one step, since SAEs are stepped one after another. The workspaces are upper guesses; everything else is counted. Hours
-are a guess of arithmetic, bytes moved and exchanged, and what Python and the tokeniser take
+one step, since SAEs are stepped one after another. The workspaces are upper guesses; everything else is counted. Time
+is a guess of arithmetic, bytes moved and exchanged, and what Python and the tokeniser take
 (`hfsae.estimate.machine`).
 """
 
@@ -26,6 +26,7 @@ from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
 from hfsae.hooks import HookPoint, SideBySide, inner_model
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
+from hfsae.hub.markdown import duration
 from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import named_origin
@@ -185,7 +186,6 @@ class Estimate:
         """
         saes = self.held_together
         seconds = self.seconds(machine)
-        rate = self.training_tokens / seconds
         state = sum(sae.state_bytes for sae in saes)
         rows = {
             "language model": f"{_count(self.model_parameters)} parameters, {_gb(self.model_bytes)}",
@@ -197,11 +197,11 @@ class Estimate:
             "optimiser state": _gb(state // 2),
             "one step": f"at most {_gb(max(sae.workspace_bytes for sae in saes))}",
             "peak memory": f"{_gb(self.peak_bytes)} of {_gb(memory_bytes)}" + self._verdict(memory_bytes),
-            "tokens/s, a guess": f"{rate:,.0f}",
-            "hours, a guess": f"{seconds / 3600:,.2f} for {self.training_tokens:,} tokens",
+            "tokens/s, a guess": f"{self.training_tokens / seconds:,.0f}",
+            "time, a guess": f"{duration(seconds)} for {self.training_tokens:,} tokens",
         }
         if self.kl is not None:
-            rows["of them KL finish"] = f"{self.kl_seconds(machine) / 3600:,.2f} for {self.kl[0]:,.0f} batches"
+            rows["of them KL finish"] = f"{duration(self.kl_seconds(machine))} for {self.kl[0]:,.0f} batches"
         return "\n".join(f"{title:<18} {value}" for title, value in rows.items())
 
     def _verdict(self, memory_bytes: int) -> str:

@@ -16,6 +16,7 @@ from hfsae.arguments.sae_settings import (
     is_cross_layer,
     is_crosscoder,
     refuse_fixed_penalty,
+    refuse_large_k,
     refuse_unread,
 )
 from hfsae.arguments.training_arguments import SAETrainingArguments
@@ -107,6 +108,8 @@ class UserInputs:
                 if isinstance(item, Mapping):
                     refuse_unread(item, [own])
                 refuse_fixed_penalty(own, config)
+                if config is None:
+                    refuse_large_k(own)
             except ValueError as error:
                 raise ValueError(f"SAE {name!r}: {error}" if name else str(error)) from error
             each.append(own)

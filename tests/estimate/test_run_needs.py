@@ -140,7 +140,9 @@ def test_the_report_says_whether_it_fits():
     found = needs_of()
     assert "too much" not in found.report(10**9, MACHINE) and "too much" in found.report(1000, MACHINE)
     rows = {line[:18].strip() for line in found.report(10**9, MACHINE).splitlines()}
-    assert {"language model", "SAEs", "optimiser state", "shuffled window", "peak memory", "hours, a guess"} <= rows
+    assert {"language model", "SAEs", "optimiser state", "shuffled window", "peak memory", "time, a guess"} <= rows
+    seconds = found.seconds(MACHINE)
+    assert seconds < 60 and f"time, a guess      {seconds:.0f} s for" in found.report(10**9, MACHINE)
 
 
 @pytest.mark.parametrize("flops", [1e12, 1e15, 1e21])

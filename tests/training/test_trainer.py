@@ -254,6 +254,14 @@ QUADRATIC = {
         ({"hook_point": "resid_pots.1"}, "no hook point 'resid_pots.1'; the nearest are: resid_post"),
         ({"k": 49}, "no topk SAE: k must be between 1 and n_features=48, got 49"),
         (
+            {"k": 49, "inputs": {"model": "not/loaded"}},
+            "no topk SAE: k must be between 1 and n_features=48, got 49",
+        ),
+        (
+            {"inputs": {"model": "not/loaded", "saes": {"a": {"k": 8}, "b": {"n_features": 24, "k": 30}}}},
+            "SAE 'b': these options make no topk SAE: k must be between 1 and n_features=24, got 30",
+        ),
+        (
             {"architecture": "topkk", "inputs": {"model": "not/loaded"}},
             "unknown architecture 'topkk'; there are abs_topk, .*crosscoder, gated, jumprelu",
         ),
