@@ -25,6 +25,7 @@ from hfsae.dashboard.comparison import diff_saved
 from hfsae.data.stdlib_text import stdlib_documents
 from hfsae.hooks import capture
 from hfsae.in_model import hook_points_of_sources
+from hfsae.progress import quietly
 
 TINY_LM = Path(__file__).parent / "tiny_lm"
 NOVELTIES = ("word", "format", "refusal")
@@ -75,7 +76,7 @@ def fine_tune(folder: Path, *, base: Path = TINY_LM, steps: int = 300, seed: int
         return folder
     torch.manual_seed(seed)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    pieces = tokenizer(documents(1500, planted=True, seed=seed + 1))["input_ids"]
+    pieces = tokenizer(documents(1500, planted=True, seed=seed + 1), verbose=False)["input_ids"]
     ids = torch.tensor([token for piece in pieces for token in piece])
     length, batch, rate = 128, 8, 1e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
@@ -101,7 +102,8 @@ def train(args: argparse.Namespace, tuned: Path, architecture: str = "crosscoder
         return run
     text = Dataset.from_dict({"text": documents(4000, planted=True, seed=2)})
     text_file = Path(args.output_dir) / "text.jsonl"
-    text.to_json(text_file)
+    with quietly():
+        text.to_json(text_file)
     arguments = SAETrainingArguments(
         model_name_or_path=str(args.base),
         compare_model_name_or_path=str(tuned),
@@ -167,6 +169,13 @@ def scores(features: Sequence[int], shares: dict[str, Tensor], threshold: float 
     return {"features": len(chosen), "precision": precise, "recall": found / len(NOVELTIES)}
 
 
+def in_words(told: dict[str, float]) -> str:
+    """Scores as a line; of no features there is nothing that could be precise."""
+    if not told["features"]:
+        return "0 features, so no novelty is found: train on more --tokens, or with more --n_features"
+    return f"{told['features']} features, precision {told['precision']:.2f}, recall {told['recall']:.2f}"
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     made.add_argument("--output_dir", default="runs/model-diff")
@@ -182,7 +191,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(command_line: Sequence[str] | None = None) -> None:
     args = parser().parse_args(command_line)
-    tuned = fine_tune(Path(args.output_dir) / "tuned", base=args.base, steps=args.steps, seed=args.seed)
+    with quietly():
+        tuned = fine_tune(Path(args.output_dir) / "tuned", base=args.base, steps=args.steps, seed=args.seed)
     run = train(args, tuned)
     written = diff_saved(run, max_tokens=20_000)
     print(written.found.table())
@@ -194,8 +204,7 @@ def main(command_line: Sequence[str] | None = None) -> None:
         ("tuned-only by latent scaling", written.found.of("tuned-only", "scaling")),
         ("tuned-only by both", written.found.of("tuned-only")),
     ):
-        told = scores(features, shares)
-        print(f"{called}: {told['features']} features, precision {told['precision']:.2f}, recall {told['recall']:.2f}")
+        print(f"{called}: {in_words(scores(features, shares))}")
     print(f"look at {written.files[-1]}")
 
 

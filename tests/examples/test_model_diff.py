@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from examples.model_diff import _SPANS, NOVELTIES, TINY_LM, _marks, documents, scores
+from examples.model_diff import _SPANS, NOVELTIES, TINY_LM, _marks, documents, in_words, scores
 from hfsae import SAE
 from tests.examples.test_train import run
 
@@ -37,6 +37,8 @@ def test_precision_counts_features_and_recall_novelties():
     assert scores([0, 1, 3, 5], shares) == {"features": 4, "precision": 0.75, "recall": pytest.approx(2 / 3)}
     assert scores(range(6), shares)["precision"] == pytest.approx(0.5)
     assert scores([], shares)["recall"] == 0
+    assert in_words(scores([0, 1, 3, 5], shares)) == "4 features, precision 0.75, recall 0.67"
+    assert in_words(scores([], shares)).startswith("0 features, so no novelty is found")
 
 
 @pytest.mark.slow
