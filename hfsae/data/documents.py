@@ -103,8 +103,9 @@ class IndexedDocuments:
 class StreamedDocuments:
     """Reads a streaming dataset: whole shards for each process where they divide evenly, else every n-th document.
 
-    Of a stream with `skip(n)` or `take(n)` it is every n-th document always. `datasets` would share the count out
-    among the shards, so that processes together skip or take other documents than one process does.
+    Of a stream with `skip(n)`, `take(n)` or `interleave_datasets` it is every n-th document always. `datasets` would
+    share the count out among the shards, and mix the shards of each process by themselves. So processes together would
+    read other documents than one process does.
 
     Args:
         dataset: A streaming dataset, read in the same order in every epoch. One with a shuffle buffer loses the
@@ -118,7 +119,7 @@ class StreamedDocuments:
         self._rank = rank
         self._world_size = world_size
         even = dataset.num_shards % world_size == 0  # else it is every n-th document already
-        self._by_document = world_size > 1 and even and _counts_documents(dataset)
+        self._by_document = world_size > 1 and even and _is_of_documents(dataset)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -163,18 +164,20 @@ class StreamedDocuments:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._by_document and state["stream"] is not None and not state.get("by_document"):
             raise ValueError(
-                "this place in a stream with skip or take was saved by an older hfsae, whose processes read other "
-                "documents: begin the run again."
+                "this place in a stream with skip, take or interleave_datasets was saved by an older hfsae, whose "
+                "processes read other documents: begin the run again."
             )
         self._open(state["epoch"], state["position"], state["stream"])
 
 
-def _counts_documents(dataset: "IterableDataset") -> bool:
-    """Whether `skip(n)` or `take(n)` is among the steps of a stream, with a count that shards would share."""
+def _is_of_documents(dataset: "IterableDataset") -> bool:
+    """Whether the steps of a stream count documents, or mix several streams, which shards would do each for itself."""
+    from datasets.iterable_dataset import CyclingMultiSourcesExamplesIterable
+
     steps: list[Any] = [dataset._ex_iterable]
     while steps:
         step = steps.pop()
-        if getattr(step, "split_when_sharding", False):
+        if getattr(step, "split_when_sharding", False) or isinstance(step, CyclingMultiSourcesExamplesIterable):
             return True
         steps += [step.ex_iterable] if hasattr(step, "ex_iterable") else getattr(step, "ex_iterables", [])
     return False
