@@ -34,14 +34,18 @@ def found_again(values: T, before: Any, now: str | os.PathLike) -> T:
 
 
 def can_be_folder(path: str | os.PathLike) -> None:
-    """Raises, before something expensive starts, where a folder cannot be written because a file has its name.
+    """Raises, before something expensive starts, where a folder cannot be written: a file is there, or no right to write.
 
     Raises:
         FileExistsError: Names the file.
+        PermissionError: Names the folder in which nothing can be written.
     """
     for place in (Path(path), *Path(path).parents):
-        if place.exists() and not place.is_dir():
-            raise FileExistsError(f"{place} is a file, where a folder is to be written: give another name.")
+        if place.exists():
+            if not place.is_dir():
+                raise FileExistsError(f"{place} is a file, where a folder is to be written: give another name.")
+            can_be_written_in(place)
+            return
 
 
 def can_be_file(path: str | os.PathLike) -> None:
@@ -49,6 +53,7 @@ def can_be_file(path: str | os.PathLike) -> None:
 
     Raises:
         FileExistsError: Names what is in the way.
+        PermissionError: Names the folder in which nothing can be written.
     """
     if Path(path).is_dir():
         raise FileExistsError(f"{path} is a folder, where a file is to be written: give another name.")
@@ -65,7 +70,7 @@ def can_be_written_in(folder: str | os.PathLike) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise PermissionError(f"nothing can be written in {folder} ({error.strerror}): make it writable.") from error
+        raise PermissionError(f"nothing can be written in {folder} ({error.strerror}): make it writable, or name another.") from error
 
 
 def _moved(values: Any, before: str, now: str) -> Any:

@@ -16,6 +16,7 @@ from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
 from hfsae.evaluation.output_places import output_places
 from hfsae.evaluation.text_batches import take
+from hfsae.folders import can_be_written_in
 from hfsae.language_model import as_recorded, rename_base_model
 from hfsae.loading import holds_config
 from hfsae.modeling import SAE
@@ -91,6 +92,11 @@ def measure_saved(folder: str | Path, *, write: bool | None = None, **options: A
     sae = SAE.from_pretrained(folder)
     asked = {name: options.get(name) for name in ("model", "dataset", "max_tokens")}
     replaces = ours and replaces_record(sae.config, **asked) if write is None else write
+    if replaces:
+        try:
+            can_be_written_in(folder)
+        except PermissionError as error:
+            raise PermissionError(f"{error} write=False, or --no_write, measures without writing.") from error
     again = measure_again(sae, str(folder), **options)
     if again.text_changed and write is None:
         replaces = False

@@ -194,6 +194,14 @@ def test_a_card_can_be_looked_at_without_being_written(folder, capsys):
     assert "## Measured" in shown and "Mine." in shown and (folder / "README.md").read_text() == "Mine.\n"
 
 
+def test_a_folder_in_which_nothing_can_be_written_is_refused_before_its_sae_is_measured(folder, monkeypatch, capsys):
+    monkeypatch.setattr("hfsae.folders.tempfile.TemporaryFile", lambda **_: open("/proc/hfsae", "w"))
+    monkeypatch.setattr("hfsae.saved.measuring_again.measure_again", None)
+    for options in ([], ["--write"]):
+        assert main(["eval", str(folder), *options]) == 1
+        assert "make it writable, or name another. write=False, or --no_write, measures" in capsys.readouterr().err
+
+
 def test_a_text_that_has_changed_since_is_said_and_its_figures_become_no_record(folder_of_two_files, caplog, capsys):
     place, sae = folder_of_two_files, str(folder_of_two_files / "sae")
     text = place / "text" / "a.jsonl"
