@@ -34,7 +34,7 @@ def found_again(values: T, before: Any, now: str | os.PathLike) -> T:
 
 
 def can_be_folder(path: str | os.PathLike) -> None:
-    """Raises, before something expensive starts, where a folder cannot be written: a file is there, or no right to write.
+    """Raises, before something expensive starts, where a folder cannot be written: a file is there, or no right.
 
     Raises:
         FileExistsError: Names the file.
@@ -70,7 +70,9 @@ def can_be_written_in(folder: str | os.PathLike) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise PermissionError(f"nothing can be written in {folder} ({error.strerror}): make it writable, or name another.") from error
+        raise PermissionError(
+            f"nothing can be written in {folder} ({error.strerror}): make it writable, or name another."
+        ) from error
 
 
 def _moved(values: Any, before: str, now: str) -> Any:

@@ -51,7 +51,9 @@ def test_the_way_from_a_record_may_be_relative_now(tmp_path, monkeypatch):
 def test_where_nothing_can_be_written_is_said_before():
     """Not even root may make files among those of the kernel."""
     for look in (can_be_folder, can_be_file):
-        with pytest.raises(PermissionError, match="nothing can be written in /proc .*: make it writable, or name anot"):
+        with pytest.raises(
+            PermissionError, match="nothing can be written in /proc .*: make it writable, or name anot"
+        ):
             look("/proc/hfsae/new/er")
 
 

@@ -105,7 +105,7 @@ def refuse_fixed_penalty(args: SAETrainingArguments, config: SAEConfig | None = 
         )
 
 
-def refuse_impossible(arguments: Mapping[str, SAETrainingArguments]) -> None:
+def refuse_impossible_saes(arguments: Mapping[str, SAETrainingArguments]) -> None:
     """`refuse_fixed_penalty` and `refuse_large_k` of several SAEs.
 
     Args:

@@ -25,7 +25,7 @@ import torch
 from accelerate import PartialState
 
 from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_unknown
-from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_impossible, refuse_unread
+from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_impossible_saes, refuse_unread
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name, config_class_of
 from hfsae.estimate.run_needs import estimate, free_memory, planned_model
@@ -107,7 +107,7 @@ class Sweep:
         # What does not fit shall not cost the loading of a language model.
         arguments = starts.of_run(args, saes)
         refuse_unread({*args.given(), *lists}, list(arguments.values()))
-        refuse_impossible(arguments)
+        refuse_impossible_saes(arguments)
         return cls(args, saes)
 
     def at_each_place(self, model: Any = None) -> "Sweep":
