@@ -108,15 +108,19 @@ class HealthWarnings(TrainerCallback):
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
+        self._layers: dict[str, int] = {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        run = kwargs["run"]
+        own = {name: sae.n_groups if sae.config.is_cross_layer else 1 for name, sae in run.saes.items()}
+        self._layers = run.gather(own)  # logs are of the SAEs of all processes
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step < _SETTLED_FRACTION * state.max_steps or not state.is_world_process_zero:
             return
         for name, log in kwargs["saes_log"].items():
-            config = kwargs["run"].learners[name].sae.config
-            layers = {"n_layers": config.n_layers} if config.is_cross_layer else {}
             for metric in ("l0", "explained_variance", "dormant_fraction"):
-                for text in warnings_for({metric: log[metric], **layers}):
+                for text in warnings_for({metric: log[metric], "n_layers": self._layers.get(name, 1)}):
                     if (name, metric) not in self._said:
                         self._said.add((name, metric))
                         logger.warning("step %d, %s: %s", state.global_step, name or "SAE", text)
