@@ -18,7 +18,9 @@ every_rule = pytest.mark.parametrize("architecture", mostly_slow(RULES, quick=RU
 
 
 @every_rule
-def test_of_a_language_model_it_knows_all_places_and_is_measured_at_each_and_at_all_at_once(tmp_path, caplog, architecture):
+def test_of_a_language_model_it_knows_all_places_and_is_measured_at_each_and_at_all_at_once(
+    tmp_path, caplog, architecture
+):
     options = {"architecture": architecture, "n_features": LAYERS * 48, "steps": 60, "eval_tokens": 200}
     output = trainer(tmp_path, learning_rate=0.01, **ALL, **options).train()
     if architecture in RULES[:2]:  # k = 4: L0 adds up over the layers, and so does its range
