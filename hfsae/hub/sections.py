@@ -46,7 +46,7 @@ _TRAINING = {
     "batch_tokens": "tokens per step",
     "seed": "seed",
     "target_l0": "L0 to steer to",
-    "final_l0": "L0 at the end",
+    "final_l0": "L0 at the end, smoothed",
     "seconds": "time",
     "tokens_per_second": "tokens per second",
     "hardware": "hardware",

@@ -75,7 +75,7 @@ def test_a_figure_out_of_range_and_one_that_a_baseline_reaches_are_remarked_on()
 
 def test_the_l0_that_training_ended_at_is_told_in_four_digits_like_other_figures():
     card = str(render_card(config(training=training(target_l0=32.0, final_l0=75.78224769920415))))
-    assert "| L0 at the end | 75.78 |" in card and "75.782" not in card
+    assert "| L0 at the end, smoothed | 75.78 |" in card and "75.782" not in card
 
 
 def test_a_metric_without_a_value_says_why():

@@ -91,7 +91,7 @@ def test_a_run_too_short_for_it_says_so(tmp_path, caplog, rows):
     assert became > 20 and f"L0 is {became:.3g}, but 16 was asked for: 8 steps were too few" in caplog.text
     assert "51,200 tokens (100 steps)" in caplog.text
     card = (tmp_path / "README.md").read_text()
-    assert f"l0\\_{became:.3g}" in card and f"| L0 at the end | {became:.4g} |" in card
+    assert f"l0\\_{became:.3g}" in card and f"| L0 at the end, smoothed | {became:.4g} |" in card
 
 
 @pytest.mark.slow
