@@ -16,6 +16,7 @@ from hfsae.autoencoder.registry import register
 from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import AbsTopK, Pattern, Selection
+from hfsae.functional.selection import refuse_impossible_k
 from hfsae.modeling import SAE
 
 
@@ -40,8 +41,7 @@ class AbsTopKSAEConfig(SAEConfig):
     k: int = 32
 
     def validate_k(self):
-        if not 1 <= self.k <= self.n_features:
-            raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+        refuse_impossible_k(self.k, self.n_features)
 
     def validate_alignment(self):
         if self.aligned:

@@ -19,6 +19,7 @@ from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import Above, BatchTopK, Pattern, Selection
 from hfsae.functional.finite import refuse_non_finite
+from hfsae.functional.selection import refuse_impossible_k
 from hfsae.modeling import SAE
 
 # How slowly the threshold follows the smallest activation kept: the last few hundred steps count.
@@ -46,8 +47,7 @@ class BatchTopKSAEConfig(SAEConfig):
     k: int = 32
 
     def validate_k(self):
-        if not 1 <= self.k <= self.n_features:
-            raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+        refuse_impossible_k(self.k, self.n_features)
 
 
 @register

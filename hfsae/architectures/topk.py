@@ -16,6 +16,7 @@ from hfsae.autoencoder.strategies import replayable, shardable
 from hfsae.configuration import SAEConfig
 from hfsae.functional import GroupMax, Selection, TopK
 from hfsae.functional.nested import nested
+from hfsae.functional.selection import refuse_impossible_k
 from hfsae.modeling import SAE
 
 # Weight of the error with 4k features: a tie-breaker beside the error with k (Gao et al. 2024, A.4).
@@ -67,8 +68,7 @@ class TopKSAEConfig(SAEConfig):
         return sorted({max(1, self.k * part // _BUDGETS) for part in range(1, _BUDGETS + 1)})
 
     def validate_k(self):
-        if not 1 <= self.k <= self.n_features:
-            raise ValueError(f"k must be between 1 and n_features={self.n_features}, got {self.k}.")
+        refuse_impossible_k(self.k, self.n_features)
         if self.activation == "groupmax" and self.n_features % self.k:
             raise ValueError(f"groupmax needs k groups of one size, got k={self.k} for {self.n_features} features.")
 

@@ -11,6 +11,7 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.model import SparseAutoencoder
 from hfsae.autoencoder.registry import class_of, config_class_of
 from hfsae.configuration import SAEConfig
+from hfsae.functional.selection import refuse_impossible_k
 from hfsae.in_model import SAEHookPoints, hook_points_named
 
 
@@ -79,10 +80,12 @@ def refuse_large_k(args: SAETrainingArguments) -> None:
     """
     assert isinstance(args.architecture_options, dict)
     k, n = (args.architecture_options.get(name, getattr(args, name)) for name in ("k", "n_features"))
-    if n is not None and k > n and hasattr(config_class_of(args.architecture), "validate_k"):
-        raise ValueError(
-            f"these options make no {args.architecture} SAE: k must be between 1 and n_features={n}, got {k}."
-        )
+    if n is None or not hasattr(config_class_of(args.architecture), "validate_k"):
+        return
+    try:
+        refuse_impossible_k(k, n)
+    except ValueError as error:
+        raise ValueError(f"these options make no {args.architecture} SAE: {error}") from error
 
 
 def refuse_fixed_penalty(args: SAETrainingArguments, config: SAEConfig | None = None) -> None:

@@ -36,6 +36,16 @@ _SAMPLE = 1 << 16
 _SLACK = 2
 
 
+def refuse_impossible_k(k: int, n_features: int) -> None:
+    """Refuses a number of active features that a token of so many features cannot have.
+
+    Raises:
+        ValueError: Says what k may be.
+    """
+    if not 1 <= k <= n_features:
+        raise ValueError(f"k must be between 1 and n_features={n_features}, got {k}.")
+
+
 class Selection(Protocol):
     """A rule that turns pre-activations into a pattern."""
 
