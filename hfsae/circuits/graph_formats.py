@@ -50,7 +50,7 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
             "run_idx": 0,
             "reverse_ctx_idx": 0,
             "jsNodeId": f"{node_id.rpartition('_')[0]}-0" if node.kind == "feature" else node_id,
-            "clerp": f'Output "{node.label}" (p={node.probability:.3f})' if node.kind == "logit" else node.label,
+            "clerp": _clerp(node),
             "influence": None if node.kind == "logit" else float(influence),
             "activation": node.value if node.kind == "feature" else None,
         }
@@ -84,6 +84,15 @@ def to_json(graph: "Graph", *, slug: str, scan: str | None) -> dict[str, Any]:
             for source, target, weight in zip(starts.tolist(), targets.tolist(), weights, strict=True)
         ],
     }
+
+
+def _clerp(node: Node) -> str:
+    """What a node is called there; a difference of two logits has no probability."""
+    if node.kind != "logit":
+        return node.label
+    if node.against is not None:
+        return f'Difference of logits "{node.label}" ({node.value:.3f})'
+    return f'Output "{node.label}" (p={node.probability:.3f})'
 
 
 def _first_of_layers(graph: "Graph", kind: str) -> dict[int | None, str | None]:

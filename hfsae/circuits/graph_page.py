@@ -154,6 +154,7 @@ def _nodes(graph: "Graph", rows: Tensor, labels: Mapping[str, Mapping[int, str]]
                 "feature": node.feature,
                 "label": label,
                 "value": significant(node.value),
+                "against": node.against,
                 "probability": significant(node.probability),
                 "influence": significant(float(graph.influence[row])),
                 "share": significant(float(shares[row])),

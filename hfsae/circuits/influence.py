@@ -78,8 +78,13 @@ def completeness_score(edges: Tensor, influences: Tensor, weights: Tensor, is_er
 
 
 def threshold_of(scores: Tensor, share: float) -> Tensor:
-    """The score of the last one that is needed, largest first, for their sum to be a share of the whole."""
+    """The score of the last one that is needed, largest first, for their sum to be a share of the whole.
+
+    For the whole all that are not 0 are needed. A sum that is rounded is the whole long before the last of them.
+    """
     ordered = scores.flatten().sort(descending=True).values
+    if share == 1:
+        return ordered[max(int(ordered.count_nonzero()) - 1, 0)]
     cumulative = ordered.cumsum(0) / ordered.sum()
     reached = torch.searchsorted(cumulative, torch.tensor(share, dtype=cumulative.dtype, device=cumulative.device))
     return ordered[min(int(reached), len(ordered) - 1)]

@@ -80,7 +80,8 @@ def run(
     )
     logits = [node for node in found.nodes if node.kind == "logit"]
     for node in logits[:_SHOWN]:
-        print(f"{node.label!r}: {found.about['values']} {node.value:.3f}, probability {node.probability:.3f}")
+        likely = f", probability {node.probability:.3f}" if node.against is None else ""
+        print(f"{node.label!r}: {found.about['values']} {node.value:.3f}{likely}")
     print(
         f"{int(found.is_kind('feature').sum()):,} of {found.n_active:,} features; replacement score "
         f"{found.replacement_score:.3f}, completeness score {found.completeness_score:.3f}; sums are exact to "

@@ -93,6 +93,13 @@ def test_json_is_of_the_schema_of_circuit_tracer(graph: Graph):
     assert sum(node["is_target_logit"] for node in content["nodes"]) == 1
 
 
+def test_a_difference_of_two_logits_has_no_probability_for_others():
+    made = trace(model_of("llama"), transcoders("llama"), IDS, contrast=(5, 9), disable_tqdm=True)
+    logits = model_of("llama")(IDS[None]).logits[0, -1]
+    shown = made.to_json()["nodes"][-1]
+    assert shown["clerp"] == f'Difference of logits "5 − 9" ({(logits[5] - logits[9]).item():.3f})'
+
+
 def test_others_count_the_features_of_a_cross_layer_transcoder_layer_by_layer(tmp_path: Path):
     made = trace(model_of("llama"), {"clt": cross_layer("llama")}, IDS, disable_tqdm=True)
     content = Graph.load(made.save(tmp_path / "graph.safetensors")).to_json()

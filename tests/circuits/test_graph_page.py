@@ -174,6 +174,25 @@ def content_nodes(page) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+def test_a_difference_of_two_logits_is_shown_with_its_value_and_no_probability(browser, tmp_path: Path):
+    made = trace(model_of("llama"), transcoders("llama"), IDS, contrast=(5, 9), max_features=20, disable_tqdm=True)
+    logits = model_of("llama")(IDS[None]).logits[0, -1]
+    opened = browser.new_page()
+    opened.goto(made.write_page(tmp_path / "graph.html").as_uri())
+    opened.wait_for_selector("#panel h2")
+    told = opened.locator("section", has=opened.locator("h3", has_text="Explained difference"))
+    shown = told.locator(".value").first.text_content().replace("−", "-")
+    assert float(shown) == pytest.approx((logits[5] - logits[9]).item(), rel=1e-2)
+    assert "says" not in told.text_content() and "It says" not in opened.text_content("#panel")
+    assert "%" not in opened.text_content(".node.logit")
+    assert "difference of logits" in opened.get_attribute(".node.logit", "aria-label")
+    opened.click(".node.logit")
+    panel = opened.text_content("#panel")
+    assert "probability" not in panel and "a difference of two logits" in panel
+    opened.close()
+
+
+@pytest.mark.slow
 def test_a_figure_that_is_no_number_is_said_to_be_unknown(browser, tmp_path: Path):
     opened, errors = browser.new_page(), []
     opened.on("pageerror", lambda error: errors.append(error))

@@ -42,6 +42,13 @@ def test_influence_of_what_is_traced_so_far_leaves_the_other_nodes_without_input
     torch.testing.assert_close(found, by_inverse(partial, weights))
 
 
+def test_the_whole_takes_all_that_is_not_0_however_small():
+    """1 + 1e-9 is 1 in float32, so that a sum says nothing of the small ones."""
+    scores = torch.cat([torch.ones(1), torch.full((100,), 1e-9), torch.zeros(5)])
+    assert int((scores >= influence.threshold_of(scores, 1.0)).sum()) == 101
+    assert int((scores >= influence.threshold_of(scores, 0.98)).sum()) == 1
+
+
 def test_scores_of_a_graph_that_is_worked_out_by_hand():
     """Nodes: feature, error, embedding, logit. Half of the logit is error, half the feature, all of it embedding."""
     edges = torch.zeros(4, 4)

@@ -112,10 +112,14 @@ def test_a_cross_layer_transcoder_brings_labels_and_examples_of_all_its_layers(r
 def test_tokens_are_chosen_and_compared(run: Path, tmp_path: Path, capsys):
     options = ["trace", str(run / "set"), "--prompt", "w1 w2 w3", "--output", str(tmp_path / "graph.html")]
     assert main([*options, "--target", "w5", "--against", "w6"]) == 0
-    assert "a difference of two logits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a difference of two logits" in printed and "probability" not in printed
+    (difference,) = (node for node in content_of(tmp_path / "graph.html")["nodes"] if node["kind"] == "logit")
+    assert difference["against"] is not None
     assert main([*options, "--target", "w5", "--target", "w7", "--validate", "0"]) == 0
     labels = [node["label"] for node in content_of(tmp_path / "graph.html")["nodes"] if node["kind"] == "logit"]
     assert [label.strip() for label in labels] == ["w5", "w7"]
+    assert "probability" in capsys.readouterr().out
 
 
 def test_what_a_reader_has_to_know_is_said_once(run: Path, tmp_path: Path, capsys, caplog: pytest.LogCaptureFixture):

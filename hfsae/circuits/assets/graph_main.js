@@ -85,7 +85,7 @@ table.addEventListener("pointerover", (event) => {
   const node = nodeOf(event.target);
   if (!node) return;
   draw(node);
-  Object.assign(node.button, { hintText: title(node), hintSaid: node.kind === "feature" ? figure(node.value) : percent(node.influence || node.probability) });
+  Object.assign(node.button, { hintText: title(node), hintSaid: node.kind === "feature" ? figure(node.value) : node.kind === "logit" ? logitFigure(node) : percent(node.influence) });
   hinted = node.button;
   hint.replaceChildren(element("span", {}, inWords(node)));
   hint.hidden = false;

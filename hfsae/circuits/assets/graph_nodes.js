@@ -23,11 +23,14 @@ for (const row of grid) for (const cell of row) cell.sort((a, b) => KINDS[a.kind
 /** What a node is called in lists. */
 function title(node) {
   if (node.kind === "group") return node.name;
-  if (node.kind === "logit") return `says ${tokenName(node.label)}`;
+  if (node.kind === "logit") return `${node.against === null ? "says " : ""}${tokenName(node.label)}`;
   if (node.kind === "embedding") return tokenName(node.label);
   if (node.kind === "error") return `error of ${node.source}`;
   return node.label || `${node.source}/${node.feature}`;
 }
+
+/** A logit's probability; of the difference of two, which has none, its value. */
+const logitFigure = (node) => (node.against === null ? percent(node.probability) : figure(node.value));
 
 /** All of it in words, for screen readers and hints. */
 function inWords(node) {
@@ -37,7 +40,7 @@ function inWords(node) {
 }
 
 function inWordsAlone(node) {
-  if (node.kind === "logit") return `logit of ${tokenName(node.label)}, probability ${percent(node.probability)}`;
+  if (node.kind === "logit") return node.against === null ? `logit of ${tokenName(node.label)}, probability ${logitFigure(node)}` : `difference of logits ${tokenName(node.label)}, ${logitFigure(node)}`;
   const at = `at token ${node.position} ${tokenName(graph.tokens[node.position])}`;
   if (node.kind === "embedding") return `token ${tokenName(node.label)} at ${node.position}, influence ${percent(node.influence)}`;
   if (node.kind === "error") return `error of ${node.source} ${at}, influence ${percent(node.influence)}`;
@@ -48,7 +51,7 @@ function nodeButton(node) {
   const named = node.kind === "logit" || node.kind === "embedding";
   const parts = node.label.split(/([\n\t\r ])/).filter(Boolean);
   const text = named ? parts.map((part) => (SIGNS[part] ? element("i", {}, SIGNS[part]) : part)) : [];
-  if (node.kind === "logit") text.push(element("i", {}, ` ${percent(node.probability)}`));
+  if (node.kind === "logit") text.push(element("i", {}, ` ${logitFigure(node)}`));
   node.button = element("button", {
     type: "button",
     class: `node ${node.kind}`,

@@ -41,7 +41,8 @@ function nodePanel(node) {
   if (node.kind === "group") return groupPanel(node);
   const facts = [];
   if (node.kind === "feature") facts.push(pair("activation", figure(node.value)));
-  if (node.kind === "logit") facts.push(pair("probability", percent(node.probability)), pair(graph.about.values, figure(node.value)));
+  if (node.kind === "logit" && node.against === null) facts.push(pair("probability", logitFigure(node)));
+  if (node.kind === "logit") facts.push(pair(graph.about.values, figure(node.value)));
   if (node.kind !== "logit") facts.push(pair("influence", percent(node.influence)));
   if (node.kind === "feature" || node.kind === "logit") {
     facts.push(pair("from biases", figure(node.constant)));
@@ -91,7 +92,9 @@ function wholePanel() {
     element("p", { class: "quiet" }, `${count(figures.active)} features fire; ${count(figures.features)} are in the graph, ${count(figures.shown)} on this page.`),
   ];
   if (validation) sections.push(validationSection(validation));
-  sections.push(linkList(nodes.filter((node) => node.kind === "logit").map((node) => ({ node, weight: node.probability })), "It says", "", percent));
+  const said = nodes.filter((node) => node.kind === "logit");
+  const differs = said.some((node) => node.against !== null);
+  sections.push(linkList(said.map((node) => ({ node, weight: differs ? node.value : node.probability })), differs ? "Explained difference" : "It says", "", differs ? signed : percent));
   const most = nodes.filter((node) => node.kind === "feature").sort((a, b) => b.influence - a.influence).slice(0, 15);
   sections.push(linkList(most.map((node) => ({ node, weight: node.influence })), "Features with most influence", "No feature fires.", percent));
   sections.push(...attentionSections());
