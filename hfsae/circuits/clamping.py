@@ -32,7 +32,8 @@ class Effect:
         label: The logit's.
         before: Its value.
         direct: What the edges from the changed features into it predict.
-        constrained: The same, measured: the model with attention, norms and all other features held.
+        constrained: The same, measured: the model with attention, norms and all other features held. It differs where
+            edges were pruned.
         total: What all paths of the graph predict; a feature on the way falls to 0 and no further, unless its values
             may be negative.
         open: What the model itself does, nothing held but the changed features.
