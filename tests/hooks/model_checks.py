@@ -35,7 +35,7 @@ SKIPPED_LAYERS = {"mllama": {3}}
 """Layers that text alone does not pass."""
 
 HIDDEN_STATES_AFTER_THE_BLOCK = {"mamba", "mamba2", "falcon_mamba", "rwkv"}
-"""Types whose `hidden_states` begin with what the first block returns."""
+"""Types whose `hidden_states` begin with what the first block returns (5.23.0 and 5.24.0: findings/)."""
 
 TIME_MAJOR = {"xlnet"}
 """Types whose blocks pass (seq, batch, d)."""
