@@ -156,3 +156,8 @@ def test_a_training_step_by_step(tmp_path, monkeypatch):
     names = run("docs/training.md")
     assert names["before"] < names["output"].metrics[""]["explained_variance"] and len(names["losses"]) == 10
     assert names["half_way"].config.training["steps"] == 10 and names["output"].steps == 20
+
+
+def test_an_sae_of_several_k():
+    names = run("docs/options.md")
+    assert (names["sae"].config.k, names["sparser"].config.k) == (32, 16)

@@ -27,7 +27,7 @@ from hfsae.modeling import SAE
 
 # Where no widths are given: the whole width, and so many times half of it.
 _HALVINGS = 4
-# The whole SAE explains more than with equal weights, and its features tell concepts better (docs/training.md).
+# The whole SAE explains more than with equal weights, and its features tell concepts better (docs/options.md).
 _BALANCE = 0.75
 
 

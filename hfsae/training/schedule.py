@@ -25,7 +25,7 @@ from hfsae.parallel.placement import Placement
 # 0.924, 0.924 and 0.925 of the variance. Too short a one takes rare features for dead ones: of 1.4 M tokens with 2,048
 # features at k = 8, windows of 1/10, 1/23 and 1/64 left 12, 5 and 24 % (matryoshka), 3.9, 1.1 and 3.1 % (topk).
 # In short runs most features that never fire have died too late to come back. Where repointing is an architecture's
-# own way, a twentieth leaves fewer than a tenth (docs/training.md, k = 8). Rare features of `standard` must not be
+# own way, a twentieth leaves fewer than a tenth (docs/defaults.md, k = 8). Rare features of `standard` must not be
 # taken for dead: of books-4l-256 it explained 0.61 with a tenth, 0.48 with a twentieth; by `repoint` 0.614 and 0.606.
 _DEAD_WINDOW_PART, _LONGEST_DEAD_WINDOW_PART, _LONGEST_WHERE_REPOINTED = 64, 10, 20
 _DEAD_WINDOW_FIRINGS = 256
@@ -153,7 +153,7 @@ def auto_learning_rate(n_features: int, total_steps: int, *, d_in: int) -> float
 
     The published 2e-4 / √(n / 2¹⁴) (Gao et al. 2024, Fig. 3) belongs to runs of 10⁵ steps and is far too low for short
     ones. The dependence on the number of steps goes through that point and one that was measured at 600 steps, see
-    docs/training.md; `benchmarks/learning_rate.py` measures more. Never above 0.02. Of 256 features in 10 steps the
+    docs/defaults.md; `benchmarks/learning_rate.py` measures more. Never above 0.02. Of 256 features in 10 steps the
     rule alone would ask for 0.059, which explained 0.73 of the variance where 0.02 explained 0.80.
 
     Nor above 0.25 / √d_in. Adam moves each of the d_in weights of a row by up to the rate. So a row of unit norm turns
