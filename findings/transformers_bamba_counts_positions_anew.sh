@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # transformers 5.23.0 and 5.24.0: Bamba with a cache and without position_ids counts positions from 0 in every call.
 #
-# position_ids may be left out of a call; models then count on from what the cache holds. Bamba counts the tokens of the
-# call alone. In a loop that decodes token by token with the cache, each token is turned as the first of the text and
-# looks at keys that were turned by their own places. Logits are wrong from the first such step on.
+# position_ids may be left out of a call; models then count on from what the cache holds. Bamba counts the tokens of
+# the call alone. In a loop that decodes token by token with the cache, each token is turned as the first of the text
+# and looks at keys that were turned by their own places. Logits are wrong from the first such step on.
 # generate gives positions itself and is right, so the two differ. No error, no warning.
 # Expected: a text in parts with the cache has the logits of one pass over it.
 # Seen, 10 tokens, then 6 one by one (largest difference from one pass, as a share of the largest logit):

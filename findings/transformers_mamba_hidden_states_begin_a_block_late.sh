@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # transformers 5.23.0 and 5.24.0: hidden_states of Mamba, Mamba 2, Falcon Mamba and RWKV begin after the first block.
 #
-# hidden_states are said to be the embeddings' output and then each layer's, and have as many entries here as that needs.
-# But in these families hidden_states[i] is what block i gives, where all others have what it reads. The embeddings are
-# nowhere among them; the last two are the last block's output, before and after the final norm. Who takes "layer 3" of
-# several models by hidden_states[3] reads one block further here, and a lens or probe of entry 0 is no baseline of
-# embeddings. Nothing tells: shapes and number are those of the other families.
+# hidden_states are said to be the embeddings' output and then each layer's, and have as many entries here as that
+# needs. But in these families hidden_states[i] is what block i gives, where all others have what it reads. The
+# embeddings are nowhere among them; the last two are the last block's output, before and after the final norm. Who
+# takes "layer 3" of several models by hidden_states[3] reads one block further here, and a lens or probe of entry 0 is
+# no baseline of embeddings. Nothing tells: shapes and number are those of the other families.
 # Expected: hidden_states[0] is what the embedding gives and block 0 reads, as in Jamba, xLSTM and Llama.
 # Seen with 4 blocks, 5 entries (which block's input or output each entry is, by hooks on the blocks):
 #   Mamba, Mamba 2, Falcon Mamba, RWKV   output of 0, of 1, of 2, of 3, none
@@ -41,7 +41,7 @@ ids = torch.randint(3, 97, (1, 16), generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def entries(family):
-    """For each entry of hidden_states the blocks that read exactly it, and those that give it; whether 0 is embeddings."""
+    """For each entry of hidden_states the blocks that read it, and those that give it; whether 0 is embeddings."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **families[family])).eval()
     for parameter in model.parameters():
@@ -51,7 +51,7 @@ def entries(family):
     read, given = [], []
     for block in blocks:
         block.register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
-        block.register_forward_hook(lambda _, args, out: given.append((out[0] if isinstance(out, tuple) else out).clone()))
+        block.register_forward_hook(lambda _, args, out: given.append(out[0] if isinstance(out, tuple) else out))
     states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
     found = [[[n for n, x in enumerate(seen) if torch.equal(x, state)] for seen in (read, given)] for state in states]
     return found, torch.equal(states[0], model.get_input_embeddings()(ids))
