@@ -362,7 +362,7 @@ def _of_source(name: str, config: SAEConfig, models: SideBySide) -> HookPoint:
 
 
 def left_out_of(config: SAEConfig, model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | None") -> LeftOut:
-    """Which tokens an SAE's config leaves out of this model's text; with special tokens the places of images go."""
+    """Which tokens an SAE's config leaves out of this model's text; with special tokens go images and their marks."""
     special: set[int] = set()
     if config.exclude_special_tokens:
         special = {*_special_token_ids(config, model, tokenizer), *placeholder_ids(model.config)}

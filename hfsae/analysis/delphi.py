@@ -20,6 +20,7 @@ from hfsae.analysis.feature_reader import FeatureReader
 from hfsae.attachment import refuse_swapped
 from hfsae.autoencoder import SparseAutoencoder
 from hfsae.data import TokenBlocks
+from hfsae.data.left_out import placeholder_ids
 from hfsae.evaluation.text_batches import reading_of
 from hfsae.in_model import hook_points_of
 from hfsae.progress import token_bar
@@ -92,6 +93,7 @@ def export_delphi(
         text_column=text_column,
         prepend_bos=sae.config.prepend_bos,
         exclude_special_tokens=sae.config.exclude_special_tokens,
+        further_ids=placeholder_ids(model.config),
         exclude_positions=sae.config.exclude_positions,
         repeat=False,
         **reading_of(sae.config, tokenizer),

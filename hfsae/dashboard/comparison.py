@@ -99,7 +99,7 @@ def diff_saved(
     source = text_to_measure(sae.config, folder, dataset, dataset_config, split).source
     tokenizer, lm = sae.load_tokenizer(), sae.load_base_model()
     told: dict[str, Any] = {"max_tokens": max_tokens, "disable_tqdm": disable_tqdm}
-    blocks = blocks_of(sae, source, batch_size)
+    blocks = blocks_of(sae, lm, source, batch_size)
     found = diff(sae, lm, blocks, tokenizer, thresholds=thresholds, dataset=str(source), **told)
     files = [found.save(place), place / DIFF_PLOT]
     from hfsae.diffing.picture import diff_plot  # matplotlib takes a while to import

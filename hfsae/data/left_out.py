@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# By these names the configs of multimodal models tell which ids hold the place of what is no text.
-_PLACEHOLDERS = tuple(f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
+# By these names the configs of multimodal models tell which ids hold the place of what is no text, and which stand
+# around it. What speech models call `audio_bos` may be of another vocabulary.
+_KINDS = ("image", "video", "audio", "vision")
+_PLACEHOLDERS = tuple(
+    f"{name}_token_{word}"
+    for name in (*(kind + part for kind in _KINDS for part in ("", "_start", "_end")), "boi", "eoi", "boa", "eoa")
+    for word in ("id", "index")
+)
 # So many comparisons take less time than one look-up, in the small calls of `generate`.
 _FEW = 8
 
@@ -42,12 +48,12 @@ class LeftOut:
 
 
 def placeholder_ids(config: Any) -> list[int]:
-    """The ids in whose place a multimodal model reads images, videos or sound; none of a model of text alone.
+    """The ids in whose place a multimodal model reads images, videos or sound, and those of the marks around them.
 
     An SAE learned from text. What stands there is no word, and no tokenizer of the text part needs to know it.
 
     Args:
-        config: The language model's.
+        config: The language model's; of a model of text alone there are none.
     """
     ids = {getattr(config, name, None) for name in _PLACEHOLDERS}
     return sorted(number for number in ids if type(number) is int and number >= 0)

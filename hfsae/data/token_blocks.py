@@ -73,6 +73,7 @@ class TokenBlocks:
         mix_documents: False gives each document a block of its own, padded to the longest of its batch, without EOS.
             It is cut at `context_length`, and the rest is left out.
         exclude_special_tokens: Leave special tokens out of `keep`.
+        further_ids: Ids that are left out with the special tokens, such as a model's own for images.
         exclude_positions: The positions of every block that are left out of `keep`. The first is left out by default:
             in GPT-2-like models its activation is an outlier, whatever its token.
         chat: Documents are conversations, rendered by the tokenizer's chat template: lists of messages with `role`
@@ -117,6 +118,7 @@ class TokenBlocks:
         prepend_bos: bool | None = None,
         mix_documents: bool = True,
         exclude_special_tokens: bool = True,
+        further_ids: Sequence[int] = (),
         exclude_positions: Sequence[int] = (0,),
         chat: bool | None = False,
         assistant_only: bool = True,
@@ -143,7 +145,8 @@ class TokenBlocks:
         self.context_length = context_length
         self.batch_size = batch_size
         self.prepend_bos = kind == "text" and adds_bos(tokenizer) if prepend_bos is None else prepend_bos
-        self.special_token_ids = special_token_ids(tokenizer) if exclude_special_tokens else []
+        left_out = {*special_token_ids(tokenizer), *further_ids} if exclude_special_tokens else ()
+        self.special_token_ids = sorted(left_out)
         self._left_out = LeftOut(tuple(self.special_token_ids), tuple(exclude_positions))
         self._repeat = repeat
         self._encode = DocumentEncoder(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBatch, TokenBlocks
 from hfsae.data.encoding import marks_assistant
+from hfsae.data.left_out import placeholder_ids
 from hfsae.hooks import HookPoint
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
 from hfsae.hooks.tokens import of_tokens
@@ -181,6 +182,7 @@ def _batches(
         batch_size=batch_size,
         prepend_bos=policy["prepend_bos"],
         exclude_special_tokens=policy["exclude_special_tokens"],
+        further_ids=placeholder_ids(model.config),
         exclude_positions=policy["exclude_positions"],
         chat=policy["chat"],
         assistant_only=policy["assistant_only"],

@@ -24,6 +24,7 @@ from hfsae.data import (
     default_window_tokens,
 )
 from hfsae.data.activation_sources import check_finite
+from hfsae.data.left_out import placeholder_ids
 from hfsae.data.narrow import LowPrecision
 from hfsae.data.stored import as_rows
 from hfsae.evaluation.calibration import read_rows
@@ -55,6 +56,7 @@ def token_blocks(args: SAETrainingArguments, dataset: Any, base: BaseModel, **op
         batch_size=args.lm_batch_sequences,
         prepend_bos=args.prepend_bos,
         exclude_special_tokens=args.exclude_special_tokens,
+        further_ids=placeholder_ids(base.model.config),
         exclude_positions=args.exclude_positions,
         **TextSource.of_arguments(vars(args)).reading,
         **options,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBlocks, find_document_column
 from hfsae.data.document_column import column_names
+from hfsae.data.left_out import placeholder_ids
 from hfsae.data.text_source import refuse_parts_alone
 from hfsae.evaluation.calibration import Calibration, read_rows
 from hfsae.evaluation.evaluate import evaluate_sae
@@ -161,7 +162,7 @@ def measure_again(
     if model is not None:
         rename_base_model(sae.config, model)
     lm = sae.load_base_model()
-    blocks = blocks_of(sae, text.source, batch_size)
+    blocks = blocks_of(sae, lm, text.source, batch_size)
     metrics = evaluate_sae(
         sae,
         lm,
@@ -267,8 +268,8 @@ def _fitting(source: TextSource) -> TextSource:
     return replace(source, chat=kind == "chat")
 
 
-def blocks_of(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
-    """A text, cut as the SAE's config says."""
+def blocks_of(sae: SAE, lm: PreTrainedModel, source: TextSource, batch_size: int) -> TokenBlocks:
+    """A text, cut as the SAE's config says, without what is no text in this language model."""
     return TokenBlocks(
         source.documents(),
         sae.load_tokenizer(),
@@ -276,6 +277,7 @@ def blocks_of(sae: SAE, source: TextSource, batch_size: int) -> TokenBlocks:
         batch_size=batch_size,
         prepend_bos=sae.config.prepend_bos,
         exclude_special_tokens=sae.config.exclude_special_tokens,
+        further_ids=placeholder_ids(lm.config),
         exclude_positions=sae.config.exclude_positions,
         repeat=False,
         **source.reading,
@@ -288,7 +290,7 @@ def calibration_of(
     """The activations that the recorded means were taken over, at all places of SAEs that read the same text."""
     if text.calibration is None:
         return None
-    blocks = blocks_of(next(iter(saes)), text.calibration, batch_size)
+    blocks = blocks_of(next(iter(saes)), lm, text.calibration, batch_size)
     batches = list(take(blocks, text.calibration_tokens))
     sides = [side for sae in saes for side in output_places(sae, lm)]
     places = dict.fromkeys(place for side in sides for place in (*side.reads, side.target))

@@ -171,7 +171,7 @@ def measure_set_again(
         rename_base_model(first.config, model)
     lm = first.load_base_model()
     places_of(saes, lm, splice=True)  # each may fit, and all together not
-    blocks = blocks_of(first, text.source, batch_size)
+    blocks = blocks_of(first, lm, text.source, batch_size)
     options: dict[str, Any] = {
         "max_tokens": tokens,
         "calibration": calibration_of(list(saes.values()), lm, text, batch_size),

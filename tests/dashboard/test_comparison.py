@@ -73,7 +73,7 @@ def test_the_figures_are_those_of_the_models_on_that_text(run, tmp_path):
 def written_text(sae, run):
     from hfsae.saved.measuring_again import blocks_of, text_to_measure
 
-    return blocks_of(sae, text_to_measure(sae.config, run, None, None, None).source, 16)
+    return blocks_of(sae, sae.load_base_model(), text_to_measure(sae.config, run, None, None, None).source, 16)
 
 
 def test_the_page_shows_both_models_and_finds_features_by_their_class(run, tmp_path):

@@ -49,8 +49,13 @@ def test_what_is_left_out_in_words(special: bool, positions: list[int], words: l
     [
         (hf.Idefics3Config(image_token_id=7), [7]),
         (hf.LlavaConfig(image_token_index=8), [8]),
-        (hf.Gemma3Config(image_token_index=9, boi_token_index=10, eoi_token_index=11), [9]),
-        (hf.Qwen2_5_VLConfig(image_token_id=12, video_token_id=13, vision_start_token_id=14), [12, 13]),
+        (hf.Gemma3Config(image_token_index=9, boi_token_index=10, eoi_token_index=11), [9, 10, 11]),
+        (
+            hf.Qwen2_5_VLConfig(
+                image_token_id=12, video_token_id=13, vision_start_token_id=14, vision_end_token_id=16
+            ),
+            [12, 13, 14, 16],
+        ),
         (hf.Qwen2AudioConfig(audio_token_index=15), [15]),
         (hf.LlamaConfig(), []),
         (hf.LlamaConfig(image_token_id=-200), []),  # no id of the vocabulary, as in Llava's first releases
@@ -58,4 +63,5 @@ def test_what_is_left_out_in_words(special: bool, positions: list[int], words: l
     ids=lambda value: getattr(value, "model_type", None),
 )
 def test_the_config_of_a_multimodal_model_tells_where_images_videos_and_sound_stand(config, ids: list[int]):
+    """And which tokens stand around them."""
     assert placeholder_ids(config) == ids

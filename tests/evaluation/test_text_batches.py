@@ -93,6 +93,14 @@ def test_tokens_that_the_sae_leaves_out_may_not_count():
         read(batches(1), saes={"sae": make_sae(exclude_positions=[2])})
 
 
+def test_places_of_images_in_rows_of_token_ids_do_not_count():
+    model, sae = language_model(), make_sae(exclude_special_tokens=True, exclude_positions=[])
+    model.config.image_token_id, model.config.vision_end_token_id = 8, 9
+    rows = Dataset.from_dict({"input_ids": [[4, 8, 8, 9, 5, 6]]})
+    (batch,) = read_batches(rows, pythia_like(), model, {"": sae.config}, max_tokens=10, batch_size=4)
+    assert batch.keep.tolist() == [[True, False, False, False, True, True]]
+
+
 def test_tokens_that_the_model_cannot_read_are_refused_before_it_runs():
     ids = torch.full((1, 4), 999)
     with pytest.raises(ValueError, match="token id 999, but the language model knows 48"):

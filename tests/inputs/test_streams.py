@@ -45,6 +45,17 @@ def test_products_of_the_model_run_in_bfloat16_where_there_are_units_for_it_and_
     assert streams.runs_in_bfloat16(arguments("unused", **options), model, place) is bool(options.get("bf16"))
 
 
+def test_places_of_images_in_rows_of_token_ids_are_no_text_whatever_the_tokenizer_says():
+    model = language_model()
+    model.config.image_token_id, model.config.vision_start_token_id = 8, 9
+    rows = Dataset.from_dict({"input_ids": [[4, 9, 8, 8, 5, 6]] * 8})
+    for special in (True, False):
+        args = arguments("unused", exclude_special_tokens=special, exclude_positions=[], context_length=6)
+        blocks = streams.training_blocks(args, rows, base(model))
+        kept = [True, not special, not special, not special, True, True]
+        assert next(blocks).keep.tolist() == [kept] * 4
+
+
 def test_what_training_text_is_read_in_is_known_and_said_where_it_is_not_the_models_own(monkeypatch, caplog):
     for has_units, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(streams, "has_bfloat16_units", lambda has_units=has_units: has_units)
