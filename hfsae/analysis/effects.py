@@ -17,7 +17,7 @@ from hfsae.data import TokenBatch
 from hfsae.data.prompts import tokenize
 from hfsae.evaluation.predictions import predictions_of
 from hfsae.functional import SparseFeatures
-from hfsae.functional.gradients import gradients_on, refuse_inference_weights
+from hfsae.functional.gradients import gradients_on, refuse_inference_weights, weights_frozen
 from hfsae.functional.precision import own_precision
 from hfsae.hooks.devices import input_device
 from hfsae.hooks.limits import refuse_too_long, refuse_unknown_ids
@@ -165,6 +165,7 @@ def _attribute(
 
     with (
         gradients_on(),
+        weights_frozen(model),  # what lies before the SAE then needs no gradients
         gradients_reach_through(model),
         attach(model, sae, splice=True, keep_error=True, edit=as_leaf, tokenizer=tokenizer),
     ):

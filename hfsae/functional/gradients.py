@@ -36,3 +36,20 @@ def refuse_inference_weights(module: nn.Module) -> None:
             f"weights of the {type(module).__name__} were made inside of torch.inference_mode(), and torch makes no "
             "gradients with them: load it outside of that block."
         )
+
+
+@contextmanager
+def weights_frozen(module: nn.Module) -> Iterator[None]:
+    """While open, no gradient of a module's weights is computed, nor anything kept for it.
+
+    Args:
+        module: The module, such as a language model of which only activations need gradients.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -15,6 +15,7 @@ from hfsae.evaluation.spliced_model import SplicedModel, model_inputs
 from hfsae.evaluation.text_batches import counted
 from hfsae.evaluation.together import Replaced
 from hfsae.functional import at_least_float32
+from hfsae.functional.gradients import weights_frozen
 from hfsae.hooks import HookPoint
 from hfsae.hooks.quantised import gradients_reach_through
 from hfsae.hooks.tokens import of_tokens
@@ -114,7 +115,7 @@ class DivergenceMeter:
         x = reading.activations[target]
         leaf = reconstruction.detach().to(x.device).requires_grad_()
         self._spliced.memory = reading.memory
-        with self._entered(gradients=True), _frozen(self._model):
+        with self._entered(gradients=True), weights_frozen(self._model):
             there = x.clone()
             of_tokens(there, reading.batch.input_ids.shape, target)[reading.batch.keep.to(x.device)] = leaf.to(x.dtype)
             final = self._spliced.write(model_inputs(self._model, reading.batch), target, there)
@@ -138,7 +139,7 @@ class DivergenceMeter:
             written[name] = made if made.requires_grad else made.requires_grad_()
             return written[name]
 
-        with self._entered(gradients=True), _frozen(self._model):
+        with self._entered(gradients=True), weights_frozen(self._model):
             with self._replaced.by(noted, reading.batch):
                 final = self._spliced.run(model_inputs(self._model, reading.batch))
             nats, gradients = self._compared(reading, final, list(written.values()))
@@ -198,16 +199,3 @@ def _lengthened(batch: TokenBatch, longest: int) -> TokenBatch:
     ids = batch.input_ids[:1, : int(batch.attention_mask[0].sum())]
     ids = ids.repeat(1, -(-longest // ids.shape[1]))[:, :longest]
     return TokenBatch(ids, torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool))
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """While open, no gradient of the model's weights is computed, nor anything kept for it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

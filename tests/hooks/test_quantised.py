@@ -104,6 +104,20 @@ def test_effects_are_not_ranked_by_what_is_left_of_a_gradient():
 
 
 @pytest.mark.filterwarnings(WARNINGS)
+def test_effects_need_no_gradients_of_layers_before_the_sae():
+    """Attributions are held against what ablating a feature does, where it is small."""
+    sae = TopKSAE(TopKSAEConfig(d_in=16, n_features=64, k=4, hook_point="resid_post.0"))
+    with torch.no_grad():
+        sae.W_dec.mul_(1e-3)
+    model = dynamic(build("llama"), {f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")})
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    found = feature_effects(sae, model, pythia_like(), "w1 w2 w3", n_exact=3).features[:3]
+    for effect in found:
+        assert effect.attribution == pytest.approx(effect.loss_change, rel=0.05, abs=2e-7) and effect.attribution
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == trained
+
+
+@pytest.mark.filterwarnings(WARNINGS)
 def test_a_steered_model_says_all_that_was_done_to_its_weights(tmp_path):
     sae = TopKSAE(TopKSAEConfig(d_in=16, n_features=64, k=4, hook_point="resid_post.0"))
     with pytest.raises(ValueError, match="quantised after it was loaded"):
