@@ -3,7 +3,8 @@
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +74,44 @@ def can_be_written_in(folder: str | os.PathLike) -> None:
         raise PermissionError(
             f"nothing can be written in {folder} ({error.strerror}): make it writable, or name another."
         ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and asks whether files can be written in it.
+
+    Raises:
+        NotADirectoryError: If a file lies there, or a link to nothing.
+        PermissionError: If nothing can be written there; names the folder that lets nobody write.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        kind = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file, or lies below one"
+        raise NotADirectoryError(f"{folder} is {kind}: choose a folder.") from error
+    except OSError:
+        can_be_folder(folder)
+        raise
+    can_be_written_in(folder)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[None]:
+    """Makes a folder where there is none; where the context ends in an error, what it made is gone if it is empty.
+
+    Raises:
+        NotADirectoryError: If a file lies there, or a link to nothing.
+        PermissionError: If nothing can be written there.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # something was written: it stays
+                path.rmdir()
+        raise
 
 
 def _moved(values: Any, before: str, now: str) -> Any:

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,10 +27,9 @@ def in_use(folder: str | Path) -> Iterator[None]:
 
     Raises:
         FolderInUseError: If another process, or another run of this one, holds it.
-        NotADirectoryError: If a file lies there, or a link to nothing.
     """
     folder = Path(folder)
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK, timeout=0, thread_local=False)
     try:
         lock.acquire()
@@ -55,38 +54,6 @@ def in_use(folder: str | Path) -> Iterator[None]:
         (folder / _HOLDER).unlink(missing_ok=True)
         (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder.
-
-    Raises:
-        NotADirectoryError: If a file lies there, or a link to nothing.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        kind = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file, or lies below one"
-        raise NotADirectoryError(f"{folder} is {kind}: choose a folder.") from error
-
-
-@contextmanager
-def new_folder(folder: str | Path) -> Iterator[None]:
-    """Makes a folder where there is none; where the context ends in an error, what it made is gone if it is empty.
-
-    Raises:
-        NotADirectoryError: If a file lies there, or a link to nothing.
-    """
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
-    try:
-        yield
-    except BaseException:
-        for path in made:
-            with suppress(OSError):  # something was written: it stays
-                path.rmdir()
-        raise
 
 
 def _holder(folder: Path) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -18,6 +19,39 @@ _UNFINISHED = ("checkpoint-*", LAST_CHECKPOINT, ".saving-*", ".*.part")  # the l
 def must_be_local(name: str) -> bool:
     """Whether a name can only be that of a file or folder on this machine: ids of the Hub look otherwise."""
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def place_of(source: str, subfolder: str = "", revision: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The folder or repository that a name says, and where in it: `org/name/subfolder@revision`.
+
+    Args:
+        source: A folder, an id of the Hub, or an id with a folder in it or a revision.
+        subfolder: The folder in it, where that is said beside the name.
+        revision: Likewise the revision.
+
+    Returns:
+        The source, and `subfolder` and `revision` as `SAE.from_pretrained` takes them.
+
+    Raises:
+        ValueError: If the name says a folder or a revision that is said beside it, too.
+
+    Example:
+        >>> from hfsae.sae_folders import place_of
+        >>> place_of("org/zoo/resid_post.8/topk@v2")
+        ('org/zoo', {'subfolder': 'resid_post.8/topk', 'revision': 'v2'})
+    """
+    place, _, said = source.partition("@")
+    begins, *inside = place.split("/")
+    # What begins with a folder that is here is a folder, even one that is missing.
+    below = len(inside) > 1 and os.path.isdir(begins)
+    if below or os.path.exists(source) or os.path.isabs(place) or place.startswith((".", "~")) or "\\" in place:
+        return source, {"subfolder": subfolder, "revision": revision}
+    folder = "/".join(inside[1:]).strip("/")
+    if (folder and subfolder) or (said and revision):
+        raise ValueError(
+            f"{source} says where the SAE lies: leave out subfolder and revision, or name the repository."
+        )
+    return "/".join([begins, *inside[:1]]), {"subfolder": folder or subfolder, "revision": said or revision}
 
 
 def folders_among(files: Iterable[str]) -> list[str]:

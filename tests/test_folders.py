@@ -1,10 +1,11 @@
 """Files and folders of this machine in records."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from hfsae.folders import can_be_file, can_be_folder, found_again, in_full
+from hfsae.folders import can_be_file, can_be_folder, found_again, in_full, make_folder, new_folder
 
 
 def test_what_is_here_is_written_down_in_full_and_an_id_of_the_hub_stays(tmp_path, monkeypatch):
@@ -71,3 +72,40 @@ def test_what_is_in_the_way_of_a_file_or_a_folder_is_named(tmp_path):
         can_be_file(tmp_path / "folder")
     with pytest.raises(FileExistsError, match="file is a file, where a folder is to be written"):
         can_be_file(tmp_path / "file" / "new.html")
+
+
+def test_what_is_no_folder_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing" / "there")
+    with pytest.raises(NotADirectoryError, match="file is a file"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match="inner is a file, or lies below one"):
+        make_folder(tmp_path / "file" / "inner")
+    with pytest.raises(NotADirectoryError, match="link is a link to nothing"):
+        make_folder(tmp_path / "link")
+
+
+def test_where_nothing_can_be_written_is_named():
+    """Not even root may make files among those of the kernel."""
+    for place in ("/proc", "/proc/hfsae/new"):
+        with pytest.raises(PermissionError, match="nothing can be written in /proc .*: make it writable, or name ano"):
+            make_folder(Path(place))
+        with pytest.raises(PermissionError, match="nothing can be written in /proc "), new_folder(place):
+            pass
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again_and_any_other_stays(tmp_path: Path):
+    with pytest.raises(ValueError, match="refused"), new_folder(tmp_path / "a" / "b"):
+        raise ValueError("refused")
+    assert not (tmp_path / "a").exists() and tmp_path.exists()
+    with pytest.raises(ValueError, match="refused"), new_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "written").touch()
+        raise ValueError("refused")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["written"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="refused"), new_folder(tmp_path / "mine"):
+        raise ValueError("refused")
+    assert (tmp_path / "mine").is_dir()
+    with new_folder(tmp_path / "kept"):
+        pass
+    assert (tmp_path / "kept").is_dir()

@@ -16,6 +16,7 @@ from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
 from hfsae.identity import Identity
 from hfsae.label_file import LABELS_FILE, read_labels
 from hfsae.language_model import rename_base_model
+from hfsae.loading import holds_config
 from hfsae.modeling import SAE
 from hfsae.saved.many import load_saes
 from hfsae.saving import files_at_once
@@ -42,6 +43,7 @@ def trace_saved(
     json_output: str | Path | None = None,
     graph_output: str | Path | None = None,
     model: str | None = None,
+    subfolder: str = "",
     revision: str | None = None,
     allow_pickle: bool = False,
     supernodes: str | Path | None = None,
@@ -58,6 +60,7 @@ def trace_saved(
         json_output: A file for the pruned graph in circuit-tracer's schema; None writes none.
         graph_output: A file for the whole graph, which `Graph.load` reads; None writes none.
         model: The language model; None loads the one that the SAEs' configs name.
+        subfolder: Folder in it, of one SAE or of many.
         revision: Branch, tag or commit of the repository.
         allow_pickle: Whether weights of other projects may be pickles.
         supernodes: A file with pins and groups as the page gives them, which are put back; None puts none.
@@ -87,7 +90,7 @@ def trace_saved(
         raise ValueError(f"validate is {validate}: expected 0, or {FEWEST} features or more to take away.")
     picked = None if supernodes is None else _picked(Path(supernodes))
     hub = {name: value for name, value in {"revision": revision, "allow_pickle": allow_pickle}.items() if value}
-    saes = {name or ALONE: sae for name, sae in load_saes(source, **hub).items()}
+    saes = {name or ALONE: sae for name, sae in _loaded(source, subfolder, hub).items()}
     if model is not None:
         for sae in saes.values():
             rename_base_model(sae.config, model)
@@ -103,7 +106,7 @@ def trace_saved(
         graph.pin(*picked["pinned"])
         for name, members in picked["supernodes"].items():
             graph.group(name, *members)
-    found = beside(Path(source), saes)
+    found = beside(Path(source) / subfolder, saes)
     dashboards = {name: _link(page, Path(output)) for name, page in found.dashboards.items()}
     graph.write_page(
         output,
@@ -119,6 +122,16 @@ def trace_saved(
     if graph_output is not None:
         graph.save(graph_output)
     return graph
+
+
+def _loaded(source: str | os.PathLike, subfolder: str, hub: Mapping[str, Any]) -> dict[str, SAE]:
+    """The SAEs of a source, or of a folder in it, by their names there."""
+    if not subfolder or Path(source).is_dir():
+        return load_saes(Path(source) / subfolder if subfolder else source, **hub)
+    if holds_config(source, {"subfolder": subfolder, **{key: hub[key] for key in ("revision",) if key in hub}}):
+        return {"": SAE.from_pretrained(source, subfolder=subfolder, **hub)}
+    inside = subfolder.strip("/") + "/"
+    return {name.removeprefix(inside): sae for name, sae in load_saes(source, f"{inside}*", **hub).items()}
 
 
 def _refuse_unknown_heads(config: Any, attention: Sequence[tuple[int, int]]) -> None:

@@ -34,7 +34,11 @@ def run(
     write: Write = False,
     match: Annotated[
         list[str] | None,
-        option("--match", "Another SAE of this place, whose features that are the same are linked; may be repeated."),
+        option(
+            "--match",
+            "Another SAE of this place (a folder, or org/name/subfolder@revision), whose features that are the same "
+            "are linked; may be repeated.",
+        ),
     ] = None,
     map_method: Annotated[
         Literal["pca", "umap"],

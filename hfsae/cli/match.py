@@ -1,6 +1,5 @@
 """`hfsae match`: which features of two SAEs are the same, and how many a second run finds again."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,12 +65,8 @@ def run(
 
 
 def _loaded(source: str) -> "SAE":
-    from hfsae.inputs.starts import place_of
     from hfsae.modeling import SAE
+    from hfsae.sae_folders import place_of
 
-    # What begins with a folder that is here is a folder, even one that is missing.
-    inside = source.count("/") > 1 and not os.path.isdir(source.split("/")[0] or "/")
-    if os.path.isdir(source) or not (inside or "@" in source):
-        return SAE.from_pretrained(source)
     place, where = place_of(source)
     return SAE.from_pretrained(place, **where)

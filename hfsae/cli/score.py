@@ -10,7 +10,11 @@ from hfsae.command_line import option, whole_number
 _TEXT = "Text and labels"
 
 Sources = Annotated[
-    list[str], typer.Argument(metavar="SAE...", help="Folders of SAEs, or Hub repositories; several are compared.")
+    list[str],
+    typer.Argument(
+        metavar="SAE...",
+        help="Folders of SAEs, or Hub repositories (org/name/subfolder@revision); several are compared.",
+    ),
 ]
 
 

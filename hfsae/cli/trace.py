@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hfsae.cli.measuring_options import AllowPickle, Revision, SAESource
+from hfsae.cli.measuring_options import OnHub, SAESource
 from hfsae.command_line import option
 
 # Logits that are printed; the page has all.
@@ -50,8 +50,8 @@ def run(
             "Language model; by default the one that the SAEs' configs name. --model for short.",
         ),
     ] = None,
-    revision: Revision = None,
-    allow_pickle: AllowPickle = False,
+    *,
+    on_hub: OnHub,
 ) -> int:
     """Traces, writes the page, and says what came out."""
     from hfsae.circuits.trace_saved import trace_saved
@@ -66,8 +66,6 @@ def run(
         json_output=json,
         graph_output=graph,
         model=model_name_or_path,
-        revision=revision,
-        allow_pickle=allow_pickle,
         supernodes=supernodes,
         attention=[_layer_and_head(said) for said in attention or []],
         validate=validate,
@@ -77,6 +75,7 @@ def run(
         offload=offload,
         targets=tokens or None if against is None else None,
         contrast=None if against is None else (tokens[0], against),
+        **on_hub.keywords(),
     )
     logits = [node for node in found.nodes if node.kind == "logit"]
     for node in logits[:_SHOWN]:

@@ -9,6 +9,7 @@ from hfsae.dashboard.page_contents import Matches
 from hfsae.hub.card import DASHBOARD_FILE, is_dashboard_of
 from hfsae.hub.sections import display_name
 from hfsae.modeling import SAE
+from hfsae.sae_folders import place_of
 from hfsae.saved.kept_features import local_folder
 from hfsae.scores.matching import match_features
 
@@ -24,12 +25,13 @@ def load_others(sources: Sequence[str]) -> list[Other]:
     """Loads the SAEs that features are matched with.
 
     Args:
-        sources: Their folders, or Hub repositories.
+        sources: Their folders, or Hub repositories (`org/name/subfolder@revision`).
 
     Raises:
         OSError: If one is not there.
     """
-    return [Other(source, SAE.from_pretrained(source)) for source in sources]
+    placed = {source: place_of(source) for source in sources}
+    return [Other(source, SAE.from_pretrained(place, **where)) for source, (place, where) in placed.items()]
 
 
 def matches_with(sae: SparseAutoencoder, others: Sequence[Other]) -> list[Matches]:

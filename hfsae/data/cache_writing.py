@@ -24,6 +24,7 @@ from hfsae.data.activation_sources import RowSource
 from hfsae.data.cache import DESCRIPTION, HELD_OUT, SUMS_OF_ONE, CacheDescription
 from hfsae.data.stream import ChunkRows
 from hfsae.differences import differences
+from hfsae.folders import make_folder
 from hfsae.in_use import in_use
 from hfsae.progress import token_bar
 from hfsae.storage import (
@@ -117,6 +118,7 @@ def write_cache(
         rows, shard_rows, name_of_dtype, dict(source.widths), json.loads(json.dumps(made_from))
     )
     writers = writers or Writers()
+    make_folder(folder)
     with in_use(folder) if writers.is_first else nullcontext():
         if writers.is_first:
             _join_sums(folder)

@@ -21,10 +21,10 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.data import CachedActivations, CacheDescription, Writers, remove_cache, write_cache
 from hfsae.data.text_source import ARGUMENTS
 from hfsae.differences import differences
+from hfsae.folders import new_folder
 from hfsae.functional.precision import own_precision
 from hfsae.hooks import SideBySide
 from hfsae.in_model import names_of
-from hfsae.in_use import new_folder
 from hfsae.inputs import streams
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.fingerprints import text_digest
@@ -100,7 +100,6 @@ def cache_activations(
         accelerator = start_accelerator(dataclasses.replace(args, report_to="none"))
         with ProcessWatch(accelerator, lambda: "The same command goes on with the cache."):
             _write(args, model, train_dataset, processing_class, shard_rows, accelerator)
-    logger.info("wrote %s", args.output_dir)
     return CacheDescription.read(args.output_dir)
 
 

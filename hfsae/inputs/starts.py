@@ -1,6 +1,5 @@
 """What is known of the SAE that training starts from (`init_from`) before its weights are read."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,25 +8,7 @@ from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name
 from hfsae.configuration import SAEConfig
 from hfsae.loading import load_config
-
-
-def place_of(init_from: str) -> tuple[str, dict[str, Any]]:
-    """The folder or repository that `init_from` names, and where in it.
-
-    Returns:
-        The source, and `subfolder` and `revision` as `SAE.from_pretrained` takes them.
-
-    Example:
-        >>> from hfsae.inputs.starts import place_of
-        >>> place_of("org/zoo/resid_post.8/topk@v2")
-        ('org/zoo', {'subfolder': 'resid_post.8/topk', 'revision': 'v2'})
-    """
-    place, _, revision = init_from.partition("@")
-    subfolder = ""
-    if not os.path.isdir(place):
-        owner, repository, *rest = [*place.split("/"), ""]
-        place, subfolder = f"{owner}/{repository}", "/".join(rest).strip("/")
-    return place, {"subfolder": subfolder, "revision": revision or None}
+from hfsae.sae_folders import place_of
 
 
 class Starts:

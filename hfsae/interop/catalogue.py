@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from hfsae.interop.foreign_names import canonical
+from hfsae.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,20 @@ def search(text: str = "", **wanted: Any) -> list[Release]:
         **wanted: Fields that have to be equal, in any case: `base_model` (its owner may be left out),
             `format`, `architecture`.
 
+    Raises:
+        ValueError: If no release at all has such a field; names those there are.
+
     Example:
         >>> from hfsae.interop.catalogue import search
         >>> [release.name for release in search("goodfire 8b")]
         ['goodfire-llama-3.1-8b-instruct']
     """
+    for key, value in wanted.items():
+        known = sorted({str(getattr(release, key)) for release in releases().values()} - {"None"}, key=str.lower)
+        if value is not None and not any(_says(one, value) for one in known):
+            raise ValueError(
+                f"no release has the {key} {value!r}.{did_you_mean(value, known)} Known: {', '.join(known)}."
+            )
     found = []
     for release in releases().values():
         told = " ".join(

@@ -17,6 +17,7 @@ from hfsae.hub.score_summary import SCORES_FILE, write_scores, write_stability
 from hfsae.identity import Identity
 from hfsae.language_model import origin_of, rename_base_model
 from hfsae.modeling import SAE
+from hfsae.sae_folders import place_of
 from hfsae.saving import write_json
 from hfsae.scores.absorption import refuse_two_places
 from hfsae.scores.concepts import PYTHON_CONCEPTS, PatternLabels, read_concepts
@@ -58,7 +59,7 @@ def score_saved(
     """Scores SAEs one after another, tells the figures, and writes them where that is asked for.
 
     Args:
-        sources: Folders or Hub repositories of SAEs.
+        sources: Folders or Hub repositories of SAEs (`org/name/subfolder@revision`).
         tell: Is told the figures, a line at a time.
         kinds: Which scores; None for all.
         dataset: Text whose tokens are labelled; None for Python's standard library.
@@ -107,9 +108,10 @@ def score_saved(
         raise ValueError("labelled_config, labelled_split and label_column are of labelled documents: name them too.")
     if json_file is not None:
         can_be_file(json_file)
-    hub: dict[str, Any] = {"subfolder": subfolder, "allow_pickle": allow_pickle}
-    hub |= {"revision": revision} if revision else {}
-    saes = {name: SAE.from_pretrained(name, **hub) for name in names}
+    placed = {name: place_of(name, subfolder, revision) for name in names}
+    saes = {
+        name: SAE.from_pretrained(place, allow_pickle=allow_pickle, **where) for name, (place, where) in placed.items()
+    }
     for sae in saes.values():  # before any of them is scored
         refuse_signed(sae, "scoring")
         if set(wanted) == {"absorption"}:

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.configuration import SAEConfig
+from hfsae.folders import new_folder
 from hfsae.functional.gradients import gradients_on
 from hfsae.functional.precision import own_precision
 from hfsae.host_memory import freed_memory_kept
-from hfsae.in_use import in_use, new_folder
+from hfsae.in_use import in_use
 from hfsae.interruption import Interruption
 from hfsae.modeling import SAE
 from hfsae.parallel.exchange import any_process
@@ -321,9 +322,8 @@ class SAETrainer:
             return self._run
         accelerator, stored = self._start(), None if checkpoint is None else read_run(checkpoint)
         seed = text_seed_of(stored, self.args, accelerator.num_processes)
-        run = self._run
+        run, resuming = self._run, checkpoint is not None
         if run is None or (stored is not None and run.text_seed != seed):
-            resuming = checkpoint is not None
             with new_folder(self._output_dir):
                 run = prepare_run(self.args, self._inputs, accelerator, resuming=resuming, text_seed=seed)
             self.state.is_world_process_zero = self.state.is_local_process_zero = accelerator.is_main_process

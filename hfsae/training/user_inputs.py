@@ -31,11 +31,11 @@ from hfsae.inputs import streams
 from hfsae.inputs.activation_cache import Cache
 from hfsae.inputs.base_model import BaseModel, open_base_model
 from hfsae.inputs.fingerprints import activations_digest, text_digest, weights_digest
-from hfsae.inputs.starts import place_of
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import cached_commit, record, record_sources
 from hfsae.modeling import SAE
 from hfsae.parallel.dealing import own_devices
+from hfsae.sae_folders import place_of
 
 TWO_SOURCES = "give a language model with text or their cache, or activations of your own, not both."
 

@@ -24,15 +24,24 @@ def config(tmp_path_factory):
     return folder / "config.yaml"
 
 
-def test_a_config_file_makes_a_cache_and_trains_from_it(config, tmp_path, capsys):
+def test_a_config_file_makes_a_cache_and_trains_from_it(config, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     cache = tmp_path / "cache"
     for _ in range(2):  # the second finds it whole
         assert main(["cache", str(config), "--output_dir", str(cache)]) == 0
+        assert "wrote" not in caplog.text
         assert capsys.readouterr().out == f"{cache}: 128 rows of transformer.h.1.output (d = 16) in bfloat16\n"
     train = ["train", str(config), "--output_dir", str(tmp_path / "run")]
     assert main([*train, "--activation_cache", str(cache)]) == 0
     assert "loss recovered" in capsys.readouterr().out
     assert SAE.from_pretrained(tmp_path / "run").config.training["arguments"]["activation_cache"] == str(cache)
+
+
+@pytest.mark.parametrize("command", ["cache", "train"])
+def test_a_folder_in_which_nothing_can_be_written_is_one_line(config, capsys, command):
+    assert main([command, str(config), "--output_dir", "/proc/new"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "nothing can be written in /proc" in line
 
 
 @pytest.mark.parametrize(

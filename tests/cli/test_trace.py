@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from hfsae import SAE, Graph, TopKCrossLayerTranscoderSAEConfig, TopKSAEConfig, collect_features
 from hfsae.circuits.trace_saved import beside
@@ -199,3 +200,19 @@ def test_two_results_do_not_go_into_one_file(run: Path, tmp_path: Path, capsys, 
 def test_too_few_features_to_hold_a_graph_against_the_model_are_refused_at_once(run: Path, capsys, number: str):
     assert main(["trace", str(run / "set"), "--prompt", "w1 w2 w3", "--validate", number]) == 1
     assert "or 3 features or more to take away" in capsys.readouterr().err
+
+
+def test_a_subfolder_is_a_set_or_one_of_its_saes_here_and_on_the_hub(hub, run: Path, tmp_path: Path):
+    HfApi().create_repo("tester/transcoders")
+    HfApi().upload_folder(repo_id="tester/transcoders", folder_path=run / "set", path_in_repo="small")
+
+    def sources(source: str, subfolder: str) -> list[str]:
+        page = tmp_path / "graph.html"
+        options = ["--subfolder", subfolder, "--prompt", "w1 w2 w3 w4", "--output", str(page), "--validate", "0"]
+        assert main(["trace", source, *options]) == 0
+        return sorted({node["source"] for node in content_of(page)["nodes"] if node["kind"] == "feature"})
+
+    layers = sorted(path.name for path in (run / "set").iterdir())
+    assert len(layers) > 1
+    assert sources("tester/transcoders", "small") == sources(str(run), "set") == layers
+    assert sources("tester/transcoders", "small/mlp_in.1") == sources(str(run), "set/mlp_in.1") == ["sae"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.analysis import FeatureCollection
@@ -84,7 +85,7 @@ def test_the_overview_has_the_recorded_figures_and_links_to_card_and_report(plac
     assert index_of(make_dashboard(place / "sae", place / "again.html", **options))["measured"] == []
 
 
-def test_pages_of_features_lead_to_their_partners_in_other_saes(place):
+def test_pages_of_features_lead_to_their_partners_in_other_saes(place, hub):
     """The other SAE is this one in another order, and narrower: partners are known, and some have none."""
     options = {"dataset": str(place / "text.jsonl"), "split": "train", "disable_tqdm": True}
     sae = SAE.from_pretrained(place / "sae")
@@ -101,6 +102,10 @@ def test_pages_of_features_lead_to_their_partners_in_other_saes(place):
     assert found["page"] == "../other/dashboard.html" and found["name"].startswith("other")
     pairs = {int(own): tuple(theirs) for own, theirs in found["pairs"].items()}
     assert pairs == {own: (row, pytest.approx(1, abs=1e-3)) for row, own in enumerate(order.tolist())}
+    HfApi().create_repo("tester/zoo")
+    HfApi().upload_folder(repo_id="tester/zoo", folder_path=place / "other", path_in_repo="a/b")
+    (away,) = index_of(make_dashboard(place / "sae", match=["tester/zoo/a/b@main"]))["matches"]
+    assert away["pairs"] == found["pairs"]
     space = write_space(output=place / "space", **gather(place / "sae", match=[str(place / "other")])._asdict())
     assert [one["page"] for one in index_of(space / "index.html")["matches"]] == [None]
 

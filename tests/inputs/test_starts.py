@@ -5,7 +5,7 @@ import pytest
 from hfsae import SAE, JumpReLUSAEConfig, SAETrainingArguments, TopKSAEConfig
 from hfsae.estimate.run_needs import estimate
 from hfsae.inputs import starts
-from hfsae.inputs.starts import Starts, place_of
+from hfsae.inputs.starts import Starts
 from hfsae.sweeps.sweep import Sweep
 from tests.models_on_disk import TINY_LM
 
@@ -20,12 +20,6 @@ def start(tmp_path) -> str:
     return str(tmp_path / "start")
 
 
-def test_a_place_is_a_folder_or_lies_in_a_repository(tmp_path):
-    assert place_of(str(tmp_path)) == (str(tmp_path), {"subfolder": "", "revision": None})
-    assert place_of("org/sae") == ("org/sae", {"subfolder": "", "revision": None})
-    assert place_of("org/zoo/a/b@v1") == ("org/zoo", {"subfolder": "a/b", "revision": "v1"})
-
-
 def test_architecture_width_and_k_are_those_of_the_start(start, tmp_path):
     told = Starts().started(SAETrainingArguments(init_from=start, learning_rate=1e-4, target_l0=5.0))
     assert (told.architecture, told.n_features, told.init_from) == ("jumprelu", 96, None)
@@ -36,6 +30,14 @@ def test_architecture_width_and_k_are_those_of_the_start(start, tmp_path):
     assert Starts().started(SAETrainingArguments(init_from=str(tmp_path / "topk"))).k == 3
     assert Starts().started(SAETrainingArguments(init_from=str(tmp_path / "topk"), k=2)).k == 2
     assert Starts().started(SAETrainingArguments(k=2)).architecture == "topk"
+
+
+@pytest.mark.parametrize("missing", ["./runs/gpt2/topk", "runs/gpt2/topk", "/runs/gpt2/topk", "~/runs/gpt2/topk"])
+def test_a_folder_that_is_gone_is_named_whole_and_not_looked_for_on_the_hub(missing, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {missing} "):
+        Starts().config(missing)
 
 
 def test_an_estimate_is_of_the_sae_it_starts_from(start):

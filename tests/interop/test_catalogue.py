@@ -158,3 +158,16 @@ def test_the_command_lists_and_filters(capsys: pytest.CaptureFixture[str]):
         assert {entry[asked[0][2:]] for entry in entries} <= {"Gemma Scope", "openai-community/gpt2"} and entries
     assert main(["catalogue", "no", "such"]) == 0
     assert capsys.readouterr().out == "no release fits.\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--architecture", "jumprelo"], "the architecture 'jumprelo'. Did you mean 'jumprelu'? Known: "),
+        (["--format", "nothing"], "Llama Scope, "),
+        (["--base_model", "gpt3"], "openai-community/gpt2"),
+    ],
+)
+def test_what_no_release_has_is_refused_with_what_there_is(asked, said, capsys: pytest.CaptureFixture[str]):
+    assert main(["catalogue", *asked]) == 1
+    assert said in capsys.readouterr().err

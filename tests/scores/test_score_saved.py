@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from hfsae import SAE, AbsTopKSAEConfig, TopKSAEConfig
 from hfsae.cli import main
@@ -121,6 +122,17 @@ def test_scores_of_a_run_are_the_same_twice(place):
     }
     first, second = (score_saved([place / "sae0"], **given) for _ in range(2))
     assert first[str(place / "sae0")].recorded() == second[str(place / "sae0")].recorded()
+
+
+def test_an_sae_in_a_folder_of_a_repository_is_scored_by_its_name(place, hub):
+    HfApi().create_repo("tester/zoo")
+    commit = HfApi().upload_folder(repo_id="tester/zoo", folder_path=place / "sae0", path_in_repo="a/b").oid
+    given = {"dataset": str(place / "text.jsonl"), "concepts": place / "concepts.json", "kinds": ["tokens"]}
+    (here,) = score_saved([place / "sae0"], n_draws=20, **given).values()
+    name = f"tester/zoo/a/b@{commit}"
+    assert score_saved([name], n_draws=20, **given)[name].recorded() == here.recorded()
+    with pytest.raises(ValueError, match="leave out subfolder"):
+        score_saved([name], subfolder="a", n_draws=20, **given)
 
 
 def test_scores_of_several_are_those_of_each_alone(place):
