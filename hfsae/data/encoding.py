@@ -179,7 +179,8 @@ def special_token_ids(tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
     """Every id that the tokenizer calls special: BOS, EOS, padding, unknown, and the marks of chat templates."""
     if tokenizer is None:
         return []
-    added = getattr(tokenizer, "added_tokens_decoder", {})
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    added = added if isinstance(added, Mapping) else {}  # of the tokenizers of mistral-common, a method that raises
     return sorted({*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)})
 
 

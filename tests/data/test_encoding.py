@@ -1,0 +1,23 @@
+"""From documents to tokens, with tokenizers of every make."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from hfsae.data import TokenBlocks
+from hfsae.data.encoding import special_token_ids
+
+
+def test_tokenizers_of_mistral_common_are_read():
+    """AutoTokenizer gives them for Mistral's models where that package is installed."""
+    package = pytest.importorskip("mistral_common", reason="Mistral's own tokenizers need mistral-common")
+    from transformers.tokenization_mistral_common import MistralCommonBackend
+
+    (path,) = (Path(package.__file__).parent / "data").glob("tekken_240911.json")
+    tokenizer = MistralCommonBackend(str(path))
+    assert special_token_ids(tokenizer) == list(range(1000))  # Tekken keeps its first thousand ids
+    text = Dataset.from_dict({"text": ["one two three"] * 8})
+    batch = next(TokenBlocks(text, tokenizer, context_length=5, batch_size=1, mix_documents=False))
+    assert batch.input_ids[0].tolist() == tokenizer.encode("one two three")[: batch.input_ids.shape[1]]
+    assert batch.keep[0].tolist() == [False] + [True] * (batch.input_ids.shape[1] - 1)
