@@ -177,7 +177,8 @@ class CallRecord(Listener):
     def generate_begins(self, arguments: dict[str, Any] | None) -> None:
         """`generate` was called with these arguments, or that of a wrapper with others."""
         encoder_decoder = bool(getattr(self._model.config, "is_encoder_decoder", False))
-        self._prompts.append(Prompt() if arguments is None else Prompt.given(arguments, encoder_decoder))
+        config = getattr(self._model, "generation_config", None)
+        self._prompts.append(Prompt() if arguments is None else Prompt.given(arguments, encoder_decoder, config))
 
     def generate_ends(self) -> None:
         """`generate` has returned, or failed."""

@@ -61,7 +61,8 @@ class Prompt:
     carried: bool = False
 
     @classmethod
-    def given(cls, arguments: Mapping[str, Any], encoder_decoder: bool) -> "Prompt":
+    def given(cls, arguments: Mapping[str, Any], encoder_decoder: bool, config: Any = None) -> "Prompt":
+        """What a call of `generate` is given; `config` is the model's own generation config."""
         before = "decoder_" if encoder_decoder else ""
         ids = None if encoder_decoder else arguments.get("inputs")
         ids = arguments.get(f"{before}input_ids") if ids is None else ids
@@ -75,7 +76,7 @@ class Prompt:
         if has_cache and mask is not None and mask.shape[1] > length:  # the ids are what the cache lacks
             ids = None if ids is None else F.pad(ids, (mask.shape[1] - length, 0), value=-1)
             length = mask.shape[1]
-        return cls(length, ids, mask, has_cache, _negative_length(arguments))
+        return cls(length, ids, mask, has_cache, _negative_length(arguments, config))
 
     def begins(self, ids: Tensor | None) -> bool:
         """Whether a sequence that is read from its start is this prompt, or goes on from it."""
@@ -85,9 +86,13 @@ class Prompt:
         return ids.shape[1] == self.length and torch.equal(ids, each_beam(self.ids, len(ids)).to(ids.device))
 
 
-def _negative_length(arguments: Mapping[str, Any]) -> int | None:
+def _negative_length(arguments: Mapping[str, Any], config: Any) -> int | None:
     """How many tokens the negative prompt of classifier-free guidance has: the prompt's last where none is given."""
-    scale = arguments.get("guidance_scale", getattr(arguments.get("generation_config"), "guidance_scale", None))
+    said = (
+        arguments.get("guidance_scale"),
+        *(getattr(one, "guidance_scale", None) for one in (arguments.get("generation_config"), config)),
+    )
+    scale = next((one for one in said if one is not None), None)
     if scale is None or scale == 1:
         return None
     negative = arguments.get("negative_prompt_ids")

@@ -10,7 +10,7 @@ import inspect
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from hfsae.analysis import ablate, steer
 from tests.analysis.test_interventions import STRENGTHS, added, clamped, from_column, sae_at
@@ -323,6 +323,19 @@ def test_a_negative_prompt_is_a_prompt_of_its_own(positions, negative, use_cache
         torch.testing.assert_close(scores, scale * (wanted - unconditional) + unconditional, rtol=0, atol=1e-4)
         token = scores.argmax(-1, keepdim=True)
         texts = [torch.cat([text, token], 1) for text in texts]
+
+
+@pytest.mark.parametrize("positions", FIRST_COLUMN)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_guidance_may_be_the_model_s_own(positions, use_cache, monkeypatch):
+    model, ids = build("llama"), input_ids(1, LENGTH)
+    with steer(model, sae_at(FAMILIES["llama"]), STRENGTHS, positions=positions):
+        asked = written(model, ids, guidance_scale=1.5, use_cache=use_cache)
+        monkeypatch.setattr(model.generation_config, "guidance_scale", 1.5)
+        own = written(model, ids, use_cache=use_cache)
+        given = written(model, ids, use_cache=use_cache, generation_config=GenerationConfig())
+    for found in (own, given):
+        assert torch.equal(found[0], asked[0]) and torch.equal(found[1], asked[1])
 
 
 @functools.cache
