@@ -140,11 +140,12 @@ def refuse_no_dataset(dataset: object, called: str = "the text") -> None:
 
     Raises:
         TypeError: With what was given, and how a dataset is made of it.
+        ValueError: As `refuse_transform`.
     """
     from datasets import Dataset, IterableDataset
 
     if isinstance(dataset, Dataset | IterableDataset):
-        return
+        return refuse_transform(dataset, called)
     splits = ", ".join(map(repr, dataset)) if isinstance(dataset, Mapping) else ""
     how = (
         f"choose one of its splits ({splits})"
@@ -152,6 +153,23 @@ def refuse_no_dataset(dataset: object, called: str = "the text") -> None:
         else "make a dataset of a list with Dataset.from_dict({'text': texts})"
     )
     raise TypeError(f"{called} is a {type(dataset).__name__}: expected a Dataset or an IterableDataset; {how}.")
+
+
+def refuse_transform(dataset: object, called: str) -> None:
+    """Refuses a dataset whose rows a function of the user's makes when they are read: they are read without it.
+
+    Args:
+        dataset: A dataset.
+        called: What the message calls it.
+
+    Raises:
+        ValueError: If it has a transform.
+    """
+    if getattr(dataset, "format", {}).get("type") == "custom":
+        raise ValueError(
+            f"{called} has a transform (set_transform, with_transform), and would be read without it: make its rows "
+            "with map, or take the transform off with reset_format()."
+        )
 
 
 def _kinds(dataset: "Dataset | IterableDataset") -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfsae.data.activation_sources import check_finite
+from hfsae.data.document_column import refuse_transform
 from hfsae.processes import refuse_no_process
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class DatasetActivations(StoredRows):
         repeat: Begin again at the end.
 
     Raises:
-        ValueError: If a column is missing or does not hold vectors of one length.
+        ValueError: If a column is missing or does not hold vectors of one length, or the dataset has a transform.
         NonFiniteActivationsError: While iterating, if a row holds NaN or infinity.
     """
 
@@ -152,6 +153,7 @@ class DatasetActivations(StoredRows):
         missing = set(columns.values()) - set(dataset.column_names)
         if missing or not columns:
             raise ValueError(f"columns {sorted(columns.values())}: expected some of {dataset.column_names}")
+        refuse_transform(dataset, "the dataset of activations")
         self._columns = dict(columns)
         self._dataset = dataset.with_format("torch", columns=sorted(set(columns.values())))
         super().__init__(len(dataset), chunk_rows, rank, world_size, repeat)

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from hfsae import SAETrainingArguments, evaluate_sae
-from hfsae.data import DocumentColumn, TokenBlocks, find_document_column, split_documents
+from hfsae.data import DatasetActivations, DocumentColumn, TokenBlocks, find_document_column, split_documents
 from hfsae.inputs.text_splits import load_texts
 from tests.analysis.tiny import setting
 from tests.data.tiny import pythia_like
@@ -90,6 +90,21 @@ def test_what_is_no_dataset_is_refused_wherever_text_is_read(given, message):
     if not isinstance(given, list):
         with pytest.raises(TypeError, match=f"data is a {type(given).__name__}; expected texts in a list"):
             evaluate_sae(*setting()[:2], given, setting()[2])
+
+
+def test_a_transform_that_would_be_passed_by_is_refused_wherever_rows_are_read():
+    words = [f"w{number % 30} w{number % 7} w{number // 30}" for number in range(400)]
+    data = Dataset.from_dict({"text": words, "a": [[1.0, 2.0]] * len(words)})
+    shouting = data.with_transform(lambda rows: {"text": [text.upper() for text in rows["text"]], "a": rows["a"]})
+    for read in (find_document_column, lambda data: split_documents(data, "train"), blocks_of, trained_on):
+        read(data)
+        with pytest.raises(ValueError, match="has a transform .*: make its rows with map"):
+            read(shouting)
+    with pytest.raises(ValueError, match="the text has a transform"):
+        evaluate_sae(*setting()[:2], shouting, setting()[2])
+    with pytest.raises(ValueError, match="the dataset of activations has a transform"):
+        DatasetActivations(shouting, "a")
+    blocks_of(data.with_format("numpy"))
 
 
 def blocks_of(data):
