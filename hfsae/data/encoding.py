@@ -26,6 +26,8 @@ Tokens: TypeAlias = np.ndarray
 # Encodes documents that are there, and what stands beside them: padding masks of token ids, tools of conversations.
 Encoder: TypeAlias = Callable[[list[Any], list[Any] | None], list[Tokens]]
 
+# Halves of characters beyond the first 65,536, which Python's texts may hold alone.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -114,10 +116,25 @@ def text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
 
     def encode(documents: list[Any], masks: list[Any] | None) -> list[Tokens]:
         # verbose=False: documents longer than the LM's context are cut into blocks, there is nothing to warn about.
-        encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        try:
+            encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _half_of_a_character(documents) or error from error
         return [_tokens(ids) for ids in encoded["input_ids"]]
 
     return encode
+
+
+def _half_of_a_character(documents: Sequence[str]) -> ValueError | None:
+    """What is wrong with texts that no tokenizer reads, where some have lone surrogates; shows the first one."""
+    for document in documents:
+        if isinstance(document, str) and (found := _SURROGATE.search(document)):
+            near = document[max(0, found.start() - 20) : found.start() + 20]
+            return ValueError(
+                f"a text holds half of a character, {found[0]!r} in {near!r}, which no tokenizer reads: take it out, "
+                "or leave that text out."
+            )
+    return None
 
 
 def _chat_encoder(

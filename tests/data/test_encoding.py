@@ -6,7 +6,9 @@ import pytest
 from datasets import Dataset
 
 from hfsae.data import TokenBlocks
-from hfsae.data.encoding import special_token_ids
+from hfsae.data.encoding import special_token_ids, text_encoder
+from hfsae.data.prompts import tokenize
+from tests.data.tiny import pythia_like
 
 
 def test_tokenizers_of_mistral_common_are_read():
@@ -21,3 +23,11 @@ def test_tokenizers_of_mistral_common_are_read():
     batch = next(TokenBlocks(text, tokenizer, context_length=5, batch_size=1, mix_documents=False))
     assert batch.input_ids[0].tolist() == tokenizer.encode("one two three")[: batch.input_ids.shape[1]]
     assert batch.keep[0].tolist() == [False] + [True] * (batch.input_ids.shape[1] - 1)
+
+
+def test_half_of_a_character_is_shown_with_what_stands_around_it():
+    """Texts that were cut in the middle of an emoji hold such ones, and no tokenizer takes them."""
+    with pytest.raises(ValueError, match=r"'\\ud83d' in 'w1 w2 \\ud83d w3', which no tokenizer reads"):
+        tokenize(["w1", "w1 w2 \ud83d w3"], pythia_like(), prepend_bos=False)
+    with pytest.raises(TypeError, match="TextEncodeInput"):
+        text_encoder(pythia_like())(["w1", 3], None)
