@@ -1,6 +1,6 @@
 """What the documents of a dataset are: texts, conversations or token ids, told by the type of their column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -62,7 +62,7 @@ def find_document_column(
     Args:
         dataset: Any dataset with named columns.
         text_column: The column of documents. None takes `input_ids`, `text` or `messages`, or else the only column
-            that can be one of documents.
+            that can be one of documents, among those that the dataset shows (`set_format(columns=...)`).
         chat: True wants conversations. None prefers them to other columns where there are any.
 
     Returns:
@@ -89,7 +89,8 @@ def find_document_column(
             )
         column, kind = text_column, found if found in _CALLED else ("chat" if chat else "text")
     else:
-        column = _found(kinds, chat)
+        shown = _shown(dataset, kinds)
+        column = _found({name: kind for name, kind in kinds.items() if name in shown}, chat)
         kind = kinds[column]
     if chat and kind != "chat":
         raise ValueError(
@@ -153,6 +154,12 @@ def refuse_no_dataset(dataset: object, called: str = "the text") -> None:
         else "make a dataset of a list with Dataset.from_dict({'text': texts})"
     )
     raise TypeError(f"{called} is a {type(dataset).__name__}: expected a Dataset or an IterableDataset; {how}.")
+
+
+def _shown(dataset: "Dataset | IterableDataset", columns: Iterable[str]) -> Iterable[str]:
+    """The columns that rows have when the user looks at them: `set_format` may hide some."""
+    told = getattr(dataset, "format", None)
+    return columns if told is None or told["output_all_columns"] else told["columns"]
 
 
 def refuse_transform(dataset: object, called: str) -> None:

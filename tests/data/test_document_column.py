@@ -107,6 +107,16 @@ def test_a_transform_that_would_be_passed_by_is_refused_wherever_rows_are_read()
     blocks_of(data.with_format("numpy"))
 
 
+def test_columns_that_a_format_hides_are_taken_where_they_are_named():
+    data = Dataset.from_dict({"text": ["w1"], "clean": ["w2"], "attention_mask": [[1, 0]], "input_ids": [[3, 4]]})
+    shown = data.with_format(columns=["clean"])
+    assert list(shown[0]) == ["clean"] and find_document_column(shown).column == "clean"
+    assert find_document_column(shown, "text").column == "text"
+    assert find_document_column(data.with_format(columns=["clean"], output_all_columns=True)).column == "input_ids"
+    ids = data.with_format("torch", columns=["input_ids"])
+    assert find_document_column(ids) == DocumentColumn("ids", "input_ids", mask="attention_mask")
+
+
 def blocks_of(data):
     return TokenBlocks(data, pythia_like(), context_length=8, batch_size=1)
 
