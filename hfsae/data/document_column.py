@@ -62,7 +62,7 @@ def find_document_column(
     Args:
         dataset: Any dataset with named columns.
         text_column: The column of documents. None takes `input_ids`, `text` or `messages`, or else the only column
-            that can be one of documents, among those that the dataset shows (`set_format(columns=...)`).
+            that can be one of documents. What `set_format(columns=...)` hides is not taken.
         chat: True wants conversations. None prefers them to other columns where there are any.
 
     Returns:
