@@ -50,6 +50,7 @@ _READ_BY: dict[str, tuple[Callable[[SAETrainingArguments], bool], str]] = {
         lambda args: args.lr_scheduler_type != "constant",
         "is where a cosine or linear schedule ends, and the rate of {} is constant: give lr_scheduler_type too",
     ),
+    "kl_weight": (lambda args: args.kl_tokens > 0, "is of the last kl_tokens of a run: give kl_tokens too"),
 }
 
 

@@ -205,12 +205,11 @@ class SAETrainingArguments:
     adam_beta1: float = OPTIMISATION(0.9, "Adam's β1.", BELOW_ONE, per_sae=True)
     adam_beta2: float = OPTIMISATION(0.999, "Adam's β2.", BELOW_ONE, per_sae=True)
     adam_epsilon: float = OPTIMISATION(1e-8, "Adam's ε.", POSITIVE, per_sae=True)
-    max_grad_norm: float = OPTIMISATION(
-        1.0, "Norm each SAE's gradient is clipped to; 0 switches clipping off.", NOT_NEGATIVE, per_sae=True
-    )
+    max_grad_norm: float = OPTIMISATION(1.0, "Norm to clip gradients to; 0 for none.", NOT_NEGATIVE, per_sae=True)
     kl_tokens: float = OPTIMISATION(
         0, "Tokens (or, up to 1, a share of the run) at its end that also keep the model's predictions.", NOT_NEGATIVE
     )
+    kl_weight: float = OPTIMISATION(1.0, "How hard predictions pull in them, where the error pulls 1.", POSITIVE)
     sae_placement: Literal["replicate", "spread", "shard"] = OPTIMISATION(
         "replicate",
         "Of several processes: 'replicate' has every SAE in each and averages gradients, 'spread' gives each process "

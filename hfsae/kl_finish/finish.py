@@ -1,9 +1,9 @@
 """`KLFinish`: what the last steps of a run with `kl_tokens` read, and the term that they add to each SAE's loss.
 
-Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). In each step both terms
-pull equally hard at the reconstruction: their gradients there, in scaled space, are equally long. The paper
-(arXiv:2503.17272) makes the terms equally large, which lets KL pull several times as hard. What else an architecture's
-loss has stays as it is.
+Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). In each step KL pulls
+`kl_weight` times as hard at the reconstruction as MSE does: that is the ratio of the lengths of their gradients there,
+in scaled space. By default both pull equally hard. The paper (arXiv:2503.17272) makes the terms equally large, which
+lets KL pull several times as hard. What else an architecture's loss has stays as it is.
 """
 
 import logging
@@ -233,7 +233,7 @@ class KLFinish:
         return {name: self._weighted(errors[name], torch.stack(pulls[name]).mean(), found[name]) for name in saes}
 
     def _weighted(self, error: Tensor, pull: Tensor, found: list[_Moved]) -> list[Downstream]:
-        """The terms of one SAE, which pull as hard as its error over all batches and processes of the step.
+        """The terms of one SAE, which pull `kl_weight` times as hard as its error over all batches and processes.
 
         Args:
             error: () its mean squared error in scaled space. That of N tokens has a gradient of length 2 √(error / N).
@@ -242,7 +242,8 @@ class KLFinish:
         """
         error, pull = self._mean(error), self._mean(pull.to(error))
         pull = pull.clamp(min=torch.finfo(pull.dtype).tiny)  # 0 / 0 would be no number
-        alpha = (4 * error / self._args.train_batch_tokens / pull).sqrt().clamp(max=error / _LEAST_NATS)
+        alpha = self._args.kl_weight * (4 * error / self._args.train_batch_tokens / pull).sqrt()
+        alpha = alpha.clamp(max=error / _LEAST_NATS)
         return [
             Downstream(
                 loss=alpha * one.nats.to(alpha),

@@ -185,9 +185,11 @@ def _noting(seen, name):
 
 
 # -- over a step of several batches, and several processes -----------------------------------------------------------
-def test_both_terms_pull_equally_hard_over_all_batches_and_processes_of_a_step():
+@pytest.mark.parametrize("weight", [1.0, 1.5])
+def test_predictions_pull_as_hard_as_is_asked_over_all_batches_and_processes_of_a_step(weight):
     sae = VARIANTS["topk"].make(d_in=D_IN, n_features=48)
-    finish = opened(sharp_model(), {"": SAEHookPoints(AFTER_FIRST)}, gradient_accumulation_steps=3)
+    told = {"gradient_accumulation_steps": 3, "kl_weight": weight}
+    finish = opened(sharp_model(), {"": SAEHookPoints(AFTER_FIRST)}, **told)
     asked: list[float] = []
     finish._mean = lambda tensor: asked.append(tensor.item()) or tensor / 2  # as if another process had nothing
     rows = finish.next_batches()
@@ -201,7 +203,7 @@ def test_both_terms_pull_equally_hard_over_all_batches_and_processes_of_a_step()
         made = sae.training_reconstruction(x).detach().requires_grad_()
         error = squared_error(made * sae.input_scale, x * sae.input_scale)
         of_error.append(torch.autograd.grad(error, made)[0].square().sum().item())
-    assert sum(term.gradient.square().sum().item() for term in terms) == pytest.approx(sum(of_error))
+    assert sum(term.gradient.square().sum().item() for term in terms) == pytest.approx(weight**2 * sum(of_error))
     assert len(asked) == 2  # the mean over processes of the error and of the pull
 
 
@@ -232,6 +234,13 @@ def test_a_share_of_the_run_or_a_number_of_tokens(kl_tokens, processes, steps):
 def test_what_is_no_part_of_the_run_is_refused(kl_tokens):
     with pytest.raises(ValueError, match="kl_tokens"):
         arguments("unused", steps=100, kl_tokens=kl_tokens)
+
+
+def test_a_weight_without_a_finish_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="^kl_weight is of the last kl_tokens of a run: give kl_tokens too.$"):
+        trainer(tmp_path, kl_weight=2.0).train()
+    with pytest.raises(ValueError, match="kl_weight must be positive"):
+        arguments("unused", kl_tokens=0.5, kl_weight=0)
 
 
 def test_activations_without_their_text_are_refused(tmp_path):
