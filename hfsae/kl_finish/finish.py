@@ -240,9 +240,9 @@ class KLFinish:
             pull: () the squared length of KL's gradient there, the mean over batches.
             found: What each batch says.
         """
-        error, pull = self._mean(error), self._mean(pull.to(error))
+        args, error, pull = self._args, self._mean(error), self._mean(pull.to(error))
         pull = pull.clamp(min=torch.finfo(pull.dtype).tiny)  # 0 / 0 would be no number
-        alpha = self._args.kl_weight * (4 * error / self._args.train_batch_tokens / pull).sqrt()
+        alpha = args.kl_weight * (4 * error / args.train_batch_tokens / pull).sqrt()
         alpha = alpha.clamp(max=error / _LEAST_NATS)
         return [
             Downstream(
