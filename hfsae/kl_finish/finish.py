@@ -1,9 +1,9 @@
 """`KLFinish`: what the last steps of a run with `kl_tokens` read, and the term that they add to each SAE's loss.
 
 Over them the loss is MSE + α · KL(untouched model ‖ model with the reconstruction in place). In each step KL pulls
-`kl_weight` times as hard at the reconstruction as MSE does: that is the ratio of the lengths of their gradients there,
-in scaled space. By default both pull equally hard. The paper (arXiv:2503.17272) makes the terms equally large, which
-lets KL pull several times as hard. What else an architecture's loss has stays as it is.
+`kl_weight` times as hard at the reconstruction as MSE does. That is the ratio of the lengths of their gradients there,
+in scaled space. The paper (arXiv:2503.17272) makes the terms equally large, which lets KL pull several times as hard.
+What else an architecture's loss has stays as it is.
 """
 
 import logging
