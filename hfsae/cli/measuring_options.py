@@ -44,7 +44,8 @@ Model = Annotated[
     str | None,
     option(
         "--model_name_or_path",
-        "Language model to measure it in; by default the one that its config names. --model for short.",
+        "Language model to measure it in; by default the one that its config names. Of several models one name for "
+        "each source, with commas. --model for short.",
         rich_help_panel=_MEASURING,
     ),
 ]
