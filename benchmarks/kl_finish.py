@@ -1,7 +1,7 @@
 """What the KL finish gains: the same SAE trained with and without it, on equal tokens, measured on held-out text.
 
     python benchmarks/kl_finish.py --model MODEL --text DATASET [--hook_point resid_post.1] [--kl_tokens 0 0.1]
-        [--architectures topk jumprelu] [--seeds 0 1] [--tokens 1000000]
+        [--kl_weight 1.5] [--architectures topk jumprelu] [--seeds 0 1] [--tokens 1000000]
 
 `MODEL` is a folder or a Hub id, `DATASET` what `dataset_name` takes: a file, a Hub id, `python-stdlib`. Each run
 leaves its figures in the output folder, and one that left them is not trained again: stop it and call it again. The
@@ -41,6 +41,8 @@ def figures(args: argparse.Namespace, architecture: str, kl_tokens: float, seed:
         train_batch_tokens=args.batch_tokens,
         eval_tokens=args.eval_tokens,
         kl_tokens=kl_tokens,
+        kl_weight=args.kl_weight if kl_tokens else 1.0,
+        lr_decay_fraction=args.lr_decay_fraction,
         seed=seed,
         save_steps=0,
         html_report=False,
@@ -83,6 +85,8 @@ def main() -> None:
     parser.add_argument("--target_hook_point")
     parser.add_argument("--architectures", nargs="+", default=["topk"])
     parser.add_argument("--kl_tokens", nargs="+", type=float, default=[0.0, 0.1])
+    parser.add_argument("--kl_weight", type=float, default=1.0)
+    parser.add_argument("--lr_decay_fraction", type=float, default=0.2)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--expansion_factor", type=float, default=16)
     parser.add_argument("--k", type=int, default=32)
@@ -96,7 +100,8 @@ def main() -> None:
     for seed in args.seeds:
         for architecture in args.architectures:
             for kl_tokens in args.kl_tokens:
-                folder = args.output / f"{architecture}-{kl_tokens:g}-{seed}"
+                finish = f"{kl_tokens:g}x{args.kl_weight:g}" if kl_tokens else "none"
+                folder = args.output / f"{architecture}-{args.lr_decay_fraction:g}-{finish}-{seed}"
                 found = kept(folder / "figures.json", partial(figures, args, architecture, kl_tokens, seed, folder))
                 print(folder.name, json.dumps(found), flush=True)
                 rows.setdefault((architecture, kl_tokens), []).append(found)
