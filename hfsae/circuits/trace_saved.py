@@ -128,8 +128,9 @@ def _loaded(source: str | os.PathLike, subfolder: str, hub: Mapping[str, Any]) -
     """The SAEs of a source, or of a folder in it, by their names there."""
     if not subfolder or Path(source).is_dir():
         return load_saes(Path(source) / subfolder if subfolder else source, **hub)
-    if holds_config(source, {"subfolder": subfolder, **{key: hub[key] for key in ("revision",) if key in hub}}):
-        return {"": SAE.from_pretrained(source, subfolder=subfolder, **hub)}
+    there = {"subfolder": subfolder, **hub}
+    if holds_config(source, there):
+        return {"": SAE.from_pretrained(source, **there)}
     inside = subfolder.strip("/") + "/"
     return {name.removeprefix(inside): sae for name, sae in load_saes(source, f"{inside}*", **hub).items()}
 

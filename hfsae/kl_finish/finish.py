@@ -240,7 +240,8 @@ class KLFinish:
             pull: () the squared length of KL's gradient there, the mean over batches.
             found: What each batch says.
         """
-        args, error, pull = self._args, self._mean(error), self._mean(pull.to(error))
+        args = self._args
+        error, pull = self._mean(error), self._mean(pull.to(error))
         pull = pull.clamp(min=torch.finfo(pull.dtype).tiny)  # 0 / 0 would be no number
         alpha = args.kl_weight * (4 * error / args.train_batch_tokens / pull).sqrt()
         alpha = alpha.clamp(max=error / _LEAST_NATS)
