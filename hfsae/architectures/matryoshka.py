@@ -12,7 +12,7 @@ since a specific feature that resembles a general one takes its place (Korznikov
 import copy
 from functools import reduce
 from itertools import accumulate, pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -61,6 +61,11 @@ class MatryoshkaSAEConfig(BatchTopKSAEConfig):
     prefix_weights: list[float | int] | None = None
     prefix_balance: float | int = _BALANCE
     orthogonality: float | int = 0.0
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Builds a config from stored keys; one that tells no balance is of a version that weighed prefixes alike."""
+        return super().from_dict({"prefix_balance": 1, **config_dict}, **kwargs)
 
     @property
     def prefixes(self) -> list[int]:

@@ -32,6 +32,11 @@ def same_place(before: Any, now: Any) -> bool:
     return before == now or (is_short and os.path.basename(now.rstrip("/")) == before)
 
 
+def same_argument(name: str, before: Any, now: Any) -> bool:
+    """Whether an argument has the value that a record has, a place as `same_place` says."""
+    return same_place(before, now) if name in PLACES else before == now
+
+
 def with_places_in_full(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by name; a file or folder that is here has its absolute path."""
     places = {name: arguments[name] for name in PLACES if isinstance(arguments.get(name), str)}

@@ -27,7 +27,7 @@ from hfsae.arguments.argument_fields import (
     parse_options,
     plain_value,
 )
-from hfsae.arguments.local_paths import PLACES, same_place, with_places_in_full
+from hfsae.arguments.local_paths import same_argument, with_places_in_full
 from hfsae.differences import differences
 from hfsae.model_kwargs import checked
 from hfsae.suggestions import did_you_mean, names_near_matches
@@ -372,13 +372,13 @@ class SAETrainingArguments:
         Raises:
             ValueError: Names every argument that differs and matters.
         """
-        now, before = json.loads(json.dumps(self.stored())), with_places_in_full(before)
-        mattering = [
-            name
-            for name in now
-            if name in before and name not in FREE_ON_RESUME
-            if not (name in PLACES and same_place(before[name], now[name]))
-        ]
+        now, options = json.loads(json.dumps(self.stored())), "architecture_options"
+        defaults = {option.name: default_of(option) for option in fields(self)}  # an older version knew fewer
+        before = {**defaults, **with_places_in_full(before)}
+        # What that run left to a default, which may have been another, is held against the SAE that it saved.
+        now[options] = {name: value for name, value in now[options].items() if name in before[options]}
+        numbers = [name for name in now if name not in FREE_ON_RESUME]
+        mattering = [name for name in numbers if not same_argument(name, before[name], now[name])]
         if differing := differences(before, now, mattering):
             raise ValueError(
                 f"{the} checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_balance_weighs_each_prefix_as_a_share_of_the_next_wider_one():
     assert config(**given, prefix_balance=1).prefix_shares == pytest.approx([1 / 3] * 3)
     assert config(**given, prefix_balance=0.5).prefix_shares == pytest.approx([1 / 7, 2 / 7, 4 / 7])
     assert config(**given, prefix_weights=[0, 3, 1]).prefix_shares == [0, 0.75, 0.25]
+
+
+def test_a_file_that_tells_no_balance_is_of_a_version_that_weighed_prefixes_alike(tmp_path):
+    """It was read as one of 0.75: cards told a balance that it was not trained with, and training went on with it."""
+    make(prefix_sizes=[6, 12, 24]).save_pretrained(tmp_path)
+    assert SAE.from_pretrained(tmp_path).config.prefix_balance == 0.75
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["prefix_balance"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert SAE.from_pretrained(tmp_path).config.prefix_shares == pytest.approx([1 / 3] * 3)
+    assert SAE.from_pretrained(tmp_path, prefix_balance=0.5).config.prefix_balance == 0.5
 
 
 @pytest.mark.parametrize(

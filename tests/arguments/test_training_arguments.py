@@ -153,6 +153,25 @@ def test_a_run_does_not_go_on_with_arguments_that_change_numbers():
     assert "k was 8 and is 16" in str(refusal.value) and "save_steps" not in str(refusal.value)
 
 
+def test_an_argument_that_the_version_of_a_run_did_not_know_was_at_its_default():
+    """A run of 27 November went on with a KL finish that it was not begun with, and nothing was said."""
+    before = json.loads(json.dumps(asdict(SAETrainingArguments(k=8))))
+    del before["kl_tokens"], before["kl_weight"]
+    SAETrainingArguments(k=8).refuse_difference(before)
+    with pytest.raises(ValueError, match="kl_tokens was 0 and is 5000"):
+        SAETrainingArguments(k=8, kl_tokens=5000).refuse_difference(before)
+
+
+def test_an_option_that_the_version_of_a_run_had_at_another_default_may_be_told():
+    """The SAE of the checkpoint says what it was: matryoshka's balance was 1, and could not be told on resuming."""
+    before = json.loads(json.dumps(asdict(SAETrainingArguments(architecture="matryoshka"))))
+    options = {"prefix_balance": 1}
+    SAETrainingArguments(architecture="matryoshka", architecture_options=options).refuse_difference(before)
+    before["architecture_options"] = {"prefix_balance": 0.5}
+    with pytest.raises(ValueError, match="architecture_options.prefix_balance was 0.5 and is 1"):
+        SAETrainingArguments(architecture="matryoshka", architecture_options=options).refuse_difference(before)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
