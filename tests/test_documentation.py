@@ -131,6 +131,12 @@ def test_the_page_on_the_command_line_names_every_command_and_config_that_comes_
     assert first_cells == commands | {path.stem for path in (ROOT / "hfsae" / "configs").glob("*.yaml")}
 
 
+def test_the_page_on_training_names_every_config_that_comes_along():
+    (named,) = re.findall(r"the name of one that comes along:([^(]+)", (ROOT / "docs" / "training.md").read_text())
+    configs = {path.stem for path in (ROOT / "hfsae" / "configs").glob("*.yaml")}
+    assert set(re.findall(r"`(\w+)`", named)) == configs
+
+
 def test_the_script_of_the_page_on_the_command_line_takes_its_own_options_and_those_of_training(capsys):
     names: dict = {}
     exec(snippets("docs/command_line.md", "run_script(main)"), names)

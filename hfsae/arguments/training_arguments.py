@@ -99,7 +99,8 @@ class SAETrainingArguments:
     architecture: str = SAE_ITSELF(
         "topk",
         "standard, topk, abs_topk, matching_pursuit, batch_topk, matryoshka, jumprelu, gated; crosscoder, "
-        "topk_crosscoder, jumprelu_crosscoder, standard_crosscoder; or one of your own.",
+        "topk_crosscoder, jumprelu_crosscoder, standard_crosscoder; cross_layer_transcoder, "
+        "topk_cross_layer_transcoder, jumprelu_cross_layer_transcoder; or one of your own.",
     )
     expansion_factor: float = SAE_ITSELF(16, "n_features / d_in, where n_features is not given.", POSITIVE)
     n_features: int | None = SAE_ITSELF(None, "Number of features.", POSITIVE)
@@ -222,7 +223,7 @@ class SAETrainingArguments:
 
     revival: Literal["auto", "auxk", "resample", "repoint", "none"] = DEAD_FEATURES(
         "auto",
-        "'auto': auxk for abs_topk and matching_pursuit, resample for standard autoencoders, repoint else.",
+        "'auto': auxk for abs_topk and matching_pursuit, resample for standard (not transcoders), repoint else.",
     )
     dead_feature_window: int = DEAD_FEATURES(
         10_000_000, "Tokens without firing after which a feature is dead; shorter in a run of under 640 M.", POSITIVE

@@ -65,7 +65,7 @@ class StrengthEffect:
         perplexity: On the text.
         kl: KL divergence of the predictions from the plain model's, nats a token.
         repetition: Mean over continuations of 1 − different 4-grams / 4-grams (seq-rep-4; Welleck et al. 2019).
-        sample: The first continuation, as text; None without a tokenizer.
+        sample: The first prompt's continuation, as text; None without a tokenizer.
     """
 
     strength: float
@@ -89,6 +89,7 @@ class SteeringReport:
         n_predictions: Predictions of the text that count.
         n_prompts: Continuations at each strength.
         new_tokens: Tokens of a continuation.
+        prompt: What every `sample` continues, as text; None without a tokenizer.
     """
 
     feature: int
@@ -99,6 +100,7 @@ class SteeringReport:
     n_predictions: int
     n_prompts: int
     new_tokens: int
+    prompt: str | None = None
 
     @property
     def plain(self) -> StrengthEffect:
@@ -222,7 +224,8 @@ def steering_report(
             continued = _continued(model, prompts, new_tokens, seed)
         found.append(_effect(strength, on_text[strength], token_ids, continued, tokenizer))
     n_predictions = on_text[0.0].n_predictions
-    return SteeringReport(feature, unit, token_ids, found, limits, n_predictions, len(prompts), new_tokens)
+    counts = (n_predictions, len(prompts), new_tokens)
+    return SteeringReport(feature, unit, token_ids, found, limits, *counts, _text(tokenizer, prompts[0].tolist()))
 
 
 def repeated_share(tokens: Sequence[int], n: int = _N_GRAM) -> float:
@@ -298,5 +301,9 @@ def _effect(
         effect.changed_perplexity,
         effect.kl,
         sum(map(repeated_share, rows)) / len(rows),
-        None if tokenizer is None else "".join(TokenTexts(tokenizer)(rows[0])),
+        _text(tokenizer, rows[0]),
     )
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase | None", tokens: list[int]) -> str | None:
+    return None if tokenizer is None else "".join(TokenTexts(tokenizer)(tokens))

@@ -11,7 +11,9 @@ import pytest
 
 import hfsae
 from hfsae import SAETrainingArguments
+from hfsae.arguments.sae_settings import revival_of
 from hfsae.arguments.training_arguments import OPTIONS, SECRET
+from hfsae.autoencoder.registry import architecture_names, architectures, config_class_of
 from hfsae.data import TokenBlocks, default_window_tokens
 from hfsae.data.text_source import ARGUMENTS, READING
 from hfsae.hub.sections import HOUSEKEEPING
@@ -33,6 +35,26 @@ def test_every_argument_is_read_somewhere_and_explained(name):
     assert handed_on or read, f"nothing reads {name}"
     option = next(option for option in fields(SAETrainingArguments) if option.name == name)
     assert option.metadata["help"].endswith(".") and option.metadata["group"]
+
+
+def test_the_help_of_architecture_names_every_one():
+    named = set(re.findall(r"\w+", OPTIONS["architecture"].metadata["help"]))
+    assert {name for name, one in architectures().items() if one.__module__.startswith("hfsae.")} <= named
+
+
+@pytest.mark.parametrize("transcoder", [False, True])
+@pytest.mark.parametrize("name", [name for name in architecture_names() if "layer" not in name])
+def test_dead_features_come_back_as_the_help_says(name, transcoder):
+    auxk, resample, repoint = OPTIONS["revival"].metadata["help"].partition("'auto': ")[2].split(", ")
+    assert resample.endswith("(not transcoders)") and repoint == "repoint else."
+    if transcoder and (name == "matching_pursuit" or "crosscoder" in name):
+        pytest.skip("there is none")
+    rule = name.removesuffix("crosscoder").removesuffix("_") or "batch_topk"
+    resampled = rule in resample.split() and not transcoder
+    sizes = {"source_names": ["a", "b"], "source_widths": [4, 4]} if "crosscoder" in name else {"d_in": 4}
+    sizes |= {"subtract_b_dec": False, "target_hook_point": "b.output"} if transcoder else {}
+    sae = hfsae.SAE.from_config(config_class_of(name)(n_features=64, hook_point="a.output", **sizes))
+    assert revival_of(sae, "auto") == ("auxk" if rule in auxk.split() else "resample" if resampled else "repoint")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_the_page_shows_figures_and_samples_as_text(tmp_path):
     assert said.count('class="usable"') == 2 and "data:image/png;base64," in said
 
 
+def test_the_page_says_what_the_continuations_continue(tmp_path):
+    for prompt, said in ((None, False), (f"    def close(self):\n{ATTACK}", True)):
+        page = write_steering_page(replace(REPORT, prompt=prompt), tmp_path / "p.html", tokenizer=tokenizer())
+        assert ("Continuations of this text" in page.read_text()) is said
+    assert "    def close(self):\n&lt;/script&gt;&lt;script&gt;" in page.read_text()
+
+
 def test_the_same_figures_are_the_same_picture_and_others_are_another(tmp_path):
     other = replace(REPORT, effects=[*EFFECTS[:3], replace(EFFECTS[3], perplexity=80.0)])
     for name, report in (("a", REPORT), ("b", REPORT), ("c", other)):

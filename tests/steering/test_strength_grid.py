@@ -153,6 +153,15 @@ def test_the_models_own_generation_config_changes_no_continuation(report):
         model.generation_config = own
 
 
+def test_the_report_names_the_text_that_its_samples_continue(report):
+    sae, model, tokenizer = setting()
+    told = {"strengths": [1.0], "token_ids": TOKENS, "n_prompts": 2, "prompt_tokens": PROMPT, "new_tokens": NEW}
+    named = steering_report(model, sae, FEATURE, batches(), tokenizer=tokenizer, **told)
+    assert named.prompt is not None and report.prompt is None
+    # The word `w<i>` has id i + 1.
+    assert named.prompt.split() == [f"w{token - 1}" for token in batches()[0].input_ids[0, :PROMPT].tolist()]
+
+
 def test_a_strength_that_is_too_much_for_half_precision_is_refused():
     sae, model, _ = setting()
     told = {"strengths": [1e6], "token_ids": TOKENS, "n_prompts": 2, "prompt_tokens": PROMPT}
