@@ -13,7 +13,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 
 from hfsae import guests
 from hfsae.autoencoder.model import SparseAutoencoder
-from hfsae.autoencoder.strict import class_for, refuse_mismatch, refuse_other_models, refuse_unusable
+from hfsae.autoencoder.strict import (
+    class_for,
+    refuse_mismatch,
+    refuse_offloaded,
+    refuse_other_models,
+    refuse_unusable,
+)
 from hfsae.configuration import MODEL_TYPE_PREFIX, SAEConfig
 from hfsae.connection import cached_snapshot, failed, reachable, refusal
 from hfsae.folders import found_again
@@ -67,6 +73,11 @@ def load_sae(
         raise ValueError("SAEs are read from safetensors only: pickled weights can run code when they are opened.")
     _refuse_misspelled(wanted, kwargs)
     allow_pickle = kwargs.pop("allow_pickle", False)
+    if config is not None and not isinstance(config, PreTrainedConfig):
+        raise TypeError(
+            f"config= takes an SAEConfig, got {config!r}: load one with AutoConfig.from_pretrained, or give its "
+            "fields by name."
+        )
     if config is None:
         if not holds_config(source, kwargs):
             sae = _load_foreign(source, wanted, kwargs, allow_pickle)
@@ -98,6 +109,7 @@ def load_sae(
     refuse_mismatch(source, info)
     for path in _weights_files(source, kwargs):
         _check_download(path)
+    refuse_offloaded(source, sae)
     refuse_unusable(source, sae)
     _align(sae)
     return (sae, info) if output_loading_info else sae

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hfsae.autoencoder.another_k import with_k
 from hfsae.autoencoder.folding import fold_input_scale
 from hfsae.autoencoder.model import SparseAutoencoder
+from hfsae.autoencoder.strict import refuse_other_tensors
 from hfsae.loading import load_sae
 from hfsae.notebook import complete_by_dir, completions, html_table
 from hfsae.progress import quietly
@@ -101,10 +102,13 @@ class SAE(SparseAutoencoder):
 
         Raises:
             OSError: If the disk is full.
-            ValueError: With `push_to_hub=True`, which would write over the card: use `push_to_hub(repo_id)`.
+            ValueError: With `push_to_hub=True`, which would write over the card: use `push_to_hub(repo_id)`. Likewise
+                if its tensors are not those of its class, as of a pruned SAE: nobody could load it.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained does not push: use sae.push_to_hub(repo_id), which writes the card too.")
+        if getattr(self, "hf_quantizer", None) is None:  # that has names of its own
+            refuse_other_tensors(self, kwargs.get("state_dict") or self.state_dict())
         if not kwargs.get("is_main_process", True):
             super().save_pretrained(save_directory, **kwargs)
             return

@@ -1,15 +1,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2Model
 
 from hfsae import SAE, JumpReLUSAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from hfsae.architectures import config_class_of
 from hfsae.loading import load_config
 from tests.architectures.variants import ARCHITECTURES, VARIANTS, activations
 from tests.hub_server import HubServer
@@ -96,6 +99,34 @@ def test_a_bfloat16_file_loads_as_what_it_is_or_as_what_is_asked_for(sae: SAE, t
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
 def test_device_maps(sae: SAE, folder: Path, device_map):
     assert_equal(SAE.from_pretrained(folder, device_map=device_map), sae)
+
+
+def test_an_sae_that_would_lie_on_a_disk_is_refused(folder: Path, tmp_path: Path):
+    """It was loaded, and its first use ended in torch's word about meta tensors."""
+    with pytest.raises(ValueError, match="device_map puts .* on disk, and an SAE lies on one device"):
+        SAE.from_pretrained(folder, device_map={"": "disk"}, offload_folder=tmp_path / "offload")
+
+
+@pytest.mark.parametrize("config", [{"k": 2}, "folder"])
+def test_what_is_no_config_is_refused_in_its_place(folder: Path, config):
+    with pytest.raises(TypeError, match="config= takes an SAEConfig, got .*: load one with AutoConfig"):
+        SAE.from_pretrained(folder, config=config)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "cross_layer_transcoder"])
+def test_weights_go_into_an_empty_model_of_accelerate(name: str, tmp_path: Path):
+    """It ended in an error: the encoder took memory, and was to be made from a decoder that had none."""
+    if name in VARIANTS:
+        sae = VARIANTS[name].make(dtype=torch.float32)
+    else:
+        both = {"source_names": ["a", "b"], "source_widths": [3, 3]}
+        sae = SAE.from_config(config_class_of(name)(d_in=6, n_features=24, k=3, subtract_b_dec=False, **both))
+    sae.save_pretrained(tmp_path)
+    with init_empty_weights():
+        empty: Any = type(sae)(sae.config)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    filled: Any = load_checkpoint_and_dispatch(empty, str(tmp_path / "model.safetensors"), device_map={"": "cpu"})
+    assert_equal(filled, sae)
 
 
 def test_loading_info_is_returned_on_request(sae: SAE, folder: Path):

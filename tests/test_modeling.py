@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.utils import prune
 
 from hfsae import SAE, StandardSAEConfig, TopKSAEConfig, export_sae
 from tests.architectures.variants import VARIANTS
@@ -72,6 +74,25 @@ def test_a_save_over_an_earlier_one_is_what_is_loaded_whatever_the_form_of_eithe
         assert (tmp_path / "model.safetensors").is_file() == (size == "5GB")
         assert (tmp_path / "model.safetensors.index.json").is_file() == (size != "5GB")
         torch.testing.assert_close(SAE.from_pretrained(tmp_path).state_dict(), sae.state_dict(), rtol=0, atol=0)
+
+
+def test_what_nobody_could_load_is_not_written(tmp_path: Path):
+    """An SAE with a mask of torch's pruning was saved without a word, and refused where it was loaded."""
+    sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+    prune.l1_unstructured(sae.encoder, "weight", amount=0.5)
+    with pytest.raises(ValueError, match="missing: encoder.weight; unexpected: encoder.weight_mask.* Take off"):
+        sae.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    prune.remove(sae.encoder, "weight")
+    sae.save_pretrained(tmp_path)
+    torch.testing.assert_close(SAE.from_pretrained(tmp_path).state_dict(), sae.state_dict(), rtol=0, atol=0)
+
+
+def test_an_adapter_that_would_do_nothing_is_refused():
+    """Features were those of the SAE without it, until merging changed them."""
+    sae = SAE.from_config(TopKSAEConfig(d_in=8, n_features=32, k=4))
+    with pytest.raises(TypeError, match="on the encoder of an SAE would do nothing"):
+        get_peft_model(sae, LoraConfig(target_modules=["encoder"]))
 
 
 def test_a_save_that_fails_leaves_the_earlier_one_as_it_was(tmp_path: Path):

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from transformers import initialization as init
 
 from hfsae.architectures.layers import LayersConfig, training_of_layer
 from hfsae.architectures.sources import joined
 from hfsae.autoencoder.objective import TrainingStep, auxk_loss
 from hfsae.autoencoder.outputs import SAEOutput, StepState
+from hfsae.autoencoder.parameters import bare_linear
 from hfsae.autoencoder.strategies import plain
 from hfsae.functional import (
     Elementwise,
@@ -67,8 +67,7 @@ class CrossLayer(SAE):
     def _declare_matrices(self, config: Any) -> None:
         n, layers = config.features_per_layer, config.n_layers
         d_in, d_out = config.d_in // layers, config.d_out // layers
-        here = torch.empty(0).device
-        self.encoder = cast(nn.Linear, skip_init(nn.Linear, d_in, config.n_features, device=here))
+        self.encoder = bare_linear(d_in, config.n_features)
         targets = [layers - layer for layer in range(layers)]
         widths = [d_out] * layers if config.tied_decoder else [d_out * later for later in targets]
         self.W_dec = nn.ParameterList([nn.Parameter(torch.empty(n, width)) for width in widths])

@@ -1,11 +1,10 @@
 """`Parameters`: the tensors of a sparse autoencoder: declared, initialised, seen by the names people know, moved."""
 
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
@@ -13,6 +12,14 @@ from hfsae.autoencoder.architecture import Architecture
 from hfsae.autoencoder.strict import class_for
 from hfsae.configuration import SAEConfig
 from hfsae.functional import at_least_float32
+
+
+def bare_linear(d_in: int, d_out: int) -> nn.Linear:
+    """A linear map whose values are left to others, where tensors are made now: without memory in an empty model."""
+    linear = nn.Linear(d_in, d_out, device="meta")
+    linear.weight = nn.Parameter(torch.empty(d_out, d_in))
+    linear.bias = nn.Parameter(torch.empty(d_out))
+    return linear
 
 
 class Parameters(Architecture, PreTrainedModel):
@@ -57,12 +64,23 @@ class Parameters(Architecture, PreTrainedModel):
 
     def _declare_matrices(self, config: SAEConfig) -> None:
         """Declares the encoder, the decoder, and the skip connection where there is one."""
-        # torch.get_default_device() knows nothing of `with torch.device(...)` before torch 2.7.
-        here = torch.empty(0).device
-        self.encoder = cast(nn.Linear, skip_init(nn.Linear, config.d_in, config.n_features, device=here))
+        self.encoder = bare_linear(config.d_in, config.n_features)
         self.W_dec = nn.Parameter(torch.empty(config.n_features, config.d_out))
         if config.skip:
             self.W_skip = nn.Parameter(torch.empty(config.d_out, config.d_in))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a PEFT adapter around the encoder: what is computed reads `encoder.weight`, which has no part of it.
+
+        Raises:
+            TypeError: If it is one.
+        """
+        if isinstance(value, nn.Module) and hasattr(value, "base_layer"):
+            raise TypeError(
+                f"{type(value).__name__} on the {name} of an SAE would do nothing: its weights are read as they are. "
+                f"Train the SAE itself, and leave {name} out of the adapter's target_modules (exclude_modules)."
+            )
+        super().__setattr__(name, value)
 
     # -- initialisation ---------------------------------------------------------------------------------------------
     def _init_weights(self, module: nn.Module) -> None:

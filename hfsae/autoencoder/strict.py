@@ -60,6 +60,41 @@ def refuse_mismatch(source: str | os.PathLike, info: dict[str, Any]) -> None:
         raise ValueError(f"The weights of {source} do not match its config. Tensors {details}.")
 
 
+def refuse_other_tensors(sae: PreTrainedModel, state: dict[str, Any]) -> None:
+    """Raises where what is to be saved are not the tensors of the class, so that nobody could load it.
+
+    Args:
+        sae: The SAE.
+        state: Its tensors by name, or those to be saved in their place.
+
+    Raises:
+        ValueError: Names them.
+    """
+    with torch.device("meta"):
+        expected = type(sae)(sae.config).state_dict().keys()
+    info: dict[str, Any] = {"missing_keys": expected - state.keys(), "unexpected_keys": state.keys() - expected}
+    try:
+        refuse_mismatch("this SAE", {**info, "mismatched_keys": [], "error_msgs": []})
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Take off what was put around its weights, such as prunings, parametrizations and adapters."
+        ) from None
+
+
+def refuse_offloaded(source: str | os.PathLike, sae: PreTrainedModel) -> None:
+    """Raises for an SAE of which a part lies on a disk or on several devices: its methods read it where it lies.
+
+    Raises:
+        ValueError: If it does.
+    """
+    places = {str(place) for place in (getattr(sae, "hf_device_map", None) or {}).values()}
+    if "disk" in places or len(places) > 1:
+        raise ValueError(
+            f"device_map puts {source} on {', '.join(sorted(places))}, and an SAE lies on one device as a whole. Give "
+            "one that has room for it, such as device_map='cpu'."
+        )
+
+
 def refuse_unusable(source: str | os.PathLike, sae: PreTrainedModel) -> None:
     """Raises for weights and thresholds that are not finite, and scales that are not positive, naming them.
 
