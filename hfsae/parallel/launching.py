@@ -11,6 +11,8 @@ import psutil
 import torch
 import torch.distributed as distributed
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, is_initialized
+from accelerate.utils import DistributedType
 
 from hfsae.arguments.training_arguments import SAETrainingArguments
 from hfsae.processes import has_group
@@ -23,10 +25,12 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
     """Devices, processes and trackers.
 
     Raises:
-        ValueError: If a tracker is unknown or not installed.
+        ValueError: If a tracker is unknown or not installed. Likewise if Accelerate is to cut models or to round.
         RuntimeError: If more processes were launched than Accelerate joined.
     """
+    _refuse_precision_of_another()
     joined_before = has_group()
+    steps_of_another = GradientState().plugin_kwargs
     trackers = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
     accelerator = Accelerator(
         # Left to itself on a machine without an accelerator, Accelerate makes every process of a launch a world of its
@@ -36,8 +40,11 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         log_with=trackers or None,  # type: ignore[arg-type]
         project_dir=args.output_dir if trackers else None,
     )
+    if steps_of_another:  # of the user's Accelerator, which shares this
+        accelerator.gradient_state.plugin_kwargs = steps_of_another
     if has_group() and not joined_before:
         atexit.register(part)
+    refuse_other_sharding(accelerator.distributed_type)
     asked_for = max(launched(), _asked_of_accelerate())
     if asked_for != accelerator.num_processes:
         raise RuntimeError(
@@ -56,6 +63,32 @@ def start_accelerator(args: SAETrainingArguments) -> Accelerator:
         config = {name: str(value) for name, value in args.given().items()}
         accelerator.init_trackers(args.run_name or Path(args.output_dir).resolve().name, config=config)
     return accelerator
+
+
+def _refuse_precision_of_another() -> None:
+    """Raises where an Accelerator of this process rounds: it would round what each SAE computes, too.
+
+    Raises:
+        ValueError: If one does.
+    """
+    if is_initialized() and (precision := AcceleratorState().mixed_precision) != "no":
+        raise ValueError(
+            f"an Accelerator of this process has mixed_precision={precision!r}, which holds for all. Train SAEs in a "
+            "process of their own, or make it with 'no'; bf16=True is for what SAEs compute."
+        )
+
+
+def refuse_other_sharding(kind: DistributedType) -> None:
+    """Raises where Accelerate was told to cut models over processes in its own way, of which SAEs know nothing.
+
+    Raises:
+        ValueError: If it was.
+    """
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"Accelerate was told to cut models over processes by {kind.value}, and hfsae cuts SAEs itself: launch "
+            "without it, and pass sae_placement='shard' (or 'spread' for several SAEs)."
+        )
 
 
 def part() -> None:

@@ -181,7 +181,8 @@ class Learner:
             with self._autocast():
                 output = self._wrapped(x, target, state=state)
             assert output.loss is not None
-            self._accelerator.backward(output.loss / count if count > 1 else output.loss)
+            # Not Accelerate's own: it divides by what a launcher or another run asked for.
+            (output.loss / count if count > 1 else output.loss).backward()
         return output
 
     def _autocast(self) -> torch.autocast:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
-from hfsae.parallel.launching import start_accelerator
+from hfsae.parallel.launching import refuse_other_sharding, start_accelerator
 from hfsae.training.checkpoint import claim_output_dir
 from hfsae.training.setup import prepare_run
 from hfsae.training.user_inputs import UserInputs
@@ -70,6 +72,37 @@ def test_more_processes_than_accelerate_has_joined_are_refused(tmp_path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were asked for, but Accelerate sees 1.*launch with `torchrun"):
         start_accelerator(arguments(tmp_path))
+
+
+def test_steps_that_a_launcher_or_another_run_adds_up_change_no_gradient_and_stay(tmp_path):
+    """Each gradient was divided by what `accelerate launch` was told, so that fewer were clipped."""
+    options = {"steps": 4, "adam_epsilon": 1.0}
+    plain = trainer(tmp_path / "plain", **options).train().saes[""].state_dict()
+    users = Accelerator(cpu=True, gradient_accumulation_steps=64)
+    try:
+        beside = trainer(tmp_path / "beside", **options).train().saes[""].state_dict()
+        torch.testing.assert_close(beside, plain, rtol=0, atol=0)
+        assert users.gradient_accumulation_steps == 64
+    finally:
+        users.gradient_state.plugin_kwargs = {"num_steps": 1}
+
+
+def test_an_accelerator_that_rounds_is_refused_in_a_sentence(tmp_path):
+    script = (
+        "from accelerate import Accelerator; from hfsae import SAETrainingArguments\n"
+        "from hfsae.parallel.launching import start_accelerator\n"
+        "Accelerator(cpu=True, mixed_precision='bf16')\n"
+        "start_accelerator(SAETrainingArguments(output_dir='unused', use_cpu=True))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
+    assert "ValueError: an Accelerator of this process has mixed_precision='bf16', which holds for all" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_another_way_of_cutting_models_is_refused(kind):
+    with pytest.raises(ValueError, match=f"by {kind}, and hfsae cuts SAEs itself: .*sae_placement='shard'"):
+        refuse_other_sharding(DistributedType(kind))
 
 
 def test_the_width_of_an_sae_is_that_of_the_place(tmp_path):
