@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hfsae.configuration import SAEConfig
 from hfsae.data import TokenBatch, find_document_column
 from hfsae.data.document_column import DocumentColumn
-from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, one_token
+from hfsae.data.encoding import DocumentEncoder, Tokens, adds_bos, bos_token_id, dataset_of_list, one_token
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 from hfsae.evaluation.text_batches import reading_of
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
@@ -213,7 +213,7 @@ def as_dataset(documents: Documents) -> "Dataset | IterableDataset":
                     f"document {number} of the list is of type {type(text).__name__}, expected a text: leave it out, "
                     "or give a Dataset, whose rows without a document are skipped."
                 )
-        return Dataset.from_dict({"text": list(documents)})
+        return dataset_of_list(documents)
     raise TypeError(
         f"documents are a {type(documents).__name__}; expected a list of texts, a Dataset or an IterableDataset "
         "(choose a split of a DatasetDict)."

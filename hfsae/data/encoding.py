@@ -18,6 +18,7 @@ from hfsae.data.document_column import DocumentColumn
 from hfsae.data.tokenizer_identity import refuse_no_tokenizer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,23 @@ def text_encoder(tokenizer: "PreTrainedTokenizerBase") -> Encoder:
         return [_tokens(ids) for ids in encoded["input_ids"]]
 
     return encode
+
+
+def dataset_of_list(texts: Sequence[Any]) -> "Dataset":
+    """A dataset of texts in a list; None stands for no text.
+
+    Raises:
+        TypeError: If one is neither a string nor None.
+        ValueError: If one holds half of a character.
+    """
+    from datasets import Dataset
+
+    for place, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"text {place} of the list is {reprlib.repr(text)} ({type(text).__name__}), not a string.")
+    if (found := _half_of_a_character(texts)) is not None:
+        raise found
+    return Dataset.from_dict({"text": list(texts)})
 
 
 def _half_of_a_character(documents: Sequence[str]) -> ValueError | None:

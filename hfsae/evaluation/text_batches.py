@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hfsae.configuration import SAEConfig
 from hfsae.data import TextSource, TokenBatch, TokenBlocks
-from hfsae.data.encoding import marks_assistant
+from hfsae.data.encoding import dataset_of_list, marks_assistant
 from hfsae.data.left_out import placeholder_ids
 from hfsae.hooks import HookPoint
 from hfsae.hooks.limits import context_length_of, refuse_unknown_ids, refuse_without_ids
@@ -168,7 +168,7 @@ def _batches(
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable | torch.Tensor):
         raise TypeError(f"data is a {type(data).__name__}; expected texts in a list, a dataset or TokenBlocks.")
     if isinstance(data, list | tuple) and data and isinstance(data[0], str):
-        data = Dataset.from_dict({"text": list(data)})
+        data = dataset_of_list(data)
     if not isinstance(data, Dataset | IterableDataset | torch.Tensor):
         return (_batch(item) for item in data)
     if tokenizer is None:

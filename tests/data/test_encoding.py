@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from hfsae import evaluate_sae
+from hfsae.analysis.document_sequences import as_dataset
 from hfsae.data import TokenBlocks
 from hfsae.data.encoding import special_token_ids, text_encoder
 from hfsae.data.prompts import tokenize
+from tests.analysis.tiny import setting
 from tests.data.tiny import pythia_like
 
 
@@ -31,3 +34,13 @@ def test_half_of_a_character_is_shown_with_what_stands_around_it():
         tokenize(["w1", "w1 w2 \ud83d w3"], pythia_like(), prepend_bos=False)
     with pytest.raises(TypeError, match="TextEncodeInput"):
         text_encoder(pythia_like())(["w1", 3], None)
+
+
+def test_lists_that_make_no_dataset_of_texts_are_refused_wherever_they_are_read():
+    """They ended in an error of datasets, which names no text."""
+    sae, model, tokenizer = setting()
+    for read in (lambda texts: evaluate_sae(sae, model, texts, tokenizer), as_dataset):
+        with pytest.raises(ValueError, match=r"'\\ud83d' in 'w1 w2 \\ud83d w3', which no tokenizer reads"):
+            read(["w1", "w1 w2 \ud83d w3"])
+        with pytest.raises(TypeError, match="(text|document) 1 of the list is"):
+            read(["w1", 3])
