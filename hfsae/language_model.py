@@ -278,11 +278,28 @@ def tokenizer_of(origin: Origin, **kwargs: Any) -> "PreTrainedTokenizerBase":
 
     Raises:
         FileNotFoundError, OSError: As `load_base_model`.
+        ValueError: If there is none.
     """
     if origin.adapter is not None and _has_tokenizer(origin.adapter, origin.adapter_revision):
         origin = Origin(origin.adapter, origin.adapter_revision)
     origin = replace(origin, kwargs={**_files_of(origin.kwargs), **kwargs})
-    return _from(origin, lambda name, options: AutoTokenizer.from_pretrained(name, **options))
+    tokenizer = _from(origin, lambda name, options: AutoTokenizer.from_pretrained(name, **options))
+    if not _knows_words(tokenizer):
+        raise ValueError(
+            f"{origin.name} holds no tokenizer, and the one that transformers makes instead knows no word: save the "
+            "model's own beside it, or pass tokenizer=."
+        )
+    return tokenizer
+
+
+def _knows_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a vocabulary holds more than special tokens and a mark of spaces.
+
+    Where a model was saved without its tokenizer, transformers (5.23) makes one of the right class, and nothing more.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    return len(tokenizer.get_vocab().keys() - special) > 1
 
 
 def _files_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,9 +323,12 @@ def _from(origin: Origin, load: Any) -> Any:
         return load(name, options)
     except OSError as error:
         at = f" at {options['revision']}" if options.get("revision") else ""
+        why, do = "there is no such folder here, and the Hub gave nothing", "Check the network and `hf auth login`"
+        if os.path.isdir(name):
+            why, do = "the folder lacks something", "Save the whole model there"
         raise OSError(
-            f"the base model {name!r}{at} could not be loaded: there is no such folder here, and the Hub gave nothing "
-            f"({error}). Check the network and `hf auth login`, or load the model yourself and run sae.attach(model)."
+            f"the base model {name!r}{at} could not be loaded: {why} ({error}). {do}, or load the model yourself and "
+            "run sae.attach(model)."
         ) from error
 
 

@@ -64,6 +64,25 @@ def test_a_model_the_hub_does_not_have_is_named(hub):
         load_base_model(config)
 
 
+def test_a_folder_that_lacks_its_weights_is_not_called_missing(tmp_path):
+    hf.GPT2Config().save_pretrained(tmp_path)
+    config = sae_at("transformer.h.0.output", base_model=str(tmp_path)).config
+    with pytest.raises(
+        OSError, match=r"the folder lacks something \(.*model.safetensors.*\). Save the whole model there"
+    ):
+        load_base_model(config)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gpt_neox", "bert", "gemma", "t5", "xlm-roberta"])
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_refused(family, tmp_path):
+    """Of a folder without one transformers 5.23 makes one whose text becomes no tokens, or unknown ones."""
+    hf.AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="holds no tokenizer, and the one that transformers makes instead knows no word"
+    ):
+        tokenizer_of(find(str(tmp_path)))
+
+
 def test_model_and_tokenizer_come_from_a_local_folder(model, tmp_path):
     model.save_pretrained(tmp_path)
     llama_like().save_pretrained(tmp_path)

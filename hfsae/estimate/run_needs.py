@@ -23,18 +23,15 @@ from hfsae.data.narrow import NarrowWeights
 from hfsae.estimate.kl_needs import kl_needs
 from hfsae.estimate.machine import Machine, Work
 from hfsae.functional.encode import CHUNK_BYTES, CPU_BREAK_EVEN
-from hfsae.hooks import HookPoint, SideBySide, inner_model
+from hfsae.hooks import HookPoint, SideBySide
 from hfsae.hooks.layout import DecoderLayout
 from hfsae.hooks.width import width
 from hfsae.hub.markdown import duration
 from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
-from hfsae.inputs.base_model import named_origin
-from hfsae.inputs.compared_models import compares, models_of
+from hfsae.inputs.base_model import named_models, planned_model
 from hfsae.inputs.starts import Starts
 from hfsae.kl_finish.finish import refuse_kl_finish
-from hfsae.language_model import Origin, origin_config
-from hfsae.model_classes import without_weights
 from hfsae.modeling import SAE
 from hfsae.parallel.placement import Placement, planned_placement
 
@@ -248,7 +245,7 @@ def estimate(
     """
     refuse_kl_finish(args, processes, own_activations=False)
     placement = planned_placement(args.sae_placement, processes)
-    skeleton = planned_model(args, model)
+    skeleton = planned_model(args, named_models(args, model))
     each = Starts().of_run(args, saes or {"": {}})
     refuse_unread(args.given(), list(each.values()))
     found = {name: hook_points_from_arguments(own, skeleton) for name, own in each.items()}
@@ -302,24 +299,6 @@ def estimate(
         kl=None if kl is None else (kl.batches, kl.of_batch(one_pass * (batch / tokens), flops)),
         **common,
     )
-
-
-def planned_model(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
-    """The language model on the meta device, in the precision that it will be loaded in; several side by side."""
-    if compares(args, model):
-        several = models_of(args, model, lambda: named_origin(args))
-        return SideBySide({name: _skeleton_of(args, one) for name, one in several.items()})
-    return _skeleton_of(args, named_origin(args) if model is None else model)
-
-
-def _skeleton_of(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
-    named = isinstance(model, Origin)
-    config = origin_config(model) if named else inner_model(model).config
-    dtype = args.model_dtype
-    if dtype == "auto":
-        dtype = (getattr(config, "dtype", None) or torch.float32) if named else model.dtype
-    skeleton: Any = without_weights(config)
-    return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
 
 
 def _model_work(model: PreTrainedModel, places: list[HookPoint], context_length: int) -> tuple[int, float]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,16 @@ from hfsae.hooks import SideBySide
 from hfsae.hooks.inner import inner_model, model_to_call
 from hfsae.hooks.quantised import quantised_in_place
 from hfsae.inputs.compared_models import compares, models_of, refuse_unequal_tokenizers
-from hfsae.language_model import Origin, find, is_quantised, load, tokenizer_of, tokenizer_of_all
+from hfsae.language_model import (
+    Origin,
+    find,
+    is_quantised,
+    load,
+    origin_config,
+    tokenizer_of,
+    tokenizer_of_all,
+)
+from hfsae.model_classes import without_weights
 from hfsae.model_kwargs import checked
 from hfsae.parallel.launching import launched_here
 
@@ -69,11 +78,12 @@ def open_base_model(
         return _open_several(args, model, tokenizer, device, devices)
     if model is None or isinstance(model, str):
         origin = named_origin(args, model)
+        tokenizer = tokenizer_of(origin) if tokenizer is None else tokenizer  # first: it may be missing
         lm = load(origin, **_precision_and_place(args, device, devices))
     else:
         origin, lm = _origin_of_object(args, model), model
-    if tokenizer is None and (named := origin or _named(args, inner_model(lm))) is not None:
-        tokenizer = tokenizer_of(named)
+        if tokenizer is None and (named := origin or _named(args, inner_model(lm))) is not None:
+            tokenizer = tokenizer_of(named)
     lm = model_to_call(lm)
     stays = hasattr(inner_model(lm), "hf_device_map") or args.model_device_map is not None
     base = BaseModel(model=lm.eval(), tokenizer=tokenizer, origin=origin, stays=stays)
@@ -89,8 +99,7 @@ def _open_several(
     devices: Sequence[torch.device],
 ) -> BaseModel:
     """Opens models side by side, once their tokenizers have been found equal."""
-    given = named_origin(args, model) if isinstance(model, str) else model
-    models = models_of(args, given, lambda: named_origin(args))
+    models = named_models(args, model)
     origins = {
         name: one if isinstance(one, Origin) else _origin_of_object(replace(args, model_name_or_path=None), one)
         for name, one in models.items()
@@ -123,6 +132,46 @@ def named_origin(args: SAETrainingArguments, name: str | None = None) -> Origin:
     if name is None:
         raise ValueError("no language model: give model_name_or_path, a model object, or activations of your own.")
     return find(name, args.model_revision, args.model_kwargs)
+
+
+def named_models(args: SAETrainingArguments, model: Any) -> dict[str, Any]:
+    """The language models of a run by the names of their sources, a single one as `""`.
+
+    Args:
+        args: The run's arguments.
+        model: What was given in their place, as `open_base_model` takes it.
+
+    Returns:
+        For each the object that was given, or where it comes from.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    given = named_origin(args, model) if isinstance(model, str) else model
+    if compares(args, model):
+        return models_of(args, given, lambda: named_origin(args))
+    return {"": named_origin(args) if given is None else given}
+
+
+def planned_model(args: SAETrainingArguments, models: Mapping[str, Any]) -> PreTrainedModel:
+    """The language model without weights, in the precision that it will be loaded in; several side by side.
+
+    Args:
+        args: The run's arguments.
+        models: What `named_models` gives.
+    """
+    found = {name: _skeleton_of(args, one) for name, one in models.items()}
+    return found[""] if "" in found else SideBySide(found)
+
+
+def _skeleton_of(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
+    named = isinstance(model, Origin)
+    config = origin_config(model) if named else inner_model(model).config
+    dtype = args.model_dtype
+    if dtype == "auto":
+        dtype = (getattr(config, "dtype", None) or torch.float32) if named else model.dtype
+    skeleton: Any = without_weights(config)
+    return skeleton.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
 
 
 def _origin_of_object(args: SAETrainingArguments, model: Any) -> Origin | None:

@@ -28,12 +28,13 @@ from hfsae.arguments.config_file import coerce, read_mapping, read_yaml, refuse_
 from hfsae.arguments.sae_settings import hook_points_from_arguments, refuse_impossible_saes, refuse_unread
 from hfsae.arguments.training_arguments import PER_SAE, SAETrainingArguments
 from hfsae.autoencoder.registry import architecture_name, config_class_of
-from hfsae.estimate.run_needs import estimate, free_memory, planned_model
+from hfsae.estimate.run_needs import estimate, free_memory
 from hfsae.failures import warn_on_failure
 from hfsae.functional.precision import accelerator_here
 from hfsae.hooks import inner_model
 from hfsae.hub.zoo import push_saes
 from hfsae.inputs.activation_cache import cache_activations
+from hfsae.inputs.base_model import named_models, planned_model
 from hfsae.inputs.starts import Starts
 from hfsae.parallel.launching import launched
 from hfsae.sweeps.sweep_results import result_rows, write_results
@@ -123,7 +124,7 @@ class Sweep:
         """
         if not any(_may_be_several(self.args.of_sae(own).hook_point) for own in self.saes.values()):
             return self
-        skeleton = inner_model(planned_model(self.args, model))
+        skeleton = inner_model(planned_model(self.args, named_models(self.args, model)))
         saes: dict[str, dict[str, Any]] = {}
         for name, own in self.saes.items():
             found = hook_points_from_arguments(self.args.of_sae(own), skeleton)

@@ -29,19 +29,13 @@ from hfsae.kl_finish.run_stream import RunStream
 from hfsae.modeling import SAE
 from hfsae.parallel.exchange import from_all
 from hfsae.parallel.placement import Placement, placement_of
+from hfsae.run_inputs.opened import RunInputs, open_inputs, places_before_loading, record_origin
+from hfsae.run_inputs.user_inputs import UserInputs, with_published
 from hfsae.storage import read_json
-from hfsae.training.checkpoint import load_learner, read_run, refuse_full_disk, resume_hint
+from hfsae.training.checkpoint import load_learner, read_run, resume_hint
 from hfsae.training.learner import Learner
+from hfsae.training.planning import planned_saes
 from hfsae.training.schedule import active_at_start
-from hfsae.training.user_inputs import (
-    RunInputs,
-    UserInputs,
-    config_of,
-    fitting_sae,
-    open_inputs,
-    record_origin,
-    with_published,
-)
 
 T = TypeVar("T")
 
@@ -234,20 +228,16 @@ def prepare_run(
         placement.refuse_too_few(len(inputs.by_name))
     refuse_kl_finish(args, accelerator.num_processes, own_activations=inputs.activations is not None)
     text_seed = args.seed if text_seed is None else text_seed
+    if (places := places_before_loading(args, loaded)) is not None:
+        planned_saes(args, inputs, loaded, places, placement)
     opened = open_inputs(replace(args, seed=text_seed), loaded, accelerator)
     args = replace(opened.args, seed=args.seed)
-    arguments = {name: inputs.arguments_of(name, args) for name in opened.hook_points}
+    arguments, given, parameters = planned_saes(args, inputs, loaded, opened.places, placement)
     reading = replace(args, seed=text_seed)
     finish = _kl_finish(reading, opened, accelerator, placement)
     shuffled = streams.make_stream(reading, opened.source, accelerator, finish and _batches_before(finish, args))
     stream = RunStream(streams.PeekableStream(shuffled), finish, args.gradient_accumulation_steps)
-    given = {name: fitting_sae(arguments[name], loaded, name, opened) for name in opened.hook_points}
-    skeletons = {name: _skeleton(config_of(item)) for name, item in given.items()}
-    parameters = {name: sum(p.numel() for p in skeleton.parameters()) for name, skeleton in skeletons.items()}
     owners = placement.owners(parameters)
-    for skeleton in skeletons.values():
-        placement.refuse_unfit(skeleton)
-    refuse_full_disk(Path(args.output_dir), args.save_total_limit, sum(parameters.values()))
     here = placement.trained_by(accelerator.process_index, owners)
     saes = {name: _make_sae(arguments[name], given[name]) for name in here}
     devices = placement.devices({name: parameters[name] for name in here})
@@ -301,12 +291,6 @@ def _batches_before(finish: KLFinish, args: SAETrainingArguments) -> int:
     """How many batches of shuffled activations a run has; fresh SAEs start from some in any case."""
     count = finish.first_step * args.gradient_accumulation_steps
     return count or -(-args.init_tokens // args.train_batch_tokens)
-
-
-def _skeleton(config: SAEConfig) -> SAE:
-    """An SAE of this config without weights."""
-    with torch.device("meta"):
-        return SAE.from_config(copy.deepcopy(config))
 
 
 def _make_sae(args: SAETrainingArguments, item: SAE | SAEConfig) -> SAE:

@@ -25,6 +25,7 @@ from hfsae.modeling import SAE
 from hfsae.parallel.exchange import any_process
 from hfsae.parallel.launching import start_accelerator
 from hfsae.parallel.process_watch import ProcessWatch
+from hfsae.run_inputs.user_inputs import TWO_SOURCES, SAEInput, UserInputs
 from hfsae.training.callbacks import (
     BestCheckpoint,
     CallbackHandler,
@@ -49,7 +50,6 @@ from hfsae.training.output import TrainOutput
 from hfsae.training.schedule import logging_steps_of
 from hfsae.training.setup import TrainingRun, prepare_run, resume
 from hfsae.training.training_record import flat_log, run_record
-from hfsae.training.user_inputs import TWO_SOURCES, SAEInput, UserInputs
 
 logger = logging.getLogger(__name__)
 

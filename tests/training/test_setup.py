@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfsae import SAE, JumpReLUSAEConfig, StandardSAEConfig
 from hfsae.parallel.launching import refuse_other_sharding, start_accelerator
+from hfsae.run_inputs.user_inputs import UserInputs
 from hfsae.training.checkpoint import claim_output_dir
 from hfsae.training.setup import prepare_run
-from hfsae.training.user_inputs import UserInputs
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import ARCHITECTURES, BATCH, arguments, stop_at, text, trainer
 
