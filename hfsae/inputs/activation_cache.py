@@ -26,7 +26,7 @@ from hfsae.functional.precision import own_precision
 from hfsae.hooks import SideBySide
 from hfsae.in_model import names_of
 from hfsae.inputs import streams
-from hfsae.inputs.base_model import BaseModel, open_base_model
+from hfsae.inputs.base_model import BaseModel, model_before_loading, open_base_model
 from hfsae.inputs.fingerprints import text_digest
 from hfsae.inputs.text_splits import Texts, load_texts
 from hfsae.language_model import Origin, find
@@ -111,9 +111,11 @@ def _write(
     shard_rows: int | None,
     accelerator: Accelerator,
 ) -> None:
+    if (planned := model_before_loading(args, model)) is not None:
+        hook_points_from_arguments(args, planned.model)
+    texts = load_texts(args, train_dataset, None)
     base = open_base_model(args, model, tokenizer, accelerator.device, own_devices(accelerator))
     places = names_of(hook_points_from_arguments(args, base.model))
-    texts = load_texts(args, train_dataset, None)
     # Of all the text, whoever writes: several share out the shards, not the documents.
     blocks = streams.training_blocks(args, texts.train, base)
     source = streams.model_source(args, base, blocks, places)

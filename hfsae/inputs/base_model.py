@@ -164,6 +164,31 @@ def planned_model(args: SAETrainingArguments, models: Mapping[str, Any]) -> PreT
     return found[""] if "" in found else SideBySide(found)
 
 
+def model_before_loading(args: SAETrainingArguments, model: Any) -> BaseModel | None:
+    """The language model that a run names, without weights: a mistake shall not cost their loading.
+
+    Args:
+        args: The run's arguments.
+        model: What was given in its place, as `open_base_model` takes it.
+
+    Returns:
+        None where nothing is to be loaded, and where a config may not tell all modules. Adapters, quantised weights
+        and a model's own code may bring others.
+    """
+    models = named_models(args, model)
+    if not all(isinstance(one, Origin) and _has_plain_modules(one) for one in models.values()):
+        return None
+    return BaseModel(planned_model(args, models), None, None, others=(None,) * (len(models) - 1))
+
+
+def _has_plain_modules(origin: Origin) -> bool:
+    """Whether transformers makes a language model's modules of its config alone."""
+    if origin.adapter is not None or {"gguf_file", "quantization_config"} & origin.kwargs.keys():
+        return False
+    config = origin_config(origin)
+    return not any(getattr(config, name, None) for name in ("quantization_config", "auto_map"))
+
+
 def _skeleton_of(args: SAETrainingArguments, model: Any) -> PreTrainedModel:
     named = isinstance(model, Origin)
     config = origin_config(model) if named else inner_model(model).config

@@ -17,10 +17,10 @@ from hfsae.hooks.width import width
 from hfsae.in_model import SAEHookPoints, names_of
 from hfsae.inputs import streams
 from hfsae.inputs.activation_cache import Cache
-from hfsae.inputs.base_model import BaseModel, named_models, open_base_model, planned_model
+from hfsae.inputs.base_model import BaseModel, model_before_loading, open_base_model
 from hfsae.inputs.fingerprints import activations_digest, text_digest, weights_digest
 from hfsae.inputs.text_splits import Texts, load_texts
-from hfsae.language_model import Origin, origin_config, record, record_sources
+from hfsae.language_model import record, record_sources
 from hfsae.parallel.dealing import own_devices
 from hfsae.run_inputs.user_inputs import SAEInput, UserInputs, own_hook_point, own_target
 
@@ -73,19 +73,16 @@ def places_before_loading(args: SAETrainingArguments, inputs: UserInputs) -> Pla
         inputs: What the user gave.
 
     Returns:
-        None where no model is to be loaded, and where its config may not tell. Adapters, quantised weights and a
-        model's own code may bring other modules.
+        None where no model is to be loaded, and where its config may not tell.
 
     Raises:
         HookPointError, OSError, ValueError: As `open_inputs`.
     """
     if inputs.activations is not None or args.activation_cache is not None:
         return None
-    models = named_models(args, inputs.model)
-    if not all(isinstance(model, Origin) and _has_plain_modules(model) for model in models.values()):
+    base = model_before_loading(args, inputs.model)
+    if base is None:
         return None
-    base = BaseModel(planned_model(args, models), None, None)
-    base.others = (None,) * (len(models) - 1)
     refuse_without_ids(base.model)
     hook_points = _in_language_model(args, inputs, base)
     try:
@@ -93,14 +90,6 @@ def places_before_loading(args: SAETrainingArguments, inputs: UserInputs) -> Pla
     except RuntimeError:  # some show in a pass alone, and not every model passes without weights
         return None
     return Places(hook_points, widths, base)
-
-
-def _has_plain_modules(origin: Origin) -> bool:
-    """Whether transformers makes a language model's modules of its config alone."""
-    if origin.adapter is not None or {"gguf_file", "quantization_config"} & origin.kwargs.keys():
-        return False
-    config = origin_config(origin)
-    return not any(getattr(config, name, None) for name in ("quantization_config", "auto_map"))
 
 
 def open_inputs(args: SAETrainingArguments, inputs: UserInputs, accelerator: Accelerator) -> RunInputs:

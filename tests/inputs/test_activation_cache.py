@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from hfsae import SAETrainer
 from hfsae.data import CachedActivations
+from hfsae.hooks import HookPointError
 from hfsae.inputs.activation_cache import cache_activations
 from tests.data.tiny import language_model, pythia_like
 from tests.training.tiny import arguments, contents, stop_at, text, trainer
@@ -206,6 +207,19 @@ def test_no_cache_and_a_folder_with_another_are_refused(place, cache, tmp_path):
         cache_activations(arguments(cache, steps=STEPS, seed=1, **place), shard_rows=100)
     with pytest.raises(ValueError, match="or activations of your own"):
         SAETrainer(args=arguments(tmp_path, activation_cache=str(cache)), activations=torch.zeros(9, 16))
+
+
+def test_a_mistake_costs_no_loading_of_a_language_model(place, tmp_path):
+    """The weights are gone, so whoever loads them fails otherwise."""
+    bare = Path(shutil.copytree(place["model_name_or_path"], tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    options = {**place, "model_name_or_path": str(bare)}
+    with pytest.raises(HookPointError, match="no layer 7"):
+        cache_activations(arguments(tmp_path / "cache", **{**options, "hook_point": "resid_post.7"}))
+    with pytest.raises(ValueError, match="no text to train on"):
+        cache_activations(arguments(tmp_path / "cache", **{**options, "dataset_name": None}))
+    with pytest.raises(OSError, match="model.safetensors"):
+        cache_activations(arguments(tmp_path / "cache", **options))
 
 
 def test_a_folder_may_be_written_over_on_request(place, tmp_path):
