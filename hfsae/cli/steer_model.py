@@ -33,12 +33,13 @@ def run(
     """Writes the folder, and says what was changed and what that does."""
     from hfsae.saved.kept_features import SavedFeatures
     from hfsae.steering import steer_model
-    from hfsae.steering.steered_model import found_place
+    from hfsae.steering.steered_model import found_place, refuse_before_loading
 
     strengths = strengths_of(feature, strength)
     opened = SavedFeatures(path, **collecting.keywords(), **on_hub.keywords())
-    found_place(opened.model, opened.sae, list(strengths), Path(output), form)  # before features are collected
+    refuse_before_loading(opened.sae, list(strengths), Path(output), form)
     text = opened.text if measure else None
+    found_place(opened.model, opened.sae, list(strengths), Path(output), form)  # before features are collected
     written = steer_model(
         opened.model,
         opened.sae,

@@ -168,11 +168,12 @@ def gather(
     collection = None if named_here else kept_features(folder, identity)
     if collection is not None and (max_tokens is not None or bf16):
         collection = _kept(collection, folder, write)
-    lm = sae.load_base_model() if texts or collection is None else None
+    # Before the language model: a text may be missing.
+    text = text_to_measure(sae.config, source, dataset, dataset_config, split).source if collection is None else None
+    lm = sae.load_base_model() if texts or text is not None else None
     prompts = read_prompts(sae, lm, tokenizer, texts) if lm is not None else []
     if collection is None:
-        assert lm is not None
-        text = text_to_measure(sae.config, source, dataset, dataset_config, split).source
+        assert lm is not None and text is not None
         read = {"max_tokens": _TOKENS if max_tokens is None else max_tokens, "batch_size": batch_size, "bf16": bf16}
         collection = collect_on(sae, lm, tokenizer, text, **read, disable_tqdm=disable_tqdm)
         if folder is not None and not another:

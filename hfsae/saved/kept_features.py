@@ -132,7 +132,8 @@ class SavedFeatures:
         if kept is not None:
             return kept
         options = {"max_tokens": self.max_tokens, "disable_tqdm": self.disable_tqdm}
-        collection = collect_on(self.sae, self.model, self.tokenizer, self.text, **options)
+        text = self.text  # before the language model: it may be missing
+        collection = collect_on(self.sae, self.model, self.tokenizer, text, **options)
         if self.folder is not None:
             collection.save(self.folder)
         return collection

@@ -175,15 +175,20 @@ def found_place(
         FileExistsError: If the folder holds something.
     """
     refuse_swapped(sae, model)
-    _refuse_what_is_there(output)
-    if form not in get_args(Form):
-        raise ValueError(f"form is {form!r}, expected one of {', '.join(map(repr, get_args(Form)))}.")
+    refuse_before_loading(sae, features, output, form)
     _refuse_wrapped(model)
-    chosen_features(sae, features)
-    _refuse_scales_by_token(sae)
     point = hook_points_of(sae.config, model)[1]
     place = find_bias_place(model, point)
     return point, place, _chosen_form(form, place, model)
+
+
+def refuse_before_loading(sae: SparseAutoencoder, features: Sequence[int], output: Path, form: str) -> None:
+    """Refuses what can be refused without the language model; arguments and errors as those of `found_place`."""
+    _refuse_what_is_there(output)
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}, expected one of {', '.join(map(repr, get_args(Form)))}.")
+    chosen_features(sae, features)
+    _refuse_scales_by_token(sae)
 
 
 def steering_vector(
