@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hfsae.configuration import LANGUAGE_MODEL, SAEConfig
@@ -293,13 +294,16 @@ def tokenizer_of(origin: Origin, **kwargs: Any) -> "PreTrainedTokenizerBase":
 
 
 def _knows_words(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a vocabulary holds more than special tokens and a mark of spaces.
+    """Whether a tokenizer lists, or makes of text, more than special tokens and a mark of spaces.
 
     Where a model was saved without its tokenizer, transformers (5.23) makes one of the right class, and nothing more.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-    return len(tokenizer.get_vocab().keys() - special) > 1
+    if len(tokenizer.get_vocab().keys() - special) > 1:
+        return True
+    ids = tokenizer("some text", add_special_tokens=False)["input_ids"]  # one of bytes may list no vocabulary
+    return len(set(ids) - set(tokenizer.all_special_ids)) > 1
 
 
 def _files_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,8 +311,6 @@ def _files_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_tokenizer(name: str, revision: str | None) -> bool:
-    from transformers.utils.hub import cached_file
-
     lenient = {f"_raise_exceptions_for_{trouble}": False for trouble in ("missing_entries", "connection_errors")}
     return cached_file(name, "tokenizer_config.json", revision=revision, **lenient) is not None
 
@@ -391,8 +393,6 @@ def commit_of(name: str, revision: str | None, file: str = "config.json") -> str
     """
     if os.path.isdir(name):
         return None
-    from huggingface_hub import hf_hub_download
-
     try:
         path = Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError):

@@ -36,6 +36,26 @@ def sae_at(hook_point: str, **fields) -> SAE:
     return SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=6, hook_point=hook_point, **fields)).eval()
 
 
+BYTES_UNLISTED = """
+from transformers import PreTrainedTokenizer
+
+class Bytes(PreTrainedTokenizer):
+    vocab_size = 256
+
+    def get_vocab(self):
+        return dict(self.added_tokens_encoder)
+
+    def _tokenize(self, text, **kwargs):
+        return [chr(byte) for byte in text.encode()]
+
+    def _convert_token_to_id(self, token):
+        return ord(token)
+
+    def _convert_id_to_token(self, index):
+        return chr(index)
+"""
+
+
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     return build("llama")
@@ -81,6 +101,15 @@ def test_a_tokenizer_that_transformers_makes_of_nothing_is_refused(family, tmp_p
         ValueError, match="holds no tokenizer, and the one that transformers makes instead knows no word"
     ):
         tokenizer_of(find(str(tmp_path)))
+
+
+def test_a_tokenizer_that_reads_bytes_and_lists_no_vocabulary_is_taken(tmp_path):
+    (tmp_path / "reads_bytes.py").write_text(BYTES_UNLISTED)
+    kinds = {"tokenizer_class": "Bytes", "auto_map": {"AutoTokenizer": ["reads_bytes.Bytes", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(kinds))
+    hf.GPT2Config().save_pretrained(tmp_path)
+    tokenizer = tokenizer_of(find(str(tmp_path), kwargs={"trust_remote_code": True}))
+    assert tokenizer("az")["input_ids"] == [97, 122]
 
 
 def test_model_and_tokenizer_come_from_a_local_folder(model, tmp_path):
