@@ -378,8 +378,8 @@ class SAETrainingArguments:
         before = {**defaults, **with_places_in_full(before)}
         # What that run left to a default, which may have been another, is held against the SAE that it saved.
         now[options] = {name: value for name, value in now[options].items() if name in before[options]}
-        numbers = [name for name in now if name not in FREE_ON_RESUME]
-        mattering = [name for name in numbers if not same_argument(name, before[name], now[name])]
+        fixed = [name for name in now if name not in FREE_ON_RESUME]
+        mattering = [name for name in fixed if not same_argument(name, before[name], now[name])]
         if differing := differences(before, now, mattering):
             raise ValueError(
                 f"{the} checkpoint belongs to a run with other arguments: {'; '.join(differing)}. "

@@ -7,17 +7,15 @@ import pytest
 
 from hfsae import SAE, TopKSAEConfig
 from hfsae.cli import main
-from tests.data.tiny import language_model, pythia_like
+from tests.data.tiny import language_model_without_weights
 
 
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory) -> Path:
-    """An SAE of a language model whose weights are gone: whoever loads them fails with another error."""
+    """An SAE of a language model whose weights are gone."""
     folder = tmp_path_factory.mktemp("order")
-    language_model().save_pretrained(folder / "lm")
-    pythia_like().save_pretrained(folder / "lm")
-    (folder / "lm" / "model.safetensors").unlink()
-    place = {"hook_point": "transformer.h.1.output", "base_model": str(folder / "lm"), "context_length": 16}
+    lm = language_model_without_weights(folder / "lm")
+    place = {"hook_point": "transformer.h.1.output", "base_model": str(lm), "context_length": 16}
     SAE.from_config(TopKSAEConfig(d_in=16, n_features=48, k=4, **place)).save_pretrained(folder / "sae")
     return folder / "sae"
 

@@ -1,6 +1,7 @@
 """Tokenizers, datasets and a language model small enough to make for every test, and how batches are compared."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -68,6 +69,14 @@ def language_model(**options: int) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     sizes = {"vocab_size": WORDS + 4, "n_positions": 64, "n_embd": 16, "n_layer": 3, "n_head": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes | options, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def language_model_without_weights(folder: Path) -> Path:
+    """A folder with `language_model` and its tokenizer whose weights are gone: whoever loads them has an OSError."""
+    language_model().save_pretrained(folder)
+    pythia_like().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    return folder
 
 
 def assert_equal(batches: Iterable[TokenBatch], others: Iterable[TokenBatch]) -> None:

@@ -18,7 +18,7 @@ from hfsae import SAETrainer
 from hfsae.data import CachedActivations
 from hfsae.hooks import HookPointError
 from hfsae.inputs.activation_cache import cache_activations
-from tests.data.tiny import language_model, pythia_like
+from tests.data.tiny import language_model, language_model_without_weights, pythia_like
 from tests.training.tiny import arguments, contents, stop_at, text, trainer
 
 STEPS = 12
@@ -210,10 +210,7 @@ def test_no_cache_and_a_folder_with_another_are_refused(place, cache, tmp_path):
 
 
 def test_a_mistake_costs_no_loading_of_a_language_model(place, tmp_path):
-    """The weights are gone, so whoever loads them fails otherwise."""
-    bare = Path(shutil.copytree(place["model_name_or_path"], tmp_path / "bare"))
-    (bare / "model.safetensors").unlink()
-    options = {**place, "model_name_or_path": str(bare)}
+    options = {**place, "model_name_or_path": str(language_model_without_weights(tmp_path / "lm"))}
     with pytest.raises(HookPointError, match="no layer 7"):
         cache_activations(arguments(tmp_path / "cache", **{**options, "hook_point": "resid_post.7"}))
     with pytest.raises(ValueError, match="no text to train on"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hfsae import SAE, SAETrainer, SAETrainingArguments, TopKSAEConfig
-from tests.data.tiny import language_model, pythia_like
+from tests.data.tiny import language_model, language_model_without_weights, pythia_like
 from tests.training.tiny import text
 
 SETS = {"hook_point": "mlp_in.0+mlp_in.1", "target_hook_point": "mlp_out.0+mlp_out.1"}
@@ -19,12 +19,7 @@ TRANSCODER = {"hook_point": "mlp_in.0", "target_hook_point": "mlp_out.0"}
 
 @pytest.fixture(scope="module")
 def without_its_weights(tmp_path_factory) -> Path:
-    """A language model whose weights are gone: whoever loads them fails with an OSError."""
-    folder = tmp_path_factory.mktemp("model")
-    language_model().save_pretrained(folder)
-    pythia_like().save_pretrained(folder)
-    (folder / "model.safetensors").unlink()
-    return folder
+    return language_model_without_weights(tmp_path_factory.mktemp("model"))
 
 
 def training(model: Any, output_dir: Path, saes: Any = None, **options: Any) -> SAETrainer:
